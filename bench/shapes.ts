@@ -1,0 +1,47 @@
+// Shapes that suites measure at. Sigma: arXiv 2501.13629 v2, table 14 and appendix E.
+
+/** Sigma-1.5B as a config.json, in bf16 with tied embeddings, with as many of its layers as asked for. */
+export function sigma15bConfig(numLayers: number) {
+  return {
+    architectures: ['SigmaForCausalLM'],
+    model_type: 'sigma',
+    torch_dtype: 'bfloat16',
+    hidden_act: 'silu',
+    hidden_size: 2048,
+    intermediate_size: 6144,
+    aug_q_dim: 3072,
+    num_hidden_layers: numLayers,
+    num_attention_heads: 32,
+    num_key_heads: 4,
+    num_value_heads: 16,
+    head_dim: 64,
+    rope_theta: 50000,
+    rms_norm_eps: 1e-5,
+    vocab_size: 128256,
+    max_position_embeddings: 32768,
+    tie_word_embeddings: true,
+    bos_token_id: 128000,
+    eos_token_id: 128001,
+  };
+}
+
+/** Layers of the full model. */
+export const SIGMA_15B_LAYERS = 26;
+
+/** Head counts and head sizes of one attention layer. */
+export interface HeadShape {
+  numQHeads: number;
+  numKHeads: number;
+  numVHeads: number;
+  headDimQk: number;
+  headDimVo: number;
+}
+
+/** The attention of Sigma-1.5B, and STD: what the paper compares it with (a GQA with as many K heads as V heads). */
+export const SIGMA_HEADS: HeadShape = { numQHeads: 32, numKHeads: 4, numVHeads: 16, headDimQk: 64, headDimVo: 64 };
+export const STD_HEADS: HeadShape = { ...SIGMA_HEADS, numKHeads: 16 };
+
+/** '32/4/16': Q, K and V heads. */
+export function headsName({ numQHeads, numKHeads, numVHeads }: HeadShape): string {
+  return `${numQHeads}/${numKHeads}/${numVHeads}`;
+}

@@ -1,0 +1,149 @@
+// Decode and prefill of a whole model, timed as a caller of Session sees them (wall clock, logits in hand).
+import { type Device, Model, type Session } from '../../lib/index';
+import { BandwidthMeter, type Ceilings } from '../ceilings';
+import { type Figure, figure, type SuiteContext } from '../figure';
+import { availableMemory } from '../machine';
+import { mapStats, type Stats, summarize } from '../measure';
+import { SIGMA_15B_LAYERS, sigma15bConfig } from '../shapes';
+import { flops, LinearMeter, layerWeights, prefillMatrices } from './cpu_linear';
+
+const PREFILL_TOKENS = 512;
+const BF16_BYTES = 2;
+const RESERVED_BYTES = 7e9; // for the buffers of bench/ceilings and the rest of the process
+
+/** As many layers as fit comfortably. */
+function chooseLayers(quick: boolean): number {
+  if (quick) return 4;
+  const fit = Math.floor((availableMemory() - RESERVED_BYTES) / (layerWeights(sigma15bConfig(1)) * BF16_BYTES));
+  return Math.max(4, Math.min(SIGMA_15B_LAYERS, fit));
+}
+
+function promptTokens(count: number, vocabSize: number): number[] {
+  return Array.from({ length: count }, (_, i) => (i * 7919 + 17) % vocabSize);
+}
+
+/** Milliseconds of each of `count` decode steps from the state after the prompt. */
+async function timeDecode(session: Session, count: number, vocabSize: number): Promise<number[]> {
+  await session.truncate(PREFILL_TOKENS);
+  const samples: number[] = [];
+  for (const token of promptTokens(count, vocabSize)) {
+    const start = performance.now();
+    await session.decode(token);
+    samples.push(performance.now() - start);
+  }
+  return samples;
+}
+
+async function timePrefill(session: Session, tokens: number[]): Promise<number> {
+  await session.truncate(0);
+  const start = performance.now();
+  await session.prefill(tokens);
+  return performance.now() - start;
+}
+
+export async function measureModel(
+  device: Device,
+  ceilings: Ceilings,
+  haveOnednn: boolean,
+  { quick, progress }: SuiteContext,
+) {
+  const numLayers = chooseLayers(quick);
+  const config = sigma15bConfig(numLayers);
+  progress(`making a random Sigma-1.5B with ${numLayers} of its ${SIGMA_15B_LAYERS} layers`);
+  const model = await Model.random(config, { device, dtype: 'bf16' });
+  const { weightBytes } = model;
+  const rounds = quick ? 3 : 7;
+  const stepsPerRound = quick ? 4 : 8;
+  const session = await model.createSession({ maxKvLen: PREFILL_TOKENS + stepsPerRound });
+  const tokens = promptTokens(PREFILL_TOKENS, config.vocab_size);
+  const bandwidth = new BandwidthMeter(ceilings);
+  const matrices = prefillMatrices(config, PREFILL_TOKENS);
+  const linear = haveOnednn ? new LinearMeter(ceilings, matrices) : null;
+
+  const decodeMs: number[] = [];
+  const prefillMs: number[] = [];
+  try {
+    await session.prefill(tokens); // warms up
+    await timeDecode(session, 2, config.vocab_size);
+    for (let round = 1; round <= rounds; ++round) {
+      progress(`decode and prefill: round ${round} of ${rounds}`);
+      await bandwidth.sample(1);
+      decodeMs.push(...(await timeDecode(session, stepsPerRound, config.vocab_size)));
+      await bandwidth.sample(1);
+      await linear?.sample();
+      prefillMs.push(await timePrefill(session, tokens));
+    }
+    await linear?.sample();
+  } finally {
+    session.dispose();
+    model.dispose();
+  }
+
+  // What a step must read: every weight once (the tied embedding matrix is the head's), and the cache of its context.
+  const kvBytesPerToken = numLayers * (config.num_key_heads + config.num_value_heads) * config.head_dim * BF16_BYTES;
+  const kvLen = PREFILL_TOKENS + (stepsPerRound + 1) / 2;
+  const decodeBytes = weightBytes + kvLen * kvBytesPerToken;
+  const decode = summarize(decodeMs);
+  const prefill = summarize(prefillMs);
+  return {
+    setup: {
+      shape: 'Sigma-1.5B',
+      numLayers,
+      dtype: 'bf16',
+      weightBytes,
+      decodeBytes,
+      prefillTokens: PREFILL_TOKENS,
+    },
+    ceilings: { readBandwidth: bandwidth.best(), onednn: linear?.report() ?? null },
+    figures: [
+      decodeFigure(decode, decodeBytes, bandwidth.best().gbPerS),
+      prefillFigure(prefill, flops(matrices), linear?.totalMs() ?? null),
+      figure({
+        name: 'decode: time for a token',
+        value: decode.median,
+        unit: 'ms',
+        better: 'less',
+        limit: decodeBytes / bandwidth.best().gbPerS.median / 1e6,
+        limitName: 'bytes at the read bandwidth',
+        target: null,
+        samples: { ms: decode },
+      }),
+      figure({
+        name: `prefill of ${PREFILL_TOKENS} tokens: time`,
+        value: prefill.median,
+        unit: 'ms',
+        better: 'less',
+        limit: linear?.totalMs() ?? null,
+        limitName: "oneDNN's time for the same matrices",
+        target: null,
+        samples: { ms: prefill },
+      }),
+    ],
+  };
+}
+
+function decodeFigure(ms: Stats, bytes: number, limit: Stats): Figure {
+  return figure({
+    name: 'decode: weights and cache read',
+    value: bytes / ms.median / 1e6,
+    unit: 'GB/s',
+    better: 'more',
+    limit: limit.median,
+    limitName: 'read bandwidth',
+    target: { on: 'share', atLeast: 0.85 },
+    samples: { gbPerS: mapStats(ms, (value) => bytes / value / 1e6), limit },
+  });
+}
+
+function prefillFigure(ms: Stats, work: number, onednnMs: number | null): Figure {
+  return figure({
+    name: `prefill of ${PREFILL_TOKENS} tokens: matrices`,
+    value: work / ms.median / 1e6,
+    unit: 'GFLOP/s',
+    better: 'more',
+    limit: onednnMs === null ? null : work / onednnMs / 1e6,
+    limitName: "oneDNN's rate on the same matrices",
+    target: { on: 'share', atLeast: 0.75 },
+    samples: { gflopPerS: mapStats(ms, (value) => work / value / 1e6) },
+  });
+}

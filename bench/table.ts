@@ -1,0 +1,49 @@
+// Figures as an aligned table for the terminal.
+import type { Figure } from './figure';
+
+const HEADER = ['figure', 'measured', 'limit', 'share', 'target', ''];
+
+/** Three significant digits, but no fewer digits than the whole part has. */
+export function formatNumber(value: number): string {
+  const digits = Math.max(0, 2 - Math.floor(Math.log10(Math.abs(value) || 1)));
+  return value.toFixed(Math.min(digits, 4));
+}
+
+function formatTarget(target: Figure['target']): string {
+  if (target === null) return '';
+  const format = (bound: number) =>
+    target.on === 'share' ? `${formatNumber(bound * 100).replace(/\.0+$/, '')} %` : String(bound);
+  const bounds = [];
+  if (target.atLeast !== undefined) bounds.push(`>= ${format(target.atLeast)}`);
+  if (target.atMost !== undefined) bounds.push(`<= ${format(target.atMost)}`);
+  return bounds.join(', ');
+}
+
+function formatMet({ target, met }: Figure): string {
+  if (target === null) return '';
+  if (met === null) return 'NO LIMIT';
+  return met ? 'ok' : 'MISSED';
+}
+
+function row(figure: Figure): string[] {
+  const unit = figure.unit === '' ? '' : ` ${figure.unit}`;
+  return [
+    figure.name,
+    `${formatNumber(figure.value)}${unit}`,
+    figure.limit === null ? '-' : `${formatNumber(figure.limit)}${unit}`,
+    figure.share === null ? '' : `${(figure.share * 100).toFixed(1)} %`,
+    formatTarget(figure.target),
+    formatMet(figure),
+  ];
+}
+
+/** The table, one line a figure, without a newline at its end. */
+export function formatTable(figures: readonly Figure[]): string {
+  const rows = [HEADER, ...figures.map(row)];
+  const widths = HEADER.map((_, column) => Math.max(...rows.map((cells) => cells[column]?.length ?? 0)));
+  const align = (cell: string, column: number) => {
+    const width = widths[column] ?? 0;
+    return column === 0 || column >= 4 ? cell.padEnd(width) : cell.padStart(width);
+  };
+  return rows.map((cells) => cells.map(align).join('  ').trimEnd()).join('\n');
+}

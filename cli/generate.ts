@@ -1,0 +1,119 @@
+import { addAbortSignal } from 'node:stream';
+import { text as readAll } from 'node:stream/consumers';
+import { defaultModelDirectory, type Generation, Model, openDevice } from '../lib/index';
+import { CliError } from './errors';
+import { megabytes, ProgressBar, tokens } from './progress';
+
+export interface GenerateCommand {
+  model?: string;
+  prompt?: string;
+  chat?: boolean;
+  maxTokens: number;
+  temperature: number;
+  topK: number;
+  topP: number;
+  minP: number;
+  repetitionPenalty: number;
+  seed?: bigint;
+  stop: string[];
+  device: string;
+  json?: boolean;
+}
+
+const INTERRUPTED = 130; // 128 + SIGINT
+
+/** Resolves to the exit status: 0, or 130 after Ctrl-C. */
+export async function generate(command: GenerateCommand): Promise<number> {
+  const interrupt = new AbortController();
+  let interrupted = false;
+  let outputGone = false;
+  const onInterrupt = () => {
+    if (interrupted) process.exit(INTERRUPTED); // the second time: at once
+    interrupted = true;
+    interrupt.abort();
+  };
+  process.on('SIGINT', onInterrupt);
+  // The reader of our output has gone (`| head`): there is nobody left to write for, and nothing to complain about.
+  process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code !== 'EPIPE') throw error;
+    outputGone = true;
+    interrupt.abort();
+  });
+  try {
+    const prompt = command.prompt ?? (await readPrompt(interrupt.signal));
+    const summary = await run(command, prompt, interrupt.signal);
+    if (!outputGone) process.stderr.write(summary);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ABORT_ERR') throw error;
+    if (interrupted) process.stderr.write('\n'); // the terminal has written ^C
+  } finally {
+    process.off('SIGINT', onInterrupt);
+  }
+  return interrupted ? INTERRUPTED : 0;
+}
+
+async function readPrompt(signal: AbortSignal): Promise<string> {
+  if (process.stdin.isTTY) {
+    throw new CliError('ERR_INVALID_ARGUMENT', 'no prompt: give --prompt TEXT, or pipe one in');
+  }
+  // A stream that the signal destroys, so that Ctrl-C also ends the waiting for a prompt.
+  return readAll(addAbortSignal(signal, process.stdin));
+}
+
+async function run(command: GenerateCommand, prompt: string, signal: AbortSignal): Promise<string> {
+  const device = await openDevice(command.device as Parameters<typeof openDevice>[0]);
+  try {
+    const loading = new ProgressBar('loading', megabytes);
+    const model = await Model.load(command.model ?? defaultModelDirectory, {
+      device,
+      signal,
+      onProgress: ({ loadedBytes, totalBytes }) => loading.update(loadedBytes, totalBytes),
+    }).finally(() => loading.clear());
+    try {
+      const { maxTokens, temperature, topK, topP, minP, repetitionPenalty, seed, stop } = command;
+      const reading = new ProgressBar('prompt', tokens);
+      const generation = model.generate(command.chat ? [{ role: 'user', content: prompt }] : prompt, {
+        maxTokens,
+        temperature,
+        topK,
+        topP,
+        minP,
+        repetitionPenalty,
+        seed,
+        stop,
+        signal,
+        onPrefillProgress: ({ doneTokens, totalTokens }) => {
+          if (doneTokens < totalTokens)
+            reading.update(doneTokens, totalTokens); // one chunk alone needs no bar
+          else reading.clear();
+        },
+      });
+      return await write(generation, command.json === true).finally(() => reading.clear());
+    } finally {
+      model.dispose();
+    }
+  } finally {
+    device.dispose();
+  }
+}
+
+/** Writes the text, or the JSON, to stdout. Resolves to the line about it for stderr. */
+async function write(generation: Generation, json: boolean): Promise<string> {
+  if (json) {
+    process.stdout.write(`${JSON.stringify(await generation.result)}\n`);
+    return '';
+  }
+  let last = '';
+  for await (const { text } of generation) {
+    if (text === '') continue;
+    process.stdout.write(text);
+    last = text;
+  }
+  const { usage, timings, finishReason } = await generation.result;
+  if (!last.endsWith('\n')) process.stdout.write('\n');
+  const rate = timings.tokensPerSecond.toFixed(0);
+  return (
+    `${usage.promptTokens} prompt tokens in ${timings.prefillMs.toFixed(0)} ms, ` +
+    `${usage.completionTokens} tokens in ${timings.decodeMs.toFixed(0)} ms (${rate} tokens/s), ${finishReason}\n`
+  );
+}

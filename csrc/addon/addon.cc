@@ -1,0 +1,72 @@
+// The module: what lib/addon.ts calls NativeAddon. Nothing here is shared between environments but code.
+#include "addon/addon.h"
+
+#include "addon/cancel.h"
+#include "addon/device.h"
+#include "addon/executor.h"
+#include "addon/model.h"
+#include "addon/session.h"
+#include "addon/tensor.h"
+
+namespace diffqkv::addon {
+
+AddonData& addon_data(Napi::Env env) { return *env.GetInstanceData<AddonData>(); }
+
+namespace {
+
+template <typename Class>
+void define_class(Napi::Env env) {
+  addon_data(env).constructors[Class::kClass] = Napi::Persistent(Class::define(env));
+}
+
+Napi::Value list_devices(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    Napi::Array result = Napi::Array::New(info.Env());
+    uint32_t count = 0;
+    result.Set(count++, js_device_info(info.Env(), cpu_device_info()));
+    for (const DeviceInfo& device : cuda_device_infos()) result.Set(count++, js_device_info(info.Env(), device));
+    return result;
+  });
+}
+
+Napi::Value create_cancel(const Napi::CallbackInfo& info) { return construct<CancelObject>(info.Env(), {}); }
+
+// On process.exit() Node leaves by exit(), without the environment's hooks: the libraries that executor threads stand in
+// would be taken down under them. So the threads are stopped when the process says that it exits; once for each JS
+// thread, however many environments it loads this module into.
+void stop_at_exit(Napi::Env env) {
+  thread_local bool installed = false;
+  if (installed) return;
+  Napi::Value process = env.Global().Get("process");
+  if (!process.IsObject() || !process.As<Napi::Object>().Get("once").IsFunction()) return;
+  auto stop = [](const Napi::CallbackInfo&) { Executor::stop_all_of_this_thread(); };
+  process.As<Napi::Object>().Get("once").As<Napi::Function>().Call(process, {Napi::String::New(env, "exit"), Napi::Function::New(env, stop)});
+  installed = true;
+}
+
+}  // namespace
+
+Napi::Object init(Napi::Env env, Napi::Object exports) {
+  env.SetInstanceData(new AddonData);
+  define_class<DeviceObject>(env);
+  define_class<TensorObject>(env);
+  define_class<EventObject>(env);
+  define_class<ModelObject>(env);
+  define_class<SessionObject>(env);
+  define_class<CancelObject>(env);
+  stop_at_exit(env);
+
+  Napi::Object build = Napi::Object::New(env);
+  build["linear"] = DIFFQKV_LINEAR;
+  build["cuda"] = Napi::Boolean::New(env, DIFFQKV_CUDA);
+  build["version"] = DIFFQKV_VERSION;
+  exports["build"] = build;
+  exports["listDevices"] = Napi::Function::New<list_devices>(env, "listDevices");
+  exports["openDevice"] = Napi::Function::New<DeviceObject::open>(env, "openDevice");
+  exports["createCancel"] = Napi::Function::New<create_cancel>(env, "createCancel");
+  return exports;
+}
+
+NODE_API_MODULE(diffqkv, init)
+
+}  // namespace diffqkv::addon

@@ -1,0 +1,55 @@
+// What one environment (the main thread or a worker) keeps, and how its JS objects are made and recognised.
+#pragma once
+
+#include <napi.h>
+
+#include <utility>
+
+#include "addon/convert.h"
+
+namespace diffqkv::addon {
+
+enum ClassId { kDevice, kTensor, kEvent, kModel, kSession, kCancel, kNumClasses };
+
+struct AddonData {
+  Napi::FunctionReference constructors[kNumClasses];
+  void* pending_state = nullptr;  // what the constructor that runs now starts from
+};
+
+AddonData& addon_data(Napi::Env env);
+
+// Every class has: ClassId kClass; const char* kName; struct State, which it is made from; static define(env), which
+// gives its constructor.
+inline napi_type_tag type_tag(ClassId id) { return {0x6469666671'6b7601ull, 0x9d1c5a70'e21f4b00ull + id}; }
+
+// Only C++ makes these objects: `new` from JS finds no pending state.
+template <typename State>
+State take_pending_state(Napi::Env env) {
+  void* state = std::exchange(addon_data(env).pending_state, nullptr);
+  if (state == nullptr) throw Napi::TypeError::New(env, "Illegal constructor");
+  return std::move(*static_cast<State*>(state));
+}
+
+template <typename Class>
+Napi::Object construct(Napi::Env env, typename Class::State state) {
+  AddonData& data = addon_data(env);
+  data.pending_state = &state;
+  Napi::Object object = data.constructors[Class::kClass].New({});
+  data.pending_state = nullptr;
+  napi_type_tag tag = type_tag(Class::kClass);
+  object.TypeTag(&tag);
+  return object;
+}
+
+template <typename Class>
+Class& unwrap(const Napi::Value& value, const char* name) {
+  napi_type_tag tag = type_tag(Class::kClass);
+  if (!value.IsObject() || !value.As<Napi::Object>().CheckTypeTag(&tag)) {
+    fail(ErrorCode::invalid_argument, "%s must be a %s of this module", name, Class::kName);
+  }
+  return *Class::Unwrap(value.As<Napi::Object>());
+}
+
+inline bool absent(const Napi::Value& value) { return value.IsUndefined() || value.IsNull(); }
+
+}  // namespace diffqkv::addon

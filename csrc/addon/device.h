@@ -1,0 +1,67 @@
+// NativeDevice: an open device, with its executor thread. The kernel methods are in kernels.cc.
+#pragma once
+
+#include <memory>
+
+#include "addon/addon.h"
+#include "addon/resource.h"
+
+namespace diffqkv::addon {
+
+// A time stamp in the device's queue.
+class EventObject final : public Napi::ObjectWrap<EventObject>, public Resource {
+ public:
+  static constexpr ClassId kClass = kEvent;
+  static constexpr const char* kName = "event";
+  using Slot = std::shared_ptr<std::unique_ptr<Event>>;
+  struct State {
+    std::shared_ptr<DeviceContext> device;
+    Resource* parent;
+    Slot slot;
+  };
+  static Napi::Function define(Napi::Env env);
+  explicit EventObject(const Napi::CallbackInfo& info);
+  ~EventObject() override { finalize(Env()); }
+  Slot slot(const DeviceContext& device, const char* name) const;
+
+ private:
+  std::shared_ptr<void> take() override { return std::move(slot_); }
+  Slot slot_;
+};
+
+class DeviceObject final : public Napi::ObjectWrap<DeviceObject>, public Resource {
+ public:
+  static constexpr ClassId kClass = kDevice;
+  static constexpr const char* kName = "device";
+  using State = std::shared_ptr<DeviceContext>;
+  static Napi::Function define(Napi::Env env);
+  explicit DeviceObject(const Napi::CallbackInfo& info);
+  ~DeviceObject() override { finalize(Env()); }
+
+  static Napi::Value open(const Napi::CallbackInfo& info);  // addon.openDevice(id)
+
+ private:
+  std::shared_ptr<void> take() override { return nullptr; }  // the context goes with its last holder
+  // Queues `run` and gives its promise.
+  Napi::Value submit(const Napi::CallbackInfo& info, std::function<void(Job&)> run);
+
+  Napi::Value info_js(const Napi::CallbackInfo& info);
+  Napi::Value tensor(const Napi::CallbackInfo& info);
+  Napi::Value synchronize(const Napi::CallbackInfo& info);
+  Napi::Value record_event(const Napi::CallbackInfo& info);
+  Napi::Value elapsed_ms(const Napi::CallbackInfo& info);
+  Napi::Value load_model(const Napi::CallbackInfo& info);
+  Napi::Value random_model(const Napi::CallbackInfo& info);
+  Napi::Value dispose_js(const Napi::CallbackInfo& info);
+
+  Napi::Value attention_prefill(const Napi::CallbackInfo& info);
+  Napi::Value attention_decode(const Napi::CallbackInfo& info);
+  Napi::Value augmented_q(const Napi::CallbackInfo& info);
+  Napi::Value matmul(const Napi::CallbackInfo& info);
+  Napi::Value rms_norm(const Napi::CallbackInfo& info);
+  Napi::Value rope(const Napi::CallbackInfo& info);
+  Napi::Value silu_mul(const Napi::CallbackInfo& info);
+  Napi::Value embed(const Napi::CallbackInfo& info);
+};
+
+}  // namespace diffqkv::addon

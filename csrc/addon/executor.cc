@@ -1,0 +1,239 @@
+#include "addon/executor.h"
+
+#include <unordered_set>
+
+#include "addon/convert.h"
+
+namespace diffqkv::addon {
+namespace {
+
+// The executors started by this JS thread, whichever of its environments they belong to.
+thread_local std::unordered_set<Executor*> executors_of_this_thread;
+
+}  // namespace
+
+std::shared_ptr<Executor> Executor::start(Napi::Env env) {
+  auto self = std::make_shared<Executor>(env);
+  napi_value name;
+  if (napi_create_string_utf8(env, "diffqkv executor", NAPI_AUTO_LENGTH, &name) != napi_ok ||
+      napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, self.get(), on_message, &self->wake_) !=
+          napi_ok) {
+    throw Napi::Error::New(env);
+  }
+  napi_unref_threadsafe_function(env, self->wake_);
+  try {
+    self->thread_ = std::thread(&Executor::loop, self.get());
+  } catch (const std::exception& error) {
+    napi_release_threadsafe_function(self->wake_, napi_tsfn_abort);
+    fail(ErrorCode::out_of_memory, "cannot start a thread for the device: %s", error.what());
+  }
+  // Added after the thread-safe function, whose own hook therefore runs after this one.
+  napi_add_env_cleanup_hook(env, on_environment_end, self.get());
+  self->self_ = self;
+  executors_of_this_thread.insert(self.get());
+  return self;
+}
+
+Napi::Value Executor::submit(std::unique_ptr<Job> job) {
+  Napi::Value promise(env_, job->promise);
+  {
+    std::lock_guard lock(mutex_);
+    if (closing_ || stopped_) fail(ErrorCode::disposed, "the device is disposed");
+    queue_.push_back({std::move(job), nullptr});
+    if (++unsettled_ == 1) napi_ref_threadsafe_function(env_, wake_);
+  }
+  changed_.notify_one();
+  return promise;
+}
+
+void Executor::release(std::shared_ptr<void> memory) {
+  {
+    std::lock_guard lock(mutex_);
+    if (!ended_ && !stopped_) queue_.push_back({nullptr, std::move(memory)});
+  }
+  changed_.notify_one();
+}
+
+void Executor::close() {
+  {
+    std::lock_guard lock(mutex_);
+    closing_ = true;
+  }
+  changed_.notify_one();
+}
+
+void Executor::report_progress(Job& job, int64_t done, int64_t total) {
+  if (job.progress.IsEmpty()) return;
+  send({nullptr, &job, static_cast<double>(done), static_cast<double>(total)});
+}
+
+void Executor::send(Message message) {
+  std::lock_guard lock(mutex_);
+  outbox_.push_back(std::move(message));
+  // After stop_now nobody listens; what is in the outbox goes with this object.
+  if (!stopped_ && outbox_.size() == 1) napi_call_threadsafe_function(wake_, nullptr, napi_tsfn_nonblocking);
+}
+
+void Executor::loop() {
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    // After close() the thread stays until all is settled: what a settled job leaves behind is freed here.
+    changed_.wait(lock, [this] { return stopped_ || !queue_.empty() || (closing_ && unsettled_ == 0); });
+    if (stopped_ || queue_.empty()) break;
+    Entry entry = std::move(queue_.front());
+    queue_.pop_front();
+    if (entry.job) running_ = entry.job->cancel;
+    lock.unlock();
+    if (entry.job) {
+      Job& job = *entry.job;
+      try {
+        if (job.cancel->load()) fail(ErrorCode::aborted, "the call was aborted before it began");
+        job.run(job);
+      } catch (...) {
+        job.error = std::current_exception();
+      }
+      job.run = nullptr;  // here, so that memory whose last user this was is freed on this thread
+      send({std::move(entry.job)});
+    }
+    entry.memory.reset();
+    lock.lock();
+    running_.reset();
+  }
+  ended_ = true;
+  if (!stopped_) napi_call_threadsafe_function(wake_, nullptr, napi_tsfn_nonblocking);
+}
+
+void Executor::on_message(napi_env env, napi_value, void* context, void*) {
+  if (env != nullptr) static_cast<Executor*>(context)->deliver();
+}
+
+void Executor::deliver() {
+  Napi::HandleScope scope(env_);
+  auto self = shared_from_this();
+  std::deque<Message> messages;
+  bool ended;
+  {
+    std::lock_guard lock(mutex_);
+    messages.swap(outbox_);
+    ended = ended_;
+  }
+  for (Message& message : messages) {
+    if (message.job) {
+      settle(*message.job);
+    } else {
+      call_progress(*message.progress_of, message.done, message.total);
+    }
+  }
+  if (ended) finish();
+}
+
+// Node-API's C functions, whose failures (the environment is being torn down) can be passed over, rather than wrappers
+// that throw.
+void Executor::call_progress(Job& job, double done, double total) {
+  if (!job.progress_error.IsEmpty()) return;
+  Napi::HandleScope scope(env_);
+  napi_value undefined, arguments[2];
+  if (napi_get_undefined(env_, &undefined) != napi_ok || napi_create_double(env_, done, &arguments[0]) != napi_ok ||
+      napi_create_double(env_, total, &arguments[1]) != napi_ok) {
+    return;
+  }
+  if (napi_call_function(env_, undefined, job.progress.Value(), 2, arguments, nullptr) != napi_pending_exception) return;
+  napi_value thrown;
+  if (napi_get_and_clear_last_exception(env_, &thrown) != napi_ok) return;
+  // Boxed, for a reference to a primitive is not possible in Node-API 8.
+  napi_value box;
+  if (napi_create_object(env_, &box) != napi_ok || napi_set_named_property(env_, box, "thrown", thrown) != napi_ok) return;
+  job.progress_error = Napi::Persistent(Napi::Object(env_, box));
+  job.cancel->store(true);
+}
+
+void Executor::settle(Job& job) {
+  Napi::HandleScope scope(env_);
+  napi_value value = nullptr;
+  bool ok = false;
+  try {
+    if (job.error) std::rethrow_exception(job.error);
+    value = job.resolve ? job.resolve(job) : Napi::Env(env_).Undefined();
+    ok = true;
+  } catch (...) {
+    value = js_error(env_, std::current_exception());
+  }
+  // What it holds may be large, and freeing it is not this thread's work.
+  if (job.resolve) release(std::make_shared<std::function<Napi::Value(Job&)>>(std::move(job.resolve)));
+  job.error = nullptr;
+  if (!job.progress_error.IsEmpty()) {
+    ok = false;
+    napi_get_named_property(env_, job.progress_error.Value(), "thrown", &value);
+  }
+  if (value != nullptr && job.deferred != nullptr) {
+    ok ? napi_resolve_deferred(env_, job.deferred, value) : napi_reject_deferred(env_, job.deferred, value);
+  }
+  {
+    std::lock_guard lock(mutex_);
+    if (--unsettled_ == 0) napi_unref_threadsafe_function(env_, wake_);
+  }
+  changed_.notify_one();
+}
+
+void Executor::reject_queued(const CancelFlag* cancel) {
+  std::deque<Entry> taken;
+  {
+    std::lock_guard lock(mutex_);
+    for (auto it = queue_.begin(); it != queue_.end();) {
+      if (it->job && it->job->cancel.get() == cancel) {
+        taken.push_back(std::move(*it));
+        it = queue_.erase(it);
+      } else {
+        ++it;
+      }
+    }
+  }
+  for (Entry& entry : taken) {
+    release(std::make_shared<std::function<void(Job&)>>(std::move(entry.job->run)));
+    entry.job->error = std::make_exception_ptr(Error(ErrorCode::aborted, "the call was aborted before it began"));
+    settle(*entry.job);
+  }
+}
+
+// The thread has run all it was given after close().
+void Executor::finish() {
+  if (!self_) return;
+  thread_.join();
+  napi_remove_env_cleanup_hook(env_, on_environment_end, this);
+  forget_environment();
+}
+
+void Executor::on_environment_end(void* self) {
+  auto* executor = static_cast<Executor*>(self);
+  executor->stop_now();
+  executor->forget_environment();
+}
+
+void Executor::stop_now() noexcept {
+  {
+    std::lock_guard lock(mutex_);
+    stopped_ = true;
+    if (running_) running_->store(true);
+  }
+  changed_.notify_one();
+  if (thread_.joinable()) thread_.join();
+}
+
+void Executor::stop_all_of_this_thread() noexcept {
+  for (Executor* executor : executors_of_this_thread) executor->stop_now();
+}
+
+void Executor::forget_environment() {
+  auto self = std::move(self_);
+  {
+    std::lock_guard lock(mutex_);
+    stopped_ = true;
+  }
+  executors_of_this_thread.erase(this);
+  napi_release_threadsafe_function(wake_, napi_tsfn_abort);
+  // Their references to JS values must go while the environment stands.
+  queue_.clear();
+  outbox_.clear();
+}
+
+}  // namespace diffqkv::addon

@@ -1,0 +1,141 @@
+#include "addon/model.h"
+
+#include "addon/cancel.h"
+#include "addon/device.h"
+#include "addon/session.h"
+
+namespace diffqkv::addon {
+namespace {
+
+// The JS object of a model that a job has made. `keep` is its device, which may have been disposed meanwhile.
+void resolve_with_model(Job& job, const std::shared_ptr<DeviceContext>& device, Napi::Object device_object,
+                        std::shared_ptr<std::shared_ptr<Model>> model) {
+  job.keep = Napi::Persistent(device_object);
+  job.resolve = [device = std::weak_ptr(device), model](Job& job) -> Napi::Value {
+    auto& parent = unwrap<DeviceObject>(job.keep.Value(), "device");
+    auto context = device.lock();
+    if (parent.disposed() || !context) fail(ErrorCode::disposed, "the device was disposed while the model was made on it");
+    return construct<ModelObject>(job.env, {context, &parent, std::move(*model)});
+  };
+}
+
+Napi::Object js_config(Napi::Env env, const Config& config) {
+  Napi::Object result = Napi::Object::New(env);
+  auto set = [&](const char* name, auto value) { result.Set(name, Napi::Number::New(env, static_cast<double>(value))); };
+  result["architecture"] = config.architecture;
+  set("hiddenSize", config.hidden_size);
+  set("intermediateSize", config.intermediate_size);
+  set("augQSize", config.aug_q_size);
+  set("numLayers", config.num_layers);
+  set("vocabSize", config.vocab_size);
+  set("numQHeads", config.num_q_heads);
+  set("numKHeads", config.num_k_heads);
+  set("numVHeads", config.num_v_heads);
+  set("headDimQk", config.head_dim_qk);
+  set("headDimVo", config.head_dim_vo);
+  set("ropeTheta", config.rope_theta);
+  set("rmsNormEps", config.rms_norm_eps);
+  set("maxPositionEmbeddings", config.max_position_embeddings);
+  result["tieWordEmbeddings"] = Napi::Boolean::New(env, config.tie_word_embeddings);
+  if (config.has_bos_token_id) set("bosTokenId", config.bos_token_id);
+  Napi::Array eos = Napi::Array::New(env, config.eos_token_ids.size());
+  for (uint32_t i = 0; i < config.eos_token_ids.size(); ++i) {
+    eos.Set(i, Napi::Number::New(env, static_cast<double>(config.eos_token_ids[i])));
+  }
+  result["eosTokenIds"] = eos;
+  return result;
+}
+
+}  // namespace
+
+Napi::Function ModelObject::define(Napi::Env env) {
+  return DefineClass(env, "NativeModel",
+                     {InstanceAccessor<&ModelObject::config>("config"), InstanceAccessor<&ModelObject::dtype_js>("dtype"),
+                      InstanceAccessor<&ModelObject::num_parameters>("numParameters"),
+                      InstanceAccessor<&ModelObject::weight_bytes>("weightBytes"),
+                      InstanceMethod<&ModelObject::create_session>("createSession"), InstanceMethod<&ModelObject::dispose_js>("dispose")});
+}
+
+ModelObject::ModelObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
+  auto state = take_pending_state<State>(info.Env());
+  model_ = std::move(state.model);
+  own(info.Env(), kName, std::move(state.device), state.parent, static_cast<int64_t>(model_->weight_bytes()));
+}
+
+Napi::Value ModelObject::load(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device, Napi::Object device_object) {
+  std::string directory = text(info[0], "directory");
+  LoadOptions options;
+  if ((options.has_dtype = !absent(info[1]))) options.dtype = dtype(info[1], "dtype");
+  auto job = std::make_unique<Job>(info.Env());
+  if (!absent(info[2])) {
+    if (!info[2].IsFunction()) fail(ErrorCode::invalid_argument, "onProgress must be a function");
+    job->progress = Napi::Persistent(info[2].As<Napi::Function>());
+  }
+  CancelObject::attach(info[3], *job, device->executor);
+  auto model = std::make_shared<std::shared_ptr<Model>>();
+  // The thread that runs the job is that of this executor, which therefore outlives it.
+  job->run = [executor = device->executor.get(), backend = device->backend, directory, options, model](Job& job) mutable {
+    options.cancel = job.cancel.get();
+    options.on_progress = [&](uint64_t loaded, uint64_t total) { executor->report_progress(job, loaded, total); };
+    *model = Model::load(backend, directory, options);
+  };
+  resolve_with_model(*job, device, device_object, model);
+  return device->executor->submit(std::move(job));
+}
+
+Napi::Value ModelObject::random(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device, Napi::Object device_object) {
+  std::string config = text(info[0], "config");
+  LoadOptions options;
+  if ((options.has_dtype = !absent(info[1]))) options.dtype = dtype(info[1], "dtype");
+  uint64_t seed = seed64(info[2], "seed");
+  auto job = std::make_unique<Job>(info.Env());
+  auto model = std::make_shared<std::shared_ptr<Model>>();
+  job->run = [backend = device->backend, config, options, seed, model](Job& job) mutable {
+    options.cancel = job.cancel.get();
+    *model = Model::random(backend, config, options, seed);
+  };
+  resolve_with_model(*job, device, device_object, model);
+  return device->executor->submit(std::move(job));
+}
+
+Napi::Value ModelObject::config(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    check_usable();
+    return js_config(info.Env(), model_->config());
+  });
+}
+
+Napi::Value ModelObject::dtype_js(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    check_usable();
+    return Napi::String::New(info.Env(), dtype_name(model_->dtype()));
+  });
+}
+
+Napi::Value ModelObject::num_parameters(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    check_usable();
+    return Napi::Number::New(info.Env(), static_cast<double>(model_->num_parameters()));
+  });
+}
+
+Napi::Value ModelObject::weight_bytes(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    check_usable();
+    return Napi::Number::New(info.Env(), static_cast<double>(model_->weight_bytes()));
+  });
+}
+
+Napi::Value ModelObject::create_session(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    check_usable();
+    return SessionObject::create(info, device_, Value(), model_);
+  });
+}
+
+Napi::Value ModelObject::dispose_js(const Napi::CallbackInfo& info) {
+  dispose(info.Env());
+  return info.Env().Undefined();
+}
+
+}  // namespace diffqkv::addon

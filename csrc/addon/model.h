@@ -1,0 +1,41 @@
+// NativeModel: the weights of one model on one device.
+#pragma once
+
+#include <memory>
+
+#include "addon/addon.h"
+#include "addon/resource.h"
+#include "model/model.h"
+
+namespace diffqkv::addon {
+
+class ModelObject final : public Napi::ObjectWrap<ModelObject>, public Resource {
+ public:
+  static constexpr ClassId kClass = kModel;
+  static constexpr const char* kName = "model";
+  struct State {
+    std::shared_ptr<DeviceContext> device;
+    Resource* parent;
+    std::shared_ptr<Model> model;
+  };
+  static Napi::Function define(Napi::Env env);
+  explicit ModelObject(const Napi::CallbackInfo& info);
+  ~ModelObject() override { finalize(Env()); }
+
+  // device.loadModel(directory, dtype, onProgress, cancel) and device.randomModel(config, dtype, seed)
+  static Napi::Value load(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device, Napi::Object device_object);
+  static Napi::Value random(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device, Napi::Object device_object);
+
+ private:
+  std::shared_ptr<void> take() override { return std::move(model_); }
+  Napi::Value config(const Napi::CallbackInfo& info);
+  Napi::Value dtype_js(const Napi::CallbackInfo& info);
+  Napi::Value num_parameters(const Napi::CallbackInfo& info);
+  Napi::Value weight_bytes(const Napi::CallbackInfo& info);
+  Napi::Value create_session(const Napi::CallbackInfo& info);
+  Napi::Value dispose_js(const Napi::CallbackInfo& info);
+
+  std::shared_ptr<Model> model_;
+};
+
+}  // namespace diffqkv::addon

@@ -1,0 +1,91 @@
+// What a device must offer: memory, and the operators of ops.h. Everything is pure virtual: a backend that lacks an
+// operator does not compile. Calls enqueue in order and do not wait, but for `download` and `synchronize`. One thread at
+// a time uses a backend: the executor of its device.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backend/error.h"
+#include "backend/ops.h"
+
+namespace diffqkv {
+
+struct DeviceInfo {
+  std::string id;    // "cpu", "cuda:0"
+  std::string kind;  // "cpu", "cuda", "emulated"
+  std::string name;
+  bool usable = true;
+  std::string reason;  // why it is not usable
+  uint64_t total_memory = 0;
+  std::string compute_capability;          // "9.0"; empty on the CPU
+  std::vector<std::pair<std::string, std::string>> details;  // what `diffqkv info` prints besides: SIMD level, linear layers by, threads
+};
+
+// A point in the device's own time.
+class Event {
+ public:
+  virtual ~Event() = default;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual const DeviceInfo& info() const = 0;
+
+  // Memory. Allocations are aligned to 256 bytes, zero bytes are allowed, contents are undefined. Throws ERR_OUT_OF_MEMORY.
+  virtual void* allocate(size_t bytes) = 0;
+  virtual void free(void* data, size_t bytes) noexcept = 0;  // from any thread
+  virtual void upload(void* dst, const void* host_src, size_t bytes) = 0;  // host_src may be reused on return
+  virtual void download(void* host_dst, const void* src, size_t bytes) = 0;  // waits
+  virtual void copy(void* dst, const void* src, size_t bytes) = 0;
+  virtual void synchronize() = 0;
+  virtual std::unique_ptr<Event> record_event() = 0;
+  virtual double elapsed_ms(const Event& start, const Event& stop) = 0;  // waits for stop
+
+  // Operators: one method per Params struct of ops.h.
+  virtual void embed(const EmbedParams& p) = 0;
+  virtual void rms_norm(const RmsNormParams& p) = 0;
+  virtual void matmul(const MatmulParams& p) = 0;
+  virtual void augmented_q(const AugmentedQParams& p) = 0;
+  virtual void silu_mul(const SiluMulParams& p) = 0;
+  virtual void rope(const RopeParams& p) = 0;
+  virtual void kv_append(const KvAppendParams& p) = 0;
+  virtual void attention_prefill(const AttentionPrefillParams& p) = 0;
+  virtual void attention_decode(const AttentionDecodeParams& p) = 0;
+  virtual void sample(const SampleParams& p) = 0;
+};
+
+// Owns device memory; movable. Keeps its backend alive.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(std::shared_ptr<Backend> backend, size_t bytes);
+  ~Buffer();
+  Buffer(Buffer&& other) noexcept;
+  Buffer& operator=(Buffer&& other) noexcept;
+
+  void* data() const { return data_; }
+  template <typename T>
+  T* as() const { return static_cast<T*>(data_); }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  std::shared_ptr<Backend> backend_;
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+DeviceInfo cpu_device_info();
+std::shared_ptr<Backend> make_cpu_backend();
+
+// One entry per GPU; where there is none, one entry "cuda" that is not usable and says why (not built in, no driver, driver too old).
+std::vector<DeviceInfo> cuda_device_infos();
+// Throws ERR_DEVICE_UNAVAILABLE where that GPU can't be used.
+std::shared_ptr<Backend> make_cuda_backend(int ordinal);
+
+}  // namespace diffqkv

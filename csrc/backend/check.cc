@@ -1,0 +1,265 @@
+#include "backend/check.h"
+
+#include <cmath>
+#include <initializer_list>
+
+#include "backend/error.h"
+
+namespace diffqkv {
+namespace {
+
+int64_t elements(const TensorView& t) {
+  int64_t count = 1;
+  for (int64_t size : t.shape) count *= size;
+  return count;
+}
+
+void check_rank(const TensorView& t, size_t rank, const char* layout) {
+  if (t.shape.size() != rank) {
+    fail(ErrorCode::invalid_argument, "%s has shape %s; it must be %s", t.name, shape_text(t.shape).c_str(), layout);
+  }
+}
+
+void check_shape(const TensorView& t, const std::vector<int64_t>& wanted, const char* layout) {
+  if (t.shape != wanted) {
+    fail(ErrorCode::invalid_argument, "%s has shape %s; here it must be %s, %s", t.name, shape_text(t.shape).c_str(), layout,
+         shape_text(wanted).c_str());
+  }
+}
+
+void check_type(const TensorView& t, DType wanted) {
+  if (t.dtype != wanted) {
+    fail(ErrorCode::invalid_argument, "%s has type %s; it must be %s", t.name, dtype_name(t.dtype), dtype_name(wanted));
+  }
+}
+
+void check_float(std::initializer_list<const TensorView*> tensors) {
+  for (const TensorView* t : tensors) {
+    if (!dtype_is_float(t->dtype)) {
+      fail(ErrorCode::invalid_argument, "%s has type %s; it must be a float type: f32, f16, bf16 or f8e4m3", t->name,
+           dtype_name(t->dtype));
+    }
+  }
+}
+
+void check_same_type(const TensorView& a, const TensorView& b) {
+  if (a.dtype != b.dtype) {
+    fail(ErrorCode::invalid_argument, "%s has type %s and %s has %s; they must be of one type", a.name, dtype_name(a.dtype), b.name,
+         dtype_name(b.dtype));
+  }
+}
+
+// Two tensors are either the same memory or apart.
+void check_apart(const TensorView& out, std::initializer_list<const TensorView*> inputs) {
+  for (const TensorView* input : inputs) {
+    if (input != nullptr && input->data == out.data && elements(*input) > 0) {
+      fail(ErrorCode::invalid_argument, "%s and %s are one tensor; this operator does not work in place: give another out", out.name,
+           input->name);
+    }
+  }
+}
+
+void check_at_least_one(const char* what, int64_t value) {
+  if (value < 1) fail(ErrorCode::invalid_argument, "%s is %lld; it must be at least 1", what, static_cast<long long>(value));
+}
+
+// Queries are split into q_len here; decode gives 1.
+template <typename Params>
+void check_attention(Params& p, const TensorView& q, const TensorView& k, const TensorView& v, const TensorView& out,
+                     const TensorView* lse, const TensorView* kv_lens, std::optional<double> sm_scale) {
+  check_rank(k, 4, "[batch, kvLen, numKHeads, headDimQk]");
+  check_rank(v, 4, "[batch, kvLen, numVHeads, headDimVo]");
+  check_float({&q, &k, &v, &out});
+  p.kv_len = k.shape[1];
+  p.num_k_heads = k.shape[2];
+  p.num_v_heads = v.shape[2];
+  p.head_dim_vo = v.shape[3];
+  check_at_least_one("numQHeads", p.num_q_heads);
+  check_at_least_one("numKHeads", p.num_k_heads);
+  check_at_least_one("numVHeads", p.num_v_heads);
+  check_at_least_one("headDimQk", p.head_dim_qk);
+  check_at_least_one("headDimVo", p.head_dim_vo);
+  check_shape(k, {p.batch_size, p.kv_len, p.num_k_heads, p.head_dim_qk}, "[batch, kvLen, numKHeads, headDimQk] by the shape of q");
+  check_shape(v, {p.batch_size, p.kv_len, p.num_v_heads, p.head_dim_vo}, "[batch, kvLen, numVHeads, headDimVo] by the shape of k");
+  for (auto [name, heads] : {std::pair{"numKHeads", p.num_k_heads}, std::pair{"numVHeads", p.num_v_heads}}) {
+    if (p.num_q_heads % heads != 0) {
+      fail(ErrorCode::invalid_argument, "numQHeads is %lld and %s is %lld; numQHeads must be a multiple of it",
+           static_cast<long long>(p.num_q_heads), name, static_cast<long long>(heads));
+    }
+  }
+  p.sm_scale = static_cast<float>(sm_scale.value_or(1.0 / std::sqrt(static_cast<double>(p.head_dim_qk))));
+  if (!std::isfinite(p.sm_scale)) fail(ErrorCode::invalid_argument, "smScale is %g; it must be finite", sm_scale.value_or(0));
+  if (kv_lens != nullptr) {
+    check_type(*kv_lens, DType::i32);
+    check_shape(*kv_lens, {p.batch_size}, "[batch]");
+    p.kv_lens = static_cast<const int32_t*>(kv_lens->data);
+  }
+  check_apart(out, {&q, &k, &v, lse, kv_lens});
+  if (lse != nullptr) {
+    check_type(*lse, DType::f32);
+    check_apart(*lse, {&q, &k, &v, kv_lens});
+    p.lse = static_cast<float*>(lse->data);
+  }
+  p.q = q.data, p.k = k.data, p.v = v.data, p.out = out.data;
+  p.q_dtype = q.dtype, p.k_dtype = k.dtype, p.v_dtype = v.dtype, p.out_dtype = out.dtype;
+  p.stride_k_batch = p.kv_len * p.num_k_heads * p.head_dim_qk;
+  p.stride_v_batch = p.kv_len * p.num_v_heads * p.head_dim_vo;
+}
+
+}  // namespace
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+  std::string text = "[";
+  for (size_t axis = 0; axis < shape.size(); ++axis) {
+    if (axis > 0) text += ", ";
+    text += std::to_string(shape[axis]);
+  }
+  return text + "]";
+}
+
+AttentionPrefillParams check_attention_prefill(const TensorView& q, const TensorView& k, const TensorView& v, const TensorView& out,
+                                               const TensorView* lse, const TensorView* kv_lens, bool causal,
+                                               std::optional<double> sm_scale) {
+  AttentionPrefillParams p;
+  check_rank(q, 4, "[batch, qLen, numQHeads, headDimQk]");
+  p.batch_size = q.shape[0];
+  p.q_len = q.shape[1];
+  p.num_q_heads = q.shape[2];
+  p.head_dim_qk = q.shape[3];
+  p.causal = causal;
+  check_attention(p, q, k, v, out, lse, kv_lens, sm_scale);
+  check_shape(out, {p.batch_size, p.q_len, p.num_q_heads, p.head_dim_vo}, "[batch, qLen, numQHeads, headDimVo]");
+  if (lse != nullptr) check_shape(*lse, {p.batch_size, p.num_q_heads, p.q_len}, "[batch, numQHeads, qLen]");
+  return p;
+}
+
+AttentionDecodeParams check_attention_decode(const TensorView& q, const TensorView& k, const TensorView& v, const TensorView& out,
+                                             const TensorView* lse, const TensorView* kv_lens, std::optional<double> sm_scale,
+                                             int64_t num_splits, int64_t selective_top_k, bool renormalize) {
+  AttentionDecodeParams p;
+  check_rank(q, 3, "[batch, numQHeads, headDimQk]");
+  p.batch_size = q.shape[0];
+  p.num_q_heads = q.shape[1];
+  p.head_dim_qk = q.shape[2];
+  p.num_splits = num_splits;
+  p.selective_top_k = selective_top_k;
+  p.renormalize = renormalize;
+  check_attention(p, q, k, v, out, lse, kv_lens, sm_scale);
+  check_shape(out, {p.batch_size, p.num_q_heads, p.head_dim_vo}, "[batch, numQHeads, headDimVo]");
+  if (lse != nullptr) check_shape(*lse, {p.batch_size, p.num_q_heads}, "[batch, numQHeads]");
+  return p;
+}
+
+AugmentedQParams check_augmented_q(const TensorView& x, const TensorView& gate, const TensorView& up, const TensorView& down,
+                                   const TensorView& out) {
+  AugmentedQParams p;
+  check_rank(x, 2, "[tokens, qDim]");
+  check_rank(gate, 2, "[augQ, qDim]");
+  check_rank(down, 2, "[qDim, augQ]");
+  check_float({&x, &gate, &up, &down, &out});
+  p.num_tokens = x.shape[0];
+  p.in_features = x.shape[1];
+  p.inner_size = gate.shape[0];
+  p.out_features = down.shape[0];
+  check_at_least_one("qDim", p.in_features);
+  check_at_least_one("augQ", p.inner_size);
+  check_shape(gate, {p.inner_size, p.in_features}, "[augQ, qDim] by the shape of x");
+  check_shape(up, {p.inner_size, p.in_features}, "[augQ, qDim] by the shapes of x and gate");
+  check_shape(down, {p.out_features, p.inner_size}, "[qDim, augQ] by the shape of gate");
+  check_shape(out, {p.num_tokens, p.out_features}, "[tokens, qDim]");
+  check_same_type(gate, up);
+  check_same_type(gate, down);
+  check_apart(out, {&x, &gate, &up, &down});
+  p.x = x.data, p.gate = gate.data, p.up = up.data, p.down = down.data, p.out = out.data;
+  p.x_dtype = x.dtype, p.weight_dtype = gate.dtype, p.out_dtype = out.dtype;
+  return p;
+}
+
+MatmulParams check_matmul(const TensorView& x, const TensorView& weight, const TensorView& out) {
+  MatmulParams p;
+  check_rank(x, 2, "[tokens, in]");
+  check_rank(weight, 2, "[out, in]");
+  check_float({&x, &weight, &out});
+  p.num_tokens = x.shape[0];
+  p.in_features = x.shape[1];
+  p.out_features = weight.shape[0];
+  check_at_least_one("in", p.in_features);
+  check_shape(weight, {p.out_features, p.in_features}, "[out, in] by the shape of x");
+  check_shape(out, {p.num_tokens, p.out_features}, "[tokens, out]");
+  check_apart(out, {&x, &weight});
+  p.x = x.data, p.weight = weight.data, p.out = out.data;
+  p.x_dtype = x.dtype, p.weight_dtype = weight.dtype, p.out_dtype = out.dtype;
+  return p;
+}
+
+RmsNormParams check_rms_norm(const TensorView& x, const TensorView& weight, const TensorView& out, const TensorView* residual,
+                             double eps) {
+  RmsNormParams p;
+  check_rank(x, 2, "[tokens, hidden]");
+  check_float({&x, &weight, &out});
+  p.num_tokens = x.shape[0];
+  p.hidden_size = x.shape[1];
+  check_at_least_one("hidden", p.hidden_size);
+  check_shape(weight, {p.hidden_size}, "[hidden] by the shape of x");
+  check_shape(out, x.shape, "[tokens, hidden]");
+  check_apart(out, {&x, &weight, residual});
+  if (residual != nullptr) {
+    check_float({residual});
+    check_shape(*residual, x.shape, "[tokens, hidden]");
+    check_apart(*residual, {&x, &weight});
+    p.residual = residual->data, p.residual_dtype = residual->dtype;
+  }
+  if (!(eps >= 0) || !std::isfinite(eps)) fail(ErrorCode::invalid_argument, "eps is %g; it must be finite and not negative", eps);
+  p.x = x.data, p.weight = weight.data, p.out = out.data, p.eps = static_cast<float>(eps);
+  p.x_dtype = x.dtype, p.weight_dtype = weight.dtype, p.out_dtype = out.dtype;
+  return p;
+}
+
+RopeParams check_rope(const TensorView& x, const TensorView& positions, const TensorView& out, double theta) {
+  RopeParams p;
+  check_rank(x, 3, "[tokens, heads, headDim]");
+  check_float({&x, &out});
+  check_same_type(x, out);
+  check_type(positions, DType::i32);
+  p.num_tokens = x.shape[0];
+  p.num_heads = x.shape[1];
+  p.head_dim = x.shape[2];
+  if (p.head_dim < 2 || p.head_dim % 2 != 0) {
+    fail(ErrorCode::invalid_argument, "headDim is %lld; RoPE needs an even number of at least 2", static_cast<long long>(p.head_dim));
+  }
+  check_shape(positions, {p.num_tokens}, "[tokens] by the shape of x");
+  check_shape(out, x.shape, "[tokens, heads, headDim]");
+  check_apart(out, {&positions});
+  if (!(theta > 0) || !std::isfinite(theta)) fail(ErrorCode::invalid_argument, "theta is %g; it must be finite and positive", theta);
+  p.x = x.data, p.out = out.data, p.positions = static_cast<const int32_t*>(positions.data), p.dtype = x.dtype;
+  return p;
+}
+
+SiluMulParams check_silu_mul(const TensorView& gate, const TensorView& up, const TensorView& out) {
+  SiluMulParams p;
+  check_float({&gate, &up, &out});
+  check_same_type(gate, up);
+  check_same_type(gate, out);
+  check_shape(up, gate.shape, "the shape of gate");
+  check_shape(out, gate.shape, "the shape of gate");
+  p.gate = gate.data, p.up = up.data, p.out = out.data, p.dtype = gate.dtype, p.count = elements(gate);
+  return p;
+}
+
+EmbedParams check_embed(const TensorView& table, const TensorView& tokens, const TensorView& out) {
+  EmbedParams p;
+  check_rank(table, 2, "[vocab, hidden]");
+  check_rank(tokens, 1, "[tokens]");
+  check_float({&table, &out});
+  check_type(tokens, DType::i32);
+  p.vocab_size = table.shape[0];
+  p.hidden_size = table.shape[1];
+  p.num_tokens = tokens.shape[0];
+  check_shape(out, {p.num_tokens, p.hidden_size}, "[tokens, hidden]");
+  check_apart(out, {&table, &tokens});
+  p.table = table.data, p.tokens = static_cast<const int32_t*>(tokens.data), p.out = out.data;
+  p.table_dtype = table.dtype, p.out_dtype = out.dtype;
+  return p;
+}
+
+}  // namespace diffqkv

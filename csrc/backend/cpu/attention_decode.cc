@@ -1,0 +1,162 @@
+// Attention of one query per sequence over its cache. Bound by memory.
+//
+// Dense: a work item is (sequence, KV split) with all query heads, so that the item reads contiguous memory, each K and V byte
+// once, whatever the head counts; splits keep every core busy at batch 1. attention_tile.h has the loops and the merge.
+//
+// Sequences that share one cache (both batch strides 0) are queries of one tile, as in prefill, each with its own kv_len.
+//
+// Selective V: the same items over K alone. Each leaves, for each query head, its best k candidates and the softmax's max and
+// sum; then, for each query head, the best k of all splits are found and only their V rows are read.
+#include "backend/cpu/attention_select.h"
+#include "backend/cpu/isa_kernels.h"
+
+namespace diffqkv::cpu::DIFFQKV_ISA {
+namespace {
+
+constexpr int64_t kMinSplitKeys = 512;  // a shorter split costs more to merge than it saves
+constexpr int64_t kMaxSplits = 4096;
+constexpr int64_t kTileElements = 1024 * 64;
+constexpr int64_t kSelectionBytes = int64_t{8} << 20;  // candidates of a tile's rows
+
+// What one split leaves of one row: m, d and the count in 16 bytes, then the candidates.
+struct SplitSelection {
+  float m, d;
+  int64_t count;
+};
+
+int64_t split_selection_bytes(int64_t keys_per_split, int64_t k) {
+  return static_cast<int64_t>(sizeof(SplitSelection)) + 8 * min_of(keys_per_split, k);
+}
+
+// Scores of the tile's rows over keys [begin, end).
+void select_keys(const Problem& p, Tile& t, int64_t begin, int64_t end, int64_t k, Selection* selections, uint64_t* words, bool prefetch) {
+  load_queries(p, t);
+  for (int64_t row = 0; row < t.num_rows; ++row) selections[row] = {-kInfinity, 0, -kInfinity, 0};
+  const int64_t token_bytes = p.num_k_heads * p.head_dim_qk * static_cast<int64_t>(dtype_size(p.k_dtype));
+  const int64_t capacity = Selection::capacity(k);
+  for (int64_t key = begin; key < end; key += kBlock) {
+    const int64_t n = min_of(end - key, kBlock);
+    Prefetch next;
+    if (prefetch) next = prefetch_after(p.k + t.batch * p.stride_k_batch, token_bytes, key, end);
+    score_block(p, t, key, n, next, [&](int64_t row, const float* s, int64_t count, int64_t) DIFFQKV_LAMBDA {
+      if (count == 0) return;
+      Selection& selection = selections[row];
+      const float top = max_score(s, count) * p.scale_log2;
+      if (top > selection.m) {
+        selection.d *= selection.m > -kInfinity ? __builtin_exp2f(selection.m - top) : 1;
+        selection.m = top;
+      }
+      selection.add_exponents(s, count, p.scale_log2, selection.m > -kInfinity ? selection.m : 0);
+      selection.insert(words + row * capacity, k, s, count, key);
+    });
+  }
+}
+
+// The second pass for one row: merges its splits, gathers the selected V rows, writes out and lse.
+void finish_selection(const Problem& p, const Tile& t, int64_t row, const char* splits, int64_t num_splits, int64_t split_bytes, int64_t k,
+                      bool renormalize, uint64_t* words, float* weights, float* o) {
+  float m = -kInfinity, d = 0;
+  int64_t count = 0;
+  const auto split = [&](int64_t s) DIFFQKV_LAMBDA { return reinterpret_cast<const SplitSelection*>(splits + s * split_bytes); };
+  for (int64_t s = 0; s < num_splits; ++s) m = split(s)->m > m ? split(s)->m : m;
+  for (int64_t s = 0; s < num_splits; ++s) {
+    d += split(s)->d * (split(s)->m > -kInfinity ? __builtin_exp2f(split(s)->m - m) : 1);
+    __builtin_memcpy(words + count, split(s) + 1, static_cast<size_t>(8 * split(s)->count));
+    count += split(s)->count;
+  }
+  if (count > k) select_largest(words, count, k), count = k;
+  const float base = m > -kInfinity ? m : 0;
+  for (int64_t i = 0; i < count; ++i) weights[i] = candidate_score(words[i]);
+  for (int64_t i = 0; i < round_up(count, kLanes); i += kLanes) {
+    store(weights + i, exp2_fast(fma(load(weights + i), set1(p.scale_log2), set1(-base))));
+  }
+  float selected = 0;  // summed in the order of o, so that V = 1 gives exactly 1
+  for (int64_t i = 0; i < count; ++i) selected += weights[i];
+  const int64_t query = t.first_query + row % t.num_queries, head = t.first_head + row / t.num_queries;
+  const int64_t head_bytes = p.head_dim_vo * static_cast<int64_t>(dtype_size(p.v_dtype));
+  const Rows rows = {p.v + t.batch * p.stride_v_batch + head / p.q_heads_per_v_head * head_bytes, p.num_v_heads * head_bytes};
+  visit(p.v_dtype, [&](auto type) DIFFQKV_LAMBDA { gather_values<decltype(type)>(rows, words, weights, count, p.head_dim_vo, o); });
+  finish_row(p, t.batch, query, head, o, renormalize ? selected : d, m, d);
+}
+
+void run_selective(const Problem& p, const Plan& plan, int64_t k, bool renormalize, Arena& arena) {
+  const int num_threads = omp_get_max_threads();
+  const int64_t tile_rows = plan.unit_heads * plan.tile_queries, all_tiles = num_tiles(p, plan), capacity = Selection::capacity(k);
+  const int64_t split_bytes = split_selection_bytes(ceil_div(p.kv_len, plan.num_splits), k), row_bytes = split_bytes * plan.num_splits;
+  Tile size = {};
+  const int64_t tile_bytes = size.lay_out(p, nullptr, plan.tile_queries, plan.unit_heads);
+  const int64_t merge_words = row_bytes / 8;
+  // First pass: the tile, Selections, candidates. Second pass: merged candidates, weights, o.
+  const int64_t first_bytes = round_up(tile_rows * static_cast<int64_t>(sizeof(Selection)), 64) + tile_rows * capacity * 8;
+  const int64_t second_bytes = round_up(merge_words * 8, 64) + round_up(k + kLanes, kPanel) * 4 + p.ldo * 4;
+  const int64_t scratch_bytes = tile_bytes + round_up(max_of(first_bytes, second_bytes), 4096);
+  char* scratch = static_cast<char*>(arena.get(0, static_cast<size_t>(num_threads * scratch_bytes)));
+  const int64_t tiles_at_once = min_of(all_tiles, max_of(1, kPartialBytes / (tile_rows * row_bytes)));
+  char* partials = static_cast<char*>(arena.get(1, static_cast<size_t>(tiles_at_once * tile_rows * row_bytes)));
+#pragma omp parallel num_threads(num_threads)
+  {
+    char* own = scratch + omp_get_thread_num() * scratch_bytes;
+    Tile t = {};
+    t.lay_out(p, own, plan.tile_queries, plan.unit_heads);
+    own += tile_bytes;
+    Selection* selections = reinterpret_cast<Selection*>(own);
+    uint64_t* candidates = reinterpret_cast<uint64_t*>(own + round_up(tile_rows * static_cast<int64_t>(sizeof(Selection)), 64));
+    uint64_t* words = reinterpret_cast<uint64_t*>(own);
+    float* weights = reinterpret_cast<float*>(own + round_up(merge_words * 8, 64));
+    float* o = weights + round_up(k + kLanes, kPanel);
+    const AmxScope amx(p.amx);
+    for (int64_t first = 0; first < all_tiles; first += tiles_at_once) {
+      const int64_t tiles = min_of(tiles_at_once, all_tiles - first);
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t item = 0; item < tiles * plan.num_splits; ++item) {
+        set_tile(p, plan, first + item / plan.num_splits, t);
+        int64_t begin, end;
+        split_range(t, plan.num_splits, item % plan.num_splits, &begin, &end);
+        select_keys(p, t, begin, end, k, selections, candidates, plan.prefetch);
+        for (int64_t row = 0; row < t.num_rows; ++row) {
+          Selection& selection = selections[row];
+          selection.shrink(candidates + row * capacity, k);
+          char* part = partials + (item / plan.num_splits * tile_rows + row) * row_bytes + item % plan.num_splits * split_bytes;
+          *reinterpret_cast<SplitSelection*>(part) = {selection.m, selection.d, selection.count};
+          __builtin_memcpy(part + sizeof(SplitSelection), candidates + row * capacity, static_cast<size_t>(8 * selection.count));
+        }
+      }
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t item = 0; item < tiles * tile_rows; ++item) {
+        const int64_t row = item % tile_rows;
+        set_tile(p, plan, first + item / tile_rows, t);
+        if (row >= t.num_rows) continue;
+        finish_selection(p, t, row, partials + item * row_bytes, plan.num_splits, split_bytes, k, renormalize, words, weights, o);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void attention_decode(const AttentionDecodeParams& params, Arena& arena) {
+  if (params.batch_size == 0) return;
+  Problem p = make_problem(params);
+  const bool shared = params.batch_size > 1 && params.stride_k_batch == 0 && params.stride_v_batch == 0;
+  p.num_batches = shared ? 1 : params.batch_size, p.num_queries = shared ? params.batch_size : 1;
+  p.kv_lens_per_query = shared;
+  p.stride_lse_head = 1, p.stride_lse_batch = p.stride_lse_query = params.num_q_heads;
+  int64_t longest = p.kv_lens ? 0 : p.kv_len;
+  for (int64_t b = 0; p.kv_lens && b < params.batch_size; ++b) longest = max_of(longest, p.kv_lens[b]);
+  const int64_t k = params.selective_top_k;
+  const bool selective = k > 0 && k < longest;
+
+  const int64_t num_threads = omp_get_max_threads(), wanted_items = 4 * num_threads;
+  Plan plan = {};
+  plan.unit_heads = p.num_q_heads;
+  plan.tile_queries = max_of(1, kTileElements / (p.num_q_heads * max_of(p.head_dim_qk, p.head_dim_vo)));
+  if (selective) plan.tile_queries = min_of(plan.tile_queries, max_of(1, kSelectionBytes / (p.num_q_heads * Selection::capacity(k) * 8)));
+  plan.tile_queries = min_of(plan.tile_queries, max_of(1, p.num_queries / wanted_items));
+  plan.num_splits = params.num_splits > 0 ? min_of(params.num_splits, kMaxSplits)
+                                          : min_of(ceil_div(wanted_items, num_tiles(p, plan)), longest / kMinSplitKeys);
+  plan.num_splits = max_of(1, min_of(plan.num_splits, longest));
+  plan.prefetch = true;
+  selective ? run_selective(p, plan, k, params.renormalize, arena) : run(p, plan, arena);
+}
+
+}  // namespace diffqkv::cpu::DIFFQKV_ISA

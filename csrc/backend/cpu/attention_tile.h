@@ -1,0 +1,526 @@
+// Attention as a list of work items, for prefill and decode alike.
+//
+// A tile is `tile_queries` queries of one sequence times `unit_heads` query heads; its rows stand head after head, so that the
+// rows that share a K head, and those that share a V head, are contiguous: one GEMM each per block of keys. A unit is a
+// multiple of both group sizes, whichever of K and V has more heads. A work item is a tile and one split of its keys:
+//
+//   for each block of kBlock keys:
+//     for each K head: pack it once; S = Q K^T, 32 rows at a time, in L1; online softmax, P = exp(S - m); O *= exp(m_old - m)
+//     for each V head: pack it once; O += P V, and d with it, in V's column of ones
+//
+// Softmax runs in base 2: m and the exponents are sm_scale * log2(e) * q.k. With several splits each item leaves (O, d, m)
+// and a second pass merges them. Each K and V byte is read once per item.
+#pragma once
+
+#include <omp.h>
+
+#include "backend/cpu/attention_gemm.h"
+#include "backend/error.h"
+
+namespace diffqkv::cpu::DIFFQKV_ISA {
+namespace {
+
+constexpr int64_t kBlock = 128;     // keys
+constexpr int64_t kScoreRows = 32;  // rows of S at a time
+constexpr float kInfinity = __builtin_inff();
+constexpr double kLn2 = 0.693147180559945309417232, kLog2E = 1.44269504088896340735992;
+
+struct Problem {
+  const char *q, *k, *v;
+  char* out;
+  float* lse;
+  const int32_t* kv_lens;
+  DType q_dtype, k_dtype, v_dtype, out_dtype;
+  int64_t num_batches, num_queries;  // num_queries per batch; q and out are [batch][query][head][dim]
+  int64_t kv_len, num_q_heads, num_k_heads, num_v_heads, head_dim_qk, head_dim_vo;
+  int64_t stride_k_batch, stride_v_batch;  // bytes
+  int64_t stride_lse_batch, stride_lse_query, stride_lse_head;
+  bool causal;
+  bool kv_lens_per_query;  // kv_lens is [num_queries], of one batch; else [num_batches]
+  // Derived.
+  float scale_log2;  // >= 0
+  float q_factor;    // the sign of sm_scale, or 0: raw scores then rank as the scaled ones do
+  bool bf16_scores, bf16_values, amx;
+  int64_t q_heads_per_k_head, q_heads_per_v_head;
+  int64_t ldq, num_v_panels, ldo;  // elements; ldo = 16 * num_v_panels, d stands in column head_dim_vo
+  int64_t stride_k_panel, stride_v_panel;
+
+  DIFFQKV_INLINE int64_t num_visible_keys(int64_t batch, int64_t query) const {
+    const int64_t index = kv_lens_per_query ? query : batch;
+    const int64_t len = kv_lens ? kv_lens[index] : kv_len;
+    return causal ? max_of(0, len - (num_queries - 1 - query)) : len;
+  }
+};
+
+// Everything but the fields that prefill and decode set differently. Throws on kv_lens and types, before any thread starts.
+template <typename Params>
+Problem make_problem(const Params& p) {
+  Problem r = {};
+  for (const DType dtype : {p.q_dtype, p.k_dtype, p.v_dtype, p.out_dtype}) {
+    if (dtype != DType::f32 && dtype != DType::f16 && dtype != DType::bf16) {
+      fail(ErrorCode::invalid_argument, "attention takes f32, f16 and bf16, not %s; convert the tensor first", dtype_name(dtype));
+    }
+  }
+  for (int64_t b = 0; p.kv_lens && b < p.batch_size; ++b) {
+    if (p.kv_lens[b] < 0 || p.kv_lens[b] > p.kv_len) {
+      fail(ErrorCode::invalid_argument, "kv_lens[%lld] is %d, but it must lie in [0, %lld], the kv_len of k and v",
+           static_cast<long long>(b), p.kv_lens[b], static_cast<long long>(p.kv_len));
+    }
+  }
+  r.q = static_cast<const char*>(p.q), r.k = static_cast<const char*>(p.k), r.v = static_cast<const char*>(p.v);
+  r.out = static_cast<char*>(p.out), r.lse = p.lse, r.kv_lens = p.kv_lens;
+  r.q_dtype = p.q_dtype, r.k_dtype = p.k_dtype, r.v_dtype = p.v_dtype, r.out_dtype = p.out_dtype;
+  r.kv_len = p.kv_len, r.num_q_heads = p.num_q_heads, r.num_k_heads = p.num_k_heads, r.num_v_heads = p.num_v_heads;
+  r.head_dim_qk = p.head_dim_qk, r.head_dim_vo = p.head_dim_vo;
+  r.stride_k_batch = p.stride_k_batch * static_cast<int64_t>(dtype_size(p.k_dtype));
+  r.stride_v_batch = p.stride_v_batch * static_cast<int64_t>(dtype_size(p.v_dtype));
+  r.q_factor = p.sm_scale < 0 ? -1 : p.sm_scale == 0 ? 0 : 1;
+  r.scale_log2 = static_cast<float>(__builtin_fabs(static_cast<double>(p.sm_scale)) * kLog2E);
+  // bf16 products only where both factors are bf16 as they come; P is rounded to bf16 only where out is.
+  r.bf16_scores = kHasBf16Gemm && p.q_dtype == DType::bf16 && p.k_dtype == DType::bf16;
+  r.bf16_values = kHasBf16Gemm && p.v_dtype == DType::bf16 && p.out_dtype == DType::bf16;
+#if defined(__AVX512BF16__)
+  r.amx = (r.bf16_scores || r.bf16_values) && use_amx();
+#endif
+  r.q_heads_per_k_head = p.num_q_heads / p.num_k_heads, r.q_heads_per_v_head = p.num_q_heads / p.num_v_heads;
+  r.ldq = r.bf16_scores ? round_up(p.head_dim_qk, kPairStep) : p.head_dim_qk;
+  r.stride_k_panel = r.bf16_scores ? r.ldq / 2 * kPanel : round_up(p.head_dim_qk, kPanel) * kPanel;
+  r.num_v_panels = p.head_dim_vo / kPanel + 1;
+  r.ldo = r.num_v_panels * kPanel;
+  r.stride_v_panel = r.bf16_values ? kBlock / 2 * kPanel : kBlock * kPanel;
+  return r;
+}
+
+// The smallest number of query heads that holds whole groups of K heads and of V heads.
+DIFFQKV_INLINE int64_t unit_heads(const Problem& p) {
+  int64_t a = p.q_heads_per_k_head, b = p.q_heads_per_v_head;
+  while (b) {
+    const int64_t rest = a % b;
+    a = b, b = rest;
+  }
+  return p.q_heads_per_k_head / a * p.q_heads_per_v_head;
+}
+
+// Reads ahead of the packing, contiguously, whatever order the heads are packed in.
+struct Prefetch {
+  const char* next = nullptr;
+  const char* end = nullptr;
+  DIFFQKV_INLINE void advance(int64_t bytes) {
+    const char* stop = end - next < bytes ? end : next + bytes;
+    for (; next < stop; next += 64) __builtin_prefetch(next, 0, 2);
+  }
+};
+
+// The rows of one work item in one thread's scratch memory.
+struct Tile {
+  int64_t batch, first_query, num_queries, first_head, num_heads, num_rows;
+  int64_t max_visible;  // of its queries
+  int32_t* visible;     // [num_queries] keys that each sees
+  char* q;              // [num_rows + 16][ldq], float or bf16
+  float* k_panels;      // [kBlock / 16][stride_k_panel]
+  float* v_panels;      // [num_v_panels][stride_v_panel]
+  float* s;             // [kScoreRows][kBlock]
+  char* p;              // [num_rows][kBlock], float or bf16
+  float* o;             // [num_rows][ldo]
+  float* m;             // [num_rows]
+  float* d;             // [num_rows] sum of the unrounded P, for lse, where P is rounded to bf16; else not used
+
+  // Sets the pointers; returns the bytes needed.
+  int64_t lay_out(const Problem& problem, char* base, int64_t max_queries, int64_t max_heads) {
+    int64_t bytes = 0;
+    const int64_t rows = max_queries * max_heads;
+    const auto take = [&](int64_t size) DIFFQKV_LAMBDA {
+      char* at = base + bytes;
+      bytes += round_up(size, 64);
+      return at;
+    };
+    visible = reinterpret_cast<int32_t*>(take(4 * max_queries));
+    q = take((rows + 16) * problem.ldq * (problem.bf16_scores ? 2 : 4));
+    k_panels = reinterpret_cast<float*>(take(kBlock / kPanel * problem.stride_k_panel * 4));
+    v_panels = reinterpret_cast<float*>(take(problem.num_v_panels * problem.stride_v_panel * 4));
+    s = reinterpret_cast<float*>(take(kScoreRows * kBlock * 4));
+    p = take(rows * kBlock * (problem.bf16_values ? 2 : 4));
+    o = reinterpret_cast<float*>(take(rows * problem.ldo * 4));
+    m = reinterpret_cast<float*>(take(rows * 4));
+    d = reinterpret_cast<float*>(take(rows * 4));
+    return round_up(bytes, 4096);
+  }
+
+  DIFFQKV_INLINE int64_t row_visible(int64_t row) const { return visible[row % num_queries]; }
+};
+
+// 2^x; 0 below 2^-126, NaN stays NaN. x = n + f, |f| <= 1/2, 2^f by a polynomial of degree 5 (relative error 8e-8).
+DIFFQKV_INLINE F32v exp2_fast(F32v x) {
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer that stands in the low bits
+  const F32v shifted = x + kRound;
+  const F32v n = shifted - kRound;
+  const F32v f = x - n;
+  F32v poly = set1(1.32670e-3f);
+  poly = fma(poly, f, set1(9.67546e-3f));
+  poly = fma(poly, f, set1(5.550743e-2f));
+  poly = fma(poly, f, set1(2.4022122e-1f));
+  poly = fma(poly, f, set1(6.9314695e-1f));
+  poly = fma(poly, f, set1(1.0f));
+#if defined(__AVX512F__)
+  return (F32v)_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ), (__m512)poly, (__m512)n);
+#else
+  const F32v scaled = (F32v)((U32v)poly + ((U32v)shifted << 23));
+  return x >= -126.0f ? scaled : x < -126.0f ? F32v{} : x;
+#endif
+}
+
+DIFFQKV_INLINE float max_lane(F32v v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)v);
+#else
+  float best = v[0];
+  for (int i = 1; i < kLanes; ++i) best = v[i] > best ? v[i] : best;
+  return best;
+#endif
+}
+
+DIFFQKV_INLINE I32v lane_numbers() {
+  I32v lanes;
+  for (int i = 0; i < kLanes; ++i) lanes[i] = i;
+  return lanes;
+}
+
+// The largest of count > 0 scores, NaN passed over. The row has room up to kBlock.
+DIFFQKV_INLINE float max_score(const float* s, int64_t count) {
+  F32v best = set1(-kInfinity);
+  int64_t j = 0;
+  for (; j + kLanes <= count; j += kLanes) best = max(load(s + j), best);
+  if (j < count) best = max(lane_numbers() < static_cast<int32_t>(count - j) ? load(s + j) : best, best);
+  return max_lane(best);
+}
+
+template <typename T>
+DIFFQKV_INLINE void store_probabilities(T* p, F32v x) {
+#if defined(__AVX512BF16__)
+  if constexpr (sizeof(T) == 2) {
+    const __m256bh rounded = _mm512_cvtneps_pbh((__m512)x);
+    __builtin_memcpy(p, &rounded, sizeof(rounded));
+    return;
+  }
+#endif
+  store(p, x);
+}
+
+// p = exp2(s * scale - base) for count keys, then 0 up to `end`. Returns the sum before rounding, by lanes.
+template <typename T>
+DIFFQKV_INLINE F32v probabilities(const float* s, int64_t count, int64_t end, float scale, float base, T* p) {
+  const F32v scales = set1(scale), bases = set1(-base);
+  F32v total = {};
+  int64_t j = 0;
+  for (; j + kLanes <= count; j += kLanes) {
+    const F32v x = exp2_fast(fma(load(s + j), scales, bases));
+    store_probabilities(p + j, x);
+    total += x;
+  }
+  if (j < count) {
+    const F32v x = lane_numbers() < static_cast<int32_t>(count - j) ? exp2_fast(fma(load(s + j), scales, bases)) : F32v{};
+    store_probabilities(p + j, x);
+    total += x;
+    j += kLanes;
+  }
+  for (; j < end; j += kLanes) store_probabilities(p + j, F32v{});
+  return total;
+}
+
+DIFFQKV_INLINE void scale_row(float* o, int64_t count, float factor) {
+  for (int64_t j = 0; j < count; j += kLanes) store(o + j, load(o + j) * factor);
+}
+
+// Takes `count` more scores of a row into its running max; returns what exponents are to be taken from: m, or 0 while m is -inf.
+DIFFQKV_INLINE float update_max(const Problem& p, const float* s, int64_t count, float* m, float* d, float* o, int64_t num_o) {
+  const float top = max_score(s, count) * p.scale_log2;
+  if (top > *m) {
+    if (*m > -kInfinity) {
+      const float factor = __builtin_exp2f(*m - top);
+      *d *= factor;
+      scale_row(o, num_o, factor);
+    }
+    *m = top;
+  }
+  return *m > -kInfinity ? *m : 0;
+}
+
+void load_queries(const Problem& p, Tile& t) {
+  visit(p.q_dtype, [&](auto type) DIFFQKV_LAMBDA {
+    using T = decltype(type);
+    for (int64_t h = 0; h < t.num_heads; ++h) {
+      for (int64_t i = 0; i < t.num_queries; ++i) {
+        const int64_t query = p.num_queries * t.batch + t.first_query + i;
+        const T* from = reinterpret_cast<const T*>(p.q) + (query * p.num_q_heads + t.first_head + h) * p.head_dim_qk;
+        const int64_t row = h * t.num_queries + i;
+        for (int64_t d = 0; d < p.ldq; d += kLanes) {
+          const int64_t count = max_of(0, min_of(p.head_dim_qk - d, kLanes));
+          const F32v x = (count == kLanes ? load(from + d) : load_n(from + d, count)) * p.q_factor;
+          if (p.bf16_scores) {
+            store(reinterpret_cast<bf16*>(t.q) + row * p.ldq + d, x);
+          } else {
+            store_n(reinterpret_cast<float*>(t.q) + row * p.ldq + d, x, count);
+          }
+        }
+      }
+    }
+  });
+}
+
+// The block's scores: calls on_row(row, s, count, n) for every row, count <= n being the keys it sees of this block.
+template <typename OnRow>
+DIFFQKV_INLINE void score_block(const Problem& p, Tile& t, int64_t first_key, int64_t n, Prefetch& prefetch, const OnRow& on_row) {
+  const int64_t element = static_cast<int64_t>(dtype_size(p.k_dtype)), head_bytes = p.head_dim_qk * element;
+  const int64_t rows_per_head = p.q_heads_per_k_head * t.num_queries;
+  for (int64_t first_row = 0; first_row < t.num_rows; first_row += rows_per_head) {
+    const int64_t head = t.first_head / p.q_heads_per_k_head + first_row / rows_per_head;
+    Rows rows = {p.k + t.batch * p.stride_k_batch + (first_key * p.num_k_heads + head) * head_bytes, p.num_k_heads * head_bytes};
+    for (int64_t j = 0; j < n; j += kPanel, rows.data += kPanel * rows.stride_bytes) {
+      float* panel = t.k_panels + j / kPanel * p.stride_k_panel;
+      const int64_t count = min_of(n - j, kPanel);
+      prefetch.advance(count * head_bytes);
+#if defined(__AVX512BF16__)
+      if (p.bf16_scores) {
+        pack_k_panel_vnni(rows, count, p.head_dim_qk, panel);
+        continue;
+      }
+#endif
+      visit(p.k_dtype, [&](auto type) DIFFQKV_LAMBDA { pack_k_panel<decltype(type)>(rows, count, p.head_dim_qk, panel); });
+    }
+    for (int64_t r = first_row; r < first_row + rows_per_head; r += kScoreRows) {
+      const int64_t m = min_of(first_row + rows_per_head - r, kScoreRows);
+      int64_t most = 0;
+      for (int64_t i = 0; i < m; ++i) most = max_of(most, min_of(t.row_visible(r + i) - first_key, n));
+      if (most > 0) {
+        Gemm g = {};
+        g.a = t.q + r * p.ldq * (p.bf16_scores ? 2 : 4);
+        g.b = t.k_panels, g.c = t.s, g.m = m, g.num_panels = ceil_div(most, kPanel), g.k = p.ldq;
+        g.lda = p.ldq, g.stride_panel = p.stride_k_panel, g.ldc = kBlock;
+        p.bf16_scores ? gemm_bf16(g, p.amx, true) : gemm_f32(g);
+      }
+      for (int64_t i = 0; i < m; ++i) {
+        on_row(r + i, t.s + i * kBlock, max_of(0, min_of(t.row_visible(r + i) - first_key, n)), n);
+      }
+    }
+  }
+}
+
+// Whether a packed block of V holds an infinity or NaN: a key that a query does not see then must not meet its P of 0.
+bool has_nonfinite(const Problem& p, const Tile& t, int64_t n) {
+  const int64_t words = p.bf16_values ? round_up(n, kPairStep) / 2 * kPanel : n * kPanel;
+  I32v found = {};
+  for (int64_t panel = 0; panel < p.num_v_panels; ++panel) {
+    for (int64_t i = 0; i < words; i += kLanes) {
+      const U32v x = load_raw<U32v>(t.v_panels + panel * p.stride_v_panel + i);
+      found |= (x & 0x7f800000u) == 0x7f800000u;
+      if (p.bf16_values) found |= (x & 0x7f80u) == 0x7f80u;
+    }
+  }
+  for (int i = 0; i < kLanes; ++i) {
+    if (found[i]) return true;
+  }
+  return false;
+}
+
+// o += p V over the first `count` keys alone, one by one.
+void accumulate_row_exactly(const Problem& p, const Tile& t, int64_t row, int64_t count) {
+  float* o = t.o + row * p.ldo;
+  for (int64_t j = 0; j < count; ++j) {
+    const float weight = p.bf16_values ? load1(reinterpret_cast<const bf16*>(t.p) + row * kBlock + j)
+                                       : reinterpret_cast<const float*>(t.p)[row * kBlock + j];
+    for (int64_t d = 0; d < p.ldo; ++d) {
+      const float* panel = t.v_panels + d / kPanel * p.stride_v_panel;
+      o[d] += weight * (p.bf16_values ? load1(reinterpret_cast<const bf16*>(panel + j / 2 * kPanel) + d % kPanel * 2 + j % 2)
+                                      : panel[j * kPanel + d % kPanel]);
+    }
+  }
+}
+
+DIFFQKV_INLINE void value_block(const Problem& p, Tile& t, int64_t first_key, int64_t n, Prefetch& prefetch) {
+  const int64_t element = static_cast<int64_t>(dtype_size(p.v_dtype)), head_bytes = p.head_dim_vo * element;
+  const int64_t rows_per_head = p.q_heads_per_v_head * t.num_queries;
+  bool all_see_all = true;
+  for (int64_t i = 0; i < t.num_queries; ++i) all_see_all &= t.visible[i] >= first_key + n;
+  for (int64_t first_row = 0; first_row < t.num_rows; first_row += rows_per_head) {
+    const int64_t head = t.first_head / p.q_heads_per_v_head + first_row / rows_per_head;
+    const Rows rows = {p.v + t.batch * p.stride_v_batch + (first_key * p.num_v_heads + head) * head_bytes, p.num_v_heads * head_bytes};
+    prefetch.advance(n * head_bytes);
+#if defined(__AVX512BF16__)
+    if (p.bf16_values) pack_v_vnni(rows, n, p.head_dim_vo, t.v_panels, p.stride_v_panel);
+#endif
+    if (!p.bf16_values) {
+      visit(p.v_dtype, [&](auto type) DIFFQKV_LAMBDA { pack_v<decltype(type)>(rows, n, p.head_dim_vo, t.v_panels, p.stride_v_panel); });
+    }
+    const bool exactly = !all_see_all && has_nonfinite(p, t, n);
+    for (int64_t r = first_row; r < first_row + rows_per_head; r += kScoreRows) {
+      const int64_t m = min_of(first_row + rows_per_head - r, kScoreRows);
+      int64_t most = 0;
+      for (int64_t i = 0; i < m; ++i) {
+        const int64_t count = min_of(t.row_visible(r + i) - first_key, n);
+        most = max_of(most, count);
+        if (exactly) accumulate_row_exactly(p, t, r + i, count);
+      }
+      if (most <= 0 || exactly) continue;
+      Gemm g = {};
+      g.a = t.p + r * kBlock * (p.bf16_values ? 2 : 4);
+      g.b = t.v_panels, g.c = t.o + r * p.ldo, g.m = m, g.num_panels = p.num_v_panels;
+      g.k = p.bf16_values ? round_up(most, kPairStep) : most;
+      g.lda = kBlock, g.stride_panel = p.stride_v_panel, g.ldc = p.ldo, g.accumulate = true;
+      p.bf16_values ? gemm_bf16(g, p.amx, false) : gemm_f32(g);
+    }
+  }
+}
+
+// Prefetches the block after the one that starts at first_key, up to end_key.
+DIFFQKV_INLINE Prefetch prefetch_after(const char* tensor, int64_t token_bytes, int64_t first_key, int64_t end_key) {
+  return {tensor + min_of(first_key + kBlock, end_key) * token_bytes, tensor + min_of(first_key + 2 * kBlock, end_key) * token_bytes};
+}
+
+// Attention of the tile's rows over keys [begin, end): fills t.o and t.m.
+void attend(const Problem& p, Tile& t, int64_t begin, int64_t end, bool prefetch) {
+  load_queries(p, t);
+  __builtin_memset(t.o, 0, static_cast<size_t>(t.num_rows * p.ldo * 4));
+  for (int64_t i = 0; i < t.num_rows; ++i) t.m[i] = -kInfinity, t.d[i] = 0;
+  const int64_t k_token_bytes = p.num_k_heads * p.head_dim_qk * static_cast<int64_t>(dtype_size(p.k_dtype));
+  const int64_t v_token_bytes = p.num_v_heads * p.head_dim_vo * static_cast<int64_t>(dtype_size(p.v_dtype));
+  for (int64_t key = begin; key < end; key += kBlock) {
+    const int64_t n = min_of(end - key, kBlock);
+    Prefetch next_k, next_v;
+    if (prefetch) {
+      next_k = prefetch_after(p.k + t.batch * p.stride_k_batch, k_token_bytes, key, end);
+      next_v = prefetch_after(p.v + t.batch * p.stride_v_batch, v_token_bytes, key, end);
+    }
+    score_block(p, t, key, n, next_k, [&](int64_t row, const float* s, int64_t count, int64_t all) DIFFQKV_LAMBDA {
+      const float base = count > 0 ? update_max(p, s, count, &t.m[row], &t.d[row], t.o + row * p.ldo, p.ldo) : 0;
+      const int64_t padded = round_up(all, kPairStep);
+#if defined(__AVX512BF16__)
+      if (p.bf16_values) {
+        const F32v total = probabilities(s, count, padded, p.scale_log2, base, reinterpret_cast<bf16*>(t.p) + row * kBlock);
+        if (p.lse) t.d[row] += sum(total);
+        return;
+      }
+#endif
+      probabilities(s, count, padded, p.scale_log2, base, reinterpret_cast<float*>(t.p) + row * kBlock);
+    });
+    value_block(p, t, key, n, next_v);
+  }
+}
+
+// out = o / divisor and lse = ln(2^m d) of one row. `query` counts within its batch.
+DIFFQKV_INLINE void finish_row(const Problem& p, int64_t batch, int64_t query, int64_t head, const float* o, float divisor, float m,
+                               float d) {
+  if (p.lse) {
+    float* lse = p.lse + batch * p.stride_lse_batch + query * p.stride_lse_query + head * p.stride_lse_head;
+    *lse = d == 0 ? -kInfinity : static_cast<float>((m > -kInfinity ? m * kLn2 : 0) + static_cast<double>(__builtin_logf(d)));
+  }
+  const int64_t at = ((batch * p.num_queries + query) * p.num_q_heads + head) * p.head_dim_vo;
+  visit(p.out_dtype, [&](auto type) DIFFQKV_LAMBDA {
+    auto* out = reinterpret_cast<decltype(type)*>(p.out) + at;
+    for (int64_t j = 0; j < p.head_dim_vo; j += kLanes) {
+      const F32v x = divisor == 0 ? F32v{} : load(o + j) / divisor;
+      const int64_t count = p.head_dim_vo - j;
+      count >= kLanes ? store(out + j, x) : store_n(out + j, x, count);
+    }
+  });
+}
+
+// How the problem is cut into work items.
+struct Plan {
+  int64_t unit_heads, tile_queries, num_splits;
+  bool prefetch;  // the cache comes from memory, not from an earlier tile's visit
+};
+
+DIFFQKV_INLINE void set_tile(const Problem& p, const Plan& plan, int64_t index, Tile& t) {
+  // The last queries see the most keys: their tiles go first.
+  const int64_t tiles = ceil_div(p.num_queries, plan.tile_queries), units = p.num_q_heads / plan.unit_heads;
+  t.first_head = index % units * plan.unit_heads, t.num_heads = plan.unit_heads;
+  t.batch = index / units % p.num_batches;
+  t.first_query = (tiles - 1 - index / (units * p.num_batches)) * plan.tile_queries;
+  t.num_queries = min_of(plan.tile_queries, p.num_queries - t.first_query);
+  t.num_rows = t.num_heads * t.num_queries;
+  t.max_visible = 0;
+  for (int64_t i = 0; i < t.num_queries; ++i) {
+    t.visible[i] = static_cast<int32_t>(p.num_visible_keys(t.batch, t.first_query + i));
+    t.max_visible = max_of(t.max_visible, t.visible[i]);
+  }
+}
+
+DIFFQKV_INLINE int64_t num_tiles(const Problem& p, const Plan& plan) {
+  return ceil_div(p.num_queries, plan.tile_queries) * p.num_batches * (p.num_q_heads / plan.unit_heads);
+}
+
+// Split `split` of the tile's keys.
+DIFFQKV_INLINE void split_range(const Tile& t, int64_t num_splits, int64_t split, int64_t* begin, int64_t* end) {
+  const int64_t keys = ceil_div(t.max_visible, num_splits);
+  *begin = min_of(split * keys, t.max_visible), *end = min_of(*begin + keys, t.max_visible);
+}
+
+// What a split leaves of one row: o with its divisor in column head_dim_vo, then m and d.
+DIFFQKV_INLINE int64_t partial_floats(const Problem& p) { return p.ldo + kPanel; }
+
+void merge_row(const Problem& p, const float* partials, int64_t num_splits, float* o, float* m, float* d) {
+  *m = -kInfinity, *d = 0;
+  for (int64_t s = 0; s < num_splits; ++s) *m = partials[s * partial_floats(p) + p.ldo] > *m ? partials[s * partial_floats(p) + p.ldo] : *m;
+  for (int64_t j = 0; j < p.ldo; j += kLanes) store(o + j, F32v{});
+  for (int64_t s = 0; s < num_splits; ++s) {
+    const float* part = partials + s * partial_floats(p);
+    // A split without a finite score left zeros, or NaN, which is to stay.
+    const float weight = part[p.ldo] > -kInfinity ? __builtin_exp2f(part[p.ldo] - *m) : 1;
+    *d += part[p.ldo + 1] * weight;
+    for (int64_t j = 0; j < p.ldo; j += kLanes) store(o + j, load(o + j) + load(part + j) * weight);
+  }
+}
+
+constexpr int64_t kPartialBytes = int64_t{64} << 20;  // of several splits, before they are merged
+
+void run(const Problem& p, const Plan& plan, Arena& arena) {
+  const int num_threads = omp_get_max_threads();
+  const int64_t tile_rows = plan.unit_heads * plan.tile_queries, all_tiles = num_tiles(p, plan);
+  Tile size = {};
+  const int64_t scratch_bytes = size.lay_out(p, nullptr, plan.tile_queries, plan.unit_heads);
+  char* scratch = static_cast<char*>(arena.get(0, static_cast<size_t>(num_threads * scratch_bytes)));
+  const int64_t row_bytes = partial_floats(p) * 4, tile_bytes = tile_rows * plan.num_splits * row_bytes;
+  const int64_t tiles_at_once = plan.num_splits == 1 ? all_tiles : min_of(all_tiles, max_of(1, kPartialBytes / tile_bytes));
+  float* partials = plan.num_splits == 1 ? nullptr : static_cast<float*>(arena.get(1, static_cast<size_t>(tiles_at_once * tile_bytes)));
+#pragma omp parallel num_threads(num_threads)
+  {
+    Tile t = {};
+    t.lay_out(p, scratch + omp_get_thread_num() * scratch_bytes, plan.tile_queries, plan.unit_heads);
+    const AmxScope amx(p.amx);
+    for (int64_t first = 0; first < all_tiles; first += tiles_at_once) {
+      const int64_t tiles = min_of(tiles_at_once, all_tiles - first);
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t item = 0; item < tiles * plan.num_splits; ++item) {
+        set_tile(p, plan, first + item / plan.num_splits, t);
+        int64_t begin, end;
+        split_range(t, plan.num_splits, item % plan.num_splits, &begin, &end);
+        attend(p, t, begin, end, plan.prefetch);
+        for (int64_t row = 0; row < t.num_rows; ++row) {
+          const float* o = t.o + row * p.ldo;
+          const float d = p.bf16_values ? t.d[row] : o[p.head_dim_vo];
+          if (plan.num_splits == 1) {
+            finish_row(p, t.batch, t.first_query + row % t.num_queries, t.first_head + row / t.num_queries, o, o[p.head_dim_vo], t.m[row], d);
+            continue;
+          }
+          const int64_t tile = item / plan.num_splits, split = item % plan.num_splits;
+          float* part = partials + ((tile * tile_rows + row) * plan.num_splits + split) * partial_floats(p);
+          for (int64_t j = 0; j < p.ldo; j += kLanes) store(part + j, load(o + j));
+          part[p.ldo] = t.m[row], part[p.ldo + 1] = d;
+        }
+      }
+      if (plan.num_splits == 1) continue;
+#pragma omp for schedule(dynamic, 4)
+      for (int64_t item = 0; item < tiles * tile_rows; ++item) {
+        const int64_t row = item % tile_rows;
+        set_tile(p, plan, first + item / tile_rows, t);
+        if (row >= t.num_rows) continue;
+        float m, d;
+        merge_row(p, partials + item * plan.num_splits * partial_floats(p), plan.num_splits, t.o, &m, &d);
+        finish_row(p, t.batch, t.first_query + row % t.num_queries, t.first_head + row / t.num_queries, t.o, t.o[p.head_dim_vo], m, d);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace diffqkv::cpu::DIFFQKV_ISA

@@ -1,0 +1,142 @@
+// The CPU device: memory, time stamps, and every operator by the kernels of the instruction set in use. All calls work
+// at once, so there is nothing to wait for.
+#include <omp.h>
+#include <sys/utsname.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <fstream>
+
+#include "backend/backend.h"
+#include "backend/cpu/control_group.h"
+#include "backend/cpu/cpu_isa.h"
+#include "backend/cpu/linear.h"
+#include "backend/cpu/memory.h"
+#include "backend/cpu/sampler.h"
+
+namespace diffqkv {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+class CpuEvent : public Event {
+ public:
+  const Clock::time_point time = Clock::now();
+};
+
+// OpenMP starts a thread for each CPU of the machine, and they wait for each other actively. In a container that may use
+// the time of a few CPUs only, all the others would hold up the few that run. OMP_NUM_THREADS still goes lower.
+int num_threads() {
+  static const int threads = std::min(omp_get_max_threads(), cpu::control_group_cpus());
+  return threads;
+}
+
+// The number of threads is a property of the calling thread: the device's executor, which may change.
+void use_num_threads() {
+  thread_local bool done = false;
+  if (done) return;
+  omp_set_num_threads(num_threads());
+  done = true;
+}
+
+// One core does not saturate the memory. Pieces are big enough that threads pay off.
+void parallel_memcpy(void* dst, const void* src, size_t bytes) {
+  use_num_threads();
+  constexpr size_t kPiece = size_t{1} << 20;
+  if (bytes < 4 * kPiece) {
+    if (bytes) std::memcpy(dst, src, bytes);
+    return;
+  }
+  const int64_t pieces = static_cast<int64_t>((bytes + kPiece - 1) / kPiece);
+#pragma omp parallel for schedule(static)
+  for (int64_t i = 0; i < pieces; ++i) {
+    const size_t begin = static_cast<size_t>(i) * kPiece;
+    std::memcpy(static_cast<char*>(dst) + begin, static_cast<const char*>(src) + begin, std::min(kPiece, bytes - begin));
+  }
+}
+
+std::string cpu_name() {
+  std::ifstream cpuinfo("/proc/cpuinfo");
+  std::string line;
+  while (std::getline(cpuinfo, line)) {
+    if (line.compare(0, 10, "model name") != 0) continue;
+    const size_t colon = line.find(": ");
+    if (colon != std::string::npos) return line.substr(colon + 2);
+  }
+  utsname system;  // ARM kernels give no name
+  return uname(&system) == 0 ? system.machine : "CPU";
+}
+
+class CpuBackend : public Backend {
+ public:
+  CpuBackend() : isa_(cpu::cpu_isa()), kernels_(*isa_.kernels), info_(cpu_device_info()), linear_(kernels_, arena_) {}
+
+  const DeviceInfo& info() const override { return info_; }
+
+  void* allocate(size_t bytes) override { return cpu::allocate_memory(bytes); }
+  void free(void* data, size_t bytes) noexcept override { cpu::free_memory(data, bytes); }
+  void upload(void* dst, const void* host_src, size_t bytes) override { parallel_memcpy(dst, host_src, bytes); }
+  void download(void* host_dst, const void* src, size_t bytes) override { parallel_memcpy(host_dst, src, bytes); }
+  void copy(void* dst, const void* src, size_t bytes) override { parallel_memcpy(dst, src, bytes); }
+  void synchronize() override {}
+  std::unique_ptr<Event> record_event() override { return std::make_unique<CpuEvent>(); }
+  double elapsed_ms(const Event& start, const Event& stop) override {
+    const Clock::duration elapsed = static_cast<const CpuEvent&>(stop).time - static_cast<const CpuEvent&>(start).time;
+    return std::chrono::duration<double, std::milli>(elapsed).count();
+  }
+
+  void embed(const EmbedParams& p) override { kernels().embed(p); }
+  void rms_norm(const RmsNormParams& p) override { kernels().rms_norm(p); }
+  void matmul(const MatmulParams& p) override { linear().matmul(p); }
+  void augmented_q(const AugmentedQParams& p) override { linear().augmented_q(p); }
+  void silu_mul(const SiluMulParams& p) override { kernels().silu_mul(p); }
+  void rope(const RopeParams& p) override { kernels().rope(p); }
+  void kv_append(const KvAppendParams& p) override { kernels().kv_append(p); }
+  void attention_prefill(const AttentionPrefillParams& p) override { kernels().attention_prefill(p, arena_); }
+  void attention_decode(const AttentionDecodeParams& p) override { kernels().attention_decode(p, arena_); }
+  void sample(const SampleParams& p) override {
+    use_num_threads();
+    sampler_.sample(p);
+  }
+
+ private:
+  const cpu::Kernels& kernels() {
+    use_num_threads();
+    return kernels_;
+  }
+  cpu::LinearLayers& linear() {
+    use_num_threads();
+    return linear_;
+  }
+
+  const cpu::CpuIsa& isa_;
+  const cpu::Kernels& kernels_;
+  const DeviceInfo info_;
+  cpu::Arena arena_;
+  cpu::LinearLayers linear_;
+  cpu::Sampler sampler_;
+};
+
+}  // namespace
+
+DeviceInfo cpu_device_info() {
+  DeviceInfo info;
+  info.id = "cpu";
+  info.kind = "cpu";
+  info.name = cpu_name();
+  info.total_memory = cpu::total_memory();
+  info.details.emplace_back("linear", cpu::linear_layers_by());
+  info.details.emplace_back("threads", std::to_string(num_threads()));
+  try {
+    info.details.emplace(info.details.begin(), "simd", cpu::cpu_isa().name);
+  } catch (const Error& error) {
+    info.usable = false;
+    info.reason = error.what();
+  }
+  return info;
+}
+
+std::shared_ptr<Backend> make_cpu_backend() { return std::make_shared<CpuBackend>(); }
+
+}  // namespace diffqkv

@@ -1,0 +1,20 @@
+// Declares this instruction set's kernels, for the files that define them and for isa_table.cc.
+#pragma once
+
+#include "backend/cpu/kernels.h"
+
+namespace diffqkv::cpu::DIFFQKV_ISA {
+
+void embed(const EmbedParams& p);
+void rms_norm(const RmsNormParams& p);
+void gemv(const MatmulParams& p, Arena& arena);
+void gated_gemv(const AugmentedQParams& p, void* inner, DType inner_dtype, Arena& arena);
+void matmul_blocked(const MatmulParams& p, Arena& arena);
+void silu_mul(const SiluMulParams& p);
+void rope(const RopeParams& p);
+void kv_append(const KvAppendParams& p);
+void attention_prefill(const AttentionPrefillParams& p, Arena& arena);
+void attention_decode(const AttentionDecodeParams& p, Arena& arena);
+void convert(DType to, void* dst, DType from, const void* src, int64_t count);
+
+}  // namespace diffqkv::cpu::DIFFQKV_ISA

@@ -1,0 +1,24 @@
+// This instruction set's row of the kernel table.
+#include "backend/cpu/isa_kernels.h"
+
+#define DIFFQKV_STRING_(x) #x
+#define DIFFQKV_STRING(x) DIFFQKV_STRING_(x)
+
+namespace diffqkv::cpu::DIFFQKV_ISA {
+
+const Kernels kernels = {
+    DIFFQKV_STRING(DIFFQKV_ISA),
+    embed,
+    rms_norm,
+    gemv,
+    gated_gemv,
+    matmul_blocked,
+    silu_mul,
+    rope,
+    kv_append,
+    attention_prefill,
+    attention_decode,
+    convert,
+};
+
+}  // namespace diffqkv::cpu::DIFFQKV_ISA

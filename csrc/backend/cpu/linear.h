@@ -1,0 +1,33 @@
+// The linear layers: which of gemv, oneDNN and matmul_blocked computes a product, and augmented_q out of products.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "backend/cpu/kernels.h"
+
+namespace diffqkv::cpu {
+
+std::string linear_layers_by();  // "oneDNN 2.6.3" or "plain blocked loop"
+
+class LinearLayers {
+ public:
+  LinearLayers(const Kernels& kernels, Arena& arena);
+  ~LinearLayers();
+
+  void matmul(const MatmulParams& p);            // matmul.cc
+  void augmented_q(const AugmentedQParams& p);   // augmented_q.cc
+
+ private:
+  bool multiplies_bf16() const;  // as it stands, without widening it first
+  struct OneDnn;  // engine, stream and the compiled products
+
+  const Kernels& kernels_;
+  Arena& arena_;
+  std::unique_ptr<OneDnn> onednn_;
+};
+
+// Up to so many tokens gemv, which reads a weight at full memory bandwidth, takes less time than oneDNN.
+int64_t max_gemv_tokens(DType weight_dtype);
+
+}  // namespace diffqkv::cpu

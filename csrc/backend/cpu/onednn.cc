@@ -1,0 +1,117 @@
+#if defined(DIFFQKV_HAVE_ONEDNN)  // else nothing: matmul_blocked takes its place
+
+#include "backend/cpu/onednn.h"
+
+#include <mutex>
+#include <string>
+
+#include "backend/cpu/arena_slots.h"
+#include "backend/cpu/cpu_isa.h"
+#include "backend/error.h"
+
+namespace diffqkv::cpu {
+namespace {
+
+// A model has about seven shapes at each number of tokens.
+constexpr size_t kMaxCompiled = 64;
+
+dnnl::memory::data_type onednn_type(DType dtype) {
+  return dtype == DType::bf16 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
+}
+
+[[noreturn]] void rethrow(const dnnl::error& error, const Product& p) {
+  const long long m = p.num_tokens, k = p.in_features, n = p.out_features;
+  switch (error.status) {
+    case dnnl_out_of_memory:
+      fail(ErrorCode::out_of_memory, "oneDNN ran out of memory in a matmul of x [%lld, %lld] and weight [%lld, %lld]", m, k, n, k);
+    case dnnl_invalid_arguments:
+      fail(ErrorCode::invalid_argument, "oneDNN refuses a matmul of x [%lld, %lld] and weight [%lld, %lld]: %s", m, k, n, k, error.what());
+    default:
+      fail(ErrorCode::device_unavailable, "oneDNN failed in a matmul of x [%lld, %lld] and weight [%lld, %lld]: %s (status %d)", m, k, n, k,
+           error.what(), static_cast<int>(error.status));
+  }
+}
+
+bool same_shape(const Product& a, const Product& b) {
+  return a.num_tokens == b.num_tokens && a.in_features == b.in_features && a.out_features == b.out_features &&
+         a.stride_out == b.stride_out && a.dtype == b.dtype && a.out_dtype == b.out_dtype && a.accumulate == b.accumulate;
+}
+
+// oneDNN detects instruction sets by itself. Where the user holds this process to a lower one, oneDNN has to keep to it
+// too; it takes that only before its first primitive.
+void set_up_library() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    const CpuIsa& isa = cpu_isa();
+    if (isa.forced) {
+      const std::string name = isa.name;
+      dnnl::set_max_cpu_isa(name == "baseline"      ? dnnl::cpu_isa::sse41
+                            : name == "avx2"        ? dnnl::cpu_isa::avx2
+                            : name == "avx512"      ? dnnl::cpu_isa::avx512_core
+                            : name == "avx512_bf16" ? dnnl::cpu_isa::avx512_core_bf16
+                                                    : dnnl::cpu_isa::all);
+    }
+    // It would keep 1,024 primitives for the life of the process; OneDnnProducts keeps fewer, for the life of the device.
+    dnnl::set_primitive_cache_capacity(0);
+  });
+}
+
+// Instruction sets are bit sets, in which a higher one contains the lower.
+bool has_bf16_matmul() {
+  const unsigned needed = static_cast<unsigned>(dnnl::cpu_isa::avx512_core);
+  return (static_cast<unsigned>(dnnl::get_effective_cpu_isa()) & needed) == needed;
+}
+
+}  // namespace
+
+OneDnnProducts::OneDnnProducts() {
+  set_up_library();
+  engine_ = dnnl::engine(dnnl::engine::kind::cpu, 0);
+  stream_ = dnnl::stream(engine_);
+  multiplies_bf16_ = has_bf16_matmul();
+}
+
+const OneDnnProducts::Compiled& OneDnnProducts::compiled(const Product& p) {
+  for (auto it = cache_.begin(); it != cache_.end(); ++it) {
+    if (!same_shape(it->shape, p)) continue;
+    cache_.splice(cache_.begin(), cache_, it);
+    return cache_.front();
+  }
+  using dnnl::memory;
+  const memory::data_type type = onednn_type(p.dtype);
+  // The weight stays as it is: to the library it is a [in, out] matrix, stored by columns.
+  const memory::desc x({p.num_tokens, p.in_features}, type, memory::dims{p.in_features, 1});
+  const memory::desc weight({p.in_features, p.out_features}, type, memory::dims{1, p.in_features});
+  const memory::desc out({p.num_tokens, p.out_features}, onednn_type(p.out_dtype), memory::dims{p.stride_out, 1});
+  dnnl::primitive_attr attr;
+  attr.set_fpmath_mode(dnnl::fpmath_mode::strict);  // f32 stays f32, whatever the library's environment variables say
+  attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  if (p.accumulate) {
+    dnnl::post_ops post_ops;
+    post_ops.append_sum(1.0f);
+    attr.set_post_ops(post_ops);
+  }
+  const dnnl::matmul::primitive_desc descriptor(dnnl::matmul::desc(x, weight, out), attr, engine_);
+  Compiled entry = {p, dnnl::matmul(descriptor), x, weight, out, descriptor.scratchpad_desc()};
+  if (cache_.size() >= kMaxCompiled) cache_.pop_back();
+  cache_.push_front(std::move(entry));
+  return cache_.front();
+}
+
+void OneDnnProducts::run(const Product& p, Arena& arena) {
+  try {
+    const Compiled& product = compiled(p);
+    dnnl::memory x(product.x, engine_, const_cast<void*>(p.x));
+    dnnl::memory weight(product.weight, engine_, const_cast<void*>(p.weight));
+    dnnl::memory out(product.out, engine_, p.out);
+    dnnl::memory scratchpad(product.scratchpad, engine_, arena.get(kSlotOneDnn, product.scratchpad.get_size()));
+    product.primitive.execute(stream_, {{DNNL_ARG_SRC, x}, {DNNL_ARG_WEIGHTS, weight}, {DNNL_ARG_DST, out}, {DNNL_ARG_SCRATCHPAD, scratchpad}});
+    stream_.wait();
+  } catch (const dnnl::error& error) {
+    rethrow(error, p);
+  }
+}
+
+}  // namespace diffqkv::cpu
+
+#endif

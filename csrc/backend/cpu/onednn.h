@@ -1,0 +1,44 @@
+// Products by oneDNN: one compiled primitive for each shape, kept for the next call.
+#pragma once
+
+#include <cstdint>
+#include <list>
+#include <memory>
+
+#include <dnnl.hpp>
+
+#include "backend/cpu/kernels.h"
+
+namespace diffqkv::cpu {
+
+// out = x weight^T, or out += that; x and weight of one type, f32 or bf16, out f32 or (where they are bf16) bf16.
+struct Product {
+  const void* x;       // [num_tokens, in_features]
+  const void* weight;  // [out_features, in_features]
+  void* out;           // [num_tokens, stride_out], of which the first out_features are written
+  DType dtype, out_dtype;
+  int64_t num_tokens, in_features, out_features, stride_out;
+  bool accumulate;
+};
+
+class OneDnnProducts {
+ public:
+  OneDnnProducts();
+  bool multiplies_bf16() const { return multiplies_bf16_; }
+  void run(const Product& product, Arena& arena);
+
+ private:
+  struct Compiled {
+    Product shape;  // its pointers mean nothing
+    dnnl::matmul primitive;
+    dnnl::memory::desc x, weight, out, scratchpad;
+  };
+  const Compiled& compiled(const Product& product);
+
+  dnnl::engine engine_;
+  dnnl::stream stream_;
+  std::list<Compiled> cache_;  // the last used first
+  bool multiplies_bf16_;
+};
+
+}  // namespace diffqkv::cpu

@@ -1,0 +1,19 @@
+// Stands in for cuda/ where the module is built without nvcc.
+#include "backend/backend.h"
+
+namespace diffqkv {
+
+std::vector<DeviceInfo> cuda_device_infos() {
+  DeviceInfo info;
+  info.id = info.kind = "cuda";
+  info.name = "CUDA";
+  info.usable = false;
+  info.reason = "this module was built without nvcc, so it has no CUDA part: install the CUDA toolkit and build again, or use 'cpu'";
+  return {info};
+}
+
+std::shared_ptr<Backend> make_cuda_backend(int) {
+  fail(ErrorCode::device_unavailable, "%s", cuda_device_infos()[0].reason.c_str());
+}
+
+}  // namespace diffqkv

@@ -1,0 +1,127 @@
+#include "backend/dtype.h"
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <iterator>
+
+#include "backend/error.h"
+
+namespace diffqkv {
+namespace {
+
+constexpr const char* kNames[] = {"f32", "f16", "bf16", "i32", "i8", "f8e4m3"};
+
+uint16_t bf16_from_f32(float value) {
+  const uint32_t u = std::bit_cast<uint32_t>(value);
+  if (value != value) return static_cast<uint16_t>((u >> 16) | 0x40);
+  return static_cast<uint16_t>((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+
+// 2^exponent, of a normal float.
+constexpr float power_of_two(int exponent) { return std::bit_cast<float>(static_cast<uint32_t>(exponent + 127) << 23); }
+
+// A float of kExponentBits and kMantissaBits, sign apart, from a non-negative one that is not NaN. The result may be
+// one past the largest finite value; the caller deals with that.
+template <int kExponentBits, int kMantissaBits>
+uint32_t small_from_f32(float magnitude) {
+  constexpr int kBias = (1 << (kExponentBits - 1)) - 1, kShift = 23 - kMantissaBits;
+  if (magnitude < power_of_two(1 - kBias)) {
+    // Denormal there, a whole number of units of 2^(1 - kBias - kMantissaBits). That is also the unit of floats at
+    // `kOffset`, so an addition rounds.
+    constexpr float kOffset = power_of_two(1 - kBias + kShift);
+    return std::bit_cast<uint32_t>(magnitude + kOffset) - std::bit_cast<uint32_t>(kOffset);
+  }
+  const uint32_t rebased = std::bit_cast<uint32_t>(magnitude) - (static_cast<uint32_t>(127 - kBias) << 23);
+  return (rebased + (1u << (kShift - 1)) - 1 + ((rebased >> kShift) & 1)) >> kShift;
+}
+
+uint16_t f16_from_f32(float value) {
+  const uint32_t sign = (std::bit_cast<uint32_t>(value) >> 16) & 0x8000;
+  if (value != value) return static_cast<uint16_t>(sign | 0x7e00 | ((std::bit_cast<uint32_t>(value) >> 13) & 0x3ff));
+  const float magnitude = std::fabs(value);
+  return static_cast<uint16_t>(sign | (magnitude >= 65520.0f ? 0x7c00 : small_from_f32<5, 10>(magnitude)));
+}
+
+uint8_t f8e4m3_from_f32(float value) {
+  const uint32_t sign = (std::bit_cast<uint32_t>(value) >> 24) & 0x80;
+  const float magnitude = std::fabs(value);
+  // 464 lies halfway between the largest value, 448 (even), and what would be the next, 480.
+  return static_cast<uint8_t>(sign | (magnitude <= 464.0f ? small_from_f32<4, 3>(magnitude) : 0x7f));
+}
+
+// Any finite value, denormals included: as the bits of a float it is off by the difference of the biases alone.
+template <int kExponentBits, int kMantissaBits>
+float f32_from_small(uint32_t bits) {
+  constexpr int kBias = (1 << (kExponentBits - 1)) - 1;
+  const uint32_t magnitude = bits & ((1u << (kExponentBits + kMantissaBits)) - 1);
+  const float value = std::bit_cast<float>(magnitude << (23 - kMantissaBits)) * power_of_two(127 - kBias);
+  return magnitude == bits ? value : -value;
+}
+
+float f32_from_f16(uint16_t bits) {
+  if ((bits & 0x7c00) != 0x7c00) return f32_from_small<5, 10>(bits);
+  return std::bit_cast<float>((static_cast<uint32_t>(bits & 0x8000) << 16) | 0x7f800000u | (static_cast<uint32_t>(bits & 0x3ff) << 13) |
+                              ((bits & 0x3ff) ? 0x400000u : 0u));
+}
+
+float f32_from_f8e4m3(uint8_t bits) {
+  if ((bits & 0x7f) != 0x7f) return f32_from_small<4, 3>(bits);
+  return std::bit_cast<float>((static_cast<uint32_t>(bits & 0x80) << 24) | 0x7fc00000u);
+}
+
+}  // namespace
+
+const char* dtype_name(DType dtype) { return kNames[static_cast<int>(dtype)]; }
+
+bool dtype_from_name(const char* name, DType* out) {
+  for (size_t i = 0; i < std::size(kNames); ++i) {
+    if (std::strcmp(name, kNames[i]) == 0) {
+      *out = static_cast<DType>(i);
+      return true;
+    }
+  }
+  return false;
+}
+
+void convert_from_f32(DType to, void* dst, const float* src, size_t count) {
+  switch (to) {
+    case DType::f32:
+      if (count) std::memmove(dst, src, count * sizeof(float));
+      return;
+    case DType::bf16:
+      for (size_t i = 0; i < count; ++i) static_cast<uint16_t*>(dst)[i] = bf16_from_f32(src[i]);
+      return;
+    case DType::f16:
+      for (size_t i = 0; i < count; ++i) static_cast<uint16_t*>(dst)[i] = f16_from_f32(src[i]);
+      return;
+    case DType::f8e4m3:
+      for (size_t i = 0; i < count; ++i) static_cast<uint8_t*>(dst)[i] = f8e4m3_from_f32(src[i]);
+      return;
+    case DType::i32:
+    case DType::i8: break;
+  }
+  fail(ErrorCode::invalid_argument, "no conversion from f32 to %s, only to float types", dtype_name(to));
+}
+
+void convert_to_f32(DType from, float* dst, const void* src, size_t count) {
+  switch (from) {
+    case DType::f32:
+      if (count) std::memmove(dst, src, count * sizeof(float));
+      return;
+    case DType::bf16:
+      for (size_t i = 0; i < count; ++i) dst[i] = std::bit_cast<float>(static_cast<uint32_t>(static_cast<const uint16_t*>(src)[i]) << 16);
+      return;
+    case DType::f16:
+      for (size_t i = 0; i < count; ++i) dst[i] = f32_from_f16(static_cast<const uint16_t*>(src)[i]);
+      return;
+    case DType::f8e4m3:
+      for (size_t i = 0; i < count; ++i) dst[i] = f32_from_f8e4m3(static_cast<const uint8_t*>(src)[i]);
+      return;
+    case DType::i32:
+    case DType::i8: break;
+  }
+  fail(ErrorCode::invalid_argument, "no conversion from %s to f32, only from float types", dtype_name(from));
+}
+
+}  // namespace diffqkv

@@ -1,0 +1,32 @@
+// Element types, and their conversions one element at a time (round to nearest even).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace diffqkv {
+
+enum class DType : uint8_t { f32, f16, bf16, i32, i8, f8e4m3 };
+
+constexpr size_t dtype_size(DType dtype) {
+  switch (dtype) {
+    case DType::f32:
+    case DType::i32: return 4;
+    case DType::f16:
+    case DType::bf16: return 2;
+    case DType::i8:
+    case DType::f8e4m3: return 1;
+  }
+  return 0;
+}
+
+const char* dtype_name(DType dtype);                  // "f32", "bf16", ...
+bool dtype_from_name(const char* name, DType* out);   // false where there is no such type
+constexpr bool dtype_is_float(DType dtype) { return dtype != DType::i32 && dtype != DType::i8; }
+
+// Host-side conversion of `count` elements between f32 and any float type. NaN stays NaN; values past the range of
+// f8e4m3 (which has no infinity) become NaN, as the OCP format defines.
+void convert_from_f32(DType to, void* dst, const float* src, size_t count);
+void convert_to_f32(DType from, float* dst, const void* src, size_t count);
+
+}  // namespace diffqkv

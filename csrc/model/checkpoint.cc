@@ -1,0 +1,378 @@
+#include "model/checkpoint.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <limits>
+#include <set>
+
+#include "model/json_text.h"
+
+namespace diffqkv {
+namespace {
+
+static_assert(std::endian::native == std::endian::little,
+              "safetensors are little-endian, and read here without swapping");
+
+constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the limit of the format's own reader
+constexpr size_t kMaxRank = 16;
+constexpr uint64_t kMaxIndexBytes = uint64_t{64} << 20;
+
+[[noreturn]] void fail_file(const std::string& path, const std::string& what) {
+  fail_at(ErrorCode::invalid_checkpoint, path, what);
+}
+
+// Bits of one element; 0 for a type that safetensors does not have.
+unsigned dtype_bits(const std::string& dtype) {
+  static constexpr struct {
+    const char* name;
+    unsigned bits;
+  } kTypes[] = {{"F32", 32},    {"BF16", 16},   {"F16", 16},        {"F64", 64},       {"I64", 64},    {"U64", 64},
+                {"I32", 32},    {"U32", 32},    {"I16", 16},        {"U16", 16},       {"I8", 8},      {"U8", 8},
+                {"BOOL", 8},    {"C64", 64},    {"F4", 4},          {"F8_E4M3", 8},    {"F8_E5M2", 8}, {"F8_E8M0", 8},
+                {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}};
+  for (const auto& type : kTypes) {
+    if (dtype == type.name) return type.bits;
+  }
+  return 0;
+}
+
+struct HeaderEntry {
+  std::string dtype;
+  std::vector<int64_t> shape;
+  std::vector<uint64_t> offsets;
+  bool has_dtype = false, has_shape = false, has_offsets = false;
+};
+
+// Takes the header's JSON as it is read, and nothing but { name: { dtype, shape, data_offsets } } and
+// { "__metadata__": { string: string } }: no tree is built, whatever stands in the file.
+class HeaderReader : public nlohmann::json_sax<Json> {
+ public:
+  HeaderReader(const std::string& path, std::map<std::string, HeaderEntry>& entries) : path_(path), entries_(entries) {}
+
+  bool null() override { bad_value("null"); }
+  bool boolean(bool) override { bad_value("true or false"); }
+  // Only negative ones come here.
+  bool number_integer(number_integer_t value) override { bad_value(std::to_string(value)); }
+  bool number_float(number_float_t, const string_t& text) override { bad_value(printable(text)); }
+  bool binary(binary_t&) override { bad_value("binary data"); }
+
+  bool number_unsigned(number_unsigned_t value) override {
+    if (place_ == Place::shape) {
+      if (value > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())) bad_value(std::to_string(value));
+      if (entry_->shape.size() == kMaxRank)
+        fail_tensor("shape has more than " + std::to_string(kMaxRank) + " dimensions");
+      entry_->shape.push_back(static_cast<int64_t>(value));
+    } else if (place_ == Place::offsets) {
+      if (entry_->offsets.size() == 2) fail_tensor("data_offsets has more than two numbers");
+      entry_->offsets.push_back(value);
+    } else {
+      bad_value(std::to_string(value));
+    }
+    return true;
+  }
+
+  bool string(string_t& value) override {
+    if (place_ == Place::metadata && has_key_) {
+      has_key_ = false;
+    } else if (place_ == Place::tensor && field_ == "dtype") {
+      entry_->dtype = value;
+      entry_->has_dtype = true;
+      field_.clear();
+    } else {
+      bad_value("'" + printable(value) + "'");
+    }
+    return true;
+  }
+
+  bool start_object(size_t) override {
+    if (place_ == Place::outside) {
+      place_ = Place::top;
+    } else if (place_ == Place::top && name_ == "__metadata__") {
+      place_ = Place::metadata;
+    } else if (place_ == Place::top) {
+      place_ = Place::tensor;
+      entry_ = &entries_[name_];
+    } else {
+      bad_value("an object");
+    }
+    return true;
+  }
+
+  bool key(string_t& value) override {
+    if (place_ == Place::top) {
+      if (value == "__metadata__") {
+        if (has_metadata_) fail_file(path_, "the header has __metadata__ twice");
+        has_metadata_ = true;
+      } else if (entries_.count(value)) {
+        fail_file(path_, "the tensor '" + printable(value) + "' is in the header twice");
+      }
+      name_ = value;
+    } else if (place_ == Place::metadata) {
+      has_key_ = true;
+    } else {
+      if (value != "dtype" && value != "shape" && value != "data_offsets") {
+        fail_tensor("unknown field '" + printable(value) + "' (dtype, shape and data_offsets are known)");
+      }
+      if ((value == "dtype" && entry_->has_dtype) || (value == "shape" && entry_->has_shape) ||
+          (value == "data_offsets" && entry_->has_offsets)) {
+        fail_tensor(value + " is there twice");
+      }
+      field_ = value;
+    }
+    return true;
+  }
+
+  bool end_object() override {
+    if (place_ == Place::tensor) {
+      if (!entry_->has_dtype) fail_tensor("dtype is missing");
+      if (!entry_->has_shape) fail_tensor("shape is missing");
+      if (!entry_->has_offsets) fail_tensor("data_offsets is missing");
+      if (entry_->offsets.size() != 2)
+        fail_tensor("data_offsets has " + std::to_string(entry_->offsets.size()) + " numbers, not two");
+      place_ = Place::top;
+    } else {
+      place_ = place_ == Place::metadata ? Place::top : Place::outside;
+    }
+    return true;
+  }
+
+  bool start_array(size_t) override {
+    if (place_ == Place::tensor && field_ == "shape") {
+      place_ = Place::shape;
+      entry_->has_shape = true;
+    } else if (place_ == Place::tensor && field_ == "data_offsets") {
+      place_ = Place::offsets;
+      entry_->has_offsets = true;
+    } else {
+      bad_value("an array");
+    }
+    return true;
+  }
+
+  bool end_array() override {
+    place_ = Place::tensor;
+    field_.clear();
+    return true;
+  }
+
+  bool parse_error(size_t, const std::string&, const nlohmann::detail::exception& e) override {
+    fail_file(path_, "the header is not valid JSON: " + json_error(e));
+  }
+
+ private:
+  enum class Place { outside, top, metadata, tensor, shape, offsets };
+
+  [[noreturn]] void fail_tensor(const std::string& what) const {
+    fail_file(path_, "tensor '" + printable(name_) + "': " + what);
+  }
+
+  [[noreturn]] void bad_value(const std::string& value) const {
+    switch (place_) {
+      case Place::outside: fail_file(path_, "the header is " + value + ", not a JSON object");
+      case Place::metadata: fail_file(path_, "__metadata__ has " + value + " in it; strings are wanted");
+      case Place::top: fail_tensor("described by " + value + ", not by an object");
+      case Place::shape: fail_tensor("shape has " + value + " in it; integers from 0 on are wanted");
+      case Place::offsets: fail_tensor("data_offsets has " + value + " in it; integers from 0 on are wanted");
+      case Place::tensor: break;
+    }
+    fail_tensor(field_ + " is " + value +
+                (field_ == "dtype" ? "; a string is wanted" : "; an array of integers is wanted"));
+  }
+
+  const std::string& path_;
+  std::map<std::string, HeaderEntry>& entries_;
+  Place place_ = Place::outside;
+  std::string name_, field_;
+  HeaderEntry* entry_ = nullptr;
+  bool has_key_ = false, has_metadata_ = false;
+};
+
+// The bytes that shape and type need. `element_bits` times the product of the shape, where that is a whole number of
+// bytes.
+uint64_t needed_bytes(const std::string& path, const std::string& name, const HeaderEntry& entry) {
+  const auto fail_tensor = [&](const std::string& what) {
+    fail_file(path, "tensor '" + printable(name) + "': " + what);
+  };
+  const unsigned bits = dtype_bits(entry.dtype);
+  if (bits == 0) fail_tensor("unknown dtype '" + printable(entry.dtype) + "'");
+  // A 0 anywhere makes the product 0, however large the rest.
+  const bool empty = std::find(entry.shape.begin(), entry.shape.end(), 0) != entry.shape.end();
+  uint64_t total_bits = empty ? 0 : bits;
+  for (const int64_t size : entry.shape) {
+    if (__builtin_mul_overflow(total_bits, static_cast<uint64_t>(size), &total_bits)) {
+      fail_tensor("the product of its shape overflows 64 bits");
+    }
+  }
+  if (total_bits % 8 != 0) fail_tensor("shape and dtype do not make whole bytes");
+  return total_bits / 8;
+}
+
+std::string span_text(const HeaderEntry& entry) {
+  return "[" + std::to_string(entry.offsets[0]) + ", " + std::to_string(entry.offsets[1]) + ")";
+}
+
+}  // namespace
+
+std::string printable(const std::string& text) {
+  constexpr size_t kMaxBytes = 120;
+  std::string result;
+  for (size_t i = 0; i < text.size(); i++) {
+    const auto c = static_cast<unsigned char>(text[i]);
+    if (result.size() >= kMaxBytes && (c & 0xc0) != 0x80) return result + "...";
+    if (c < 0x20 || c == 0x7f) {
+      static constexpr char kHex[] = "0123456789abcdef";
+      result += {'\\', 'x', kHex[c >> 4], kHex[c & 15]};
+    } else {
+      result += text[i];
+    }
+  }
+  return result;
+}
+
+bool weight_dtype(const StoredTensor& tensor, DType* out) {
+  if (tensor.dtype == "F32")
+    *out = DType::f32;
+  else if (tensor.dtype == "F16")
+    *out = DType::f16;
+  else if (tensor.dtype == "BF16")
+    *out = DType::bf16;
+  else
+    return false;
+  return true;
+}
+
+Checkpoint::Checkpoint(const std::string& directory) {
+  check_directory(directory);
+  path_ = directory + "/model.safetensors";
+  if (file_exists(path_)) {
+    read_file(path_);
+    return;
+  }
+  const std::string single = path_;
+  path_ = directory + "/model.safetensors.index.json";
+  if (!file_exists(path_)) fail_file(directory, "has neither model.safetensors nor model.safetensors.index.json in it");
+  read_shards(directory);
+}
+
+const StoredTensor* Checkpoint::find(const std::string& name) const {
+  const auto it = tensors_.find(name);
+  return it == tensors_.end() ? nullptr : &it->second;
+}
+
+void Checkpoint::read_file(const std::string& path) {
+  const std::string& kept_path = shard_paths_.emplace(path.substr(path.rfind('/') + 1), path).first->second;
+  const MappedFile& file = files_.emplace_back(path);
+  if (file.size() < 8)
+    fail_file(path, std::to_string(file.size()) +
+                        " bytes: too short for a safetensors file, which begins with 8 bytes of header length");
+  uint64_t header_bytes;
+  memcpy(&header_bytes, file.data(), 8);
+  if (header_bytes > kMaxHeaderBytes) {
+    fail_file(path, "a header of " + std::to_string(header_bytes) + " bytes; the limit is " +
+                        std::to_string(kMaxHeaderBytes));
+  }
+  if (header_bytes > file.size() - 8) {
+    fail_file(path, "truncated: a header of " + std::to_string(header_bytes) + " bytes, and only " +
+                        std::to_string(file.size() - 8) + " bytes follow its length");
+  }
+  std::map<std::string, HeaderEntry> entries;
+  {
+    HeaderReader reader(path, entries);
+    const char* header = reinterpret_cast<const char*>(file.data()) + 8;
+    Json::sax_parse(header, header + header_bytes, &reader);
+  }
+
+  const uint8_t* data = file.data() + 8 + header_bytes;
+  const uint64_t data_bytes = file.size() - 8 - header_bytes;
+  std::vector<std::pair<const std::string, HeaderEntry>*> in_order;
+  for (auto& item : entries) {
+    const auto& [name, entry] = item;
+    const std::string tensor = "tensor '" + printable(name) + "': ";
+    const uint64_t begin = entry.offsets[0], end = entry.offsets[1];
+    if (begin > end) fail_file(path, tensor + "data_offsets " + span_text(entry) + " end before they begin");
+    if (end > data_bytes) {
+      fail_file(path, tensor + "data_offsets " + span_text(entry) + " reach past the end of the file's " +
+                          std::to_string(data_bytes) + " bytes of data; it may be truncated");
+    }
+    const uint64_t needed = needed_bytes(path, name, entry);
+    if (end - begin != needed) {
+      fail_file(path, tensor + "data_offsets " + span_text(entry) + " are " + std::to_string(end - begin) +
+                          " bytes, and its shape and dtype need " + std::to_string(needed));
+    }
+    in_order.push_back(&item);
+  }
+
+  // The format wants the data covered whole, each byte once.
+  std::sort(in_order.begin(), in_order.end(),
+            [](const auto* a, const auto* b) { return a->second.offsets < b->second.offsets; });
+  uint64_t covered = 0;
+  const std::string* previous = nullptr;
+  for (const auto* item : in_order) {
+    const uint64_t begin = item->second.offsets[0];
+    const std::string tensor = "tensor '" + printable(item->first) + "': data_offsets " + span_text(item->second);
+    if (begin < covered) fail_file(path, tensor + " overlap those of '" + printable(*previous) + "'");
+    if (begin > covered)
+      fail_file(path, tensor + " leave a hole after byte " + std::to_string(covered) + ", which no tensor covers");
+    covered = item->second.offsets[1];
+    previous = &item->first;
+  }
+  if (covered != data_bytes) {
+    fail_file(path,
+              "its tensors cover " + std::to_string(covered) + " of " + std::to_string(data_bytes) + " bytes of data");
+  }
+
+  for (auto& [name, entry] : entries) {
+    StoredTensor tensor{std::move(entry.dtype), std::move(entry.shape), data + entry.offsets[0],
+                        entry.offsets[1] - entry.offsets[0], &kept_path};
+    const auto [it, inserted] = tensors_.emplace(name, std::move(tensor));
+    if (!inserted) fail_file(path, "the tensor '" + printable(name) + "' is in " + *it->second.file + " too");
+  }
+}
+
+void Checkpoint::read_shards(const std::string& directory) {
+  std::map<std::string, std::string> shard_of;  // tensor -> shard
+  std::set<std::string> shards;
+  {
+    const MappedFile file(path_);
+    if (file.size() > kMaxIndexBytes)
+      fail_file(path_, std::to_string(file.size()) + " bytes; the limit is " + std::to_string(kMaxIndexBytes));
+    const Json index = parse_json_object({reinterpret_cast<const char*>(file.data()), file.size()}, path_,
+                                         ErrorCode::invalid_checkpoint);
+    const auto map = index.find("weight_map");
+    if (map == index.end()) fail_file(path_, "weight_map is missing");
+    if (!map->is_object()) fail_file(path_, std::string("weight_map is not an object but of type ") + map->type_name());
+    for (const auto& [name, value] : map->items()) {
+      const std::string tensor = "weight_map: tensor '" + printable(name) + "': ";
+      if (!value.is_string()) fail_file(path_, tensor + "its shard is not a string but of type " + value.type_name());
+      const std::string shard = value.get<std::string>();
+      const bool plain = !shard.empty() && shard.size() <= 255 && shard != "." && shard != ".." &&
+                         shard.find_first_of(std::string("/\\\0", 3)) == std::string::npos;
+      if (!plain)
+        fail_file(path_,
+                  tensor + "its shard '" + printable(shard) + "' is not the plain name of a file in the directory");
+      shards.insert(shard);
+      shard_of.emplace(name, shard);
+    }
+  }
+  files_.reserve(shards.size());
+  for (const std::string& shard : shards) {
+    const std::string path = directory + "/" + shard;
+    if (!file_exists(path)) fail_file(path, "this shard is missing; " + path_ + " names it");
+    read_file(path);
+  }
+  for (const auto& [name, shard] : shard_of) {
+    const StoredTensor* tensor = find(name);
+    const std::string& path = shard_paths_.at(shard);
+    if (!tensor)
+      fail_file(path, "the tensor '" + printable(name) + "', which " + path_ + " places in this shard, is not there");
+    if (tensor->file != &path) {
+      fail_file(path, "the tensor '" + printable(name) + "', which " + path_ + " places in this shard, is in " +
+                          *tensor->file);
+    }
+  }
+  // As for readers of the format at large, a tensor that the index does not list is not part of the checkpoint.
+  std::erase_if(tensors_, [&](const auto& item) { return !shard_of.count(item.first); });
+}
+
+}  // namespace diffqkv

@@ -1,0 +1,346 @@
+#include "model/config.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+
+#include "model/checkpoint.h"
+#include "model/json_text.h"
+#include "model/mapped_file.h"
+
+namespace diffqkv {
+namespace {
+
+// Limits that no model comes near, and under which no product of sizes overflows an int64: a matrix has at most
+// 2^24 * 2^20 elements, a model at most 2^12 layers of some ten of them.
+constexpr int64_t kMaxHidden = int64_t{1} << 20;
+constexpr int64_t kMaxInner = int64_t{1} << 22;
+constexpr int64_t kMaxLayers = int64_t{1} << 12;
+constexpr int64_t kMaxVocab = int64_t{1} << 24;
+constexpr int64_t kMaxHeads = int64_t{1} << 14;
+constexpr int64_t kMaxHeadDim = int64_t{1} << 12;
+constexpr int64_t kMaxQSize = int64_t{1} << 22;
+constexpr int64_t kMaxPositions = int64_t{1} << 30;  // positions are int32 on the device
+
+std::string number_text(double value) {
+  char text[40];
+  snprintf(text, sizeof text, "%.9g", value);
+  return text;
+}
+
+// Reads the fields of one JSON object, and says what is wrong with them.
+class Fields {
+ public:
+  Fields(const Json& object, std::string origin, ErrorCode malformed, std::string prefix = "")
+      : object_(object), origin_(std::move(origin)), malformed_(malformed), prefix_(std::move(prefix)) {}
+
+  // There, and not null.
+  bool has(const char* key) const {
+    const auto it = object_.find(key);
+    return it != object_.end() && !it->is_null();
+  }
+
+  [[noreturn]] void malformed(const std::string& what) const { fail_at(malformed_, origin_, what); }
+  [[noreturn]] void unsupported(const std::string& what) const { fail_at(ErrorCode::unsupported_model, origin_, what); }
+
+  int64_t integer(const char* key, int64_t min, int64_t max) const {
+    const Json& value = get(key);
+    const std::string range = " (an integer from " + std::to_string(min) + " to " + std::to_string(max) + " is wanted)";
+    if (!value.is_number_integer()) malformed(name(key) + " is " + shown(value) + range);
+    const bool too_large = value.is_number_unsigned() && value.get<uint64_t>() > static_cast<uint64_t>(max);
+    if (too_large || value.get<int64_t>() < min || value.get<int64_t>() > max)
+      malformed(name(key) + " is " + shown(value) + range);
+    return value.get<int64_t>();
+  }
+  int64_t integer(const char* key, int64_t min, int64_t max, int64_t otherwise) const {
+    return has(key) ? integer(key, min, max) : otherwise;
+  }
+
+  double positive(const char* key) const {
+    const Json& value = get(key);
+    const bool good = value.is_number() && std::isfinite(value.get<double>()) && value.get<double>() > 0;
+    if (!good) malformed(name(key) + " is " + shown(value) + " (a finite number above 0 is wanted)");
+    return value.get<double>();
+  }
+
+  bool boolean(const char* key, bool otherwise) const {
+    if (!has(key)) return otherwise;
+    if (!get(key).is_boolean()) malformed(name(key) + " is " + shown(get(key)) + " (true or false is wanted)");
+    return get(key).get<bool>();
+  }
+
+  std::string string(const char* key, const char* otherwise) const {
+    if (!has(key)) return otherwise;
+    if (!get(key).is_string()) malformed(name(key) + " is " + shown(get(key)) + " (a string is wanted)");
+    return get(key).get<std::string>();
+  }
+
+  Fields object(const char* key) const {
+    if (!get(key).is_object()) malformed(name(key) + " is " + shown(get(key)) + " (an object is wanted)");
+    return Fields(get(key), origin_, malformed_, name(key) + ".");
+  }
+
+  const Json& get(const char* key) const {
+    const auto it = object_.find(key);
+    if (it == object_.end()) malformed(name(key) + " is missing");
+    return *it;
+  }
+
+  std::string name(const char* key) const { return prefix_ + key; }
+
+  static std::string shown(const Json& value) {
+    if (value.is_structured()) return value.is_object() ? "an object" : "an array";
+    return printable(value.dump());
+  }
+
+ private:
+  const Json& object_;
+  std::string origin_;
+  ErrorCode malformed_;
+  std::string prefix_;
+};
+
+// Everything that the config calls its architecture: model_type and the entries of architectures.
+std::vector<std::string> architecture_names(const Fields& fields) {
+  std::vector<std::string> names;
+  if (fields.has("architectures")) {
+    const Json& list = fields.get("architectures");
+    const bool good =
+        list.is_array() && std::all_of(list.begin(), list.end(), [](const Json& item) { return item.is_string(); });
+    if (!good) fields.malformed("architectures is not an array of strings");
+    for (const Json& item : list) names.push_back(item.get<std::string>());
+  }
+  if (fields.has("model_type")) names.push_back(fields.string("model_type", ""));
+  return names;
+}
+
+// "sigma" or "llama". A config is DiffQKV by its head counts, not by its name: public configs that call themselves
+// "sigma" are other architectures.
+std::string decide_architecture(const Fields& fields) {
+  const bool has_k = fields.has("num_key_heads"), has_v = fields.has("num_value_heads");
+  const std::string lacking = has_k ? "num_value_heads" : has_v ? "num_key_heads" : "num_key_heads and num_value_heads";
+  bool named_sigma = false, named_llama = false;
+  std::string quoted;
+  for (const std::string& name : architecture_names(fields)) {
+    if (name == "SigmaForCausalLM" || name == "sigma" || name == "diffqkv") {
+      named_sigma = true;
+    } else if (name == "LlamaForCausalLM" || name == "llama") {
+      named_llama = true;
+    } else {
+      fields.unsupported("the architecture '" + printable(name) + "' is not supported; Sigma (DiffQKV) and Llama are" +
+                         (has_k && has_v ? "" : ". Without " + lacking + " this is not DiffQKV"));
+    }
+    quoted += (quoted.empty() ? "'" : ", '") + name + "'";
+  }
+  if (has_k && has_v) return "sigma";
+  if (named_llama && !named_sigma && !has_k && !has_v) return "llama";
+  fields.unsupported(
+      "a config without num_key_heads and num_value_heads is not DiffQKV: this one (" +
+      (quoted.empty() ? std::string("no model_type, no architectures") : quoted) + ") has no " + lacking +
+      ". Models named Sigma that lack them are another architecture; Sigma (DiffQKV) and Llama are supported");
+}
+
+// Whether a key asks for something: neither missing, null, false, 0 nor empty.
+bool asks(const Fields& fields, const char* key) {
+  if (!fields.has(key)) return false;
+  const Json& value = fields.get(key);
+  if (value.is_boolean()) return value.get<bool>();
+  if (value.is_number()) return value.get<double>() != 0;
+  return !value.empty();
+}
+
+// What changes the arithmetic and is not done here is refused: ignoring it would give wrong text without a word.
+void refuse_features(const Fields& fields) {
+  static constexpr struct {
+    const char* key;
+    const char* what;
+  } kFeatures[] = {
+      {"attention_bias", "biases in attention"},
+      {"qkv_bias", "biases in attention"},
+      {"mlp_bias", "biases in the FFN"},
+      {"num_experts", "mixture of experts"},
+      {"num_local_experts", "mixture of experts"},
+      {"n_routed_experts", "mixture of experts"},
+      {"moe_intermediate_size", "mixture of experts"},
+      {"kv_lora_rank", "multi-head latent attention"},
+      {"q_lora_rank", "multi-head latent attention"},
+      {"quantization_config", "quantized weights"},
+      {"attn_logit_softcapping", "soft-capped scores"},
+      {"final_logit_softcapping", "soft-capped logits"},
+      {"qk_norm", "normalised Q and K"},
+      {"use_qk_norm", "normalised Q and K"},
+  };
+  for (const auto& feature : kFeatures) {
+    if (asks(fields, feature.key)) {
+      fields.unsupported(fields.name(feature.key) + " is " + Fields::shown(fields.get(feature.key)) +
+                         ": not supported (" + feature.what + ")");
+    }
+  }
+  if (asks(fields, "sliding_window") && fields.boolean("use_sliding_window", true)) {
+    fields.unsupported("sliding_window is " + Fields::shown(fields.get("sliding_window")) +
+                       ": not supported (attention over a window)");
+  }
+  const std::string activation = fields.string("hidden_act", "silu");
+  if (activation != "silu" && activation != "swish") {
+    fields.unsupported("hidden_act is '" + printable(activation) + "'; only 'silu' is supported");
+  }
+}
+
+// rope_theta, and inv_freq[d] = theta^(-2d / head_dim_qk) with the scaling of Llama 3, as transformers'
+// modeling_rope_utils defines it: wavelengths above original_max_position_embeddings / low_freq_factor are stretched by
+// `factor`, those below original_max_position_embeddings / high_freq_factor stay, and between the two the frequencies
+// are blended linearly.
+void read_rope(const Fields& fields, Config& config) {
+  // Newer files have it all in rope_parameters, older ones theta beside rope_scaling.
+  const char* key = fields.has("rope_parameters") ? "rope_parameters" : "rope_scaling";
+  const bool scaled = fields.has(key);
+  const Fields scaling = scaled ? fields.object(key) : fields;
+  if (scaled && scaling.has("rope_theta")) {
+    config.rope_theta = scaling.positive("rope_theta");
+  } else if (config.architecture == "llama" && !fields.has("rope_theta")) {
+    config.rope_theta = 10000;  // LlamaConfig's default
+  } else {
+    config.rope_theta = fields.positive("rope_theta");
+  }
+  for (const Fields* place : {&fields, &scaling}) {
+    if (place->has("partial_rotary_factor") && place->positive("partial_rotary_factor") != 1) {
+      place->unsupported(place->name("partial_rotary_factor") +
+                         " is not 1: RoPE over a part of the head is not supported");
+    }
+  }
+  std::string type = "default";
+  if (scaled) type = scaling.string("rope_type", scaling.string("type", "default").c_str());
+  if (type != "default" && type != "llama3") {
+    fields.unsupported(std::string(key) + ": RoPE scaling of type '" + printable(type) +
+                       "' is not supported; 'llama3' and 'default' are");
+  }
+  double factor = 1, low = 1, high = 4, original = 1;
+  if (type == "llama3") {
+    factor = scaling.positive("factor");
+    low = scaling.positive("low_freq_factor");
+    high = scaling.positive("high_freq_factor");
+    original = static_cast<double>(scaling.integer("original_max_position_embeddings", 1, kMaxPositions));
+    if (low >= high) {
+      fields.malformed(scaling.name("low_freq_factor") + " (" + number_text(low) +
+                       ") must be below high_freq_factor (" + number_text(high) + ")");
+    }
+  }
+  config.inv_freq.resize(config.head_dim_qk / 2);
+  for (size_t d = 0; d < config.inv_freq.size(); d++) {
+    double freq = std::pow(config.rope_theta, -2.0 * static_cast<double>(d) / static_cast<double>(config.head_dim_qk));
+    if (type == "llama3") {
+      const double wavelength = 2 * M_PI / freq;
+      const double smooth =
+          (original / wavelength - low) / (high - low);  // 0 at the long end of the blend, 1 at the short end
+      const double kept = std::clamp(smooth, 0.0, 1.0);
+      freq = (1 - kept) * freq / factor + kept * freq;
+    }
+    config.inv_freq[d] = freq;
+  }
+}
+
+// A number, a list of numbers, or null.
+void read_eos(const Fields& fields, std::vector<int64_t>& ids) {
+  if (!fields.has("eos_token_id")) return;
+  const Json& value = fields.get("eos_token_id");
+  const std::vector<Json> items = value.is_array() ? value.get<std::vector<Json>>() : std::vector<Json>{value};
+  for (const Json& item : items) {
+    const bool good = item.is_number_unsigned() && item.get<uint64_t>() <= INT32_MAX;
+    if (!good)
+      fields.malformed("eos_token_id has " + Fields::shown(item) +
+                       " in it (a token id, a list of them or null is wanted)");
+    const int64_t id = item.get<int64_t>();
+    if (std::find(ids.begin(), ids.end(), id) == ids.end()) ids.push_back(id);
+  }
+}
+
+void read_heads(const Fields& fields, Config& config) {
+  config.num_q_heads = fields.integer("num_attention_heads", 1, kMaxHeads);
+  const bool sigma = config.architecture == "sigma";
+  const char* k_key = sigma ? "num_key_heads" : "num_key_value_heads";
+  const char* v_key = sigma ? "num_value_heads" : "num_key_value_heads";
+  config.num_k_heads = fields.integer(k_key, 1, kMaxHeads, config.num_q_heads);
+  config.num_v_heads = fields.integer(v_key, 1, kMaxHeads, config.num_q_heads);
+  const auto check = [&](const char* key, int64_t num_heads) {
+    if (config.num_q_heads % num_heads == 0) return;
+    fields.malformed("num_attention_heads (" + std::to_string(config.num_q_heads) + ") is not a multiple of " + key +
+                     " (" + std::to_string(num_heads) + ")");
+  };
+  check(k_key, config.num_k_heads);
+  check(v_key, config.num_v_heads);
+  if (!fields.has("head_dim") && config.hidden_size % config.num_q_heads != 0) {
+    fields.malformed("head_dim is missing, and hidden_size (" + std::to_string(config.hidden_size) +
+                     ") is not a multiple of num_attention_heads (" + std::to_string(config.num_q_heads) + ")");
+  }
+  const int64_t size =
+      fields.has("head_dim") ? fields.integer("head_dim", 2, kMaxHeadDim) : config.hidden_size / config.num_q_heads;
+  if (size % 2 != 0 || size < 2 || size > kMaxHeadDim) {
+    fields.malformed("head_dim is " + std::to_string(size) + " (an even number from 2 to " +
+                     std::to_string(kMaxHeadDim) + " is wanted: RoPE turns pairs)");
+  }
+  config.head_dim_qk = config.head_dim_vo = size;
+  if (config.q_size() > kMaxQSize) {
+    fields.malformed("num_attention_heads * head_dim is " + std::to_string(config.q_size()) + "; the limit is " +
+                     std::to_string(kMaxQSize));
+  }
+}
+
+}  // namespace
+
+Config parse_config(std::string_view text, const std::string& origin, ErrorCode malformed) {
+  const Json json = parse_json_object(text, origin, malformed);
+  const Fields fields(json, origin, malformed);
+  Config config;
+  config.architecture = decide_architecture(fields);
+  refuse_features(fields);
+  const bool sigma = config.architecture == "sigma";
+  config.hidden_size = fields.integer("hidden_size", 1, kMaxHidden);
+  config.intermediate_size = fields.integer("intermediate_size", 1, kMaxInner);
+  config.num_layers = fields.integer("num_hidden_layers", 1, kMaxLayers);
+  config.vocab_size = fields.integer("vocab_size", 1, kMaxVocab);
+  config.max_position_embeddings = fields.integer("max_position_embeddings", 1, kMaxPositions, 2048);
+  config.aug_q_size = sigma ? fields.integer("aug_q_dim", 0, kMaxInner, Config::kUnknown) : 0;
+  // 1e-6 is LlamaConfig's default; Sigma's is not known.
+  config.rms_norm_eps = !sigma && !fields.has("rms_norm_eps") ? 1e-6 : fields.positive("rms_norm_eps");
+  if (config.rms_norm_eps > 1)
+    fields.malformed("rms_norm_eps is " + number_text(config.rms_norm_eps) + " (at most 1 is wanted)");
+  config.tie_word_embeddings = fields.boolean("tie_word_embeddings", false);
+  config.tie_word_embeddings_given = fields.has("tie_word_embeddings");
+  if (fields.has("bos_token_id")) {
+    config.has_bos_token_id = true;
+    config.bos_token_id = fields.integer("bos_token_id", 0, INT32_MAX);
+  }
+  read_eos(fields, config.eos_token_ids);
+  config.dtype = fields.string("dtype", fields.string("torch_dtype", "").c_str());
+  read_heads(fields, config);
+  read_rope(fields, config);
+  return config;
+}
+
+Config load_config(const std::string& directory) {
+  check_directory(directory);
+  const auto read = [](const std::string& path) {
+    MappedFile file(path);
+    constexpr uint64_t kMaxBytes = 16 << 20;
+    if (file.size() > kMaxBytes) {
+      fail_at(ErrorCode::invalid_checkpoint, path,
+              std::to_string(file.size()) + " bytes; the limit is " + std::to_string(kMaxBytes));
+    }
+    return file;
+  };
+  const auto text = [](const MappedFile& file) {
+    return std::string_view(reinterpret_cast<const char*>(file.data()), file.size());
+  };
+  const std::string path = directory + "/config.json";
+  Config config = parse_config(text(read(path)), path, ErrorCode::invalid_checkpoint);
+  // What ends a text in chat may stand only here.
+  const std::string generation_path = directory + "/generation_config.json";
+  if (file_exists(generation_path)) {
+    const MappedFile file = read(generation_path);
+    const Json json = parse_json_object(text(file), generation_path, ErrorCode::invalid_checkpoint);
+    read_eos(Fields(json, generation_path, ErrorCode::invalid_checkpoint), config.eos_token_ids);
+  }
+  return config;
+}
+
+}  // namespace diffqkv

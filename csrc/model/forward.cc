@@ -1,0 +1,267 @@
+// The forward graph of a Sigma model. Per layer, with h the residual stream in f32 and x = rms_norm(h):
+//
+//   q = rope(augmented_q(x)), k = rope(W_k x), v = W_v x       k and v go to the cache
+//   h += W_o attention(q, K, V)
+//   h += W_down(silu(W_gate x') * W_up x'),  x' = rms_norm(h)
+//
+// In the last layer only the last token goes past the cache: the logits of no other are asked for. For the chunks of a
+// prompt before its last that means no token at all.
+#include "model/forward.h"
+
+#include <array>
+#include <cmath>
+
+namespace diffqkv {
+namespace {
+
+class Graph {
+ public:
+  Graph(Backend& backend, const Config& config, const Weights& weights, Workspace& workspace, const ForwardStep& step)
+      : backend_(backend), config_(config), weights_(weights), ws_(workspace), step_(step), dtype_(weights.dtype) {
+    // One upload: tokens, positions, and for each query the number of keys that it sees.
+    const int64_t n = step.num_tokens;
+    std::array<int32_t, 3 * kPrefillChunk> host;
+    for (int64_t t = 0; t < n; t++) {
+      host[t] = step.tokens[t];
+      host[n + t] = static_cast<int32_t>(step.pos + t);
+      host[2 * n + t] = static_cast<int32_t>(step.pos + t + 1);
+    }
+    backend_.upload(ws_.steps.data(), host.data(), 3 * n * sizeof(int32_t));
+    tokens_ = ws_.steps.as<int32_t>();
+    positions_ = tokens_ + n;
+    kv_lens_ = tokens_ + 2 * n;
+  }
+
+  void run() {
+    embed();
+    const int64_t n = step_.num_tokens, last = config_.num_layers - 1;
+    for (int64_t layer = 0; layer <= last; layer++) {
+      if (step_.cancel && step_.cancel->load(std::memory_order_relaxed)) {
+        fail(ErrorCode::aborted, "the forward pass was aborted at token %lld", static_cast<long long>(step_.pos));
+      }
+      const LayerWeights& w = weights_.layers[layer];
+      rms_norm(w.input_norm, 0, n);
+      matmul(ws_.normed, w.k, ws_.k, 0, n, config_.hidden_size, config_.k_size());
+      matmul(ws_.normed, w.v, ws_.v, 0, n, config_.hidden_size, config_.v_size());
+      kv_append(layer);
+      const int64_t first = layer < last ? 0 : n - 1;
+      if (layer == last && !step_.logits) return;
+      query(w, first, n - first);
+      attention(layer, first, n - first);
+      add_matmul(ws_.attention, w.o, first, n - first, config_.o_size());
+      rms_norm(w.post_attention_norm, first, n - first);
+      gated(row(ws_.normed, first, config_.hidden_size), w.gate, w.up, w.down, residual(first), n - first,
+            config_.hidden_size, config_.intermediate_size, config_.hidden_size, true);
+    }
+    rms_norm(weights_.norm, n - 1, 1);
+    logits();
+  }
+
+ private:
+  // Row `index` of a buffer of the weights' type.
+  uint8_t* row(const Buffer& buffer, int64_t index, int64_t width) const {
+    return buffer.as<uint8_t>() + index * width * dtype_size(dtype_);
+  }
+  float* residual(int64_t index) const { return ws_.residual.as<float>() + index * config_.hidden_size; }
+
+  void embed() {
+    EmbedParams p;
+    p.table = weights_.embed.data();
+    p.tokens = tokens_;
+    p.out = ws_.residual.data();
+    p.table_dtype = dtype_;
+    p.out_dtype = DType::f32;
+    p.num_tokens = step_.num_tokens;
+    p.vocab_size = config_.vocab_size;
+    p.hidden_size = config_.hidden_size;
+    backend_.embed(p);
+  }
+
+  // normed = rms_norm(residual), rows first to first + count.
+  void rms_norm(const Buffer& weight, int64_t first, int64_t count) {
+    RmsNormParams p;
+    p.x = residual(first);
+    p.weight = weight.data();
+    p.out = row(ws_.normed, first, config_.hidden_size);
+    p.x_dtype = p.residual_dtype = p.weight_dtype = DType::f32;
+    p.out_dtype = dtype_;
+    p.num_tokens = count;
+    p.hidden_size = config_.hidden_size;
+    p.eps = static_cast<float>(config_.rms_norm_eps);
+    backend_.rms_norm(p);
+  }
+
+  void matmul(const Buffer& x, const Buffer& weight, const Buffer& out, int64_t first, int64_t count,
+              int64_t in_features, int64_t out_features) {
+    MatmulParams p;
+    p.x = row(x, first, in_features);
+    p.weight = weight.data();
+    p.out = row(out, first, out_features);
+    p.x_dtype = p.weight_dtype = p.out_dtype = dtype_;
+    p.num_tokens = count;
+    p.in_features = in_features;
+    p.out_features = out_features;
+    backend_.matmul(p);
+  }
+
+  // residual += x weight^T
+  void add_matmul(const Buffer& x, const Buffer& weight, int64_t first, int64_t count, int64_t in_features) {
+    MatmulParams p;
+    p.x = row(x, first, in_features);
+    p.weight = weight.data();
+    p.out = residual(first);
+    p.x_dtype = p.weight_dtype = dtype_;
+    p.out_dtype = DType::f32;
+    p.num_tokens = count;
+    p.in_features = in_features;
+    p.out_features = config_.hidden_size;
+    p.accumulate = true;
+    backend_.matmul(p);
+  }
+
+  void gated(const void* x, const Buffer& gate, const Buffer& up, const Buffer& down, void* out, int64_t count,
+             int64_t in_features, int64_t inner_size, int64_t out_features, bool accumulate) {
+    AugmentedQParams p;
+    p.x = x;
+    p.gate = gate.data();
+    p.up = up.data();
+    p.down = down.data();
+    p.out = out;
+    p.x_dtype = p.weight_dtype = dtype_;
+    p.out_dtype = accumulate ? DType::f32 : dtype_;
+    p.num_tokens = count;
+    p.in_features = in_features;
+    p.inner_size = inner_size;
+    p.out_features = out_features;
+    p.accumulate = accumulate;
+    backend_.augmented_q(p);
+  }
+
+  void query(const LayerWeights& w, int64_t first, int64_t count) {
+    const int64_t hidden = config_.hidden_size, size = config_.q_size(), aug = config_.aug_q_size;
+    void* q = row(ws_.q, first, size);
+    if (weights_.folded) {
+      gated(row(ws_.normed, first, hidden), w.q_gate, w.q_up, w.q_down, q, count, hidden, aug, size, false);
+    } else if (aug > 0) {
+      matmul(ws_.normed, w.q, ws_.q_in, first, count, hidden, size);
+      gated(row(ws_.q_in, first, size), w.q_gate, w.q_up, w.q_down, q, count, size, aug, size, false);
+    } else {
+      matmul(ws_.normed, w.q, ws_.q, first, count, hidden, size);
+    }
+    RopeParams p;
+    p.x = q;
+    p.out = q;
+    p.positions = positions_ + first;
+    p.inv_freq = weights_.inv_freq.as<double>();
+    p.dtype = dtype_;
+    p.num_tokens = count;
+    p.num_heads = config_.num_q_heads;
+    p.head_dim = config_.head_dim_qk;
+    backend_.rope(p);
+  }
+
+  void kv_append(int64_t layer) {
+    KvAppendParams p;
+    p.k = ws_.k.data();
+    p.v = ws_.v.data();
+    p.k_cache = step_.cache->k(layer);
+    p.v_cache = step_.cache->v(layer);
+    p.positions = positions_;
+    p.inv_freq = weights_.inv_freq.as<double>();
+    p.k_dtype = p.v_dtype = dtype_;
+    p.k_cache_dtype = step_.cache->k_type();
+    p.v_cache_dtype = step_.cache->v_type();
+    p.num_tokens = step_.num_tokens;
+    p.max_kv_len = step_.cache->capacity();
+    p.num_k_heads = config_.num_k_heads;
+    p.num_v_heads = config_.num_v_heads;
+    p.head_dim_qk = config_.head_dim_qk;
+    p.head_dim_vo = config_.head_dim_vo;
+    backend_.kv_append(p);
+  }
+
+  // What the two attention operators are both told.
+  template <typename Params>
+  Params attention_params(int64_t layer, int64_t first) const {
+    Params p;
+    p.q = row(ws_.q, first, config_.q_size());
+    p.k = step_.cache->k(layer);
+    p.v = step_.cache->v(layer);
+    p.out = row(ws_.attention, first, config_.o_size());
+    p.q_dtype = p.out_dtype = dtype_;
+    p.k_dtype = step_.cache->k_type();
+    p.v_dtype = step_.cache->v_type();
+    p.kv_len = step_.pos + step_.num_tokens;
+    p.num_q_heads = config_.num_q_heads;
+    p.num_k_heads = config_.num_k_heads;
+    p.num_v_heads = config_.num_v_heads;
+    p.head_dim_qk = config_.head_dim_qk;
+    p.head_dim_vo = config_.head_dim_vo;
+    p.sm_scale = static_cast<float>(1 / std::sqrt(static_cast<double>(config_.head_dim_qk)));
+    return p;  // batch strides 0: there is one cache
+  }
+
+  void attention(int64_t layer, int64_t first, int64_t count) {
+    if (count > 1 && step_.selective_top_k == 0) {
+      auto p = attention_params<AttentionPrefillParams>(layer, first);
+      p.batch_size = 1;
+      p.q_len = count;
+      p.causal = true;
+      backend_.attention_prefill(p);
+      return;
+    }
+    // Selective V is decode's: each query of a prompt becomes a sequence of its own, all of them over the one cache.
+    auto p = attention_params<AttentionDecodeParams>(layer, first);
+    p.batch_size = count;
+    p.kv_lens = kv_lens_ + first;
+    p.selective_top_k = step_.selective_top_k;
+    p.renormalize = step_.renormalize;
+    backend_.attention_decode(p);
+  }
+
+  void logits() {
+    MatmulParams p;
+    p.x = row(ws_.normed, step_.num_tokens - 1, config_.hidden_size);
+    p.weight = weights_.output_matrix();
+    p.out = step_.logits;
+    p.x_dtype = p.weight_dtype = dtype_;
+    p.out_dtype = DType::f32;
+    p.num_tokens = 1;
+    p.in_features = config_.hidden_size;
+    p.out_features = config_.vocab_size;
+    backend_.matmul(p);
+  }
+
+  Backend& backend_;
+  const Config& config_;
+  const Weights& weights_;
+  Workspace& ws_;
+  const ForwardStep& step_;
+  const DType dtype_;
+  const int32_t* tokens_;
+  const int32_t* positions_;
+  const int32_t* kv_lens_;
+};
+
+}  // namespace
+
+Workspace::Workspace(const std::shared_ptr<Backend>& backend, const Config& config, const Weights& weights) {
+  const auto activations = [&](int64_t width) {
+    return Buffer(backend, kPrefillChunk * width * dtype_size(weights.dtype));
+  };
+  residual = Buffer(backend, kPrefillChunk * config.hidden_size * sizeof(float));
+  normed = activations(config.hidden_size);
+  if (config.aug_q_size > 0 && !weights.folded) q_in = activations(config.q_size());
+  q = activations(config.q_size());
+  k = activations(config.k_size());
+  v = activations(config.v_size());
+  attention = activations(config.o_size());
+  steps = Buffer(backend, 3 * kPrefillChunk * sizeof(int32_t));
+}
+
+void run_forward(Backend& backend, const Config& config, const Weights& weights, Workspace& workspace,
+                 const ForwardStep& step) {
+  Graph(backend, config, weights, workspace, step).run();
+}
+
+}  // namespace diffqkv

@@ -1,0 +1,232 @@
+#include "model/loader.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "model/model.h"
+
+namespace diffqkv {
+namespace {
+
+constexpr int64_t kChunkElements = int64_t{4} << 20;  // 8 to 16 MiB
+
+// Converts `count` elements that may stand at any address.
+void stored_to_f32(DType from, const uint8_t* src, int64_t count, std::vector<float>& floats,
+                   std::vector<uint8_t>& aligned) {
+  floats.resize(count);
+  const size_t bytes = count * dtype_size(from);
+  if (reinterpret_cast<uintptr_t>(src) % dtype_size(from) != 0) {
+    aligned.resize(bytes);
+    memcpy(aligned.data(), src, bytes);
+    src = aligned.data();
+  }
+  convert_to_f32(from, floats.data(), src, count);
+}
+
+// out[c - c0][r] = in[r][c] for c0 <= c < c1, in tiles that fit the first-level cache.
+template <typename T>
+void transpose(uint8_t* out, const uint8_t* in, int64_t rows, int64_t columns, int64_t c0, int64_t c1) {
+  constexpr int64_t kTile = 64;
+  for (int64_t r0 = 0; r0 < rows; r0 += kTile) {
+    const int64_t r1 = std::min(rows, r0 + kTile);
+    for (int64_t t0 = c0; t0 < c1; t0 += kTile) {
+      const int64_t t1 = std::min(c1, t0 + kTile);
+      for (int64_t c = t0; c < t1; c++) {
+        for (int64_t r = r0; r < r1; r++) {
+          memcpy(out + ((c - c0) * rows + r) * sizeof(T), in + (r * columns + c) * sizeof(T), sizeof(T));
+        }
+      }
+    }
+  }
+}
+
+uint64_t splitmix64(uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  return x ^ (x >> 31);
+}
+
+// The middles of 4,096 slices of the normal distribution of equal probability, by bisection of its integral.
+constexpr int kSlices = 4096;
+std::vector<float> normal_quantiles() {
+  std::vector<float> quantiles(kSlices);
+  for (int i = 0; i < kSlices / 2; i++) {
+    const double p = (i + 0.5) / kSlices;
+    double low = -5, high = 0;
+    for (int step = 0; step < 50; step++) {
+      const double middle = (low + high) / 2;
+      (0.5 * std::erfc(-middle * M_SQRT1_2) < p ? low : high) = middle;
+    }
+    quantiles[i] = static_cast<float>(low);
+    quantiles[kSlices - 1 - i] = static_cast<float>(-low);
+  }
+  return quantiles;
+}
+
+// A hash of 64 bits makes five draws from the table, whose values have their final type already: some 2 GB/s.
+template <typename T>
+void draw_elements(T* out, const T* table, int64_t first, int64_t count, uint64_t key) {
+  constexpr int kPerHash = 5;  // `first` is a multiple of it
+  uint64_t counter = first / kPerHash;
+  int64_t i = 0;
+  while (i < count) {
+    uint64_t bits = splitmix64(key + counter++ * 0x9e3779b97f4a7c15u);
+    const int64_t end = std::min<int64_t>(count, i + kPerHash);
+    for (; i < end; i++, bits >>= 12) out[i] = table[bits & (kSlices - 1)];
+  }
+}
+
+}  // namespace
+
+Loader::Loader(std::shared_ptr<Backend> backend, const LoadOptions& options, uint64_t total_bytes)
+    : backend_(std::move(backend)), options_(options), total_bytes_(total_bytes) {
+  check_cancel();
+  if (options_.on_progress) options_.on_progress(0, total_bytes_);
+}
+
+void Loader::check_cancel() const {
+  if (options_.cancel && options_.cancel->load(std::memory_order_relaxed)) {
+    throw Error(ErrorCode::aborted, "loading was aborted after " + std::to_string(loaded_bytes_) + " of " +
+                                        std::to_string(total_bytes_) + " bytes");
+  }
+}
+
+void Loader::advance(uint64_t bytes) {
+  loaded_bytes_ += bytes;
+  check_cancel();
+  // The last report is finish's. A model has many small tensors, of which nobody wants to hear one by one.
+  const uint64_t step = std::max<uint64_t>(uint64_t{1} << 20, total_bytes_ / 200);
+  if (options_.on_progress && loaded_bytes_ < total_bytes_ && loaded_bytes_ - reported_bytes_ >= step) {
+    reported_bytes_ = loaded_bytes_;
+    options_.on_progress(loaded_bytes_, total_bytes_);
+  }
+}
+
+void Loader::finish() {
+  backend_->synchronize();
+  check_cancel();
+  if (options_.on_progress) options_.on_progress(total_bytes_, total_bytes_);
+}
+
+Buffer Loader::load(const StoredTensor& tensor, DType to) {
+  DType from;
+  if (!weight_dtype(tensor, &from)) fail(ErrorCode::unsupported_model, "weights of type %s", tensor.dtype.c_str());
+  const int64_t count = static_cast<int64_t>(tensor.bytes / dtype_size(from));
+  Buffer buffer(backend_, count * dtype_size(to));
+  for (int64_t i = 0; i < count; i += kChunkElements) {
+    const int64_t size = std::min(kChunkElements, count - i);
+    const uint8_t* src = tensor.data + i * dtype_size(from);
+    if (from != to) {
+      stored_to_f32(from, src, size, floats_, converted_);
+      src = reinterpret_cast<const uint8_t*>(floats_.data());
+      if (to != DType::f32) {
+        converted_.resize(size * dtype_size(to));
+        convert_from_f32(to, converted_.data(), floats_.data(), size);
+        src = converted_.data();
+      }
+    }
+    backend_->upload(buffer.as<uint8_t>() + i * dtype_size(to), src, size * dtype_size(to));
+    advance(size * dtype_size(from));
+  }
+  return buffer;
+}
+
+Buffer Loader::load_transposed(const StoredTensor& tensor, DType to) {
+  DType from;
+  if (!weight_dtype(tensor, &from)) fail(ErrorCode::unsupported_model, "weights of type %s", tensor.dtype.c_str());
+  const int64_t rows = tensor.shape[0], columns = tensor.shape[1];
+  Buffer buffer(backend_, rows * columns * dtype_size(to));
+  const int64_t block = std::max<int64_t>(1, kChunkElements / rows);
+  std::vector<uint8_t> block_in_file_type;
+  for (int64_t c0 = 0; c0 < columns; c0 += block) {
+    const int64_t c1 = std::min(columns, c0 + block), size = (c1 - c0) * rows;
+    block_in_file_type.resize(size * dtype_size(from));
+    if (dtype_size(from) == 2)
+      transpose<uint16_t>(block_in_file_type.data(), tensor.data, rows, columns, c0, c1);
+    else
+      transpose<uint32_t>(block_in_file_type.data(), tensor.data, rows, columns, c0, c1);
+    const void* src = block_in_file_type.data();
+    if (from != to) {  // to f32, then
+      stored_to_f32(from, block_in_file_type.data(), size, floats_, converted_);
+      src = floats_.data();
+    }
+    backend_->upload(buffer.as<uint8_t>() + c0 * rows * dtype_size(to), src, size * dtype_size(to));
+    advance(size * dtype_size(from));
+  }
+  return buffer;
+}
+
+Buffer Loader::multiply(const StoredTensor& matrix, const Buffer& q_transposed, int64_t hidden_size, DType operand,
+                        DType to) {
+  const int64_t aug_q_size = matrix.shape[0], q_size = matrix.shape[1];
+  const Buffer x = load(matrix, operand);
+  Buffer out(backend_, aug_q_size * hidden_size * dtype_size(to));
+  constexpr int64_t kRows = 512;  // looks at cancel in between
+  for (int64_t row = 0; row < aug_q_size; row += kRows) {
+    check_cancel();
+    MatmulParams p;
+    p.x = x.as<uint8_t>() + row * q_size * dtype_size(operand);
+    p.weight = q_transposed.data();
+    p.out = out.as<uint8_t>() + row * hidden_size * dtype_size(to);
+    p.x_dtype = p.weight_dtype = operand;
+    p.out_dtype = to;
+    p.num_tokens = std::min(kRows, aug_q_size - row);
+    p.in_features = q_size;
+    p.out_features = hidden_size;
+    backend_->matmul(p);
+  }
+  backend_->synchronize();  // before x goes
+  return out;
+}
+
+FoldedQ Loader::fold(const StoredTensor& q, const StoredTensor& gate, const StoredTensor& up, DType to) {
+  // Where the three have one type, the device takes it as it is; else all become f32, which holds each of them exactly.
+  const bool same = q.dtype == gate.dtype && q.dtype == up.dtype;
+  DType operand = DType::f32;
+  if (same) weight_dtype(q, &operand);
+  const int64_t hidden_size = q.shape[1];
+  const Buffer q_transposed = load_transposed(q, operand);
+  FoldedQ folded;
+  folded.gate = multiply(gate, q_transposed, hidden_size, operand, to);
+  folded.up = multiply(up, q_transposed, hidden_size, operand, to);
+  return folded;
+}
+
+Buffer Loader::draw(int64_t out_features, int64_t in_features, DType dtype, uint64_t seed, uint64_t stream) {
+  static const std::vector<float> quantiles = normal_quantiles();
+  std::vector<float> scaled(quantiles);
+  const float deviation = 1.0f / std::sqrt(static_cast<float>(in_features));
+  for (float& value : scaled) value *= deviation;
+  std::vector<uint8_t> table(kSlices * dtype_size(dtype));
+  convert_from_f32(dtype, table.data(), scaled.data(), kSlices);
+
+  const uint64_t key = splitmix64(splitmix64(seed) + stream * 0x9e3779b97f4a7c15u);
+  const int64_t count = out_features * in_features;
+  constexpr int64_t kChunk = kChunkElements / 5 * 5;  // whole hashes
+  Buffer buffer(backend_, count * dtype_size(dtype));
+  for (int64_t i = 0; i < count; i += kChunk) {
+    const int64_t size = std::min(kChunk, count - i);
+    converted_.resize(size * dtype_size(dtype));
+    if (dtype_size(dtype) == 2) {
+      draw_elements(reinterpret_cast<uint16_t*>(converted_.data()), reinterpret_cast<const uint16_t*>(table.data()), i,
+                    size, key);
+    } else {
+      draw_elements(reinterpret_cast<float*>(converted_.data()), reinterpret_cast<const float*>(table.data()), i, size,
+                    key);
+    }
+    backend_->upload(buffer.as<uint8_t>() + i * dtype_size(dtype), converted_.data(), converted_.size());
+    advance(converted_.size());
+  }
+  return buffer;
+}
+
+Buffer Loader::ones(int64_t count) {
+  const std::vector<float> values(count, 1.0f);
+  Buffer buffer(backend_, count * sizeof(float));
+  backend_->upload(buffer.data(), values.data(), buffer.bytes());
+  advance(buffer.bytes());
+  return buffer;
+}
+
+}  // namespace diffqkv

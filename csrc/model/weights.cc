@@ -1,0 +1,263 @@
+#include "model/weights.h"
+
+#include <functional>
+#include <set>
+#include <string>
+
+#include "model/loader.h"
+#include "model/model.h"
+
+namespace diffqkv {
+namespace {
+
+// One tensor of a checkpoint, and where it goes. A vector is a norm weight.
+struct TensorSpec {
+  std::string name;
+  int64_t out_features;  // or the length of a vector
+  int64_t in_features;   // 0 for a vector
+};
+
+const char* const kQ = "self_attn.q_proj.weight";
+const char* const kQGate = "self_attn.q_gate_proj.weight";
+const char* const kQUp = "self_attn.q_up_proj.weight";
+const char* const kQDown = "self_attn.q_down_proj.weight";
+
+std::string layer_name(int64_t layer, const char* suffix) {
+  return "model.layers." + std::to_string(layer) + "." + suffix;
+}
+
+// Name and shape of a layer's tensors, and the buffers that they go to.
+struct LayerSpec {
+  const char* suffix;
+  int64_t out_features, in_features;
+  Buffer LayerWeights::*buffer;
+};
+
+std::vector<LayerSpec> layer_specs(const Config& config) {
+  const int64_t hidden = config.hidden_size, inner = config.intermediate_size, aug = config.aug_q_size;
+  std::vector<LayerSpec> specs = {
+      {"input_layernorm.weight", hidden, 0, &LayerWeights::input_norm},
+      {"post_attention_layernorm.weight", hidden, 0, &LayerWeights::post_attention_norm},
+      {kQ, config.q_size(), hidden, &LayerWeights::q},
+      {"self_attn.k_proj.weight", config.k_size(), hidden, &LayerWeights::k},
+      {"self_attn.v_proj.weight", config.v_size(), hidden, &LayerWeights::v},
+      {"self_attn.o_proj.weight", hidden, config.o_size(), &LayerWeights::o},
+      {"mlp.gate_proj.weight", inner, hidden, &LayerWeights::gate},
+      {"mlp.up_proj.weight", inner, hidden, &LayerWeights::up},
+      {"mlp.down_proj.weight", hidden, inner, &LayerWeights::down},
+  };
+  if (aug > 0) {
+    specs.push_back({kQGate, aug, config.q_size(), &LayerWeights::q_gate});
+    specs.push_back({kQUp, aug, config.q_size(), &LayerWeights::q_up});
+    specs.push_back({kQDown, config.q_size(), aug, &LayerWeights::q_down});
+  }
+  return specs;
+}
+
+const char* const kEmbed = "model.embed_tokens.weight";
+const char* const kNorm = "model.norm.weight";
+const char* const kLmHead = "lm_head.weight";
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); i++) text += (i ? ", " : "") + std::to_string(shape[i]);
+  return text + "]";
+}
+
+[[noreturn]] void fail_missing(const Checkpoint& checkpoint, const std::string& name, const std::string& why) {
+  throw Error(ErrorCode::invalid_checkpoint, checkpoint.path() + ": the tensor '" + name + "' is missing" + why);
+}
+
+void check_tensor(const Checkpoint& checkpoint, const std::string& name, int64_t out_features, int64_t in_features,
+                  const std::string& why = "") {
+  const StoredTensor* tensor = checkpoint.find(name);
+  if (!tensor) fail_missing(checkpoint, name, why);
+  std::vector<int64_t> shape{out_features};
+  if (in_features) shape.push_back(in_features);
+  const std::string place = *tensor->file + ": the tensor '" + name + "' ";
+  if (tensor->shape != shape) {
+    throw Error(ErrorCode::invalid_checkpoint,
+                place + "has shape " + shape_text(tensor->shape) + "; by config.json it must be " + shape_text(shape));
+  }
+  DType dtype;
+  if (!weight_dtype(*tensor, &dtype)) {
+    throw Error(ErrorCode::unsupported_model,
+                place + "is of type " + tensor->dtype + "; BF16, F16 and F32 are supported");
+  }
+}
+
+// A tensor in a layer that the model would leave out (a bias, a norm of Q, a layer past num_layers) changes what the
+// checkpoint computes. Tensors outside of the layers, and buffers that only cache RoPE's frequencies, do not matter.
+void refuse_leftovers(const Config& config, const Checkpoint& checkpoint) {
+  const std::string prefix = "model.layers.";
+  std::set<std::string> known = {"self_attn.rotary_emb.inv_freq"};
+  for (const LayerSpec& spec : layer_specs(config)) known.insert(spec.suffix);
+  for (auto it = checkpoint.tensors().lower_bound(prefix); it != checkpoint.tensors().end(); ++it) {
+    const auto& [name, tensor] = *it;
+    if (name.compare(0, prefix.size(), prefix) != 0) break;
+    const std::string place = *tensor.file + ": the tensor '" + printable(name) + "' ";
+    const size_t dot = name.find('.', prefix.size());
+    const std::string number = name.substr(prefix.size(), dot == std::string::npos ? dot : dot - prefix.size());
+    const bool is_number =
+        !number.empty() && number.size() <= 9 && number.find_first_not_of("0123456789") == std::string::npos;
+    if (is_number && std::stoll(number) >= config.num_layers) {
+      throw Error(ErrorCode::invalid_checkpoint, place + "is of a layer past the num_hidden_layers (" +
+                                                     std::to_string(config.num_layers) + ") of config.json");
+    }
+    const std::string suffix = dot == std::string::npos ? "" : name.substr(dot + 1);
+    if (is_number && known.count(suffix)) continue;
+    if (suffix == kQGate || suffix == kQUp || suffix == kQDown) {
+      throw Error(ErrorCode::invalid_checkpoint,
+                  place + "belongs to augmented Q, which by config.json and the first layer is not there");
+    }
+    throw Error(ErrorCode::unsupported_model,
+                place + "is no part of a Sigma or Llama layer, and would change what the model computes");
+  }
+}
+
+}  // namespace
+
+uint64_t Weights::bytes() const {
+  uint64_t total = embed.bytes() + lm_head.bytes() + norm.bytes() + inv_freq.bytes();
+  for (const LayerWeights& l : layers) {
+    for (const Buffer* b : {&l.input_norm, &l.post_attention_norm, &l.q, &l.q_gate, &l.q_up, &l.q_down, &l.k, &l.v,
+                            &l.o, &l.gate, &l.up, &l.down}) {
+      total += b->bytes();
+    }
+  }
+  return total;
+}
+
+uint64_t count_parameters(const Config& config) {
+  uint64_t layer = 0;
+  for (const LayerSpec& spec : layer_specs(config))
+    layer += static_cast<uint64_t>(spec.out_features) * (spec.in_features ? spec.in_features : 1);
+  const uint64_t embed = static_cast<uint64_t>(config.vocab_size) * config.hidden_size;
+  return embed * (config.tie_word_embeddings ? 1 : 2) + config.hidden_size + layer * config.num_layers;
+}
+
+bool folding_saves_bytes(const Config& config) {
+  const int64_t aug = config.aug_q_size, q = config.q_size(), hidden = config.hidden_size;
+  return aug > 0 && 2 * aug * hidden < q * hidden + 2 * aug * q;
+}
+
+void resolve_config(Config& config, const Checkpoint& checkpoint) {
+  if (config.aug_q_size == Config::kUnknown) {
+    const StoredTensor* up = checkpoint.find(layer_name(0, kQUp));
+    const bool any = up || checkpoint.find(layer_name(0, kQGate)) || checkpoint.find(layer_name(0, kQDown));
+    if (any && !up) fail_missing(checkpoint, layer_name(0, kQUp), ", and other tensors of augmented Q are there");
+    if (up && (up->shape.size() != 2 || up->shape[0] < 1 || up->shape[0] > (1 << 22))) {
+      throw Error(ErrorCode::invalid_checkpoint, *up->file + ": the tensor '" + layer_name(0, kQUp) + "' has shape " +
+                                                     shape_text(up->shape) + "; [aug_q_dim, " +
+                                                     std::to_string(config.q_size()) + "] is wanted");
+    }
+    config.aug_q_size = up ? up->shape[0] : 0;
+  }
+  if (!config.tie_word_embeddings_given) config.tie_word_embeddings = !checkpoint.find(kLmHead);
+
+  check_tensor(checkpoint, kEmbed, config.vocab_size, config.hidden_size);
+  check_tensor(checkpoint, kNorm, config.hidden_size, 0);
+  if (!config.tie_word_embeddings) {
+    check_tensor(checkpoint, kLmHead, config.vocab_size, config.hidden_size,
+                 " (config.json says tie_word_embeddings: false)");
+  }
+  const std::vector<LayerSpec> specs = layer_specs(config);
+  for (int64_t layer = 0; layer < config.num_layers; layer++) {
+    for (const LayerSpec& spec : specs)
+      check_tensor(checkpoint, layer_name(layer, spec.suffix), spec.out_features, spec.in_features);
+  }
+  refuse_leftovers(config, checkpoint);
+}
+
+namespace {
+
+Buffer upload_inv_freq(const std::shared_ptr<Backend>& backend, const Config& config) {
+  Buffer buffer(backend, config.inv_freq.size() * sizeof(double));
+  backend->upload(buffer.data(), config.inv_freq.data(), buffer.bytes());
+  return buffer;
+}
+
+}  // namespace
+
+Weights load_weights(std::shared_ptr<Backend> backend, const Config& config, const Checkpoint& checkpoint,
+                     const LoadOptions& options) {
+  const std::vector<LayerSpec> specs = layer_specs(config);
+  const auto tensor = [&](const std::string& name) -> const StoredTensor& { return *checkpoint.find(name); };
+
+  uint64_t total_bytes =
+      tensor(kEmbed).bytes + tensor(kNorm).bytes + (config.tie_word_embeddings ? 0 : tensor(kLmHead).bytes);
+  for (int64_t layer = 0; layer < config.num_layers; layer++) {
+    for (const LayerSpec& spec : specs) total_bytes += tensor(layer_name(layer, spec.suffix)).bytes;
+  }
+
+  Weights weights;
+  if (options.has_dtype)
+    weights.dtype = options.dtype;
+  else
+    weight_dtype(tensor(kEmbed), &weights.dtype);
+  weights.folded = folding_saves_bytes(config);
+
+  Loader loader(backend, options, total_bytes);
+  weights.inv_freq = upload_inv_freq(backend, config);
+  weights.embed = loader.load(tensor(kEmbed), weights.dtype);
+  weights.layers.resize(config.num_layers);
+  for (int64_t layer = 0; layer < config.num_layers; layer++) {
+    LayerWeights& out = weights.layers[layer];
+    for (const LayerSpec& spec : specs) {
+      const bool folds = weights.folded && (spec.suffix == kQ || spec.suffix == kQGate || spec.suffix == kQUp);
+      if (folds) continue;
+      out.*spec.buffer =
+          loader.load(tensor(layer_name(layer, spec.suffix)), spec.in_features ? weights.dtype : DType::f32);
+    }
+    if (weights.folded) {
+      FoldedQ folded = loader.fold(tensor(layer_name(layer, kQ)), tensor(layer_name(layer, kQGate)),
+                                   tensor(layer_name(layer, kQUp)), weights.dtype);
+      out.q_gate = std::move(folded.gate);
+      out.q_up = std::move(folded.up);
+    }
+  }
+  weights.norm = loader.load(tensor(kNorm), DType::f32);
+  if (!config.tie_word_embeddings) weights.lm_head = loader.load(tensor(kLmHead), weights.dtype);
+  loader.finish();
+  return weights;
+}
+
+Weights random_weights(std::shared_ptr<Backend> backend, const Config& config, DType dtype, const LoadOptions& options,
+                       uint64_t seed) {
+  Weights weights;
+  weights.dtype = dtype;
+  weights.folded = folding_saves_bytes(config);
+
+  // In and out features as they are after folding.
+  std::vector<LayerSpec> specs = layer_specs(config);
+  if (weights.folded) {
+    std::erase_if(specs, [](const LayerSpec& spec) { return spec.suffix == kQ; });
+    for (LayerSpec& spec : specs) {
+      if (spec.suffix == kQGate || spec.suffix == kQUp) spec.in_features = config.hidden_size;
+    }
+  }
+  const auto bytes = [&](int64_t out_features, int64_t in_features) {
+    return static_cast<uint64_t>(out_features) * (in_features ? in_features * dtype_size(dtype) : sizeof(float));
+  };
+  uint64_t total_bytes = bytes(config.vocab_size, config.hidden_size) * (config.tie_word_embeddings ? 1 : 2) +
+                         bytes(config.hidden_size, 0);
+  for (const LayerSpec& spec : specs) total_bytes += bytes(spec.out_features, spec.in_features) * config.num_layers;
+
+  Loader loader(backend, options, total_bytes);
+  uint64_t stream = 0;  // each tensor has its own stream of random numbers
+  const auto draw = [&](int64_t out_features, int64_t in_features) {
+    return in_features ? loader.draw(out_features, in_features, dtype, seed, stream++) : loader.ones(out_features);
+  };
+  weights.inv_freq = upload_inv_freq(backend, config);
+  weights.embed = draw(config.vocab_size, config.hidden_size);
+  weights.norm = draw(config.hidden_size, 0);
+  if (!config.tie_word_embeddings) weights.lm_head = draw(config.vocab_size, config.hidden_size);
+  weights.layers.resize(config.num_layers);
+  for (LayerWeights& layer : weights.layers) {
+    for (const LayerSpec& spec : specs) layer.*spec.buffer = draw(spec.out_features, spec.in_features);
+  }
+  loader.finish();
+  return weights;
+}
+
+}  // namespace diffqkv

@@ -1,0 +1,16 @@
+// The test suite. `npm test` (scripts/test.mjs) runs it in two passes: everything, then the files in which time counts,
+// alone. See test/README.md.
+module.exports = {
+  testEnvironment: 'node',
+  testMatch: ['<rootDir>/test/**/*.test.ts'],
+  transform: {
+    '^.+\\.ts$': [
+      '@swc/jest',
+      { jsc: { target: 'es2022', parser: { syntax: 'typescript', explicitResourceManagement: true } } },
+    ],
+  },
+  moduleNameMapper: { '^diffqkv$': '<rootDir>/lib/index.ts' },
+  modulePathIgnorePatterns: ['<rootDir>/build/', '<rootDir>/dist/'],
+  testTimeout: 60_000,
+  maxWorkers: 2,
+};

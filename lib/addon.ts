@@ -1,0 +1,164 @@
+// The typed contract with csrc/addon, all of it, and the search for the .node file.
+//
+// Every method that takes time returns a promise and runs on the device's executor thread, first in, first out. Errors
+// are thrown, or reject, as an Error with a `code` of lib/errors.ts. Arrays given in are copied before the call returns;
+// arrays to be filled are written on the JS thread just before the promise resolves.
+
+import { existsSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { DiffqkvError } from './errors';
+
+export type NativeDType = 'f32' | 'f16' | 'bf16' | 'i32' | 'i8' | 'f8e4m3';
+
+export interface NativeDeviceInfo {
+  id: string;
+  kind: 'cpu' | 'cuda' | 'emulated';
+  name: string;
+  usable: boolean;
+  reason?: string;
+  totalMemory: number;
+  computeCapability?: string;
+  /** What `diffqkv info` prints besides, e.g. { simd: 'avx512_bf16+amx', linear: 'oneDNN 2.6.3', threads: '2' }. */
+  details: Record<string, string>;
+}
+
+/** Ends a running call early: it rejects with code ABORT_ERR. */
+export interface NativeCancel {
+  cancel(): void;
+}
+
+export interface NativeTensor {
+  readonly byteLength: number;
+  /** Fills `out` (Float32Array: converted; else the raw element type, same length). */
+  readInto(out: ArrayBufferView): Promise<void>;
+  write(data: ArrayBufferView): Promise<void>;
+  dispose(): void;
+}
+
+export interface NativeDevice {
+  readonly info: NativeDeviceInfo;
+  /** `data` undefined: zeros; null: left as the memory is, for what is written whole before it is read. */
+  tensor(dtype: NativeDType, shape: number[], data?: ArrayBufferView | null): NativeTensor;
+  synchronize(): Promise<void>;
+  /** Takes a time stamp in the device's queue; resolves to a handle for elapsedMs. */
+  recordEvent(): object;
+  elapsedMs(start: object, stop: object): Promise<number>;
+  dispose(): void;
+
+  // Operators. Shapes, types and head counts are checked here, before anything is queued (thrown synchronously).
+  attentionPrefill(q: NativeTensor, k: NativeTensor, v: NativeTensor, out: NativeTensor, lse: NativeTensor | undefined,
+    kvLens: NativeTensor | undefined, causal: boolean, smScale: number | undefined): Promise<void>;
+  attentionDecode(q: NativeTensor, k: NativeTensor, v: NativeTensor, out: NativeTensor, lse: NativeTensor | undefined,
+    kvLens: NativeTensor | undefined, smScale: number | undefined, numSplits: number, selectiveTopK: number, renormalize: boolean): Promise<void>;
+  augmentedQ(x: NativeTensor, gate: NativeTensor, up: NativeTensor, down: NativeTensor, out: NativeTensor): Promise<void>;
+  matmul(x: NativeTensor, weight: NativeTensor, out: NativeTensor): Promise<void>;
+  rmsNorm(x: NativeTensor, weight: NativeTensor, out: NativeTensor, residual: NativeTensor | undefined, eps: number): Promise<void>;
+  rope(x: NativeTensor, positions: NativeTensor, out: NativeTensor, theta: number): Promise<void>;
+  siluMul(gate: NativeTensor, up: NativeTensor, out: NativeTensor): Promise<void>;
+  embed(table: NativeTensor, tokens: NativeTensor, out: NativeTensor): Promise<void>;
+
+  loadModel(directory: string, dtype: NativeDType | undefined, onProgress: ((loadedBytes: number, totalBytes: number) => void) | undefined,
+    cancel: NativeCancel | undefined): Promise<NativeModel>;
+  randomModel(configJson: string, dtype: NativeDType | undefined, seed: bigint): Promise<NativeModel>;
+}
+
+export interface NativeModel {
+  /** The config in this project's words (camelCase), as csrc/model/config read it; plus eosTokenIds, bosTokenId. */
+  readonly config: NativeModelConfig;
+  readonly dtype: NativeDType;
+  readonly numParameters: number;
+  readonly weightBytes: number;
+  createSession(options: NativeSessionOptions): Promise<NativeSession>;
+  dispose(): void;
+}
+
+export interface NativeModelConfig {
+  architecture: 'sigma' | 'llama';
+  hiddenSize: number;
+  intermediateSize: number;
+  augQSize: number; // 0 without augmented Q
+  numLayers: number;
+  vocabSize: number;
+  numQHeads: number;
+  numKHeads: number;
+  numVHeads: number;
+  headDimQk: number;
+  headDimVo: number;
+  ropeTheta: number;
+  rmsNormEps: number;
+  maxPositionEmbeddings: number;
+  tieWordEmbeddings: boolean;
+  bosTokenId?: number;
+  eosTokenIds: number[];
+}
+
+export interface NativeSessionOptions {
+  maxKvLen?: number;
+  kType?: NativeDType;
+  vType?: NativeDType;
+  selectiveTopK?: number;
+  renormalize?: boolean;
+}
+
+export interface NativeSampling {
+  temperature: number;
+  topK: number; // 0: all
+  topP: number;
+  minP: number;
+  repetitionPenalty: number;
+  seed: bigint;
+}
+
+export interface NativeSession {
+  readonly kvLen: number;
+  readonly maxKvLen: number;
+  readonly kCacheBytes: number;
+  readonly vCacheBytes: number;
+  /** Appends tokens; fills `logits` ([vocabSize]) with those of the last one. */
+  forward(tokens: Int32Array, logits: Float32Array, cancel: NativeCancel | undefined): Promise<void>;
+  /** Appends tokens and draws the next one, `step` counting the draws of this generate call from 0; onProgress hears of each prefill chunk. */
+  nextToken(tokens: Int32Array, sampling: NativeSampling, step: number, cancel: NativeCancel | undefined,
+    onProgress: ((doneTokens: number, totalTokens: number) => void) | undefined): Promise<number>;
+  truncate(kvLen: number): Promise<void>;
+  fork(): Promise<NativeSession>;
+  dispose(): void;
+}
+
+export interface NativeAddon {
+  /** 'onednn' or 'plain', and whether CUDA was built in. */
+  readonly build: { linear: string; cuda: boolean; version: string };
+  listDevices(): NativeDeviceInfo[];
+  /** Throws ERR_DEVICE_UNAVAILABLE. */
+  openDevice(id: string): Promise<NativeDevice>;
+  createCancel(): NativeCancel;
+}
+
+/** The folder of package.json: this file runs from lib/ (tests) and from dist/lib/. */
+export const packageRoot: string = (() => {
+  let folder = __dirname;
+  while (!existsSync(join(folder, 'package.json')) && dirname(folder) !== folder) folder = dirname(folder);
+  return folder;
+})();
+
+let loaded: NativeAddon | undefined;
+
+/** The native module: build/Release, where it was compiled here, else the one of prebuilds/ for this platform. */
+export function addon(): NativeAddon {
+  if (loaded === undefined) {
+    const load = require('node-gyp-build') as ((root: string) => NativeAddon) & { path(root: string): string };
+    let file = '';
+    try {
+      file = load.path(packageRoot);
+      loaded = load(packageRoot);
+    } catch (error) {
+      const cause = (error as Error).message.split('\n')[0];
+      throw new DiffqkvError(
+        'ERR_DEVICE_UNAVAILABLE',
+        file === ''
+          ? `the native module is not there for ${process.platform}-${process.arch}: run \`npx diffqkv build\` (in a checkout: npm run build)`
+          : `the native module ${file} does not load: ${cause}`,
+      );
+    }
+  }
+  return loaded;
+}

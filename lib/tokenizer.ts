@@ -1,0 +1,155 @@
+import { join } from 'node:path';
+import { setImmediate as nextTick } from 'node:timers/promises';
+import { Tokenizer as Encoder } from '@huggingface/tokenizers';
+import { type ChatMessage, ChatTemplate, type ChatTemplateOptions, chatTemplateSource, checkMessages } from './chat';
+import { createDecoder, type DecoderConfig } from './decoder';
+import { checkInteger, DiffqkvError, invalid } from './errors';
+import { type Json, readJson, readPieces, readText, tokenText } from './tokenizer_files';
+
+/** Decodes token by token. All that `push` and `flush` return, joined, is what `decode` gives for all the tokens. */
+export interface TokenStream {
+  /** The text that this token settles: '' while a character is incomplete. Never part of a character. */
+  push(token: number): string;
+  /** The rest, at the end: U+FFFD where a character stayed incomplete. */
+  flush(): string;
+}
+
+export interface DecodeOptions {
+  /** Leave out the special tokens, such as `<|end_of_text|>`. Default true. */
+  skipSpecialTokens?: boolean;
+}
+
+export interface StreamOptions extends DecodeOptions {
+  /** The tokens go on from an earlier text: a space that opens them stays, where SentencePiece would drop it. Default false. */
+  continued?: boolean;
+}
+
+/**
+ * Text to tokens and back, by a checkpoint's `tokenizer.json` and `tokenizer_config.json`. Decoding gives the text that
+ * the tokens stand for, byte for byte: the clean-up of spaces which some tokenizer_config.json ask for (` .` to `.`)
+ * would change it, and isn't done.
+ */
+export class Tokenizer {
+  readonly #encoder: Encoder;
+  readonly #decoderConfig: DecoderConfig | null;
+  readonly #pieces: (string | undefined)[];
+  readonly #literals: Set<string>;
+  readonly #specialTokens: Set<number>;
+  readonly #prependsBos: boolean;
+  readonly #chatTemplate: ChatTemplate | null;
+  readonly #directory: string;
+
+  /** One more than the largest token id. */
+  readonly vocabSize: number;
+  /** The id of `bos_token` in tokenizer_config.json; null where it names none. */
+  readonly bosTokenId: number | null;
+  /** The id of `eos_token` in tokenizer_config.json; null where it names none. */
+  readonly eosTokenId: number | null;
+
+  private constructor(directory: string, json: Json, config: Json, jinjaFile: string | null) {
+    this.#decoderConfig = (json.decoder as DecoderConfig | null | undefined) ?? null;
+    if (this.#decoderConfig !== null) createDecoder(this.#decoderConfig, new Set(), false); // refuses what it doesn't know
+    this.#pieces = readPieces(json); // before anything else: an absurd id would make the encoder's tables absurdly long
+    // A part that is absent is as one that is null, but the encoder wants to see the null.
+    const parts = { normalizer: null, pre_tokenizer: null, post_processor: null, decoder: null, ...json };
+    this.#encoder = new Encoder(parts, { ...config, clean_up_tokenization_spaces: false });
+    const added = [...this.#encoder.get_added_tokens_decoder().values()];
+    this.#literals = new Set(added.map((token) => token.content));
+    this.#specialTokens = new Set(added.filter((token) => token.special).map((token) => token.id));
+    this.#directory = directory;
+    this.vocabSize = this.#pieces.length;
+    const names = ['bos_token', 'eos_token', 'unk_token', 'pad_token'];
+    const variables = Object.fromEntries(
+      names.map((name) => [name, tokenText(config[name])]).filter(([, text]) => text),
+    );
+    this.bosTokenId = this.#encoder.token_to_id(variables.bos_token ?? '') ?? null;
+    this.eosTokenId = this.#encoder.token_to_id(variables.eos_token ?? '') ?? null;
+    for (const id of [this.bosTokenId, this.eosTokenId]) if (id !== null) this.#specialTokens.add(id);
+    // Older checkpoints leave the BOS to the code around the tokenizer: add_bos_token, but no post_processor that does it.
+    this.#prependsBos =
+      config.add_bos_token === true && this.bosTokenId !== null && this.#encode('', true)[0] !== this.bosTokenId;
+    const source = chatTemplateSource(config, jinjaFile);
+    this.#chatTemplate = source === null ? null : new ChatTemplate(directory, source, variables);
+    this.#encode('a 1.\u00e9', true); // a tokenizer that cannot encode is found here, with its file's name
+  }
+
+  /**
+   * Reads `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja` (the last two may be absent) of a
+   * directory. Resolves to null where there is no tokenizer.json. Rejects with ERR_INVALID_CHECKPOINT, naming the file,
+   * where one is malformed, and ERR_UNSUPPORTED_MODEL where its decoder is of a kind that isn't known.
+   */
+  static async fromDirectory(directory: string): Promise<Tokenizer | null> {
+    const file = join(directory, 'tokenizer.json');
+    const json = await readJson(file);
+    if (json === null) return null;
+    const config = (await readJson(join(directory, 'tokenizer_config.json'))) ?? {};
+    const jinjaFile = await readText(join(directory, 'chat_template.jinja'));
+    await nextTick(); // building the tables takes a while: let others run first
+    json.added_tokens ??= [];
+    try {
+      return new Tokenizer(directory, json, config, jinjaFile);
+    } catch (error) {
+      const { code, message } = error as { code?: string; message: string };
+      // The encoder says so too where it doesn't know a kind of model, normalizer or pre-tokenizer.
+      const unknown = code === 'ERR_UNSUPPORTED_MODEL' || /^Unknown \w+ type: \w/.test(message);
+      throw unknown
+        ? new DiffqkvError('ERR_UNSUPPORTED_MODEL', `${file}: ${message}`)
+        : new DiffqkvError('ERR_INVALID_CHECKPOINT', `${file} is malformed: ${message}`);
+    }
+  }
+
+  /**
+   * The tokens of a text. With `addSpecialTokens` (the default) what the checkpoint puts round a text is added, such as
+   * `<|begin_of_text|>`. The names of special tokens within the text become those tokens.
+   */
+  encode(text: string, options: { addSpecialTokens?: boolean } = {}): number[] {
+    if (typeof text !== 'string') throw invalid('text', 'a string', text);
+    const addSpecialTokens = options.addSpecialTokens ?? true;
+    const tokens = this.#encode(text, addSpecialTokens);
+    return addSpecialTokens && this.#prependsBos ? [this.bosTokenId as number, ...tokens] : tokens;
+  }
+
+  /** The text of tokens. Ill-formed UTF-8 becomes U+FFFD; ids that the tokenizer doesn't know have no text. */
+  decode(tokens: ArrayLike<number>, options: DecodeOptions = {}): string {
+    const stream = this.stream(options);
+    return Array.from(tokens, (token) => stream.push(token)).join('') + stream.flush();
+  }
+
+  /** An incremental decoder that never splits a character. */
+  stream(options: StreamOptions = {}): TokenStream {
+    const skipSpecialTokens = options.skipSpecialTokens ?? true;
+    const decoder = createDecoder(this.#decoderConfig, this.#literals, options.continued ?? false);
+    return {
+      push: (token) => {
+        checkInteger('token', token, 0);
+        const piece = this.#pieces[token];
+        return piece === undefined || (skipSpecialTokens && this.#specialTokens.has(token)) ? '' : decoder.push(piece);
+      },
+      flush: () => decoder.flush(),
+    };
+  }
+
+  /**
+   * The text of a conversation by the checkpoint's chat template: encode it with `addSpecialTokens: false`, for the
+   * template writes the special tokens itself. Throws ERR_UNSUPPORTED_MODEL where the checkpoint has no template, and
+   * ERR_INVALID_ARGUMENT where the template refuses the messages.
+   */
+  applyChatTemplate(messages: readonly ChatMessage[], options: ChatTemplateOptions = {}): string {
+    checkMessages(messages);
+    if (this.#chatTemplate === null) {
+      throw new DiffqkvError(
+        'ERR_UNSUPPORTED_MODEL',
+        `the model in ${this.#directory} has no chat template (chat_template in tokenizer_config.json, or chat_template.jinja): give the prompt as text`,
+      );
+    }
+    return this.#chatTemplate.render(messages, options);
+  }
+
+  #encode(text: string, addSpecialTokens: boolean): number[] {
+    const { ids }: { ids: (number | undefined)[] } = this.#encoder.encode(text, {
+      add_special_tokens: addSpecialTokens,
+    });
+    // An id is undefined where the vocabulary lacks a piece and there is no unk_token to stand for it: nothing does.
+    return ids.filter((id) => id !== undefined);
+  }
+}

@@ -1,0 +1,102 @@
+#!/usr/bin/env node
+// Builds the native module by CMakeLists.txt into build-cmake/ and copies it to build/Release/diffqkv.node, where
+// node-gyp-build looks for it. CMake runs through cmake-js, or by itself where cmake-js is not installed.
+// build-cmake/ is kept apart because `node-gyp rebuild` wipes build/.
+//
+//   node scripts/build-native.js [--clean] [--verbose] [-DNAME=VALUE ...]
+//
+// CMake options given once are remembered by build-cmake/; DIFFQKV_CMAKE_ARGS in the environment adds to them.
+'use strict';
+
+const { spawnSync } = require('node:child_process');
+const fs = require('node:fs');
+const os = require('node:os');
+const path = require('node:path');
+
+const root = path.resolve(__dirname, '..');
+const work = path.join(root, 'build-cmake');
+const args = process.argv.slice(2);
+const verbose = args.includes('--verbose');
+const defines = [...(process.env.DIFFQKV_CMAKE_ARGS || '').split(/\s+/), ...args].filter((arg) => arg.startsWith('-D'));
+
+function stop(message) {
+  console.error(`diffqkv: ${message}`);
+  process.exit(1);
+}
+
+function onPath(program) {
+  const names = process.platform === 'win32' ? [`${program}.exe`, `${program}.cmd`] : [program];
+  return (process.env.PATH || '')
+    .split(path.delimiter)
+    .some((folder) => folder && names.some((name) => fs.existsSync(path.join(folder, name))));
+}
+
+function cmakeJs() {
+  try {
+    return require.resolve('cmake-js/bin/cmake-js', { paths: [root] });
+  } catch {
+    return null;
+  }
+}
+
+// Runs a command; its output is shown as it comes with --verbose, else only the lines that a reader needs, and all of
+// it when the command fails.
+function run(command, commandArgs) {
+  const result = spawnSync(command, commandArgs, {
+    cwd: root,
+    encoding: 'utf8',
+    maxBuffer: 1 << 30,
+    stdio: verbose ? 'inherit' : ['ignore', 'pipe', 'pipe'],
+  });
+  if (result.error) stop(`cannot run ${command}: ${result.error.message}`);
+  const output = verbose ? '' : result.stdout + result.stderr;
+  if (result.status !== 0) {
+    process.stderr.write(output);
+    // The reason CMake gives, in one line, once more at the end, where it is seen.
+    const reason = /CMake Error at [^\n]*:\n\s+(.+?)\n\s*\n/s.exec(output);
+    stop(reason ? reason[1].replace(/\s+/g, ' ') : `${command} failed with status ${result.status ?? result.signal}`);
+  }
+  for (const line of output.split('\n')) {
+    if (/^-- diffqkv: |warning:/.test(line)) console.log(line.replace(/^-- /, ''));
+  }
+}
+
+function configure() {
+  const script = cmakeJs();
+  if (script) {
+    const custom = defines.map((define) => `--CD${define.slice(2)}`);
+    run(process.execPath, [script, 'configure', '-d', root, '-O', work, '-B', 'Release', ...custom]);
+  } else {
+    const generator = onPath('ninja') ? ['-G', 'Ninja'] : [];
+    run('cmake', ['-S', root, '-B', work, ...generator, '-DCMAKE_BUILD_TYPE=Release', ...defines]);
+  }
+}
+
+for (const [program, packages] of [
+  ['cmake', 'cmake'],
+  ['c++', 'g++'],
+  ['make', 'make'],
+]) {
+  if (onPath(program) || (program === 'make' && onPath('ninja')) || (program === 'c++' && process.env.CXX)) continue;
+  stop(`${program} is not on PATH. On Debian and Ubuntu: apt-get install ${packages}`);
+}
+
+if (args.includes('--clean')) fs.rmSync(work, { recursive: true, force: true });
+const cache = path.join(work, 'CMakeCache.txt');
+const moved = fs.existsSync(cache) && !fs.readFileSync(cache, 'utf8').includes(`CMAKE_HOME_DIRECTORY:INTERNAL=${root}\n`);
+if (moved) fs.rmSync(work, { recursive: true, force: true }); // the checkout was moved or copied
+if (!fs.existsSync(path.join(work, 'build.ninja')) && !fs.existsSync(path.join(work, 'Makefile'))) {
+  fs.rmSync(cache, { force: true });
+}
+if (!fs.existsSync(cache) || defines.length > 0) configure();
+run('cmake', ['--build', work, '--parallel', String(os.availableParallelism())]);
+
+const from = path.join(work, 'diffqkv.node');
+const to = path.join(root, 'build', 'Release', 'diffqkv.node');
+if (!fs.existsSync(to) || fs.statSync(from).mtimeMs > fs.statSync(to).mtimeMs || !fs.readFileSync(from).equals(fs.readFileSync(to))) {
+  fs.mkdirSync(path.dirname(to), { recursive: true });
+  // By rename: a process that has the old module mapped keeps it.
+  fs.copyFileSync(from, `${to}.${process.pid}`);
+  fs.renameSync(`${to}.${process.pid}`, to);
+  console.log(`diffqkv: built ${path.relative(process.cwd(), to)}`);
+}

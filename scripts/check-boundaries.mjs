@@ -1,0 +1,297 @@
+// The house rules of docs/design.md, as a check. Each rule carries files that break it; every run first proves that the
+// rule finds them, so that a rule which can no longer fail fails itself.
+//
+//   node scripts/check-boundaries.mjs [--json FILE]
+import { readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import { dirname, join, posix, relative } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+const root = join(dirname(fileURLToPath(import.meta.url)), '..');
+const FOLDERS = ['bench', 'cli', 'csrc', 'cuda', 'docs', 'lib', 'scripts', 'test'];
+const OPERATORS =
+  'embed rms_norm matmul augmented_q rope kv_append attention_prefill attention_decode silu_mul sample'.split(' ');
+// No call runs it alone: the tests of sessions cover it.
+const UNTESTED_ALONE = ['kv_append'];
+
+const isCpp = (path) => /^(csrc|cuda)\/.*\.(cc|cpp|h|cu|cuh)$/.test(path);
+const isTs = (path) => /^(lib|cli|bench|test)\/.*\.ts$/.test(path);
+const isCode = (path) => isCpp(path) || isTs(path) || /^scripts\/.*\.(m?js|sh)$/.test(path);
+const within = (path, ...folders) => folders.some((folder) => path.startsWith(`${folder}/`));
+
+// Where a head has one size only, and bare head_dim says so: RoPE, code that works on K or V one at a time, the
+// translation of Hugging Face's key, and the configs and references that tests and benches make.
+const ONE_HEAD_SIZE = [
+  /rope|rotary/,
+  /^csrc\/backend\/(ops\.h|check\.cc|cpu\/attention_pack\.h)$/,
+  /^csrc\/model\/config\.cc$/,
+  /^(test|bench)\//,
+];
+
+/** What is wrong, line by line, in the files that `applies` picks. */
+function byLine(applies, wrong) {
+  return (files) => {
+    const found = [];
+    for (const [path, text] of files) {
+      if (!applies(path)) continue;
+      text.split('\n').forEach((line, i) => {
+        const what = wrong(line, path);
+        if (what) found.push(`${path}:${i + 1}: ${what}`);
+      });
+    }
+    return found;
+  };
+}
+
+/** The header that a line includes, else ''. */
+const included = (line) => /^\s*#\s*include\s*[<"]([^>"]+)[>"]/.exec(line)?.[1] ?? '';
+const includes = (applies, banned, why) =>
+  byLine(applies, (line) => (banned.test(included(line)) ? `includes ${included(line)}: ${why}` : ''));
+
+/** The module that a line imports, relative to the root where it is a relative one, else ''. */
+function imported(line, path) {
+  const name = /(?:from|import|import\(|require\()\s*['"]([^'"]+)['"]/.exec(line)?.[1] ?? '';
+  return name.startsWith('.') ? posix.join(dirname(path), name) : name;
+}
+
+const LIMITS = [
+  // The guides of docs/design.md (400, 250, 150, 150), and what is past them by more than can be a matter of taste.
+  [/^(csrc\/backend|csrc\/model|cuda)\//, 450],
+  [/^csrc\/addon\//, 290],
+  [/^(lib|cli)\//, 200],
+  [/^README\.md$/, 150],
+];
+
+const RULES = [
+  {
+    name: 'napi.h only in csrc/addon',
+    check: includes(
+      (p) => isCpp(p) && !within(p, 'csrc/addon'),
+      /^(napi|node_api|js_native_api)/,
+      'only csrc/addon may',
+    ),
+    breaks: [
+      ['csrc/model/model.cc', '#include <napi.h>'],
+      ['cuda/rope.cu', '#include "napi.h"'],
+    ],
+  },
+  {
+    name: 'cuda/ knows csrc/backend alone',
+    check: includes(
+      (p) => isCpp(p) && within(p, 'cuda'),
+      /^(\.\.\/)*(csrc\/)?(model|addon|backend\/cpu)\//,
+      'cuda/ knows csrc/backend alone',
+    ),
+    breaks: [['cuda/rope.cu', '#include "model/config.h"']],
+  },
+  {
+    name: 'csrc/ compiles without CUDA',
+    check: includes(
+      (p) => isCpp(p) && within(p, 'csrc'),
+      /^(cuda|cublas|cooperative_groups|nv|\.\.\/.*cuda\/)/,
+      'csrc/ compiles without a CUDA toolkit',
+    ),
+    breaks: [['csrc/backend/backend.cc', '#include <cuda_runtime.h>']],
+  },
+  {
+    name: 'csrc arrows: addon -> model -> backend',
+    check: (files) => [
+      ...includes(
+        (p) => isCpp(p) && within(p, 'csrc/backend'),
+        /^(model|addon)\//,
+        'csrc/backend knows neither model nor addon',
+      )(files),
+      ...includes(
+        (p) => isCpp(p) && within(p, 'csrc/model'),
+        /^(addon|backend\/cpu)\//,
+        'csrc/model knows backend.h and ops.h alone',
+      )(files),
+      ...includes(
+        (p) => isCpp(p) && within(p, 'csrc/addon'),
+        /^backend\/cpu\//,
+        'csrc/addon knows the CPU device as any other',
+      )(files),
+    ],
+    breaks: [
+      ['csrc/backend/backend.cc', '#include "model/model.h"'],
+      ['csrc/model/forward.cc', '#include "backend/cpu/kernels.h"'],
+      ['csrc/addon/device.cc', '#include "backend/cpu/simd.h"'],
+    ],
+  },
+  {
+    name: 'TypeScript arrows: cli -> bench -> lib',
+    check: byLine(isTs, (line, path) => {
+      const target = imported(line, path);
+      const folder = path.split('/')[0];
+      const to = target.split('/')[0];
+      if (!['lib', 'cli', 'bench', 'test'].includes(to) || to === folder) return '';
+      const allowed = { lib: [], bench: ['lib'], cli: ['bench', 'lib'], test: ['bench', 'cli', 'lib'] }[folder];
+      if (!allowed.includes(to)) return `imports ${target}: ${folder}/ may not use ${to}/`;
+      const isPublic = /^lib(\/index)?$/.test(target);
+      return folder !== 'test' && to === 'lib' && !isPublic ? `imports ${target}: only lib/index is public` : '';
+    }),
+    breaks: [
+      ['lib/model.ts', "import { bar } from '../cli/progress';"],
+      ['lib/model.ts', "const { run } = await import('../bench/main');"],
+      ['bench/cpu.ts', "import { loadAddon } from '../lib/addon';"],
+      ['bench/suites/cpu.ts', "import { main } from '../../cli/main';"],
+    ],
+  },
+  {
+    name: 'lib/addon.ts alone finds the module',
+    check: byLine(
+      (p) => isTs(p) && within(p, 'lib', 'cli', 'bench') && p !== 'lib/addon.ts',
+      (line) =>
+        /node-gyp-build|\.node['"]/.test(line) ? 'loads the native module, which is the work of lib/addon.ts' : '',
+    ),
+    breaks: [['lib/device.ts', "import load from 'node-gyp-build';"]],
+  },
+  {
+    name: 'inline assembly of cuda/ only in cuda/device',
+    check: byLine(
+      (p) => isCpp(p) && within(p, 'cuda') && !within(p, 'cuda/device', 'cuda/emulation'),
+      (line) => (/\b(asm|__asm__|__asm)\b\s*(volatile|\()/.test(line) ? 'inline PTX belongs to cuda/device' : ''),
+    ),
+    breaks: [['cuda/attention_decode.cu', '  asm volatile("cp.async.commit_group;\\n" ::);']],
+  },
+  {
+    name: 'words: no kv_heads, no bare head_dim',
+    check: byLine(
+      (p) => isCode(p) && p !== 'scripts/check-boundaries.mjs',
+      (line, path) => {
+        const word = /\b(num_)?kv_heads\b|\b(kvHeads|numKvHeads)\b/.exec(line);
+        if (word) return `${word[0]}: K and V have their own head counts`;
+        const bare = /\bhead_dim\b|\bheadDim\b/.exec(line);
+        const oneSize =
+          ONE_HEAD_SIZE.some((pattern) => pattern.test(path)) || /rope|rotary|p\.head_dim = config_/i.test(line);
+        return bare && !oneSize ? `${bare[0]}: head_dim_qk or head_dim_vo` : '';
+      },
+    ),
+    breaks: [
+      ['csrc/model/forward.cc', 'int64_t num_kv_heads = 4;'],
+      ['csrc/backend/cpu/attention_decode.cc', 'const int64_t head_dim = p.head_dim_qk;'],
+      ['lib/kernels.ts', 'const numKvHeads = k.shape[2];'],
+      ['lib/kernels.ts', 'const headDim = q.shape[3];'],
+    ],
+  },
+  {
+    name: "Hugging Face's head counts are translated in csrc/model/config.cc",
+    check: byLine(
+      (p) => isCpp(p) && !/^csrc\/model\/config/.test(p),
+      (line) => {
+        const word = /"(num_attention_heads|num_key_heads|num_value_heads|num_key_value_heads|aug_q_dim)"/.exec(line);
+        return word ? `${word[1]} is read in csrc/model/config.cc alone` : '';
+      },
+    ),
+    breaks: [['csrc/model/weights.cc', 'json.at("num_key_value_heads")']],
+  },
+  {
+    name: 'every method of Backend is pure virtual',
+    check: (files) => {
+      const text = files.get('csrc/backend/backend.h') ?? '';
+      const body = /class Backend \{([\s\S]*?)\n\};/.exec(text)?.[1];
+      if (body === undefined) return ['csrc/backend/backend.h: class Backend not found'];
+      const methods = [...body.matchAll(/^ *virtual ([^;]*);/gm)].map((match) => match[1]);
+      return methods
+        .filter((method) => !method.startsWith('~') && !/= 0$/.test(method))
+        .map((method) => `csrc/backend/backend.h: ${method}: not pure, so that a device could lack it unseen`);
+    },
+    breaks: [['csrc/backend/backend.h', 'class Backend {\n  virtual void rope(const RopeParams& p);\n};']],
+  },
+  {
+    name: 'an operator has one stem: its CPU file, its Params in ops.h, its test',
+    check: (files) =>
+      OPERATORS.flatMap((stem) => {
+        const params = `${stem.replace(/(^|_)(.)/g, (_, __, letter) => letter.toUpperCase())}Params`;
+        const missing = [];
+        if (!files.has(`csrc/backend/cpu/${stem}.cc`)) missing.push(`csrc/backend/cpu/${stem}.cc is missing`);
+        if (!UNTESTED_ALONE.includes(stem) && !files.has(`test/${stem}.test.ts`))
+          missing.push(`test/${stem}.test.ts is missing`);
+        if (!files.get('csrc/backend/ops.h')?.includes(`struct ${params} `))
+          missing.push(`csrc/backend/ops.h: ${params} is missing`);
+        return missing;
+      }),
+    breaks: [['csrc/backend/cpu/rope_embedding.cc', '']],
+  },
+  {
+    name: 'nothing ends the process',
+    check: byLine(
+      (p) => isCpp(p) && !within(p, 'cuda/emulation'),
+      (line) =>
+        /\bstd::(abort|exit|quick_exit|terminate)\s*\(|^\s*(abort|exit|_exit)\s*\(/.test(line)
+          ? 'errors are thrown'
+          : '',
+    ),
+    breaks: [['csrc/model/model.cc', '  std::abort();']],
+  },
+  {
+    name: 'nothing is left to do',
+    check: byLine(
+      (p) => isCode(p) || /^(docs\/.*|[A-Z]+)\.md$/.test(p),
+      (line, path) =>
+        path !== 'scripts/check-boundaries.mjs' && /\b(TODO|FIXME|XXX)\b|\b(it|test|describe)\.only\b/.test(line)
+          ? line.trim()
+          : '',
+    ),
+    breaks: [
+      ['lib/model.ts', '// TODO: more'],
+      ['test/model.test.ts', "it.only('loads', () => {});"],
+    ],
+  },
+  {
+    name: 'files that can be held in mind',
+    check: (files) =>
+      [...files].flatMap(([path, text]) => {
+        const limit = LIMITS.find(([pattern]) => pattern.test(path))?.[1];
+        const lines = text.split('\n').length - 1;
+        return limit && lines > limit ? [`${path}: ${lines} lines, more than ${limit}`] : [];
+      }),
+    breaks: [
+      ['lib/model.ts', '\n'.repeat(201)],
+      ['csrc/backend/cpu/rope.cc', '\n'.repeat(451)],
+    ],
+  },
+  {
+    name: 'the lock file names no registry',
+    check: byLine(
+      (p) => p === 'package-lock.json',
+      (line) => (/^\s*"resolved": "http/.test(line) ? line.trim() : ''),
+    ),
+    breaks: [['package-lock.json', '      "resolved": "https://registry.example/a.tgz",']],
+  },
+];
+
+function walk(folder, files) {
+  for (const entry of readdirSync(join(root, folder), { withFileTypes: true })) {
+    const path = `${folder}/${entry.name}`;
+    if (entry.isDirectory()) {
+      if (path !== 'bench/results' && path !== 'test/fixtures') walk(path, files);
+    } else if (/\.(ts|m?js|cc|cpp|h|cu|cuh|md|sh)$/.test(entry.name)) {
+      files.set(path, readFileSync(join(root, path), 'utf8'));
+    }
+  }
+  return files;
+}
+
+const files = new Map();
+for (const folder of FOLDERS) walk(folder, files);
+for (const name of readdirSync(root)) {
+  const path = join(root, name);
+  if (/\.(md|json|js)$/.test(name) && statSync(path).isFile())
+    files.set(relative(root, path), readFileSync(path, 'utf8'));
+}
+
+const results = RULES.map(({ name, check, breaks }) => {
+  const blind = breaks.filter(([path, text]) => check(new Map([[path, text]])).length === 0);
+  if (blind.length > 0)
+    return { name, found: blind.map(([path, text]) => `the rule no longer finds ${path}: ${text.trim()}`) };
+  return { name, found: check(files) };
+});
+for (const { name, found } of results) {
+  console.log(`${found.length === 0 ? 'ok  ' : 'FAIL'} ${name}`);
+  for (const line of found) console.log(`       ${line}`);
+}
+const failed = results.filter(({ found }) => found.length > 0).length;
+console.log(`boundaries: ${results.length - failed} passed, ${failed} failed (${files.size} files)`);
+const jsonAt = process.argv.indexOf('--json');
+if (jsonAt > 0) writeFileSync(process.argv[jsonAt + 1], JSON.stringify({ passed: results.length - failed, failed }));
+process.exitCode = failed === 0 ? 0 : 1;

@@ -1,0 +1,44 @@
+// npm run lint: the linter and formatter of TypeScript, the house rules, and the format of C++ where clang-format is
+// there. Every check runs, whatever the others found. With --fix (npm run format) what can be mended is mended. With DIFFQKV_REPORT_DIR the counts go to lint.json there.
+import { spawnSync } from 'node:child_process';
+import { mkdirSync, readdirSync, writeFileSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+const root = join(dirname(fileURLToPath(import.meta.url)), '..');
+const fix = process.argv.includes('--fix');
+const counts = { passed: 0, failed: 0, skipped: 0 };
+
+function check(name, command, args) {
+  console.log(`\n== ${name}`);
+  const { status, error } = spawnSync(command, args, { cwd: root, stdio: 'inherit' });
+  if (error) console.error(error.message);
+  counts[status === 0 ? 'passed' : 'failed']++;
+}
+
+function sources(folder) {
+  return readdirSync(join(root, folder), { recursive: true })
+    .filter((name) => /\.(cc|h|cu|cuh)$/.test(name))
+    .map((name) => join(folder, name));
+}
+
+const biome = createRequire(import.meta.url).resolve('@biomejs/biome/bin/biome');
+check('biome', process.execPath, [biome, 'check', '--error-on-warnings', ...(fix ? ['--write'] : [])]);
+check('boundaries', process.execPath, ['scripts/check-boundaries.mjs']);
+if (spawnSync('clang-format', ['--version']).status === 0) {
+  check('clang-format', 'clang-format', [
+    ...(fix ? ['-i'] : ['--dry-run', '--Werror']),
+    ...['bench', 'csrc', 'cuda'].flatMap(sources),
+  ]);
+} else {
+  console.log('\n== clang-format\nSKIPPED: clang-format is not installed');
+  counts.skipped++;
+}
+
+console.log(`\nlint: ${counts.passed} passed, ${counts.failed} failed, ${counts.skipped} skipped`);
+if (process.env.DIFFQKV_REPORT_DIR) {
+  mkdirSync(process.env.DIFFQKV_REPORT_DIR, { recursive: true });
+  writeFileSync(join(process.env.DIFFQKV_REPORT_DIR, 'lint.json'), JSON.stringify(counts));
+}
+process.exitCode = counts.failed === 0 ? 0 : 1;

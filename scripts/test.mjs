@@ -1,0 +1,60 @@
+// npm test: the checks of the sources, then the test suite in two passes: most files two at a time, then those in which
+// time or memory counts, alone. Jest's results go to build/test-results/*.json; the last line counts all tests.
+//   npm test                  everything
+//   npm test -- ARGUMENTS     jest with these arguments alone, e.g. `npm test -- test/rope.test.ts`
+
+import { spawnSync } from 'node:child_process';
+import { existsSync, mkdirSync, readFileSync, rmSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+const root = join(dirname(fileURLToPath(import.meta.url)), '..');
+const results = join(root, 'build', 'test-results');
+const jest = join(root, 'node_modules', 'jest', 'bin', 'jest.js');
+// isa.test.ts starts the operator suites itself, one level after another.
+const alone = 'test/(behaviour|cli|isa)\\.test\\.ts$';
+
+function run(command, args) {
+  const { status, signal, error } = spawnSync(command, args, { cwd: root, stdio: 'inherit' });
+  if (error) throw error;
+  return status === 0 ? 0 : signal === 'SIGINT' ? 130 : 1;
+}
+
+function pass(name, args) {
+  const report = join(results, `${name}.json`);
+  rmSync(report, { force: true });
+  const status = run(process.execPath, [jest, ...args, '--json', `--outputFile=${report}`]);
+  const counts = existsSync(report)
+    ? JSON.parse(readFileSync(report, 'utf8'))
+    : { success: false, numPassedTests: 0, numFailedTests: 0, numPendingTests: 0, numRuntimeErrorTestSuites: 1 };
+  return { name, status, ...counts };
+}
+
+const given = process.argv.slice(2);
+if (given.length > 0) process.exit(run(process.execPath, [jest, ...given]));
+
+if (!existsSync(join(root, 'dist', 'lib', 'index.js'))) {
+  console.error('dist/ is missing: run `npm run build` first');
+  process.exit(1);
+}
+const { scripts } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'));
+const npm = process.env.npm_execpath ? [process.execPath, [process.env.npm_execpath]] : ['npm', []];
+let failed = false;
+if (scripts.lint) {
+  if (run(npm[0], [...npm[1], 'run', '--silent', 'lint']) !== 0) {
+    console.error('lint failed');
+    failed = true;
+  }
+}
+mkdirSync(results, { recursive: true });
+const passes = [
+  pass('parallel', [`--testPathIgnorePatterns=${alone}`, '/node_modules/']),
+  pass('alone', ['--runInBand', `--testPathPatterns=${alone}`]),
+];
+const sum = (field) => passes.reduce((total, counts) => total + (counts[field] ?? 0), 0);
+failed ||= passes.some(({ status, success }) => status !== 0 || !success);
+const suites = sum('numRuntimeErrorTestSuites');
+console.log(
+  `tests: ${sum('numPassedTests')} passed, ${sum('numPendingTests')} skipped, ${sum('numFailedTests')} failed${suites ? `; ${suites} files did not run` : ''}`,
+);
+process.exit(failed ? 1 : 0);

@@ -1,0 +1,223 @@
+// The case table of attention. Prefill and decode draw on the same head counts, head sizes, types and kinds of input.
+
+import { type FloatType, Random, roundTo } from './numbers';
+import type { AttentionInput, SelectiveV } from './reference';
+
+export type Heads = readonly [q: number, k: number, v: number];
+export type Dims = readonly [qk: number, vo: number];
+export type Types = readonly [q: FloatType, k: FloatType, v: FloatType];
+
+/** normal: N(0, 1/100). large: logits of order 100. huge: of order 1e4. tiny: scores of order 1e-40. equal: all scores the same. ones: V = 1. */
+export type InputKind = 'normal' | 'large' | 'huge' | 'tiny' | 'equal' | 'ones' | 'onesHuge';
+
+export interface AttentionCase {
+  heads: Heads;
+  dims: Dims;
+  types: Types;
+  inputs: InputKind;
+  batchSize: number;
+  qLen: number;
+  kvLen: number;
+  kvLens?: number[];
+  causal: boolean;
+  numSplits?: number;
+  selectiveV?: SelectiveV;
+}
+
+export const headCounts: Heads[] = [
+  [32, 4, 16],
+  [8, 8, 8],
+  [8, 1, 2],
+  [6, 6, 1],
+  [12, 3, 6],
+  [4, 4, 2],
+  [12, 4, 6],
+  [16, 2, 16],
+];
+export const headSizes: Dims[] = [
+  [8, 8],
+  [32, 32],
+  [64, 64],
+  [96, 96],
+  [128, 128],
+  [64, 32],
+  [32, 128],
+  [80, 64],
+];
+export const sameTypes: Types[] = [
+  ['f32', 'f32', 'f32'],
+  ['bf16', 'bf16', 'bf16'],
+  ['f16', 'f16', 'f16'],
+];
+export const mixedTypes: Types[] = [
+  ['f32', 'bf16', 'f16'],
+  ['bf16', 'f16', 'bf16'],
+  ['bf16', 'bf16', 'f32'],
+  ['f16', 'f32', 'f16'],
+  ['f32', 'f32', 'bf16'],
+];
+export const lengths = [1, 7, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129];
+
+export function caseName(c: AttentionCase): string {
+  const parts = [
+    `${c.heads.join('/')} x ${c.dims[0] === c.dims[1] ? c.dims[0] : c.dims.join('/')}`,
+    c.types.every((t) => t === c.types[0]) ? c.types[0] : c.types.join('/'),
+  ];
+  if (c.batchSize > 1) parts.push(`batch ${c.batchSize}`);
+  parts.push(`${c.qLen} on ${c.kvLen}`);
+  if (c.kvLens) parts.push(`kvLens ${c.kvLens.join(',')}`);
+  if (c.causal) parts.push('causal');
+  if (c.numSplits) parts.push(`${c.numSplits} splits`);
+  if (c.selectiveV) parts.push(`top ${c.selectiveV.topK}${c.selectiveV.renormalize ? ' renormalized' : ''}`);
+  if (c.inputs !== 'normal') parts.push(c.inputs);
+  return parts.join(', ');
+}
+
+/** The inputs of a case, rounded to their types. The seed follows from the case. */
+export function attentionInput(
+  c: AttentionCase,
+): AttentionInput & { q: Float32Array; k: Float32Array; v: Float32Array } {
+  let seed = 17;
+  for (const character of caseName(c)) seed = (Math.imul(seed, 31) + character.charCodeAt(0)) | 0;
+  const random = new Random(seed);
+  const [numQHeads, numKHeads, numVHeads] = c.heads;
+  const [headDimQk, headDimVo] = c.dims;
+  const { batchSize, qLen, kvLen, causal, kvLens, selectiveV } = c;
+  const qCount = batchSize * qLen * numQHeads * headDimQk;
+  const kCount = batchSize * kvLen * numKHeads * headDimQk;
+  const vCount = batchSize * kvLen * numVHeads * headDimVo;
+  const shape = {
+    batchSize,
+    qLen,
+    kvLen,
+    numQHeads,
+    numKHeads,
+    numVHeads,
+    headDimQk,
+    headDimVo,
+    causal,
+    kvLens,
+    selectiveV,
+  };
+  const v =
+    c.inputs === 'ones' || c.inputs === 'onesHuge'
+      ? new Float32Array(vCount).fill(1)
+      : random.normals(vCount, 0.1, c.types[2]);
+  switch (c.inputs) {
+    case 'large':
+    case 'huge':
+    case 'onesHuge': {
+      // Small integers and a scale that is a power of two: the scores are exact in f32 in any order of summation, so that
+      // what is tested is the softmax at that size and not the rounding of the scores.
+      const limit = Math.max(1, Math.floor(Math.sqrt(2000 / Math.sqrt(headDimQk))));
+      return {
+        ...shape,
+        q: random.integers(qCount, -limit, limit),
+        k: random.integers(kCount, -limit, limit),
+        v,
+        smScale: c.inputs === 'large' ? 1 / 8 : 16,
+      };
+    }
+    case 'tiny':
+      return {
+        ...shape,
+        q: random.normals(qCount, 1e-20, 'f32').map((x) => roundTo(c.types[0], x)),
+        k: random.normals(kCount, 1e-20, 'f32').map((x) => roundTo(c.types[1], x)),
+        v,
+      };
+    case 'equal':
+      return { ...shape, q: new Float32Array(qCount).fill(0.5), k: new Float32Array(kCount).fill(0.25), v };
+    default:
+      return { ...shape, q: random.normals(qCount, 0.1, c.types[0]), k: random.normals(kCount, 0.1, c.types[1]), v };
+  }
+}
+
+const usual = {
+  heads: [8, 2, 4] as Heads,
+  dims: [64, 64] as Dims,
+  inputs: 'normal' as InputKind,
+  batchSize: 1,
+  causal: true,
+};
+
+export function prefillCases(reduced: boolean): AttentionCase[] {
+  const cases: AttentionCase[] = [];
+  const add = (c: Partial<AttentionCase> & Pick<AttentionCase, 'qLen' | 'kvLen' | 'types'>): void =>
+    void cases.push({ ...usual, ...c });
+  for (const types of sameTypes) {
+    for (const heads of reduced ? headCounts.slice(0, 5) : headCounts) add({ types, heads, qLen: 33, kvLen: 65 });
+    for (const dims of headSizes) add({ types, dims, qLen: 17, kvLen: 70 });
+    for (const length of reduced ? [1, 17, 65, 129] : lengths)
+      add({ types, heads: [4, 1, 2], dims: [32, 32], qLen: length, kvLen: length });
+    for (const length of reduced ? [33] : [7, 33, 64, 65, 129])
+      add({ types, heads: [4, 1, 2], qLen: 5, kvLen: length, causal: false });
+    for (const inputs of ['large', 'huge', 'tiny', 'equal', 'ones', 'onesHuge'] as const) {
+      add({ types, inputs, qLen: 20, kvLen: 150 });
+      add({ types, inputs, qLen: 3, kvLen: 150, causal: false, heads: [6, 6, 1], dims: [32, 128] });
+    }
+    for (const causal of [false, true]) {
+      add({ types, causal, batchSize: 4, qLen: 9, kvLen: 40, kvLens: [40, 0, 17, 9] });
+      add({ types, causal, batchSize: 3, qLen: 9, kvLen: 40, kvLens: [4, 1, 9] }); // shorter than qLen: rows that see no key
+    }
+    if (!reduced) {
+      add({ types, qLen: 1, kvLen: 513 });
+      add({ types, qLen: 70, kvLen: 300, batchSize: 2, heads: [12, 3, 6], dims: [128, 128] });
+      add({ types, qLen: 200, kvLen: 520, heads: [32, 4, 16] });
+    }
+  }
+  for (const types of mixedTypes) {
+    add({ types, qLen: 33, kvLen: 65 });
+    add({ types, qLen: 6, kvLen: 40, heads: [12, 4, 6], dims: [32, 128], batchSize: 2, kvLens: [40, 13] });
+  }
+  return cases;
+}
+
+export function decodeCases(reduced: boolean): AttentionCase[] {
+  const cases: AttentionCase[] = [];
+  const add = (c: Partial<AttentionCase> & Pick<AttentionCase, 'kvLen' | 'types'>): void =>
+    void cases.push({ ...usual, causal: false, qLen: 1, ...c });
+  for (const types of sameTypes) {
+    for (const heads of reduced ? headCounts.slice(0, 5) : headCounts) {
+      add({ types, heads, kvLen: 200, batchSize: 2 });
+      add({ types, heads, kvLen: 300, selectiveV: { topK: 20 } });
+    }
+    for (const dims of headSizes) add({ types, dims, kvLen: 150, batchSize: 2, kvLens: [150, 77] });
+    for (const length of reduced ? [1, 17, 65, 129] : lengths)
+      add({ types, heads: [8, 1, 2], dims: [32, 32], kvLen: length });
+    for (const numSplits of [1, 2, 3, 7, 64]) {
+      add({ types, numSplits, kvLen: 61 }); // 64: more splits than keys
+      add({ types, numSplits, batchSize: 3, kvLen: 61, kvLens: [61, 0, 5], heads: [12, 3, 6] });
+    }
+    for (const inputs of ['large', 'huge', 'tiny', 'equal', 'ones', 'onesHuge'] as const) {
+      add({ types, inputs, kvLen: 500 });
+      add({ types, inputs, kvLen: 500, numSplits: 7, heads: [6, 6, 1], dims: [32, 128] });
+    }
+    add({ types, batchSize: 5, kvLen: 90, kvLens: [90, 0, 1, 64, 33] });
+    for (const selectiveV of [
+      { topK: 1 },
+      { topK: 5 },
+      { topK: 5, renormalize: true },
+      { topK: 100 },
+      { topK: 100, renormalize: true },
+      { topK: 5000 },
+    ]) {
+      add({ types, selectiveV, kvLen: 400, batchSize: 2, kvLens: [400, 60] });
+      add({ types, selectiveV, kvLen: 130, heads: [4, 4, 2], dims: [32, 128], numSplits: 3 });
+    }
+    // Ties by the hundred: the earlier keys are the ones to keep.
+    add({ types, inputs: 'equal', kvLen: 300, selectiveV: { topK: 7 } });
+    add({ types, inputs: 'equal', kvLen: 300, selectiveV: { topK: 7, renormalize: true }, numSplits: 5 });
+    add({ types, inputs: 'huge', kvLen: 700, dims: [8, 8], selectiveV: { topK: 50 } });
+    add({ types, inputs: 'onesHuge', kvLen: 700, selectiveV: { topK: 3, renormalize: true } });
+    if (!reduced) {
+      add({ types, kvLen: 4097, heads: [32, 4, 16] });
+      add({ types, kvLen: 2050, heads: [32, 4, 16], dims: [128, 128], selectiveV: { topK: 100 } });
+    }
+  }
+  for (const types of mixedTypes) {
+    add({ types, kvLen: 200, batchSize: 2 });
+    add({ types, kvLen: 140, heads: [12, 4, 6], dims: [32, 128], numSplits: 3, kvLens: [101] });
+    add({ types, kvLen: 140, heads: [32, 4, 16], selectiveV: { topK: 10 } });
+  }
+  return cases;
+}

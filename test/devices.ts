@@ -1,0 +1,83 @@
+// Which devices the tests run on: the CPU always, `cuda` and `emulated` where they are there. One that is not there
+// shows as a skipped test; it never passes.
+
+import { type Device, listDevices, openDevice, type Tensor } from '../lib/index';
+import type { FloatType } from './numbers';
+
+/** True in the runs that test/isa.test.ts starts for each instruction set: every kind of case, fewer sizes. */
+export const reduced = process.env.DIFFQKV_TEST_REDUCED === '1';
+
+/** Runs `body` once per usable device. `device()` is valid inside tests and hooks. */
+export function onEveryDevice(body: (device: () => Device) => void): void {
+  const listed = listDevices();
+  for (const kind of ['cpu', 'cuda', 'emulated'] as const) {
+    const ofKind = listed.filter((info) => info.kind === kind);
+    const usable = ofKind.filter((info) => info.usable);
+    if (usable.length === 0) {
+      if (kind === 'cpu') throw new Error('the CPU device is missing');
+      if (!reduced) {
+        describe(kind, () => {
+          it.skip(`SKIPPED: ${ofKind[0]?.reason ?? `no ${kind} device in this build`}`, () => {});
+        });
+      }
+      continue;
+    }
+    describe.each(usable.map((info) => info.id))('%s', (id) => {
+      let opened: Device | undefined;
+      beforeAll(async () => {
+        opened = await openDevice(id as Parameters<typeof openDevice>[0]);
+      });
+      afterAll(() => opened?.dispose());
+      body(() => opened as Device);
+    });
+  }
+}
+
+/** A tensor whose every element is NaN: what a kernel leaves unwritten, the comparison sees. */
+export function unwritten(device: Device, type: FloatType, shape: number[]): Tensor {
+  const length = shape.reduce((product, size) => product * size, 1);
+  return device.tensor(type, shape, new Float32Array(length).fill(Number.NaN));
+}
+
+/** Creates tensors for one call and disposes of them together. */
+export class Tensors {
+  private readonly made: Tensor[] = [];
+  constructor(private readonly device: Device) {}
+
+  make(type: FloatType | 'i32', shape: number[], data: Float32Array | Int32Array): Tensor {
+    return this.keep(this.device.tensor(type, shape, data));
+  }
+
+  out(type: FloatType, shape: number[]): Tensor {
+    return this.keep(unwritten(this.device, type, shape));
+  }
+
+  keep(tensor: Tensor): Tensor {
+    this.made.push(tensor);
+    return tensor;
+  }
+
+  dispose(): void {
+    for (const tensor of this.made) tensor.dispose();
+  }
+}
+
+/** Runs `work` with a set of tensors that is disposed of whatever happens. */
+export async function withTensors<T>(device: Device, work: (tensors: Tensors) => Promise<T>): Promise<T> {
+  const tensors = new Tensors(device);
+  try {
+    return await work(tensors);
+  } finally {
+    tensors.dispose();
+  }
+}
+
+/** The error that `work` throws or rejects with; fails the test where there is none. */
+export async function errorOf(work: () => unknown): Promise<Error & { code?: string }> {
+  try {
+    await work();
+  } catch (error) {
+    return error as Error & { code?: string };
+  }
+  throw new Error('expected an error, and there was none');
+}

@@ -1,0 +1,145 @@
+// Whole models against the float64 answers that came with the fixtures.
+
+import { Model, type Session } from '../lib/index';
+import { argmax, firstBitDifference, logitError, modelTolerances } from './compare';
+import { onEveryDevice } from './devices';
+import { fixtures } from './fixtures';
+import { logSumExp } from './reference';
+
+onEveryDevice((device) => {
+  describe.each(fixtures)('$name', ({ directory, cases, selectiveV, type }) => {
+    const tolerance = modelTolerances[type];
+    let model: Model;
+    beforeAll(async () => {
+      model = await Model.load(directory, { device: device() });
+    });
+    afterAll(() => model?.dispose());
+
+    const withSession = async (work: (session: Session) => Promise<void>): Promise<void> => {
+      const session = await model.createSession({ selectiveV });
+      try {
+        await work(session);
+      } finally {
+        session.dispose();
+      }
+    };
+
+    describe.each(cases.map((expected) => ({ length: expected.tokens.length, expected })))(
+      '$length tokens',
+      ({ length, expected }) => {
+        const largest = Math.max(...expected.last_logits.map(Math.abs));
+
+        it('logits after prefill, greedy tokens with the cache, logits after them', async () => {
+          await withSession(async (session) => {
+            let logits = await session.prefill(expected.tokens);
+            expect(logitError(logits, expected.last_logits)).toBeLessThanOrEqual(tolerance);
+            // Fed the expected tokens, so that one close call does not decide the ones behind it.
+            for (const [i, token] of expected.greedy.entries()) {
+              if ((expected.greedy_margin[i] as number) > 2 * tolerance * largest) expect(argmax(logits)).toBe(token);
+              logits = await session.decode(token);
+            }
+            expect(logitError(logits, expected.final_logits_after_greedy)).toBeLessThanOrEqual(tolerance);
+            expect(session.kvLen).toBe(length + expected.greedy.length);
+          });
+        });
+
+        it('logits of every position, by decode alone', async () => {
+          await withSession(async (session) => {
+            let logits: Float32Array = new Float32Array();
+            for (const [i, token] of expected.tokens.entries()) {
+              logits = await session.decode(token);
+              const error = Math.abs(logSumExp(logits) - (expected.all_positions_logsumexp[i] as number));
+              expect(error).toBeLessThanOrEqual(tolerance * largest);
+            }
+            expect(logitError(logits, expected.last_logits)).toBeLessThanOrEqual(tolerance);
+          });
+        });
+
+        it('prefill(n) and decode = prefill(n + 1); in pieces = whole', async () => {
+          await withSession(async (session) => {
+            const whole = await session.prefill(expected.tokens);
+            for (const split of new Set([1, length >> 1, length - 1])) {
+              if (split < 1 || split >= length) continue;
+              await session.truncate(0);
+              await session.prefill(expected.tokens.slice(0, split));
+              const pieces = await session.prefill(expected.tokens.slice(split));
+              // Two roundings of the same sum: each is within the tolerance of the exact one, and they are close to each other.
+              expect(logitError(pieces, whole)).toBeLessThanOrEqual(tolerance);
+            }
+          });
+        });
+      },
+    );
+
+    const { tokens, greedy } = cases[cases.length - 1] as (typeof cases)[0];
+
+    it('truncate and decode again gives the same bits', async () => {
+      await withSession(async (session) => {
+        await session.prefill(tokens);
+        const first: Float32Array[] = [];
+        for (const token of greedy) first.push(await session.decode(token));
+        await session.truncate(tokens.length);
+        expect(session.kvLen).toBe(tokens.length);
+        for (const [i, token] of greedy.entries())
+          expect(firstBitDifference(await session.decode(token), first[i] as Float32Array)).toBe(-1);
+        await session.truncate(tokens.length + 3);
+        for (const [i, token] of greedy.entries()) {
+          if (i >= 3) expect(firstBitDifference(await session.decode(token), first[i] as Float32Array)).toBe(-1);
+        }
+        await session.truncate(0);
+        await session.prefill(tokens);
+        expect(firstBitDifference(await session.decode(greedy[0] as number), first[0] as Float32Array)).toBe(-1);
+      });
+    });
+
+    it('a fork goes on with the same bits, and neither sees what the other appends', async () => {
+      await withSession(async (parent) => {
+        await parent.prefill(tokens);
+        const fork = await parent.fork();
+        try {
+          expect([fork.kvLen, fork.maxKvLen]).toEqual([parent.kvLen, parent.maxKvLen]);
+          // The two take turns, on different tokens; then each path is walked again alone.
+          const other = greedy.map((token) => (token + 1) % model.config.vocabSize);
+          const parentLogits: Float32Array[] = [];
+          const forkLogits: Float32Array[] = [];
+          for (const [i, token] of greedy.entries()) {
+            parentLogits.push(await parent.decode(token));
+            forkLogits.push(await fork.decode(other[i] as number));
+          }
+          expect(firstBitDifference(forkLogits[3] as Float32Array, parentLogits[3] as Float32Array)).not.toBe(-1);
+          for (const [path, logits] of [
+            [greedy, parentLogits],
+            [other, forkLogits],
+          ] as const) {
+            await parent.truncate(0);
+            await parent.prefill(tokens);
+            for (const [i, token] of path.entries())
+              expect(firstBitDifference(await parent.decode(token), logits[i] as Float32Array)).toBe(-1);
+          }
+          // A fork outlives its parent.
+          await fork.truncate(tokens.length);
+          parent.dispose();
+          expect(firstBitDifference(await fork.decode(greedy[0] as number), parentLogits[0] as Float32Array)).toBe(-1);
+        } finally {
+          fork.dispose();
+        }
+      });
+    });
+
+    it('two sessions in turns do not see each other', async () => {
+      await withSession(async (a) => {
+        await withSession(async (b) => {
+          const alone = await a.prefill(tokens);
+          await a.truncate(0);
+          const reversed = [...tokens].reverse();
+          const [mixed] = await Promise.all([a.prefill(tokens), b.prefill(reversed)]);
+          expect(firstBitDifference(mixed as Float32Array, alone)).toBe(-1);
+          const step = await a.decode(greedy[0] as number);
+          await a.truncate(tokens.length);
+          await b.decode(5);
+          expect(firstBitDifference(await a.decode(greedy[0] as number), step)).toBe(-1);
+        });
+      });
+    });
+  });
+});

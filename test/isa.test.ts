@@ -1,0 +1,89 @@
+// Every level of instructions that this CPU has, not just its best: the operator and model suites, with fewer sizes, in
+// processes of their own, since a process picks its level once. A level that the CPU lacks is skipped.
+
+import { spawnSync } from 'node:child_process';
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { builtIndex, runNode } from './children';
+import { projectRoot } from './fixtures';
+
+const levels = ['baseline', 'avx2', 'avx512', 'avx512_bf16', 'amx'];
+const suites = [
+  'attention_prefill',
+  'attention_decode',
+  'augmented_q',
+  'matmul',
+  'rms_norm',
+  'rope',
+  'silu_mul',
+  'embed',
+  'fixtures',
+];
+
+const open = `require(${JSON.stringify(builtIndex)}).openDevice('cpu').then((device) => { console.log(JSON.stringify(device.info)); device.dispose(); }, (error) => console.log(JSON.stringify({ code: error.code, message: error.message })))`;
+
+function openWith(level: string): { code?: string; message?: string; details?: Record<string, string> } {
+  const { stdout, stderr } = spawnSync(process.execPath, ['-e', open], {
+    env: { ...process.env, NODE_OPTIONS: '', DIFFQKV_CPU_ISA: level },
+    encoding: 'utf8',
+  });
+  try {
+    return JSON.parse(stdout);
+  } catch {
+    throw new Error(`no device at level ${level}: ${stdout} ${stderr}`);
+  }
+}
+
+const usable = new Set(existsSync(builtIndex) ? levels.filter((level) => openWith(level).code === undefined) : levels);
+
+describe('DIFFQKV_CPU_ISA', () => {
+  it('names the level to use; one that is not there is an error that lists those that are', () => {
+    const { code, message } = openWith('mmx');
+    expect(code).toBe('ERR_DEVICE_UNAVAILABLE');
+    expect(message).toContain('mmx');
+    for (const level of usable) {
+      expect(message).toContain(level);
+      expect(openWith(level).details?.simd?.replace(/.*\+/, '')).toBe(level);
+    }
+    expect(usable.has('baseline')).toBe(true);
+    expect(openWith('').code).toBeUndefined();
+  });
+
+  for (const level of levels) {
+    (usable.has(level) ? it : it.skip)(
+      `${level}: operators and models`,
+      async () => {
+        const directory = mkdtempSync(join(tmpdir(), 'diffqkv-isa-'));
+        const report = join(directory, 'report.json');
+        try {
+          const outcome = await runNode(
+            [
+              join(projectRoot, 'node_modules', 'jest', 'bin', 'jest.js'),
+              '--runInBand',
+              '--silent',
+              '--json',
+              `--outputFile=${report}`,
+              ...suites.map((suite) => `/test/${suite}\\.test\\.ts$`),
+            ],
+            { env: { DIFFQKV_CPU_ISA: level, DIFFQKV_TEST_REDUCED: '1' }, timeoutMs: 280_000 },
+          );
+          if (!existsSync(report))
+            throw new Error(`${level}: ended with ${outcome.status ?? outcome.signal}\n${outcome.stderr.slice(-4000)}`);
+          const { success, numPassedTests, numPassedTestSuites, testResults } = JSON.parse(
+            readFileSync(report, 'utf8'),
+          );
+          const failed = testResults.flatMap((suite: { message: string }) =>
+            suite.message ? [suite.message.slice(0, 3000)] : [],
+          );
+          expect(failed).toEqual([]);
+          expect({ success, numPassedTestSuites }).toEqual({ success: true, numPassedTestSuites: suites.length });
+          expect(numPassedTests).toBeGreaterThan(200);
+        } finally {
+          rmSync(directory, { recursive: true });
+        }
+      },
+      300_000,
+    );
+  }
+});

@@ -1,0 +1,17 @@
+// What the error tests share.
+
+import { errorOf } from './devices';
+
+// biome-ignore lint/suspicious/noExplicitAny: what a caller without types may pass
+export type Anything = any;
+
+export async function expectCode(work: () => unknown, code: string, ...inMessage: (string | RegExp)[]): Promise<void> {
+  const error = await errorOf(work);
+  expect({ code: error.code, message: error.message }).toEqual({ code, message: expect.any(String) });
+  expect(Object.prototype.toString.call(error)).toBe('[object Error]');
+  for (const part of inMessage) expect(error.message).toMatch(part);
+}
+
+export const invalid = 'ERR_INVALID_ARGUMENT';
+export const notAnything = [undefined, null, 5, 'x', true, Symbol('s'), {}, [], () => 1];
+export const show = (value: unknown): string => (typeof value === 'object' ? JSON.stringify(value) : String(value));

@@ -1,0 +1,219 @@
+// The definition of each operator: plain loops in float64 over row-major arrays, written to be read, not to be fast.
+// Names of sizes and axes are those of csrc/backend/ops.h.
+
+import type { Numbers } from './numbers';
+
+export interface SelectiveV {
+  topK: number;
+  renormalize?: boolean;
+}
+
+export interface AttentionInput {
+  q: Numbers; // [batchSize, qLen, numQHeads, headDimQk]
+  k: Numbers; // [batchSize, kvLen, numKHeads, headDimQk]
+  v: Numbers; // [batchSize, kvLen, numVHeads, headDimVo]
+  batchSize: number;
+  qLen: number;
+  kvLen: number;
+  numQHeads: number;
+  numKHeads: number;
+  numVHeads: number;
+  headDimQk: number;
+  headDimVo: number;
+  smScale?: number; // default 1 / sqrt(headDimQk)
+  causal?: boolean; // query i sees keys j <= kvLens[b] - qLen + i
+  kvLens?: readonly number[]; // default kvLen everywhere
+  selectiveV?: SelectiveV;
+}
+
+/**
+ * Softmax attention. Q head i reads K head floor(i numKHeads / numQHeads) and V head floor(i numVHeads / numQHeads):
+ * equation 3 of the paper. A query that sees no key gives 0 and lse = -Infinity.
+ * Returns out [batchSize, qLen, numQHeads, headDimVo] and lse [batchSize, numQHeads, qLen].
+ */
+export function attention(input: AttentionInput): { out: Float64Array; lse: Float64Array } {
+  const { q, k, v, batchSize, qLen, kvLen, numQHeads, numKHeads, numVHeads, headDimQk, headDimVo } = input;
+  const smScale = input.smScale ?? 1 / Math.sqrt(headDimQk);
+  const out = new Float64Array(batchSize * qLen * numQHeads * headDimVo);
+  const lse = new Float64Array(batchSize * numQHeads * qLen);
+  for (let b = 0; b < batchSize; b++) {
+    const length = input.kvLens?.[b] ?? kvLen;
+    for (let i = 0; i < qLen; i++) {
+      const visible = input.causal ? Math.min(length, length - qLen + i + 1) : length;
+      for (let head = 0; head < numQHeads; head++) {
+        const kHead = Math.floor((head * numKHeads) / numQHeads);
+        const vHead = Math.floor((head * numVHeads) / numQHeads);
+        const qRow = ((b * qLen + i) * numQHeads + head) * headDimQk;
+        const scores: number[] = [];
+        for (let j = 0; j < visible; j++) {
+          const kRow = ((b * kvLen + j) * numKHeads + kHead) * headDimQk;
+          let dot = 0;
+          for (let d = 0; d < headDimQk; d++) dot += (q[qRow + d] as number) * (k[kRow + d] as number);
+          scores.push(smScale * dot);
+        }
+        const { weights, logSumExp } = softmax(scores);
+        lse[(b * numQHeads + head) * qLen + i] = logSumExp;
+        if (input.selectiveV) keepLargest(scores, weights, input.selectiveV);
+        const outRow = ((b * qLen + i) * numQHeads + head) * headDimVo;
+        for (let j = 0; j < visible; j++) {
+          const vRow = ((b * kvLen + j) * numVHeads + vHead) * headDimVo;
+          const weight = weights[j] as number;
+          if (input.selectiveV && weight === 0) continue; // a row that is not kept is not read
+          for (let d = 0; d < headDimVo; d++)
+            out[outRow + d] = (out[outRow + d] as number) + weight * (v[vRow + d] as number);
+        }
+      }
+    }
+  }
+  return { out, lse };
+}
+
+function softmax(scores: number[]): { weights: number[]; logSumExp: number } {
+  let max = Number.NEGATIVE_INFINITY;
+  for (const score of scores) max = Math.max(max, score); // Math.max passes NaN on
+  const weights = scores.map((score) => Math.exp(score - max));
+  let sum = 0;
+  for (const weight of weights) sum += weight;
+  return { weights: weights.map((weight) => weight / sum), logSumExp: max + Math.log(sum) };
+}
+
+/** Selective V (paper, B.2): zeroes all weights but those of the topK highest scores; of equal ones the earlier wins. */
+function keepLargest(scores: number[], weights: number[], { topK, renormalize }: SelectiveV): void {
+  const order = scores.map((_, j) => j).sort((a, b) => (scores[b] as number) - (scores[a] as number) || a - b);
+  for (const j of order.slice(topK)) weights[j] = 0;
+  if (!renormalize) return;
+  let sum = 0;
+  for (const weight of weights) sum += weight;
+  for (let j = 0; j < weights.length; j++) weights[j] = (weights[j] as number) / sum;
+}
+
+/** x [numTokens, inFeatures] weight [outFeatures, inFeatures] -> x weight^T [numTokens, outFeatures]. */
+export function matmul(
+  x: Numbers,
+  weight: Numbers,
+  numTokens: number,
+  inFeatures: number,
+  outFeatures: number,
+): Float64Array {
+  const out = new Float64Array(numTokens * outFeatures);
+  for (let t = 0; t < numTokens; t++) {
+    for (let o = 0; o < outFeatures; o++) {
+      let dot = 0;
+      for (let i = 0; i < inFeatures; i++)
+        dot += (x[t * inFeatures + i] as number) * (weight[o * inFeatures + i] as number);
+      out[t * outFeatures + o] = dot;
+    }
+  }
+  return out;
+}
+
+export function silu(x: number): number {
+  return x / (1 + Math.exp(-x));
+}
+
+export function siluMul(gate: Numbers, up: Numbers): Float64Array {
+  return Float64Array.from(gate, (value, i) => silu(value) * (up[i] as number));
+}
+
+export interface GatedMlpInput {
+  x: Numbers; // [numTokens, inFeatures]
+  gate: Numbers; // [innerSize, inFeatures]
+  up: Numbers; // [innerSize, inFeatures]
+  down: Numbers; // [outFeatures, innerSize]
+  numTokens: number;
+  inFeatures: number;
+  innerSize: number;
+  outFeatures: number;
+}
+
+/** Augmented Q (paper, section 2), and with other matrices a layer's FFN: (silu(x gate^T) * (x up^T)) down^T. */
+export function augmentedQ(input: GatedMlpInput): Float64Array {
+  const { x, gate, up, down, numTokens, inFeatures, innerSize, outFeatures } = input;
+  const inner = siluMul(
+    matmul(x, gate, numTokens, inFeatures, innerSize),
+    matmul(x, up, numTokens, inFeatures, innerSize),
+  );
+  return matmul(inner, down, numTokens, innerSize, outFeatures);
+}
+
+/** h = residual + x where there is a residual, else x; out = h / sqrt(mean(h^2) + eps) * weight, per token. */
+export function rmsNorm(
+  x: Numbers,
+  weight: Numbers,
+  eps: number,
+  residual?: Numbers,
+): { out: Float64Array; residual: Float64Array } {
+  const hiddenSize = weight.length;
+  const h = Float64Array.from(x, (value, i) => value + (residual?.[i] ?? 0));
+  const out = new Float64Array(x.length);
+  for (let row = 0; row < x.length; row += hiddenSize) {
+    let sum = 0;
+    for (let i = 0; i < hiddenSize; i++) sum += (h[row + i] as number) ** 2;
+    const scale = 1 / Math.sqrt(sum / hiddenSize + eps);
+    for (let i = 0; i < hiddenSize; i++) out[row + i] = (h[row + i] as number) * scale * (weight[i] as number);
+  }
+  return { out, residual: h };
+}
+
+export interface Llama3RopeScaling {
+  factor: number;
+  low_freq_factor: number;
+  high_freq_factor: number;
+  original_max_position_embeddings: number;
+}
+
+/**
+ * The frequencies of RoPE, theta^(-2d / headDim), d < headDim / 2; with Llama 3's scaling those of wavelengths past
+ * original_max / low_freq_factor are divided by factor, those under original_max / high_freq_factor stay, and between
+ * the two they are mixed linearly in original_max / wavelength.
+ */
+export function ropeFrequencies(headDim: number, theta: number, scaling?: Llama3RopeScaling): Float64Array {
+  return Float64Array.from({ length: headDim / 2 }, (_, d) => {
+    const frequency = theta ** ((-2 * d) / headDim);
+    if (!scaling) return frequency;
+    const turns = scaling.original_max_position_embeddings * (frequency / (2 * Math.PI));
+    if (turns < scaling.low_freq_factor) return frequency / scaling.factor;
+    if (turns > scaling.high_freq_factor) return frequency;
+    const mix = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor);
+    return (1 - mix) * (frequency / scaling.factor) + mix * frequency;
+  });
+}
+
+/** Rotate-half RoPE of x [numTokens, numHeads, headDim]: dims d and d + headDim / 2 turn by position * frequency[d]. */
+export function rope(
+  x: Numbers,
+  positions: ArrayLike<number>,
+  numHeads: number,
+  headDim: number,
+  frequencies: Numbers,
+): Float64Array {
+  const out = new Float64Array(x.length);
+  const half = headDim / 2;
+  for (let t = 0; t < positions.length; t++) {
+    for (let head = 0; head < numHeads; head++) {
+      const row = (t * numHeads + head) * headDim;
+      for (let d = 0; d < half; d++) {
+        const angle = (positions[t] as number) * (frequencies[d] as number);
+        const a = x[row + d] as number;
+        const b = x[row + d + half] as number;
+        out[row + d] = a * Math.cos(angle) - b * Math.sin(angle);
+        out[row + d + half] = b * Math.cos(angle) + a * Math.sin(angle);
+      }
+    }
+  }
+  return out;
+}
+
+/** table [vocabSize, hiddenSize], row by row of the tokens. */
+export function embed(table: Numbers, tokens: ArrayLike<number>, hiddenSize: number): Float64Array {
+  const out = new Float64Array(tokens.length * hiddenSize);
+  for (let t = 0; t < tokens.length; t++) {
+    const row = (tokens[t] as number) * hiddenSize;
+    out.set(table.subarray(row, row + hiddenSize), t * hiddenSize);
+  }
+  return out;
+}
+
+export function logSumExp(values: Numbers): number {
+  return softmax(Array.from(values)).logSumExp;
+}

@@ -1,0 +1,102 @@
+// The Sigma model (and Llama, its special case) in float64 over a decoded checkpoint, augmented Q unfolded: the formulas
+// of the paper's section 2 in their order, without a cache.
+
+import type { Numbers } from './numbers';
+import {
+  attention,
+  augmentedQ,
+  embed,
+  type Llama3RopeScaling,
+  matmul,
+  rmsNorm,
+  rope,
+  ropeFrequencies,
+  type SelectiveV,
+} from './reference';
+
+/** A config.json and its tensors by Hugging Face name. */
+export interface Checkpoint {
+  config: Record<string, unknown>;
+  tensors: Map<string, CheckpointTensor>;
+}
+
+export interface CheckpointTensor {
+  type: 'F32' | 'F16' | 'BF16';
+  shape: number[];
+  data: Float32Array;
+}
+
+/** Logits of the last `numLogits` tokens (default 1), one array per token. */
+export function modelLogits(
+  checkpoint: Checkpoint,
+  tokens: readonly number[],
+  options: { numLogits?: number; selectiveV?: SelectiveV } = {},
+): Float64Array[] {
+  const config = checkpoint.config as Record<string, number> & { rope_scaling?: Llama3RopeScaling };
+  const weight = (name: string): Float32Array => {
+    const tensor = checkpoint.tensors.get(name);
+    if (!tensor) throw new Error(`no tensor ${name}`);
+    return tensor.data;
+  };
+  const rows = (name: string): number => checkpoint.tensors.get(name)?.shape[0] ?? 0;
+
+  const hiddenSize = config.hidden_size as number;
+  const numQHeads = config.num_attention_heads as number;
+  const numKHeads = config.num_key_heads ?? config.num_key_value_heads ?? numQHeads;
+  const numVHeads = config.num_value_heads ?? config.num_key_value_heads ?? numQHeads;
+  const headDim = config.head_dim ?? hiddenSize / numQHeads;
+  const eps = config.rms_norm_eps as number;
+  const frequencies = ropeFrequencies(headDim, config.rope_theta ?? 10000, config.rope_scaling ?? undefined);
+  const numTokens = tokens.length;
+  const positions = tokens.map((_, i) => i);
+  const linear = (x: Numbers, name: string): Float64Array =>
+    matmul(x, weight(name), numTokens, x.length / numTokens, rows(name));
+  const gated = (x: Numbers, gate: string, up: string, down: string): Float64Array =>
+    augmentedQ({
+      x,
+      gate: weight(gate),
+      up: weight(up),
+      down: weight(down),
+      numTokens,
+      inFeatures: x.length / numTokens,
+      innerSize: rows(gate),
+      outFeatures: rows(down),
+    });
+  const add = (a: Float64Array, b: Float64Array): Float64Array => a.map((value, i) => value + (b[i] as number));
+
+  let h = embed(weight('model.embed_tokens.weight'), tokens, hiddenSize);
+  for (let layer = 0; layer < (config.num_hidden_layers as number); layer++) {
+    const at = `model.layers.${layer}`;
+    const x = rmsNorm(h, weight(`${at}.input_layernorm.weight`), eps).out;
+    let q = linear(x, `${at}.self_attn.q_proj.weight`);
+    if (checkpoint.tensors.has(`${at}.self_attn.q_up_proj.weight`)) {
+      const [gate, up, down] = ['gate', 'up', 'down'].map((part) => `${at}.self_attn.q_${part}_proj.weight`);
+      q = gated(q, gate as string, up as string, down as string);
+    }
+    const k = linear(x, `${at}.self_attn.k_proj.weight`);
+    const v = linear(x, `${at}.self_attn.v_proj.weight`);
+    const { out } = attention({
+      q: rope(q, positions, numQHeads, headDim, frequencies),
+      k: rope(k, positions, numKHeads, headDim, frequencies),
+      v,
+      batchSize: 1,
+      qLen: numTokens,
+      kvLen: numTokens,
+      numQHeads,
+      numKHeads,
+      numVHeads,
+      headDimQk: headDim,
+      headDimVo: headDim,
+      causal: true,
+      selectiveV: options.selectiveV,
+    });
+    h = add(h, linear(out, `${at}.self_attn.o_proj.weight`));
+    const y = rmsNorm(h, weight(`${at}.post_attention_layernorm.weight`), eps).out;
+    h = add(h, gated(y, `${at}.mlp.gate_proj.weight`, `${at}.mlp.up_proj.weight`, `${at}.mlp.down_proj.weight`));
+  }
+  const numLogits = options.numLogits ?? 1;
+  const last = rmsNorm(h.subarray(h.length - numLogits * hiddenSize), weight('model.norm.weight'), eps).out;
+  const head = checkpoint.tensors.has('lm_head.weight') ? 'lm_head.weight' : 'model.embed_tokens.weight';
+  const logits = matmul(last, weight(head), numLogits, hiddenSize, rows(head));
+  return Array.from({ length: numLogits }, (_, i) => logits.slice(i * rows(head), (i + 1) * rows(head)));
+}
