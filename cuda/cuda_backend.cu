@@ -11,7 +11,9 @@ namespace {
 
 constexpr int kRequiredVersion = CUDART_VERSION / 1000 * 1000;  // a driver serves every minor version of its CUDA
 
-std::string version_text(int version) { return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10); }
+std::string version_text(int version) {
+  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+}
 
 // The first driver branch of a CUDA major version, which is what `nvidia-smi` shows and users install.
 const char* required_driver() { return kRequiredVersion >= 13000 ? "R580" : "R525"; }
@@ -37,7 +39,8 @@ std::string driver_problem(int* count) {
   }
   cudaError_t status = cudaGetDeviceCount(count);
   if (status == cudaErrorNoDevice || (status == cudaSuccess && *count == 0)) {
-    return "the NVIDIA driver (CUDA " + version_text(driver) + ") shows no GPU to this process; see CUDA_VISIBLE_DEVICES";
+    return "the NVIDIA driver (CUDA " + version_text(driver) +
+           ") shows no GPU to this process; see CUDA_VISIBLE_DEVICES";
   }
   if (status != cudaSuccess) return std::string("the NVIDIA driver answers: ") + cudaGetErrorString(status);
   return "";
@@ -80,10 +83,11 @@ std::shared_ptr<Backend> make_cuda_backend(int ordinal) {
   std::vector<DeviceInfo> infos = cuda_device_infos();
   if (infos[0].id == "cuda") fail(ErrorCode::device_unavailable, "cuda:%d: %s", ordinal, infos[0].reason.c_str());
   if (ordinal < 0 || ordinal >= static_cast<int>(infos.size())) {
-    fail(ErrorCode::device_unavailable, "there is no cuda:%d: this machine has %zu GPUs, cuda:0 to cuda:%zu", ordinal, infos.size(),
-         infos.size() - 1);
+    fail(ErrorCode::device_unavailable, "there is no cuda:%d: this machine has %zu GPUs, cuda:0 to cuda:%zu", ordinal,
+         infos.size(), infos.size() - 1);
   }
-  fail(ErrorCode::device_unavailable, "cuda:%d (%s): %s", ordinal, infos[ordinal].name.c_str(), infos[ordinal].reason.c_str());
+  fail(ErrorCode::device_unavailable, "cuda:%d (%s): %s", ordinal, infos[ordinal].name.c_str(),
+       infos[ordinal].reason.c_str());
 }
 
 }  // namespace diffqkv

@@ -14,7 +14,10 @@ export function throwIfAborted(signals: Signals): void {
  * Runs a native call that ends early, with ABORT_ERR, when one of the signals fires. Where one has fired already, the
  * call is not made. Listeners are gone when the promise settles.
  */
-export async function withCancel<T>(signals: Signals, call: (cancel: NativeCancel | undefined) => Promise<T>): Promise<T> {
+export async function withCancel<T>(
+  signals: Signals,
+  call: (cancel: NativeCancel | undefined) => Promise<T>,
+): Promise<T> {
   throwIfAborted(signals);
   const list = listOf(signals);
   if (list.length === 0) return awaitNative(() => call(undefined));

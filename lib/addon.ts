@@ -4,9 +4,8 @@
 // are thrown, or reject, as an Error with a `code` of lib/errors.ts. Arrays given in are copied before the call returns;
 // arrays to be filled are written on the JS thread just before the promise resolves.
 
-import { existsSync } from 'node:fs';
-import { dirname, join } from 'node:path';
 import { DiffqkvError } from './errors';
+import { packageRoot } from './paths';
 
 export type NativeDType = 'f32' | 'f16' | 'bf16' | 'i32' | 'i8' | 'f8e4m3';
 
@@ -46,19 +45,53 @@ export interface NativeDevice {
   dispose(): void;
 
   // Operators. Shapes, types and head counts are checked here, before anything is queued (thrown synchronously).
-  attentionPrefill(q: NativeTensor, k: NativeTensor, v: NativeTensor, out: NativeTensor, lse: NativeTensor | undefined,
-    kvLens: NativeTensor | undefined, causal: boolean, smScale: number | undefined): Promise<void>;
-  attentionDecode(q: NativeTensor, k: NativeTensor, v: NativeTensor, out: NativeTensor, lse: NativeTensor | undefined,
-    kvLens: NativeTensor | undefined, smScale: number | undefined, numSplits: number, selectiveTopK: number, renormalize: boolean): Promise<void>;
-  augmentedQ(x: NativeTensor, gate: NativeTensor, up: NativeTensor, down: NativeTensor, out: NativeTensor): Promise<void>;
+  attentionPrefill(
+    q: NativeTensor,
+    k: NativeTensor,
+    v: NativeTensor,
+    out: NativeTensor,
+    lse: NativeTensor | undefined,
+    kvLens: NativeTensor | undefined,
+    causal: boolean,
+    smScale: number | undefined,
+  ): Promise<void>;
+  attentionDecode(
+    q: NativeTensor,
+    k: NativeTensor,
+    v: NativeTensor,
+    out: NativeTensor,
+    lse: NativeTensor | undefined,
+    kvLens: NativeTensor | undefined,
+    smScale: number | undefined,
+    numSplits: number,
+    selectiveTopK: number,
+    renormalize: boolean,
+  ): Promise<void>;
+  augmentedQ(
+    x: NativeTensor,
+    gate: NativeTensor,
+    up: NativeTensor,
+    down: NativeTensor,
+    out: NativeTensor,
+  ): Promise<void>;
   matmul(x: NativeTensor, weight: NativeTensor, out: NativeTensor): Promise<void>;
-  rmsNorm(x: NativeTensor, weight: NativeTensor, out: NativeTensor, residual: NativeTensor | undefined, eps: number): Promise<void>;
+  rmsNorm(
+    x: NativeTensor,
+    weight: NativeTensor,
+    out: NativeTensor,
+    residual: NativeTensor | undefined,
+    eps: number,
+  ): Promise<void>;
   rope(x: NativeTensor, positions: NativeTensor, out: NativeTensor, theta: number): Promise<void>;
   siluMul(gate: NativeTensor, up: NativeTensor, out: NativeTensor): Promise<void>;
   embed(table: NativeTensor, tokens: NativeTensor, out: NativeTensor): Promise<void>;
 
-  loadModel(directory: string, dtype: NativeDType | undefined, onProgress: ((loadedBytes: number, totalBytes: number) => void) | undefined,
-    cancel: NativeCancel | undefined): Promise<NativeModel>;
+  loadModel(
+    directory: string,
+    dtype: NativeDType | undefined,
+    onProgress: ((loadedBytes: number, totalBytes: number) => void) | undefined,
+    cancel: NativeCancel | undefined,
+  ): Promise<NativeModel>;
   randomModel(configJson: string, dtype: NativeDType | undefined, seed: bigint): Promise<NativeModel>;
 }
 
@@ -117,8 +150,13 @@ export interface NativeSession {
   /** Appends tokens; fills `logits` ([vocabSize]) with those of the last one. */
   forward(tokens: Int32Array, logits: Float32Array, cancel: NativeCancel | undefined): Promise<void>;
   /** Appends tokens and draws the next one, `step` counting the draws of this generate call from 0; onProgress hears of each prefill chunk. */
-  nextToken(tokens: Int32Array, sampling: NativeSampling, step: number, cancel: NativeCancel | undefined,
-    onProgress: ((doneTokens: number, totalTokens: number) => void) | undefined): Promise<number>;
+  nextToken(
+    tokens: Int32Array,
+    sampling: NativeSampling,
+    step: number,
+    cancel: NativeCancel | undefined,
+    onProgress: ((doneTokens: number, totalTokens: number) => void) | undefined,
+  ): Promise<number>;
   truncate(kvLen: number): Promise<void>;
   fork(): Promise<NativeSession>;
   dispose(): void;
@@ -133,13 +171,6 @@ export interface NativeAddon {
   createCancel(): NativeCancel;
 }
 
-/** The folder of package.json: this file runs from lib/ (tests) and from dist/lib/. */
-export const packageRoot: string = (() => {
-  let folder = __dirname;
-  while (!existsSync(join(folder, 'package.json')) && dirname(folder) !== folder) folder = dirname(folder);
-  return folder;
-})();
-
 let loaded: NativeAddon | undefined;
 
 /** The native module: build/Release, where it was compiled here, else the one of prebuilds/ for this platform. */
@@ -147,6 +178,12 @@ export function addon(): NativeAddon {
   if (loaded === undefined) {
     const load = require('node-gyp-build') as ((root: string) => NativeAddon) & { path(root: string): string };
     let file = '';
+    // OpenMP's threads wait for each other by spinning, by default for some 16 ms: on a busy machine that takes the core
+    // from the thread they wait for. 3,000 turns cost nothing on an idle one, and made products of a busy one 2 to 7 times
+    // faster. The library reads this once, as it loads; afterwards it goes, so that child processes do not inherit it.
+    const { GOMP_SPINCOUNT, OMP_WAIT_POLICY } = process.env;
+    const limitSpinning = GOMP_SPINCOUNT === undefined && OMP_WAIT_POLICY === undefined;
+    if (limitSpinning) process.env.GOMP_SPINCOUNT = '3000';
     try {
       file = load.path(packageRoot);
       loaded = load(packageRoot);
@@ -158,6 +195,8 @@ export function addon(): NativeAddon {
           ? `the native module is not there for ${process.platform}-${process.arch}: run \`npx diffqkv build\` (in a checkout: npm run build)`
           : `the native module ${file} does not load: ${cause}`,
       );
+    } finally {
+      if (limitSpinning) delete process.env.GOMP_SPINCOUNT;
     }
   }
   return loaded;

@@ -130,5 +130,8 @@ const warned = new Set<string>();
 function warnOnce(reason: string): void {
   if (warned.has(reason)) return;
   warned.add(reason);
-  process.emitWarning(`the GPU is not used, the CPU is: ${reason}`, { type: 'DiffqkvWarning', code: 'DIFFQKV_FALLBACK' });
+  process.emitWarning(`the GPU is not used, the CPU is: ${reason}`, {
+    type: 'DiffqkvWarning',
+    code: 'DIFFQKV_FALLBACK',
+  });
 }

@@ -93,6 +93,10 @@ export function checkObject(name: string, value: unknown): void {
 /** Throws ERR_INVALID_ARGUMENT unless `value` is an integer in [min, max]. */
 export function checkInteger(name: string, value: unknown, min: number, max: number = Number.MAX_SAFE_INTEGER): void {
   if (!Number.isSafeInteger(value) || (value as number) < min || (value as number) > max) {
-    throw invalid(name, max === Number.MAX_SAFE_INTEGER ? `an integer of at least ${min}` : `an integer from ${min} to ${max}`, value);
+    throw invalid(
+      name,
+      max === Number.MAX_SAFE_INTEGER ? `an integer of at least ${min}` : `an integer from ${min} to ${max}`,
+      value,
+    );
   }
 }

@@ -51,7 +51,16 @@ export const kernels = {
     const { q, k, v, causal = false, smScale, kvLens, out, lse } = args;
     const [b, l, h] = axes('q', q, 4);
     return run(q, out, q?.dtype, [b, l, h, axes('v', v, 4)[3]], (device, to) =>
-      device.attentionPrefill(native('q', q), native('k', k), native('v', v), to, optional('lse', lse), optional('kvLens', kvLens), causal, smScale),
+      device.attentionPrefill(
+        native('q', q),
+        native('k', k),
+        native('v', v),
+        to,
+        optional('lse', lse),
+        optional('kvLens', kvLens),
+        causal,
+        smScale,
+      ),
     );
   },
 
@@ -62,7 +71,18 @@ export const kernels = {
     const { topK, renormalize } = checkSelectiveV(selectiveV);
     const [b, h] = axes('q', q, 3);
     return run(q, out, q?.dtype, [b, h, axes('v', v, 4)[3]], (device, to) =>
-      device.attentionDecode(native('q', q), native('k', k), native('v', v), to, optional('lse', lse), optional('kvLens', kvLens), smScale, numSplits, topK, renormalize),
+      device.attentionDecode(
+        native('q', q),
+        native('k', k),
+        native('v', v),
+        to,
+        optional('lse', lse),
+        optional('kvLens', kvLens),
+        smScale,
+        numSplits,
+        topK,
+        renormalize,
+      ),
     );
   },
 
@@ -91,7 +111,9 @@ export const kernels = {
   async rmsNorm(args: { x: Tensor; weight: Tensor; eps: number; residual?: Tensor; out?: Tensor }): Promise<Tensor> {
     checkObject('arguments', args);
     const { x, weight, eps, residual, out } = args;
-    return run(x, out, x?.dtype, x?.shape, (device, to) => device.rmsNorm(native('x', x), native('weight', weight), to, optional('residual', residual), eps));
+    return run(x, out, x?.dtype, x?.shape, (device, to) =>
+      device.rmsNorm(native('x', x), native('weight', weight), to, optional('residual', residual), eps),
+    );
   },
 
   /**
@@ -101,14 +123,18 @@ export const kernels = {
   async rope(args: { x: Tensor; positions: Tensor; theta: number; out?: Tensor }): Promise<Tensor> {
     checkObject('arguments', args);
     const { x, positions, theta, out } = args;
-    return run(x, out, x?.dtype, x?.shape, (device, to) => device.rope(native('x', x), native('positions', positions), to, theta));
+    return run(x, out, x?.dtype, x?.shape, (device, to) =>
+      device.rope(native('x', x), native('positions', positions), to, theta),
+    );
   },
 
   /** silu(gate) * up, elementwise, with silu(a) = a / (1 + exp(-a)); one shape and type. `out` may be gate or up. */
   async siluMul(args: { gate: Tensor; up: Tensor; out?: Tensor }): Promise<Tensor> {
     checkObject('arguments', args);
     const { gate, up, out } = args;
-    return run(gate, out, gate?.dtype, gate?.shape, (device, to) => device.siluMul(native('gate', gate), native('up', up), to));
+    return run(gate, out, gate?.dtype, gate?.shape, (device, to) =>
+      device.siluMul(native('gate', gate), native('up', up), to),
+    );
   },
 
   /** Rows of a table: table [vocab, hidden], tokens i32 [tokens], each from 0 to vocab - 1 -> [tokens, hidden]. */
@@ -133,7 +159,8 @@ function optional(name: string, value: Tensor | undefined): NativeTensor | undef
 // The sizes from which the shape of the output is made. The addon checks that all shapes fit.
 function axes(name: string, value: Tensor, rank: number): readonly number[] {
   native(name, value);
-  if (value.shape.length !== rank) throw invalid(`the shape of ${name}`, `of ${rank} axes`, `[${value.shape.join(', ')}]`);
+  if (value.shape.length !== rank)
+    throw invalid(`the shape of ${name}`, `of ${rank} axes`, `[${value.shape.join(', ')}]`);
   return value.shape;
 }
 

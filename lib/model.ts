@@ -1,10 +1,11 @@
 import { join } from 'node:path';
 import { throwIfAborted, withCancel } from './abort';
-import { type NativeModel, type NativeModelConfig, packageRoot } from './addon';
+import type { NativeModel, NativeModelConfig } from './addon';
 import { Device, type DeviceId, nativeDevice, openDevice } from './device';
 import { awaitNative, checkObject, DiffqkvError, invalid } from './errors';
+import { type GenerateOptions, generate, type Prompt } from './generate';
 import type { Generation } from './generation';
-import { generate, type GenerateOptions, type Prompt } from './generate';
+import { packageRoot } from './paths';
 import { presets } from './presets';
 import { createSession, nativeSessionOptions, type Session, type SessionOptions } from './session';
 import type { DType } from './tensor';
@@ -66,11 +67,14 @@ export class Model implements Disposable {
     if (typeof directory !== 'string' || directory === '') throw invalid('directory', 'a path', directory);
     checkObject('options', options);
     const { dtype, onProgress, signal } = options;
-    if (onProgress !== undefined && typeof onProgress !== 'function') throw invalid('onProgress', 'a function', onProgress);
+    if (onProgress !== undefined && typeof onProgress !== 'function')
+      throw invalid('onProgress', 'a function', onProgress);
     throwIfAborted(signal);
     const report = onProgress && ((loadedBytes: number, totalBytes: number) => onProgress({ loadedBytes, totalBytes }));
     return Model.#onDevice(options.device, async (device, ownsDevice) => {
-      const native = await withCancel(signal, (cancel) => nativeDevice(device).loadModel(directory, dtype, report, cancel));
+      const native = await withCancel(signal, (cancel) =>
+        nativeDevice(device).loadModel(directory, dtype, report, cancel),
+      );
       try {
         const tokenizer = await Tokenizer.fromDirectory(directory);
         throwIfAborted(signal);
@@ -86,18 +90,25 @@ export class Model implements Disposable {
    * A model with random weights, for benchmarks: `config` is an object as in config.json, or the name of one of the
    * paper's models. `seed`: an integer in [0, 2^64), default 0; the same seed gives the same weights.
    */
-  static async random(config: keyof typeof presets | Record<string, unknown>, options: ModelOptions & { seed?: number | bigint } = {}): Promise<Model> {
+  static async random(
+    config: keyof typeof presets | Record<string, unknown>,
+    options: ModelOptions & { seed?: number | bigint } = {},
+  ): Promise<Model> {
     const json = configJson(config);
     checkObject('options', options);
     const { dtype, seed = 0 } = options;
-    if (typeof seed !== 'bigint' && !Number.isSafeInteger(seed)) throw invalid('seed', 'an integer from 0 to 2^64 - 1', seed);
+    if (typeof seed !== 'bigint' && !Number.isSafeInteger(seed))
+      throw invalid('seed', 'an integer from 0 to 2^64 - 1', seed);
     return Model.#onDevice(options.device, async (device, ownsDevice) => {
       const native = await awaitNative(() => nativeDevice(device).randomModel(json, dtype, BigInt(seed)));
       return new Model(native, device, ownsDevice, null);
     });
   }
 
-  static async #onDevice(where: Device | DeviceId | undefined, make: (device: Device, owns: boolean) => Promise<Model>): Promise<Model> {
+  static async #onDevice(
+    where: Device | DeviceId | undefined,
+    make: (device: Device, owns: boolean) => Promise<Model>,
+  ): Promise<Model> {
     if (where instanceof Device) return make(where, false);
     const device = await openDevice(where);
     try {
@@ -132,7 +143,8 @@ export class Model implements Disposable {
 
 function configJson(config: unknown): string {
   if (typeof config === 'string') {
-    if (!Object.hasOwn(presets, config)) throw invalid('config', `an object, or one of ${Object.keys(presets).join(', ')}`, config);
+    if (!Object.hasOwn(presets, config))
+      throw invalid('config', `an object, or one of ${Object.keys(presets).join(', ')}`, config);
     return JSON.stringify(presets[config as keyof typeof presets]);
   }
   checkObject('config', config);

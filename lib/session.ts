@@ -55,7 +55,10 @@ export class Session implements Disposable {
    * prompts run in chunks; `signal` ends the call within one, with ABORT_ERR. On any error the cache is as it was:
    * ERR_INVALID_ARGUMENT (a token outside the vocabulary), ERR_KV_CACHE_FULL, ERR_OUT_OF_MEMORY, ERR_DISPOSED.
    */
-  async prefill(tokens: readonly number[] | Int32Array | Uint32Array, options: { signal?: AbortSignal } = {}): Promise<Float32Array> {
+  async prefill(
+    tokens: readonly number[] | Int32Array | Uint32Array,
+    options: { signal?: AbortSignal } = {},
+  ): Promise<Float32Array> {
     checkObject('options', options);
     const list = checkTokens(tokens, this.model.config.vocabSize);
     const logits = new Float32Array(this.model.config.vocabSize);

@@ -72,28 +72,42 @@ function configure() {
   }
 }
 
-for (const [program, packages] of [
-  ['cmake', 'cmake'],
-  ['c++', 'g++'],
-  ['make', 'make'],
-]) {
-  if (onPath(program) || (program === 'make' && onPath('ninja')) || (program === 'c++' && process.env.CXX)) continue;
-  stop(`${program} is not on PATH. On Debian and Ubuntu: apt-get install ${packages}`);
+const missing = [
+  ['cmake', onPath('cmake')],
+  ['g++', onPath('c++') || Boolean(process.env.CXX)],
+  ['make', onPath('make') || onPath('ninja')],
+].filter(([, there]) => !there);
+if (missing.length > 0) {
+  const names = missing.map(([name]) => name);
+  stop(
+    `${names.join(', ')} missing. On Debian and Ubuntu: apt-get install ${names.join(' ')} nlohmann-json3-dev libdnnl-dev`,
+  );
 }
 
 if (args.includes('--clean')) fs.rmSync(work, { recursive: true, force: true });
 const cache = path.join(work, 'CMakeCache.txt');
-const moved = fs.existsSync(cache) && !fs.readFileSync(cache, 'utf8').includes(`CMAKE_HOME_DIRECTORY:INTERNAL=${root}\n`);
+const moved =
+  fs.existsSync(cache) && !fs.readFileSync(cache, 'utf8').includes(`CMAKE_HOME_DIRECTORY:INTERNAL=${root}\n`);
 if (moved) fs.rmSync(work, { recursive: true, force: true }); // the checkout was moved or copied
 if (!fs.existsSync(path.join(work, 'build.ninja')) && !fs.existsSync(path.join(work, 'Makefile'))) {
   fs.rmSync(cache, { force: true });
 }
 if (!fs.existsSync(cache) || defines.length > 0) configure();
+if (!fs.existsSync(path.join(work, 'diffqkv.node')))
+  console.log('diffqkv: compiling the native module, which takes a few minutes');
 run('cmake', ['--build', work, '--parallel', String(os.availableParallelism())]);
 
 const from = path.join(work, 'diffqkv.node');
 const to = path.join(root, 'build', 'Release', 'diffqkv.node');
-if (!fs.existsSync(to) || fs.statSync(from).mtimeMs > fs.statSync(to).mtimeMs || !fs.readFileSync(from).equals(fs.readFileSync(to))) {
+if (
+  !fs.existsSync(to) ||
+  fs.statSync(from).mtimeMs > fs.statSync(to).mtimeMs ||
+  !fs.readFileSync(from).equals(fs.readFileSync(to))
+) {
+  // A module may lack symbols and still link: they could have been Node's.
+  const loads = spawnSync(process.execPath, ['-e', 'require(process.argv[1])', from], { encoding: 'utf8' });
+  if (loads.status !== 0)
+    stop(`the module was built but does not load: ${/Error: (.*)/.exec(loads.stderr)?.[1] ?? loads.stderr}`);
   fs.mkdirSync(path.dirname(to), { recursive: true });
   // By rename: a process that has the old module mapped keeps it.
   fs.copyFileSync(from, `${to}.${process.pid}`);

@@ -122,16 +122,6 @@ export const configs: Break[] = [
   { name: 'eos_token_id a string', apply: config({ eos_token_id: 'end' }), names: ['config.json', 'eos_token_id'] },
   { name: 'eos_token_id negative', apply: config({ eos_token_id: [1, -2] }), names: ['config.json', 'eos_token_id'] },
   {
-    name: 'eos_token_id outside the vocabulary',
-    apply: config({ eos_token_id: 128 }),
-    names: ['config.json', 'eos_token_id', '128'],
-  },
-  {
-    name: 'bos_token_id outside the vocabulary',
-    apply: config({ bos_token_id: 500 }),
-    names: ['config.json', 'bos_token_id', '500'],
-  },
-  {
     name: 'architectures a string',
     apply: config({ architectures: 'SigmaForCausalLM' }),
     names: ['config.json', 'architectures'],

@@ -268,7 +268,8 @@ onEveryDevice((device) => {
       join(directory, 'tokenizer_config.json'),
       JSON.stringify({
         ...config,
-        chat_template: '{{ bos_token }}{% for m in messages %}# {{ m.content }}\n{% endfor %}> Archiving utility.\n',
+        chat_template:
+          '{{ bos_token }}{% for m in messages %}# {{ m.content }}\n{% endfor %}> Archiving utility.{{ "\\n" }}',
       }),
     );
     const chat = await Model.load(directory, { device: device() });

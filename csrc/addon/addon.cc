@@ -40,7 +40,8 @@ void stop_at_exit(Napi::Env env) {
   Napi::Value process = env.Global().Get("process");
   if (!process.IsObject() || !process.As<Napi::Object>().Get("once").IsFunction()) return;
   auto stop = [](const Napi::CallbackInfo&) { Executor::stop_all_of_this_thread(); };
-  process.As<Napi::Object>().Get("once").As<Napi::Function>().Call(process, {Napi::String::New(env, "exit"), Napi::Function::New(env, stop)});
+  process.As<Napi::Object>().Get("once").As<Napi::Function>().Call(
+      process, {Napi::String::New(env, "exit"), Napi::Function::New(env, stop)});
   installed = true;
 }
 

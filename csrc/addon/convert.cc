@@ -93,8 +93,8 @@ ArrayView array_view(const Napi::Value& value, const char* name) {
 void fill_array(const Napi::Value& array, const void* src, size_t length) {
   ArrayView view = array_view(array, "the array to fill");
   if (view.length < length) {
-    fail(ErrorCode::invalid_argument, "the array to fill was detached or shrunk to %zu elements during the call; it needs %zu",
-         view.length, length);
+    fail(ErrorCode::invalid_argument,
+         "the array to fill was detached or shrunk to %zu elements during the call; it needs %zu", view.length, length);
   }
   view.length = length;
   if (length > 0) std::memcpy(view.data, src, view.bytes());
@@ -103,7 +103,8 @@ void fill_array(const Napi::Value& array, const void* src, size_t length) {
 std::string text(const Napi::Value& value, const char* name) {
   if (!value.IsString()) wrong_type(value, name, "a string");
   std::string result = value.As<Napi::String>().Utf8Value();
-  if (result.find('\0') != std::string::npos) fail(ErrorCode::invalid_argument, "%s must not contain a NUL character", name);
+  if (result.find('\0') != std::string::npos)
+    fail(ErrorCode::invalid_argument, "%s must not contain a NUL character", name);
   return result;
 }
 
@@ -140,7 +141,8 @@ DType dtype(const Napi::Value& value, const char* name) {
   std::string type = text(value, name);
   DType result;
   if (!dtype_from_name(type.c_str(), &result)) {
-    fail(ErrorCode::invalid_argument, "%s is \"%s\"; it must be one of f32, f16, bf16, i32, i8, f8e4m3", name, type.c_str());
+    fail(ErrorCode::invalid_argument, "%s is \"%s\"; it must be one of f32, f16, bf16, i32, i8, f8e4m3", name,
+         type.c_str());
   }
   return result;
 }
@@ -149,7 +151,8 @@ std::vector<int64_t> shape(const Napi::Value& value) {
   if (!value.IsArray()) wrong_type(value, "shape", "an array of integers");
   auto array = value.As<Napi::Array>();
   constexpr uint32_t kMaxRank = 8;
-  if (array.Length() > kMaxRank) fail(ErrorCode::invalid_argument, "shape has %u axes; the limit is %u", array.Length(), kMaxRank);
+  if (array.Length() > kMaxRank)
+    fail(ErrorCode::invalid_argument, "shape has %u axes; the limit is %u", array.Length(), kMaxRank);
   std::vector<int64_t> result;
   int64_t elements = 1;
   for (uint32_t axis = 0; axis < array.Length(); ++axis) {

@@ -16,10 +16,13 @@ std::shared_ptr<Backend> make_backend(const std::string& id) {
     }
     fail(ErrorCode::device_unavailable, "no usable CUDA device: %s", reason.c_str());
   }
-  if (id.size() > 5 && id.size() <= 8 && id.compare(0, 5, "cuda:") == 0 && id.find_first_not_of("0123456789", 5) == std::string::npos) {
+  if (id.size() > 5 && id.size() <= 8 && id.compare(0, 5, "cuda:") == 0 &&
+      id.find_first_not_of("0123456789", 5) == std::string::npos) {
     return make_cuda_backend(std::stoi(id.substr(5)));
   }
-  fail(ErrorCode::device_unavailable, "there is no device \"%s\"; ids are 'auto', 'cpu', 'cuda' and 'cuda:0', 'cuda:1' and so on (listDevices() has those of this machine)",
+  fail(ErrorCode::device_unavailable,
+       "there is no device \"%s\"; ids are 'auto', 'cpu', 'cuda' and 'cuda:0', 'cuda:1' and so on (listDevices() has "
+       "those of this machine)",
        id.c_str());
 }
 
@@ -43,14 +46,15 @@ Napi::Function DeviceObject::define(Napi::Env env) {
   return DefineClass(
       env, "NativeDevice",
       {InstanceAccessor<&DeviceObject::info_js>("info"), InstanceMethod<&DeviceObject::tensor>("tensor"),
-       InstanceMethod<&DeviceObject::synchronize>("synchronize"), InstanceMethod<&DeviceObject::record_event>("recordEvent"),
+       InstanceMethod<&DeviceObject::synchronize>("synchronize"),
+       InstanceMethod<&DeviceObject::record_event>("recordEvent"),
        InstanceMethod<&DeviceObject::elapsed_ms>("elapsedMs"), InstanceMethod<&DeviceObject::load_model>("loadModel"),
        InstanceMethod<&DeviceObject::random_model>("randomModel"), InstanceMethod<&DeviceObject::dispose_js>("dispose"),
        InstanceMethod<&DeviceObject::attention_prefill>("attentionPrefill"),
-       InstanceMethod<&DeviceObject::attention_decode>("attentionDecode"), InstanceMethod<&DeviceObject::augmented_q>("augmentedQ"),
-       InstanceMethod<&DeviceObject::matmul>("matmul"), InstanceMethod<&DeviceObject::rms_norm>("rmsNorm"),
-       InstanceMethod<&DeviceObject::rope>("rope"), InstanceMethod<&DeviceObject::silu_mul>("siluMul"),
-       InstanceMethod<&DeviceObject::embed>("embed")});
+       InstanceMethod<&DeviceObject::attention_decode>("attentionDecode"),
+       InstanceMethod<&DeviceObject::augmented_q>("augmentedQ"), InstanceMethod<&DeviceObject::matmul>("matmul"),
+       InstanceMethod<&DeviceObject::rms_norm>("rmsNorm"), InstanceMethod<&DeviceObject::rope>("rope"),
+       InstanceMethod<&DeviceObject::silu_mul>("siluMul"), InstanceMethod<&DeviceObject::embed>("embed")});
 }
 
 DeviceObject::DeviceObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {

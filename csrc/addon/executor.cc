@@ -1,5 +1,9 @@
 #include "addon/executor.h"
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include <unordered_set>
 
 #include "addon/convert.h"
@@ -16,8 +20,8 @@ std::shared_ptr<Executor> Executor::start(Napi::Env env) {
   auto self = std::make_shared<Executor>(env);
   napi_value name;
   if (napi_create_string_utf8(env, "diffqkv executor", NAPI_AUTO_LENGTH, &name) != napi_ok ||
-      napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, self.get(), on_message, &self->wake_) !=
-          napi_ok) {
+      napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, self.get(), on_message,
+                                      &self->wake_) != napi_ok) {
     throw Napi::Error::New(env);
   }
   napi_unref_threadsafe_function(env, self->wake_);
@@ -99,6 +103,13 @@ void Executor::loop() {
     lock.lock();
     running_.reset();
   }
+#ifdef __GLIBC__
+  // What the closed device has freed goes back to the system; glibc would keep it in the arena of this thread, and the
+  // next device's thread would take another.
+  lock.unlock();
+  malloc_trim(0);
+  lock.lock();
+#endif
   ended_ = true;
   if (!stopped_) napi_call_threadsafe_function(wake_, nullptr, napi_tsfn_nonblocking);
 }
@@ -137,12 +148,14 @@ void Executor::call_progress(Job& job, double done, double total) {
       napi_create_double(env_, total, &arguments[1]) != napi_ok) {
     return;
   }
-  if (napi_call_function(env_, undefined, job.progress.Value(), 2, arguments, nullptr) != napi_pending_exception) return;
+  if (napi_call_function(env_, undefined, job.progress.Value(), 2, arguments, nullptr) != napi_pending_exception)
+    return;
   napi_value thrown;
   if (napi_get_and_clear_last_exception(env_, &thrown) != napi_ok) return;
   // Boxed, for a reference to a primitive is not possible in Node-API 8.
   napi_value box;
-  if (napi_create_object(env_, &box) != napi_ok || napi_set_named_property(env_, box, "thrown", thrown) != napi_ok) return;
+  if (napi_create_object(env_, &box) != napi_ok || napi_set_named_property(env_, box, "thrown", thrown) != napi_ok)
+    return;
   job.progress_error = Napi::Persistent(Napi::Object(env_, box));
   job.cancel->store(true);
 }
@@ -198,7 +211,7 @@ void Executor::reject_queued(const CancelFlag* cancel) {
 // The thread has run all it was given after close().
 void Executor::finish() {
   if (!self_) return;
-  thread_.join();
+  if (thread_.joinable()) thread_.join();  // else joined at the exit of the process
   napi_remove_env_cleanup_hook(env_, on_environment_end, this);
   forget_environment();
 }

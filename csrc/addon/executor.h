@@ -27,17 +27,17 @@ struct Job {
     if (kind == with_promise && napi_create_promise(env, &deferred, &promise) != napi_ok) throw Napi::Error::New(env);
   }
 
-  std::function<void(Job& job)> run;              // executor thread; destroyed there
-  std::function<Napi::Value(Job& job)> resolve;   // JS thread, after run; holds no JS values. Where empty: undefined
+  std::function<void(Job& job)> run;             // executor thread; destroyed there
+  std::function<Napi::Value(Job& job)> resolve;  // JS thread, after run; holds no JS values. Where empty: undefined
   std::shared_ptr<CancelFlag> cancel = std::make_shared<CancelFlag>(false);
-  Napi::ObjectReference keep;                     // what resolve needs of JS: an array to fill
-  Napi::FunctionReference progress;               // (done, total), called on the JS thread
+  Napi::ObjectReference keep;        // what resolve needs of JS: an array to fill
+  Napi::FunctionReference progress;  // (done, total), called on the JS thread
 
   Napi::Env env;
   napi_deferred deferred = nullptr;
   napi_value promise = nullptr;  // valid until the call that made the job returns
   std::exception_ptr error;
-  Napi::ObjectReference progress_error;           // { thrown }: what the progress callback threw ends the job and is its error
+  Napi::ObjectReference progress_error;  // { thrown }: what the progress callback threw ends the job and is its error
 };
 
 class Executor : public std::enable_shared_from_this<Executor> {
@@ -50,8 +50,8 @@ class Executor : public std::enable_shared_from_this<Executor> {
   void reject_queued(const CancelFlag* cancel);  // jobs that wait behind others need not wait to be aborted
 
   // Any thread.
-  void close();                                           // runs what is queued, then ends the thread
-  void release(std::shared_ptr<void> memory);             // drops the reference on the executor thread
+  void close();                                // runs what is queued, then ends the thread
+  void release(std::shared_ptr<void> memory);  // drops the reference on the executor thread
   void report_progress(Job& job, int64_t done, int64_t total);
 
   // Cancels what runs, joins the thread; nothing is settled any more. For the end of an environment, or of the process.

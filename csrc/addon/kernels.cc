@@ -37,8 +37,8 @@ std::optional<double> optional_number(const Napi::Value& value, const char* name
 
 // Queues backend->*op(p); the arguments are held until it is done. A call without an element of output does nothing.
 template <typename Params, typename Submit>
-Napi::Value enqueue(const DeviceContext& device, void (Backend::*op)(const Params&), const Params& p, std::vector<Argument> arguments,
-                    const Argument& out, Submit submit) {
+Napi::Value enqueue(const DeviceContext& device, void (Backend::*op)(const Params&), const Params& p,
+                    std::vector<Argument> arguments, const Argument& out, Submit submit) {
   bool empty = out.data->elements == 0;
   return submit([backend = device.backend, op, p, arguments = std::move(arguments), empty](Job&) {
     for (const Argument& argument : arguments) {
@@ -56,8 +56,8 @@ Napi::Value DeviceObject::attention_prefill(const Napi::CallbackInfo& info) {
     Argument q = tensor_argument(*device_, info[0], "q"), k = tensor_argument(*device_, info[1], "k"),
              v = tensor_argument(*device_, info[2], "v"), out = tensor_argument(*device_, info[3], "out"),
              lse = optional_tensor(*device_, info[4], "lse"), kv_lens = optional_tensor(*device_, info[5], "kvLens");
-    auto p = check_attention_prefill(q.view, k.view, v.view, out.view, lse.optional(), kv_lens.optional(), boolean(info[6], "causal"),
-                                     optional_number(info[7], "smScale"));
+    auto p = check_attention_prefill(q.view, k.view, v.view, out.view, lse.optional(), kv_lens.optional(),
+                                     boolean(info[6], "causal"), optional_number(info[7], "smScale"));
     return enqueue(*device_, &Backend::attention_prefill, p, {q, k, v, out, lse, kv_lens}, out,
                    [&](auto run) { return submit(info, run); });
   });
@@ -71,7 +71,8 @@ Napi::Value DeviceObject::attention_decode(const Napi::CallbackInfo& info) {
              lse = optional_tensor(*device_, info[4], "lse"), kv_lens = optional_tensor(*device_, info[5], "kvLens");
     auto p = check_attention_decode(q.view, k.view, v.view, out.view, lse.optional(), kv_lens.optional(),
                                     optional_number(info[6], "smScale"), integer(info[7], "numSplits", 0, 1 << 20),
-                                    integer(info[8], "selectiveV.topK", 0, kMaxSafeInteger), boolean(info[9], "selectiveV.renormalize"));
+                                    integer(info[8], "selectiveV.topK", 0, kMaxSafeInteger),
+                                    boolean(info[9], "selectiveV.renormalize"));
     return enqueue(*device_, &Backend::attention_decode, p, {q, k, v, out, lse, kv_lens}, out,
                    [&](auto run) { return submit(info, run); });
   });
@@ -84,7 +85,8 @@ Napi::Value DeviceObject::augmented_q(const Napi::CallbackInfo& info) {
              up = tensor_argument(*device_, info[2], "up"), down = tensor_argument(*device_, info[3], "down"),
              out = tensor_argument(*device_, info[4], "out");
     auto p = check_augmented_q(x.view, gate.view, up.view, down.view, out.view);
-    return enqueue(*device_, &Backend::augmented_q, p, {x, gate, up, down, out}, out, [&](auto run) { return submit(info, run); });
+    return enqueue(*device_, &Backend::augmented_q, p, {x, gate, up, down, out}, out,
+                   [&](auto run) { return submit(info, run); });
   });
 }
 
@@ -104,7 +106,8 @@ Napi::Value DeviceObject::rms_norm(const Napi::CallbackInfo& info) {
     Argument x = tensor_argument(*device_, info[0], "x"), weight = tensor_argument(*device_, info[1], "weight"),
              out = tensor_argument(*device_, info[2], "out"), residual = optional_tensor(*device_, info[3], "residual");
     auto p = check_rms_norm(x.view, weight.view, out.view, residual.optional(), number(info[4], "eps"));
-    return enqueue(*device_, &Backend::rms_norm, p, {x, weight, out, residual}, out, [&](auto run) { return submit(info, run); });
+    return enqueue(*device_, &Backend::rms_norm, p, {x, weight, out, residual}, out,
+                   [&](auto run) { return submit(info, run); });
   });
 }
 
@@ -145,7 +148,8 @@ Napi::Value DeviceObject::embed(const Napi::CallbackInfo& info) {
     Argument table = tensor_argument(*device_, info[0], "table"), tokens = tensor_argument(*device_, info[1], "tokens"),
              out = tensor_argument(*device_, info[2], "out");
     auto p = check_embed(table.view, tokens.view, out.view);
-    return enqueue(*device_, &Backend::embed, p, {table, tokens, out}, out, [&](auto run) { return submit(info, run); });
+    return enqueue(*device_, &Backend::embed, p, {table, tokens, out}, out,
+                   [&](auto run) { return submit(info, run); });
   });
 }
 

@@ -14,14 +14,17 @@ void resolve_with_model(Job& job, const std::shared_ptr<DeviceContext>& device, 
   job.resolve = [device = std::weak_ptr(device), model](Job& job) -> Napi::Value {
     auto& parent = unwrap<DeviceObject>(job.keep.Value(), "device");
     auto context = device.lock();
-    if (parent.disposed() || !context) fail(ErrorCode::disposed, "the device was disposed while the model was made on it");
+    if (parent.disposed() || !context)
+      fail(ErrorCode::disposed, "the device was disposed while the model was made on it");
     return construct<ModelObject>(job.env, {context, &parent, std::move(*model)});
   };
 }
 
 Napi::Object js_config(Napi::Env env, const Config& config) {
   Napi::Object result = Napi::Object::New(env);
-  auto set = [&](const char* name, auto value) { result.Set(name, Napi::Number::New(env, static_cast<double>(value))); };
+  auto set = [&](const char* name, auto value) {
+    result.Set(name, Napi::Number::New(env, static_cast<double>(value)));
+  };
   result["architecture"] = config.architecture;
   set("hiddenSize", config.hidden_size);
   set("intermediateSize", config.intermediate_size);
@@ -49,11 +52,13 @@ Napi::Object js_config(Napi::Env env, const Config& config) {
 }  // namespace
 
 Napi::Function ModelObject::define(Napi::Env env) {
-  return DefineClass(env, "NativeModel",
-                     {InstanceAccessor<&ModelObject::config>("config"), InstanceAccessor<&ModelObject::dtype_js>("dtype"),
-                      InstanceAccessor<&ModelObject::num_parameters>("numParameters"),
-                      InstanceAccessor<&ModelObject::weight_bytes>("weightBytes"),
-                      InstanceMethod<&ModelObject::create_session>("createSession"), InstanceMethod<&ModelObject::dispose_js>("dispose")});
+  return DefineClass(
+      env, "NativeModel",
+      {InstanceAccessor<&ModelObject::config>("config"), InstanceAccessor<&ModelObject::dtype_js>("dtype"),
+       InstanceAccessor<&ModelObject::num_parameters>("numParameters"),
+       InstanceAccessor<&ModelObject::weight_bytes>("weightBytes"),
+       InstanceMethod<&ModelObject::create_session>("createSession"),
+       InstanceMethod<&ModelObject::dispose_js>("dispose")});
 }
 
 ModelObject::ModelObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
@@ -62,7 +67,8 @@ ModelObject::ModelObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
   own(info.Env(), kName, std::move(state.device), state.parent, static_cast<int64_t>(model_->weight_bytes()));
 }
 
-Napi::Value ModelObject::load(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device, Napi::Object device_object) {
+Napi::Value ModelObject::load(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device,
+                              Napi::Object device_object) {
   std::string directory = text(info[0], "directory");
   LoadOptions options;
   if ((options.has_dtype = !absent(info[1]))) options.dtype = dtype(info[1], "dtype");
@@ -74,7 +80,8 @@ Napi::Value ModelObject::load(const Napi::CallbackInfo& info, const std::shared_
   CancelObject::attach(info[3], *job, device->executor);
   auto model = std::make_shared<std::shared_ptr<Model>>();
   // The thread that runs the job is that of this executor, which therefore outlives it.
-  job->run = [executor = device->executor.get(), backend = device->backend, directory, options, model](Job& job) mutable {
+  job->run = [executor = device->executor.get(), backend = device->backend, directory, options,
+              model](Job& job) mutable {
     options.cancel = job.cancel.get();
     options.on_progress = [&](uint64_t loaded, uint64_t total) { executor->report_progress(job, loaded, total); };
     *model = Model::load(backend, directory, options);
@@ -83,7 +90,8 @@ Napi::Value ModelObject::load(const Napi::CallbackInfo& info, const std::shared_
   return device->executor->submit(std::move(job));
 }
 
-Napi::Value ModelObject::random(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device, Napi::Object device_object) {
+Napi::Value ModelObject::random(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device,
+                                Napi::Object device_object) {
   std::string config = text(info[0], "config");
   LoadOptions options;
   if ((options.has_dtype = !absent(info[1]))) options.dtype = dtype(info[1], "dtype");

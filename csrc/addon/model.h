@@ -23,8 +23,10 @@ class ModelObject final : public Napi::ObjectWrap<ModelObject>, public Resource 
   ~ModelObject() override { finalize(Env()); }
 
   // device.loadModel(directory, dtype, onProgress, cancel) and device.randomModel(config, dtype, seed)
-  static Napi::Value load(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device, Napi::Object device_object);
-  static Napi::Value random(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device, Napi::Object device_object);
+  static Napi::Value load(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device,
+                          Napi::Object device_object);
+  static Napi::Value random(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device,
+                            Napi::Object device_object);
 
  private:
   std::shared_ptr<void> take() override { return std::move(model_); }

@@ -20,11 +20,13 @@ void Resource::own(Napi::Env env, const char* what, std::shared_ptr<DeviceContex
 
 void Resource::set_external_bytes(Napi::Env env, int64_t bytes) {
   int64_t now;
-  if (!disposed_ && bytes != external_bytes_) napi_adjust_external_memory(env, bytes - std::exchange(external_bytes_, bytes), &now);
+  if (!disposed_ && bytes != external_bytes_)
+    napi_adjust_external_memory(env, bytes - std::exchange(external_bytes_, bytes), &now);
 }
 
 void Resource::check_usable() const {
-  if (disposed_) fail(ErrorCode::disposed, "this %s is disposed (by its own dispose() or that of what it was made on)", what_);
+  if (disposed_)
+    fail(ErrorCode::disposed, "this %s is disposed (by its own dispose() or that of what it was made on)", what_);
 }
 
 void Resource::dispose(Napi::Env env) {

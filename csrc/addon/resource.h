@@ -30,7 +30,8 @@ class Resource {
 
  protected:
   // Takes its place under `parent`; `external_bytes` of native memory are reported to the garbage collector.
-  void own(Napi::Env env, const char* what, std::shared_ptr<DeviceContext> device, Resource* parent, int64_t external_bytes);
+  void own(Napi::Env env, const char* what, std::shared_ptr<DeviceContext> device, Resource* parent,
+           int64_t external_bytes);
   ~Resource() = default;
   void finalize(Napi::Env env);  // for the destructor; children hold what they need themselves, and live on
   void check_usable() const;     // ERR_DISPOSED

@@ -8,7 +8,9 @@ namespace {
 
 constexpr int64_t kMaxTokens = INT32_MAX;
 
-int64_t cache_bytes(const Session& session) { return static_cast<int64_t>(session.k_cache_bytes() + session.v_cache_bytes()); }
+int64_t cache_bytes(const Session& session) {
+  return static_cast<int64_t>(session.k_cache_bytes() + session.v_cache_bytes());
+}
 
 // The JS object of a session that a job has made; `model_object` may have been disposed meanwhile.
 void resolve_with_session(Job& job, const std::shared_ptr<DeviceContext>& device, Napi::Object model_object,
@@ -17,7 +19,8 @@ void resolve_with_session(Job& job, const std::shared_ptr<DeviceContext>& device
   job.resolve = [device = std::weak_ptr(device), session](Job& job) -> Napi::Value {
     auto& parent = unwrap<ModelObject>(job.keep.Value(), "model");
     auto context = device.lock();
-    if (parent.disposed() || !context) fail(ErrorCode::disposed, "the model was disposed while a session was made on it");
+    if (parent.disposed() || !context)
+      fail(ErrorCode::disposed, "the model was disposed while a session was made on it");
     return construct<SessionObject>(job.env, {context, &parent, job.keep.Value(), std::move(*session)});
   };
 }
@@ -28,17 +31,23 @@ SessionOptions session_options(const Napi::Value& value) {
   SessionOptions options;
   if (absent(value)) return options;
   if (!value.IsObject()) fail(ErrorCode::invalid_argument, "session options must be an object");
-  if (Napi::Value v = property(value, "maxKvLen"); !absent(v)) options.max_kv_len = integer(v, "maxKvLen", 1, kMaxTokens);
-  if (Napi::Value v = property(value, "kType"); !absent(v)) options.has_k_type = true, options.k_type = dtype(v, "kType");
-  if (Napi::Value v = property(value, "vType"); !absent(v)) options.has_v_type = true, options.v_type = dtype(v, "vType");
-  if (Napi::Value v = property(value, "selectiveTopK"); !absent(v)) options.selective_top_k = integer(v, "selectiveV.topK", 0, kMaxTokens);
-  if (Napi::Value v = property(value, "renormalize"); !absent(v)) options.renormalize = boolean(v, "selectiveV.renormalize");
+  if (Napi::Value v = property(value, "maxKvLen"); !absent(v))
+    options.max_kv_len = integer(v, "maxKvLen", 1, kMaxTokens);
+  if (Napi::Value v = property(value, "kType"); !absent(v))
+    options.has_k_type = true, options.k_type = dtype(v, "kType");
+  if (Napi::Value v = property(value, "vType"); !absent(v))
+    options.has_v_type = true, options.v_type = dtype(v, "vType");
+  if (Napi::Value v = property(value, "selectiveTopK"); !absent(v))
+    options.selective_top_k = integer(v, "selectiveV.topK", 0, kMaxTokens);
+  if (Napi::Value v = property(value, "renormalize"); !absent(v))
+    options.renormalize = boolean(v, "selectiveV.renormalize");
   return options;
 }
 
 float in_range(const Napi::Value& value, const char* name, double min, double max) {
   double result = number(value, name);
-  if (!(result >= min && result <= max)) fail(ErrorCode::invalid_argument, "%s is %g; it must be from %g to %g", name, result, min, max);
+  if (!(result >= min && result <= max))
+    fail(ErrorCode::invalid_argument, "%s is %g; it must be from %g to %g", name, result, min, max);
   return static_cast<float>(result);
 }
 
@@ -65,12 +74,14 @@ std::shared_ptr<std::vector<int32_t>> copy_tokens(const Napi::Value& value) {
 }  // namespace
 
 Napi::Function SessionObject::define(Napi::Env env) {
-  return DefineClass(env, "NativeSession",
-                     {InstanceAccessor<&SessionObject::kv_len>("kvLen"), InstanceAccessor<&SessionObject::max_kv_len>("maxKvLen"),
-                      InstanceAccessor<&SessionObject::k_cache_bytes>("kCacheBytes"),
-                      InstanceAccessor<&SessionObject::v_cache_bytes>("vCacheBytes"), InstanceMethod<&SessionObject::forward>("forward"),
-                      InstanceMethod<&SessionObject::next_token>("nextToken"), InstanceMethod<&SessionObject::truncate>("truncate"),
-                      InstanceMethod<&SessionObject::fork>("fork"), InstanceMethod<&SessionObject::dispose_js>("dispose")});
+  return DefineClass(
+      env, "NativeSession",
+      {InstanceAccessor<&SessionObject::kv_len>("kvLen"), InstanceAccessor<&SessionObject::max_kv_len>("maxKvLen"),
+       InstanceAccessor<&SessionObject::k_cache_bytes>("kCacheBytes"),
+       InstanceAccessor<&SessionObject::v_cache_bytes>("vCacheBytes"),
+       InstanceMethod<&SessionObject::forward>("forward"), InstanceMethod<&SessionObject::next_token>("nextToken"),
+       InstanceMethod<&SessionObject::truncate>("truncate"), InstanceMethod<&SessionObject::fork>("fork"),
+       InstanceMethod<&SessionObject::dispose_js>("dispose")});
 }
 
 SessionObject::SessionObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
@@ -164,12 +175,12 @@ Napi::Value SessionObject::fork(const Napi::CallbackInfo& info) {
   });
 }
 
-#define DIFFQKV_GETTER(method, value)                                        \
-  Napi::Value SessionObject::method(const Napi::CallbackInfo& info) {        \
-    return guarded(info.Env(), [&]() -> Napi::Value {                        \
-      check(info.Env());                                                     \
+#define DIFFQKV_GETTER(method, value)                                               \
+  Napi::Value SessionObject::method(const Napi::CallbackInfo& info) {               \
+    return guarded(info.Env(), [&]() -> Napi::Value {                               \
+      check(info.Env());                                                            \
       return Napi::Number::New(info.Env(), static_cast<double>(session_->value())); \
-    });                                                                      \
+    });                                                                             \
   }
 DIFFQKV_GETTER(kv_len, kv_len)
 DIFFQKV_GETTER(max_kv_len, max_kv_len)

@@ -24,8 +24,8 @@ class SessionObject final : public Napi::ObjectWrap<SessionObject>, public Resou
   ~SessionObject() override { finalize(Env()); }
 
   // model.createSession(options)
-  static Napi::Value create(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device, Napi::Object model_object,
-                            const std::shared_ptr<Model>& model);
+  static Napi::Value create(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device,
+                            Napi::Object model_object, const std::shared_ptr<Model>& model);
 
  private:
   std::shared_ptr<void> take() override { return std::move(session_); }

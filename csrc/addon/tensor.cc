@@ -36,8 +36,8 @@ void integers_to_f32(DType from, float* dst, const void* src, int64_t count) {
 }
 
 // Copies `view` now and returns what uploads it, on the executor thread.
-std::function<void(Job&)> upload_job(std::shared_ptr<Backend> backend, std::shared_ptr<TensorData> tensor, const ArrayView& view,
-                                     const char* name) {
+std::function<void(Job&)> upload_job(std::shared_ptr<Backend> backend, std::shared_ptr<TensorData> tensor,
+                                     const ArrayView& view, const char* name) {
   bool convert = needs_conversion(*tensor, view, name);
   if (convert && !dtype_is_float(tensor->dtype)) {
     fail(ErrorCode::invalid_argument, "%s must be a %s for a tensor of type %s", name, raw_array_name(tensor->dtype),
@@ -72,9 +72,10 @@ std::function<void(Job&)> zero_job(std::shared_ptr<Backend> backend, std::shared
 }  // namespace
 
 Napi::Function TensorObject::define(Napi::Env env) {
-  return DefineClass(env, "NativeTensor",
-                     {InstanceAccessor<&TensorObject::byte_length>("byteLength"), InstanceMethod<&TensorObject::read_into>("readInto"),
-                      InstanceMethod<&TensorObject::write>("write"), InstanceMethod<&TensorObject::dispose_js>("dispose")});
+  return DefineClass(
+      env, "NativeTensor",
+      {InstanceAccessor<&TensorObject::byte_length>("byteLength"), InstanceMethod<&TensorObject::read_into>("readInto"),
+       InstanceMethod<&TensorObject::write>("write"), InstanceMethod<&TensorObject::dispose_js>("dispose")});
 }
 
 TensorObject::TensorObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
@@ -83,7 +84,8 @@ TensorObject::TensorObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
   own(info.Env(), kName, std::move(state.device), state.parent, static_cast<int64_t>(data_->buffer.bytes()));
 }
 
-Napi::Object TensorObject::create(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device, Resource& parent) {
+Napi::Object TensorObject::create(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device,
+                                  Resource& parent) {
   auto data = std::make_shared<TensorData>();
   data->dtype = dtype(info[0], "dtype");
   data->shape = shape(info[1]);
@@ -93,8 +95,9 @@ Napi::Object TensorObject::create(const Napi::CallbackInfo& info, const std::sha
   data->buffer = Buffer(device->backend, static_cast<size_t>(data->elements) * dtype_size(data->dtype));
   if (!info[2].IsNull()) {
     auto job = std::make_unique<Job>(info.Env(), Job::without_promise);
-    std::function<void(Job&)> fill_it = info[2].IsUndefined() ? zero_job(device->backend, data)
-                                                              : upload_job(device->backend, data, array_view(info[2], "data"), "data");
+    std::function<void(Job&)> fill_it = info[2].IsUndefined()
+                                            ? zero_job(device->backend, data)
+                                            : upload_job(device->backend, data, array_view(info[2], "data"), "data");
     job->run = [data, fill_it = std::move(fill_it)](Job& job) {
       try {
         fill_it(job);
@@ -110,7 +113,8 @@ Napi::Object TensorObject::create(const Napi::CallbackInfo& info, const std::sha
 std::shared_ptr<TensorData> TensorObject::data(const DeviceContext& device, const char* name) const {
   if (disposed()) fail(ErrorCode::disposed, "%s is disposed", name);
   if (device_.get() != &device) {
-    fail(ErrorCode::invalid_argument, "%s is on another device (%s) than this call (%s); read() it and make a tensor there", name,
+    fail(ErrorCode::invalid_argument,
+         "%s is on another device (%s) than this call (%s); read() it and make a tensor there", name,
          device_->info.id.c_str(), device.info.id.c_str());
   }
   return data_;
@@ -127,7 +131,8 @@ Napi::Value TensorObject::write(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     check_usable();
     auto job = std::make_unique<Job>(info.Env());
-    job->run = [tensor = data_, upload = upload_job(device_->backend, data_, array_view(info[0], "data"), "data")](Job& job) {
+    job->run = [tensor = data_,
+                upload = upload_job(device_->backend, data_, array_view(info[0], "data"), "data")](Job& job) {
       upload(job);
       tensor->broken = nullptr;
     };

@@ -36,7 +36,8 @@ class TensorObject final : public Napi::ObjectWrap<TensorObject>, public Resourc
   ~TensorObject() override { finalize(Env()); }
 
   // device.tensor(dtype, shape, data); data undefined: zeros, null: left as the memory is
-  static Napi::Object create(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device, Resource& parent);
+  static Napi::Object create(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device,
+                             Resource& parent);
 
   // For a kernel call on `device`; `name` is the argument's, for messages.
   std::shared_ptr<TensorData> data(const DeviceContext& device, const char* name) const;

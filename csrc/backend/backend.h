@@ -21,8 +21,9 @@ struct DeviceInfo {
   bool usable = true;
   std::string reason;  // why it is not usable
   uint64_t total_memory = 0;
-  std::string compute_capability;          // "9.0"; empty on the CPU
-  std::vector<std::pair<std::string, std::string>> details;  // what `diffqkv info` prints besides: SIMD level, linear layers by, threads
+  std::string compute_capability;  // "9.0"; empty on the CPU
+  std::vector<std::pair<std::string, std::string>>
+      details;  // what `diffqkv info` prints besides: SIMD level, linear layers by, threads
 };
 
 // A point in the device's own time.
@@ -38,9 +39,9 @@ class Backend {
   virtual const DeviceInfo& info() const = 0;
 
   // Memory. Allocations are aligned to 256 bytes, zero bytes are allowed, contents are undefined. Throws ERR_OUT_OF_MEMORY.
-  virtual void* allocate(size_t bytes) = 0;
-  virtual void free(void* data, size_t bytes) noexcept = 0;  // from any thread
-  virtual void upload(void* dst, const void* host_src, size_t bytes) = 0;  // host_src may be reused on return
+  virtual void* allocate(size_t bytes) = 0;                                  // from any thread
+  virtual void free(void* data, size_t bytes) noexcept = 0;                  // from any thread
+  virtual void upload(void* dst, const void* host_src, size_t bytes) = 0;    // host_src may be reused on return
   virtual void download(void* host_dst, const void* src, size_t bytes) = 0;  // waits
   virtual void copy(void* dst, const void* src, size_t bytes) = 0;
   virtual void synchronize() = 0;
@@ -71,7 +72,9 @@ class Buffer {
 
   void* data() const { return data_; }
   template <typename T>
-  T* as() const { return static_cast<T*>(data_); }
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
   size_t bytes() const { return bytes_; }
 
  private:

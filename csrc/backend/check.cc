@@ -22,8 +22,8 @@ void check_rank(const TensorView& t, size_t rank, const char* layout) {
 
 void check_shape(const TensorView& t, const std::vector<int64_t>& wanted, const char* layout) {
   if (t.shape != wanted) {
-    fail(ErrorCode::invalid_argument, "%s has shape %s; here it must be %s, %s", t.name, shape_text(t.shape).c_str(), layout,
-         shape_text(wanted).c_str());
+    fail(ErrorCode::invalid_argument, "%s has shape %s; here it must be %s, %s", t.name, shape_text(t.shape).c_str(),
+         layout, shape_text(wanted).c_str());
   }
 }
 
@@ -44,8 +44,8 @@ void check_float(std::initializer_list<const TensorView*> tensors) {
 
 void check_same_type(const TensorView& a, const TensorView& b) {
   if (a.dtype != b.dtype) {
-    fail(ErrorCode::invalid_argument, "%s has type %s and %s has %s; they must be of one type", a.name, dtype_name(a.dtype), b.name,
-         dtype_name(b.dtype));
+    fail(ErrorCode::invalid_argument, "%s has type %s and %s has %s; they must be of one type", a.name,
+         dtype_name(a.dtype), b.name, dtype_name(b.dtype));
   }
 }
 
@@ -53,14 +53,15 @@ void check_same_type(const TensorView& a, const TensorView& b) {
 void check_apart(const TensorView& out, std::initializer_list<const TensorView*> inputs) {
   for (const TensorView* input : inputs) {
     if (input != nullptr && input->data == out.data && elements(*input) > 0) {
-      fail(ErrorCode::invalid_argument, "%s and %s are one tensor; this operator does not work in place: give another out", out.name,
-           input->name);
+      fail(ErrorCode::invalid_argument,
+           "%s and %s are one tensor; this operator does not work in place: give another out", out.name, input->name);
     }
   }
 }
 
 void check_at_least_one(const char* what, int64_t value) {
-  if (value < 1) fail(ErrorCode::invalid_argument, "%s is %lld; it must be at least 1", what, static_cast<long long>(value));
+  if (value < 1)
+    fail(ErrorCode::invalid_argument, "%s is %lld; it must be at least 1", what, static_cast<long long>(value));
 }
 
 // Queries are split into q_len here; decode gives 1.
@@ -79,8 +80,10 @@ void check_attention(Params& p, const TensorView& q, const TensorView& k, const 
   check_at_least_one("numVHeads", p.num_v_heads);
   check_at_least_one("headDimQk", p.head_dim_qk);
   check_at_least_one("headDimVo", p.head_dim_vo);
-  check_shape(k, {p.batch_size, p.kv_len, p.num_k_heads, p.head_dim_qk}, "[batch, kvLen, numKHeads, headDimQk] by the shape of q");
-  check_shape(v, {p.batch_size, p.kv_len, p.num_v_heads, p.head_dim_vo}, "[batch, kvLen, numVHeads, headDimVo] by the shape of k");
+  check_shape(k, {p.batch_size, p.kv_len, p.num_k_heads, p.head_dim_qk},
+              "[batch, kvLen, numKHeads, headDimQk] by the shape of q");
+  check_shape(v, {p.batch_size, p.kv_len, p.num_v_heads, p.head_dim_vo},
+              "[batch, kvLen, numVHeads, headDimVo] by the shape of k");
   for (auto [name, heads] : {std::pair{"numKHeads", p.num_k_heads}, std::pair{"numVHeads", p.num_v_heads}}) {
     if (p.num_q_heads % heads != 0) {
       fail(ErrorCode::invalid_argument, "numQHeads is %lld and %s is %lld; numQHeads must be a multiple of it",
@@ -88,7 +91,8 @@ void check_attention(Params& p, const TensorView& q, const TensorView& k, const 
     }
   }
   p.sm_scale = static_cast<float>(sm_scale.value_or(1.0 / std::sqrt(static_cast<double>(p.head_dim_qk))));
-  if (!std::isfinite(p.sm_scale)) fail(ErrorCode::invalid_argument, "smScale is %g; it must be finite", sm_scale.value_or(0));
+  if (!std::isfinite(p.sm_scale))
+    fail(ErrorCode::invalid_argument, "smScale is %g; it must be finite", sm_scale.value_or(0));
   if (kv_lens != nullptr) {
     check_type(*kv_lens, DType::i32);
     check_shape(*kv_lens, {p.batch_size}, "[batch]");
@@ -117,9 +121,9 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   return text + "]";
 }
 
-AttentionPrefillParams check_attention_prefill(const TensorView& q, const TensorView& k, const TensorView& v, const TensorView& out,
-                                               const TensorView* lse, const TensorView* kv_lens, bool causal,
-                                               std::optional<double> sm_scale) {
+AttentionPrefillParams check_attention_prefill(const TensorView& q, const TensorView& k, const TensorView& v,
+                                               const TensorView& out, const TensorView* lse, const TensorView* kv_lens,
+                                               bool causal, std::optional<double> sm_scale) {
   AttentionPrefillParams p;
   check_rank(q, 4, "[batch, qLen, numQHeads, headDimQk]");
   p.batch_size = q.shape[0];
@@ -133,9 +137,10 @@ AttentionPrefillParams check_attention_prefill(const TensorView& q, const Tensor
   return p;
 }
 
-AttentionDecodeParams check_attention_decode(const TensorView& q, const TensorView& k, const TensorView& v, const TensorView& out,
-                                             const TensorView* lse, const TensorView* kv_lens, std::optional<double> sm_scale,
-                                             int64_t num_splits, int64_t selective_top_k, bool renormalize) {
+AttentionDecodeParams check_attention_decode(const TensorView& q, const TensorView& k, const TensorView& v,
+                                             const TensorView& out, const TensorView* lse, const TensorView* kv_lens,
+                                             std::optional<double> sm_scale, int64_t num_splits,
+                                             int64_t selective_top_k, bool renormalize) {
   AttentionDecodeParams p;
   check_rank(q, 3, "[batch, numQHeads, headDimQk]");
   p.batch_size = q.shape[0];
@@ -150,8 +155,8 @@ AttentionDecodeParams check_attention_decode(const TensorView& q, const TensorVi
   return p;
 }
 
-AugmentedQParams check_augmented_q(const TensorView& x, const TensorView& gate, const TensorView& up, const TensorView& down,
-                                   const TensorView& out) {
+AugmentedQParams check_augmented_q(const TensorView& x, const TensorView& gate, const TensorView& up,
+                                   const TensorView& down, const TensorView& out) {
   AugmentedQParams p;
   check_rank(x, 2, "[tokens, qDim]");
   check_rank(gate, 2, "[augQ, qDim]");
@@ -192,8 +197,8 @@ MatmulParams check_matmul(const TensorView& x, const TensorView& weight, const T
   return p;
 }
 
-RmsNormParams check_rms_norm(const TensorView& x, const TensorView& weight, const TensorView& out, const TensorView* residual,
-                             double eps) {
+RmsNormParams check_rms_norm(const TensorView& x, const TensorView& weight, const TensorView& out,
+                             const TensorView* residual, double eps) {
   RmsNormParams p;
   check_rank(x, 2, "[tokens, hidden]");
   check_float({&x, &weight, &out});
@@ -209,7 +214,8 @@ RmsNormParams check_rms_norm(const TensorView& x, const TensorView& weight, cons
     check_apart(*residual, {&x, &weight});
     p.residual = residual->data, p.residual_dtype = residual->dtype;
   }
-  if (!(eps >= 0) || !std::isfinite(eps)) fail(ErrorCode::invalid_argument, "eps is %g; it must be finite and not negative", eps);
+  if (!(eps >= 0) || !std::isfinite(eps))
+    fail(ErrorCode::invalid_argument, "eps is %g; it must be finite and not negative", eps);
   p.x = x.data, p.weight = weight.data, p.out = out.data, p.eps = static_cast<float>(eps);
   p.x_dtype = x.dtype, p.weight_dtype = weight.dtype, p.out_dtype = out.dtype;
   return p;
@@ -225,12 +231,14 @@ RopeParams check_rope(const TensorView& x, const TensorView& positions, const Te
   p.num_heads = x.shape[1];
   p.head_dim = x.shape[2];
   if (p.head_dim < 2 || p.head_dim % 2 != 0) {
-    fail(ErrorCode::invalid_argument, "headDim is %lld; RoPE needs an even number of at least 2", static_cast<long long>(p.head_dim));
+    fail(ErrorCode::invalid_argument, "headDim is %lld; RoPE needs an even number of at least 2",
+         static_cast<long long>(p.head_dim));
   }
   check_shape(positions, {p.num_tokens}, "[tokens] by the shape of x");
   check_shape(out, x.shape, "[tokens, heads, headDim]");
   check_apart(out, {&positions});
-  if (!(theta > 0) || !std::isfinite(theta)) fail(ErrorCode::invalid_argument, "theta is %g; it must be finite and positive", theta);
+  if (!(theta > 0) || !std::isfinite(theta))
+    fail(ErrorCode::invalid_argument, "theta is %g; it must be finite and positive", theta);
   p.x = x.data, p.out = out.data, p.positions = static_cast<const int32_t*>(positions.data), p.dtype = x.dtype;
   return p;
 }

@@ -21,18 +21,20 @@ struct TensorView {
 
 std::string shape_text(const std::vector<int64_t>& shape);  // "[2, 16, 64]"
 
-AttentionPrefillParams check_attention_prefill(const TensorView& q, const TensorView& k, const TensorView& v, const TensorView& out,
-                                               const TensorView* lse, const TensorView* kv_lens, bool causal,
-                                               std::optional<double> sm_scale);
-AttentionDecodeParams check_attention_decode(const TensorView& q, const TensorView& k, const TensorView& v, const TensorView& out,
-                                             const TensorView* lse, const TensorView* kv_lens, std::optional<double> sm_scale,
-                                             int64_t num_splits, int64_t selective_top_k, bool renormalize);
-AugmentedQParams check_augmented_q(const TensorView& x, const TensorView& gate, const TensorView& up, const TensorView& down,
-                                   const TensorView& out);
+AttentionPrefillParams check_attention_prefill(const TensorView& q, const TensorView& k, const TensorView& v,
+                                               const TensorView& out, const TensorView* lse, const TensorView* kv_lens,
+                                               bool causal, std::optional<double> sm_scale);
+AttentionDecodeParams check_attention_decode(const TensorView& q, const TensorView& k, const TensorView& v,
+                                             const TensorView& out, const TensorView* lse, const TensorView* kv_lens,
+                                             std::optional<double> sm_scale, int64_t num_splits,
+                                             int64_t selective_top_k, bool renormalize);
+AugmentedQParams check_augmented_q(const TensorView& x, const TensorView& gate, const TensorView& up,
+                                   const TensorView& down, const TensorView& out);
 MatmulParams check_matmul(const TensorView& x, const TensorView& weight, const TensorView& out);
-RmsNormParams check_rms_norm(const TensorView& x, const TensorView& weight, const TensorView& out, const TensorView* residual,
-                             double eps);
-RopeParams check_rope(const TensorView& x, const TensorView& positions, const TensorView& out, double theta);  // but inv_freq
+RmsNormParams check_rms_norm(const TensorView& x, const TensorView& weight, const TensorView& out,
+                             const TensorView* residual, double eps);
+RopeParams check_rope(const TensorView& x, const TensorView& positions, const TensorView& out,
+                      double theta);  // but inv_freq
 SiluMulParams check_silu_mul(const TensorView& gate, const TensorView& up, const TensorView& out);
 EmbedParams check_embed(const TensorView& table, const TensorView& tokens, const TensorView& out);
 

@@ -8,7 +8,9 @@ std::vector<DeviceInfo> cuda_device_infos() {
   info.id = info.kind = "cuda";
   info.name = "CUDA";
   info.usable = false;
-  info.reason = "this module was built without nvcc, so it has no CUDA part: install the CUDA toolkit and build again, or use 'cpu'";
+  info.reason =
+      "this module was built without nvcc, so it has no CUDA part: install the CUDA toolkit and build again, or use "
+      "'cpu'";
   return {info};
 }
 

@@ -61,8 +61,8 @@ float f32_from_small(uint32_t bits) {
 
 float f32_from_f16(uint16_t bits) {
   if ((bits & 0x7c00) != 0x7c00) return f32_from_small<5, 10>(bits);
-  return std::bit_cast<float>((static_cast<uint32_t>(bits & 0x8000) << 16) | 0x7f800000u | (static_cast<uint32_t>(bits & 0x3ff) << 13) |
-                              ((bits & 0x3ff) ? 0x400000u : 0u));
+  return std::bit_cast<float>((static_cast<uint32_t>(bits & 0x8000) << 16) | 0x7f800000u |
+                              (static_cast<uint32_t>(bits & 0x3ff) << 13) | ((bits & 0x3ff) ? 0x400000u : 0u));
 }
 
 float f32_from_f8e4m3(uint8_t bits) {
@@ -110,7 +110,8 @@ void convert_to_f32(DType from, float* dst, const void* src, size_t count) {
       if (count) std::memmove(dst, src, count * sizeof(float));
       return;
     case DType::bf16:
-      for (size_t i = 0; i < count; ++i) dst[i] = std::bit_cast<float>(static_cast<uint32_t>(static_cast<const uint16_t*>(src)[i]) << 16);
+      for (size_t i = 0; i < count; ++i)
+        dst[i] = std::bit_cast<float>(static_cast<uint32_t>(static_cast<const uint16_t*>(src)[i]) << 16);
       return;
     case DType::f16:
       for (size_t i = 0; i < count; ++i) dst[i] = f32_from_f16(static_cast<const uint16_t*>(src)[i]);

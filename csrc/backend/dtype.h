@@ -20,8 +20,8 @@ constexpr size_t dtype_size(DType dtype) {
   return 0;
 }
 
-const char* dtype_name(DType dtype);                  // "f32", "bf16", ...
-bool dtype_from_name(const char* name, DType* out);   // false where there is no such type
+const char* dtype_name(DType dtype);                 // "f32", "bf16", ...
+bool dtype_from_name(const char* name, DType* out);  // false where there is no such type
 constexpr bool dtype_is_float(DType dtype) { return dtype != DType::i32 && dtype != DType::i8; }
 
 // Host-side conversion of `count` elements between f32 and any float type. NaN stays NaN; values past the range of

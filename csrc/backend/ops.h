@@ -11,9 +11,9 @@ namespace diffqkv {
 
 // out[t, :] = table[tokens[t], :]. A token outside [0, vocab_size) is ERR_INVALID_ARGUMENT.
 struct EmbedParams {
-  const void* table = nullptr;  // [vocab_size, hidden_size]
+  const void* table = nullptr;      // [vocab_size, hidden_size]
   const int32_t* tokens = nullptr;  // [num_tokens]
-  void* out = nullptr;          // [num_tokens, hidden_size]
+  void* out = nullptr;              // [num_tokens, hidden_size]
   DType table_dtype = DType::f32, out_dtype = DType::f32;
   int64_t num_tokens = 0, vocab_size = 0, hidden_size = 0;
 };
@@ -50,7 +50,7 @@ struct AugmentedQParams {
   void* out = nullptr;         // [num_tokens, out_features]
   DType x_dtype = DType::f32, weight_dtype = DType::f32, out_dtype = DType::f32;
   int64_t num_tokens = 0, in_features = 0, inner_size = 0, out_features = 0;
-  bool accumulate = false;     // out is f32 then
+  bool accumulate = false;  // out is f32 then
 };
 
 // out = silu(gate) * up, elementwise; all of one type. out may be gate or up.
@@ -66,8 +66,8 @@ struct SiluMulParams {
 // out[d] = x[d] cos a - x[d + head_dim/2] sin a;  out[d + head_dim/2] = x[d + head_dim/2] cos a + x[d] sin a.
 // Angles are formed and reduced in float64: at position 100,000 float32 would lose the third digit. out may be x.
 struct RopeParams {
-  const void* x = nullptr;  // [num_tokens, num_heads, head_dim]
-  void* out = nullptr;      // the same
+  const void* x = nullptr;             // [num_tokens, num_heads, head_dim]
+  void* out = nullptr;                 // the same
   const int32_t* positions = nullptr;  // [num_tokens]
   const double* inv_freq = nullptr;    // [head_dim / 2]
   DType dtype = DType::f32;
@@ -76,10 +76,10 @@ struct RopeParams {
 
 // Writes rope(k) and v of num_tokens new tokens of one sequence into its caches, at slot positions[t]. The only writer of a cache.
 struct KvAppendParams {
-  const void* k = nullptr;  // [num_tokens, num_k_heads, head_dim_qk], before RoPE
-  const void* v = nullptr;  // [num_tokens, num_v_heads, head_dim_vo]
-  void* k_cache = nullptr;  // [max_kv_len, num_k_heads, head_dim_qk]
-  void* v_cache = nullptr;  // [max_kv_len, num_v_heads, head_dim_vo]
+  const void* k = nullptr;             // [num_tokens, num_k_heads, head_dim_qk], before RoPE
+  const void* v = nullptr;             // [num_tokens, num_v_heads, head_dim_vo]
+  void* k_cache = nullptr;             // [max_kv_len, num_k_heads, head_dim_qk]
+  void* v_cache = nullptr;             // [max_kv_len, num_v_heads, head_dim_vo]
   const int32_t* positions = nullptr;  // [num_tokens], each in [0, max_kv_len)
   const double* inv_freq = nullptr;    // [head_dim_qk / 2]
   DType k_dtype = DType::f32, v_dtype = DType::f32, k_cache_dtype = DType::f32, v_cache_dtype = DType::f32;
@@ -92,11 +92,11 @@ struct KvAppendParams {
 // lse = -inf. lse is the natural logarithm of the sum of exp(sm_scale * q.k). A kv_lens entry outside [0, kv_len] is
 // ERR_INVALID_ARGUMENT.
 struct AttentionPrefillParams {
-  const void* q = nullptr;  // [batch_size, q_len, num_q_heads, head_dim_qk]
-  const void* k = nullptr;  // [batch_size, kv_len, num_k_heads, head_dim_qk]
-  const void* v = nullptr;  // [batch_size, kv_len, num_v_heads, head_dim_vo]
-  void* out = nullptr;      // [batch_size, q_len, num_q_heads, head_dim_vo]
-  float* lse = nullptr;     // [batch_size, num_q_heads, q_len], or null
+  const void* q = nullptr;           // [batch_size, q_len, num_q_heads, head_dim_qk]
+  const void* k = nullptr;           // [batch_size, kv_len, num_k_heads, head_dim_qk]
+  const void* v = nullptr;           // [batch_size, kv_len, num_v_heads, head_dim_vo]
+  void* out = nullptr;               // [batch_size, q_len, num_q_heads, head_dim_vo]
+  float* lse = nullptr;              // [batch_size, num_q_heads, q_len], or null
   const int32_t* kv_lens = nullptr;  // [batch_size], or null for kv_len everywhere
   DType q_dtype = DType::f32, k_dtype = DType::f32, v_dtype = DType::f32, out_dtype = DType::f32;
   int64_t batch_size = 0, q_len = 0, kv_len = 0;
@@ -109,11 +109,11 @@ struct AttentionPrefillParams {
 // One query per sequence. With selective_top_k > 0 only the V rows of the selective_top_k highest scores of each query head enter the sum (paper,
 // B.2); of equal scores the earlier key wins. The softmax still runs over all keys unless renormalize is set.
 struct AttentionDecodeParams {
-  const void* q = nullptr;  // [batch_size, num_q_heads, head_dim_qk]
-  const void* k = nullptr;  // [batch_size, kv_len, num_k_heads, head_dim_qk]
-  const void* v = nullptr;  // [batch_size, kv_len, num_v_heads, head_dim_vo]
-  void* out = nullptr;      // [batch_size, num_q_heads, head_dim_vo]
-  float* lse = nullptr;     // [batch_size, num_q_heads], or null; over all keys, always
+  const void* q = nullptr;           // [batch_size, num_q_heads, head_dim_qk]
+  const void* k = nullptr;           // [batch_size, kv_len, num_k_heads, head_dim_qk]
+  const void* v = nullptr;           // [batch_size, kv_len, num_v_heads, head_dim_vo]
+  void* out = nullptr;               // [batch_size, num_q_heads, head_dim_vo]
+  float* lse = nullptr;              // [batch_size, num_q_heads], or null; over all keys, always
   const int32_t* kv_lens = nullptr;  // [batch_size], or null for kv_len everywhere
   DType q_dtype = DType::f32, k_dtype = DType::f32, v_dtype = DType::f32, out_dtype = DType::f32;
   int64_t batch_size = 0, kv_len = 0;
@@ -134,7 +134,7 @@ struct SampleParams {
   int32_t* out_token = nullptr;      // [1]
   int64_t vocab_size = 0, history_len = 0;
   float temperature = 0;
-  int64_t top_k = 0;                 // 0: all
+  int64_t top_k = 0;  // 0: all
   float top_p = 1, min_p = 0, repetition_penalty = 1;
   uint64_t seed = 0, step = 0;
 };

@@ -1,9 +1,12 @@
-// Resident memory over many cycles of load, session, generate and, by mode, dispose. Prints { before, after } in bytes:
-// resident memory after the warm-up and at the end.
-//   node --expose-gc memory.cjs MODE CYCLES WORKERS MODEL_DIRECTORY       MODE: dispose | collect | tensors
+// Memory over many cycles of load, session, generate and, by mode, dispose. Prints { before, after }: after the warm-up
+// and at the end, each { resident, native, used } in bytes. native: what is resident besides the heaps of V8, which
+// grow and shrink by tens of MB with the moods of its collector; used: the live objects in those heaps.
+//   node --expose-gc memory.cjs MODE CYCLES WORKERS MODEL_DIRECTORY       MODE: dispose | collect | tensors | keep
 const { Worker, isMainThread, workerData, parentPort } = require('node:worker_threads');
 const { setTimeout: sleep } = require('node:timers/promises');
 const { Model, openDevice, kernels } = require('../../dist/lib/index.js');
+
+const kept = [];
 
 async function cycle(mode, directory) {
   if (mode === 'tensors') {
@@ -19,6 +22,7 @@ async function cycle(mode, directory) {
   const fork = await session.fork();
   await fork.prefill([1, 2, 3]);
   await model.generate('# tar\n', { maxTokens: 3, session }).result;
+  if (mode === 'keep') kept.push(model); // a leak, to show that the measure sees it
   if (mode === 'dispose') {
     fork.dispose();
     session.dispose();
@@ -44,23 +48,24 @@ async function cycles(mode, count, directory) {
 
 async function main() {
   const [mode, count, workers, directory] = process.argv.slice(2);
-  const round = async (n) => {
-    if (Number(workers) === 0) return cycles(mode, n, directory);
-    await Promise.all(
-      threads.map(
-        (thread) =>
-          new Promise((resolve, reject) => {
-            thread.once('message', (error) => (error ? reject(new Error(error)) : resolve()));
-            thread.postMessage(n);
-          }),
-      ),
-    );
+  const ask = (thread, message) =>
+    new Promise((resolve, reject) => {
+      thread.once('message', ({ error, heap }) => (error ? reject(new Error(error)) : resolve(heap)));
+      thread.postMessage(message);
+    });
+  const round = async (cycleCount) => {
+    if (threads.length === 0) await cycles(mode, cycleCount, directory);
+    await Promise.all(threads.map((thread) => ask(thread, cycleCount)));
+    await collect();
+    // All of it now: a heap shrinks as its thread idles.
+    const heaps = [...(await Promise.all(threads.map((thread) => ask(thread, 0)))), process.memoryUsage()];
+    const resident = process.memoryUsage.rss();
+    const sum = (field) => heaps.reduce((total, heap) => total + heap[field], 0);
+    return { resident, native: resident - sum('heapTotal'), used: sum('heapUsed') };
   };
   const threads = Array.from({ length: Number(workers) }, () => new Worker(__filename, { workerData: { mode, directory } }));
-  await round(20);
-  const before = process.memoryUsage.rss();
-  await round(Number(count));
-  const after = process.memoryUsage.rss();
+  const before = await round(30);
+  const after = await round(Number(count));
   await Promise.all(threads.map((thread) => thread.terminate()));
   console.log(JSON.stringify({ before, after }));
 }
@@ -70,8 +75,8 @@ if (isMainThread) {
 } else {
   parentPort.on('message', (count) => {
     cycles(workerData.mode, count, workerData.directory).then(
-      () => parentPort.postMessage(null),
-      (error) => parentPort.postMessage(String(error.stack)),
+      () => parentPort.postMessage({ heap: process.memoryUsage() }),
+      (error) => parentPort.postMessage({ error: String(error.stack) }),
     );
   });
 }

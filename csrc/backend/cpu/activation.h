@@ -10,7 +10,7 @@ namespace {
 DIFFQKV_INLINE F32v silu(F32v x) {
   const F32v d = exp(-x) + 1.0f;
 #if defined(__AVX512F__)
-  // The divider takes 16 cycles a vector, an approximation and one Newton step 4. For d = inf the step would be inf * 0,
+  // An approximation and one Newton step take a fraction of the divider's time. For d = inf the step would be inf * 0,
   // so the approximation, 0, is kept.
   const __m512 y = _mm512_rcp14_ps((__m512)d);
   const __mmask16 finite = _mm512_cmp_ps_mask((__m512)d, _mm512_set1_ps(0x1.fffffep127f), _CMP_NGT_UQ);

@@ -27,7 +27,8 @@ void convert_range(To* dst, const From* src, int64_t begin, int64_t end) {
 
 void convert(DType to, void* dst, DType from, const void* src, int64_t count) {
   if (!dtype_is_float(to) || !dtype_is_float(from)) {
-    fail(ErrorCode::invalid_argument, "convert: no conversion from %s to %s, only between float types", dtype_name(from), dtype_name(to));
+    fail(ErrorCode::invalid_argument, "convert: no conversion from %s to %s, only between float types",
+         dtype_name(from), dtype_name(to));
   }
   visit_with_f8(to, [&](auto to_tag) {
     visit_with_f8(from, [&](auto from_tag) {
@@ -35,7 +36,8 @@ void convert(DType to, void* dst, DType from, const void* src, int64_t count) {
       using From = decltype(from_tag);
       parallel_ranges(count, 64, count, [&](int64_t begin, int64_t end) {
         if (to == from) {
-          __builtin_memcpy(static_cast<To*>(dst) + begin, static_cast<const From*>(src) + begin, (end - begin) * sizeof(To));
+          __builtin_memcpy(static_cast<To*>(dst) + begin, static_cast<const From*>(src) + begin,
+                           (end - begin) * sizeof(To));
         } else {
           convert_range(static_cast<To*>(dst), static_cast<const From*>(src), begin, end);
         }

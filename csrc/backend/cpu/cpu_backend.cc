@@ -25,8 +25,8 @@ class CpuEvent : public Event {
   const Clock::time_point time = Clock::now();
 };
 
-// OpenMP starts a thread for each CPU of the machine, and they wait for each other actively. In a container that may use
-// the time of a few CPUs only, all the others would hold up the few that run. OMP_NUM_THREADS still goes lower.
+// OpenMP starts a thread for each CPU of the machine, and they wait for each other actively. In a container that may
+// use the time of a few CPUs only, all the others would hold up the few that run. OMP_NUM_THREADS still goes lower.
 int num_threads() {
   static const int threads = std::min(omp_get_max_threads(), cpu::control_group_cpus());
   return threads;
@@ -52,7 +52,8 @@ void parallel_memcpy(void* dst, const void* src, size_t bytes) {
 #pragma omp parallel for schedule(static)
   for (int64_t i = 0; i < pieces; ++i) {
     const size_t begin = static_cast<size_t>(i) * kPiece;
-    std::memcpy(static_cast<char*>(dst) + begin, static_cast<const char*>(src) + begin, std::min(kPiece, bytes - begin));
+    std::memcpy(static_cast<char*>(dst) + begin, static_cast<const char*>(src) + begin,
+                std::min(kPiece, bytes - begin));
   }
 }
 

@@ -24,11 +24,13 @@ struct Level {
 #if defined(DIFFQKV_X86)
 
 // __builtin_cpu_supports looks at XGETBV too: registers that the system doesn't save count as missing.
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
 
 bool has_avx512() {
-  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
 bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
@@ -87,7 +89,8 @@ CpuIsa choose() {
     best = &level;
   }
   if (forced && best->name != std::string(wanted)) {
-    fail(ErrorCode::device_unavailable, "DIFFQKV_CPU_ISA is '%s'; this CPU supports %s. Unset it for the best of them", wanted, allowed.c_str());
+    fail(ErrorCode::device_unavailable, "DIFFQKV_CPU_ISA is '%s'; this CPU supports %s. Unset it for the best of them",
+         wanted, allowed.c_str());
   }
   return make(*best, forced);
 }

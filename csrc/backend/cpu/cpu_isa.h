@@ -15,7 +15,8 @@ struct CpuIsa {
 };
 
 // The best that CPU and operating system support, or what the environment variable DIFFQKV_CPU_ISA asks for (baseline,
-// avx2, avx512, avx512_bf16 or amx). Decided once. Throws ERR_DEVICE_UNAVAILABLE where that value is unknown or not supported.
+// avx2, avx512, avx512_bf16 or amx). Decided once. Throws ERR_DEVICE_UNAVAILABLE where that value is unknown or not
+// supported.
 const CpuIsa& cpu_isa();
 
 }  // namespace diffqkv::cpu

@@ -24,8 +24,8 @@ void embed_rows(const EmbedParams& p, int64_t begin, int64_t end) {
 void embed(const EmbedParams& p) {
   for (int64_t t = 0; t < p.num_tokens; ++t) {
     if (p.tokens[t] < 0 || p.tokens[t] >= p.vocab_size) {
-      fail(ErrorCode::invalid_argument, "embed: token %d at index %lld is outside the vocabulary [0, %lld)", p.tokens[t],
-           static_cast<long long>(t), static_cast<long long>(p.vocab_size));
+      fail(ErrorCode::invalid_argument, "embed: token %d at index %lld is outside the vocabulary [0, %lld)",
+           p.tokens[t], static_cast<long long>(t), static_cast<long long>(p.vocab_size));
     }
   }
   const bool known = visit(p.table_dtype, [&](auto table_tag) {
@@ -34,9 +34,12 @@ void embed(const EmbedParams& p) {
         embed_rows<decltype(out_tag), decltype(table_tag)>(p, begin, end);
       });
     });
-    if (!known_out) fail(ErrorCode::invalid_argument, "embed: out of type %s; f32, f16 and bf16 are known", dtype_name(p.out_dtype));
+    if (!known_out)
+      fail(ErrorCode::invalid_argument, "embed: out of type %s; f32, f16 and bf16 are known", dtype_name(p.out_dtype));
   });
-  if (!known) fail(ErrorCode::invalid_argument, "embed: table of type %s; f32, f16 and bf16 are known", dtype_name(p.table_dtype));
+  if (!known)
+    fail(ErrorCode::invalid_argument, "embed: table of type %s; f32, f16 and bf16 are known",
+         dtype_name(p.table_dtype));
 }
 
 }  // namespace diffqkv::cpu::DIFFQKV_ISA

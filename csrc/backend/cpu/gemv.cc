@@ -81,9 +81,10 @@ void walk_any(int num_x, const void* const (&weights)[kMatrices], const Rows& ro
               const Output (&outputs)[kMatrices]) {
   const W* typed[kMatrices];
   for (int m = 0; m < kMatrices; ++m) typed[m] = static_cast<const W*>(weights[m]);
-#define DIFFQKV_CASE(kXs)                                                                                              \
-  case kXs:                                                                                                            \
-    walk<kMatrices, (rows_for(kXs) > kMatrices ? rows_for(kXs) / kMatrices : 1), kXs, W, X>(typed, rows, begin, end, outputs); \
+#define DIFFQKV_CASE(kXs)                                                                                            \
+  case kXs:                                                                                                          \
+    walk<kMatrices, (rows_for(kXs) > kMatrices ? rows_for(kXs) / kMatrices : 1), kXs, W, X>(typed, rows, begin, end, \
+                                                                                            outputs);                \
     break;
   switch (num_x) {
     DIFFQKV_CASE(1)
@@ -98,10 +99,11 @@ void walk_any(int num_x, const void* const (&weights)[kMatrices], const Rows& ro
 #undef DIFFQKV_CASE
 }
 
-// The types of weight and x, known at run time: x comes as float32, or as bf16 where the weight is and the CPU multiplies bf16.
+// The types of weight and x, known at run time: x comes as float32, or as bf16 where the weight is and the CPU
+// multiplies bf16.
 template <int kMatrices>
-void walk_typed(DType weight_dtype, DType x_dtype, int num_x, const void* const (&weights)[kMatrices], const Rows& rows, int64_t begin,
-                int64_t end, const Output (&outputs)[kMatrices]) {
+void walk_typed(DType weight_dtype, DType x_dtype, int num_x, const void* const (&weights)[kMatrices], const Rows& rows,
+                int64_t begin, int64_t end, const Output (&outputs)[kMatrices]) {
   if constexpr (kHasDotBf16) {
     if (x_dtype == DType::bf16) return walk_any<kMatrices, bf16, bf16>(num_x, weights, rows, begin, end, outputs);
   }
@@ -129,7 +131,8 @@ PreparedX prepare_x(DType weight_dtype, DType x_dtype, const void* x, int64_t co
 void check_types(const char* name, DType weight, DType x, DType out, bool accumulate) {
   for (const DType dtype : {weight, x, out}) {
     if (!visit(dtype, [](auto) {})) {
-      fail(ErrorCode::invalid_argument, "%s: a tensor of type %s; f32, f16 and bf16 are known", name, dtype_name(dtype));
+      fail(ErrorCode::invalid_argument, "%s: a tensor of type %s; f32, f16 and bf16 are known", name,
+           dtype_name(dtype));
     }
   }
   if (accumulate && out != DType::f32) {
@@ -148,11 +151,12 @@ void gemv(const MatmulParams& p, Arena& arena) {
     const int num_x = static_cast<int>(min_of(kMaxXs, p.num_tokens - token));
     const Rows rows = {x.data + token * p.in_features * element_size(x.dtype), p.in_features};
     const void* const weights[1] = {p.weight};
-    const Output outputs[1] = {{static_cast<char*>(p.out) + token * p.out_features * element_size(p.out_dtype), p.out_dtype,
-                                p.accumulate, p.out_features}};
-    parallel_ranges(p.out_features, 1, p.out_features * p.in_features / kElementsPerWork, [&](int64_t begin, int64_t end) {
-      walk_typed<1>(p.weight_dtype, x.dtype, num_x, weights, rows, begin, end, outputs);
-    });
+    const Output outputs[1] = {{static_cast<char*>(p.out) + token * p.out_features * element_size(p.out_dtype),
+                                p.out_dtype, p.accumulate, p.out_features}};
+    parallel_ranges(p.out_features, 1, p.out_features * p.in_features / kElementsPerWork,
+                    [&](int64_t begin, int64_t end) {
+                      walk_typed<1>(p.weight_dtype, x.dtype, num_x, weights, rows, begin, end, outputs);
+                    });
   }
 }
 

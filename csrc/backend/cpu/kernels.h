@@ -1,8 +1,9 @@
 // The handwritten CPU kernels, compiled once for each instruction set and picked at run time.
 //
 // Every file listed in CMakeLists.txt as DIFFQKV_ISA_SOURCES is compiled four times, with DIFFQKV_ISA set to baseline,
-// avx2 (AVX2, FMA, F16C), avx512 (F, BW, CD, DQ, VL) and avx512_bf16 (the same and AVX512-BF16), and puts its functions in namespace
-// diffqkv::cpu::DIFFQKV_ISA. AMX is a run-time flag inside avx512_bf16 (`use_amx()`), by function attributes.
+// avx2 (AVX2, FMA, F16C), avx512 (F, BW, CD, DQ, VL) and avx512_bf16 (the same and AVX512-BF16), and puts its functions
+// in namespace diffqkv::cpu::DIFFQKV_ISA. AMX is a run-time flag inside avx512_bf16 (`use_amx()`), by function
+// attributes.
 //
 // Such a file must emit no weak symbols: the linker would keep one copy, perhaps the AVX-512 one, for everybody, and an
 // older CPU would stop with SIGILL. So: no std containers or other header templates and no inline functions that may
@@ -43,10 +44,18 @@ struct Kernels {
   void (*convert)(DType to, void* dst, DType from, const void* src, int64_t count);
 };
 
-namespace baseline { extern const Kernels kernels; }
-namespace avx2 { extern const Kernels kernels; }
-namespace avx512 { extern const Kernels kernels; }
-namespace avx512_bf16 { extern const Kernels kernels; }
+namespace baseline {
+extern const Kernels kernels;
+}
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
+namespace avx512_bf16 {
+extern const Kernels kernels;
+}
 
 bool use_amx();  // the CPU has AMX-BF16, the kernel lets this process use it, and DIFFQKV_CPU_ISA does not forbid it
 

@@ -12,8 +12,9 @@ template <typename Cache, typename K>
 void append_k(const KvAppendParams& p, int64_t begin, int64_t end) {
   const int64_t token_size = p.num_k_heads * p.head_dim_qk;
   for (int64_t t = begin; t < end; ++t) {
-    rotate_heads(static_cast<const K*>(p.k) + t * token_size, static_cast<Cache*>(p.k_cache) + p.positions[t] * token_size,
-                 p.positions[t], p.inv_freq, p.num_k_heads, p.head_dim_qk);
+    rotate_heads(static_cast<const K*>(p.k) + t * token_size,
+                 static_cast<Cache*>(p.k_cache) + p.positions[t] * token_size, p.positions[t], p.inv_freq,
+                 p.num_k_heads, p.head_dim_qk);
   }
 }
 
@@ -47,17 +48,19 @@ void kv_append(const KvAppendParams& p) {
   }
   for (const DType dtype : {p.k_dtype, p.v_dtype, p.k_cache_dtype, p.v_cache_dtype}) {
     if (!visit(dtype, [](auto) {})) {
-      fail(ErrorCode::invalid_argument, "kv_append: a tensor of type %s; f32, f16 and bf16 are known", dtype_name(dtype));
+      fail(ErrorCode::invalid_argument, "kv_append: a tensor of type %s; f32, f16 and bf16 are known",
+           dtype_name(dtype));
     }
   }
   for (int64_t t = 0; t < p.num_tokens; ++t) {
     if (p.positions[t] < 0 || p.positions[t] >= p.max_kv_len) {
-      fail(ErrorCode::invalid_argument, "kv_append: position %d of token %lld is outside the cache, [0, %lld)", p.positions[t],
-           static_cast<long long>(t), static_cast<long long>(p.max_kv_len));
+      fail(ErrorCode::invalid_argument, "kv_append: position %d of token %lld is outside the cache, [0, %lld)",
+           p.positions[t], static_cast<long long>(t), static_cast<long long>(p.max_kv_len));
     }
   }
   const int64_t token_size = p.num_k_heads * p.head_dim_qk + p.num_v_heads * p.head_dim_vo;
-  parallel_ranges(p.num_tokens, 1, p.num_tokens * token_size, [&](int64_t begin, int64_t end) { append(p, begin, end); });
+  parallel_ranges(p.num_tokens, 1, p.num_tokens * token_size,
+                  [&](int64_t begin, int64_t end) { append(p, begin, end); });
 }
 
 }  // namespace diffqkv::cpu::DIFFQKV_ISA

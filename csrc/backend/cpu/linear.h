@@ -15,11 +15,13 @@ class LinearLayers {
   LinearLayers(const Kernels& kernels, Arena& arena);
   ~LinearLayers();
 
-  void matmul(const MatmulParams& p);            // matmul.cc
-  void augmented_q(const AugmentedQParams& p);   // augmented_q.cc
+  void matmul(const MatmulParams& p);           // matmul.cc
+  void augmented_q(const AugmentedQParams& p);  // augmented_q.cc
 
  private:
   bool multiplies_bf16() const;  // as it stands, without widening it first
+  // inner = silu(x gate^T) * (x up^T), all of them bf16, rounded once. False where nothing here can do that.
+  bool gated_product_bf16(const AugmentedQParams& p, const void* x, int64_t num_tokens, void* inner);
   struct OneDnn;  // engine, stream and the compiled products
 
   const Kernels& kernels_;

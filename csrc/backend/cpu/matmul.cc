@@ -1,7 +1,7 @@
 // out (+)= x weight^T: few tokens by gemv, more by oneDNN, or by matmul_blocked where that is not built in.
 //
-// oneDNN multiplies f32 by f32, and bf16 by bf16 where the CPU has AVX-512. Every other pair of types is widened to f32,
-// which loses nothing, in panels of bounded size.
+// oneDNN multiplies f32 by f32, and bf16 by bf16 where the CPU has instructions for it. Every other pair of types is
+// widened to f32, which loses nothing, in panels of bounded size.
 #include <algorithm>
 
 #include "backend/cpu/arena_slots.h"
@@ -30,7 +30,8 @@ struct LinearLayers::OneDnn {
 
 std::string linear_layers_by() {
   const dnnl_version_t* version = dnnl_version();
-  return "oneDNN " + std::to_string(version->major) + "." + std::to_string(version->minor) + "." + std::to_string(version->patch);
+  return "oneDNN " + std::to_string(version->major) + "." + std::to_string(version->minor) + "." +
+         std::to_string(version->patch);
 }
 
 LinearLayers::LinearLayers(const Kernels& kernels, Arena& arena)
@@ -48,7 +49,9 @@ int64_t rows_in_scratch(int64_t row_size) { return std::max<int64_t>(64, kScratc
 const void* offset(const void* data, DType dtype, int64_t count) {
   return static_cast<const char*>(data) + count * static_cast<int64_t>(dtype_size(dtype));
 }
-void* offset(void* data, DType dtype, int64_t count) { return static_cast<char*>(data) + count * static_cast<int64_t>(dtype_size(dtype)); }
+void* offset(void* data, DType dtype, int64_t count) {
+  return static_cast<char*>(data) + count * static_cast<int64_t>(dtype_size(dtype));
+}
 
 void matmul_onednn(const MatmulParams& p, const Kernels& kernels, Arena& arena, OneDnnProducts& products) {
   const int64_t in = p.in_features;
@@ -79,25 +82,42 @@ void matmul_onednn(const MatmulParams& p, const Kernels& kernels, Arena& arena, 
         weight = weight_f32;
       }
       if (!round_out) {
-        products.run({x, weight, offset(p.out, p.out_dtype, token * p.out_features + row), dtype, p.out_dtype, num_tokens, in, num_rows,
-                      p.out_features, p.accumulate}, arena);
+        products.run({x, weight, offset(p.out, p.out_dtype, token * p.out_features + row), dtype, p.out_dtype,
+                      num_tokens, in, num_rows, p.out_features, p.accumulate ? Epilogue::add : Epilogue::none},
+                     arena);
         continue;
       }
       float* out_f32 = static_cast<float*>(arena.get(kSlotOut, block_tokens * panel_rows * sizeof(float)));
-      products.run({x, weight, out_f32, dtype, DType::f32, num_tokens, in, num_rows, num_rows, false}, arena);
+      products.run({x, weight, out_f32, dtype, DType::f32, num_tokens, in, num_rows, num_rows}, arena);
       if (num_rows == p.out_features) {
-        kernels.convert(p.out_dtype, offset(p.out, p.out_dtype, token * p.out_features), DType::f32, out_f32, num_tokens * num_rows);
+        kernels.convert(p.out_dtype, offset(p.out, p.out_dtype, token * p.out_features), DType::f32, out_f32,
+                        num_tokens * num_rows);
         continue;
       }
       for (int64_t t = 0; t < num_tokens; ++t) {
-        kernels.convert(p.out_dtype, offset(p.out, p.out_dtype, (token + t) * p.out_features + row), DType::f32, out_f32 + t * num_rows,
-                        num_rows);
+        kernels.convert(p.out_dtype, offset(p.out, p.out_dtype, (token + t) * p.out_features + row), DType::f32,
+                        out_f32 + t * num_rows, num_rows);
       }
     }
   }
 }
 
 }  // namespace
+
+bool LinearLayers::gated_product_bf16(const AugmentedQParams& p, const void* x, int64_t num_tokens, void* inner) {
+  if (!multiplies_bf16()) return false;
+  float* gate = static_cast<float*>(arena_.get(kSlotGate, num_tokens * p.inner_size * sizeof(float)));
+  Product product = {x,          p.gate,        gate,         DType::bf16,  DType::f32,
+                     num_tokens, p.in_features, p.inner_size, p.inner_size, Epilogue::silu};
+  onednn_->products.run(product, arena_);
+  product.weight = p.up;
+  product.out = inner;
+  product.out_dtype = DType::bf16;
+  product.epilogue = Epilogue::multiply;
+  product.factor = gate;
+  onednn_->products.run(product, arena_);
+  return true;
+}
 
 #else
 
@@ -108,6 +128,8 @@ std::string linear_layers_by() { return "plain blocked loop"; }
 LinearLayers::LinearLayers(const Kernels& kernels, Arena& arena) : kernels_(kernels), arena_(arena) {}
 
 bool LinearLayers::multiplies_bf16() const { return std::string(kernels_.name) == "avx512_bf16"; }
+
+bool LinearLayers::gated_product_bf16(const AugmentedQParams&, const void*, int64_t, void*) { return false; }
 
 #endif
 

@@ -50,7 +50,8 @@ void tile_row(const MatmulParams& p, const T* weight, const T* x, int64_t row, i
 
 // Rows [row, row + num_rows), at `weight`, and tokens [token, token + num_x), at `x`.
 template <typename T>
-void multiply_block(const MatmulParams& p, const T* weight, const T* x, int64_t row, int64_t num_rows, int64_t token, int64_t num_x) {
+void multiply_block(const MatmulParams& p, const T* weight, const T* x, int64_t row, int64_t num_rows, int64_t token,
+                    int64_t num_x) {
   int64_t t = 0;
   for (; t + kTile <= num_x; t += kTile) tile_row<kTile>(p, weight, x + t * p.in_features, row, num_rows, token + t);
   for (; t < num_x; ++t) tile_row<1>(p, weight, x + t * p.in_features, row, num_rows, token + t);
@@ -109,12 +110,13 @@ void matmul_blocked(const MatmulParams& p, Arena& arena) {
   if constexpr (kHasDotBf16) {
     if (p.x_dtype == DType::bf16 && p.weight_dtype == DType::bf16) {
       const bf16* weight = static_cast<const bf16*>(p.weight);
-      return parallel_ranges(p.out_features, kBlockRows, p.out_features * p.in_features * p.num_tokens, [&](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; row += kBlockRows) {
-          multiply_block(p, weight + row * p.in_features, static_cast<const bf16*>(p.x), row, min_of(kBlockRows, end - row), 0,
-                         p.num_tokens);
-        }
-      });
+      return parallel_ranges(p.out_features, kBlockRows, p.out_features * p.in_features * p.num_tokens,
+                             [&](int64_t begin, int64_t end) {
+                               for (int64_t row = begin; row < end; row += kBlockRows) {
+                                 multiply_block(p, weight + row * p.in_features, static_cast<const bf16*>(p.x), row,
+                                                min_of(kBlockRows, end - row), 0, p.num_tokens);
+                               }
+                             });
     }
   }
   visit(p.weight_dtype, [&](auto tag) { multiply_f32<decltype(tag)>(p, arena); });

@@ -48,11 +48,14 @@ uint64_t available_memory() {
   const uint64_t available = free_bytes - std::min(free_bytes, promised);
   rlimit address_space;
   if (getrlimit(RLIMIT_AS, &address_space) != 0 || address_space.rlim_cur == RLIM_INFINITY) return available;
-  return std::min<uint64_t>(available, address_space.rlim_cur - std::min<uint64_t>(address_space.rlim_cur, size * page));
+  return std::min<uint64_t>(available,
+                            address_space.rlim_cur - std::min<uint64_t>(address_space.rlim_cur, size * page));
 }
 
 [[noreturn]] void fail_out_of_memory(size_t bytes) {
-  fail(ErrorCode::out_of_memory, "out of memory on cpu: asked for %zu bytes, %llu bytes are free; free tensors, sessions or models, or ask for less",
+  fail(ErrorCode::out_of_memory,
+       "out of memory on cpu: asked for %zu bytes, %llu bytes are free; free tensors, sessions or models, or ask for "
+       "less",
        bytes, static_cast<unsigned long long>(available_memory()));
 }
 
@@ -80,7 +83,8 @@ void* allocate_memory(size_t bytes) {
     if (bytes > SIZE_MAX / 2 || bytes > available_memory()) fail_out_of_memory(bytes);
     data = map_aligned(bytes);
     if (!data) fail_out_of_memory(bytes);
-    // Weights and caches are read end to end: with 4 KiB pages the TLB would bound that. Advice, so a refusal is no error.
+    // Weights and caches are read end to end: with 4 KiB pages the TLB would bound that. Advice, so a refusal is no
+    // error.
     madvise(data, bytes, MADV_HUGEPAGE);
     mapped_bytes += bytes;
     return data;

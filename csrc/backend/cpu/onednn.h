@@ -11,14 +11,23 @@
 
 namespace diffqkv::cpu {
 
-// out = x weight^T, or out += that; x and weight of one type, f32 or bf16, out f32 or (where they are bf16) bf16.
+// What becomes of y = x weight^T in f32, before it is rounded to out.
+enum class Epilogue {
+  none,
+  add,       // out += y
+  silu,      // out = silu(y)
+  multiply,  // out = y * factor
+};
+
+// x and weight of one type, f32 or bf16, out f32 or (where they are bf16) bf16.
 struct Product {
   const void* x;       // [num_tokens, in_features]
   const void* weight;  // [out_features, in_features]
   void* out;           // [num_tokens, stride_out], of which the first out_features are written
   DType dtype, out_dtype;
   int64_t num_tokens, in_features, out_features, stride_out;
-  bool accumulate;
+  Epilogue epilogue = Epilogue::none;
+  const float* factor = nullptr;  // [num_tokens, out_features], of Epilogue::multiply
 };
 
 class OneDnnProducts {

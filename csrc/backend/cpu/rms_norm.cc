@@ -1,5 +1,5 @@
-// h = x, or h = residual += x; out = h / sqrt(mean(h^2) + eps) * weight. Split by tokens; a row is passed over twice, the
-// second time from the L1 or L2 cache. Bound by memory.
+// h = x, or h = residual += x; out = h / sqrt(mean(h^2) + eps) * weight. Split by tokens; a row is passed over twice,
+// the second time from the L1 or L2 cache. Bound by memory.
 #include "backend/cpu/isa_kernels.h"
 #include "backend/cpu/parallel.h"
 #include "backend/cpu/simd.h"
@@ -77,7 +77,8 @@ void rms_norm_rows(const RmsNormParams& p, int64_t begin, int64_t end) {
 void rms_norm(const RmsNormParams& p) {
   for (const DType dtype : {p.x_dtype, p.residual ? p.residual_dtype : DType::f32, p.weight_dtype, p.out_dtype}) {
     if (!visit(dtype, [](auto) {})) {
-      fail(ErrorCode::invalid_argument, "rms_norm: a tensor of type %s; f32, f16 and bf16 are known", dtype_name(dtype));
+      fail(ErrorCode::invalid_argument, "rms_norm: a tensor of type %s; f32, f16 and bf16 are known",
+           dtype_name(dtype));
     }
   }
   if (p.hidden_size <= 0) return;

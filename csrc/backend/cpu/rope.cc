@@ -10,11 +10,13 @@ namespace diffqkv::cpu::DIFFQKV_ISA {
 
 void rope(const RopeParams& p) {
   if (p.head_dim % 2 != 0) {
-    fail(ErrorCode::invalid_argument, "rope: head size %lld is odd, but dims are rotated in pairs", static_cast<long long>(p.head_dim));
+    fail(ErrorCode::invalid_argument, "rope: head size %lld is odd, but dims are rotated in pairs",
+         static_cast<long long>(p.head_dim));
   }
   for (int64_t t = 0; t < p.num_tokens; ++t) {
     if (p.positions[t] < 0) {
-      fail(ErrorCode::invalid_argument, "rope: position %d of token %lld is negative", p.positions[t], static_cast<long long>(t));
+      fail(ErrorCode::invalid_argument, "rope: position %d of token %lld is negative", p.positions[t],
+           static_cast<long long>(t));
     }
   }
   const int64_t token_size = p.num_heads * p.head_dim;
@@ -22,12 +24,13 @@ void rope(const RopeParams& p) {
     using T = decltype(tag);
     parallel_ranges(p.num_tokens, 1, p.num_tokens * token_size, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
-        rotate_heads(static_cast<const T*>(p.x) + t * token_size, static_cast<T*>(p.out) + t * token_size, p.positions[t],
-                     p.inv_freq, p.num_heads, p.head_dim);
+        rotate_heads(static_cast<const T*>(p.x) + t * token_size, static_cast<T*>(p.out) + t * token_size,
+                     p.positions[t], p.inv_freq, p.num_heads, p.head_dim);
       }
     });
   });
-  if (!known) fail(ErrorCode::invalid_argument, "rope: tensors of type %s; f32, f16 and bf16 are known", dtype_name(p.dtype));
+  if (!known)
+    fail(ErrorCode::invalid_argument, "rope: tensors of type %s; f32, f16 and bf16 are known", dtype_name(p.dtype));
 }
 
 }  // namespace diffqkv::cpu::DIFFQKV_ISA

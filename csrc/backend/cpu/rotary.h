@@ -10,23 +10,27 @@ constexpr int kRotaryBlock = 128;  // pairs of dims whose cosines and sines are 
 
 // cos and sin of position * inv_freq[i], absolute error about 1e-7. The angle is formed in float64 and there reduced to
 // r in [-pi/4, pi/4] by multiples of pi/2, pi/2 as the sum of three parts of which the first two have 30 bits, so that
-// their products with a multiple below 2^23 are exact. Then float32: the polynomials of the Cephes library. Both loops are
-// for the compiler to vectorise.
-inline __attribute__((noinline)) void cos_sin(int32_t position, const double* inv_freq, int count, float* cos_out, float* sin_out) {
+// their products with a multiple below 2^23 are exact. Then float32: the polynomials of the Cephes library. Both loops
+// are for the compiler to vectorise.
+inline __attribute__((noinline)) void cos_sin(int32_t position, const double* inv_freq, int count, float* cos_out,
+                                              float* sin_out) {
   float r[kRotaryBlock];
   int32_t quadrant[kRotaryBlock];
-  constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to an integer that stands in the low bits
+  constexpr double kRound =
+      6755399441055744.0;  // 1.5 * 2^52: adding it rounds to an integer that stands in the low bits
   for (int i = 0; i < count; ++i) {
     const double angle = position * inv_freq[i];
     const double shifted = angle * 0.63661977236758134308 + kRound;
     const double n = shifted - kRound;
-    r[i] = static_cast<float>(((angle - n * 0x1.921fb54000000p+0) - n * 0x1.10b4610000000p-30) - n * 0x1.a62633145c06ep-58);
+    r[i] = static_cast<float>(((angle - n * 0x1.921fb54000000p+0) - n * 0x1.10b4610000000p-30) -
+                              n * 0x1.a62633145c06ep-58);
     quadrant[i] = static_cast<int32_t>(bit_cast<uint64_t>(shifted));
   }
   for (int i = 0; i < count; ++i) {
     const float z = r[i] * r[i];
     const float s = ((-1.9515295891e-4f * z + 8.3321608736e-3f) * z - 1.6666654611e-1f) * z * r[i] + r[i];
-    const float c = ((2.443315711809948e-5f * z - 1.388731625493765e-3f) * z + 4.166664568298827e-2f) * z * z - 0.5f * z + 1.0f;
+    const float c =
+        ((2.443315711809948e-5f * z - 1.388731625493765e-3f) * z + 4.166664568298827e-2f) * z * z - 0.5f * z + 1.0f;
     const uint32_t q = static_cast<uint32_t>(quadrant[i]);
     const uint32_t swap = 0u - (q & 1u);
     const uint32_t s_bits = bit_cast<uint32_t>(s), c_bits = bit_cast<uint32_t>(c);
@@ -38,7 +42,8 @@ inline __attribute__((noinline)) void cos_sin(int32_t position, const double* in
 
 // out = rope(x) of [num_heads, head_dim] at one position. out may be x.
 template <typename Out, typename X>
-DIFFQKV_INLINE void rotate_heads(const X* x, Out* out, int32_t position, const double* inv_freq, int64_t num_heads, int64_t head_dim) {
+DIFFQKV_INLINE void rotate_heads(const X* x, Out* out, int32_t position, const double* inv_freq, int64_t num_heads,
+                                 int64_t head_dim) {
   const int64_t half = head_dim / 2;
   float cos_a[kRotaryBlock], sin_a[kRotaryBlock];
   for (int64_t block = 0; block < half; block += kRotaryBlock) {

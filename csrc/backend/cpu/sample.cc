@@ -1,5 +1,6 @@
-// Draws a token: repetition penalty, temperature, top-k, top-p, min-p, one uniform number (ops.h). Greedy is one pass over
-// the logits; top-k keeps a heap; top-p sorts only as far as its mass reaches. Bound by exp where nothing cuts the vocabulary.
+// Draws a token: repetition penalty, temperature, top-k, top-p, min-p, one uniform number (ops.h). Greedy is one pass
+// over the logits; top-k keeps a heap; top-p sorts only as far as its mass reaches. Bound by exp where nothing cuts the
+// vocabulary.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -10,8 +11,8 @@
 namespace diffqkv::cpu {
 namespace {
 
-// Philox-4x32-10: J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011. The first 53 of 128 bits make
-// a float64 in [0, 1).
+// Philox-4x32-10: J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011. The first 53 of 128 bits
+// make a float64 in [0, 1).
 double philox_uniform(uint64_t seed, uint64_t step) {
   uint32_t counter[4] = {static_cast<uint32_t>(step), static_cast<uint32_t>(step >> 32), 0, 0};
   uint32_t key[2] = {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
@@ -32,15 +33,19 @@ void check(const SampleParams& p) {
   if (!(p.temperature >= 0) || std::isinf(p.temperature)) {
     fail(ErrorCode::invalid_argument, "sample: temperature %g must be finite and at least 0", p.temperature);
   }
-  if (p.top_k < 0) fail(ErrorCode::invalid_argument, "sample: top_k %lld must be at least 0 (0: all)", static_cast<long long>(p.top_k));
+  if (p.top_k < 0)
+    fail(ErrorCode::invalid_argument, "sample: top_k %lld must be at least 0 (0: all)",
+         static_cast<long long>(p.top_k));
   if (!(p.top_p >= 0 && p.top_p <= 1)) fail(ErrorCode::invalid_argument, "sample: top_p %g must be in [0, 1]", p.top_p);
   if (!(p.min_p >= 0 && p.min_p <= 1)) fail(ErrorCode::invalid_argument, "sample: min_p %g must be in [0, 1]", p.min_p);
   if (!(p.repetition_penalty > 0) || std::isinf(p.repetition_penalty)) {
-    fail(ErrorCode::invalid_argument, "sample: repetition_penalty %g must be finite and more than 0 (1: none)", p.repetition_penalty);
+    fail(ErrorCode::invalid_argument, "sample: repetition_penalty %g must be finite and more than 0 (1: none)",
+         p.repetition_penalty);
   }
   for (int64_t i = 0; i < p.history_len; ++i) {
     if (p.history[i] < 0 || p.history[i] >= p.vocab_size) {
-      fail(ErrorCode::invalid_argument, "sample: token %d at index %lld of the history is outside the vocabulary [0, %lld)", p.history[i],
+      fail(ErrorCode::invalid_argument,
+           "sample: token %d at index %lld of the history is outside the vocabulary [0, %lld)", p.history[i],
            static_cast<long long>(i), static_cast<long long>(p.vocab_size));
     }
   }
@@ -105,8 +110,8 @@ void Sampler::weigh(const SampleParams& p, float largest) {
   }
 }
 
-// The smallest set of the most likely tokens whose mass reaches top_p; at least one. Sorts ever longer heads of the list
-// until their mass is enough.
+// The smallest set of the most likely tokens whose mass reaches top_p; at least one. Sorts ever longer heads of the
+// list until their mass is enough.
 void Sampler::keep_top_p(double top_p) {
   double total = 0;
   for (const Candidate& c : candidates_) total += c.weight;
@@ -122,7 +127,8 @@ void Sampler::keep_top_p(double top_p) {
     mass += candidates_[kept++].weight;
   }
   candidates_.resize(kept);
-  std::sort(candidates_.begin(), candidates_.end(), [](const Candidate& a, const Candidate& b) { return a.token < b.token; });
+  std::sort(candidates_.begin(), candidates_.end(),
+            [](const Candidate& a, const Candidate& b) { return a.token < b.token; });
 }
 
 void Sampler::sample(const SampleParams& p) {
@@ -136,7 +142,8 @@ void Sampler::sample(const SampleParams& p) {
   }
   if (has_nan) {
     const auto nan = std::find_if(logits_.begin(), logits_.end(), [](float logit) { return std::isnan(logit); });
-    fail(ErrorCode::invalid_argument, "sample: the logit of token %lld is NaN", static_cast<long long>(nan - logits_.begin()));
+    fail(ErrorCode::invalid_argument, "sample: the logit of token %lld is NaN",
+         static_cast<long long>(nan - logits_.begin()));
   }
   const float largest = logits_[best];
   if (largest == -std::numeric_limits<float>::infinity()) {

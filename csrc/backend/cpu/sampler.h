@@ -18,15 +18,17 @@ class Sampler {
     int32_t token;
     double weight;  // exp((logit - largest) / temperature)
   };
-  static bool before(const Candidate& a, const Candidate& b) { return a.logit > b.logit || (a.logit == b.logit && a.token < b.token); }
+  static bool before(const Candidate& a, const Candidate& b) {
+    return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
+  }
 
   void penalize(const SampleParams& p);
   void take_top_k(const SampleParams& p);
   void weigh(const SampleParams& p, float largest);
   void keep_top_p(double top_p);
 
-  std::vector<float> logits_;          // after the penalty
-  std::vector<uint64_t> seen_;         // bit set of tokens
+  std::vector<float> logits_;   // after the penalty
+  std::vector<uint64_t> seen_;  // bit set of tokens
   std::vector<Candidate> candidates_;
 };
 

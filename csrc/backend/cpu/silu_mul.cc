@@ -22,9 +22,11 @@ void silu_mul_range(const SiluMulParams& p, int64_t begin, int64_t end) {
 
 void silu_mul(const SiluMulParams& p) {
   const bool known = visit(p.dtype, [&](auto tag) {
-    parallel_ranges(p.count, 64, p.count, [&](int64_t begin, int64_t end) { silu_mul_range<decltype(tag)>(p, begin, end); });
+    parallel_ranges(p.count, 64, p.count,
+                    [&](int64_t begin, int64_t end) { silu_mul_range<decltype(tag)>(p, begin, end); });
   });
-  if (!known) fail(ErrorCode::invalid_argument, "silu_mul: tensors of type %s; f32, f16 and bf16 are known", dtype_name(p.dtype));
+  if (!known)
+    fail(ErrorCode::invalid_argument, "silu_mul: tensors of type %s; f32, f16 and bf16 are known", dtype_name(p.dtype));
 }
 
 }  // namespace diffqkv::cpu::DIFFQKV_ISA

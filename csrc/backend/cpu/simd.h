@@ -2,7 +2,8 @@
 // comparisons are plain operators and one source serves SSE2, NEON, AVX2 and AVX-512. What operators do not cover (fma,
 // conversions, exp, sums, tails) is here, by intrinsics where an instruction exists.
 //
-// Everything stands in an unnamed namespace: internal linkage, so no weak symbol (see kernels.h). Mask = I32v, -1 or 0 a lane.
+// Everything stands in an unnamed namespace: internal linkage, so no weak symbol (see kernels.h). Mask = I32v, -1 or 0
+// a lane.
 #pragma once
 
 #include <stdint.h>
@@ -10,7 +11,8 @@
 #include "backend/dtype.h"
 
 #if defined(__AVX2__)
-// GCC 12 takes the undefined pass-through operands of its own AVX-512 intrinsics for uninitialised variables (bug 105593).
+// GCC 12 takes the undefined pass-through operands of its own AVX-512 intrinsics for uninitialised variables (bug
+// 105593).
 #pragma GCC diagnostic push
 #if !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -45,9 +47,15 @@ typedef uint16_t U16v __attribute__((vector_size(kLanes * 2)));
 typedef uint8_t U8v __attribute__((vector_size(kLanes)));
 
 // Element types of memory; float stands for itself.
-struct bf16 { uint16_t bits; };
-struct f16 { uint16_t bits; };
-struct f8e4m3 { uint8_t bits; };
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
+struct f8e4m3 {
+  uint8_t bits;
+};
 
 template <typename To, typename From>
 DIFFQKV_INLINE To bit_cast(const From& from) {
@@ -181,9 +189,7 @@ DIFFQKV_INLINE V load_raw(const T* p) {
 }
 
 DIFFQKV_INLINE F32v load(const float* p) { return load_raw<F32v>(p); }
-DIFFQKV_INLINE F32v load(const bf16* p) {
-  return from_bf16_bits(__builtin_convertvector(load_raw<U16v>(p), U32v));
-}
+DIFFQKV_INLINE F32v load(const bf16* p) { return from_bf16_bits(__builtin_convertvector(load_raw<U16v>(p), U32v)); }
 DIFFQKV_INLINE F32v load(const f16* p) {
 #if defined(__AVX512F__)
   return (F32v)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
@@ -193,9 +199,7 @@ DIFFQKV_INLINE F32v load(const f16* p) {
   return from_f16_bits(__builtin_convertvector(load_raw<U16v>(p), U32v));
 #endif
 }
-DIFFQKV_INLINE F32v load(const f8e4m3* p) {
-  return from_f8e4m3_bits(__builtin_convertvector(load_raw<U8v>(p), U32v));
-}
+DIFFQKV_INLINE F32v load(const f8e4m3* p) { return from_f8e4m3_bits(__builtin_convertvector(load_raw<U8v>(p), U32v)); }
 
 DIFFQKV_INLINE void store(float* p, F32v v) { __builtin_memcpy(p, &v, sizeof(v)); }
 DIFFQKV_INLINE void store(bf16* p, F32v v) {
@@ -204,9 +208,11 @@ DIFFQKV_INLINE void store(bf16* p, F32v v) {
 }
 DIFFQKV_INLINE void store(f16* p, F32v v) {
 #if defined(__AVX512F__)
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 #elif defined(__AVX2__)
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 #else
   const U16v bits = __builtin_convertvector(f16_bits(v), U16v);
   __builtin_memcpy(p, &bits, sizeof(bits));
