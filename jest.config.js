@@ -11,6 +11,6 @@ module.exports = {
   },
   moduleNameMapper: { '^diffqkv$': '<rootDir>/lib/index.ts' },
   modulePathIgnorePatterns: ['<rootDir>/build/', '<rootDir>/dist/'],
-  testTimeout: 60_000,
+  testTimeout: 180_000,
   maxWorkers: 2,
 };

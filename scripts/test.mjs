@@ -14,16 +14,20 @@ const jest = join(root, 'node_modules', 'jest', 'bin', 'jest.js');
 // isa.test.ts starts the operator suites itself, one level after another.
 const alone = 'test/(behaviour|cli|isa)\\.test\\.ts$';
 
-function run(command, args) {
-  const { status, signal, error } = spawnSync(command, args, { cwd: root, stdio: 'inherit' });
+function run(command, args, env = {}) {
+  const { status, signal, error } = spawnSync(command, args, {
+    cwd: root,
+    stdio: 'inherit',
+    env: { ...process.env, ...env },
+  });
   if (error) throw error;
   return status === 0 ? 0 : signal === 'SIGINT' ? 130 : 1;
 }
 
-function pass(name, args) {
+function pass(name, args, env) {
   const report = join(results, `${name}.json`);
   rmSync(report, { force: true });
-  const status = run(process.execPath, [jest, ...args, '--json', `--outputFile=${report}`]);
+  const status = run(process.execPath, [jest, ...args, '--json', `--outputFile=${report}`], env);
   const counts = existsSync(report)
     ? JSON.parse(readFileSync(report, 'utf8'))
     : { success: false, numPassedTests: 0, numFailedTests: 0, numPendingTests: 0, numRuntimeErrorTestSuites: 1 };
@@ -46,9 +50,14 @@ if (scripts.lint) {
     failed = true;
   }
 }
+if (run(process.execPath, [join(root, 'node_modules', 'typescript', 'bin', 'tsc'), '-p', 'test']) !== 0) {
+  console.error('the tests do not pass the type check');
+  failed = true;
+}
 mkdirSync(results, { recursive: true });
 const passes = [
-  pass('parallel', [`--testPathIgnorePatterns=${alone}`, '/node_modules/']),
+  // Two processes with a thread per core each: threads that wait must not spin, or they take the time of those that work.
+  pass('parallel', [`--testPathIgnorePatterns=${alone}`, '/node_modules/'], { OMP_WAIT_POLICY: 'passive' }),
   pass('alone', ['--runInBand', `--testPathPatterns=${alone}`]),
 ];
 const sum = (field) => passes.reduce((total, counts) => total + (counts[field] ?? 0), 0);

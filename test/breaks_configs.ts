@@ -100,7 +100,7 @@ export const configs: Break[] = [
     apply: config({ rms_norm_eps: value }),
     names: ['config.json', 'rms_norm_eps'],
   })),
-  ...[0, -1, 'large', [1]].map((value) => ({
+  ...[0, -1, 0.5, 'large', [1]].map((value) => ({
     name: `rope_theta ${JSON.stringify(value)}`,
     apply: config({ rope_theta: value }),
     names: ['config.json', 'rope_theta'],
@@ -138,6 +138,24 @@ export const configs: Break[] = [
       },
     }),
     names: ['config.json', 'factor'],
+  },
+  {
+    name: 'rope_scaling factor below 1',
+    apply: config({
+      rope_scaling: {
+        rope_type: 'llama3',
+        factor: 0.5,
+        low_freq_factor: 1,
+        high_freq_factor: 4,
+        original_max_position_embeddings: 64,
+      },
+    }),
+    names: ['config.json', 'factor', '0.5'],
+  },
+  {
+    name: 'rope_parameters and rope_scaling',
+    apply: config({ rope_parameters: { rope_theta: 50000 }, rope_scaling: { rope_type: 'llama3' } }),
+    names: ['config.json', 'rope_parameters', 'rope_scaling'],
   },
   {
     name: 'rope_scaling factor negative',

@@ -213,6 +213,12 @@ export const tensors: Break[] = [
     names: [file, 'model.layers.0.self_attn.k_proj.bias'],
     code: 'ERR_UNSUPPORTED_MODEL',
   },
+  ...['model.norm.bias', 'lm_head.bias', 'model.embed_tokens.scale'].map((name) => ({
+    name,
+    apply: reshape(name, [32]),
+    names: [file, name],
+    code: 'ERR_UNSUPPORTED_MODEL' as const,
+  })),
   {
     name: 'a bias of the FFN',
     apply: reshape('model.layers.0.mlp.up_proj.bias', [96]),

@@ -138,6 +138,20 @@ onEveryDevice((device) => {
     other.dispose();
   });
 
+  it('the penalty forgets the tokens that were truncated', async () => {
+    const session = await model.createSession();
+    await model.generate([...prompt, 8, 9, 10], { session, repetitionPenalty: 1.5, maxTokens: 20 }).result;
+    await session.truncate(prompt.length);
+    const again = await model.generate([20, 21, 22, 23], { session, repetitionPenalty: 1.5, maxTokens: 30 }).result;
+    const fresh = await model.createSession();
+    await fresh.prefill(prompt);
+    const other = await model.generate([20, 21, 22, 23], { session: fresh, repetitionPenalty: 1.5, maxTokens: 30 })
+      .result;
+    expect(again.tokens).toEqual(other.tokens);
+    session.dispose();
+    fresh.dispose();
+  });
+
   it('draws with the frequencies of the softmax', async () => {
     const session = await model.createSession();
     const logits = await session.prefill(prompt);

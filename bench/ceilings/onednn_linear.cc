@@ -30,7 +30,8 @@ void fill(void* data, size_t bytes) {
   const size_t block = size_t{1} << 20;
   for (size_t i = 0; i < bytes / 2; ++i) {
     if (i == block) {  // drawn once, then copied: filling gigabytes would take longer than measuring
-      for (size_t at = block; at < bytes / 2; at += block) std::memcpy(out + at, out, std::min(block, bytes / 2 - at) * 2);
+      for (size_t at = block; at < bytes / 2; at += block)
+        std::memcpy(out + at, out, std::min(block, bytes / 2 - at) * 2);
       break;
     }
     state = state * 1664525u + 1013904223u;

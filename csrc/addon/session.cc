@@ -1,5 +1,8 @@
 #include "addon/session.h"
 
+#include <algorithm>
+#include <limits>
+
 #include "addon/cancel.h"
 #include "addon/model.h"
 
@@ -56,7 +59,8 @@ SamplingOptions sampling_options(const Napi::Value& value) {
   SamplingOptions options;
   options.temperature = in_range(property(value, "temperature"), "temperature", 0, 1e6);
   options.top_k = integer(property(value, "topK"), "topK", 0, kMaxTokens);
-  options.top_p = in_range(property(value, "topP"), "topP", 0, 1);
+  // A number that float rounds to 0 still means "the likeliest token alone".
+  options.top_p = std::max(in_range(property(value, "topP"), "topP", 0, 1), std::numeric_limits<float>::min());
   options.min_p = in_range(property(value, "minP"), "minP", 0, 1);
   options.repetition_penalty = in_range(property(value, "repetitionPenalty"), "repetitionPenalty", 1e-6, 1e6);
   options.seed = seed64(property(value, "seed"), "seed");
@@ -146,8 +150,14 @@ Napi::Value SessionObject::next_token(const Napi::CallbackInfo& info) {
     auto token = std::make_shared<int32_t>(0);
     job->run = [executor = device_->executor.get(), session = session_, tokens, sampling, step, token](Job& job) {
       auto on_progress = [&](int64_t done, int64_t total) { executor->report_progress(job, done, total); };
+      const int64_t kv_len = session->kv_len();
       session->forward(tokens->data(), static_cast<int64_t>(tokens->size()), nullptr, job.cancel.get(), on_progress);
-      *token = session->sample(sampling, step);
+      try {
+        *token = session->sample(sampling, step);
+      } catch (...) {
+        session->truncate(kv_len);  // a failed call leaves the cache as it was
+        throw;
+      }
     };
     job->resolve = [token](Job& job) -> Napi::Value { return Napi::Number::New(job.env, *token); };
     return device_->executor->submit(std::move(job));

@@ -130,9 +130,10 @@ Napi::Value TensorObject::byte_length(const Napi::CallbackInfo& info) {
 Napi::Value TensorObject::write(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     check_usable();
+    auto upload =
+        upload_job(device_->backend, data_, array_view(info[0], "data"), "data");  // may throw: before the promise
     auto job = std::make_unique<Job>(info.Env());
-    job->run = [tensor = data_,
-                upload = upload_job(device_->backend, data_, array_view(info[0], "data"), "data")](Job& job) {
+    job->run = [tensor = data_, upload = std::move(upload)](Job& job) {
       upload(job);
       tensor->broken = nullptr;
     };

@@ -237,8 +237,10 @@ RopeParams check_rope(const TensorView& x, const TensorView& positions, const Te
   check_shape(positions, {p.num_tokens}, "[tokens] by the shape of x");
   check_shape(out, x.shape, "[tokens, heads, headDim]");
   check_apart(out, {&positions});
-  if (!(theta > 0) || !std::isfinite(theta))
-    fail(ErrorCode::invalid_argument, "theta is %g; it must be finite and positive", theta);
+  // Below 1 the angles would grow with the dim, past what float64 can reduce.
+  if (!(theta >= 1) || !std::isfinite(theta)) {
+    fail(ErrorCode::invalid_argument, "theta is %g; it must be finite and at least 1", theta);
+  }
   p.x = x.data, p.out = out.data, p.positions = static_cast<const int32_t*>(positions.data), p.dtype = x.dtype;
   return p;
 }

@@ -193,6 +193,9 @@ void refuse_features(const Fields& fields) {
 void read_rope(const Fields& fields, Config& config) {
   // Newer files have it all in rope_parameters, older ones theta beside rope_scaling.
   const char* key = fields.has("rope_parameters") ? "rope_parameters" : "rope_scaling";
+  if (fields.has("rope_parameters") && fields.has("rope_scaling")) {
+    fields.malformed("rope_parameters and rope_scaling are both given; keep the one that holds");
+  }
   const bool scaled = fields.has(key);
   const Fields scaling = scaled ? fields.object(key) : fields;
   if (scaled && scaling.has("rope_theta")) {
@@ -201,6 +204,10 @@ void read_rope(const Fields& fields, Config& config) {
     config.rope_theta = 10000;  // LlamaConfig's default
   } else {
     config.rope_theta = fields.positive("rope_theta");
+  }
+  // Below 1 the angles would grow with the dim, past what float64 can reduce.
+  if (config.rope_theta < 1) {
+    fields.malformed("rope_theta is " + number_text(config.rope_theta) + "; it must be at least 1");
   }
   for (const Fields* place : {&fields, &scaling}) {
     if (place->has("partial_rotary_factor") && place->positive("partial_rotary_factor") != 1) {
@@ -217,6 +224,7 @@ void read_rope(const Fields& fields, Config& config) {
   double factor = 1, low = 1, high = 4, original = 1;
   if (type == "llama3") {
     factor = scaling.positive("factor");
+    if (factor < 1) fields.malformed(scaling.name("factor") + " is " + number_text(factor) + "; it must be at least 1");
     low = scaling.positive("low_freq_factor");
     high = scaling.positive("high_freq_factor");
     original = static_cast<double>(scaling.integer("original_max_position_embeddings", 1, kMaxPositions));

@@ -17,12 +17,21 @@ KvCache::KvCache(std::shared_ptr<Backend> backend, const Config& config, DType k
 
 void KvCache::reserve(int64_t kv_len, int64_t used) {
   if (kv_len <= capacity_) return;
-  const int64_t rows = std::min(max_kv_len_, std::max(kv_len, 2 * capacity_));
+  int64_t rows = std::min(max_kv_len_, std::max(kv_len, 2 * capacity_));
   // One layer after the other, so that no more than one is there twice. If memory runs out on the way, the layers that
   // have grown keep their size, and the next try finds them so.
-  for (Layer& layer : layers_) {
-    grow(layer.k, k_bytes_, k_row_bytes_, rows, used);
-    grow(layer.v, v_bytes_, v_row_bytes_, rows, used);
+  const auto grow_all = [&] {
+    for (Layer& layer : layers_) {
+      grow(layer.k, k_bytes_, k_row_bytes_, rows, used);
+      grow(layer.v, v_bytes_, v_row_bytes_, rows, used);
+    }
+  };
+  try {
+    grow_all();
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::out_of_memory || rows == kv_len) throw;
+    rows = kv_len;  // what is needed may fit where its double does not
+    grow_all();
   }
   capacity_ = rows;
 }

@@ -87,8 +87,18 @@ void check_tensor(const Checkpoint& checkpoint, const std::string& name, int64_t
 }
 
 // A tensor in a layer that the model would leave out (a bias, a norm of Q, a layer past num_layers) changes what the
-// checkpoint computes. Tensors outside of the layers, and buffers that only cache RoPE's frequencies, do not matter.
+// checkpoint computes, and so does a bias of the embedding, the last norm or the output matrix. Other tensors outside of
+// the layers, and buffers that only cache RoPE's frequencies, do not matter.
 void refuse_leftovers(const Config& config, const Checkpoint& checkpoint) {
+  for (const std::string module : {"lm_head.", "model.norm.", "model.embed_tokens."}) {
+    for (auto it = checkpoint.tensors().lower_bound(module); it != checkpoint.tensors().end(); ++it) {
+      const auto& [name, tensor] = *it;
+      if (name.compare(0, module.size(), module) != 0) break;
+      if (name == module + "weight") continue;
+      throw Error(ErrorCode::unsupported_model, *tensor.file + ": the tensor '" + printable(name) +
+                                                    "' is not supported: only " + module + "weight is");
+    }
+  }
   const std::string prefix = "model.layers.";
   std::set<std::string> known = {"self_attn.rotary_emb.inv_freq"};
   for (const LayerSpec& spec : layer_specs(config)) known.insert(spec.suffix);

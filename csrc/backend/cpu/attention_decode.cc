@@ -18,7 +18,7 @@ constexpr int64_t kMaxSplits = 4096;
 constexpr int64_t kTileElements = 1024 * 64;
 constexpr int64_t kSelectionBytes = int64_t{8} << 20;  // candidates of a tile's rows
 
-// What one split leaves of one row: m, d and the count in 16 bytes, then the candidates.
+// What one split leaves of one row: this, then the candidates' scores, then their keys.
 struct SplitSelection {
   float m, d;
   int64_t count;
@@ -29,15 +29,15 @@ int64_t split_selection_bytes(int64_t keys_per_split, int64_t k) {
 }
 
 // Scores of the tile's rows over keys [begin, end).
-void select_keys(const Problem& p, Tile& t, int64_t begin, int64_t end, int64_t k, Selection* selections, uint64_t* words, bool prefetch) {
+void select_keys(const Problem& p, Tile& t, int64_t begin, int64_t end, int64_t k, Selection* selections,
+                 const Candidates& c, bool prefetch) {
   load_queries(p, t);
   for (int64_t row = 0; row < t.num_rows; ++row) selections[row] = {-kInfinity, 0, -kInfinity, 0};
-  const int64_t token_bytes = p.num_k_heads * p.head_dim_qk * static_cast<int64_t>(dtype_size(p.k_dtype));
   const int64_t capacity = Selection::capacity(k);
-  for (int64_t key = begin; key < end; key += kBlock) {
-    const int64_t n = min_of(end - key, kBlock);
+  for (int64_t key = begin; key < end; key += p.block) {
+    const int64_t n = min_of(end - key, p.block);
     Prefetch next;
-    if (prefetch) next = prefetch_after(p.k + t.batch * p.stride_k_batch, token_bytes, key, end);
+    if (prefetch) next = prefetch_after(p, t, key, end, false);
     score_block(p, t, key, n, next, [&](int64_t row, const float* s, int64_t count, int64_t) DIFFQKV_LAMBDA {
       if (count == 0) return;
       Selection& selection = selections[row];
@@ -47,26 +47,30 @@ void select_keys(const Problem& p, Tile& t, int64_t begin, int64_t end, int64_t 
         selection.m = top;
       }
       selection.add_exponents(s, count, p.scale_log2, selection.m > -kInfinity ? selection.m : 0);
-      selection.insert(words + row * capacity, k, s, count, key);
+      selection.insert({c.scores + row * capacity, c.keys + row * capacity}, k, s, count, key);
     });
   }
 }
 
 // The second pass for one row: merges its splits, gathers the selected V rows, writes out and lse.
-void finish_selection(const Problem& p, const Tile& t, int64_t row, const char* splits, int64_t num_splits, int64_t split_bytes, int64_t k,
-                      bool renormalize, uint64_t* words, float* weights, float* o) {
+void finish_selection(const Problem& p, const Tile& t, int64_t row, const char* splits, int64_t num_splits,
+                      int64_t split_bytes, int64_t k, bool renormalize, const Candidates& c, float* weights, float* o) {
   float m = -kInfinity, d = 0;
   int64_t count = 0;
-  const auto split = [&](int64_t s) DIFFQKV_LAMBDA { return reinterpret_cast<const SplitSelection*>(splits + s * split_bytes); };
+  const auto split = [&](int64_t s)
+                         DIFFQKV_LAMBDA { return reinterpret_cast<const SplitSelection*>(splits + s * split_bytes); };
   for (int64_t s = 0; s < num_splits; ++s) m = split(s)->m > m ? split(s)->m : m;
   for (int64_t s = 0; s < num_splits; ++s) {
     d += split(s)->d * (split(s)->m > -kInfinity ? __builtin_exp2f(split(s)->m - m) : 1);
-    __builtin_memcpy(words + count, split(s) + 1, static_cast<size_t>(8 * split(s)->count));
-    count += split(s)->count;
+    const int64_t n = split(s)->count;
+    const uint32_t* scores = reinterpret_cast<const uint32_t*>(split(s) + 1);
+    __builtin_memcpy(c.scores + count, scores, static_cast<size_t>(4 * n));
+    __builtin_memcpy(c.keys + count, scores + n, static_cast<size_t>(4 * n));
+    count += n;
   }
-  if (count > k) select_largest(words, count, k), count = k;
+  if (count > k) keep_best(c, count, k), count = k;
   const float base = m > -kInfinity ? m : 0;
-  for (int64_t i = 0; i < count; ++i) weights[i] = candidate_score(words[i]);
+  for (int64_t i = 0; i < count; ++i) weights[i] = ordered_score(c.scores[i]);
   for (int64_t i = 0; i < round_up(count, kLanes); i += kLanes) {
     store(weights + i, exp2_fast(fma(load(weights + i), set1(p.scale_log2), set1(-base))));
   }
@@ -74,35 +78,44 @@ void finish_selection(const Problem& p, const Tile& t, int64_t row, const char* 
   for (int64_t i = 0; i < count; ++i) selected += weights[i];
   const int64_t query = t.first_query + row % t.num_queries, head = t.first_head + row / t.num_queries;
   const int64_t head_bytes = p.head_dim_vo * static_cast<int64_t>(dtype_size(p.v_dtype));
-  const Rows rows = {p.v + t.batch * p.stride_v_batch + head / p.q_heads_per_v_head * head_bytes, p.num_v_heads * head_bytes};
-  visit(p.v_dtype, [&](auto type) DIFFQKV_LAMBDA { gather_values<decltype(type)>(rows, words, weights, count, p.head_dim_vo, o); });
+  const Rows rows = {p.v + t.batch * p.stride_v_batch + head / p.q_heads_per_v_head * head_bytes,
+                     p.num_v_heads * head_bytes};
+  visit(p.v_dtype, [&](auto type) DIFFQKV_LAMBDA {
+    gather_values<decltype(type)>(rows, c.keys, weights, count, p.head_dim_vo, o);
+  });
   finish_row(p, t.batch, query, head, o, renormalize ? selected : d, m, d);
 }
 
 void run_selective(const Problem& p, const Plan& plan, int64_t k, bool renormalize, Arena& arena) {
   const int num_threads = omp_get_max_threads();
-  const int64_t tile_rows = plan.unit_heads * plan.tile_queries, all_tiles = num_tiles(p, plan), capacity = Selection::capacity(k);
-  const int64_t split_bytes = split_selection_bytes(ceil_div(p.kv_len, plan.num_splits), k), row_bytes = split_bytes * plan.num_splits;
+  const int64_t tile_rows = plan.unit_heads * plan.tile_queries, all_tiles = num_tiles(p, plan),
+                capacity = Selection::capacity(k);
+  const int64_t split_bytes = split_selection_bytes(ceil_div(p.kv_len, plan.num_splits), k),
+                row_bytes = split_bytes * plan.num_splits;
   Tile size = {};
   const int64_t tile_bytes = size.lay_out(p, nullptr, plan.tile_queries, plan.unit_heads);
-  const int64_t merge_words = row_bytes / 8;
+  const int64_t merge_count = row_bytes / 8;  // at least as many as all splits leave together
   // First pass: the tile, Selections, candidates. Second pass: merged candidates, weights, o.
-  const int64_t first_bytes = round_up(tile_rows * static_cast<int64_t>(sizeof(Selection)), 64) + tile_rows * capacity * 8;
-  const int64_t second_bytes = round_up(merge_words * 8, 64) + round_up(k + kLanes, kPanel) * 4 + p.ldo * 4;
+  const int64_t first_bytes =
+      round_up(tile_rows * static_cast<int64_t>(sizeof(Selection)), 64) + tile_rows * capacity * 8;
+  const int64_t second_bytes = 2 * round_up(merge_count * 4, 64) + round_up(k + kLanes, kPanel) * 4 + p.ldo * 4;
   const int64_t scratch_bytes = tile_bytes + round_up(max_of(first_bytes, second_bytes), 4096);
   char* scratch = static_cast<char*>(arena.get(0, static_cast<size_t>(num_threads * scratch_bytes)));
   const int64_t tiles_at_once = min_of(all_tiles, max_of(1, kPartialBytes / (tile_rows * row_bytes)));
   char* partials = static_cast<char*>(arena.get(1, static_cast<size_t>(tiles_at_once * tile_rows * row_bytes)));
-#pragma omp parallel num_threads(num_threads)
+#pragma omp parallel num_threads(all_tiles* plan.num_splits > 1 ? num_threads : 1)
   {
     char* own = scratch + omp_get_thread_num() * scratch_bytes;
     Tile t = {};
     t.lay_out(p, own, plan.tile_queries, plan.unit_heads);
     own += tile_bytes;
     Selection* selections = reinterpret_cast<Selection*>(own);
-    uint64_t* candidates = reinterpret_cast<uint64_t*>(own + round_up(tile_rows * static_cast<int64_t>(sizeof(Selection)), 64));
-    uint64_t* words = reinterpret_cast<uint64_t*>(own);
-    float* weights = reinterpret_cast<float*>(own + round_up(merge_words * 8, 64));
+    Candidates found, merged;  // of the first pass and the second
+    found.scores = reinterpret_cast<uint32_t*>(own + round_up(tile_rows * static_cast<int64_t>(sizeof(Selection)), 64));
+    found.keys = found.scores + tile_rows * capacity;
+    merged.scores = reinterpret_cast<uint32_t*>(own);
+    merged.keys = merged.scores + round_up(merge_count, 16);
+    float* weights = reinterpret_cast<float*>(merged.keys + round_up(merge_count, 16));
     float* o = weights + round_up(k + kLanes, kPanel);
     const AmxScope amx(p.amx);
     for (int64_t first = 0; first < all_tiles; first += tiles_at_once) {
@@ -112,13 +125,17 @@ void run_selective(const Problem& p, const Plan& plan, int64_t k, bool renormali
         set_tile(p, plan, first + item / plan.num_splits, t);
         int64_t begin, end;
         split_range(t, plan.num_splits, item % plan.num_splits, &begin, &end);
-        select_keys(p, t, begin, end, k, selections, candidates, plan.prefetch);
+        select_keys(p, t, begin, end, k, selections, found, plan.prefetch);
         for (int64_t row = 0; row < t.num_rows; ++row) {
           Selection& selection = selections[row];
-          selection.shrink(candidates + row * capacity, k);
-          char* part = partials + (item / plan.num_splits * tile_rows + row) * row_bytes + item % plan.num_splits * split_bytes;
+          const Candidates c = {found.scores + row * capacity, found.keys + row * capacity};
+          selection.shrink(c, k);
+          char* part =
+              partials + (item / plan.num_splits * tile_rows + row) * row_bytes + item % plan.num_splits * split_bytes;
           *reinterpret_cast<SplitSelection*>(part) = {selection.m, selection.d, selection.count};
-          __builtin_memcpy(part + sizeof(SplitSelection), candidates + row * capacity, static_cast<size_t>(8 * selection.count));
+          part += sizeof(SplitSelection);
+          __builtin_memcpy(part, c.scores, static_cast<size_t>(4 * selection.count));
+          __builtin_memcpy(part + 4 * selection.count, c.keys, static_cast<size_t>(4 * selection.count));
         }
       }
 #pragma omp for schedule(dynamic, 1)
@@ -126,7 +143,8 @@ void run_selective(const Problem& p, const Plan& plan, int64_t k, bool renormali
         const int64_t row = item % tile_rows;
         set_tile(p, plan, first + item / tile_rows, t);
         if (row >= t.num_rows) continue;
-        finish_selection(p, t, row, partials + item * row_bytes, plan.num_splits, split_bytes, k, renormalize, words, weights, o);
+        finish_selection(p, t, row, partials + item * row_bytes, plan.num_splits, split_bytes, k, renormalize, merged,
+                         weights, o);
       }
     }
   }
@@ -150,12 +168,18 @@ void attention_decode(const AttentionDecodeParams& params, Arena& arena) {
   Plan plan = {};
   plan.unit_heads = p.num_q_heads;
   plan.tile_queries = max_of(1, kTileElements / (p.num_q_heads * max_of(p.head_dim_qk, p.head_dim_vo)));
-  if (selective) plan.tile_queries = min_of(plan.tile_queries, max_of(1, kSelectionBytes / (p.num_q_heads * Selection::capacity(k) * 8)));
+  if (selective)
+    plan.tile_queries =
+        min_of(plan.tile_queries, max_of(1, kSelectionBytes / (p.num_q_heads * Selection::capacity(k) * 8)));
   plan.tile_queries = min_of(plan.tile_queries, max_of(1, p.num_queries / wanted_items));
-  plan.num_splits = params.num_splits > 0 ? min_of(params.num_splits, kMaxSplits)
-                                          : min_of(ceil_div(wanted_items, num_tiles(p, plan)), longest / kMinSplitKeys);
+  plan.num_splits =
+      params.num_splits > 0
+          ? min_of(params.num_splits, kMaxSplits)
+          : min_of(ceil_div(selective ? wanted_items / 2 : wanted_items, num_tiles(p, plan)), longest / kMinSplitKeys);
   plan.num_splits = max_of(1, min_of(plan.num_splits, longest));
-  plan.prefetch = true;
+  // Where the cache streams by once, short blocks keep what is read ahead small, and the reads of one head's rows to few pages.
+  plan.prefetch = plan.tile_queries == 1;
+  if (plan.prefetch) p.block = selective ? 64 : 32;
   selective ? run_selective(p, plan, k, params.renormalize, arena) : run(p, plan, arena);
 }
 

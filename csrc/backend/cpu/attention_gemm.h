@@ -9,9 +9,9 @@ namespace diffqkv::cpu::DIFFQKV_ISA {
 namespace {
 
 struct Gemm {
-  const void* a;           // [m][lda]: float, or bf16
-  const float* b;          // panels, stride_panel floats apart
-  float* c;                // [m][ldc]
+  const void* a;   // [m][lda]: float, or bf16
+  const float* b;  // panels, stride_panel floats apart
+  float* c;        // [m][ldc]
   int64_t m, num_panels, k;
   int64_t lda, stride_panel, ldc;  // in elements
   bool accumulate;
@@ -22,8 +22,8 @@ constexpr int kMaxAccumulators = kVectorRegisters == 32 ? 24 : kLanes == 8 ? 12 
 
 // One block: `rows` rows of A by `panels` panels. kBf16: k counts pairs, and an element of A is a pair of bf16.
 template <bool kBf16, int kRows, int kPanels>
-DIFFQKV_INLINE void gemm_block(const uint32_t* a, int64_t lda, const float* b, int64_t stride_panel, float* c, int64_t ldc, int64_t k,
-                               bool accumulate) {
+DIFFQKV_INLINE void gemm_block(const uint32_t* a, int64_t lda, const float* b, int64_t stride_panel, float* c,
+                               int64_t ldc, int64_t k, bool accumulate) {
   constexpr int kVectors = kPanels * static_cast<int>(kPanelVectors);
   F32v acc[kRows][kVectors];
 #pragma GCC unroll 32
@@ -44,7 +44,8 @@ DIFFQKV_INLINE void gemm_block(const uint32_t* a, int64_t lda, const float* b, i
       for (int j = 0; j < kVectors; ++j) {
 #if defined(__AVX512BF16__)
         if constexpr (kBf16) {
-          acc[i][j] = (F32v)_mm512_dpbf16_ps((__m512)acc[i][j], (__m512bh)_mm512_set1_epi32(static_cast<int>(word)), (__m512bh)bv[j]);
+          acc[i][j] = (F32v)_mm512_dpbf16_ps((__m512)acc[i][j], (__m512bh)_mm512_set1_epi32(static_cast<int>(word)),
+                                             (__m512bh)bv[j]);
           continue;
         }
 #endif
@@ -67,7 +68,8 @@ __attribute__((noinline)) void gemm_rows(const Gemm& g, const uint32_t* a, int64
   int64_t p = 0;
   const auto block = [&]<int kCount>() DIFFQKV_LAMBDA {
     for (; p + kCount <= g.num_panels; p += kCount) {
-      gemm_block<kBf16, kRows, kCount>(a, lda, g.b + p * g.stride_panel, g.stride_panel, c + p * kPanel, g.ldc, k, g.accumulate);
+      gemm_block<kBf16, kRows, kCount>(a, lda, g.b + p * g.stride_panel, g.stride_panel, c + p * kPanel, g.ldc, k,
+                                       g.accumulate);
     }
   };
   block.template operator()<kPanels>();
@@ -77,20 +79,29 @@ __attribute__((noinline)) void gemm_rows(const Gemm& g, const uint32_t* a, int64
 }
 
 template <bool kBf16>
-void gemm_vector(const Gemm& g, int64_t first_row) {
-  constexpr int kRows = kMaxAccumulators / static_cast<int>(kPanelVectors) >= 6 ? 6 : kMaxAccumulators / static_cast<int>(kPanelVectors);
+void gemm_vector(const Gemm& g) {
+  constexpr int kRows =
+      kMaxAccumulators / static_cast<int>(kPanelVectors) >= 6 ? 6 : kMaxAccumulators / static_cast<int>(kPanelVectors);
   const int64_t lda = kBf16 ? g.lda / 2 : g.lda, k = kBf16 ? ceil_div(g.k, 2) : g.k;
-  for (int64_t i = first_row; i < g.m;) {
+  for (int64_t i = 0; i < g.m;) {
     const uint32_t* a = static_cast<const uint32_t*>(g.a) + i * lda;
     float* c = g.c + i * g.ldc;
     const int64_t rows = min_of(g.m - i, kRows);
     switch (rows) {
       case 1: gemm_rows<kBf16, 1>(g, a, lda, c, k); break;
       case 2: gemm_rows<kBf16, 2>(g, a, lda, c, k); break;
-      case 3: if constexpr (kRows >= 3) gemm_rows<kBf16, 3>(g, a, lda, c, k); break;
-      case 4: if constexpr (kRows >= 4) gemm_rows<kBf16, 4>(g, a, lda, c, k); break;
-      case 5: if constexpr (kRows >= 5) gemm_rows<kBf16, 5>(g, a, lda, c, k); break;
-      case 6: if constexpr (kRows >= 6) gemm_rows<kBf16, 6>(g, a, lda, c, k); break;
+      case 3:
+        if constexpr (kRows >= 3) gemm_rows<kBf16, 3>(g, a, lda, c, k);
+        break;
+      case 4:
+        if constexpr (kRows >= 4) gemm_rows<kBf16, 4>(g, a, lda, c, k);
+        break;
+      case 5:
+        if constexpr (kRows >= 5) gemm_rows<kBf16, 5>(g, a, lda, c, k);
+        break;
+      case 6:
+        if constexpr (kRows >= 6) gemm_rows<kBf16, 6>(g, a, lda, c, k);
+        break;
     }
     i += rows;
   }
@@ -101,8 +112,12 @@ void gemm_vector(const Gemm& g, int64_t first_row) {
 // Tiles 0 to 3 are C (2 x 2 of 16 x 16 f32), 4 and 5 A (16 rows x 32), 6 and 7 B (16 pairs x 16 columns).
 #define DIFFQKV_TILE_LOAD(tile, base, stride_bytes) \
   asm volatile("tileloadd (%0,%1,1), %%tmm" #tile : : "r"(base), "r"(static_cast<int64_t>(stride_bytes)) : "memory")
-#define DIFFQKV_TILE_STORE(tile, base, stride_bytes) \
-  asm volatile("tilestored %%tmm" #tile ", (%0,%1,1)" : : "r"(base), "r"(static_cast<int64_t>(stride_bytes)) : "memory")
+#define DIFFQKV_TILE_STORE(tile, base, stride_bytes)                \
+  asm volatile("tilestored %%tmm" #tile ", (%0,%1,1)"               \
+               :                                                    \
+               : "r"(base), "r"(static_cast<int64_t>(stride_bytes)) \
+               : "memor"                                            \
+                 "y")
 #define DIFFQKV_TILE_ZERO(tile) asm volatile("tilezero %%tmm" #tile : :)
 #define DIFFQKV_TILE_DOT(c, a, b) asm volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c : :)
 
@@ -150,10 +165,20 @@ DIFFQKV_INLINE void amx_block(const Gemm& g, const char* a, const float* b, floa
   if constexpr (kTwoRows && kTwoPanels) DIFFQKV_TILE_STORE(3, c1 + kPanel, c_stride);
 }
 
-// g.m is a multiple of 16, g.k of 32.
-void gemm_amx(const Gemm& g) {
-  for (int64_t i = 0; i < g.m; i += 32) {
-    const bool two_rows = g.m - i >= 32;
+// Makes A and C tiles `rows` high, unless they are. *tile_rows is their height now; changing it costs some 50 ns.
+DIFFQKV_INLINE void configure_tiles(int64_t rows, int64_t* tile_rows) {
+  if (*tile_rows == rows) return;
+  *tile_rows = rows;
+  TileConfig config;
+  config.palette = 1;
+  for (int i = 0; i < 8; ++i) config.rows[i] = static_cast<uint8_t>(i < 6 ? rows : 16), config.bytes_per_row[i] = 64;
+  asm volatile("ldtilecfg %0" : : "m"(config));
+}
+
+// Rows first to last - 1: a multiple of 16 or, by tiles configured to that height, fewer than 16. g.k is a multiple of 32.
+void gemm_amx_rows(const Gemm& g, int64_t first, int64_t last) {
+  for (int64_t i = first; i < last; i += 32) {
+    const bool two_rows = last - i >= 32;
     const char* a = static_cast<const char*>(g.a) + 2 * i * g.lda;
     for (int64_t p = 0; p < g.num_panels; p += 2) {
       const bool two_panels = g.num_panels - p >= 2;
@@ -167,6 +192,18 @@ void gemm_amx(const Gemm& g) {
     }
   }
 }
+
+void gemm_amx(const Gemm& g, int64_t* tile_rows) {
+  const int64_t whole = g.m / 16 * 16;
+  if (whole > 0) {
+    configure_tiles(16, tile_rows);
+    gemm_amx_rows(g, 0, whole);
+  }
+  if (whole < g.m) {
+    configure_tiles(g.m - whole, tile_rows);
+    gemm_amx_rows(g, whole, g.m);
+  }
+}
 #endif
 
 // Holds the tile configuration of the calling thread while attention runs, and puts back what was there: oneDNN, whose
@@ -176,11 +213,7 @@ class AmxScope {
   DIFFQKV_INLINE explicit AmxScope(bool enable) : enabled_(enable) {
 #if defined(__AVX512BF16__)
     if (!enabled_) return;
-    TileConfig config;
-    config.palette = 1;
-    for (int i = 0; i < 8; ++i) config.rows[i] = 16, config.bytes_per_row[i] = 64;
     asm volatile("sttilecfg %0" : "=m"(saved_));
-    asm volatile("ldtilecfg %0" : : "m"(config));
 #endif
   }
   DIFFQKV_INLINE ~AmxScope() {
@@ -203,16 +236,12 @@ class AmxScope {
 #endif
 };
 
-// C (+)= A B. `loose_rows`: C and A have room for m rounded up to 16, and what lands in C's extra rows is not looked at.
-void gemm_f32(const Gemm& g) { gemm_vector<false>(g, 0); }
+// C (+)= A B. AMX where tile_rows is given: this thread's, in an AmxScope, 0 at first.
+void gemm_f32(const Gemm& g) { gemm_vector<false>(g); }
 
-void gemm_bf16([[maybe_unused]] const Gemm& g, [[maybe_unused]] bool amx, [[maybe_unused]] bool loose_rows) {
+void gemm_bf16([[maybe_unused]] const Gemm& g, [[maybe_unused]] int64_t* tile_rows) {
 #if defined(__AVX512BF16__)
-  if (!amx) return gemm_vector<true>(g, 0);
-  Gemm whole = g;
-  whole.m = loose_rows && g.m % 16 >= 4 ? round_up(g.m, 16) : g.m / 16 * 16;
-  gemm_amx(whole);
-  if (whole.m < g.m) gemm_vector<true>(g, whole.m);
+  tile_rows ? gemm_amx(g, tile_rows) : gemm_vector<true>(g);
 #endif
 }
 

@@ -15,9 +15,9 @@
 namespace diffqkv::cpu::DIFFQKV_ISA {
 namespace {
 
-constexpr int64_t kPanel = 16;                   // columns
+constexpr int64_t kPanel = 16;  // columns
 constexpr int64_t kPanelVectors = kPanel / kLanes;
-constexpr int64_t kPairStep = 32;                // bf16: k is padded to a multiple of this, one AMX tile
+constexpr int64_t kPairStep = 32;  // bf16: k is padded to a multiple of this, one AMX tile
 
 #if defined(__AVX512BF16__)
 constexpr bool kHasBf16Gemm = true;
@@ -34,13 +34,32 @@ struct Rows {
   int64_t stride_bytes;  // from token to token
 };
 
-// out[d * 16 + i] = rows[i][d] for kLanes rows of kLanes 32-bit words.
-DIFFQKV_INLINE void transpose_words(const char* const* rows, float* out) {
+// Brings the next block of K and V into the L2, contiguously whatever order its heads are packed in, a few lines at every step
+// of the work on this block: memory has to be busy all the time, and a burst would fill the core's line buffers and stop it.
+struct Prefetch {
+  const char* next = nullptr;  // now K's range
+  const char* end = nullptr;
+  const char* v_next = nullptr;  // then V's
+  const char* v_end = nullptr;
+  // Bytes for a step: packing 16 keys of a K head; a row's softmax; a V head's product; packing one V row.
+  int64_t per_panel = 0, per_row = 0, per_head = 0, per_value = 0;
+
+  DIFFQKV_INLINE void advance(int64_t bytes) {
+    if (next >= end) next = v_next, end = v_end, v_next = v_end;
+    const char* stop = end - next < bytes ? end : next + bytes;
+    for (; next < stop; next += 64) __builtin_prefetch(next, 0, 2);
+  }
+};
+
+// out[d * 16 + i] = row i's word d, for kLanes rows of kLanes 32-bit words.
+DIFFQKV_INLINE void transpose_words(const char* rows, int64_t stride_bytes, float* out) {
 #if defined(__AVX512F__)
   for (int c = 0; c < 4; ++c) {  // 128-bit lane l of z[j] is words 4c to 4c + 3 of row 4l + j: then 4x4 inside of lanes
     __m512i z[4];
     for (int j = 0; j < 4; ++j) {
-      const auto part = [&](int l) DIFFQKV_LAMBDA { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[4 * l + j]) + c); };
+      const auto part = [&](int l) DIFFQKV_LAMBDA {
+        return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows + (4 * l + j) * stride_bytes) + c);
+      };
       z[j] = _mm512_castsi128_si512(part(0));
       z[j] = _mm512_inserti32x4(z[j], part(1), 1);
       z[j] = _mm512_inserti32x4(z[j], part(2), 2);
@@ -58,7 +77,9 @@ DIFFQKV_INLINE void transpose_words(const char* const* rows, float* out) {
   for (int c = 0; c < 2; ++c) {
     __m256 z[4];
     for (int j = 0; j < 4; ++j) {
-      const auto part = [&](int l) DIFFQKV_LAMBDA { return _mm_loadu_ps(reinterpret_cast<const float*>(rows[4 * l + j]) + 4 * c); };
+      const auto part = [&](int l) DIFFQKV_LAMBDA {
+        return _mm_loadu_ps(reinterpret_cast<const float*>(rows + (4 * l + j) * stride_bytes) + 4 * c);
+      };
       z[j] = _mm256_insertf128_ps(_mm256_castps128_ps256(part(0)), part(1), 1);
     }
     const __m256d a = (__m256d)_mm256_unpacklo_ps(z[0], z[1]), b = (__m256d)_mm256_unpackhi_ps(z[0], z[1]);
@@ -71,7 +92,7 @@ DIFFQKV_INLINE void transpose_words(const char* const* rows, float* out) {
   }
 #else
   F32v z[4];
-  for (int j = 0; j < 4; ++j) z[j] = load(reinterpret_cast<const float*>(rows[j]));
+  for (int j = 0; j < 4; ++j) z[j] = load(reinterpret_cast<const float*>(rows + j * stride_bytes));
   const F32v a = __builtin_shuffle(z[0], z[1], I32v{0, 4, 1, 5}), b = __builtin_shuffle(z[0], z[1], I32v{2, 6, 3, 7});
   const F32v e = __builtin_shuffle(z[2], z[3], I32v{0, 4, 1, 5}), f = __builtin_shuffle(z[2], z[3], I32v{2, 6, 3, 7});
   store(out, __builtin_shuffle(a, e, I32v{0, 1, 4, 5}));
@@ -85,36 +106,41 @@ DIFFQKV_INLINE void transpose_words(const char* const* rows, float* out) {
 template <typename T>
 DIFFQKV_INLINE void pack_k_panel(const Rows& k, int64_t num_keys, int64_t head_dim, float* panel) {
   alignas(64) float part[kLanes * kLanes];
-  const char* rows[kLanes];
   for (int64_t first = 0; first < kPanel; first += kLanes) {
     for (int64_t d = 0; d < head_dim; d += kLanes) {
       const int64_t num_dims = min_of(head_dim - d, kLanes);
-      const bool direct = sizeof(T) == 4 && num_dims == kLanes && first + kLanes <= num_keys;
-      for (int64_t i = 0; i < kLanes; ++i) {
-        const char* row = k.data + (first + i) * k.stride_bytes + d * static_cast<int64_t>(sizeof(T));
-        rows[i] = direct ? row : reinterpret_cast<const char*>(part + i * kLanes);
-        if (direct) continue;
-        const T* from = reinterpret_cast<const T*>(row);
-        store(part + i * kLanes, first + i >= num_keys ? F32v{} : num_dims == kLanes ? load(from) : load_n(from, num_dims));
+      const char* row = k.data + first * k.stride_bytes + d * static_cast<int64_t>(sizeof(T));
+      if (sizeof(T) == 4 && num_dims == kLanes && first + kLanes <= num_keys) {
+        transpose_words(row, k.stride_bytes, panel + d * kPanel + first);
+        continue;
       }
-      transpose_words(rows, panel + d * kPanel + first);
+      for (int64_t i = 0; i < kLanes; ++i, row += k.stride_bytes) {
+        const T* from = reinterpret_cast<const T*>(row);
+        store(part + i * kLanes, first + i >= num_keys ? F32v{}
+                                 : num_dims == kLanes  ? load(from)
+                                                       : load_n(from, num_dims));
+      }
+      transpose_words(reinterpret_cast<const char*>(part), kLanes * 4, panel + d * kPanel + first);
     }
   }
 }
 
-// V's panels in f32, key after key, for a row of one head is contiguous and the rows are far apart.
+// V's panels in f32 (`ones`: the last one too, where it is nothing but the ones), key after key, for a row of one head is contiguous and the rows are far apart.
 template <typename T>
-DIFFQKV_INLINE void pack_v(const Rows& v, int64_t num_keys, int64_t head_dim, float* panels, int64_t stride_panel) {
-  const int64_t whole = head_dim / kPanel, rest = head_dim % kPanel;  // the panel after the whole ones holds the rest, then 1
+DIFFQKV_INLINE void pack_v(const Rows& v, int64_t num_keys, int64_t head_dim, float* panels, int64_t stride_panel,
+                           bool ones, Prefetch& prefetch) {
+  const int64_t whole = head_dim / kPanel,
+                rest = head_dim % kPanel;  // the panel after the whole ones holds the rest, then 1
   alignas(64) float last[kPanel] = {};
   last[rest] = 1;
   for (int64_t t = 0; t < num_keys; ++t) {
     const T* row = reinterpret_cast<const T*>(v.data + t * v.stride_bytes);
+    prefetch.advance(prefetch.per_value);
     float* to = panels + t * kPanel;
     for (int64_t i = 0; i < whole; ++i, to += stride_panel) {
       for (int64_t j = 0; j < kPanel; j += kLanes) store(to + j, load(row + i * kPanel + j));
     }
-    for (int64_t j = 0; j < kPanel; j += kLanes) {
+    for (int64_t j = 0; j < kPanel && (ones || rest); j += kLanes) {
       const F32v x = rest > j ? load_n(row + whole * kPanel + j, min_of(rest - j, kLanes)) : F32v{};
       store(to + j, x + load(last + j));
     }
@@ -125,49 +151,58 @@ DIFFQKV_INLINE void pack_v(const Rows& v, int64_t num_keys, int64_t head_dim, fl
 // One panel of K^T in bf16: [head_dim / 2, padded to 16][16 keys][2].
 DIFFQKV_INLINE void pack_k_panel_vnni(const Rows& k, int64_t num_keys, int64_t head_dim, float* panel) {
   alignas(64) char part[16 * 64];
-  const char* rows[16];
   for (int64_t d = 0; d < head_dim; d += kPairStep) {
     const int64_t num_dims = min_of(head_dim - d, kPairStep);
-    const bool direct = num_dims == kPairStep && num_keys == kPanel;
-    const __mmask32 mask = static_cast<__mmask32>((uint64_t{1} << num_dims) - 1);
-    for (int64_t i = 0; i < kPanel; ++i) {
-      const char* row = k.data + i * k.stride_bytes + 2 * d;
-      rows[i] = direct ? row : part + 64 * i;
-      if (!direct) _mm512_store_si512(part + 64 * i, i < num_keys ? _mm512_maskz_loadu_epi16(mask, row) : _mm512_setzero_si512());
+    const char* row = k.data + 2 * d;
+    if (num_dims == kPairStep && num_keys == kPanel) {
+      transpose_words(row, k.stride_bytes, panel + d / 2 * kPanel);
+      continue;
     }
-    transpose_words(rows, panel + d / 2 * kPanel);
+    const __mmask32 mask = static_cast<__mmask32>((uint64_t{1} << num_dims) - 1);
+    for (int64_t i = 0; i < kPanel; ++i, row += k.stride_bytes) {
+      _mm512_store_si512(part + 64 * i, i < num_keys ? _mm512_maskz_loadu_epi16(mask, row) : _mm512_setzero_si512());
+    }
+    transpose_words(part, 64, panel + d / 2 * kPanel);
   }
 }
 
-// V's panels in bf16: [num_keys / 2, padded to 16][16 dims][2].
-DIFFQKV_INLINE void pack_v_vnni(const Rows& v, int64_t num_keys, int64_t head_dim, float* panels, int64_t stride_panel) {
+DIFFQKV_INLINE __m512i interleave(__m256i even, __m256i odd) {
+  alignas(64) uint16_t order[32];
+  for (int i = 0; i < 32; ++i) order[i] = static_cast<uint16_t>((i & 1) * 16 + i / 2);
+  return _mm512_permutexvar_epi16(_mm512_load_si512(order), _mm512_inserti64x4(_mm512_castsi256_si512(even), odd, 1));
+}
+
+// The same in bf16: [num_keys / 2, padded to 16][16 dims][2].
+DIFFQKV_INLINE void pack_v_vnni(const Rows& v, int64_t num_keys, int64_t head_dim, float* panels, int64_t stride_panel,
+                                bool ones, Prefetch& prefetch) {
   const int64_t whole = head_dim / kPanel, rest = head_dim % kPanel;
   const __mmask16 mask = static_cast<__mmask16>((1u << rest) - 1);
   const __m256i one = _mm256_maskz_set1_epi16(static_cast<__mmask16>(1u << rest), 0x3f80);
-  alignas(64) uint16_t order[32];
-  for (int i = 0; i < 32; ++i) order[i] = static_cast<uint16_t>((i & 1) * 16 + i / 2);
-  const __m512i interleave = _mm512_load_si512(order);
-  const auto store_pair = [&](float* to, __m256i even, __m256i odd) DIFFQKV_LAMBDA {
-    const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(even), odd, 1);
-    _mm512_storeu_si512(to, _mm512_permutexvar_epi16(interleave, both));
-  };
-  const auto load16 = [](const char* from) DIFFQKV_LAMBDA { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); };
+  const auto store_pair = [&](float* to, __m256i even, __m256i odd)
+                              DIFFQKV_LAMBDA { _mm512_storeu_si512(to, interleave(even, odd)); };
+  const auto load16 = [](const char* from)
+                          DIFFQKV_LAMBDA { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); };
   int64_t t = 0;
   for (; t < num_keys; t += 2) {
     const char* even = v.data + t * v.stride_bytes;
     const char* odd = even + v.stride_bytes;
+    prefetch.advance(2 * prefetch.per_value);
     float* to = panels + t / 2 * kPanel;
     if (t + 1 < num_keys) {
-      for (int64_t i = 0; i < whole; ++i, to += stride_panel) store_pair(to, load16(even + 32 * i), load16(odd + 32 * i));
+      for (int64_t i = 0; i < whole; ++i, to += stride_panel)
+        store_pair(to, load16(even + 32 * i), load16(odd + 32 * i));
+      if (!ones && !rest) continue;
       store_pair(to, _mm256_or_si256(one, _mm256_maskz_loadu_epi16(mask, even + 32 * whole)),
                  _mm256_or_si256(one, _mm256_maskz_loadu_epi16(mask, odd + 32 * whole)));
     } else {
-      for (int64_t i = 0; i < whole; ++i, to += stride_panel) store_pair(to, load16(even + 32 * i), _mm256_setzero_si256());
+      for (int64_t i = 0; i < whole; ++i, to += stride_panel)
+        store_pair(to, load16(even + 32 * i), _mm256_setzero_si256());
       store_pair(to, _mm256_or_si256(one, _mm256_maskz_loadu_epi16(mask, even + 32 * whole)), _mm256_setzero_si256());
     }
   }
   for (; t < round_up(num_keys, kPairStep); t += 2) {
-    for (int64_t i = 0; i <= whole; ++i) _mm512_storeu_si512(panels + i * stride_panel + t / 2 * kPanel, _mm512_setzero_si512());
+    for (int64_t i = 0; i <= whole; ++i)
+      _mm512_storeu_si512(panels + i * stride_panel + t / 2 * kPanel, _mm512_setzero_si512());
   }
 }
 #endif

@@ -1,9 +1,10 @@
 // Selective V: the exact top k scores of each query head, kept in one pass over the keys.
 //
-// A candidate is one 64-bit word, score above and complemented key index below, so that plain integer order is "higher score
-// first, of equal scores the earlier key", and no two are equal. A row's buffer takes every score above the threshold; when it
-// may overflow, a quickselect leaves the best k, and the k-th becomes the threshold. The buffer holds 2k or more, so each
-// quickselect is paid for by k insertions: linear in the number of keys, whatever their order.
+// A candidate is a score, as an unsigned integer that orders as the scores do, and its key. A row's buffer takes every score
+// above the threshold, in the order of the keys; when the next block might overflow it, the k best are kept: the k-th score is
+// found bit by bit, by counting, which has no branch to mispredict and no bad input, and it becomes the threshold. The buffer
+// holds 2k or more, so each such step is paid for by k insertions: linear in the number of keys, whatever their order.
+// Of equal scores the earlier key stands earlier in the buffer, and stays.
 #pragma once
 
 #include "backend/cpu/attention_tile.h"
@@ -11,58 +12,89 @@
 namespace diffqkv::cpu::DIFFQKV_ISA {
 namespace {
 
-// NaN counts as the largest score, so that it reaches the output.
-DIFFQKV_INLINE uint64_t make_candidate(float score, uint32_t key) {
-  const uint32_t bits = bit_cast<uint32_t>(score + 0.0f);  // -0 and 0 are equal
-  const uint32_t ordered = score != score ? 0xffffffffu : bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-  return uint64_t{ordered} << 32 | ~key;
+struct Candidates {
+  uint32_t* scores;
+  uint32_t* keys;
+};
+
+// NaN counts as the largest score, so that it reaches the output; -0 and 0 are equal.
+DIFFQKV_INLINE U32v order_scores(F32v scores) {
+  const U32v bits = (U32v)(scores + 0.0f);
+  const U32v ordered = bits ^ ((U32v)((I32v)bits >> 31) | 0x80000000u);
+  return scores == scores ? ordered : ~U32v{};
 }
 
-DIFFQKV_INLINE float candidate_score(uint64_t candidate) {
-  const uint32_t ordered = static_cast<uint32_t>(candidate >> 32);
+DIFFQKV_INLINE float ordered_score(uint32_t ordered) {
   return bit_cast<float>(ordered & 0x80000000u ? ordered & 0x7fffffffu : ~ordered);  // 0xffffffff gives a NaN back
 }
 
-DIFFQKV_INLINE uint32_t candidate_key(uint64_t candidate) { return ~static_cast<uint32_t>(candidate); }
-
-// Moves the k largest of count distinct words to the front, the k-th at [k - 1]. Pivots are drawn at random (from a fixed
-// seed), so no order of the input is slow.
-void select_largest(uint64_t* words, int64_t count, int64_t k) {
-  uint64_t random = 0x9e3779b97f4a7c15u;
-  int64_t low = 0, high = count - 1;
-  while (low < high) {
-    random ^= random << 13, random ^= random >> 7, random ^= random << 17;
-    const uint64_t pivot = words[low + static_cast<int64_t>(random % static_cast<uint64_t>(high - low + 1))];
-    int64_t i = low, j = high;
-    while (i <= j) {
-      while (words[i] > pivot) ++i;
-      while (words[j] < pivot) --j;
-      if (i > j) break;
-      const uint64_t word = words[i];
-      words[i++] = words[j], words[j--] = word;
-    }
-    if (k - 1 <= j) {
-      high = j;
-    } else if (k - 1 >= i) {
-      low = i;
-    } else {
-      return;
-    }
-  }
+DIFFQKV_INLINE int64_t count_at_least(const uint32_t* scores, int64_t count, uint32_t bound) {
+  U32v total = {};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) total -= (U32v)(load_raw<U32v>(scores + i) >= bound);
+  int64_t sum = 0;
+  for (int j = 0; j < kLanes; ++j) sum += total[j];
+  for (; i < count; ++i) sum += scores[i] >= bound;
+  return sum;
 }
 
-// Bit i: lane i of x is above the threshold, or NaN.
-DIFFQKV_INLINE uint32_t above(F32v x, float threshold) {
+// Writes the chosen lanes of both vectors, in order, to the candidates from `count` on; returns the new count. May write a whole
+// vector beyond it.
+DIFFQKV_INLINE int64_t append(const Candidates& c, int64_t count, U32v scores, U32v keys, uint32_t lanes) {
 #if defined(__AVX512F__)
-  return _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(threshold), _CMP_NLE_UQ);
-#elif defined(__AVX2__)
-  return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps((__m256)x, _mm256_set1_ps(threshold), _CMP_NLE_UQ)));
+  const __mmask16 mask = static_cast<__mmask16>(lanes);
+  _mm512_storeu_si512(c.scores + count, _mm512_maskz_compress_epi32(mask, (__m512i)scores));
+  _mm512_storeu_si512(c.keys + count, _mm512_maskz_compress_epi32(mask, (__m512i)keys));
+  return count + __builtin_popcount(lanes);
 #else
-  const I32v below = x <= threshold;
+  for (; lanes; lanes &= lanes - 1) {
+    const int i = __builtin_ctz(lanes);
+    c.scores[count] = scores[i], c.keys[count++] = keys[i];
+  }
+  return count;
+#endif
+}
+
+// Bit i: lane i of the mask.
+DIFFQKV_INLINE uint32_t lane_bits(I32v mask) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask((__m512i)mask);
+#elif defined(__AVX2__)
+  return static_cast<uint32_t>(_mm256_movemask_ps((__m256)mask));
+#else
   uint32_t bits = 0;
-  for (int i = 0; i < kLanes; ++i) bits |= below[i] ? 0 : 1u << i;
+  for (int i = 0; i < kLanes; ++i) bits |= mask[i] ? 1u << i : 0;
   return bits;
 #endif
+}
+
+// Keeps the k best of count > k candidates, their order unchanged. Returns a score such that no key after these that scores
+// it or less can be among the k best.
+float keep_best(const Candidates& c, int64_t count, int64_t k) {
+  // The largest bound that k scores reach, or the first found that exactly k reach.
+  uint32_t bound = 0;
+  int64_t reached = count;
+  for (uint32_t bit = 0x80000000u; bit && reached != k; bit >>= 1) {
+    const int64_t n = count_at_least(c.scores, count, bound | bit);
+    if (n >= k) bound |= bit, reached = n;
+  }
+  int64_t surplus = reached - k;  // so many of those at the bound itself go, the last ones
+  int64_t at_bound = 0;
+  if (surplus > 0)
+    at_bound = reached - (bound == 0xffffffffu ? 0 : count_at_least(c.scores, count, bound + 1)) - surplus;
+  int64_t kept = 0;
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const U32v scores = load_raw<U32v>(c.scores + i), keys = load_raw<U32v>(c.keys + i);
+    uint32_t lanes = lane_bits(scores >= bound);
+    if (count - i < kLanes) lanes &= (1u << (count - i)) - 1;
+    if (surplus > 0) {
+      for (uint32_t equal = lanes & lane_bits(scores == bound); equal; equal &= equal - 1) {
+        if (at_bound-- <= 0) lanes &= ~(equal & -equal);
+      }
+    }
+    kept = append(c, kept, scores, keys, lanes);
+  }
+  return ordered_score(surplus > 0 ? bound : bound - 1);
 }
 
 // The best candidates of one row, and the softmax's max and sum over all its keys.
@@ -71,27 +103,26 @@ struct Selection {
   float threshold;  // of raw scores
   int64_t count;
 
-  // Room for a block's worth of insertions above the best k.
-  static int64_t capacity(int64_t k) { return max_of(2 * k, k + 256) + kBlock; }
+  // Room for a block's worth of insertions above the best k; a vector is written whole.
+  static int64_t capacity(int64_t k) { return round_up(max_of(2 * k, k + 256) + kBlock + kLanes, 16); }
 
-  DIFFQKV_INLINE void insert(uint64_t* words, int64_t k, const float* s, int64_t num_keys, int64_t first_key) {
+  DIFFQKV_INLINE void insert(const Candidates& c, int64_t k, const float* s, int64_t num_keys, int64_t first_key) {
     for (int64_t j = 0; j < num_keys; j += kLanes) {
-      uint32_t bits = above(load(s + j), threshold);
-      if (num_keys - j < kLanes) bits &= (1u << (num_keys - j)) - 1;
-      for (; bits; bits &= bits - 1) {
-        const int64_t i = j + __builtin_ctz(bits);
-        words[count++] = make_candidate(s[i], static_cast<uint32_t>(first_key + i));
-      }
+      const F32v x = load(s + j);
+      uint32_t lanes = lane_bits(~(x <= threshold));  // NaN too
+      if (num_keys - j < kLanes) lanes &= (1u << (num_keys - j)) - 1;
+#if !defined(__AVX512F__)
+      if (!lanes) continue;  // with compress-stores, not to guess is faster
+#endif
+      count = append(c, count, order_scores(x), (U32v)(lane_numbers() + static_cast<int32_t>(first_key + j)), lanes);
     }
-    if (count > capacity(k) - kBlock) shrink(words, k);
+    if (count > capacity(k) - kBlock - kLanes) shrink(c, k);
   }
 
-  void shrink(uint64_t* words, int64_t k) {
+  void shrink(const Candidates& c, int64_t k) {
     if (count <= k) return;
-    select_largest(words, count, k);
+    threshold = keep_best(c, count, k);  // where that is NaN, everything comes in
     count = k;
-    const float last = candidate_score(words[k - 1]);
-    threshold = last == last ? last : kInfinity;  // k NaNs: only NaN comes in
   }
 
   DIFFQKV_INLINE void add_exponents(const float* s, int64_t num_keys, float scale, float base) {
@@ -106,17 +137,19 @@ struct Selection {
   }
 };
 
-// o = sum of weights[i] * V[words[i]'s key], one V head.
+// o = sum of weights[i] * V[keys[i]], one V head.
 template <typename T>
-void gather_values(const Rows& rows, const uint64_t* words, const float* weights, int64_t count, int64_t head_dim, float* o) {
+void gather_values(const Rows& rows, const uint32_t* keys, const float* weights, int64_t count, int64_t head_dim,
+                   float* o) {
   constexpr int64_t kAhead = 16;
   for (int64_t d = 0; d < head_dim; d += kLanes) store(o + d, F32v{});
   for (int64_t i = 0; i < count; ++i) {
     if (i + kAhead < count) {
-      const char* row = rows.data + candidate_key(words[i + kAhead]) * rows.stride_bytes;
-      for (int64_t byte = 0; byte < head_dim * static_cast<int64_t>(sizeof(T)); byte += 64) __builtin_prefetch(row + byte);
+      const char* row = rows.data + keys[i + kAhead] * rows.stride_bytes;
+      for (int64_t byte = 0; byte < head_dim * static_cast<int64_t>(sizeof(T)); byte += 64)
+        __builtin_prefetch(row + byte);
     }
-    const T* row = reinterpret_cast<const T*>(rows.data + candidate_key(words[i]) * rows.stride_bytes);
+    const T* row = reinterpret_cast<const T*>(rows.data + keys[i] * rows.stride_bytes);
     const F32v weight = set1(weights[i]);
     int64_t d = 0;
     for (; d + kLanes <= head_dim; d += kLanes) store(o + d, fma(load(row + d), weight, load(o + d)));

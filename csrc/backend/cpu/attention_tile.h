@@ -4,8 +4,9 @@
 // rows that share a K head, and those that share a V head, are contiguous: one GEMM each per block of keys. A unit is a
 // multiple of both group sizes, whichever of K and V has more heads. A work item is a tile and one split of its keys:
 //
-//   for each block of kBlock keys:
-//     for each K head: pack it once; S = Q K^T, 32 rows at a time, in L1; online softmax, P = exp(S - m); O *= exp(m_old - m)
+//   for each block of keys:
+//     for each K head: pack it once (not for few rows); S = Q K^T, 32 rows at a time, in L1; online softmax,
+//       P = exp(S - m); O *= exp(m_old - m)
 //     for each V head: pack it once; O += P V, and d with it, in V's column of ones
 //
 // Softmax runs in base 2: m and the exponents are sm_scale * log2(e) * q.k. With several splits each item leaves (O, d, m)
@@ -14,116 +15,28 @@
 
 #include <omp.h>
 
-#include "backend/cpu/attention_gemm.h"
-#include "backend/error.h"
+#include "backend/cpu/attention_few_rows.h"
+#include "backend/cpu/attention_softmax.h"
 
 namespace diffqkv::cpu::DIFFQKV_ISA {
 namespace {
 
-constexpr int64_t kBlock = 128;     // keys
-constexpr int64_t kScoreRows = 32;  // rows of S at a time
-constexpr float kInfinity = __builtin_inff();
-constexpr double kLn2 = 0.693147180559945309417232, kLog2E = 1.44269504088896340735992;
-
-struct Problem {
-  const char *q, *k, *v;
-  char* out;
-  float* lse;
-  const int32_t* kv_lens;
-  DType q_dtype, k_dtype, v_dtype, out_dtype;
-  int64_t num_batches, num_queries;  // num_queries per batch; q and out are [batch][query][head][dim]
-  int64_t kv_len, num_q_heads, num_k_heads, num_v_heads, head_dim_qk, head_dim_vo;
-  int64_t stride_k_batch, stride_v_batch;  // bytes
-  int64_t stride_lse_batch, stride_lse_query, stride_lse_head;
-  bool causal;
-  bool kv_lens_per_query;  // kv_lens is [num_queries], of one batch; else [num_batches]
-  // Derived.
-  float scale_log2;  // >= 0
-  float q_factor;    // the sign of sm_scale, or 0: raw scores then rank as the scaled ones do
-  bool bf16_scores, bf16_values, amx;
-  int64_t q_heads_per_k_head, q_heads_per_v_head;
-  int64_t ldq, num_v_panels, ldo;  // elements; ldo = 16 * num_v_panels, d stands in column head_dim_vo
-  int64_t stride_k_panel, stride_v_panel;
-
-  DIFFQKV_INLINE int64_t num_visible_keys(int64_t batch, int64_t query) const {
-    const int64_t index = kv_lens_per_query ? query : batch;
-    const int64_t len = kv_lens ? kv_lens[index] : kv_len;
-    return causal ? max_of(0, len - (num_queries - 1 - query)) : len;
-  }
-};
-
-// Everything but the fields that prefill and decode set differently. Throws on kv_lens and types, before any thread starts.
-template <typename Params>
-Problem make_problem(const Params& p) {
-  Problem r = {};
-  for (const DType dtype : {p.q_dtype, p.k_dtype, p.v_dtype, p.out_dtype}) {
-    if (dtype != DType::f32 && dtype != DType::f16 && dtype != DType::bf16) {
-      fail(ErrorCode::invalid_argument, "attention takes f32, f16 and bf16, not %s; convert the tensor first", dtype_name(dtype));
-    }
-  }
-  for (int64_t b = 0; p.kv_lens && b < p.batch_size; ++b) {
-    if (p.kv_lens[b] < 0 || p.kv_lens[b] > p.kv_len) {
-      fail(ErrorCode::invalid_argument, "kv_lens[%lld] is %d, but it must lie in [0, %lld], the kv_len of k and v",
-           static_cast<long long>(b), p.kv_lens[b], static_cast<long long>(p.kv_len));
-    }
-  }
-  r.q = static_cast<const char*>(p.q), r.k = static_cast<const char*>(p.k), r.v = static_cast<const char*>(p.v);
-  r.out = static_cast<char*>(p.out), r.lse = p.lse, r.kv_lens = p.kv_lens;
-  r.q_dtype = p.q_dtype, r.k_dtype = p.k_dtype, r.v_dtype = p.v_dtype, r.out_dtype = p.out_dtype;
-  r.kv_len = p.kv_len, r.num_q_heads = p.num_q_heads, r.num_k_heads = p.num_k_heads, r.num_v_heads = p.num_v_heads;
-  r.head_dim_qk = p.head_dim_qk, r.head_dim_vo = p.head_dim_vo;
-  r.stride_k_batch = p.stride_k_batch * static_cast<int64_t>(dtype_size(p.k_dtype));
-  r.stride_v_batch = p.stride_v_batch * static_cast<int64_t>(dtype_size(p.v_dtype));
-  r.q_factor = p.sm_scale < 0 ? -1 : p.sm_scale == 0 ? 0 : 1;
-  r.scale_log2 = static_cast<float>(__builtin_fabs(static_cast<double>(p.sm_scale)) * kLog2E);
-  // bf16 products only where both factors are bf16 as they come; P is rounded to bf16 only where out is.
-  r.bf16_scores = kHasBf16Gemm && p.q_dtype == DType::bf16 && p.k_dtype == DType::bf16;
-  r.bf16_values = kHasBf16Gemm && p.v_dtype == DType::bf16 && p.out_dtype == DType::bf16;
-#if defined(__AVX512BF16__)
-  r.amx = (r.bf16_scores || r.bf16_values) && use_amx();
-#endif
-  r.q_heads_per_k_head = p.num_q_heads / p.num_k_heads, r.q_heads_per_v_head = p.num_q_heads / p.num_v_heads;
-  r.ldq = r.bf16_scores ? round_up(p.head_dim_qk, kPairStep) : p.head_dim_qk;
-  r.stride_k_panel = r.bf16_scores ? r.ldq / 2 * kPanel : round_up(p.head_dim_qk, kPanel) * kPanel;
-  r.num_v_panels = p.head_dim_vo / kPanel + 1;
-  r.ldo = r.num_v_panels * kPanel;
-  r.stride_v_panel = r.bf16_values ? kBlock / 2 * kPanel : kBlock * kPanel;
-  return r;
-}
-
-// The smallest number of query heads that holds whole groups of K heads and of V heads.
-DIFFQKV_INLINE int64_t unit_heads(const Problem& p) {
-  int64_t a = p.q_heads_per_k_head, b = p.q_heads_per_v_head;
-  while (b) {
-    const int64_t rest = a % b;
-    a = b, b = rest;
-  }
-  return p.q_heads_per_k_head / a * p.q_heads_per_v_head;
-}
-
-// Reads ahead of the packing, contiguously, whatever order the heads are packed in.
-struct Prefetch {
-  const char* next = nullptr;
-  const char* end = nullptr;
-  DIFFQKV_INLINE void advance(int64_t bytes) {
-    const char* stop = end - next < bytes ? end : next + bytes;
-    for (; next < stop; next += 64) __builtin_prefetch(next, 0, 2);
-  }
-};
-
 // The rows of one work item in one thread's scratch memory.
 struct Tile {
   int64_t batch, first_query, num_queries, first_head, num_heads, num_rows;
-  int64_t max_visible;  // of its queries
-  int32_t* visible;     // [num_queries] keys that each sees
-  char* q;              // [num_rows + 16][ldq], float or bf16
-  float* k_panels;      // [kBlock / 16][stride_k_panel]
-  float* v_panels;      // [num_v_panels][stride_v_panel]
-  float* s;             // [kScoreRows][kBlock]
-  char* p;              // [num_rows][kBlock], float or bf16
-  float* o;             // [num_rows][ldo]
-  float* m;             // [num_rows]
-  float* d;             // [num_rows] sum of the unrounded P, for lse, where P is rounded to bf16; else not used
+  int64_t max_visible;    // of its queries
+  int64_t ones_keys;      // how many keys' ones v_panels holds
+  int64_t tile_rows;      // height of the AMX tiles as configured, see attention_gemm.h
+  int32_t* visible;       // [num_queries] keys that each sees
+  char* q;                // [num_rows][ldq], float or bf16
+  uint32_t* query_pairs;  // the same by K heads, [ldq / 2][rows of the head] pairs, for few_scores
+  float* k_panels;        // [kBlock / 16][stride_k_panel]
+  float* v_panels;        // [num_v_panels][stride_v_panel]
+  float* s;               // [kScoreRows][kBlock]
+  char* p;                // [num_rows][kBlock], float or bf16
+  float* o;               // [num_rows][ldo]
+  float* m;               // [num_rows]
+  float* d;               // [num_rows] sum of the unrounded P, for lse, where P is rounded to bf16; else not used
 
   // Sets the pointers; returns the bytes needed.
   int64_t lay_out(const Problem& problem, char* base, int64_t max_queries, int64_t max_heads) {
@@ -135,7 +48,8 @@ struct Tile {
       return at;
     };
     visible = reinterpret_cast<int32_t*>(take(4 * max_queries));
-    q = take((rows + 16) * problem.ldq * (problem.bf16_scores ? 2 : 4));
+    q = take(rows * problem.ldq * (problem.bf16_scores ? 2 : 4));
+    query_pairs = reinterpret_cast<uint32_t*>(take(problem.amx ? rows * problem.ldq * 2 : 0));
     k_panels = reinterpret_cast<float*>(take(kBlock / kPanel * problem.stride_k_panel * 4));
     v_panels = reinterpret_cast<float*>(take(problem.num_v_panels * problem.stride_v_panel * 4));
     s = reinterpret_cast<float*>(take(kScoreRows * kBlock * 4));
@@ -149,90 +63,9 @@ struct Tile {
   DIFFQKV_INLINE int64_t row_visible(int64_t row) const { return visible[row % num_queries]; }
 };
 
-// 2^x; 0 below 2^-126, NaN stays NaN. x = n + f, |f| <= 1/2, 2^f by a polynomial of degree 5 (relative error 8e-8).
-DIFFQKV_INLINE F32v exp2_fast(F32v x) {
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer that stands in the low bits
-  const F32v shifted = x + kRound;
-  const F32v n = shifted - kRound;
-  const F32v f = x - n;
-  F32v poly = set1(1.32670e-3f);
-  poly = fma(poly, f, set1(9.67546e-3f));
-  poly = fma(poly, f, set1(5.550743e-2f));
-  poly = fma(poly, f, set1(2.4022122e-1f));
-  poly = fma(poly, f, set1(6.9314695e-1f));
-  poly = fma(poly, f, set1(1.0f));
-#if defined(__AVX512F__)
-  return (F32v)_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ), (__m512)poly, (__m512)n);
-#else
-  const F32v scaled = (F32v)((U32v)poly + ((U32v)shifted << 23));
-  return x >= -126.0f ? scaled : x < -126.0f ? F32v{} : x;
-#endif
-}
-
-DIFFQKV_INLINE float max_lane(F32v v) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_max_ps((__m512)v);
-#else
-  float best = v[0];
-  for (int i = 1; i < kLanes; ++i) best = v[i] > best ? v[i] : best;
-  return best;
-#endif
-}
-
-DIFFQKV_INLINE I32v lane_numbers() {
-  I32v lanes;
-  for (int i = 0; i < kLanes; ++i) lanes[i] = i;
-  return lanes;
-}
-
-// The largest of count > 0 scores, NaN passed over. The row has room up to kBlock.
-DIFFQKV_INLINE float max_score(const float* s, int64_t count) {
-  F32v best = set1(-kInfinity);
-  int64_t j = 0;
-  for (; j + kLanes <= count; j += kLanes) best = max(load(s + j), best);
-  if (j < count) best = max(lane_numbers() < static_cast<int32_t>(count - j) ? load(s + j) : best, best);
-  return max_lane(best);
-}
-
-template <typename T>
-DIFFQKV_INLINE void store_probabilities(T* p, F32v x) {
-#if defined(__AVX512BF16__)
-  if constexpr (sizeof(T) == 2) {
-    const __m256bh rounded = _mm512_cvtneps_pbh((__m512)x);
-    __builtin_memcpy(p, &rounded, sizeof(rounded));
-    return;
-  }
-#endif
-  store(p, x);
-}
-
-// p = exp2(s * scale - base) for count keys, then 0 up to `end`. Returns the sum before rounding, by lanes.
-template <typename T>
-DIFFQKV_INLINE F32v probabilities(const float* s, int64_t count, int64_t end, float scale, float base, T* p) {
-  const F32v scales = set1(scale), bases = set1(-base);
-  F32v total = {};
-  int64_t j = 0;
-  for (; j + kLanes <= count; j += kLanes) {
-    const F32v x = exp2_fast(fma(load(s + j), scales, bases));
-    store_probabilities(p + j, x);
-    total += x;
-  }
-  if (j < count) {
-    const F32v x = lane_numbers() < static_cast<int32_t>(count - j) ? exp2_fast(fma(load(s + j), scales, bases)) : F32v{};
-    store_probabilities(p + j, x);
-    total += x;
-    j += kLanes;
-  }
-  for (; j < end; j += kLanes) store_probabilities(p + j, F32v{});
-  return total;
-}
-
-DIFFQKV_INLINE void scale_row(float* o, int64_t count, float factor) {
-  for (int64_t j = 0; j < count; j += kLanes) store(o + j, load(o + j) * factor);
-}
-
 // Takes `count` more scores of a row into its running max; returns what exponents are to be taken from: m, or 0 while m is -inf.
-DIFFQKV_INLINE float update_max(const Problem& p, const float* s, int64_t count, float* m, float* d, float* o, int64_t num_o) {
+DIFFQKV_INLINE float update_max(const Problem& p, const float* s, int64_t count, float* m, float* d, float* o,
+                                int64_t num_o) {
   const float top = max_score(s, count) * p.scale_log2;
   if (top > *m) {
     if (*m > -kInfinity) {
@@ -243,6 +76,12 @@ DIFFQKV_INLINE float update_max(const Problem& p, const float* s, int64_t count,
     *m = top;
   }
   return *m > -kInfinity ? *m : 0;
+}
+
+// Whether the rows that share a K head are few enough for few_scores.
+DIFFQKV_INLINE bool uses_few_scores(const Problem& p, const Tile& t) {
+  return p.amx && p.bf16_scores && p.head_dim_qk % 32 == 0 && p.head_dim_qk <= kFewScoreDims &&
+         p.q_heads_per_k_head * t.num_queries <= kFewScoreRows;
 }
 
 void load_queries(const Problem& p, Tile& t) {
@@ -265,27 +104,50 @@ void load_queries(const Problem& p, Tile& t) {
       }
     }
   });
+#if defined(__AVX512BF16__)
+  if (!uses_few_scores(p, t)) return;
+  const int64_t rows_per_head = p.q_heads_per_k_head * t.num_queries, num_pairs = p.ldq / 2;
+  for (int64_t row = 0; row < t.num_rows; row += rows_per_head) {
+    pack_query_pairs(reinterpret_cast<const uint32_t*>(t.q) + row * num_pairs, num_pairs, rows_per_head, num_pairs,
+                     t.query_pairs + row * num_pairs);
+  }
+#endif
 }
 
 // The block's scores: calls on_row(row, s, count, n) for every row, count <= n being the keys it sees of this block.
 template <typename OnRow>
-DIFFQKV_INLINE void score_block(const Problem& p, Tile& t, int64_t first_key, int64_t n, Prefetch& prefetch, const OnRow& on_row) {
+DIFFQKV_INLINE void score_block(const Problem& p, Tile& t, int64_t first_key, int64_t n, Prefetch& prefetch,
+                                const OnRow& on_row) {
   const int64_t element = static_cast<int64_t>(dtype_size(p.k_dtype)), head_bytes = p.head_dim_qk * element;
   const int64_t rows_per_head = p.q_heads_per_k_head * t.num_queries;
+  [[maybe_unused]] const bool few = uses_few_scores(p, t);
   for (int64_t first_row = 0; first_row < t.num_rows; first_row += rows_per_head) {
     const int64_t head = t.first_head / p.q_heads_per_k_head + first_row / rows_per_head;
-    Rows rows = {p.k + t.batch * p.stride_k_batch + (first_key * p.num_k_heads + head) * head_bytes, p.num_k_heads * head_bytes};
+    Rows rows = {p.k + t.batch * p.stride_k_batch + (first_key * p.num_k_heads + head) * head_bytes,
+                 p.num_k_heads * head_bytes};
+#if defined(__AVX512BF16__)
+    if (few) {
+      few_scores(rows, n, p.head_dim_qk, t.query_pairs + first_row * p.ldq / 2, rows_per_head, t.s, kBlock,
+                 &t.tile_rows, prefetch);
+      for (int64_t i = 0; i < rows_per_head; ++i) {
+        prefetch.advance(prefetch.per_row);
+        on_row(first_row + i, t.s + i * kBlock, max_of(0, min_of(t.row_visible(first_row + i) - first_key, n)), n);
+      }
+      continue;
+    }
+#endif
     for (int64_t j = 0; j < n; j += kPanel, rows.data += kPanel * rows.stride_bytes) {
       float* panel = t.k_panels + j / kPanel * p.stride_k_panel;
       const int64_t count = min_of(n - j, kPanel);
-      prefetch.advance(count * head_bytes);
+      prefetch.advance(prefetch.per_panel);
 #if defined(__AVX512BF16__)
       if (p.bf16_scores) {
         pack_k_panel_vnni(rows, count, p.head_dim_qk, panel);
         continue;
       }
 #endif
-      visit(p.k_dtype, [&](auto type) DIFFQKV_LAMBDA { pack_k_panel<decltype(type)>(rows, count, p.head_dim_qk, panel); });
+      visit(p.k_dtype,
+            [&](auto type) DIFFQKV_LAMBDA { pack_k_panel<decltype(type)>(rows, count, p.head_dim_qk, panel); });
     }
     for (int64_t r = first_row; r < first_row + rows_per_head; r += kScoreRows) {
       const int64_t m = min_of(first_row + rows_per_head - r, kScoreRows);
@@ -296,9 +158,10 @@ DIFFQKV_INLINE void score_block(const Problem& p, Tile& t, int64_t first_key, in
         g.a = t.q + r * p.ldq * (p.bf16_scores ? 2 : 4);
         g.b = t.k_panels, g.c = t.s, g.m = m, g.num_panels = ceil_div(most, kPanel), g.k = p.ldq;
         g.lda = p.ldq, g.stride_panel = p.stride_k_panel, g.ldc = kBlock;
-        p.bf16_scores ? gemm_bf16(g, p.amx, true) : gemm_f32(g);
+        p.bf16_scores ? gemm_bf16(g, p.amx ? &t.tile_rows : nullptr) : gemm_f32(g);
       }
       for (int64_t i = 0; i < m; ++i) {
+        prefetch.advance(prefetch.per_row);
         on_row(r + i, t.s + i * kBlock, max_of(0, min_of(t.row_visible(r + i) - first_key, n)), n);
       }
     }
@@ -322,7 +185,7 @@ bool has_nonfinite(const Problem& p, const Tile& t, int64_t n) {
   return false;
 }
 
-// o += p V over the first `count` keys alone, one by one.
+// o += p V over the first `count` keys of the packed V alone, one by one.
 void accumulate_row_exactly(const Problem& p, const Tile& t, int64_t row, int64_t count) {
   float* o = t.o + row * p.ldo;
   for (int64_t j = 0; j < count; ++j) {
@@ -330,12 +193,14 @@ void accumulate_row_exactly(const Problem& p, const Tile& t, int64_t row, int64_
                                        : reinterpret_cast<const float*>(t.p)[row * kBlock + j];
     for (int64_t d = 0; d < p.ldo; ++d) {
       const float* panel = t.v_panels + d / kPanel * p.stride_v_panel;
-      o[d] += weight * (p.bf16_values ? load1(reinterpret_cast<const bf16*>(panel + j / 2 * kPanel) + d % kPanel * 2 + j % 2)
-                                      : panel[j * kPanel + d % kPanel]);
+      o[d] += weight * (p.bf16_values
+                            ? load1(reinterpret_cast<const bf16*>(panel + j / 2 * kPanel) + d % kPanel * 2 + j % 2)
+                            : panel[j * kPanel + d % kPanel]);
     }
   }
 }
 
+// O += P V for the n keys from first_key on.
 DIFFQKV_INLINE void value_block(const Problem& p, Tile& t, int64_t first_key, int64_t n, Prefetch& prefetch) {
   const int64_t element = static_cast<int64_t>(dtype_size(p.v_dtype)), head_bytes = p.head_dim_vo * element;
   const int64_t rows_per_head = p.q_heads_per_v_head * t.num_queries;
@@ -343,14 +208,19 @@ DIFFQKV_INLINE void value_block(const Problem& p, Tile& t, int64_t first_key, in
   for (int64_t i = 0; i < t.num_queries; ++i) all_see_all &= t.visible[i] >= first_key + n;
   for (int64_t first_row = 0; first_row < t.num_rows; first_row += rows_per_head) {
     const int64_t head = t.first_head / p.q_heads_per_v_head + first_row / rows_per_head;
-    const Rows rows = {p.v + t.batch * p.stride_v_batch + (first_key * p.num_v_heads + head) * head_bytes, p.num_v_heads * head_bytes};
-    prefetch.advance(n * head_bytes);
+    const Rows rows = {p.v + t.batch * p.stride_v_batch + (first_key * p.num_v_heads + head) * head_bytes,
+                       p.num_v_heads * head_bytes};
+    const bool ones = n != t.ones_keys || n % 2 != 0;
+    t.ones_keys = n;
 #if defined(__AVX512BF16__)
-    if (p.bf16_values) pack_v_vnni(rows, n, p.head_dim_vo, t.v_panels, p.stride_v_panel);
+    if (p.bf16_values) pack_v_vnni(rows, n, p.head_dim_vo, t.v_panels, p.stride_v_panel, ones, prefetch);
 #endif
     if (!p.bf16_values) {
-      visit(p.v_dtype, [&](auto type) DIFFQKV_LAMBDA { pack_v<decltype(type)>(rows, n, p.head_dim_vo, t.v_panels, p.stride_v_panel); });
+      visit(p.v_dtype, [&](auto type) DIFFQKV_LAMBDA {
+        pack_v<decltype(type)>(rows, n, p.head_dim_vo, t.v_panels, p.stride_v_panel, ones, prefetch);
+      });
     }
+    prefetch.advance(prefetch.per_head);
     const bool exactly = !all_see_all && has_nonfinite(p, t, n);
     for (int64_t r = first_row; r < first_row + rows_per_head; r += kScoreRows) {
       const int64_t m = min_of(first_row + rows_per_head - r, kScoreRows);
@@ -366,14 +236,28 @@ DIFFQKV_INLINE void value_block(const Problem& p, Tile& t, int64_t first_key, in
       g.b = t.v_panels, g.c = t.o + r * p.ldo, g.m = m, g.num_panels = p.num_v_panels;
       g.k = p.bf16_values ? round_up(most, kPairStep) : most;
       g.lda = kBlock, g.stride_panel = p.stride_v_panel, g.ldc = p.ldo, g.accumulate = true;
-      p.bf16_values ? gemm_bf16(g, p.amx, false) : gemm_f32(g);
+      p.bf16_values ? gemm_bf16(g, p.amx ? &t.tile_rows : nullptr) : gemm_f32(g);
     }
   }
 }
 
-// Prefetches the block after the one that starts at first_key, up to end_key.
-DIFFQKV_INLINE Prefetch prefetch_after(const char* tensor, int64_t token_bytes, int64_t first_key, int64_t end_key) {
-  return {tensor + min_of(first_key + kBlock, end_key) * token_bytes, tensor + min_of(first_key + 2 * kBlock, end_key) * token_bytes};
+// For the block after the one at first_key, up to end_key; `values`: V too.
+Prefetch prefetch_after(const Problem& p, const Tile& t, int64_t first_key, int64_t end_key, bool values) {
+  const int64_t begin = min_of(first_key + p.block, end_key), end = min_of(begin + p.block, end_key);
+  const int64_t k_token_bytes = p.num_k_heads * p.head_dim_qk * static_cast<int64_t>(dtype_size(p.k_dtype));
+  const int64_t v_token_bytes = p.num_v_heads * p.head_dim_vo * static_cast<int64_t>(dtype_size(p.v_dtype));
+  const char *k = p.k + t.batch * p.stride_k_batch, *v = p.v + t.batch * p.stride_v_batch;
+  Prefetch r;
+  r.next = k + begin * k_token_bytes, r.end = k + end * k_token_bytes;
+  if (values) r.v_next = v + begin * v_token_bytes, r.v_end = v + end * v_token_bytes;
+  // Each kind of step asks for a share of the bytes, in percent, about as its share of the time.
+  const int64_t percent = (end - begin) * (k_token_bytes + (values ? v_token_bytes : 0)) / 100;
+  const int64_t k_heads = t.num_heads / p.q_heads_per_k_head, v_heads = t.num_heads / p.q_heads_per_v_head;
+  r.per_panel = percent * (values ? 5 : 40) / (k_heads * ceil_div(p.block, kPanel));
+  r.per_row = percent * (values ? 15 : 60) / t.num_rows;
+  r.per_head = percent * 20 / v_heads;
+  r.per_value = percent * 60 / (v_heads * p.block);
+  return r;
 }
 
 // Attention of the tile's rows over keys [begin, end): fills t.o and t.m.
@@ -381,37 +265,34 @@ void attend(const Problem& p, Tile& t, int64_t begin, int64_t end, bool prefetch
   load_queries(p, t);
   __builtin_memset(t.o, 0, static_cast<size_t>(t.num_rows * p.ldo * 4));
   for (int64_t i = 0; i < t.num_rows; ++i) t.m[i] = -kInfinity, t.d[i] = 0;
-  const int64_t k_token_bytes = p.num_k_heads * p.head_dim_qk * static_cast<int64_t>(dtype_size(p.k_dtype));
-  const int64_t v_token_bytes = p.num_v_heads * p.head_dim_vo * static_cast<int64_t>(dtype_size(p.v_dtype));
-  for (int64_t key = begin; key < end; key += kBlock) {
-    const int64_t n = min_of(end - key, kBlock);
-    Prefetch next_k, next_v;
-    if (prefetch) {
-      next_k = prefetch_after(p.k + t.batch * p.stride_k_batch, k_token_bytes, key, end);
-      next_v = prefetch_after(p.v + t.batch * p.stride_v_batch, v_token_bytes, key, end);
-    }
-    score_block(p, t, key, n, next_k, [&](int64_t row, const float* s, int64_t count, int64_t all) DIFFQKV_LAMBDA {
+  for (int64_t key = begin; key < end; key += p.block) {
+    const int64_t n = min_of(end - key, p.block);
+    Prefetch next;
+    if (prefetch) next = prefetch_after(p, t, key, end, true);
+    score_block(p, t, key, n, next, [&](int64_t row, const float* s, int64_t count, int64_t all) DIFFQKV_LAMBDA {
       const float base = count > 0 ? update_max(p, s, count, &t.m[row], &t.d[row], t.o + row * p.ldo, p.ldo) : 0;
       const int64_t padded = round_up(all, kPairStep);
 #if defined(__AVX512BF16__)
       if (p.bf16_values) {
-        const F32v total = probabilities(s, count, padded, p.scale_log2, base, reinterpret_cast<bf16*>(t.p) + row * kBlock);
+        const F32v total =
+            probabilities(s, count, padded, p.scale_log2, base, reinterpret_cast<bf16*>(t.p) + row * kBlock);
         if (p.lse) t.d[row] += sum(total);
         return;
       }
 #endif
       probabilities(s, count, padded, p.scale_log2, base, reinterpret_cast<float*>(t.p) + row * kBlock);
     });
-    value_block(p, t, key, n, next_v);
+    value_block(p, t, key, n, next);
   }
 }
 
 // out = o / divisor and lse = ln(2^m d) of one row. `query` counts within its batch.
-DIFFQKV_INLINE void finish_row(const Problem& p, int64_t batch, int64_t query, int64_t head, const float* o, float divisor, float m,
-                               float d) {
+DIFFQKV_INLINE void finish_row(const Problem& p, int64_t batch, int64_t query, int64_t head, const float* o,
+                               float divisor, float m, float d) {
   if (p.lse) {
     float* lse = p.lse + batch * p.stride_lse_batch + query * p.stride_lse_query + head * p.stride_lse_head;
-    *lse = d == 0 ? -kInfinity : static_cast<float>((m > -kInfinity ? m * kLn2 : 0) + static_cast<double>(__builtin_logf(d)));
+    *lse = d == 0 ? -kInfinity
+                  : static_cast<float>((m > -kInfinity ? m * kLn2 : 0) + static_cast<double>(__builtin_logf(d)));
   }
   const int64_t at = ((batch * p.num_queries + query) * p.num_q_heads + head) * p.head_dim_vo;
   visit(p.out_dtype, [&](auto type) DIFFQKV_LAMBDA {
@@ -460,7 +341,8 @@ DIFFQKV_INLINE int64_t partial_floats(const Problem& p) { return p.ldo + kPanel;
 
 void merge_row(const Problem& p, const float* partials, int64_t num_splits, float* o, float* m, float* d) {
   *m = -kInfinity, *d = 0;
-  for (int64_t s = 0; s < num_splits; ++s) *m = partials[s * partial_floats(p) + p.ldo] > *m ? partials[s * partial_floats(p) + p.ldo] : *m;
+  for (int64_t s = 0; s < num_splits; ++s)
+    *m = partials[s * partial_floats(p) + p.ldo] > *m ? partials[s * partial_floats(p) + p.ldo] : *m;
   for (int64_t j = 0; j < p.ldo; j += kLanes) store(o + j, F32v{});
   for (int64_t s = 0; s < num_splits; ++s) {
     const float* part = partials + s * partial_floats(p);
@@ -480,9 +362,12 @@ void run(const Problem& p, const Plan& plan, Arena& arena) {
   const int64_t scratch_bytes = size.lay_out(p, nullptr, plan.tile_queries, plan.unit_heads);
   char* scratch = static_cast<char*>(arena.get(0, static_cast<size_t>(num_threads * scratch_bytes)));
   const int64_t row_bytes = partial_floats(p) * 4, tile_bytes = tile_rows * plan.num_splits * row_bytes;
-  const int64_t tiles_at_once = plan.num_splits == 1 ? all_tiles : min_of(all_tiles, max_of(1, kPartialBytes / tile_bytes));
-  float* partials = plan.num_splits == 1 ? nullptr : static_cast<float*>(arena.get(1, static_cast<size_t>(tiles_at_once * tile_bytes)));
-#pragma omp parallel num_threads(num_threads)
+  const int64_t tiles_at_once =
+      plan.num_splits == 1 ? all_tiles : min_of(all_tiles, max_of(1, kPartialBytes / tile_bytes));
+  float* partials = plan.num_splits == 1
+                        ? nullptr
+                        : static_cast<float*>(arena.get(1, static_cast<size_t>(tiles_at_once * tile_bytes)));
+#pragma omp parallel num_threads(all_tiles* plan.num_splits > 1 ? num_threads : 1)
   {
     Tile t = {};
     t.lay_out(p, scratch + omp_get_thread_num() * scratch_bytes, plan.tile_queries, plan.unit_heads);
@@ -499,7 +384,8 @@ void run(const Problem& p, const Plan& plan, Arena& arena) {
           const float* o = t.o + row * p.ldo;
           const float d = p.bf16_values ? t.d[row] : o[p.head_dim_vo];
           if (plan.num_splits == 1) {
-            finish_row(p, t.batch, t.first_query + row % t.num_queries, t.first_head + row / t.num_queries, o, o[p.head_dim_vo], t.m[row], d);
+            finish_row(p, t.batch, t.first_query + row % t.num_queries, t.first_head + row / t.num_queries, o,
+                       o[p.head_dim_vo], t.m[row], d);
             continue;
           }
           const int64_t tile = item / plan.num_splits, split = item % plan.num_splits;
@@ -516,7 +402,8 @@ void run(const Problem& p, const Plan& plan, Arena& arena) {
         if (row >= t.num_rows) continue;
         float m, d;
         merge_row(p, partials + item * plan.num_splits * partial_floats(p), plan.num_splits, t.o, &m, &d);
-        finish_row(p, t.batch, t.first_query + row % t.num_queries, t.first_head + row / t.num_queries, t.o, t.o[p.head_dim_vo], m, d);
+        finish_row(p, t.batch, t.first_query + row % t.num_queries, t.first_head + row / t.num_queries, t.o,
+                   t.o[p.head_dim_vo], m, d);
       }
     }
   }

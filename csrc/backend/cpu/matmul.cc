@@ -37,7 +37,7 @@ std::string linear_layers_by() {
 LinearLayers::LinearLayers(const Kernels& kernels, Arena& arena)
     : kernels_(kernels), arena_(arena), onednn_(std::make_unique<OneDnn>()) {}
 
-bool LinearLayers::multiplies_bf16() const { return onednn_->products.multiplies_bf16(); }
+bool LinearLayers::multiplies_bf16() const { return onednn_->products.multiplies_bf16(2); }
 
 namespace {
 
@@ -55,7 +55,7 @@ void* offset(void* data, DType dtype, int64_t count) {
 
 void matmul_onednn(const MatmulParams& p, const Kernels& kernels, Arena& arena, OneDnnProducts& products) {
   const int64_t in = p.in_features;
-  const bool bf16 = p.x_dtype == DType::bf16 && p.weight_dtype == DType::bf16 && products.multiplies_bf16();
+  const bool bf16 = p.x_dtype == DType::bf16 && p.weight_dtype == DType::bf16 && products.multiplies_bf16(in);
   const DType dtype = bf16 ? DType::bf16 : DType::f32;
   const bool widen_x = p.x_dtype != dtype, widen_weight = p.weight_dtype != dtype;
   const bool round_out = p.out_dtype != DType::f32 && !(bf16 && p.out_dtype == DType::bf16);
@@ -105,7 +105,7 @@ void matmul_onednn(const MatmulParams& p, const Kernels& kernels, Arena& arena, 
 }  // namespace
 
 bool LinearLayers::gated_product_bf16(const AugmentedQParams& p, const void* x, int64_t num_tokens, void* inner) {
-  if (!multiplies_bf16()) return false;
+  if (!onednn_->products.multiplies_bf16(p.in_features)) return false;
   float* gate = static_cast<float*>(arena_.get(kSlotGate, num_tokens * p.inner_size * sizeof(float)));
   Product product = {x,          p.gate,        gate,         DType::bf16,  DType::f32,
                      num_tokens, p.in_features, p.inner_size, p.inner_size, Epilogue::silu};

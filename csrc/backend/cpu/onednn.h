@@ -33,7 +33,9 @@ struct Product {
 class OneDnnProducts {
  public:
   OneDnnProducts();
-  bool multiplies_bf16() const { return multiplies_bf16_; }
+  // Odd in_features are left to f32: with AMX and 63 of them, oneDNN 2.6.3 stops the process with SIGILL, its tiles
+  // configured for another width than its code uses.
+  bool multiplies_bf16(int64_t in_features) const { return multiplies_bf16_ && in_features % 2 == 0; }
   void run(const Product& product, Arena& arena);
 
  private:
