@@ -73,7 +73,9 @@ export class Ceilings {
 
   /** Builds the program where it is missing or old, and starts it. */
   static open(): Ceilings {
-    return new Ceilings(spawn(build(), { stdio: ['pipe', 'pipe', 'inherit'] }));
+    // Passive: its idle threads would otherwise spin on for milliseconds, on the cores that the next figure is taken on.
+    const env = { ...process.env, OMP_WAIT_POLICY: 'passive' };
+    return new Ceilings(spawn(build(), { stdio: ['pipe', 'pipe', 'inherit'], env }));
   }
 
   async info(): Promise<{ threads: number; onednn: string; bandwidthBufferBytes: number }> {

@@ -31,8 +31,9 @@ export let nativeDevice: (device: Device) => NativeDevice;
 let createDevice: (native: NativeDevice, fallbackReason: string | null) => Device;
 
 /**
- * An open device. Calls on it run one after another on a thread of its own, in the order in which they were made; the
- * event loop is never blocked. Disposing of it disposes of all that was made on it; calls made before are finished.
+ * An open device. Calls on it run one after another on a thread of its own, in the order in which they were made;
+ * nothing computes on the event loop. Copies and conversions in and out of typed arrays do run on the JS thread: hundreds
+ * of MB at once will be felt. Disposing of it disposes of all that was made on it; calls made before are finished.
  */
 export class Device implements Disposable {
   /** 'cpu', 'cuda:0', ... */

@@ -1,3 +1,4 @@
+import { withCancel } from './abort';
 import type { NativeSampling, NativeSession } from './addon';
 import { awaitNative } from './errors';
 import type { GeneratedToken, GenerationResult } from './generation';
@@ -38,14 +39,53 @@ export interface DrawRequest {
   emit(token: GeneratedToken): void;
 }
 
-/** Reads the prompt and gives the first token; rejects with ABORT_ERR where it is cancelled, the cache then being as before. */
-export type ReadPrompt = () => Promise<number>;
+/** How much of the prompt is in the cache. */
+export interface PrefillProgress {
+  doneTokens: number;
+  totalTokens: number;
+}
+
+/**
+ * Reads the prompt and gives the first token. Rejects with ABORT_ERR where a signal fires, and with what `onProgress`
+ * throws; the cache is then as before.
+ */
+export async function readPrompt(
+  native: NativeSession,
+  prompt: Int32Array,
+  sampling: NativeSampling,
+  signals: readonly AbortSignal[],
+  onProgress: ((progress: PrefillProgress) => void) | undefined,
+): Promise<number> {
+  const failed = new AbortController();
+  let failure: unknown;
+  const report = (doneTokens: number, totalTokens: number): void => {
+    if (failed.signal.aborted) return;
+    try {
+      onProgress?.({ doneTokens, totalTokens });
+    } catch (error) {
+      failure = error;
+      failed.abort();
+    }
+  };
+  try {
+    const token = await withCancel([...signals, failed.signal], (cancel) =>
+      native.nextToken(prompt, sampling, 0, cancel, onProgress && report),
+    );
+    if (!failed.signal.aborted) return token;
+  } catch (error) {
+    if (!failed.signal.aborted) throw error; // a call that failed has left the cache as it was
+    throw failure;
+  }
+  // It threw too late to stop the call.
+  await awaitNative(() => native.truncate(native.kvLen - prompt.length));
+  throw failure;
+}
 
 /** The loop of a generation: one token after another, until the output, the limit or the signal ends it. */
 export async function draw(
   native: NativeSession,
   request: DrawRequest,
-  readPrompt: ReadPrompt,
+  firstToken: () => Promise<number>,
 ): Promise<GenerationResult> {
   const { prompt, sampling, output, limit, aborted, emit } = request;
   const tokens: number[] = [];
@@ -70,7 +110,7 @@ export async function draw(
 
   let token: number;
   try {
-    token = await readPrompt();
+    token = await firstToken();
   } catch (error) {
     if ((error as { code?: string }).code !== 'ABORT_ERR') throw error;
     first = end = performance.now();

@@ -90,6 +90,16 @@ export function checkObject(name: string, value: unknown): void {
   if (typeof value !== 'object' || value === null || Array.isArray(value)) throw invalid(name, 'an object', value);
 }
 
+/** Throws ERR_INVALID_ARGUMENT where `value` is null: to leave an option out is undefined. */
+export function refuseNull(name: string, wanted: string, value: unknown): void {
+  if (value === null) throw invalid(name, wanted, value);
+}
+
+/** Throws ERR_INVALID_ARGUMENT unless `value` is a boolean. */
+export function checkBoolean(name: string, value: unknown): void {
+  if (typeof value !== 'boolean') throw invalid(name, 'a boolean', value);
+}
+
 /** Throws ERR_INVALID_ARGUMENT unless `value` is an integer in [min, max]. */
 export function checkInteger(name: string, value: unknown, min: number, max: number = Number.MAX_SAFE_INTEGER): void {
   if (!Number.isSafeInteger(value) || (value as number) < min || (value as number) > max) {

@@ -1,11 +1,10 @@
-import { withCancel } from './abort';
 import type { ChatMessage } from './chat';
-import { draw, Output } from './draw';
-import { awaitNative, DiffqkvError, invalid } from './errors';
+import { draw, Output, type PrefillProgress, readPrompt } from './draw';
+import { awaitNative, checkObject, DiffqkvError, invalid } from './errors';
 import { type GeneratedToken, Generation, type GenerationResult } from './generation';
 import type { Model } from './model';
 import { resolveSampling, type SamplingOptions } from './sampling';
-import { checkTokens, nativeSession, type Session } from './session';
+import { checkTokens, isSession, nativeSession, type Session } from './session';
 import { resolveStop } from './stop';
 
 export interface GenerateOptions extends SamplingOptions {
@@ -21,8 +20,11 @@ export interface GenerateOptions extends SamplingOptions {
    * aborted within the prompt, what it held before.
    */
   session?: Session;
-  /** Hears of each chunk of the prompt that is done. */
-  onPrefillProgress?: (progress: { doneTokens: number; totalTokens: number }) => void;
+  /**
+   * Hears of each chunk of the prompt that is done. What it throws ends the generation, as its error, and the session
+   * holds what it held before.
+   */
+  onPrefillProgress?: (progress: PrefillProgress) => void;
 }
 
 /** Text, tokens, or a conversation that the checkpoint's chat template writes out. */
@@ -48,9 +50,14 @@ async function produce(
   emit: Emit,
   left: AbortSignal,
 ): Promise<GenerationResult> {
+  checkObject('options', options);
   const { maxTokens = DEFAULT_MAX_TOKENS, session, signal, onPrefillProgress } = options;
   if (maxTokens !== Number.POSITIVE_INFINITY && !(Number.isSafeInteger(maxTokens) && maxTokens >= 1)) {
     throw invalid('maxTokens', 'an integer of at least 1, or Infinity', maxTokens);
+  }
+  if (session !== undefined && !isSession(session)) throw invalid('session', 'a session', session);
+  if (onPrefillProgress !== undefined && typeof onPrefillProgress !== 'function') {
+    throw invalid('onPrefillProgress', 'a function', onPrefillProgress);
   }
   const stops = resolveStop(options.stop);
   if (stops.length > 0 && model.tokenizer === null) {
@@ -61,8 +68,6 @@ async function produce(
   const output = new Output(model, stops);
   const signals = signal === undefined ? [left] : [left, signal];
   const aborted = () => signals.some((one) => one.aborted);
-  const report =
-    onPrefillProgress && ((doneTokens: number, totalTokens: number) => onPrefillProgress({ doneTokens, totalTokens }));
 
   return withSession(model, session, tokens.length + maxTokens, async (used) => {
     const native = nativeSession(used);
@@ -70,7 +75,7 @@ async function produce(
     // A session that goes on must have room for the last token too; in our own that one is never looked at again.
     const limit = Math.min(maxTokens, session === undefined ? room + 1 : room);
     const result = await draw(native, { prompt: tokens, sampling, output, limit, aborted, emit }, () =>
-      withCancel(signals, (cancel) => native.nextToken(tokens, sampling, 0, cancel, report)),
+      readPrompt(native, tokens, sampling, signals, onPrefillProgress),
     );
     const last = result.tokens.at(-1);
     if (session !== undefined && last !== undefined) {

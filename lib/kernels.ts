@@ -1,6 +1,6 @@
 import type { NativeDevice, NativeTensor } from './addon';
 import { nativeDevice } from './device';
-import { awaitNative, checkInteger, checkObject, invalid } from './errors';
+import { awaitNative, checkInteger, checkObject, invalid, refuseNull } from './errors';
 import { createTensor, type DType, isTensor, nativeTensor, type Tensor } from './tensor';
 
 /** Only the V rows of the `topK` highest scores of each query head enter the sum (arXiv 2501.13629, B.2). */
@@ -49,6 +49,7 @@ export const kernels = {
   async attentionPrefill(args: AttentionPrefillArguments): Promise<Tensor> {
     checkObject('arguments', args);
     const { q, k, v, causal = false, smScale, kvLens, out, lse } = args;
+    refuseNull('smScale', 'a number', smScale);
     const [b, l, h] = axes('q', q, 4);
     return run(q, out, q?.dtype, [b, l, h, axes('v', v, 4)[3]], (device, to) =>
       device.attentionPrefill(
@@ -68,6 +69,7 @@ export const kernels = {
   async attentionDecode(args: AttentionDecodeArguments): Promise<Tensor> {
     checkObject('arguments', args);
     const { q, k, v, smScale, kvLens, numSplits = 0, selectiveV, out, lse } = args;
+    refuseNull('smScale', 'a number', smScale);
     const { topK, renormalize } = checkSelectiveV(selectiveV);
     const [b, h] = axes('q', q, 3);
     return run(q, out, q?.dtype, [b, h, axes('v', v, 4)[3]], (device, to) =>
@@ -172,7 +174,7 @@ async function run(
   call: (device: NativeDevice, out: NativeTensor) => Promise<void>,
 ): Promise<Tensor> {
   native('the first tensor', first);
-  const to = out ?? createTensor(first.device, dtype, shape as number[], null);
+  const to = out === undefined ? createTensor(first.device, dtype, shape as number[], null) : out;
   try {
     const nativeOut = native('out', to);
     await awaitNative(() => call(nativeDevice(first.device), nativeOut));

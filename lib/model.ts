@@ -2,7 +2,7 @@ import { join } from 'node:path';
 import { throwIfAborted, withCancel } from './abort';
 import type { NativeModel, NativeModelConfig } from './addon';
 import { Device, type DeviceId, nativeDevice, openDevice } from './device';
-import { awaitNative, checkObject, DiffqkvError, invalid } from './errors';
+import { awaitNative, checkObject, DiffqkvError, invalid, refuseNull } from './errors';
 import { type GenerateOptions, generate, type Prompt } from './generate';
 import type { Generation } from './generation';
 import { packageRoot } from './paths';
@@ -67,6 +67,7 @@ export class Model implements Disposable {
     if (typeof directory !== 'string' || directory === '') throw invalid('directory', 'a path', directory);
     checkObject('options', options);
     const { dtype, onProgress, signal } = options;
+    refuseNull('dtype', "'f32', 'f16' or 'bf16'", dtype);
     if (onProgress !== undefined && typeof onProgress !== 'function')
       throw invalid('onProgress', 'a function', onProgress);
     throwIfAborted(signal);
@@ -97,6 +98,7 @@ export class Model implements Disposable {
     const json = configJson(config);
     checkObject('options', options);
     const { dtype, seed = 0 } = options;
+    refuseNull('dtype', "'f32', 'f16' or 'bf16'", dtype);
     if (typeof seed !== 'bigint' && !Number.isSafeInteger(seed))
       throw invalid('seed', 'an integer from 0 to 2^64 - 1', seed);
     return Model.#onDevice(options.device, async (device, ownsDevice) => {

@@ -28,30 +28,29 @@ export function resolveSampling(options: SamplingOptions): NativeSampling {
   check(
     'temperature',
     temperature,
-    temperature >= 0 && temperature <= MAX_FACTOR,
+    () => temperature >= 0 && temperature <= MAX_FACTOR,
     `a number from 0 (greedy) to ${MAX_FACTOR}`,
   );
   check(
     'topK',
     topK,
-    Number.isInteger(topK) && topK >= 0 && topK <= MAX_TOP_K,
+    () => Number.isInteger(topK) && topK >= 0 && topK <= MAX_TOP_K,
     `an integer from 0 (all tokens) to ${MAX_TOP_K}`,
   );
-  check('topP', topP, topP > 0 && topP <= 1, 'a number above 0 and at most 1 (off)');
-  check('minP', minP, minP >= 0 && minP <= 1, 'a number from 0 (off) to 1');
-  const penaltyValid = repetitionPenalty >= 1 / MAX_FACTOR && repetitionPenalty <= MAX_FACTOR;
+  check('topP', topP, () => topP > 0 && topP <= 1, 'a number above 0 and at most 1 (off)');
+  check('minP', minP, () => minP >= 0 && minP <= 1, 'a number from 0 (off) to 1');
   check(
     'repetitionPenalty',
     repetitionPenalty,
-    penaltyValid,
+    () => repetitionPenalty >= 1 / MAX_FACTOR && repetitionPenalty <= MAX_FACTOR,
     `a number from ${1 / MAX_FACTOR} to ${MAX_FACTOR} (1: off)`,
   );
   return { temperature, topK, topP, minP, repetitionPenalty, seed: resolveSeed(seed) };
 }
 
-function check(name: string, value: unknown, valid: boolean, wanted: string): void {
-  // Comparisons coerce ('0.5' > 0), so the type is looked at apart.
-  if (typeof value !== 'number' || !valid) throw invalid(name, wanted, value);
+function check(name: string, value: unknown, valid: () => boolean, wanted: string): void {
+  // The type first: comparisons coerce ('0.5' > 0), and throw an error of their own for a symbol.
+  if (typeof value !== 'number' || !valid()) throw invalid(name, wanted, value);
 }
 
 function resolveSeed(seed: number | bigint | undefined): bigint {

@@ -1,6 +1,6 @@
 import { withCancel } from './abort';
 import type { NativeSession, NativeSessionOptions } from './addon';
-import { awaitNative, callNative, checkInteger, checkObject, invalid } from './errors';
+import { awaitNative, callNative, checkInteger, checkObject, invalid, refuseNull } from './errors';
 import { checkSelectiveV, type SelectiveV } from './kernels';
 import type { Model } from './model';
 import type { DType } from './tensor';
@@ -18,6 +18,7 @@ export interface SessionOptions {
 }
 
 export let nativeSession: (session: Session) => NativeSession;
+export let isSession: (value: unknown) => value is Session;
 export let createSession: (model: Model, native: NativeSession) => Session;
 
 /** One sequence of a model: its KV cache. Calls on it run in the order in which they were made. */
@@ -27,6 +28,7 @@ export class Session implements Disposable {
 
   static {
     nativeSession = (session) => session.#native;
+    isSession = (value): value is Session => typeof value === 'object' && value !== null && #native in value;
     createSession = (model, native) => new Session(model, native);
   }
 
@@ -114,6 +116,8 @@ export function nativeSessionOptions(options: SessionOptions): NativeSessionOpti
   checkObject('options', options);
   const { maxKvLen, kType, vType, selectiveV } = options;
   if (maxKvLen !== undefined) checkInteger('maxKvLen', maxKvLen, 1, 2 ** 31 - 1);
+  refuseNull('kType', 'a float type', kType);
+  refuseNull('vType', 'a float type', vType);
   const { topK, renormalize } = checkSelectiveV(selectiveV);
   return { maxKvLen, kType, vType, selectiveTopK: topK, renormalize };
 }

@@ -3,7 +3,7 @@ import { setImmediate as nextTick } from 'node:timers/promises';
 import { Tokenizer as Encoder } from '@huggingface/tokenizers';
 import { type ChatMessage, ChatTemplate, type ChatTemplateOptions, chatTemplateSource, checkMessages } from './chat';
 import { createDecoder, type DecoderConfig } from './decoder';
-import { checkInteger, DiffqkvError, invalid } from './errors';
+import { checkBoolean, checkInteger, checkObject, DiffqkvError, invalid } from './errors';
 import { type Json, readJson, readPieces, readText, tokenText } from './tokenizer_files';
 
 /** Decodes token by token. All that `push` and `flush` return, joined, is what `decode` gives for all the tokens. */
@@ -79,6 +79,7 @@ export class Tokenizer {
    * where one is malformed, and ERR_UNSUPPORTED_MODEL where its decoder is of a kind that isn't known.
    */
   static async fromDirectory(directory: string): Promise<Tokenizer | null> {
+    if (typeof directory !== 'string') throw invalid('directory', 'a path', directory);
     const file = join(directory, 'tokenizer.json');
     const json = await readJson(file);
     if (json === null) return null;
@@ -104,21 +105,28 @@ export class Tokenizer {
    */
   encode(text: string, options: { addSpecialTokens?: boolean } = {}): number[] {
     if (typeof text !== 'string') throw invalid('text', 'a string', text);
-    const addSpecialTokens = options.addSpecialTokens ?? true;
+    checkObject('options', options);
+    const { addSpecialTokens = true } = options;
+    checkBoolean('addSpecialTokens', addSpecialTokens);
     const tokens = this.#encode(text, addSpecialTokens);
     return addSpecialTokens && this.#prependsBos ? [this.bosTokenId as number, ...tokens] : tokens;
   }
 
   /** The text of tokens. Ill-formed UTF-8 becomes U+FFFD; ids that the tokenizer doesn't know have no text. */
   decode(tokens: ArrayLike<number>, options: DecodeOptions = {}): string {
+    if (typeof tokens !== 'object' || tokens === null) throw invalid('tokens', 'an array of token ids', tokens);
+    checkInteger('the length of tokens', tokens.length, 0, 2 ** 32 - 1);
     const stream = this.stream(options);
     return Array.from(tokens, (token) => stream.push(token)).join('') + stream.flush();
   }
 
   /** An incremental decoder that never splits a character. */
   stream(options: StreamOptions = {}): TokenStream {
-    const skipSpecialTokens = options.skipSpecialTokens ?? true;
-    const decoder = createDecoder(this.#decoderConfig, this.#literals, options.continued ?? false);
+    checkObject('options', options);
+    const { skipSpecialTokens = true, continued = false } = options;
+    checkBoolean('skipSpecialTokens', skipSpecialTokens);
+    checkBoolean('continued', continued);
+    const decoder = createDecoder(this.#decoderConfig, this.#literals, continued);
     return {
       push: (token) => {
         checkInteger('token', token, 0);
@@ -136,6 +144,7 @@ export class Tokenizer {
    */
   applyChatTemplate(messages: readonly ChatMessage[], options: ChatTemplateOptions = {}): string {
     checkMessages(messages);
+    checkObject('options', options);
     if (this.#chatTemplate === null) {
       throw new DiffqkvError(
         'ERR_UNSUPPORTED_MODEL',

@@ -72,16 +72,13 @@ function largeCheckpoint(): string {
 }
 
 describe('event loop', () => {
-  // The limit holds for the package; another process on this machine can hold up any loop. So the best of three runs
-  // counts for each phase: what blocks the loop blocks it every time.
-  const best = async (directory: string): Promise<Record<string, number>> => {
-    const phases: Record<string, number> = {};
-    for (let run = 0; run < 3; run++) {
-      for (const [phase, ms] of Object.entries(await runScript<Record<string, number>>('event_loop.cjs', [directory])))
-        phases[phase] = Math.min(ms, phases[phase] ?? Number.POSITIVE_INFINITY);
-      if (Object.values(phases).every((ms) => ms < 25)) break;
+  // One run must keep the limit in all its phases. Where it does not, there are two more: the machine is shared, and
+  // another process can hold up any loop, while what the package blocks is blocked every time.
+  const upToThree = async (directory: string): Promise<Record<string, number>> => {
+    for (let run = 1; ; run++) {
+      const phases = await runScript<Record<string, number>>('event_loop.cjs', [directory]);
+      if (run === 3 || Object.values(phases).every((ms) => ms < 25)) return phases;
     }
-    return phases;
   };
 
   it.each([
@@ -90,7 +87,7 @@ describe('event loop', () => {
   ])(
     'never stands still for 25 ms: %s',
     async (_, directory) => {
-      const phases = await best(directory());
+      const phases = await upToThree(directory());
       expect(Object.keys(phases).length).toBeGreaterThan(5);
       expect(Object.entries(phases).filter(([, ms]) => !(ms < 25))).toEqual([]);
     },

@@ -321,6 +321,26 @@ onEveryDevice((device) => {
       },
     );
 
+    it.each<[string, () => unknown]>([
+      ...(['smScale', 'kvLens', 'out', 'lse', 'causal'] as const).map((name): [string, () => unknown] => [
+        `attentionPrefill: ${name}`,
+        () => kernels.attentionPrefill({ ...prefill(), [name]: null }),
+      ]),
+      ...(['smScale', 'kvLens', 'out', 'lse', 'numSplits', 'selectiveV'] as const).map(
+        (name): [string, () => unknown] => [
+          `attentionDecode: ${name}`,
+          () => kernels.attentionDecode({ ...decode(), [name]: null }),
+        ],
+      ),
+      ['matmul: out', () => kernels.matmul({ x: make([2, 8]), weight: make([3, 8]), out: null as Anything })],
+      [
+        'rmsNorm: residual',
+        () => kernels.rmsNorm({ x: make([2, 8]), weight: make([8]), eps: 1, residual: null as Anything }),
+      ],
+    ])('refuses null: %s', async (_, call) => {
+      await expectCode(call, invalid, /null/);
+    });
+
     it('refuses tensors of another device', async () => {
       const other = await openDevice('cpu');
       const foreign = other.tensor('f32', [2, 8]);

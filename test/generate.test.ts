@@ -254,6 +254,46 @@ onEveryDevice((device) => {
     ).toBe('ERR_INVALID_ARGUMENT');
   });
 
+  it.each<[string, unknown]>([
+    ['null', null],
+    ['5', 5],
+    ['[]', []],
+    ['session null', { session: null }],
+    ['session 5', { session: 5 }],
+    ['session {}', { session: {} }],
+    ['onPrefillProgress null', { onPrefillProgress: null }],
+    ['onPrefillProgress 5', { onPrefillProgress: 5 }],
+    ['temperature Symbol()', { temperature: Symbol() }],
+    ['topP Symbol()', { topP: Symbol() }],
+    ['repetitionPenalty Symbol()', { repetitionPenalty: Symbol() }],
+    ['seed null', { seed: null }],
+    ['maxTokens null', { maxTokens: null }],
+    ['signal null', { signal: null }],
+  ])('options %s: an error of the generation', async (_, options) => {
+    // biome-ignore lint/suspicious/noExplicitAny: what a caller without types may pass
+    const generation = model.generate('x', options as any);
+    expect((await errorOf(() => generation.result)).code).toBe('ERR_INVALID_ARGUMENT');
+  });
+
+  it.each([1, 2, 3])('onPrefillProgress throws at chunk %i: its error, and the session is as before', async (at) => {
+    const session = await model.createSession();
+    await session.prefill(first.tokens);
+    let calls = 0;
+    const mine = new Error('mine');
+    const onPrefillProgress = ({ doneTokens, totalTokens }: { doneTokens: number; totalTokens: number }): void => {
+      calls++;
+      if (calls === at || doneTokens === totalTokens) throw mine;
+    };
+    const generation = model.generate(new Array(700).fill(5), { session, maxTokens: 1, onPrefillProgress });
+    expect(await errorOf(() => generation.result)).toBe(mine);
+    expect(calls).toBeGreaterThan(0);
+    expect(session.kvLen).toBe(first.tokens.length);
+    await session.truncate(0);
+    const { tokens } = await model.generate(prompt, { session, maxTokens: 3 }).result;
+    expect(tokens).toEqual(first.greedy.slice(0, 3));
+    session.dispose();
+  });
+
   it('messages need a chat template', async () => {
     const error = await errorOf(() => model.generate([{ role: 'user', content: 'hi' }], { maxTokens: 1 }).result);
     expect([error.code, error.message]).toEqual(['ERR_UNSUPPORTED_MODEL', expect.stringMatching(/chat template/)]);

@@ -140,6 +140,18 @@ describe("the embedded model's tokenizer", () => {
     // biome-ignore lint/suspicious/noExplicitAny: what a caller without types may pass
     for (const text of [5, null, undefined, {}, ['a']] as any[])
       expect((await errorOf(() => tokenizer.encode(text))).code).toBe('ERR_INVALID_ARGUMENT');
+    // biome-ignore lint/suspicious/noExplicitAny: what a caller without types may pass
+    for (const value of [null, 5, { addSpecialTokens: null }, { skipSpecialTokens: null }] as any[]) {
+      if (value?.skipSpecialTokens === undefined)
+        expect((await errorOf(() => tokenizer.encode('x', value))).code).toBe('ERR_INVALID_ARGUMENT');
+      if (value?.addSpecialTokens === undefined) {
+        expect((await errorOf(() => tokenizer.decode([1], value))).code).toBe('ERR_INVALID_ARGUMENT');
+        expect((await errorOf(() => tokenizer.stream(value))).code).toBe('ERR_INVALID_ARGUMENT');
+      }
+    }
+    // biome-ignore lint/suspicious/noExplicitAny: what a caller without types may pass
+    for (const tokens of [null, undefined, 5, 'x', {}] as any[])
+      expect((await errorOf(() => tokenizer.decode(tokens))).code).toBe('ERR_INVALID_ARGUMENT');
     for (const token of [-1, 1.5, Number.NaN])
       expect((await errorOf(() => tokenizer.decode([token]))).code).toBe('ERR_INVALID_ARGUMENT');
     expect((await errorOf(() => tokenizer.applyChatTemplate([{ role: 'user', content: 'x' }]))).message).toMatch(

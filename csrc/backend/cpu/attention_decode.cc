@@ -172,10 +172,10 @@ void attention_decode(const AttentionDecodeParams& params, Arena& arena) {
     plan.tile_queries =
         min_of(plan.tile_queries, max_of(1, kSelectionBytes / (p.num_q_heads * Selection::capacity(k) * 8)));
   plan.tile_queries = min_of(plan.tile_queries, max_of(1, p.num_queries / wanted_items));
+  // One tile: a split for each thread, since the start of an item finds nothing read ahead. Several: more, to even out.
+  const int64_t tiles = num_tiles(p, plan), splits = tiles == 1 ? num_threads : ceil_div(wanted_items, tiles);
   plan.num_splits =
-      params.num_splits > 0
-          ? min_of(params.num_splits, kMaxSplits)
-          : min_of(ceil_div(selective ? wanted_items / 2 : wanted_items, num_tiles(p, plan)), longest / kMinSplitKeys);
+      params.num_splits > 0 ? min_of(params.num_splits, kMaxSplits) : min_of(splits, longest / kMinSplitKeys);
   plan.num_splits = max_of(1, min_of(plan.num_splits, longest));
   // Where the cache streams by once, short blocks keep what is read ahead small, and the reads of one head's rows to few pages.
   plan.prefetch = plan.tile_queries == 1;

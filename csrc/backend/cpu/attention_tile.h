@@ -248,14 +248,14 @@ Prefetch prefetch_after(const Problem& p, const Tile& t, int64_t first_key, int6
   const int64_t v_token_bytes = p.num_v_heads * p.head_dim_vo * static_cast<int64_t>(dtype_size(p.v_dtype));
   const char *k = p.k + t.batch * p.stride_k_batch, *v = p.v + t.batch * p.stride_v_batch;
   Prefetch r;
-  r.next = k + begin * k_token_bytes, r.end = k + end * k_token_bytes;
-  if (values) r.v_next = v + begin * v_token_bytes, r.v_end = v + end * v_token_bytes;
-  // Each kind of step asks for a share of the bytes, in percent, about as its share of the time.
+  r.range = {k + begin * k_token_bytes, (end - begin) * k_token_bytes / 64};
+  if (values) r.then = {v + begin * v_token_bytes, (end - begin) * v_token_bytes / 64};
+  // The share of the bytes that each kind of step asks for, in percent: as measured.
   const int64_t percent = (end - begin) * (k_token_bytes + (values ? v_token_bytes : 0)) / 100;
   const int64_t k_heads = t.num_heads / p.q_heads_per_k_head, v_heads = t.num_heads / p.q_heads_per_v_head;
-  r.per_panel = percent * (values ? 5 : 40) / (k_heads * ceil_div(p.block, kPanel));
-  r.per_row = percent * (values ? 15 : 60) / t.num_rows;
-  r.per_head = percent * 20 / v_heads;
+  r.per_panel = percent * (values ? 3 : 40) / (k_heads * ceil_div(p.block, kPanel));
+  r.per_row = percent * (values ? 12 : 60) / t.num_rows;
+  r.per_head = percent * 25 / v_heads;
   r.per_value = percent * 60 / (v_heads * p.block);
   return r;
 }
