@@ -120,23 +120,18 @@ DIFFQKV_INLINE void score_block(const Problem& p, Tile& t, int64_t first_key, in
                                 const OnRow& on_row) {
   const int64_t element = static_cast<int64_t>(dtype_size(p.k_dtype)), head_bytes = p.head_dim_qk * element;
   const int64_t rows_per_head = p.q_heads_per_k_head * t.num_queries;
-  [[maybe_unused]] const bool few = uses_few_scores(p, t);
+  const bool few = uses_few_scores(p, t);
   for (int64_t first_row = 0; first_row < t.num_rows; first_row += rows_per_head) {
     const int64_t head = t.first_head / p.q_heads_per_k_head + first_row / rows_per_head;
     Rows rows = {p.k + t.batch * p.stride_k_batch + (first_key * p.num_k_heads + head) * head_bytes,
                  p.num_k_heads * head_bytes};
 #if defined(__AVX512BF16__)
-    if (few) {
+    if (few) {  // all rows of the head at once: they are at most kFewScoreRows, fewer than kScoreRows
       few_scores(rows, n, p.head_dim_qk, t.query_pairs + first_row * p.ldq / 2, rows_per_head, t.s, kBlock,
                  &t.tile_rows, prefetch);
-      for (int64_t i = 0; i < rows_per_head; ++i) {
-        prefetch.advance(prefetch.per_row);
-        on_row(first_row + i, t.s + i * kBlock, max_of(0, min_of(t.row_visible(first_row + i) - first_key, n)), n);
-      }
-      continue;
     }
 #endif
-    for (int64_t j = 0; j < n; j += kPanel, rows.data += kPanel * rows.stride_bytes) {
+    for (int64_t j = 0; j < n && !few; j += kPanel, rows.data += kPanel * rows.stride_bytes) {
       float* panel = t.k_panels + j / kPanel * p.stride_k_panel;
       const int64_t count = min_of(n - j, kPanel);
       prefetch.advance(prefetch.per_panel);
@@ -153,7 +148,7 @@ DIFFQKV_INLINE void score_block(const Problem& p, Tile& t, int64_t first_key, in
       const int64_t m = min_of(first_row + rows_per_head - r, kScoreRows);
       int64_t most = 0;
       for (int64_t i = 0; i < m; ++i) most = max_of(most, min_of(t.row_visible(r + i) - first_key, n));
-      if (most > 0) {
+      if (most > 0 && !few) {
         Gemm g = {};
         g.a = t.q + r * p.ldq * (p.bf16_scores ? 2 : 4);
         g.b = t.k_panels, g.c = t.s, g.m = m, g.num_panels = ceil_div(most, kPanel), g.k = p.ldq;
