@@ -1,7 +1,9 @@
 import { kernels } from '../lib/index';
 import { checkAttention } from './attention_runner';
 import { attentionInput, caseName, decodeCases } from './cases';
+import { expectClose, tolerances } from './compare';
 import { errorOf, onEveryDevice, reduced, withTensors } from './devices';
+import { attention } from './reference';
 
 onEveryDevice((device) => {
   it.each(decodeCases(reduced).map((c) => [caseName(c), c] as const))('%s', async (_, c) => {
@@ -78,6 +80,39 @@ onEveryDevice((device) => {
           expect(await run(true, selective, length)).toEqual(clean);
         }
       }
+    });
+  });
+
+  it.each(['f32', 'bf16', 'f16'] as const)('NaN and infinities in V stay in their own dims: %s', async (type) => {
+    const input = attentionInput({
+      heads: [8, 2, 4],
+      dims: [64, 64],
+      types: [type, type, type],
+      inputs: 'normal',
+      batchSize: 2,
+      qLen: 1,
+      kvLen: 90,
+      kvLens: [90, 41],
+      causal: false,
+    });
+    const at = (batch: number, key: number, head: number, d: number): number =>
+      ((batch * 90 + key) * 4 + head) * 64 + d;
+    input.v[at(0, 40, 0, 6)] = Number.POSITIVE_INFINITY;
+    input.v[at(0, 89, 1, 33)] = Number.NEGATIVE_INFINITY;
+    input.v[at(1, 17, 3, 62)] = Number.NaN;
+    input.v[at(1, 41, 2, 5)] = Number.NaN; // past its kvLens
+    await withTensors(device(), async (tensors) => {
+      const out = tensors.out(type, [2, 8, 64]);
+      await kernels.attentionDecode({
+        q: tensors.make(type, [2, 8, 64], input.q),
+        k: tensors.make(type, [2, 90, 2, 64], input.k),
+        v: tensors.make(type, [2, 90, 4, 64], input.v),
+        kvLens: tensors.make('i32', [2], Int32Array.of(90, 41)),
+        out,
+      });
+      const expected = attention(input).out;
+      expect(expected.filter((x) => !Number.isFinite(x))).toHaveLength(6);
+      expectClose(await out.read(), expected, tolerances[type], 64);
     });
   });
 

@@ -1,7 +1,6 @@
-// Scores of a block of keys that few query rows look at, as in decode, where packing K for a GEMM would cost more than the
-// product: S^T = K Q^T by AMX, in which 16 keys by 32 dims of the cache are an A tile as they lie there, and Q^T is packed
-// once for all blocks. bf16 only. (The same for V, by interleaving rows in registers, was slower than packing it: its
-// loads and the reads ahead compete for the core's line buffers.)
+// A block of keys that few query rows look at, as in decode, where packing K and V for a GEMM would cost more than the
+// products. By AMX, with tiles of the cache as it lies there; bf16 only. S^T = K Q^T: 16 keys by 32 dims are an A tile, and
+// Q^T is packed once for all blocks. O += P V: 16 keys by 32 dims are a B tile, see few_values.
 #pragma once
 
 #include "backend/cpu/attention_gemm.h"
@@ -9,8 +8,8 @@
 namespace diffqkv::cpu::DIFFQKV_ISA {
 namespace {
 
-constexpr int64_t kFewScoreRows = 16;   // columns of an AMX tile
-constexpr int64_t kFewScoreDims = 256;  // largest head_dim_qk, for the copy of a last partial group of keys
+constexpr int64_t kFewRows = 16;   // columns of an AMX tile
+constexpr int64_t kFewDims = 256;  // largest head_dim_qk, for the copy of a last partial group of keys
 #if defined(__AVX512BF16__)
 
 // q: `rows` rows of [head_dim_qk] bf16 pairs. to: [head_dim_qk / 2][rows] pairs.
@@ -21,24 +20,27 @@ DIFFQKV_INLINE void pack_query_pairs(const uint32_t* q, int64_t ldq_pairs, int64
   }
 }
 
-// C tiles 0 and 1: 16 keys by `rows`; A tiles 4 and 5: 16 keys by 32 dims; B tile 6: 16 pairs by `rows`. *tile_rows: see
-// configure_tiles; here it is -rows.
-DIFFQKV_INLINE void configure_score_tiles(int64_t rows, int64_t* tile_rows) {
+// Scores: C tiles 0 and 1, 16 keys by `rows`; A tiles 4 and 5, 16 keys by 32 dims; B tile 6, 16 pairs by `rows`.
+// Values: A tile 2, `value_rows` by 16 keys; B tiles 4 and 5, 16 keys by 32 dims; C tiles 3 and 7, `value_rows` by 16.
+// *tile_rows: see configure_tiles; here it is -rows.
+DIFFQKV_INLINE void configure_few_tiles(int64_t rows, int64_t value_rows, int64_t* tile_rows) {
   if (*tile_rows == -rows) return;
   *tile_rows = -rows;
   TileConfig config;
   config.palette = 1;
-  for (int i = 0; i < 8; ++i)
-    config.rows[i] = 16, config.bytes_per_row[i] = static_cast<uint16_t>(i == 4 || i == 5 ? 64 : 4 * rows);
+  for (int i = 0; i < 8; ++i) {
+    const bool values = i == 2 || i == 3 || i == 7, keys = i == 4 || i == 5;
+    config.rows[i] = static_cast<uint8_t>(values ? value_rows : 16);
+    config.bytes_per_row[i] = static_cast<uint16_t>(values || keys ? 64 : 4 * rows);
+  }
   asm volatile("ldtilecfg %0" : : "m"(config));
 }
 
 // Scores of `rows` rows over n keys: s[i * lds + j]. Writes whole groups of 16 keys.
 DIFFQKV_INLINE void few_scores(const Rows& k, int64_t n, int64_t head_dim_qk, const uint32_t* query_pairs, int64_t rows,
-                               float* s, int64_t lds, int64_t* tile_rows, Prefetch& prefetch) {
-  configure_score_tiles(rows, tile_rows);
-  alignas(64) char tail[16 * 2 * kFewScoreDims];
-  alignas(64) float scores[2][16 * kFewScoreRows];
+                               float* s, int64_t lds, Prefetch& prefetch) {
+  alignas(64) char tail[16 * 2 * kFewDims];
+  alignas(64) float scores[2][16 * kFewRows];
   const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   const __m512i index = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(static_cast<int>(rows)));
   const int64_t b_stride = 4 * rows;
@@ -74,6 +76,51 @@ DIFFQKV_INLINE void few_scores(const Rows& k, int64_t n, int64_t head_dim_qk, co
         _mm512_storeu_ps(s + i * lds + j + 16 * g, _mm512_i32gather_ps(index, scores[g] + i, 4));
       }
     }
+  }
+}
+
+// The probabilities of one row over a group of 16 keys, as two rows of an A tile of pairs: (p, 0) and (0, p), rounded to
+// bf16. Returns them rounded.
+DIFFQKV_INLINE F32v store_pairs(uint32_t* to, F32v x) {
+  const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x)), high = _mm512_slli_epi32(low, 16);
+  _mm512_storeu_si512(to, low);
+  _mm512_storeu_si512(to + 16, high);
+  return (F32v)high;
+}
+
+// O += P V for one V head and n keys, V straight from the cache: 16 keys by 32 dims of it, as they lie there, are a B tile
+// whose pairs are neighbouring dims of one key, so that (p, 0) sums the even dims and (0, p) the odd ones.
+// pairs: [16 keys][all rows][2][16], from the head's first row on. o: [row][2][ldo / 2], even dims and odd dims.
+DIFFQKV_INLINE void few_values(const Rows& v, int64_t n, int64_t head_dim_vo, const uint32_t* pairs,
+                               int64_t stride_group, float* o, int64_t ldo, Prefetch& prefetch) {
+  alignas(64) char tail[16 * 2 * kFewDims];
+  const int64_t c_stride = 2 * ldo, groups = ceil_div(n, 16), in_last = n - 16 * (groups - 1);
+  Rows last = {v.data + (groups - 1) * 16 * v.stride_bytes, v.stride_bytes};
+  if (in_last < 16) {  // a tile reads 16 rows, and the tensor may end before
+    __builtin_memset(tail, 0, static_cast<size_t>(16 * 2 * head_dim_vo));
+    for (int64_t i = 0; i < in_last; ++i)
+      __builtin_memcpy(tail + 2 * i * head_dim_vo, last.data + i * last.stride_bytes,
+                       static_cast<size_t>(2 * head_dim_vo));
+    last = {tail, 2 * head_dim_vo};
+  }
+  for (int64_t d = 0; d < head_dim_vo; d += 64) {
+    const bool two = head_dim_vo - d > 32;
+    float* c = o + d / 2;
+    DIFFQKV_TILE_LOAD(3, c, c_stride);
+    if (two) DIFFQKV_TILE_LOAD(7, c + 16, c_stride);
+    for (int64_t g = 0; g < groups; ++g) {
+      const Rows at = g == groups - 1 ? last : Rows{v.data + g * 16 * v.stride_bytes, v.stride_bytes};
+      prefetch.advance(prefetch.per_value_tile);
+      DIFFQKV_TILE_LOAD(2, pairs + g * stride_group, 64);
+      DIFFQKV_TILE_LOAD(4, at.data + 2 * d, at.stride_bytes);
+      DIFFQKV_TILE_DOT(3, 2, 4);
+      if (two) {
+        DIFFQKV_TILE_LOAD(5, at.data + 2 * d + 64, at.stride_bytes);
+        DIFFQKV_TILE_DOT(7, 2, 5);
+      }
+    }
+    DIFFQKV_TILE_STORE(3, c, c_stride);
+    if (two) DIFFQKV_TILE_STORE(7, c + 16, c_stride);
   }
 }
 

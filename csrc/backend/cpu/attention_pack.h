@@ -34,30 +34,42 @@ struct Rows {
   int64_t stride_bytes;  // from token to token
 };
 
-// Brings the next block of K and V into the L2, whatever order its heads are packed in, a few lines at every step of the
-// work on this block: memory has to be busy all the time, and a burst would fill the core's line buffers and stop it. A
-// range is read as four streams side by side, one alone leaves memory a fifth slower: the L2's own read-ahead keeps
-// within a page.
+// Brings the next block of K and V into the L2, whatever order its heads are read in, a few lines at every piece of work on
+// this block: memory has to be busy all the time, and a burst would fill the core's line buffers and stop it. A range is
+// read as four streams side by side, one alone leaves memory a fifth slower: the L2's own read-ahead keeps within a page.
 struct Prefetch {
-  static constexpr int64_t kStreams = 4;
+  static constexpr int64_t kStreams = 4, kStepUnits = 256;
   struct Range {
     const char* data = nullptr;
-    int64_t lines = 0;
+    int64_t steps = 0;  // of one line from each stream
   };
-  Range range, then;  // K's, then V's
-  int64_t line = 0;
-  // Bytes for a step: packing 16 keys of a K head; a row's softmax; a V head's product; packing one V row.
-  int64_t per_panel = 0, per_row = 0, per_head = 0, per_value = 0;
+  Range range, then;           // K's, then V's; taken from here
+  const char* at = nullptr;    // of the first stream
+  int64_t left = 0, owed = 0;  // steps of the range; units
+  // Units to advance by for: 16 keys' scores for a K head; a row's softmax; a V head's product; packing one V row; 16 keys
+  // by 64 dims of a V head that is not packed.
+  int64_t per_panel = 0, per_row = 0, per_head = 0, per_value = 0, per_value_tile = 0;
 
-  DIFFQKV_INLINE void advance(int64_t bytes) {
-    for (int64_t i = 0; i < bytes; i += 64) {
-      if (line >= range.lines) {
-        if (then.lines == 0) return;
-        range = then, line = 0, then.lines = 0;
+  DIFFQKV_INLINE void start(Range r) { range = r, at = r.data, left = r.steps; }
+
+  DIFFQKV_INLINE void advance(int64_t units) {
+    owed += units;
+    int64_t steps = owed / kStepUnits;
+    owed %= kStepUnits;
+    while (steps > 0) {
+      if (left == 0) {
+        if (then.steps == 0) return;
+        start(then);
+        then.steps = 0;
       }
-      const int64_t part = range.lines / kStreams;
-      __builtin_prefetch(range.data + (line % kStreams * part + line / kStreams) * 64, 0, 2);
-      ++line;
+      const int64_t count = steps < left ? steps : left, stride = range.steps * 64;
+      steps -= count, left -= count;
+      for (const char* end = at + count * 64; at < end; at += 64) {
+        __builtin_prefetch(at, 0, 2);
+        __builtin_prefetch(at + stride, 0, 2);
+        __builtin_prefetch(at + 2 * stride, 0, 2);
+        __builtin_prefetch(at + 3 * stride, 0, 2);
+      }
     }
   }
 };

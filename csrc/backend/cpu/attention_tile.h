@@ -7,7 +7,7 @@
 //   for each block of keys:
 //     for each K head: pack it once (not for few rows); S = Q K^T, 32 rows at a time, in L1; online softmax,
 //       P = exp(S - m); O *= exp(m_old - m)
-//     for each V head: pack it once; O += P V, and d with it, in V's column of ones
+//     for each V head: pack it once (not for few rows); O += P V, and d with it, in V's column of ones
 //
 // Softmax runs in base 2: m and the exponents are sm_scale * log2(e) * q.k. With several splits each item leaves (O, d, m)
 // and a second pass merges them. Each K and V byte is read once per item.
@@ -29,11 +29,11 @@ struct Tile {
   int64_t tile_rows;      // height of the AMX tiles as configured, see attention_gemm.h
   int32_t* visible;       // [num_queries] keys that each sees
   char* q;                // [num_rows][ldq], float or bf16
-  uint32_t* query_pairs;  // the same by K heads, [ldq / 2][rows of the head] pairs, for few_scores
+  uint32_t* query_pairs;  // the same by K heads, [ldq / 2][rows of the head] pairs, for few rows
   float* k_panels;        // [kBlock / 16][stride_k_panel]
   float* v_panels;        // [num_v_panels][stride_v_panel]
   float* s;               // [kScoreRows][kBlock]
-  char* p;                // [num_rows][kBlock], float or bf16
+  char* p;                // [num_rows][kBlock], float or bf16; for few rows [kBlock / 16][num_rows][2][16] pairs
   float* o;               // [num_rows][ldo]
   float* m;               // [num_rows]
   float* d;               // [num_rows] sum of the unrounded P, for lse, where P is rounded to bf16; else not used
@@ -53,7 +53,7 @@ struct Tile {
     k_panels = reinterpret_cast<float*>(take(kBlock / kPanel * problem.stride_k_panel * 4));
     v_panels = reinterpret_cast<float*>(take(problem.num_v_panels * problem.stride_v_panel * 4));
     s = reinterpret_cast<float*>(take(kScoreRows * kBlock * 4));
-    p = take(rows * kBlock * (problem.bf16_values ? 2 : 4));
+    p = take(rows * kBlock * (problem.amx ? 8 : problem.bf16_values ? 2 : 4));
     o = reinterpret_cast<float*>(take(rows * problem.ldo * 4));
     m = reinterpret_cast<float*>(take(rows * 4));
     d = reinterpret_cast<float*>(take(rows * 4));
@@ -78,10 +78,11 @@ DIFFQKV_INLINE float update_max(const Problem& p, const float* s, int64_t count,
   return *m > -kInfinity ? *m : 0;
 }
 
-// Whether the rows that share a K head are few enough for few_scores.
-DIFFQKV_INLINE bool uses_few_scores(const Problem& p, const Tile& t) {
-  return p.amx && p.bf16_scores && p.head_dim_qk % 32 == 0 && p.head_dim_qk <= kFewScoreDims &&
-         p.q_heads_per_k_head * t.num_queries <= kFewScoreRows;
+// Whether the rows that share a K or a V head are few enough for attention_few_rows.h.
+DIFFQKV_INLINE bool uses_few_rows(const Problem& p, const Tile& t) {
+  return p.amx && p.bf16_scores && p.bf16_values && p.head_dim_qk % 32 == 0 && p.head_dim_qk <= kFewDims &&
+         p.head_dim_vo % 32 == 0 && p.head_dim_vo <= kFewDims && p.q_heads_per_k_head * t.num_queries <= kFewRows &&
+         2 * p.q_heads_per_v_head * t.num_queries <= kFewRows;
 }
 
 void load_queries(const Problem& p, Tile& t) {
@@ -105,7 +106,7 @@ void load_queries(const Problem& p, Tile& t) {
     }
   });
 #if defined(__AVX512BF16__)
-  if (!uses_few_scores(p, t)) return;
+  if (!uses_few_rows(p, t)) return;
   const int64_t rows_per_head = p.q_heads_per_k_head * t.num_queries, num_pairs = p.ldq / 2;
   for (int64_t row = 0; row < t.num_rows; row += rows_per_head) {
     pack_query_pairs(reinterpret_cast<const uint32_t*>(t.q) + row * num_pairs, num_pairs, rows_per_head, num_pairs,
@@ -120,15 +121,16 @@ DIFFQKV_INLINE void score_block(const Problem& p, Tile& t, int64_t first_key, in
                                 const OnRow& on_row) {
   const int64_t element = static_cast<int64_t>(dtype_size(p.k_dtype)), head_bytes = p.head_dim_qk * element;
   const int64_t rows_per_head = p.q_heads_per_k_head * t.num_queries;
-  const bool few = uses_few_scores(p, t);
+  const bool few = uses_few_rows(p, t);
   for (int64_t first_row = 0; first_row < t.num_rows; first_row += rows_per_head) {
     const int64_t head = t.first_head / p.q_heads_per_k_head + first_row / rows_per_head;
     Rows rows = {p.k + t.batch * p.stride_k_batch + (first_key * p.num_k_heads + head) * head_bytes,
                  p.num_k_heads * head_bytes};
 #if defined(__AVX512BF16__)
-    if (few) {  // all rows of the head at once: they are at most kFewScoreRows, fewer than kScoreRows
+    if (few) {  // all rows of the head at once: they are at most kFewRows, fewer than kScoreRows
+      configure_few_tiles(rows_per_head, 2 * p.q_heads_per_v_head * t.num_queries, &t.tile_rows);
       few_scores(rows, n, p.head_dim_qk, t.query_pairs + first_row * p.ldq / 2, rows_per_head, t.s, kBlock,
-                 &t.tile_rows, prefetch);
+                 prefetch);
     }
 #endif
     for (int64_t j = 0; j < n && !few; j += kPanel, rows.data += kPanel * rows.stride_bytes) {
@@ -243,23 +245,91 @@ Prefetch prefetch_after(const Problem& p, const Tile& t, int64_t first_key, int6
   const int64_t v_token_bytes = p.num_v_heads * p.head_dim_vo * static_cast<int64_t>(dtype_size(p.v_dtype));
   const char *k = p.k + t.batch * p.stride_k_batch, *v = p.v + t.batch * p.stride_v_batch;
   Prefetch r;
-  r.range = {k + begin * k_token_bytes, (end - begin) * k_token_bytes / 64};
-  if (values) r.then = {v + begin * v_token_bytes, (end - begin) * v_token_bytes / 64};
-  // The share of the bytes that each kind of step asks for, in percent: as measured.
-  const int64_t percent = (end - begin) * (k_token_bytes + (values ? v_token_bytes : 0)) / 100;
+  constexpr int64_t kStepBytes = 64 * Prefetch::kStreams;
+  r.start({k + begin * k_token_bytes, (end - begin) * k_token_bytes / kStepBytes});
+  if (values) r.then = {v + begin * v_token_bytes, (end - begin) * v_token_bytes / kStepBytes};
+  // The share that each kind of work asks for, in percent, over how often it is done: as measured.
+  const int64_t steps = r.left + r.then.steps;
   const int64_t k_heads = t.num_heads / p.q_heads_per_k_head, v_heads = t.num_heads / p.q_heads_per_v_head;
-  r.per_panel = percent * (values ? 3 : 40) / (k_heads * ceil_div(p.block, kPanel));
-  r.per_row = percent * (values ? 12 : 60) / t.num_rows;
-  r.per_head = percent * 25 / v_heads;
-  r.per_value = percent * 60 / (v_heads * p.block);
+  const auto share = [&](int64_t percent, int64_t times) DIFFQKV_LAMBDA {
+    return steps * Prefetch::kStepUnits * percent / (100 * times);
+  };
+  const bool few = uses_few_rows(p, t);
+  r.per_panel = share(!values ? 40 : few ? 5 : 3, k_heads * ceil_div(p.block, kPanel));
+  r.per_row = share(!values ? 60 : few ? 15 : 12, t.num_rows);
+  r.per_head = share(25, v_heads);
+  r.per_value = share(60, v_heads * p.block);
+  r.per_value_tile = share(80, v_heads * ceil_div(p.block, 16) * ceil_div(p.head_dim_vo, 64));
   return r;
+}
+
+#if defined(__AVX512BF16__)
+// What few_values left of a row, even dims, the divisor and odd dims, in the order of o.
+DIFFQKV_INLINE void interleave_row(float* o, int64_t ldo, int64_t head_dim_vo) {
+  alignas(64) float pairs[2 * kFewDims];
+  const int64_t half = ldo / 2, d_column = head_dim_vo / 2;
+  __builtin_memcpy(pairs, o, static_cast<size_t>(ldo * 4));
+  for (int64_t d = 0; d < d_column; ++d) o[2 * d] = pairs[d], o[2 * d + 1] = pairs[half + d];
+  o[head_dim_vo] = pairs[d_column];
+}
+
+// attend for few rows, where K and V are taken straight from the cache. Returns whether O is finite: a V that is not spoils
+// its neighbours here.
+bool attend_few(const Problem& p, Tile& t, int64_t begin, int64_t end, bool prefetch) {
+  const int64_t v_rows = p.q_heads_per_v_head * t.num_queries;
+  const int64_t v_head_bytes = p.head_dim_vo * 2, d_column = p.head_dim_vo / 2;
+  uint32_t* pairs = reinterpret_cast<uint32_t*>(t.p);
+  const int64_t stride_group = t.num_rows * 32;
+  for (int64_t key = begin; key < end; key += p.block) {
+    const int64_t n = min_of(end - key, p.block);
+    Prefetch next;
+    if (prefetch) next = prefetch_after(p, t, key, end, true);
+    score_block(p, t, key, n, next, [&](int64_t row, const float* s, int64_t count, int64_t all) DIFFQKV_LAMBDA {
+      float* o = t.o + row * p.ldo;
+      const float base = count > 0 ? update_max(p, s, count, &t.m[row], &t.d[row], o, p.ldo) : 0;
+      F32v total = {}, rounded = {};
+      for (int64_t j = 0; j < all; j += kLanes) {
+        F32v x = {};
+        if (j < count) x = exp2_fast(fma(load(s + j), set1(p.scale_log2), set1(-base)));
+        if (count - j < kLanes) x = lane_numbers() < static_cast<int32_t>(count - j) ? x : F32v{};
+        total += x;
+        rounded += store_pairs(pairs + j / 16 * stride_group + row * 32, x);
+      }
+      if (p.lse) t.d[row] += sum(total);
+      o[d_column] += sum(rounded);
+    });
+    for (int64_t row = 0; row < t.num_rows; row += v_rows) {
+      const int64_t head = t.first_head / p.q_heads_per_v_head + row / v_rows;
+      const Rows rows = {p.v + t.batch * p.stride_v_batch + (key * p.num_v_heads + head) * v_head_bytes,
+                         p.num_v_heads * v_head_bytes};
+      few_values(rows, n, p.head_dim_vo, pairs + row * 32, stride_group, t.o + row * p.ldo, p.ldo, next);
+    }
+  }
+  F32v finite = {};
+  for (int64_t row = 0; row < t.num_rows; ++row) {
+    float* o = t.o + row * p.ldo;
+    interleave_row(o, p.ldo, p.head_dim_vo);
+    for (int64_t j = 0; j < p.head_dim_vo; j += kLanes) finite += load(o + j) * 0;
+  }
+  return sum(finite) == 0;
+}
+#endif
+
+DIFFQKV_INLINE void clear_rows(const Problem& p, Tile& t) {
+  __builtin_memset(t.o, 0, static_cast<size_t>(t.num_rows * p.ldo * 4));
+  for (int64_t i = 0; i < t.num_rows; ++i) t.m[i] = -kInfinity, t.d[i] = 0;
 }
 
 // Attention of the tile's rows over keys [begin, end): fills t.o and t.m.
 void attend(const Problem& p, Tile& t, int64_t begin, int64_t end, bool prefetch) {
   load_queries(p, t);
-  __builtin_memset(t.o, 0, static_cast<size_t>(t.num_rows * p.ldo * 4));
-  for (int64_t i = 0; i < t.num_rows; ++i) t.m[i] = -kInfinity, t.d[i] = 0;
+  clear_rows(p, t);
+#if defined(__AVX512BF16__)
+  if (uses_few_rows(p, t)) {
+    if (attend_few(p, t, begin, end, prefetch)) return;
+    clear_rows(p, t);
+  }
+#endif
   for (int64_t key = begin; key < end; key += p.block) {
     const int64_t n = min_of(end - key, p.block);
     Prefetch next;
