@@ -1,7 +1,7 @@
 // Attention of one query per sequence over its cache. Bound by memory.
 //
 // Dense: a work item is (sequence, KV split) with all query heads, so that the item reads contiguous memory, each K and V byte
-// once, whatever the head counts; splits keep every core busy at batch 1. attention_tile.h has the loops and the merge.
+// once, whatever the head counts; splits keep every core busy at batch 1. attention_tile.h has the loops, attention_plan.h the merge.
 //
 // Sequences that share one cache (both batch strides 0) are queries of one tile, as in prefill, each with its own kv_len.
 //

@@ -1,0 +1,136 @@
+// How attention is cut into work items, their order over the threads, and what becomes of their results: see
+// attention_tile.h for what an item does.
+#pragma once
+
+#include <omp.h>
+
+#include "backend/cpu/attention_tile.h"
+
+namespace diffqkv::cpu::DIFFQKV_ISA {
+namespace {
+
+// out = o / divisor and lse = ln(2^m d) of one row. `query` counts within its batch.
+DIFFQKV_INLINE void finish_row(const Problem& p, int64_t batch, int64_t query, int64_t head, const float* o,
+                               float divisor, float m, float d) {
+  if (p.lse) {
+    float* lse = p.lse + batch * p.stride_lse_batch + query * p.stride_lse_query + head * p.stride_lse_head;
+    *lse = d == 0 ? -kInfinity
+                  : static_cast<float>((m > -kInfinity ? m * kLn2 : 0) + static_cast<double>(__builtin_logf(d)));
+  }
+  const int64_t at = ((batch * p.num_queries + query) * p.num_q_heads + head) * p.head_dim_vo;
+  visit(p.out_dtype, [&](auto type) DIFFQKV_LAMBDA {
+    auto* out = reinterpret_cast<decltype(type)*>(p.out) + at;
+    for (int64_t j = 0; j < p.head_dim_vo; j += kLanes) {
+      const F32v x = divisor == 0 ? F32v{} : load(o + j) / divisor;
+      const int64_t count = p.head_dim_vo - j;
+      count >= kLanes ? store(out + j, x) : store_n(out + j, x, count);
+    }
+  });
+}
+
+// How the problem is cut into work items.
+struct Plan {
+  int64_t unit_heads, tile_queries, num_splits;
+  bool prefetch;  // the cache comes from memory, not from an earlier tile's visit
+};
+
+DIFFQKV_INLINE void set_tile(const Problem& p, const Plan& plan, int64_t index, Tile& t) {
+  // The last queries see the most keys: their tiles go first.
+  const int64_t tiles = ceil_div(p.num_queries, plan.tile_queries), units = p.num_q_heads / plan.unit_heads;
+  t.first_head = index % units * plan.unit_heads, t.num_heads = plan.unit_heads;
+  t.batch = index / units % p.num_batches;
+  t.first_query = (tiles - 1 - index / (units * p.num_batches)) * plan.tile_queries;
+  t.num_queries = min_of(plan.tile_queries, p.num_queries - t.first_query);
+  t.num_rows = t.num_heads * t.num_queries;
+  t.max_visible = 0;
+  for (int64_t i = 0; i < t.num_queries; ++i) {
+    t.visible[i] = static_cast<int32_t>(p.num_visible_keys(t.batch, t.first_query + i));
+    t.max_visible = max_of(t.max_visible, t.visible[i]);
+  }
+}
+
+DIFFQKV_INLINE int64_t num_tiles(const Problem& p, const Plan& plan) {
+  return ceil_div(p.num_queries, plan.tile_queries) * p.num_batches * (p.num_q_heads / plan.unit_heads);
+}
+
+// Split `split` of the tile's keys.
+DIFFQKV_INLINE void split_range(const Tile& t, int64_t num_splits, int64_t split, int64_t* begin, int64_t* end) {
+  const int64_t keys = ceil_div(t.max_visible, num_splits);
+  *begin = min_of(split * keys, t.max_visible), *end = min_of(*begin + keys, t.max_visible);
+}
+
+// What a split leaves of one row: o with its divisor in column head_dim_vo, then m and d.
+DIFFQKV_INLINE int64_t partial_floats(const Problem& p) { return p.ldo + kPanel; }
+
+void merge_row(const Problem& p, const float* partials, int64_t num_splits, float* o, float* m, float* d) {
+  *m = -kInfinity, *d = 0;
+  for (int64_t s = 0; s < num_splits; ++s)
+    *m = partials[s * partial_floats(p) + p.ldo] > *m ? partials[s * partial_floats(p) + p.ldo] : *m;
+  for (int64_t j = 0; j < p.ldo; j += kLanes) store(o + j, F32v{});
+  for (int64_t s = 0; s < num_splits; ++s) {
+    const float* part = partials + s * partial_floats(p);
+    // A split without a finite score left zeros, or NaN, which is to stay.
+    const float weight = part[p.ldo] > -kInfinity ? __builtin_exp2f(part[p.ldo] - *m) : 1;
+    *d += part[p.ldo + 1] * weight;
+    for (int64_t j = 0; j < p.ldo; j += kLanes) store(o + j, load(o + j) + load(part + j) * weight);
+  }
+}
+
+constexpr int64_t kPartialBytes = int64_t{64} << 20;  // of several splits, before they are merged
+
+void run(const Problem& p, const Plan& plan, Arena& arena) {
+  const int num_threads = omp_get_max_threads();
+  const int64_t tile_rows = plan.unit_heads * plan.tile_queries, all_tiles = num_tiles(p, plan);
+  Tile size = {};
+  const int64_t scratch_bytes = size.lay_out(p, nullptr, plan.tile_queries, plan.unit_heads);
+  char* scratch = static_cast<char*>(arena.get(0, static_cast<size_t>(num_threads * scratch_bytes)));
+  const int64_t row_bytes = partial_floats(p) * 4, tile_bytes = tile_rows * plan.num_splits * row_bytes;
+  const int64_t tiles_at_once =
+      plan.num_splits == 1 ? all_tiles : min_of(all_tiles, max_of(1, kPartialBytes / tile_bytes));
+  float* partials = plan.num_splits == 1
+                        ? nullptr
+                        : static_cast<float*>(arena.get(1, static_cast<size_t>(tiles_at_once * tile_bytes)));
+#pragma omp parallel num_threads(all_tiles* plan.num_splits > 1 ? num_threads : 1)
+  {
+    Tile t = {};
+    t.lay_out(p, scratch + omp_get_thread_num() * scratch_bytes, plan.tile_queries, plan.unit_heads);
+    const AmxScope amx(p.amx);
+    for (int64_t first = 0; first < all_tiles; first += tiles_at_once) {
+      const int64_t tiles = min_of(tiles_at_once, all_tiles - first);
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t item = 0; item < tiles * plan.num_splits; ++item) {
+        set_tile(p, plan, first + item / plan.num_splits, t);
+        int64_t begin, end;
+        split_range(t, plan.num_splits, item % plan.num_splits, &begin, &end);
+        attend(p, t, begin, end, plan.prefetch);
+        for (int64_t row = 0; row < t.num_rows; ++row) {
+          const float* o = t.o + row * p.ldo;
+          const float d = p.bf16_values ? t.d[row] : o[p.head_dim_vo];
+          if (plan.num_splits == 1) {
+            finish_row(p, t.batch, t.first_query + row % t.num_queries, t.first_head + row / t.num_queries, o,
+                       o[p.head_dim_vo], t.m[row], d);
+            continue;
+          }
+          const int64_t tile = item / plan.num_splits, split = item % plan.num_splits;
+          float* part = partials + ((tile * tile_rows + row) * plan.num_splits + split) * partial_floats(p);
+          for (int64_t j = 0; j < p.ldo; j += kLanes) store(part + j, load(o + j));
+          part[p.ldo] = t.m[row], part[p.ldo + 1] = d;
+        }
+      }
+      if (plan.num_splits == 1) continue;
+#pragma omp for schedule(dynamic, 4)
+      for (int64_t item = 0; item < tiles * tile_rows; ++item) {
+        const int64_t row = item % tile_rows;
+        set_tile(p, plan, first + item / tile_rows, t);
+        if (row >= t.num_rows) continue;
+        float m, d;
+        merge_row(p, partials + item * plan.num_splits * partial_floats(p), plan.num_splits, t.o, &m, &d);
+        finish_row(p, t.batch, t.first_query + row % t.num_queries, t.first_head + row / t.num_queries, t.o,
+                   t.o[p.head_dim_vo], m, d);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace diffqkv::cpu::DIFFQKV_ISA
