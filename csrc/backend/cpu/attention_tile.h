@@ -8,6 +8,7 @@
 //     for each K head: pack it once (not for few rows); S = Q K^T, 32 rows at a time, in L1; online softmax,
 //       P = exp(S - m); O *= exp(m_old - m)
 //     for each V head: pack it once (not for few rows); O += P V, and d with it, in V's column of ones
+//       (for few rows d is summed apart, of the rounded P)
 //
 // Softmax runs in base 2: m and the exponents are sm_scale * log2(e) * q.k. With several splits each item leaves (O, d, m)
 // and a second pass merges them. Each K and V byte is read once per item.
@@ -51,7 +52,8 @@ struct Tile {
     k_panels = reinterpret_cast<float*>(take(kBlock / kPanel * problem.stride_k_panel * 4));
     v_panels = reinterpret_cast<float*>(take(problem.num_v_panels * problem.stride_v_panel * 4));
     s = reinterpret_cast<float*>(take(kScoreRows * kBlock * 4));
-    p = take(rows * kBlock * (problem.amx ? 8 : problem.bf16_values ? 2 : 4));
+    const int64_t few_rows = problem.amx ? min_of(rows, max_heads * kFewRows) : 0;
+    p = take(kBlock * max_of(rows * (problem.bf16_values ? 2 : 4), few_rows * 8));
     o = reinterpret_cast<float*>(take(rows * problem.ldo * 4));
     m = reinterpret_cast<float*>(take(rows * 4));
     d = reinterpret_cast<float*>(take(rows * 4));
