@@ -10,7 +10,7 @@ module.exports = {
     ],
   },
   moduleNameMapper: { '^diffqkv$': '<rootDir>/lib/index.ts' },
-  modulePathIgnorePatterns: ['<rootDir>/build/', '<rootDir>/dist/'],
+  modulePathIgnorePatterns: ['<rootDir>/build(-\\w+)?/', '<rootDir>/dist/'],
   testTimeout: 180_000,
   maxWorkers: 2,
 };

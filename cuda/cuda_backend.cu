@@ -1,83 +1,368 @@
-// The CUDA devices of this machine, through the statically linked CUDA runtime: the module loads with and without a
-// driver, and says which it found.
-#include <cuda_runtime_api.h>
+// The GPU as a device: memory, copies, time stamps, and the launchers of kernels.h. Everything goes to one stream;
+// nothing waits but download, synchronize and elapsed_ms.
+#include <algorithm>
+#include <cstring>
 
-#include <cstdio>
+#include "cuda_devices.h"
+#include "kernels.h"
 
-#include "backend/backend.h"
-
-namespace diffqkv {
+namespace diffqkv::DIFFQKV_DEVICE_NS {
 namespace {
 
-constexpr int kRequiredVersion = CUDART_VERSION / 1000 * 1000;  // a driver serves every minor version of its CUDA
+constexpr size_t kChunk = size_t{4} << 20;
+constexpr int kUploadSlots = 4, kDownloadSlots = 2;
 
-std::string version_text(int version) {
-  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
-}
+// Is there code for this GPU in the module?
+DIFFQKV_KERNEL(32, 1) probe() {}
 
-// The first driver branch of a CUDA major version, which is what `nvidia-smi` shows and users install.
-const char* required_driver() { return kRequiredVersion >= 13000 ? "R580" : "R525"; }
+// Page-locked host memory, which the GPU copies from and to while the host goes on; and an event for when it has.
+struct Slot {
+  unsigned char* data = nullptr;
+  size_t used = 0;
+  cudaEvent_t done = nullptr;
+};
 
-DeviceInfo no_device(std::string reason) {
-  DeviceInfo info;
-  info.id = info.kind = "cuda";
-  info.name = "CUDA";
-  info.usable = false;
-  info.reason = std::move(reason);
-  return info;
-}
-
-// Empty where GPUs can be asked for. cudaGetDeviceCount says cudaErrorInsufficientDriver both when there is no driver and
-// when it is too old; the driver's version tells them apart.
-std::string driver_problem(int* count) {
-  int driver = 0;
-  cudaDriverGetVersion(&driver);
-  if (driver == 0) return "no NVIDIA driver on this machine (libcuda is not there or does not load)";
-  if (driver < kRequiredVersion) {
-    return "NVIDIA driver too old: found one for CUDA " + version_text(driver) + ", needs one for CUDA " +
-           version_text(kRequiredVersion) + " (" + required_driver() + " or newer); update the driver";
+class CudaEvent : public Event {
+ public:
+  CudaEvent(Gpu& gpu, uint64_t generation) : gpu_(gpu), generation_(generation) {
+    check_cuda(cudaEventCreate(&event), "cudaEventCreate");
   }
-  cudaError_t status = cudaGetDeviceCount(count);
-  if (status == cudaErrorNoDevice || (status == cudaSuccess && *count == 0)) {
-    return "the NVIDIA driver (CUDA " + version_text(driver) +
-           ") shows no GPU to this process; see CUDA_VISIBLE_DEVICES";
+  ~CudaEvent() override {
+    std::shared_lock lock(gpu_.mutex);
+    if (gpu_.generation == generation_) cudaEventDestroy(event);
   }
-  if (status != cudaSuccess) return std::string("the NVIDIA driver answers: ") + cudaGetErrorString(status);
-  return "";
-}
+  cudaEvent_t event = nullptr;
 
-DeviceInfo gpu_info(int ordinal) {
-  DeviceInfo info;
-  info.id = "cuda:" + std::to_string(ordinal);
-  info.kind = "cuda";
-  info.name = "GPU " + std::to_string(ordinal);
-  info.usable = false;
+ private:
+  Gpu& gpu_;
+  const uint64_t generation_;
+};
+
+class CudaBackend : public Backend, private Context {
+ public:
+  CudaBackend(int ordinal, DeviceInfo info) : ordinal_(ordinal), info_(std::move(info)), gpu_(gpu(ordinal)) {
+    reset_if_lost();
+    generation_ = gpu_.generation;
+    try {
+      open();
+    } catch (...) {
+      close();
+      throw;
+    }
+  }
+  ~CudaBackend() override { close(); }
+
+  const DeviceInfo& info() const override { return info_; }
+
+  void* allocate(size_t bytes) override {
+    if (bytes == 0) return nullptr;
+    Entered entered(*this);
+    return allocate_or_fail(bytes);
+  }
+  void free(void* data, size_t) noexcept override {
+    std::shared_lock lock(gpu_.mutex);
+    if (data == nullptr || is_lost() || cudaSetDevice(ordinal_) != cudaSuccess) return;
+    free_memory(data);
+  }
+  void upload(void* dst, const void* host_src, size_t bytes) override;
+  void download(void* host_dst, const void* src, size_t bytes) override;
+  void copy(void* dst, const void* src, size_t bytes) override {
+    if (bytes == 0) return;
+    Entered entered(*this);
+    check_cuda(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, stream), "copy");
+  }
+  void synchronize() override {
+    Entered entered(*this);
+    wait("synchronize");
+  }
+  std::unique_ptr<Event> record_event() override {
+    Entered entered(*this);
+    auto event = std::make_unique<CudaEvent>(gpu_, generation_);
+    check_cuda(cudaEventRecord(event->event, stream), "cudaEventRecord");
+    return event;
+  }
+  double elapsed_ms(const Event& start, const Event& stop) override {
+    Entered entered(*this);
+    const cudaEvent_t first = static_cast<const CudaEvent&>(start).event;
+    const cudaEvent_t last = static_cast<const CudaEvent&>(stop).event;
+    check_cuda(cudaEventSynchronize(last), "elapsed_ms");
+    if (static_cast<volatile Finding*>(host_finding_)->kind != Finding::none) wait("elapsed_ms");
+    float ms = 0;
+    check_cuda(cudaEventElapsedTime(&ms, first, last), "elapsed_ms");
+    return ms;
+  }
+
+  void embed(const EmbedParams& p) override { enqueue(DIFFQKV_DEVICE_NS::embed, p); }
+  void rms_norm(const RmsNormParams& p) override { enqueue(DIFFQKV_DEVICE_NS::rms_norm, p); }
+  void matmul(const MatmulParams& p) override { enqueue(DIFFQKV_DEVICE_NS::matmul, p); }
+  void augmented_q(const AugmentedQParams& p) override { enqueue(DIFFQKV_DEVICE_NS::augmented_q, p); }
+  void silu_mul(const SiluMulParams& p) override { enqueue(DIFFQKV_DEVICE_NS::silu_mul, p); }
+  void rope(const RopeParams& p) override { enqueue(DIFFQKV_DEVICE_NS::rope, p); }
+  void kv_append(const KvAppendParams& p) override { enqueue(DIFFQKV_DEVICE_NS::kv_append, p); }
+  void attention_prefill(const AttentionPrefillParams& p) override { enqueue(DIFFQKV_DEVICE_NS::attention_prefill, p); }
+  void attention_decode(const AttentionDecodeParams& p) override { enqueue(DIFFQKV_DEVICE_NS::attention_decode, p); }
+  void sample(const SampleParams& p) override { enqueue(DIFFQKV_DEVICE_NS::sample, p); }
+
+ private:
+  // Stands in every call: the calling thread works on this GPU, which is there, and stays so while the call lasts.
+  class Entered {
+   public:
+    explicit Entered(CudaBackend& backend) : lock_(backend.gpu_.mutex) {
+      if (backend.is_lost()) backend.fail_lost();
+      use_gpu(backend.ordinal_);
+    }
+
+   private:
+    std::shared_lock<std::shared_mutex> lock_;
+  };
+
+  template <typename Params>
+  void enqueue(void (*launcher)(const Params&, Context&), const Params& p) {
+    Entered entered(*this);
+    launcher(p, *this);
+  }
+
+  bool is_lost() const { return gpu_.lost || gpu_.generation != generation_; }
+  [[noreturn]] void fail_lost() {
+    std::lock_guard lock(gpu_.reason_mutex);
+    fail(ErrorCode::device_unavailable,
+         "%s is lost, and all that was on it: %s; open it again, and where that fails, start the process again",
+         info_.id.c_str(), gpu_.reason.c_str());
+  }
+  void reset_if_lost() {
+    std::unique_lock lock(gpu_.mutex);
+    if (!gpu_.lost) return;
+    cudaSetDevice(ordinal_);
+    const cudaError_t status = cudaDeviceReset();
+    ++gpu_.generation;
+    if (status != cudaSuccess) {
+      fail(ErrorCode::device_unavailable, "%s was lost and does not come back (%s): start the process again",
+           info_.id.c_str(), cudaGetErrorString(status));
+    }
+    gpu_.lost = false;
+  }
+
+  void open();
+  void close() noexcept;
+
+  void* try_allocate(size_t bytes) {
+    void* data = nullptr;
+    const cudaError_t status = pool_ ? cudaMallocAsync(&data, bytes, stream) : cudaMalloc(&data, bytes);
+    if (status == cudaErrorMemoryAllocation) {
+      cudaGetLastError();
+      return nullptr;
+    }
+    check_cuda(status, "allocate");
+    return data;
+  }
+  void* allocate_or_fail(size_t bytes) {
+    const bool possible = bytes <= info_.total_memory;
+    if (void* data = possible ? try_allocate(bytes) : nullptr) return data;
+    // What was freed may wait in the stream, or lie in the pool in pieces.
+    check_cuda(cudaStreamSynchronize(stream), "allocate");
+    if (pool_) cudaMemPoolTrimTo(pool_, 0);
+    if (void* data = possible ? try_allocate(bytes) : nullptr) return data;
+    size_t free_bytes = 0, total = 0;
+    cudaMemGetInfo(&free_bytes, &total);
+    fail(ErrorCode::out_of_memory,
+         "out of memory on %s: asked for %zu bytes, %zu bytes are free; free tensors, sessions or models, or ask for "
+         "less",
+         info_.id.c_str(), bytes, free_bytes);
+  }
+  void free_memory(void* data) noexcept {
+    if (data == nullptr) return;
+    if (pool_) {
+      cudaFreeAsync(data, stream);
+    } else {
+      cudaFree(data);
+    }
+  }
+
+  void* scratch(size_t bytes) override {
+    grow(scratch_, scratch_bytes_, bytes);
+    return scratch_;
+  }
+  uint32_t* zeroed_words(size_t count) override {
+    if (grow(words_, words_bytes_, count * sizeof(uint32_t)))
+      check_cuda(cudaMemsetAsync(words_, 0, words_bytes_, stream), "zeroed_words");
+    return static_cast<uint32_t*>(words_);
+  }
+  // Whether it took new memory. The old one goes when the stream has come here.
+  bool grow(void*& data, size_t& has, size_t bytes) {
+    if (bytes <= has) return false;
+    free_memory(data);
+    data = nullptr;
+    has = 0;
+    const size_t wanted = std::max((bytes + 0xffff) & ~size_t{0xffff}, bytes);
+    data = allocate_or_fail(wanted);
+    has = wanted;
+    return true;
+  }
+
+  void prepare(Slot& slot);
+  // Waits for the stream; throws what its kernels found.
+  void wait(const char* what);
+  void check_finding();
+
+  const int ordinal_;
+  const DeviceInfo info_;
+  Gpu& gpu_;
+  uint64_t generation_ = 0;
+  cudaMemPool_t pool_ = nullptr;  // or null, where the GPU has none
+  void* scratch_ = nullptr;
+  size_t scratch_bytes_ = 0;
+  void* words_ = nullptr;
+  size_t words_bytes_ = 0;
+  Finding* host_finding_ = nullptr;
+  Slot uploads_[kUploadSlots], downloads_[kDownloadSlots];
+  int upload_slot_ = 0;
+};
+
+void CudaBackend::open() {
+  std::shared_lock lock(gpu_.mutex);
+  use_gpu(ordinal_);
+  check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
+  launch("probe", probe, {}, stream);
   cudaDeviceProp properties;
-  cudaError_t status = cudaGetDeviceProperties(&properties, ordinal);
-  if (status != cudaSuccess) {
-    info.reason = std::string("its properties cannot be read: ") + cudaGetErrorString(status);
-    return info;
+  check_cuda(cudaGetDeviceProperties(&properties, ordinal_), "cudaGetDeviceProperties");
+  num_multiprocessors = properties.multiProcessorCount;
+  compute_capability = properties.major * 10 + properties.minor;
+  max_shared_bytes = properties.sharedMemPerBlockOptin;
+  int pools = 0;
+  cudaDeviceGetAttribute(&pools, cudaDevAttrMemoryPoolsSupported, ordinal_);
+  if (pools != 0) {
+    check_cuda(cudaDeviceGetDefaultMemPool(&pool_, ordinal_), "cudaDeviceGetDefaultMemPool");
+    uint64_t keep = UINT64_MAX;  // freed memory is used again; without this every wait would give it back to the driver
+    check_cuda(cudaMemPoolSetAttribute(pool_, cudaMemPoolAttrReleaseThreshold, &keep), "cudaMemPoolSetAttribute");
   }
-  info.name = properties.name;
-  info.total_memory = properties.totalGlobalMem;
-  info.compute_capability = std::to_string(properties.major) + "." + std::to_string(properties.minor);
-  int driver = 0;
-  cudaDriverGetVersion(&driver);
-  info.details = {{"driver", "CUDA " + version_text(driver)}, {"runtime", "CUDA " + version_text(CUDART_VERSION)}};
-  info.reason = "this build has no CUDA kernels yet: use 'cpu'";
-  return info;
+  check_cuda(cudaHostAlloc(&host_finding_, sizeof(Finding), cudaHostAllocMapped), "cudaHostAlloc");
+  *host_finding_ = {};
+  check_cuda(cudaHostGetDevicePointer(&finding, host_finding_, 0), "cudaHostGetDevicePointer");
+  check_cuda(cudaStreamSynchronize(stream), "openDevice");
+}
+
+void CudaBackend::close() noexcept {
+  std::shared_lock lock(gpu_.mutex);
+  if (is_lost() || cudaSetDevice(ordinal_) != cudaSuccess) return;
+  if (stream != nullptr) cudaStreamSynchronize(stream);
+  free_memory(scratch_);
+  free_memory(words_);
+  const auto drop = [](Slot& slot) {
+    if (slot.data != nullptr) cudaFreeHost(slot.data);
+    if (slot.done != nullptr) cudaEventDestroy(slot.done);
+  };
+  for (Slot& slot : uploads_) drop(slot);
+  for (Slot& slot : downloads_) drop(slot);
+  if (host_finding_ != nullptr) cudaFreeHost(host_finding_);
+  if (stream != nullptr) {
+    cudaStreamSynchronize(stream);
+    cudaStreamDestroy(stream);
+  }
+  if (pool_ != nullptr) cudaMemPoolTrimTo(pool_, 0);
+  cudaGetLastError();
+}
+
+void CudaBackend::prepare(Slot& slot) {
+  if (slot.data == nullptr) {
+    const cudaError_t status = cudaHostAlloc(&slot.data, kChunk, cudaHostAllocDefault);
+    if (status == cudaErrorMemoryAllocation) {
+      cudaGetLastError();
+      fail(ErrorCode::out_of_memory, "out of page-locked host memory for copies: asked for %zu bytes", kChunk);
+    }
+    check_cuda(status, "cudaHostAlloc");
+  }
+  if (slot.done == nullptr) check_cuda(cudaEventCreateWithFlags(&slot.done, cudaEventDisableTiming), "cudaEventCreate");
+}
+
+// Through the slots, in turn: a slot is filled, by one copy or by many small ones, and left with its event; coming back
+// to it waits for that event.
+void CudaBackend::upload(void* dst, const void* host_src, size_t bytes) {
+  if (bytes == 0) return;
+  Entered entered(*this);
+  for (size_t at = 0; at < bytes;) {
+    Slot* slot = &uploads_[upload_slot_];
+    if (slot->used >= kChunk) {
+      check_cuda(cudaEventRecord(slot->done, stream), "upload");
+      upload_slot_ = (upload_slot_ + 1) % kUploadSlots;
+      slot = &uploads_[upload_slot_];
+      if (slot->used > 0) check_cuda(cudaEventSynchronize(slot->done), "upload");
+      slot->used = 0;
+    }
+    prepare(*slot);
+    const size_t part = std::min(bytes - at, kChunk - slot->used);
+    unsigned char* staged = slot->data + slot->used;
+    std::memcpy(staged, static_cast<const char*>(host_src) + at, part);
+    slot->used += (part + 255) & ~size_t{255};
+    check_cuda(cudaMemcpyAsync(static_cast<char*>(dst) + at, staged, part, cudaMemcpyHostToDevice, stream), "upload");
+    at += part;
+  }
+}
+
+// A piece is on its way while the one before is copied out.
+void CudaBackend::download(void* host_dst, const void* src, size_t bytes) {
+  Entered entered(*this);
+  if (bytes == 0) return wait("download");
+  const size_t pieces = (bytes + kChunk - 1) / kChunk;
+  const auto size = [&](size_t i) { return std::min(kChunk, bytes - i * kChunk); };
+  for (size_t i = 0; i <= pieces; ++i) {
+    if (i < pieces) {
+      Slot& slot = downloads_[i % kDownloadSlots];
+      prepare(slot);
+      check_cuda(cudaMemcpyAsync(slot.data, static_cast<const char*>(src) + i * kChunk, size(i), cudaMemcpyDeviceToHost,
+                                 stream),
+                 "download");
+      check_cuda(cudaEventRecord(slot.done, stream), "download");
+    }
+    if (i > 0) {
+      Slot& slot = downloads_[(i - 1) % kDownloadSlots];
+      check_cuda(cudaEventSynchronize(slot.done), "download");
+      std::memcpy(static_cast<char*>(host_dst) + (i - 1) * kChunk, slot.data, size(i - 1));
+    }
+  }
+  check_finding();
+}
+
+void CudaBackend::wait(const char* what) {
+  check_cuda(cudaStreamSynchronize(stream), what);
+  check_finding();
+}
+
+// The stream is empty: nobody writes it.
+void CudaBackend::check_finding() {
+  const Finding found = *host_finding_;
+  if (found.kind == Finding::none) return;
+  *host_finding_ = {};
+  switch (found.kind) {
+    case Finding::token:
+      fail(ErrorCode::invalid_argument, "token %d at index %d is outside the vocabulary [0, %d)", found.value,
+           found.index, found.limit);
+    case Finding::position:
+      if (found.value < 0)
+        fail(ErrorCode::invalid_argument, "position %d of token %d is negative", found.value, found.index);
+      fail(ErrorCode::invalid_argument, "position %d of token %d is outside the cache, [0, %d)", found.value,
+           found.index, found.limit);
+    case Finding::nan_logit: fail(ErrorCode::invalid_argument, "sample: the logit of token %d is NaN", found.index);
+    case Finding::no_logit: fail(ErrorCode::invalid_argument, "sample: all %d logits are -inf", found.limit);
+    case Finding::kv_len:
+      fail(ErrorCode::invalid_argument, "kv_lens[%d] is %d, but it must lie in [0, %d], the kv_len of k and v",
+           found.index, found.value, found.limit);
+  }
+  fail(ErrorCode::invalid_argument, "a kernel found %d at index %d of an argument, whose limit is %d", found.value,
+       found.index, found.limit);
 }
 
 }  // namespace
+}  // namespace diffqkv::DIFFQKV_DEVICE_NS
 
-std::vector<DeviceInfo> cuda_device_infos() {
-  int count = 0;
-  std::string problem = driver_problem(&count);
-  if (!problem.empty()) return {no_device(problem)};
-  std::vector<DeviceInfo> infos;
-  for (int ordinal = 0; ordinal < count; ++ordinal) infos.push_back(gpu_info(ordinal));
-  return infos;
+namespace diffqkv {
+
+#if defined(DIFFQKV_EMULATION)
+
+std::shared_ptr<Backend> make_emulated_backend() {
+  return std::make_shared<emulated::CudaBackend>(0, emulated_device_infos()[0]);
 }
+
+#else
 
 std::shared_ptr<Backend> make_cuda_backend(int ordinal) {
   std::vector<DeviceInfo> infos = cuda_device_infos();
@@ -86,8 +371,12 @@ std::shared_ptr<Backend> make_cuda_backend(int ordinal) {
     fail(ErrorCode::device_unavailable, "there is no cuda:%d: this machine has %zu GPUs, cuda:0 to cuda:%zu", ordinal,
          infos.size(), infos.size() - 1);
   }
-  fail(ErrorCode::device_unavailable, "cuda:%d (%s): %s", ordinal, infos[ordinal].name.c_str(),
-       infos[ordinal].reason.c_str());
+  const DeviceInfo& info = infos[ordinal];
+  if (!info.usable)
+    fail(ErrorCode::device_unavailable, "cuda:%d (%s): %s", ordinal, info.name.c_str(), info.reason.c_str());
+  return std::make_shared<cuda::CudaBackend>(ordinal, info);
 }
+
+#endif
 
 }  // namespace diffqkv

@@ -173,7 +173,10 @@ export interface NativeAddon {
 
 let loaded: NativeAddon | undefined;
 
-/** The native module: build/Release, where it was compiled here, else the one of prebuilds/ for this platform. */
+/**
+ * The native module: build/Release, where it was compiled here, else the one of prebuilds/ for this platform.
+ * DIFFQKV_MODULE in the environment names another file, as the tests do to load the one that has the emulated device.
+ */
 export function addon(): NativeAddon {
   if (loaded === undefined) {
     const load = require('node-gyp-build') as ((root: string) => NativeAddon) & { path(root: string): string };
@@ -185,8 +188,9 @@ export function addon(): NativeAddon {
     const limitSpinning = GOMP_SPINCOUNT === undefined && OMP_WAIT_POLICY === undefined;
     if (limitSpinning) process.env.GOMP_SPINCOUNT = '3000';
     try {
-      file = load.path(packageRoot);
-      loaded = load(packageRoot);
+      const named = process.env.DIFFQKV_MODULE;
+      file = named || load.path(packageRoot);
+      loaded = named ? (require(named) as NativeAddon) : load(packageRoot);
     } catch (error) {
       const cause = (error as Error).message.split('\n')[0];
       throw new DiffqkvError(

@@ -3,9 +3,11 @@
 // node-gyp-build looks for it. CMake runs through cmake-js, or by itself where cmake-js is not installed.
 // build-cmake/ is kept apart because `node-gyp rebuild` wipes build/.
 //
-//   node scripts/build-native.js [--clean] [--verbose] [-DNAME=VALUE ...]
+//   node scripts/build-native.js [--clean] [--verbose] [--test] [-DNAME=VALUE ...]
 //
-// CMake options given once are remembered by build-cmake/; DIFFQKV_CMAKE_ARGS in the environment adds to them.
+// --test builds what the tests need instead, and leaves it in build-cmake/: the module with the emulated device, and the
+// checks of the emulation. CMake options given once are remembered by build-cmake/; DIFFQKV_CMAKE_ARGS in the environment
+// adds to them, and DIFFQKV_BUILD_DIR names another folder than build-cmake/.
 'use strict';
 
 const { spawnSync } = require('node:child_process');
@@ -14,7 +16,7 @@ const os = require('node:os');
 const path = require('node:path');
 
 const root = path.resolve(__dirname, '..');
-const work = path.join(root, 'build-cmake');
+const work = path.resolve(root, process.env.DIFFQKV_BUILD_DIR || 'build-cmake');
 const args = process.argv.slice(2);
 const verbose = args.includes('--verbose');
 const defines = [...(process.env.DIFFQKV_CMAKE_ARGS || '').split(/\s+/), ...args].filter((arg) => arg.startsWith('-D'));
@@ -93,9 +95,14 @@ if (!fs.existsSync(path.join(work, 'build.ninja')) && !fs.existsSync(path.join(w
   fs.rmSync(cache, { force: true });
 }
 if (!fs.existsSync(cache) || defines.length > 0) configure();
-if (!fs.existsSync(path.join(work, 'diffqkv.node')))
-  console.log('diffqkv: compiling the native module, which takes a few minutes');
-run('cmake', ['--build', work, '--parallel', String(os.availableParallelism())]);
+const file = args.includes('--test') ? 'diffqkv-test.node' : 'diffqkv.node';
+if (!fs.existsSync(path.join(work, file)))
+  console.log(
+    `diffqkv: compiling the native module${args.includes('--test') ? ' of the tests' : ''}, which takes a few minutes`,
+  );
+const targets = args.includes('--test') ? ['--target', 'addon_test', 'emulation_check'] : [];
+run('cmake', ['--build', work, '--parallel', String(os.availableParallelism()), ...targets]);
+if (args.includes('--test')) process.exit(0);
 
 const from = path.join(work, 'diffqkv.node');
 const to = path.join(root, 'build', 'Release', 'diffqkv.node');

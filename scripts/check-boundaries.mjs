@@ -145,12 +145,36 @@ const RULES = [
     breaks: [['lib/device.ts', "import load from 'node-gyp-build';"]],
   },
   {
-    name: 'inline assembly of cuda/ only in cuda/device',
+    name: 'inline assembly of cuda/ only in cuda/device, and where the emulation switches stacks',
     check: byLine(
-      (p) => isCpp(p) && within(p, 'cuda') && !within(p, 'cuda/device', 'cuda/emulation'),
+      (p) => isCpp(p) && within(p, 'cuda') && !within(p, 'cuda/device') && p !== 'cuda/emulation/fiber.cc',
       (line) => (/\b(asm|__asm__|__asm)\b\s*(volatile|\()/.test(line) ? 'inline PTX belongs to cuda/device' : ''),
     ),
-    breaks: [['cuda/attention_decode.cu', '  asm volatile("cp.async.commit_group;\\n" ::);']],
+    breaks: [
+      ['cuda/attention_decode.cu', '  asm volatile("cp.async.commit_group;\\n" ::);'],
+      ['cuda/emulation/engine.cc', '  asm("nop");'],
+    ],
+  },
+  {
+    name: 'kernels use the device layer alone, which the emulation has too',
+    check: byLine(
+      (p) => isCpp(p) && within(p, 'cuda') && !within(p, 'cuda/device', 'cuda/emulation'),
+      (line) => {
+        const code = line.replace(/\/\/.*/, '');
+        const word =
+          /\b(threadIdx|blockIdx|blockDim|gridDim|__shared__|__global__|__device__|__sync\w+|__shfl\w+|__ldg|__threadfence\w*|atomic(Add|Max|Min|CAS|Exch|Inc))\b|<<</.exec(
+            code,
+          );
+        if (word) return `${word[0]}: cuda/device has what kernels may use`;
+        return /^emulation\//.test(included(line)) ? 'only cuda/device knows the emulation' : '';
+      },
+    ),
+    breaks: [
+      ['cuda/rope.cu', '  const int i = threadIdx.x;'],
+      ['cuda/rope.cu', '  __syncthreads();'],
+      ['cuda/rope.cu', '  rope_kernel<<<1, 32>>>(p);'],
+      ['cuda/rope.cu', '#include "emulation/engine.h"'],
+    ],
   },
   {
     name: 'words: no kv_heads, no bare head_dim',
@@ -198,19 +222,20 @@ const RULES = [
     breaks: [['csrc/backend/backend.h', 'class Backend {\n  virtual void rope(const RopeParams& p);\n};']],
   },
   {
-    name: 'an operator has one stem: its CPU file, its Params in ops.h, its test',
+    name: 'an operator has one stem: its CPU file, its CUDA file, its Params in ops.h, its test',
     check: (files) =>
       OPERATORS.flatMap((stem) => {
         const params = `${stem.replace(/(^|_)(.)/g, (_, __, letter) => letter.toUpperCase())}Params`;
         const missing = [];
         if (!files.has(`csrc/backend/cpu/${stem}.cc`)) missing.push(`csrc/backend/cpu/${stem}.cc is missing`);
+        if (!files.has(`cuda/${stem}.cu`)) missing.push(`cuda/${stem}.cu is missing`);
         if (!files.has(`test/${stem}.test.ts`)) missing.push(`test/${stem}.test.ts is missing`);
         if (!files.get('csrc/backend/ops.h')?.includes(`struct ${params} `))
           missing.push(`csrc/backend/ops.h: ${params} is missing`);
         return missing;
       }),
     // Breaches are all the files less one: there the rule finds something for that one's sake alone.
-    breaks: ['csrc/backend/cpu/rope.cc', 'csrc/backend/ops.h', 'test/rope.test.ts'].map((gone) => [
+    breaks: ['csrc/backend/cpu/rope.cc', 'cuda/rope.cu', 'csrc/backend/ops.h', 'test/rope.test.ts'].map((gone) => [
       gone,
       'is missing',
       (files) => new Map([...files].filter(([path]) => path !== gone)),

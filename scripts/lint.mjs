@@ -30,7 +30,7 @@ check('boundaries', process.execPath, ['scripts/check-boundaries.mjs']);
 // Versions differ in what they make of the same style, so one of them judges: that of Debian 12.
 const { stdout } = spawnSync('clang-format', ['--version'], { encoding: 'utf8' });
 if (/version 14\./.test(stdout ?? '')) {
-  const folders = ['bench', 'csrc', 'cuda'];
+  const folders = ['bench', 'csrc', 'cuda', 'test'];
   check('clang-format', 'clang-format', [...(fix ? ['-i'] : ['--dry-run', '--Werror']), ...folders.flatMap(sources)]);
 } else {
   console.log(

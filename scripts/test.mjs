@@ -1,5 +1,6 @@
-// npm test: the checks of the sources, then the test suite in two passes: most files two at a time, then those in which
-// time or memory counts, alone. Jest's results go to build/test-results/*.json; the last line counts all tests.
+// npm test: the checks of the sources and of the compiled kernels, then the test suite in two passes: most files two at a
+// time, then those in which time or memory counts, alone. It builds and loads the tests' module, which has a device more:
+// `emulated`, the CUDA kernels as C++. Jest's results go to build/test-results/*.json; the last line counts all tests.
 //   npm test                  everything
 //   npm test -- ARGUMENTS     jest with these arguments alone, e.g. `npm test -- test/rope.test.ts`
 
@@ -67,10 +68,24 @@ if (run('bash', [join(root, 'scripts', 'check-isa.sh'), join(root, 'build-cmake'
   console.error('the rule of csrc/backend/cpu/kernels.h on weak symbols does not hold');
   failed = true;
 }
+if (run(process.execPath, [join(root, 'scripts', 'check-kernels.mjs')]) !== 0) {
+  console.error('the kernels are not what they must be');
+  failed = true;
+}
+// The emulation switches stacks by hand, on x86-64 alone.
+const emulated = process.arch === 'x64';
+if (emulated && run(process.execPath, [join(root, 'scripts', 'build-native.js'), '--test']) !== 0) {
+  console.error("the tests' module does not build");
+  process.exit(1);
+}
+const module = emulated ? { DIFFQKV_MODULE: join(root, 'build-cmake', 'diffqkv-test.node') } : {};
 mkdirSync(results, { recursive: true });
 const passes = [
   // Two processes with a thread per core each: threads that wait must not spin, or they take the time of those that work.
-  pass('parallel', [`--testPathIgnorePatterns=${alone}`, '/node_modules/'], { OMP_WAIT_POLICY: 'passive' }),
+  pass('parallel', [`--testPathIgnorePatterns=${alone}`, '/node_modules/'], {
+    ...module,
+    OMP_WAIT_POLICY: 'passive',
+  }),
   pass('alone', ['--runInBand', `--testPathPatterns=${alone}`]),
 ];
 const sum = (field) => passes.reduce((total, counts) => total + (counts[field] ?? 0), 0);

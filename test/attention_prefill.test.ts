@@ -1,7 +1,7 @@
 import { kernels } from '../lib/index';
 import { checkAttention } from './attention_runner';
 import { attentionInput, caseName, prefillCases } from './cases';
-import { errorOf, onEveryDevice, reduced, withTensors } from './devices';
+import { errorOfRead, onEveryDevice, reduced, withTensors } from './devices';
 import { Random } from './numbers';
 
 onEveryDevice((device) => {
@@ -81,7 +81,7 @@ onEveryDevice((device) => {
       const q = tensors.make('f32', [1, 2, 2, 8], new Float32Array(32));
       const k = tensors.make('f32', [1, 4, 2, 8], new Float32Array(64));
       for (const length of [-1, 5, 2 ** 31 - 1]) {
-        const error = await errorOf(() =>
+        const error = await errorOfRead(device(), () =>
           kernels.attentionPrefill({ q, k, v: k, kvLens: tensors.make('i32', [1], Int32Array.of(length)) }),
         );
         expect(error.code).toBe('ERR_INVALID_ARGUMENT');

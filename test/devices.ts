@@ -1,5 +1,5 @@
-// Which devices the tests run on: the CPU always, `cuda` and `emulated` where they are there. One that is not there
-// shows as a skipped test; it never passes.
+// Which devices the tests run on: the CPU, and `cuda` and `emulated` where they are there. One that is not there shows as
+// a skipped test; it never passes. DIFFQKV_TEST_DEVICES in the environment, e.g. `cpu,emulated`, leaves out the others.
 
 import { type Device, listDevices, openDevice, type Tensor } from '../lib/index';
 import type { FloatType } from './numbers';
@@ -7,19 +7,21 @@ import type { FloatType } from './numbers';
 /** True in the runs that test/isa.test.ts starts for each instruction set: every kind of case, fewer sizes. */
 export const reduced = process.env.DIFFQKV_TEST_REDUCED === '1';
 
+const wanted = process.env.DIFFQKV_TEST_DEVICES?.split(',');
+
 /** Runs `body` once per usable device. `device()` is valid inside tests and hooks. */
 export function onEveryDevice(body: (device: () => Device) => void): void {
   const listed = listDevices();
   for (const kind of ['cpu', 'cuda', 'emulated'] as const) {
+    if (wanted && !wanted.includes(kind)) continue;
     const ofKind = listed.filter((info) => info.kind === kind);
     const usable = ofKind.filter((info) => info.usable);
     if (usable.length === 0) {
       if (kind === 'cpu') throw new Error('the CPU device is missing');
-      if (!reduced) {
-        describe(kind, () => {
-          it.skip(`SKIPPED: ${ofKind[0]?.reason ?? `no ${kind} device in this build`}`, () => {});
-        });
-      }
+      if (wanted) throw new Error(`DIFFQKV_TEST_DEVICES names ${kind}, which is not there: ${ofKind[0]?.reason}`);
+      describe(kind, () => {
+        it.skip(`SKIPPED: ${ofKind[0]?.reason ?? `no ${kind} device in this build`}`, () => {});
+      });
       continue;
     }
     describe.each(usable.map((info) => info.id))('%s', (id) => {
@@ -80,4 +82,20 @@ export async function errorOf(work: () => unknown): Promise<Error & { code?: str
     return error as Error & { code?: string };
   }
   throw new Error('expected an error, and there was none');
+}
+
+/**
+ * The error of a call whose mistake lies in device memory, a token or a length: the CPU finds it in the call, a GPU by the
+ * time that the result is read.
+ */
+export function errorOfRead(device: Device, work: () => Promise<Tensor>): Promise<Error & { code?: string }> {
+  return errorOf(async () => {
+    const result = await work();
+    if (device.info.kind === 'cpu') return;
+    try {
+      await result.read();
+    } finally {
+      result.dispose();
+    }
+  });
 }

@@ -1,6 +1,6 @@
 import { kernels } from '../lib/index';
 import { expectClose, tolerances } from './compare';
-import { errorOf, onEveryDevice, withTensors } from './devices';
+import { errorOfRead, onEveryDevice, withTensors } from './devices';
 import { Random } from './numbers';
 import { embed } from './reference';
 
@@ -31,7 +31,7 @@ onEveryDevice((device) => {
   it.each([-1, 4, 2 ** 31 - 1, -(2 ** 31)])('refuses token %i of a vocabulary of 4', async (token) => {
     await withTensors(device(), async (tensors) => {
       const table = tensors.make('f32', [4, 8], new Float32Array(32).fill(2));
-      const error = await errorOf(() =>
+      const error = await errorOfRead(device(), () =>
         kernels.embed({ table, tokens: tensors.make('i32', [3], Int32Array.of(0, token, 1)) }),
       );
       expect(error.code).toBe('ERR_INVALID_ARGUMENT');

@@ -73,6 +73,7 @@ describe('DIFFQKV_CPU_ISA', () => {
               env: {
                 DIFFQKV_CPU_ISA: level,
                 DIFFQKV_TEST_REDUCED: '1',
+                DIFFQKV_TEST_DEVICES: 'cpu',
                 OMP_WAIT_POLICY: 'passive',
                 ...(threads[level] ? { OMP_NUM_THREADS: threads[level] } : {}),
               },

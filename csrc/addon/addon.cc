@@ -25,6 +25,7 @@ Napi::Value list_devices(const Napi::CallbackInfo& info) {
     uint32_t count = 0;
     result.Set(count++, js_device_info(info.Env(), cpu_device_info()));
     for (const DeviceInfo& device : cuda_device_infos()) result.Set(count++, js_device_info(info.Env(), device));
+    for (const DeviceInfo& device : emulated_device_infos()) result.Set(count++, js_device_info(info.Env(), device));
     return result;
   });
 }

@@ -20,6 +20,7 @@ std::shared_ptr<Backend> make_backend(const std::string& id) {
       id.find_first_not_of("0123456789", 5) == std::string::npos) {
     return make_cuda_backend(std::stoi(id.substr(5)));
   }
+  if (id == "emulated") return make_emulated_backend();
   fail(ErrorCode::device_unavailable,
        "there is no device \"%s\"; ids are 'auto', 'cpu', 'cuda' and 'cuda:0', 'cuda:1' and so on (listDevices() has "
        "those of this machine)",
@@ -124,7 +125,10 @@ Napi::Value DeviceObject::elapsed_ms(const Napi::CallbackInfo& info) {
     auto job = std::make_unique<Job>(info.Env());
     auto result = std::make_shared<double>(0);
     job->run = [backend = device_->backend, start, stop, result](Job&) {
-      if (!*start || !*stop) fail(ErrorCode::out_of_memory, "a time stamp could not be recorded");
+      if (!*start || !*stop) {
+        backend->synchronize();  // where the device is lost, it says so
+        fail(ErrorCode::out_of_memory, "a time stamp could not be recorded");
+      }
       *result = backend->elapsed_ms(**start, **stop);
     };
     job->resolve = [result](Job& job) -> Napi::Value { return Napi::Number::New(job.env, *result); };

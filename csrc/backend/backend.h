@@ -91,4 +91,8 @@ std::vector<DeviceInfo> cuda_device_infos();
 // Throws ERR_DEVICE_UNAVAILABLE where that GPU can't be used.
 std::shared_ptr<Backend> make_cuda_backend(int ordinal);
 
+// The kernels of cuda/ compiled as C++, in the module that the tests load; elsewhere there is none.
+std::vector<DeviceInfo> emulated_device_infos();
+std::shared_ptr<Backend> make_emulated_backend();
+
 }  // namespace diffqkv

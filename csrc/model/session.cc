@@ -93,6 +93,8 @@ void Session::forward(const int32_t* tokens, int64_t num_tokens, float* logits_o
       has_logits_ = false;  // until these are whole
     }
     run_forward(backend, model_->config(), model_->weights(), model_->workspace_, step);
+    // A GPU would be given all chunks at once, and neither progress nor an abort would tell of what it does.
+    if (done < num_tokens) backend.synchronize();
     if (on_progress) on_progress(done, num_tokens);
   }
   if (logits_out) backend.download(logits_out, logits_.data(), vocab_size * sizeof(float));

@@ -6,20 +6,21 @@ const assert = require('node:assert');
 const { Model, kernels, openDevice } = require('../../dist/lib/index.js');
 
 const [name, directory] = isMainThread ? process.argv.slice(2) : [workerData.name, workerData.directory];
+const deviceId = process.env.DIFFQKV_TEST_DEVICE ?? 'cpu';
 const long = Array.from({ length: 1000 }, (_, i) => i);
 const settled = (promise) => promise.then(() => 'done', (error) => error.code);
 const allowed = (outcome) => assert(['done', 'ERR_DISPOSED', 'ABORT_ERR'].includes(outcome), `unexpected outcome ${outcome}`);
 
 const ways = {
   async leftOpen() {
-    const device = await openDevice('cpu');
+    const device = await openDevice(deviceId);
     device.tensor('f32', [100]);
     const model = await Model.load(directory, { device });
     await (await model.createSession()).prefill([1, 2, 3]);
   },
   async disposeWhileRunning() {
     for (let round = 0; round < 10; round++) {
-      const model = await Model.load(directory, { device: 'cpu' });
+      const model = await Model.load(directory, { device: deviceId });
       const session = await model.createSession();
       const running = [settled(session.prefill(long)), settled(session.fork())];
       if (round % 2) await sleep(round);
@@ -30,7 +31,7 @@ const ways = {
     }
   },
   async disposeTensorsWhileRunning() {
-    const device = await openDevice('cpu');
+    const device = await openDevice(deviceId);
     for (let round = 0; round < 20; round++) {
       const x = device.tensor('f32', [512, 1024]);
       const weight = device.tensor('f32', [512, 1024]);
@@ -45,7 +46,7 @@ const ways = {
   },
   async disposeWhileLoading() {
     for (let round = 0; round < 5; round++) {
-      const device = await openDevice('cpu');
+      const device = await openDevice(deviceId);
       const loading = settled(Model.load(directory, { device }));
       await sleep(round * 3);
       device.dispose();
@@ -53,7 +54,7 @@ const ways = {
     }
   },
   async disposeWhileGenerating() {
-    const model = await Model.load(directory, { device: 'cpu' });
+    const model = await Model.load(directory, { device: deviceId });
     for (let round = 0; round < 5; round++) {
       const session = await model.createSession();
       const result = settled(model.generate('# tar\n', { maxTokens: 200, session }).result);
@@ -67,7 +68,7 @@ const ways = {
     allowed(await result);
   },
   async collectWhileRunning() {
-    const device = await openDevice('cpu');
+    const device = await openDevice(deviceId);
     const running = [];
     for (let round = 0; round < 20; round++) {
       running.push(kernels.matmul({ x: device.tensor('f32', [256, 512]), weight: device.tensor('f32', [256, 512]) }).then((out) => out.read()));
@@ -83,7 +84,7 @@ const ways = {
     assert((await logits).every(Number.isFinite));
   },
   async exitWhileRunning() {
-    const model = await Model.load(directory, { device: 'cpu' });
+    const model = await Model.load(directory, { device: deviceId });
     const session = await model.createSession();
     session.prefill(long);
     await sleep(2);
@@ -104,7 +105,7 @@ const ways = {
   async inWorker() {
     parentPort.postMessage('started');
     for (;;) {
-      const model = await Model.load(directory, { device: 'cpu' });
+      const model = await Model.load(directory, { device: deviceId });
       const session = await model.createSession();
       await session.prefill(long.slice(0, 500));
       for (let i = 0; i < 20; i++) await session.decode(i);

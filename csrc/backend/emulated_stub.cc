@@ -1,0 +1,14 @@
+// Stands in for cuda/emulation wherever the module is not the tests'.
+#include "backend/backend.h"
+
+namespace diffqkv {
+
+std::vector<DeviceInfo> emulated_device_infos() { return {}; }
+
+std::shared_ptr<Backend> make_emulated_backend() {
+  fail(ErrorCode::device_unavailable,
+       "there is no device \"emulated\": this is no test build; ids are 'auto', 'cpu', 'cuda' and 'cuda:0', 'cuda:1' "
+       "and so on");
+}
+
+}  // namespace diffqkv

@@ -1,0 +1,380 @@
+// Attention of any head size up to 256 and any mix of f32, f16 and bf16: out = softmax(sm_scale q K^T) V, in f32, without
+// tensor cores; and selective V, where only the V rows of the k highest scores enter the sum. For what the kernels of
+// attention_prefill.cu and attention_decode.cu do not take: simple and right rather than fast.
+//
+// Work split. A block is one query of one Q head. Its warps take the keys in turns of kKeysAtOnce, the lanes of a warp the
+// dims of a key, and the scores go to scratch memory. Then scores become weights, 2^((score - max) scale); the difference
+// comes first, since it is exact where large scores are, which score * scale is not. Then a thread owns one dim of V and,
+// where the head is smaller than the block, one of several groups of keys, merged in order. Each thread sums the weights as
+// it sums the products: with V = 1 the two are equal, and their quotient is 1. Every sum has a fixed order.
+//
+// Selective V finds the k-th highest score exactly, a byte at a time from the top, by a histogram of unsigned integers
+// that order as the scores do, then moves the chosen scores and their keys, in the order of the keys, to the front.
+//
+// Bound by the L2: nothing of K or V is shared between blocks but what the caches hold.
+#include <algorithm>
+#include <cmath>
+
+#include "backend/error.h"
+#include "device/finding.h"
+#include "device/warp.h"
+#include "element_types.h"
+#include "kernels.h"
+
+namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarpSize;
+constexpr int kMaxHeadDim = 256;
+constexpr int kLaneDims = kMaxHeadDim / kWarpSize;
+constexpr int kKeysAtOnce = 4;
+constexpr int kPartialKeys = 32;  // summed by themselves first, which keeps long sums precise
+constexpr int kBins = 256;
+constexpr size_t kMaxScratchBytes = size_t{256} << 20;
+static_assert(kThreads >= kMaxHeadDim && kThreads == kBins);
+
+struct PlainParams {
+  AttentionPrefillParams a;
+  int64_t selective_top_k;  // 0: all
+  bool renormalize;
+  int64_t first_row;        // of (batch, query, Q head) in this launch
+  float* scratch;           // per row: kv_len scores, then the keys of the chosen, if any
+  int64_t scratch_row;      // words per row
+  float scale, scale_log2;  // |sm_scale|, the same times log2(e)
+  bool negate;              // sm_scale is negative
+  Finding* finding;
+};
+
+// Shared memory.
+struct Shared {
+  float sums[2][kThreads];  // products and weights, by thread
+  float warps[kWarps];      // one number of each warp
+  uint32_t histogram[kBins];
+  uint32_t found[2];                // the byte, and how many are wanted of those that have it
+  uint32_t warp_counts[2][kWarps];  // of two chunks in turn
+};
+
+// The larger; NaN, once in, stays.
+DIFFQKV_DEVICE float larger(float top, float x) { return x > top || x != x ? x : top; }
+
+DIFFQKV_DEVICE uint32_t count_bits(uint32_t x) {
+  x -= x >> 1 & 0x55555555u;
+  x = (x & 0x33333333u) + (x >> 2 & 0x33333333u);
+  return ((x + (x >> 4)) & 0x0f0f0f0fu) * 0x01010101u >> 24;
+}
+
+// Orders as scores do; -0 and 0 are equal.
+DIFFQKV_DEVICE uint32_t order_score(float score) {
+  const uint32_t bits = bit_cast<uint32_t>(score + 0.0f);
+  return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+// One row of the problem, as all threads of its block see it.
+struct Row {
+  int batch, query, head;
+  int num_keys;  // that it sees
+
+  DIFFQKV_DEVICE explicit Row(const PlainParams& p) {
+    const AttentionPrefillParams& a = p.a;
+    const int64_t row = p.first_row + block_x();
+    const int64_t position = row / a.num_q_heads;
+    head = static_cast<int>(row % a.num_q_heads);
+    batch = static_cast<int>(position / a.q_len);
+    query = static_cast<int>(position % a.q_len);
+    int kv_len = static_cast<int>(a.kv_len);
+    if (a.kv_lens) {
+      const int given = load(a.kv_lens + batch);
+      if ((given < 0 || given > kv_len) && head == 0 && query == 0 && thread_index() == 0) {
+        report(p.finding, Finding::kv_len, batch, given, kv_len);
+      }
+      kv_len = given < 0 ? 0 : given < kv_len ? given : kv_len;
+    }
+    num_keys = a.causal ? kv_len - static_cast<int>(a.q_len) + 1 + query : kv_len;
+    if (num_keys < 0) num_keys = 0;
+  }
+};
+
+// scores[j] = q . K[j], negated where the scale is, so that the largest is the highest score. Returns the largest, or NaN
+// where a score is NaN. Ends with a barrier.
+template <typename K>
+DIFFQKV_DEVICE float write_scores(const PlainParams& p, const Row& row, float* scores, Shared* shared) {
+  const AttentionPrefillParams& a = p.a;
+  const int dim = static_cast<int>(a.head_dim_qk), lane = lane_index(), warp = thread_index() / kWarpSize;
+  const int64_t q_row = ((static_cast<int64_t>(row.batch) * a.q_len + row.query) * a.num_q_heads + row.head) * dim;
+  float q[kLaneDims];
+  DIFFQKV_UNROLL
+  for (int i = 0; i < kLaneDims; ++i) {
+    const int d = i * kWarpSize + lane;
+    const float x = d < dim ? load_any(a.q, a.q_dtype, q_row + d) : 0.0f;
+    q[i] = p.negate ? -x : x;
+  }
+  const int64_t stride = a.num_k_heads * dim;
+  const K* const k =
+      static_cast<const K*>(a.k) + row.batch * a.stride_k_batch + row.head * a.num_k_heads / a.num_q_heads * dim;
+  float top = -infinity();
+  for (int first = warp * kKeysAtOnce; first < row.num_keys; first += kWarps * kKeysAtOnce) {
+    float dots[kKeysAtOnce] = {};
+    DIFFQKV_UNROLL
+    for (int i = 0; i < kLaneDims; ++i) {
+      const int d = i * kWarpSize + lane;
+      if (d < dim) {
+        DIFFQKV_UNROLL
+        for (int n = 0; n < kKeysAtOnce; ++n) {
+          const int key = first + n < row.num_keys ? first + n : first;
+          dots[n] = fused_multiply_add(q[i], load_float(k + key * stride + d), dots[n]);
+        }
+      }
+    }
+    DIFFQKV_UNROLL
+    for (int n = 0; n < kKeysAtOnce; ++n) {
+      const float dot = warp_sum(dots[n]);
+      const float scaled = dot * p.scale;  // NaN where the scale is 0 and the dot product infinite
+      const float score = scaled == scaled ? dot : scaled;
+      top = larger(top, score);
+      if (lane == n && first + n < row.num_keys) store(scores + first + n, score);
+    }
+  }
+  if (lane == 0) store_shared(&shared->warps[warp], top);
+  sync_block();
+  for (int i = 0; i < kWarps; ++i) top = larger(top, load_shared(&shared->warps[i]));
+  sync_block();
+  return top;
+}
+
+// 2^((score - top) scale). What is above 0 in the reference, in float64, is above 0 here.
+DIFFQKV_DEVICE float weight_of(float score, float top, float scale_log2) {
+  const float x = (score - top) * scale_log2;
+  const float weight = exp2_fast(x);
+  return weight == 0.0f && x > -1075.0f ? bit_cast<float>(1u) : weight;
+}
+
+// The sum of all weights, in every thread. Ends with a barrier.
+DIFFQKV_DEVICE float sum_weights(const float* scores, int num_keys, float top, float scale_log2, Shared* shared) {
+  float sum = 0.0f;
+  for (int j = thread_index(); j < num_keys; j += kThreads) sum += weight_of(load(scores + j), top, scale_log2);
+  sum = warp_sum(sum);
+  if (lane_index() == 0) store_shared(&shared->warps[thread_index() / kWarpSize], sum);
+  sync_block();
+  sum = 0.0f;
+  for (int i = 0; i < kWarps; ++i) sum += load_shared(&shared->warps[i]);
+  sync_block();
+  return sum;
+}
+
+// The k-th highest score, as order_score has it, and how many of those equal to it are among the k; 0 < k <= num_keys.
+// Ends with a barrier.
+struct Threshold {
+  uint32_t score, num_equal;
+};
+template <typename Order>
+DIFFQKV_DEVICE Threshold find_threshold(const float* scores, int num_keys, uint32_t k, const Order& order,
+                                        Shared* shared) {
+  Threshold threshold = {0, k};
+  const int thread = thread_index(), lane = lane_index();
+  for (int shift = 24; shift >= 0; shift -= 8) {
+    store_shared(&shared->histogram[thread], 0u);
+    sync_block();
+    for (int j = thread; j < num_keys; j += kThreads) {
+      const uint32_t score = order(load(scores + j));
+      if (shift == 24 || score >> (shift + 8) == threshold.score) {
+        atomic_add_shared(&shared->histogram[score >> shift & 255], 1u);
+      }
+    }
+    sync_block();
+    if (thread < kWarpSize) {  // from the highest byte down, eight to a lane
+      constexpr int kLaneBins = kBins / kWarpSize;
+      uint32_t counts[kLaneBins], own = 0;
+      DIFFQKV_UNROLL
+      for (int i = 0; i < kLaneBins; ++i) {
+        counts[i] = load_shared(&shared->histogram[kBins - 1 - (lane * kLaneBins + i)]);
+        own += counts[i];
+      }
+      uint32_t before = own;
+      DIFFQKV_UNROLL
+      for (int delta = 1; delta < kWarpSize; delta *= 2) {
+        const uint32_t other = shuffle_up(before, delta);
+        if (lane >= delta) before += other;
+      }
+      before -= own;
+      DIFFQKV_UNROLL
+      for (int i = 0; i < kLaneBins; ++i) {
+        if (before < threshold.num_equal && threshold.num_equal <= before + counts[i]) {
+          store_shared(&shared->found[0], static_cast<uint32_t>(kBins - 1 - (lane * kLaneBins + i)));
+          store_shared(&shared->found[1], threshold.num_equal - before);
+        }
+        before += counts[i];
+      }
+    }
+    sync_block();
+    threshold.score = threshold.score << 8 | load_shared(&shared->found[0]);
+    threshold.num_equal = load_shared(&shared->found[1]);
+  }
+  sync_block();
+  return threshold;
+}
+
+// Moves the k highest scores to the front, in the order of their keys, which go to `keys`. Ends with a barrier.
+DIFFQKV_DEVICE void keep_highest(float* scores, uint32_t* keys, int num_keys, uint32_t k, bool all_equal,
+                                 Shared* shared) {
+  const auto order = [=](float score) { return all_equal ? 0u : order_score(score); };
+  const Threshold threshold = find_threshold(scores, num_keys, k, order, shared);
+  const int lane = lane_index(), warp = thread_index() / kWarpSize;
+  const uint32_t lanes_before = (1u << lane) - 1;
+  uint32_t higher_before = 0, equal_before = 0;  // in the chunks before
+  for (int first = 0; first < num_keys; first += kThreads) {
+    const int j = first + thread_index();
+    const float score = j < num_keys ? load(scores + j) : 0.0f;
+    const uint32_t ordered = order(score);
+    const bool higher = j < num_keys && ordered > threshold.score, equal = j < num_keys && ordered == threshold.score;
+    const uint32_t higher_lanes = ballot(higher), equal_lanes = ballot(equal);
+    uint32_t* const counts = shared->warp_counts[first / kThreads % 2];
+    if (lane == 0) store_shared(&counts[warp], count_bits(higher_lanes) << 16 | count_bits(equal_lanes));
+    sync_block();  // all have read their scores, so the front may be written
+    uint32_t own_higher = higher_before + count_bits(higher_lanes & lanes_before);
+    uint32_t own_equal = equal_before + count_bits(equal_lanes & lanes_before);
+    for (int i = 0; i < kWarps; ++i) {
+      const uint32_t count = load_shared(&counts[i]);
+      higher_before += count >> 16, equal_before += count & 0xffffu;
+      if (i < warp) own_higher += count >> 16, own_equal += count & 0xffffu;
+    }
+    if (higher || (equal && own_equal < threshold.num_equal)) {
+      const uint32_t to = own_higher + (own_equal < threshold.num_equal ? own_equal : threshold.num_equal);
+      store(scores + to, score);
+      store(keys + to, static_cast<uint32_t>(j));
+    }
+  }
+  sync_block();
+}
+
+// Where all of a row is one value.
+DIFFQKV_DEVICE void write_row(const PlainParams& p, const Row& row, float out, float lse) {
+  const AttentionPrefillParams& a = p.a;
+  const int64_t out_row = (p.first_row + block_x()) * a.head_dim_vo;
+  if (thread_index() < a.head_dim_vo) store_any(a.out, a.out_dtype, out_row + thread_index(), out);
+  if (a.lse && thread_index() == 0) {
+    store(a.lse + (static_cast<int64_t>(row.batch) * a.num_q_heads + row.head) * a.q_len + row.query, lse);
+  }
+}
+
+template <typename K, typename V>
+DIFFQKV_KERNEL(kThreads, 2)
+attention_plain_kernel(PlainParams p) {
+  const AttentionPrefillParams& a = p.a;
+  Shared* const shared = reinterpret_cast<Shared*>(dynamic_shared());
+  const Row row(p);
+  if (row.num_keys == 0) return write_row(p, row, 0.0f, -infinity());
+
+  float* const scores = p.scratch + block_x() * p.scratch_row;
+  const float top = write_scores<K>(p, row, scores, shared);
+  // exp(score - max) is NaN at the max, and so are the sum and every weight.
+  if (!(top > -infinity() && top < infinity())) {
+    const float nan = bit_cast<float>(0x7fc00000u);
+    return write_row(p, row, nan, nan);
+  }
+
+  const bool selective = p.selective_top_k > 0 && p.selective_top_k < row.num_keys;
+  const uint32_t* keys = nullptr;
+  int num_rows = row.num_keys;  // of V
+  float sum_of_all = 0.0f;
+  if (selective) {
+    sum_of_all = sum_weights(scores, row.num_keys, top, p.scale_log2, shared);
+    uint32_t* const chosen = reinterpret_cast<uint32_t*>(scores + a.kv_len);
+    num_rows = static_cast<int>(p.selective_top_k);
+    keep_highest(scores, chosen, row.num_keys, static_cast<uint32_t>(num_rows), p.scale == 0.0f, shared);
+    keys = chosen;
+  }
+  for (int j = thread_index(); j < num_rows; j += kThreads) {
+    store(scores + j, weight_of(load(scores + j), top, p.scale_log2));
+  }
+  sync_block();
+
+  const int dim = static_cast<int>(a.head_dim_vo), num_groups = kThreads / dim;
+  const int group = thread_index() / dim, d = thread_index() % dim;
+  const int64_t stride = a.num_v_heads * dim;
+  const V* const v =
+      static_cast<const V*>(a.v) + row.batch * a.stride_v_batch + row.head * a.num_v_heads / a.num_q_heads * dim + d;
+  float products = 0.0f, weights = 0.0f;
+  if (group < num_groups) {
+    for (int first = group * kPartialKeys; first < num_rows; first += num_groups * kPartialKeys) {
+      const int end = first + kPartialKeys < num_rows ? first + kPartialKeys : num_rows;
+      float some_products = 0.0f, some_weights = 0.0f;
+      for (int j = first; j < end; ++j) {
+        const float weight = load(scores + j);
+        if (p.selective_top_k > 0 && weight == 0.0f) continue;  // 0 times infinity is not to be seen then
+        const int64_t key = keys ? load(keys + j) : j;
+        some_products = fused_multiply_add(weight, load_float(v + key * stride), some_products);
+        some_weights += weight;
+      }
+      products += some_products, weights += some_weights;
+    }
+  }
+  store_shared(&shared->sums[0][thread_index()], products);
+  store_shared(&shared->sums[1][thread_index()], weights);
+  sync_block();
+  if (group > 0) return;
+  for (int i = 1; i < num_groups; ++i) {
+    products += load_shared(&shared->sums[0][i * dim + d]);
+    weights += load_shared(&shared->sums[1][i * dim + d]);
+  }
+  const float divisor = selective && !p.renormalize ? sum_of_all : weights;
+  store_any(a.out, a.out_dtype, (p.first_row + block_x()) * dim + d, products / divisor);
+  if (a.lse && d == 0) {
+    store(a.lse + (static_cast<int64_t>(row.batch) * a.num_q_heads + row.head) * a.q_len + row.query,
+          fused_multiply_add(top, p.scale, logf(selective ? sum_of_all : weights)));
+  }
+}
+
+void run(const char* name, const AttentionPrefillParams& a, int64_t selective_top_k, bool renormalize,
+         Context& context) {
+  check_float_types(name, {{"q", a.q_dtype}, {"k", a.k_dtype}, {"v", a.v_dtype}, {"out", a.out_dtype}});
+  for (const int64_t size : {a.head_dim_qk, a.head_dim_vo}) {
+    if (size < 1 || size > kMaxHeadDim) {
+      fail(ErrorCode::invalid_argument, "%s: a head size of %lld; the limit is %d", name, static_cast<long long>(size),
+           kMaxHeadDim);
+    }
+  }
+  const int64_t num_rows = a.batch_size * a.q_len * a.num_q_heads;
+  if (num_rows == 0) return;
+  PlainParams p = {};
+  p.a = a;
+  p.selective_top_k = selective_top_k, p.renormalize = renormalize;
+  p.scale = std::fabs(a.sm_scale), p.scale_log2 = p.scale * 1.44269504088896341f, p.negate = a.sm_scale < 0;
+  p.finding = context.finding;
+  p.scratch_row = a.kv_len + (selective_top_k < a.kv_len ? selective_top_k : 0);
+  // Rows in groups, for the scratch memory's sake.
+  const int64_t row_bytes = std::max<int64_t>(p.scratch_row, 1) * 4;
+  const int64_t group = std::clamp<int64_t>(static_cast<int64_t>(kMaxScratchBytes) / row_bytes, 1, num_rows);
+  p.scratch = static_cast<float*>(context.scratch(static_cast<size_t>(group * row_bytes)));
+  LaunchShape shape;
+  shape.threads = kThreads;
+  shape.shared_bytes = sizeof(Shared);
+  for (; p.first_row < num_rows; p.first_row += group) {
+    shape.grid[0] = static_cast<unsigned>(std::min(group, num_rows - p.first_row));
+    visit_float(a.k_dtype, [&](auto k) {
+      visit_float(a.v_dtype, [&](auto v) {
+        launch(name, attention_plain_kernel<decltype(k), decltype(v)>, shape, context.stream, p);
+      });
+    });
+  }
+}
+
+}  // namespace
+
+void attention_plain_prefill(const AttentionPrefillParams& p, Context& context) {
+  run("attention_prefill", p, 0, false, context);
+}
+
+void attention_plain_decode(const AttentionDecodeParams& p, Context& context) {
+  AttentionPrefillParams a;  // of one query a sequence, which has the same layouts
+  a.q = p.q, a.k = p.k, a.v = p.v, a.out = p.out, a.lse = p.lse, a.kv_lens = p.kv_lens;
+  a.q_dtype = p.q_dtype, a.k_dtype = p.k_dtype, a.v_dtype = p.v_dtype, a.out_dtype = p.out_dtype;
+  a.batch_size = p.batch_size, a.q_len = 1, a.kv_len = p.kv_len;
+  a.num_q_heads = p.num_q_heads, a.num_k_heads = p.num_k_heads, a.num_v_heads = p.num_v_heads;
+  a.head_dim_qk = p.head_dim_qk, a.head_dim_vo = p.head_dim_vo;
+  a.stride_k_batch = p.stride_k_batch, a.stride_v_batch = p.stride_v_batch;
+  a.sm_scale = p.sm_scale;
+  run("attention_decode", a, p.selective_top_k, p.renormalize, context);
+}
+
+}  // namespace diffqkv::DIFFQKV_DEVICE_NS

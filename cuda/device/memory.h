@@ -1,0 +1,144 @@
+// Loads, stores and atomics. T is any type of 1, 2, 4, 8 or 16 bytes, aligned to its size.
+#pragma once
+
+#include "device/numbers.h"
+
+namespace diffqkv::DIFFQKV_DEVICE_NS {
+
+#if !defined(DIFFQKV_EMULATION)
+
+// Global memory.
+template <typename T>
+DIFFQKV_DEVICE T load(const T* p) {
+  if constexpr (sizeof(T) == 16) {
+    return bit_cast<T>(*reinterpret_cast<const uint4*>(p));
+  } else if constexpr (sizeof(T) == 8) {
+    return bit_cast<T>(*reinterpret_cast<const uint2*>(p));
+  } else {
+    return *p;
+  }
+}
+template <typename T>
+DIFFQKV_DEVICE void store(T* p, const T& value) {
+  if constexpr (sizeof(T) == 16) {
+    *reinterpret_cast<uint4*>(p) = bit_cast<uint4>(value);
+  } else if constexpr (sizeof(T) == 8) {
+    *reinterpret_cast<uint2*>(p) = bit_cast<uint2>(value);
+  } else {
+    *p = value;
+  }
+}
+
+// 16 bytes that are read once, from memory that nobody writes while the kernel runs: past the L1, in 256-byte requests.
+DIFFQKV_DEVICE Words4 load_streaming(const void* p) {
+  Words4 r;
+  asm("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+      : "=r"(r.w[0]), "=r"(r.w[1]), "=r"(r.w[2]), "=r"(r.w[3])
+      : "l"(p));
+  return r;
+}
+
+// Shared memory.
+template <typename T>
+DIFFQKV_DEVICE T load_shared(const T* p) {
+  return load(p);
+}
+template <typename T>
+DIFFQKV_DEVICE void store_shared(T* p, const T& value) {
+  store(p, value);
+}
+
+// What this thread wrote before is seen by every thread of the device that sees what it writes after.
+DIFFQKV_DEVICE void fence_device() { __threadfence(); }
+
+// Atomics on global memory; they return what was there before.
+DIFFQKV_DEVICE uint32_t atomic_add(uint32_t* p, uint32_t value) { return atomicAdd(p, value); }
+DIFFQKV_DEVICE float atomic_add(float* p, float value) { return atomicAdd(p, value); }
+DIFFQKV_DEVICE uint32_t atomic_max(uint32_t* p, uint32_t value) { return atomicMax(p, value); }
+DIFFQKV_DEVICE uint32_t atomic_exchange(uint32_t* p, uint32_t value) { return atomicExch(p, value); }
+// Becomes `value` if it was `expected`.
+DIFFQKV_DEVICE uint32_t atomic_compare_exchange(uint32_t* p, uint32_t expected, uint32_t value) {
+  return atomicCAS(p, expected, value);
+}
+// And on shared memory.
+DIFFQKV_DEVICE uint32_t atomic_add_shared(uint32_t* p, uint32_t value) { return atomicAdd(p, value); }
+DIFFQKV_DEVICE uint32_t atomic_max_shared(uint32_t* p, uint32_t value) { return atomicMax(p, value); }
+
+#else
+
+template <typename T>
+DIFFQKV_DEVICE T load(const T* p DIFFQKV_SITE) {
+  check_access(p, sizeof(T), Access::global_load, site);
+  T value;
+  std::memcpy(&value, p, sizeof(T));
+  return value;
+}
+template <typename T>
+DIFFQKV_DEVICE void store(T* p, const T& value DIFFQKV_SITE) {
+  check_access(p, sizeof(T), Access::global_store, site);
+  std::memcpy(p, &value, sizeof(T));
+}
+DIFFQKV_DEVICE Words4 load_streaming(const void* p DIFFQKV_SITE) { return load(static_cast<const Words4*>(p), site); }
+template <typename T>
+DIFFQKV_DEVICE T load_shared(const T* p DIFFQKV_SITE) {
+  check_access(p, sizeof(T), Access::shared_load, site);
+  T value;
+  std::memcpy(&value, p, sizeof(T));
+  return value;
+}
+template <typename T>
+DIFFQKV_DEVICE void store_shared(T* p, const T& value DIFFQKV_SITE) {
+  check_access(p, sizeof(T), Access::shared_store, site);
+  std::memcpy(p, &value, sizeof(T));
+}
+DIFFQKV_DEVICE void fence_device() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+DIFFQKV_DEVICE uint32_t atomic_add(uint32_t* p, uint32_t value DIFFQKV_SITE) {
+  check_access(p, 4, Access::global_atomic, site);
+  return __atomic_fetch_add(p, value, __ATOMIC_SEQ_CST);
+}
+DIFFQKV_DEVICE float atomic_add(float* p, float value DIFFQKV_SITE) {
+  check_access(p, 4, Access::global_atomic, site);
+  uint32_t* word = reinterpret_cast<uint32_t*>(p);
+  uint32_t before = __atomic_load_n(word, __ATOMIC_SEQ_CST);
+  while (!__atomic_compare_exchange_n(word, &before, bit_cast<uint32_t>(bit_cast<float>(before) + value), false,
+                                      __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {}
+  return bit_cast<float>(before);
+}
+DIFFQKV_DEVICE uint32_t atomic_max(uint32_t* p, uint32_t value DIFFQKV_SITE) {
+  check_access(p, 4, Access::global_atomic, site);
+  uint32_t before = __atomic_load_n(p, __ATOMIC_SEQ_CST);
+  while (before < value && !__atomic_compare_exchange_n(p, &before, value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
+  }
+  return before;
+}
+DIFFQKV_DEVICE uint32_t atomic_exchange(uint32_t* p, uint32_t value DIFFQKV_SITE) {
+  check_access(p, 4, Access::global_atomic, site);
+  return __atomic_exchange_n(p, value, __ATOMIC_SEQ_CST);
+}
+DIFFQKV_DEVICE uint32_t atomic_compare_exchange(uint32_t* p, uint32_t expected, uint32_t value DIFFQKV_SITE) {
+  check_access(p, 4, Access::global_atomic, site);
+  __atomic_compare_exchange_n(p, &expected, value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+  return expected;
+}
+DIFFQKV_DEVICE uint32_t atomic_add_shared(uint32_t* p, uint32_t value DIFFQKV_SITE) {
+  check_access(p, 4, Access::shared_atomic, site);
+  const uint32_t before = *p;
+  *p = before + value;
+  return before;
+}
+DIFFQKV_DEVICE uint32_t atomic_max_shared(uint32_t* p, uint32_t value DIFFQKV_SITE) {
+  check_access(p, 4, Access::shared_atomic, site);
+  const uint32_t before = *p;
+  *p = before > value ? before : value;
+  return before;
+}
+
+#endif
+
+// One element as f32.
+template <typename T>
+DIFFQKV_DEVICE float load_float(const T* p) {
+  return to_float(load(p));
+}
+
+}  // namespace diffqkv::DIFFQKV_DEVICE_NS

@@ -1,0 +1,108 @@
+// Element types of operators that take any of them: the choice made on the host, once a launch, or in the kernel, once an
+// access where so many types meet that a kernel for each combination would be too many.
+#pragma once
+
+#include <initializer_list>
+
+#include "backend/error.h"
+#include "device/memory.h"
+#include "kernels.h"
+
+namespace diffqkv::DIFFQKV_DEVICE_NS {
+
+template <typename T, int kElements>
+struct alignas(sizeof(T) * kElements) Elements {
+  T v[kElements];
+};
+
+template <typename T, int kElements>
+bool is_aligned(const void* p) {
+  return reinterpret_cast<uintptr_t>(p) % (sizeof(T) * kElements) == 0;
+}
+
+struct NamedType {
+  const char* name;
+  DType dtype;
+};
+
+// Throws unless all are f32, f16 or bf16.
+inline void check_float_types(const char* kernel, std::initializer_list<NamedType> tensors) {
+  for (const NamedType& tensor : tensors) {
+    if (tensor.dtype == DType::f32 || tensor.dtype == DType::f16 || tensor.dtype == DType::bf16) continue;
+    fail(ErrorCode::invalid_argument, "%s: %s of type %s; f32, f16 and bf16 are known", kernel, tensor.name,
+         dtype_name(tensor.dtype));
+  }
+}
+
+// Calls f with a value of the element type, which is one of f32, f16 and bf16.
+template <typename F>
+void visit_float(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::bf16: return f(bf16{});
+    case DType::f16: return f(f16{});
+    default: return f(float{});
+  }
+}
+
+// data[i] of any of the three types.
+DIFFQKV_DEVICE float load_any(const void* data, DType dtype, int64_t i) {
+  switch (dtype) {
+    case DType::bf16: return load_float(static_cast<const bf16*>(data) + i);
+    case DType::f16: return load_float(static_cast<const f16*>(data) + i);
+    default: return load(static_cast<const float*>(data) + i);
+  }
+}
+
+// data[i] = x.
+DIFFQKV_DEVICE void store_any(void* data, DType dtype, int64_t i, float x) {
+  switch (dtype) {
+    case DType::bf16: return store(static_cast<bf16*>(data) + i, from_float<bf16>(x));
+    case DType::f16: return store(static_cast<f16*>(data) + i, from_float<f16>(x));
+    default: return store(static_cast<float*>(data) + i, x);
+  }
+}
+
+// kCount elements at once, aligned to kCount of them or to 16 bytes, whichever is less.
+template <typename T, int kCount>
+DIFFQKV_DEVICE void load_elements(const T* p, float (&x)[kCount]) {
+  constexpr int kAtOnce = kCount * sizeof(T) > 16 ? 16 / sizeof(T) : kCount;
+  DIFFQKV_UNROLL
+  for (int i = 0; i < kCount; i += kAtOnce) {
+    const auto v = load(reinterpret_cast<const Elements<T, kAtOnce>*>(p + i));
+    DIFFQKV_UNROLL
+    for (int j = 0; j < kAtOnce; ++j) x[i + j] = to_float(v.v[j]);
+  }
+}
+// x becomes what was stored.
+template <typename T, int kCount>
+DIFFQKV_DEVICE void store_elements(T* p, float (&x)[kCount]) {
+  constexpr int kAtOnce = kCount * sizeof(T) > 16 ? 16 / sizeof(T) : kCount;
+  DIFFQKV_UNROLL
+  for (int i = 0; i < kCount; i += kAtOnce) {
+    Elements<T, kAtOnce> v;
+    DIFFQKV_UNROLL
+    for (int j = 0; j < kAtOnce; ++j) {
+      v.v[j] = from_float<T>(x[i + j]);
+      x[i + j] = to_float(v.v[j]);
+    }
+    store(reinterpret_cast<Elements<T, kAtOnce>*>(p + i), v);
+  }
+}
+template <int kCount>
+DIFFQKV_DEVICE void load_any(const void* data, DType dtype, int64_t i, float (&x)[kCount]) {
+  switch (dtype) {
+    case DType::bf16: return load_elements(static_cast<const bf16*>(data) + i, x);
+    case DType::f16: return load_elements(static_cast<const f16*>(data) + i, x);
+    default: return load_elements(static_cast<const float*>(data) + i, x);
+  }
+}
+template <int kCount>
+DIFFQKV_DEVICE void store_any(void* data, DType dtype, int64_t i, float (&x)[kCount]) {
+  switch (dtype) {
+    case DType::bf16: return store_elements(static_cast<bf16*>(data) + i, x);
+    case DType::f16: return store_elements(static_cast<f16*>(data) + i, x);
+    default: return store_elements(static_cast<float*>(data) + i, x);
+  }
+}
+
+}  // namespace diffqkv::DIFFQKV_DEVICE_NS

@@ -1,0 +1,87 @@
+// Runs kernels that were compiled as C++: each thread of a block is a fiber, one block at a time per thread of the
+// system. A fiber runs until it must wait for others, at a warp-wide operation or a barrier. What hardware leaves open is
+// taken away:
+//
+// - the order of fibers is drawn from a seed, and one warp runs as far ahead as it can, another lags behind;
+// - shared memory starts as NaN, and reading a byte of it that nobody wrote is a fault;
+// - a cp.async lands at its wait and not before;
+// - a warp-wide operation that not all lanes reach, a barrier that not all threads reach, an access outside of what was
+//   allocated, or not aligned, is a fault that names kernel, block, thread and line.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+
+namespace diffqkv::emulated {
+
+struct Site {
+  const char* file;
+  int line;
+};
+
+// ---- What device code asks for.
+
+struct Thread {
+  int thread = 0, num_threads = 0;
+  int block[3] = {}, grid[3] = {};
+};
+extern constinit thread_local Thread* current_thread;
+inline Thread& self() { return *current_thread; }
+
+unsigned char* shared_base();
+
+// All 32 lanes of the warp call it with the same `name` from the same line; `perform` is called once, with the lanes'
+// pointers, when the last has come.
+void warp_collective(const char* name, void* lane, void (*perform)(void* const* lanes), Site site);
+
+// `threads` threads, whole warps, wait for each other; barrier 0 with 0 threads is that of the whole block.
+void block_barrier(int barrier, int threads, Site site);
+
+enum class Access { global_load, global_store, global_atomic, shared_load, shared_store, shared_atomic };
+void check_access(const void* p, size_t bytes, Access access, Site site);
+
+void async_copy(void* shared, const void* global, int valid_bytes, Site site);
+void async_commit();
+void async_wait(int newest);
+
+// Ends the kernel: a launch that fails, with this message, the kernel's name, block and thread.
+[[noreturn]] void fault(const std::string& message, Site site);
+
+// ---- What the host side asks for.
+
+// Device memory: what global accesses must lie in. From any thread.
+void add_memory(const void* p, size_t bytes);
+void remove_memory(const void* p);
+
+// Of one kernel or several. Sectors are 32 bytes of global memory, per warp-wide access. A shared access of a warp that
+// takes n passes over the banks where its bytes alone would take m counts n - m conflicts.
+struct Counters {
+  uint64_t launches = 0, mma = 0;
+  uint64_t read_bytes = 0, written_bytes = 0, atomics = 0;  // global memory
+  uint64_t read_sectors = 0, written_sectors = 0;
+  uint64_t shared_accesses = 0, bank_conflicts = 0;
+  std::map<std::string, uint64_t> conflicts_by_line;         // "file:line"
+  std::map<const void*, uint64_t> read_bytes_by_allocation;  // by its first byte
+};
+
+struct Settings {
+  uint64_t seed = 0;             // of the order of fibers; 0: in order, one warp after the other
+  Counters* counters = nullptr;  // per kernel's name in `counters_by_kernel`, if that is what is wanted
+  std::map<std::string, Counters>* counters_by_kernel = nullptr;
+};
+// Read at each launch. Counting, and a seed, run blocks one after the other on one thread.
+Settings& settings();
+
+struct Grid {
+  const char* name;
+  unsigned grid[3];
+  unsigned threads;
+  size_t shared_bytes;
+};
+// Empty, or what went wrong.
+std::string run_grid(const Grid& grid, const std::function<void()>& body);
+
+}  // namespace diffqkv::emulated

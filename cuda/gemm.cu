@@ -1,0 +1,338 @@
+// out (+)= x weight^T, and silu(x gate^T) * (x up^T) in one kernel, for many tokens; x and weight of one 16-bit type.
+// Bound by arithmetic, for few tokens by reading the weights.
+//
+// A block makes a tile of out: tiles of x and of the weight come by cp.async in several stages into swizzled shared
+// memory, and each warp multiplies its part by m16n8k16 with the fragments of the next step already on their way. Gated,
+// half of each warp's weight rows are gate's and half are up's, so that both sums of an element end in one lane. Blocks
+// that share weight rows follow each other, so that the second and later ones find them in the L2.
+#include <algorithm>
+
+#include "device/async.h"
+#include "device/mma.h"
+#include "linear.h"
+
+namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace {
+
+struct GemmParams {
+  const void* x;
+  const void* weight;
+  const void* up;
+  void* out;
+  const float* row_scale;
+  bool f32_out;  // else of x's type
+  bool accumulate;
+  int64_t num_tokens, in_features, out_features;
+  int num_token_tiles;
+};
+
+// A tile of kM tokens by kN weight rows, kK columns at once in each of kStages, by kWarpsM x kWarpsN warps.
+template <int m, int n, int k, int stages, int warps_m, int warps_n>
+struct Config {
+  static constexpr int kM = m, kN = n, kK = k, kStages = stages, kWarpsM = warps_m, kWarpsN = warps_n;
+  static constexpr int kThreads = kWarpsM * kWarpsN * kWarpSize;
+  static constexpr int kWarpM = kM / kWarpsM, kWarpN = kN / kWarpsN;
+  static constexpr int kTilesM = kWarpM / 16, kTilesN = kWarpN / 8;
+  static constexpr int kRowChunks = kK / 8;  // of 16 bytes
+  static constexpr int kStageBytes = (kM + kN) * kK * 2, kSharedBytes = kStages * kStageBytes;
+  static_assert(kTilesN % 2 == 0 && kK % 16 == 0 && (kRowChunks == 4 || kRowChunks % 8 == 0));
+  static_assert(kSharedBytes <= 99 * 1024);
+};
+using Large = Config<128, 128, 32, 4, 2, 2>;
+using Small = Config<64, 64, 64, 4, 2, 2>;
+using Narrow = Config<64, 32, 128, 4, 4, 1>;  // few tokens, few rows: more blocks, and more bytes in flight of each row
+
+// The byte of a stage at which 16 bytes of a row stand: eight rows' same chunk lies in eight different places of a line.
+template <typename C>
+DIFFQKV_DEVICE int place_of(int row, int chunk) {
+  const int turn = C::kRowChunks == 4 ? row / 2 & 3 : row & 7;
+  return row * (C::kK * 2) + (chunk ^ turn) * 16;
+}
+
+// Fills stages with tiles of x and, below them, of the weights, kK columns further each time. What lies outside of a matrix
+// is filled with 0. A thread copies the same chunk of every kPassRows-th row.
+template <typename T, typename C, bool kGated, bool kAligned>
+struct Filler {
+  static constexpr int kPassRows = C::kThreads / C::kRowChunks, kHalf = C::kWarpN / 2;
+  static_assert(C::kM % kPassRows == 0 && C::kN % kPassRows == 0 && (!kGated || kHalf % kPassRows == 0));
+  static constexpr int kPlaceStep = kPassRows * C::kK * 2;
+  static_assert(kPassRows % 8 == 0, "the swizzle is the same in all rows of a thread");
+
+  const T* x;
+  const T* weight;
+  const T* up;
+  int64_t in_features, columns_left;
+  int tokens_left, rows_left;  // from the thread's first row on
+  int place;
+
+  DIFFQKV_DEVICE Filler(const GemmParams& p, int64_t first_token, int64_t first_row) {
+    const int row = thread_index() / C::kRowChunks, chunk = thread_index() % C::kRowChunks;
+    in_features = p.in_features;
+    columns_left = in_features - chunk * 8;
+    x = static_cast<const T*>(p.x) + (first_token + row) * in_features + chunk * 8;
+    const int64_t at = (first_row + row) * in_features + chunk * 8;
+    weight = static_cast<const T*>(p.weight) + at;
+    if constexpr (kGated) up = static_cast<const T*>(p.up) + at;
+    tokens_left = rows_in_tile(p.num_tokens - first_token, C::kM) - row;
+    rows_left = rows_in_tile(p.out_features - first_row, C::kN) - row;
+    place = place_of<C>(row, chunk);
+  }
+
+  DIFFQKV_DEVICE static int rows_in_tile(int64_t left, int tile) { return left < tile ? static_cast<int>(left) : tile; }
+
+  DIFFQKV_DEVICE void fill(unsigned char* stage) {
+    const int count = columns_left >= 8 ? 8 : columns_left > 0 ? static_cast<int>(columns_left) : 0;
+    unsigned char* to = stage + place;
+    DIFFQKV_UNROLL
+    for (int row = 0; row < C::kM; row += kPassRows, to += kPlaceStep)
+      copy(to, x + row * in_features, row < tokens_left ? count : 0);
+    DIFFQKV_UNROLL
+    for (int n = 0; n < C::kN; n += kPassRows, to += kPlaceStep) {
+      if constexpr (kGated) {
+        // Of each warp's rows the first half is gate's, the second half the same rows of up.
+        const int row = n / C::kWarpN * kHalf + n % kHalf;
+        copy(to, (n % C::kWarpN < kHalf ? weight : up) + row * in_features, row < rows_left ? count : 0);
+      } else {
+        copy(to, weight + n * in_features, n < rows_left ? count : 0);
+      }
+    }
+    x += C::kK, weight += C::kK, columns_left -= C::kK;
+    if constexpr (kGated) up += C::kK;
+  }
+
+  DIFFQKV_DEVICE static void copy(unsigned char* to, const T* from, int count) {
+    if constexpr (kAligned) {
+      cp_async_16(to, from, 2 * count);
+    } else {
+      Words4 words = {};
+      DIFFQKV_UNROLL
+      for (int j = 0; j < 8; ++j) {
+        if (j < count) words.w[j / 2] |= static_cast<uint32_t>(load(from + j).bits) << 16 * (j % 2);
+      }
+      store_shared(reinterpret_cast<Words4*>(to), words);
+    }
+  }
+};
+
+template <typename C>
+struct Fragments {
+  uint32_t a[C::kTilesM][4], b[C::kTilesN][2];
+
+  // Of columns 16 step to 16 step + 15 of a stage.
+  DIFFQKV_DEVICE void read(const unsigned char* stage, int warp_m, int warp_n, int step) {
+    const int lane = lane_index();
+    DIFFQKV_UNROLL
+    for (int i = 0; i < C::kTilesM; ++i) {
+      const int row = warp_m * C::kWarpM + i * 16 + lane % 16;
+      ldmatrix_x4(a[i], stage + place_of<C>(row, 2 * step + lane / 16));
+    }
+    DIFFQKV_UNROLL
+    for (int j = 0; j < C::kTilesN; j += 2) {
+      const int row = C::kM + warp_n * C::kWarpN + j * 8 + lane / 16 * 8 + lane % 8;
+      uint32_t two[4];
+      ldmatrix_x4(two, stage + place_of<C>(row, 2 * step + lane / 8 % 2));
+      b[j][0] = two[0], b[j][1] = two[1], b[j + 1][0] = two[2], b[j + 1][1] = two[3];
+    }
+  }
+};
+
+// Lane t of a quad holds the t-th word of kTiles rows of 4 words; it gets kTiles words that follow each other: of 4 rows
+// the t-th whole, of 2 rows half a row.
+template <int kTiles>
+DIFFQKV_DEVICE void gather_words(uint32_t (&w)[kTiles]) {
+  const int t = lane_index() % 4;
+  if constexpr (kTiles == 4) {
+    DIFFQKV_UNROLL
+    for (int bit = 1; bit <= 2; bit *= 2) {
+      DIFFQKV_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        if (i & bit) continue;
+        const uint32_t got = shuffle_xor(t & bit ? w[i] : w[i | bit], bit);
+        if (t & bit) {
+          w[i] = got;
+        } else {
+          w[i | bit] = got;
+        }
+      }
+    }
+  } else {
+    static_assert(kTiles == 2);
+    const uint32_t mine[2] = {w[0], w[1]};
+    const int from = lane_index() / 4 * 4 + t % 2 * 2;
+    DIFFQKV_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t first = shuffle(mine[0], from + i), second = shuffle(mine[1], from + i);
+      w[i] = t < 2 ? first : second;
+    }
+  }
+}
+
+template <int kWords>
+struct alignas(4 * kWords) Words {
+  uint32_t w[kWords];
+};
+
+// Stores one row's part of a warp's tile: kTiles times 8 columns from `column` on, of which this lane holds columns 2t and
+// 2t + 1 of each. All lanes take part, those whose row lies outside too.
+template <typename Out, bool kAligned, int kTiles>
+DIFFQKV_DEVICE void store_row(const GemmParams& p, int64_t token, int64_t column, const float (&values)[kTiles][2]) {
+  const int t = lane_index() % 4;
+  const bool inside = token < p.num_tokens;
+  Out* out = static_cast<Out*>(p.out) + token * p.out_features;
+  if constexpr (!kAligned) {
+    DIFFQKV_UNROLL
+    for (int i = 0; i < kTiles; ++i) {
+      DIFFQKV_UNROLL
+      for (int j = 0; j < 2; ++j) {
+        const int64_t at = column + 8 * i + 2 * t + j;
+        if (!inside || at >= p.out_features) continue;
+        float value = values[i][j];
+        if constexpr (sizeof(Out) == 4) value += p.accumulate ? load(out + at) : 0.0f;
+        store(out + at, from_float<Out>(value));
+      }
+    }
+  } else if constexpr (sizeof(Out) == 4) {
+    DIFFQKV_UNROLL
+    for (int i = 0; i < kTiles; ++i) {
+      const int64_t at = column + 8 * i + 2 * t;
+      if (!inside || at >= p.out_features) continue;
+      Words2* to = reinterpret_cast<Words2*>(out + at);
+      Words2 before = {};
+      if (p.accumulate) before = load(to);
+      store(to, Words2{{bit_cast<uint32_t>(values[i][0] + bit_cast<float>(before.w[0])),
+                        bit_cast<uint32_t>(values[i][1] + bit_cast<float>(before.w[1]))}});
+    }
+  } else {
+    constexpr int kGroup = kTiles < 4 ? kTiles : 4;
+    DIFFQKV_UNROLL
+    for (int i = 0; i < kTiles; i += kGroup) {
+      Words<kGroup> words;
+      DIFFQKV_UNROLL
+      for (int j = 0; j < kGroup; ++j) words.w[j] = pack2<Out>(values[i + j][0], values[i + j][1]);
+      gather_words(words.w);
+      const int64_t at = column + 8 * i + 2 * kGroup * t;
+      if (inside && at < p.out_features) store(reinterpret_cast<Words<kGroup>*>(out + at), words);
+    }
+  }
+}
+
+template <typename T, typename C, bool kGated, bool kAligned>
+DIFFQKV_KERNEL(C::kThreads, 2)
+gemm_kernel(GemmParams p) {
+  constexpr int kOutTiles = kGated ? C::kTilesN / 2 : C::kTilesN;
+  const int warp = thread_index() / kWarpSize, warp_m = warp / C::kWarpsN, warp_n = warp % C::kWarpsN;
+  const int64_t first_token = static_cast<int64_t>(block_x() % p.num_token_tiles) * C::kM;
+  const int64_t first_row = static_cast<int64_t>(block_x() / p.num_token_tiles) * (kGated ? C::kN / 2 : C::kN);
+  unsigned char* shared = dynamic_shared();
+  Filler<T, C, kGated, kAligned> filler(p, first_token, first_row);
+
+  const int num_steps = static_cast<int>((p.in_features + C::kK - 1) / C::kK);
+  DIFFQKV_UNROLL
+  for (int step = 0; step < C::kStages - 1; ++step) {
+    if (step < num_steps) filler.fill(shared + step * C::kStageBytes);
+    cp_async_commit();
+  }
+
+  float sums[C::kTilesM][C::kTilesN][4] = {};
+  int slot = 0, slot_to_fill = C::kStages - 1;
+  for (int step = 0; step < num_steps; ++step) {
+    cp_async_wait<C::kStages - 2>();
+    sync_block();  // this stage is there for all, and all are done with the one before it, which is the next to be filled
+    const unsigned char* stage = shared + slot * C::kStageBytes;
+    Fragments<C> fragments[2];
+    fragments[0].read(stage, warp_m, warp_n, 0);
+    if (step + C::kStages - 1 < num_steps) filler.fill(shared + slot_to_fill * C::kStageBytes);
+    cp_async_commit();
+    DIFFQKV_UNROLL
+    for (int k = 0; k < C::kK / 16; ++k) {
+      if (k + 1 < C::kK / 16) fragments[(k + 1) % 2].read(stage, warp_m, warp_n, k + 1);
+      DIFFQKV_UNROLL
+      for (int i = 0; i < C::kTilesM; ++i) {
+        DIFFQKV_UNROLL
+        for (int j = 0; j < C::kTilesN; ++j) mma_m16n8k16<T>(sums[i][j], fragments[k % 2].a[i], fragments[k % 2].b[j]);
+      }
+    }
+    slot = slot + 1 == C::kStages ? 0 : slot + 1;
+    slot_to_fill = slot_to_fill + 1 == C::kStages ? 0 : slot_to_fill + 1;
+  }
+
+  const int64_t column = first_row + warp_n * kOutTiles * 8;
+  DIFFQKV_UNROLL
+  for (int i = 0; i < C::kTilesM; ++i) {
+    DIFFQKV_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const int64_t token = first_token + warp_m * C::kWarpM + i * 16 + half * 8 + lane_index() / 4;
+      const float scale = p.row_scale && token < p.num_tokens ? load(p.row_scale + token) : 1.0f;
+      float values[kOutTiles][2];
+      DIFFQKV_UNROLL
+      for (int j = 0; j < kOutTiles; ++j) {
+        DIFFQKV_UNROLL
+        for (int e = 0; e < 2; ++e) {
+          const float sum = sums[i][j][2 * half + e];
+          if constexpr (kGated) {
+            values[j][e] = silu(sum) * sums[i][j + kOutTiles][2 * half + e];
+          } else {
+            values[j][e] = sum * scale;
+          }
+        }
+      }
+      if (p.f32_out) {
+        store_row<float, kAligned>(p, token, column, values);
+      } else {
+        store_row<T, kAligned>(p, token, column, values);
+      }
+    }
+  }
+}
+
+// ---- Launchers.
+
+template <typename C>
+int64_t num_blocks(const LinearParams& p) {
+  const int rows = p.up ? C::kN / 2 : C::kN;
+  return (p.num_tokens + C::kM - 1) / C::kM * ((p.out_features + rows - 1) / rows);
+}
+
+template <typename T, typename C, bool kAligned>
+void launch_gemm(const LinearParams& linear, Context& context) {
+  const GemmParams p = {linear.x,
+                        linear.weight,
+                        linear.up,
+                        linear.out,
+                        linear.row_scale,
+                        linear.out_dtype == DType::f32,
+                        linear.accumulate,
+                        linear.num_tokens,
+                        linear.in_features,
+                        linear.out_features,
+                        static_cast<int>((linear.num_tokens + C::kM - 1) / C::kM)};
+  LaunchShape shape;
+  shape.grid[0] = static_cast<unsigned>(num_blocks<C>(linear));
+  shape.threads = C::kThreads;
+  shape.shared_bytes = C::kSharedBytes;
+  if (linear.up) return launch("gemm_gated", gemm_kernel<T, C, true, kAligned>, shape, context.stream, p);
+  launch("gemm", gemm_kernel<T, C, false, kAligned>, shape, context.stream, p);
+}
+
+template <typename T>
+void gemm_of(const LinearParams& p, Context& context) {
+  const bool aligned = rows_aligned(p.x, p.in_features, p.x_dtype) &&
+                       rows_aligned(p.weight, p.in_features, p.weight_dtype) &&
+                       (!p.up || rows_aligned(p.up, p.in_features, p.weight_dtype)) &&
+                       rows_aligned(p.out, p.out_features, p.out_dtype) && p.out_features % 8 == 0;
+  if (!aligned) return launch_gemm<T, Small, false>(p, context);
+  // The largest tile that leaves few multiprocessors idle.
+  const int64_t wanted = context.num_multiprocessors - context.num_multiprocessors / 4;
+  if (num_blocks<Large>(p) >= wanted) return launch_gemm<T, Large, true>(p, context);
+  if (num_blocks<Small>(p) >= wanted) return launch_gemm<T, Small, true>(p, context);
+  launch_gemm<T, Narrow, true>(p, context);
+}
+
+}  // namespace
+
+void gemm(const LinearParams& p, Context& context) {
+  if (p.weight_dtype == DType::bf16) return gemm_of<bf16>(p, context);
+  gemm_of<f16>(p, context);
+}
+
+}  // namespace diffqkv::DIFFQKV_DEVICE_NS

@@ -1,0 +1,55 @@
+// The launchers, one per operator of csrc/backend/ops.h, and what they share: the stream, the card, scratch memory, and
+// the place where a kernel reports what it finds wrong in device memory. A launcher checks what it can on the host,
+// enqueues, and never waits.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "backend/ops.h"
+#include "device/launch.h"
+
+namespace diffqkv::DIFFQKV_DEVICE_NS {
+
+// What a kernel found in device memory that the call should not have held: the first such finding, as an
+// ERR_INVALID_ARGUMENT, is thrown by the next call that waits for the device.
+struct Finding {
+  enum Kind : uint32_t { none, token, position, kv_len, nan_logit, no_logit };
+  uint32_t kind;
+  int32_t index, value, limit;  // argument[index] is `value`, and must lie in [0, limit) or, for kv_len, [0, limit];
+                                // nan_logit: which; no_logit: `limit` logits are all -inf
+};
+
+// What launchers are given. Scratch memory is the stream's: a launcher may use it for the kernels that it enqueues in one
+// call, and finds it again with unknown contents in the next.
+class Context {
+ public:
+  virtual ~Context() = default;
+  cudaStream_t stream = nullptr;
+  int num_multiprocessors = 1;
+  int compute_capability = 80;          // 90 for 9.0
+  size_t max_shared_bytes = 99 * 1024;  // of a block
+  Finding* finding = nullptr;           // device-visible
+  // At least `bytes`, aligned to 256.
+  virtual void* scratch(size_t bytes) = 0;
+  // At least `count` words that are 0; a kernel must leave them 0.
+  virtual uint32_t* zeroed_words(size_t count) = 0;
+};
+
+void embed(const EmbedParams& p, Context& context);
+void rms_norm(const RmsNormParams& p, Context& context);
+void matmul(const MatmulParams& p, Context& context);
+void augmented_q(const AugmentedQParams& p, Context& context);
+void silu_mul(const SiluMulParams& p, Context& context);
+void rope(const RopeParams& p, Context& context);
+void kv_append(const KvAppendParams& p, Context& context);
+void attention_prefill(const AttentionPrefillParams& p, Context& context);
+void attention_decode(const AttentionDecodeParams& p, Context& context);
+void sample(const SampleParams& p, Context& context);
+
+// Attention of any head size up to 256 and any mix of f32, f16 and bf16, without tensor cores: what the kernels of
+// attention_prefill.cu and attention_decode.cu do not take goes here. Selective V too.
+void attention_plain_prefill(const AttentionPrefillParams& p, Context& context);
+void attention_plain_decode(const AttentionDecodeParams& p, Context& context);
+
+}  // namespace diffqkv::DIFFQKV_DEVICE_NS

@@ -1,0 +1,42 @@
+// out (+)= x weight^T: few tokens by gemv, more by gemm. gemm takes one 16-bit type; other types, and mixed ones, go by
+// gemv, 8 tokens at a time.
+#include "linear.h"
+
+namespace diffqkv::DIFFQKV_DEVICE_NS {
+
+void check_linear_types(const char* name, DType x, DType weight, DType out, bool accumulate) {
+  for (const DType dtype : {x, weight, out}) {
+    if (dtype != DType::f32 && dtype != DType::f16 && dtype != DType::bf16) {
+      fail(ErrorCode::invalid_argument, "%s: a tensor of type %s; f32, f16 and bf16 are known", name,
+           dtype_name(dtype));
+    }
+  }
+  if (accumulate && out != DType::f32) {
+    fail(ErrorCode::invalid_argument, "%s: accumulates into out of type f32 only, not %s", name, dtype_name(out));
+  }
+}
+
+void linear(const LinearParams& p, Context& context) {
+  if (p.num_tokens <= 0 || p.out_features <= 0 || (p.accumulate && p.in_features <= 0)) return;
+  const bool many = p.num_tokens > kGemvTokens && gemm_takes(p.x_dtype, p.weight_dtype, p.out_dtype);
+  if (many || p.row_scale) return gemm(p, context);
+  gemv(p, context);
+}
+
+void matmul(const MatmulParams& p, Context& context) {
+  check_linear_types("matmul", p.x_dtype, p.weight_dtype, p.out_dtype, p.accumulate);
+  LinearParams product;
+  product.x = p.x;
+  product.weight = p.weight;
+  product.out = p.out;
+  product.x_dtype = p.x_dtype;
+  product.weight_dtype = p.weight_dtype;
+  product.out_dtype = p.out_dtype;
+  product.num_tokens = p.num_tokens;
+  product.in_features = p.in_features;
+  product.out_features = p.out_features;
+  product.accumulate = p.accumulate;
+  linear(product, context);
+}
+
+}  // namespace diffqkv::DIFFQKV_DEVICE_NS

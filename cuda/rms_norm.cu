@@ -1,0 +1,108 @@
+// h = x, or h = residual += x; out = h / sqrt(mean(h^2) + eps) * weight. A block a token, a thread eight elements at once
+// where all rows are aligned to 16 bytes. A thread keeps h in registers, up to 4,096 of a token; what is beyond is read
+// again. Squares are summed in f32 by each thread, then in f64. Bound by memory, and at one token by the time of a launch.
+#include <cmath>
+
+#include "device/warp.h"
+#include "element_types.h"
+
+namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace {
+
+constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr int kVector = 8, kKept = 2;  // elements at once; vectors of h that a thread keeps
+
+DIFFQKV_DEVICE double warp_sum_f64(double x) {
+  DIFFQKV_UNROLL
+  for (int mask = 16; mask > 0; mask /= 2) {
+    const Words2 words = bit_cast<Words2>(x);
+    x += bit_cast<double>(Words2{{shuffle_xor(words.w[0], mask), shuffle_xor(words.w[1], mask)}});
+  }
+  return x;
+}
+
+// The same bits in every thread.
+DIFFQKV_DEVICE double block_sum(double x, double* shared) {
+  x = warp_sum_f64(x);
+  if (lane_index() == 0) store_shared(shared + thread_index() / 32, x);
+  sync_block();
+  double total = 0;
+  for (int warp = 0; warp < kWarps; ++warp) total += load_shared(shared + warp);
+  sync_block();
+  return total;
+}
+
+template <int kElements>
+DIFFQKV_KERNEL(kThreads, 4)
+rms_norm_kernel(RmsNormParams p) {
+  double* shared = reinterpret_cast<double*>(dynamic_shared());
+  const int64_t n = p.hidden_size, row = block_x() * n;
+  // h where it is not kept: the residual in its own type, rounded, if there is one.
+  const void* h_data = p.residual ? p.residual : p.x;
+  const DType h_dtype = p.residual ? p.residual_dtype : p.x_dtype;
+  float kept[kKept][kElements] = {};
+  // use(i, h, whether h is kept from one call to the next) for the elements of this thread.
+  const auto for_each = [&](const auto& use) {
+    DIFFQKV_UNROLL
+    for (int j = 0; j < kKept; ++j) {
+      const int64_t i = (j * kThreads + thread_index()) * kElements;
+      if (i < n) use(i, kept[j], true);
+    }
+    for (int64_t i = (kKept * kThreads + thread_index()) * kElements; i < n; i += kThreads * kElements) {
+      float h[kElements];
+      use(i, h, false);
+    }
+  };
+  float squares = 0;
+  for_each([&](int64_t i, float(&h)[kElements], bool) {
+    load_any(p.x, p.x_dtype, row + i, h);
+    if (p.residual) {
+      float residual[kElements];
+      load_any(p.residual, p.residual_dtype, row + i, residual);
+      DIFFQKV_UNROLL
+      for (int j = 0; j < kElements; ++j) h[j] += residual[j];
+      store_any(p.residual, p.residual_dtype, row + i, h);
+    }
+    DIFFQKV_UNROLL
+    for (int j = 0; j < kElements; ++j) squares = fused_multiply_add(h[j], h[j], squares);
+  });
+  double total = block_sum(squares, shared);
+  if (!(total >= 1e-28 && total <= 1e38)) {  // squares that leave the range of f32
+    double exact = 0;
+    for_each([&](int64_t i, float(&h)[kElements], bool is_kept) {
+      if (!is_kept) load_any(h_data, h_dtype, row + i, h);
+      DIFFQKV_UNROLL
+      for (int j = 0; j < kElements; ++j) exact += static_cast<double>(h[j]) * h[j];
+    });
+    total = block_sum(exact, shared);
+  }
+  const float scale = static_cast<float>(1.0 / sqrt(total / static_cast<double>(n) + static_cast<double>(p.eps)));
+  for_each([&](int64_t i, float(&h)[kElements], bool is_kept) {
+    if (!is_kept) load_any(h_data, h_dtype, row + i, h);
+    float weight[kElements];
+    load_any(p.weight, p.weight_dtype, i, weight);
+    DIFFQKV_UNROLL
+    for (int j = 0; j < kElements; ++j) h[j] = h[j] * scale * weight[j];
+    store_any(p.out, p.out_dtype, row + i, h);
+  });
+}
+
+}  // namespace
+
+void rms_norm(const RmsNormParams& p, Context& context) {
+  check_float_types("rms_norm", {{"x", p.x_dtype},
+                                 {"residual", p.residual ? p.residual_dtype : DType::f32},
+                                 {"weight", p.weight_dtype},
+                                 {"out", p.out_dtype}});
+  if (p.num_tokens <= 0 || p.hidden_size <= 0) return;
+  LaunchShape shape;
+  shape.grid[0] = static_cast<unsigned>(p.num_tokens);
+  shape.threads = kThreads;
+  shape.shared_bytes = kWarps * sizeof(double);
+  bool vectors = p.hidden_size % kVector == 0;
+  for (const void* data : {p.x, static_cast<const void*>(p.residual), p.weight, static_cast<const void*>(p.out)})
+    vectors &= is_aligned<uint32_t, 4>(data);
+  launch("rms_norm", vectors ? rms_norm_kernel<kVector> : rms_norm_kernel<1>, shape, context.stream, p);
+}
+
+}  // namespace diffqkv::DIFFQKV_DEVICE_NS

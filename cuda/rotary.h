@@ -1,0 +1,54 @@
+// Rotate-half RoPE of the heads of one token, for rope and kv_append.
+#pragma once
+
+#include <cmath>
+
+#include "element_types.h"
+
+namespace diffqkv::DIFFQKV_DEVICE_NS {
+
+struct Rotation {
+  float cos, sin;
+};
+
+// Of position * inv_freq. The angle is formed in f64 and there reduced to r in [-pi/4, pi/4] by multiples of pi/2, pi/2 as
+// the sum of three parts of which the first two have 30 bits, so that their products with a multiple below 2^23 are exact;
+// then f32, by the polynomials of the Cephes library (absolute error about 1e-7). f64 is slow on many cards, and a
+// library's sine in f64 many times slower: this is a dozen operations.
+DIFFQKV_DEVICE Rotation rotation(int position, double inv_freq) {
+  constexpr double kRound =
+      6755399441055744.0;  // 1.5 * 2^52: adding it rounds to an integer that stands in the low bits
+  const double angle = position * inv_freq;
+  const double shifted = angle * 0.63661977236758134308 + kRound;
+  const double n = shifted - kRound;
+  const float r =
+      static_cast<float>(((angle - n * 0x1.921fb54000000p+0) - n * 0x1.10b4610000000p-30) - n * 0x1.a62633145c06ep-58);
+  const uint32_t quadrant = static_cast<uint32_t>(bit_cast<uint64_t>(shifted));
+  const float z = r * r;
+  const float s = ((-1.9515295891e-4f * z + 8.3321608736e-3f) * z - 1.6666654611e-1f) * z * r + r;
+  const float c =
+      ((2.443315711809948e-5f * z - 1.388731625493765e-3f) * z + 4.166664568298827e-2f) * z * z - 0.5f * z + 1.0f;
+  // Quarter turns: (c, s), (-s, c), (-c, -s), (s, -c).
+  const float cos_size = quadrant & 1 ? s : c, sin_size = quadrant & 1 ? c : s;
+  return {(quadrant + 1) & 2 ? -cos_size : cos_size, quadrant & 2 ? -sin_size : sin_size};
+}
+
+// Rotates the heads of one token, whose first element is x[from], into out[to], which may be the same. All threads of the
+// block share the work; a thread keeps to one pair of dims, so that its angle is computed once.
+DIFFQKV_DEVICE void rotate_heads(const void* x, DType x_dtype, int64_t from, void* out, DType out_dtype, int64_t to,
+                                 int num_heads, int head_dim, int position, const double* inv_freq) {
+  const int half = head_dim / 2, pairs_at_once = half < num_threads() ? half : num_threads();
+  const int heads_at_once = num_threads() / pairs_at_once, first_head = thread_index() / pairs_at_once;
+  if (first_head >= heads_at_once) return;
+  for (int pair = thread_index() % pairs_at_once; pair < half; pair += pairs_at_once) {
+    const Rotation r = rotation(position, load(inv_freq + pair));
+    for (int head = first_head; head < num_heads; head += heads_at_once) {
+      const int i = head * head_dim + pair;
+      const float a = load_any(x, x_dtype, from + i), b = load_any(x, x_dtype, from + i + half);
+      store_any(out, out_dtype, to + i, a * r.cos - b * r.sin);
+      store_any(out, out_dtype, to + i + half, b * r.cos + a * r.sin);
+    }
+  }
+}
+
+}  // namespace diffqkv::DIFFQKV_DEVICE_NS

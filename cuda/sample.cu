@@ -1,0 +1,430 @@
+// Draws a token: repetition penalty, temperature, top-k, top-p, min-p, one uniform number (ops.h). One block: each step
+// needs the whole vocabulary's answer to the one before. Logits become keys, whole numbers in the order of the logits;
+// no step sorts. Both filters keep what comes before a border in the order of falling logits and rising tokens, and find
+// it in two steps: the border's key, by narrowing a range of keys (find_border), then the border among equal keys, by
+// narrowing a range of tokens (find_place), which is how the draw finds its token, too. What neither filter can keep
+// leaves first, by a bound that costs one pass, so that the searches run over few. Sums are f64, their order fixed.
+// Bound by latency: three to five passes over the vocabulary; without top-k, by exp of all of it in f64.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "device/finding.h"
+#include "device/launch.h"
+#include "device/warp.h"
+#include "kernels.h"
+
+namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace {
+
+constexpr int kMaxThreads = 1024, kParts = 32;
+constexpr int kBatch = 4;  // loads under way at once in a thread
+constexpr uint32_t kNanKey = 0xffffffffu, kMinusInfinityKey = 0x007fffffu;
+static_assert(kMaxThreads / kWarpSize <= kParts && kParts == kWarpSize);
+
+// What the logits can be found to hold, after the kinds of kernels.h: index is the token.
+
+struct Scratch {
+  uint32_t* keys;         // [vocab_size]
+  double* weights;        // [vocab_size], of the candidates
+  uint32_t* listed_keys;  // [vocab_size], of the candidates where not all are
+  uint32_t* listed_tokens;
+};
+
+struct Shared {
+  double partial[3][kParts];
+  uint32_t key[kParts], index[kParts];
+  uint32_t largest[kMaxThreads];  // of what each thread saw
+  uint32_t bad_history;           // ~index of the first entry outside the vocabulary, or 0
+};
+
+// Keys of equal logits are equal, -0 and 0 too. NaN is above all.
+DIFFQKV_HOST_DEVICE uint32_t key_of(float logit) {
+  if (logit != logit) return kNanKey;
+  const uint32_t bits = logit == 0.0f ? 0u : bit_cast<uint32_t>(logit);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+DIFFQKV_HOST_DEVICE float logit_of(uint32_t key) {
+  return bit_cast<float>(key & 0x80000000u ? key & 0x7fffffffu : ~key);
+}
+
+// Also where the largest logit is +inf: those that equal it weigh 1, all others 0.
+DIFFQKV_DEVICE double weight_of(uint32_t key, uint32_t largest, double temperature) {
+  if (key == largest) return 1.0;
+  return exp((static_cast<double>(logit_of(key)) - static_cast<double>(logit_of(largest))) / temperature);
+}
+
+// Philox-4x32-10: J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011. The first 53 of 128 bits
+// make a float64 in [0, 1).
+DIFFQKV_DEVICE double philox_uniform(uint64_t seed, uint64_t step) {
+  uint32_t c0 = static_cast<uint32_t>(step), c1 = static_cast<uint32_t>(step >> 32), c2 = 0, c3 = 0;
+  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t a = uint64_t{0xD2511F53} * c0, b = uint64_t{0xCD9E8D57} * c2;
+    c0 = static_cast<uint32_t>(b >> 32) ^ c1 ^ k0;
+    c1 = static_cast<uint32_t>(b);
+    c2 = static_cast<uint32_t>(a >> 32) ^ c3 ^ k1;
+    c3 = static_cast<uint32_t>(a);
+    k0 += 0x9E3779B9;
+    k1 += 0xBB67AE85;
+  }
+  return static_cast<double>((uint64_t{c0} << 21) | (c1 >> 11)) * 0x1p-53;
+}
+
+DIFFQKV_DEVICE uint32_t count_bits(uint32_t x) {
+  x -= x >> 1 & 0x55555555u;
+  x = (x & 0x33333333u) + (x >> 2 & 0x33333333u);
+  return ((x + (x >> 4)) & 0x0f0f0f0fu) * 0x01010101u >> 24;
+}
+
+// use(i, value(i)) for this thread's share of 0 to count - 1, i rising.
+template <typename Value, typename Use>
+DIFFQKV_DEVICE void for_each(uint32_t count, const Value& value, const Use& use) {
+  const uint32_t step = static_cast<uint32_t>(num_threads());
+  for (uint32_t first = static_cast<uint32_t>(thread_index()); first < count; first += kBatch * step) {
+    decltype(value(0u)) x[kBatch] = {};
+    DIFFQKV_UNROLL
+    for (int j = 0; j < kBatch; ++j)
+      if (first + j * step < count) x[j] = value(first + j * step);
+    DIFFQKV_UNROLL
+    for (int j = 0; j < kBatch; ++j)
+      if (first + j * step < count) use(first + j * step, x[j]);
+  }
+}
+
+// Every lane gets the same bits.
+DIFFQKV_DEVICE double warp_sum(double x) {
+  DIFFQKV_UNROLL
+  for (int mask = 16; mask > 0; mask /= 2) {
+    Words2 other = bit_cast<Words2>(x);
+    other.w[0] = shuffle_xor(other.w[0], mask);
+    other.w[1] = shuffle_xor(other.w[1], mask);
+    x += bit_cast<double>(other);
+  }
+  return x;
+}
+
+// Every thread gets the sums, the same bits. What was written to memory before is seen after.
+template <int kCount>
+DIFFQKV_DEVICE void block_sum(double (&x)[kCount], Shared* shared) {
+  const int lane = lane_index(), num_warps = num_threads() / kWarpSize;
+  DIFFQKV_UNROLL
+  for (int j = 0; j < kCount; ++j) {
+    x[j] = warp_sum(x[j]);
+    if (lane == 0) store_shared(&shared->partial[j][thread_index() / kWarpSize], x[j]);
+  }
+  sync_block();
+  DIFFQKV_UNROLL
+  for (int j = 0; j < kCount; ++j) x[j] = warp_sum(lane < num_warps ? load_shared(&shared->partial[j][lane]) : 0.0);
+  sync_block();
+}
+
+struct Best {
+  uint32_t key, index;
+};
+// The largest key, of equals the lowest index.
+DIFFQKV_DEVICE Best warp_best(Best best) {
+  DIFFQKV_UNROLL
+  for (int mask = 16; mask > 0; mask /= 2) {
+    const Best other = {shuffle_xor(best.key, mask), shuffle_xor(best.index, mask)};
+    if (other.key > best.key || (other.key == best.key && other.index < best.index)) best = other;
+  }
+  return best;
+}
+DIFFQKV_DEVICE Best block_best(Best best, Shared* shared) {
+  const int lane = lane_index(), warp = thread_index() / kWarpSize;
+  best = warp_best(best);
+  if (lane == 0) {
+    store_shared(&shared->key[warp], best.key);
+    store_shared(&shared->index[warp], best.index);
+  }
+  sync_block();
+  best = {0, 0};
+  if (lane < num_threads() / kWarpSize) best = {load_shared(&shared->key[lane]), load_shared(&shared->index[lane])};
+  best = warp_best(best);
+  sync_block();
+  return best;
+}
+
+// The largest key in [lowest, highest] such that reached(sum of measure(i) over those with key(i) from it on); `lowest`
+// where there is none. No key may be above `highest`. A pass takes a quarter of the range.
+struct Border {
+  uint32_t key;
+  double above;  // the sum over larger keys
+};
+template <typename Key, typename Measure, typename Reached>
+DIFFQKV_DEVICE Border find_border(uint32_t count, uint32_t lowest, uint32_t highest, const Key& key,
+                                  const Measure& measure, const Reached& reached, Shared* shared) {
+  double above = 0;
+  while (lowest < highest) {
+    const uint64_t width = highest - lowest;
+    const uint32_t pivots[3] = {lowest + static_cast<uint32_t>((width + 3) / 4),
+                                lowest + static_cast<uint32_t>((2 * width + 3) / 4),
+                                lowest + static_cast<uint32_t>((3 * width + 3) / 4)};
+    double sums[3] = {};
+    for_each(count, key, [&](uint32_t i, uint32_t k) {
+      if (k < pivots[0] || k > highest) return;
+      const double x = measure(i);
+      sums[0] += x;
+      if (k >= pivots[1]) sums[1] += x;
+      if (k >= pivots[2]) sums[2] += x;
+    });
+    block_sum(sums, shared);
+    if (reached(above + sums[2])) {
+      lowest = pivots[2];
+    } else if (reached(above + sums[1])) {
+      lowest = pivots[1], highest = pivots[2] - 1, above += sums[2];
+    } else if (reached(above + sums[0])) {
+      lowest = pivots[0], highest = pivots[1] - 1, above += sums[1];
+    } else {
+      highest = pivots[0] - 1, above += sums[0];
+    }
+  }
+  return {lowest, above};
+}
+
+// The first i with measure(i) > 0 where reached(start + measure(0) + ... + measure(i)); the last with measure(i) > 0 where
+// there is none. A pass takes one of 32 parts; the last pass adds one by one.
+template <typename Measure, typename Reached>
+DIFFQKV_DEVICE uint32_t find_place(uint32_t count, double start, const Measure& measure, const Reached& reached,
+                                   Shared* shared) {
+  const int num_warps = num_threads() / kWarpSize;
+  uint32_t begin = 0, end = count;
+  while (end - begin > 1) {
+    const uint32_t part = (end - begin + kParts - 1) / kParts;
+    for (int j = thread_index() / kWarpSize; j < kParts; j += num_warps) {
+      const uint32_t from = begin + j * part, to = from + part < end ? from + part : end;
+      double x = 0;
+      for (uint32_t i = from + lane_index(); i < to; i += kWarpSize) x += measure(i);
+      x = warp_sum(x);
+      if (lane_index() == 0) store_shared(&shared->partial[0][j], x);
+    }
+    sync_block();
+    int chosen = 0;
+    double sum = start;
+    for (int j = 0; j < kParts; ++j) {
+      const double x = load_shared(&shared->partial[0][j]);
+      if (!(x > 0)) continue;
+      chosen = j;
+      start = sum;
+      sum += x;
+      if (reached(sum)) break;
+    }
+    sync_block();
+    begin += chosen * part;
+    end = begin + part < end ? begin + part : end;
+  }
+  return begin;
+}
+
+// Lists the tokens whose key is `cut` or more, in their order; how many there are. Each warp has a stretch of the
+// vocabulary: it counts, then it writes.
+DIFFQKV_DEVICE uint32_t list_candidates(const Scratch& s, uint32_t count, uint32_t cut, Shared* shared) {
+  constexpr uint32_t kStep = kBatch * kWarpSize;
+  const uint32_t warp = thread_index() / kWarpSize, num_warps = num_threads() / kWarpSize;
+  const uint32_t lane = lane_index(), lanes_below = (1u << lane) - 1;
+  const uint32_t stretch = ((count + num_warps - 1) / num_warps + kStep - 1) / kStep * kStep;
+  const uint64_t first = uint64_t{warp} * stretch;
+  const uint64_t last = first + stretch < count ? first + stretch : count;
+  uint32_t at = 0, total = 0;
+  for (const bool writes : {false, true}) {
+    for (uint64_t from = first; from < last; from += kStep) {
+      uint32_t keys[kBatch] = {};
+      DIFFQKV_UNROLL
+      for (int j = 0; j < kBatch; ++j)
+        if (from + j * kWarpSize + lane < last) keys[j] = load(s.keys + from + j * kWarpSize + lane);
+      DIFFQKV_UNROLL
+      for (int j = 0; j < kBatch; ++j) {
+        const uint32_t in = ballot(keys[j] >= cut);
+        if (writes && (in >> lane & 1)) {
+          const uint32_t to = at + count_bits(in & lanes_below);
+          store(s.listed_keys + to, keys[j]);
+          store(s.listed_tokens + to, static_cast<uint32_t>(from) + j * kWarpSize + lane);
+        }
+        at += count_bits(in);
+      }
+    }
+    if (writes) break;
+    if (lane == 0) store_shared(&shared->index[warp], at);
+    sync_block();
+    at = 0;
+    for (uint32_t j = 0; j < num_warps; ++j) {
+      const uint32_t counted = load_shared(&shared->index[j]);
+      if (j < warp) at += counted;
+      total += counted;
+    }
+  }
+  sync_block();
+  return total;
+}
+
+// Keys of all logits, after the penalty. It is worked out from the logit, so that a token that occurs often, even in
+// several threads at once, gets it once.
+// Whether the history is all in the vocabulary; what is not is reported and passed over.
+DIFFQKV_DEVICE bool make_keys(const SampleParams& p, const Scratch& s, Finding* finding, Shared* shared) {
+  const uint32_t vocab_size = static_cast<uint32_t>(p.vocab_size);
+  if (thread_index() == 0) store_shared(&shared->bad_history, 0u);
+  for_each(
+      vocab_size, [&](uint32_t i) { return load(p.logits + i); },
+      [&](uint32_t i, float logit) { store(s.keys + i, key_of(logit)); });
+  sync_block();
+  for (int64_t i = thread_index(); i < p.history_len; i += num_threads()) {
+    const int32_t token = load(p.history + i);
+    if (token < 0 || token >= p.vocab_size) {
+      atomic_max_shared(&shared->bad_history, ~static_cast<uint32_t>(i));
+    } else if (p.repetition_penalty != 1) {
+      const float logit = load(p.logits + token);
+      store(s.keys + token, key_of(logit > 0 ? logit / p.repetition_penalty : logit * p.repetition_penalty));
+    }
+  }
+  sync_block();
+  const uint32_t bad = load_shared(&shared->bad_history);
+  if (bad != 0 && thread_index() == 0) {
+    report(finding, Finding::token, static_cast<int>(~bad), load(p.history + ~bad), static_cast<int>(vocab_size));
+  }
+  return bad == 0;
+}
+
+// A key that all of the `wanted` largest reach: that many threads have seen one that does.
+DIFFQKV_DEVICE uint32_t cut_for_top_k(int64_t wanted, uint32_t largest, Shared* shared) {
+  if (wanted > num_threads()) return 0;
+  return find_border(
+             static_cast<uint32_t>(num_threads()), 0, largest,
+             [&](uint32_t i) { return load_shared(&shared->largest[i]); }, [](uint32_t) { return 1.0; },
+             [&](double sum) { return sum >= static_cast<double>(wanted); }, shared)
+      .key;
+}
+
+// A key that all reach which top-p and min-p can leave. All tokens that weigh less than (1 - top_p) / (2 vocab_size) have
+// less than half of the mass that top-p drops; the other half is more than sums are wrong by.
+DIFFQKV_DEVICE uint32_t cut_for_weights(const SampleParams& p, uint32_t largest) {
+  double least = p.top_p < 1 ? (1.0 - p.top_p) / (2.0 * static_cast<double>(p.vocab_size)) : 0.0;
+  if (p.min_p > least) least = p.min_p;
+  if (least == 0) return 0;
+  const double top = logit_of(largest);
+  if (top == infinity()) return largest;
+  // Twice down by more than rounding: of exp, which makes 1 of what is close to it, and to f32.
+  const double logit = top + static_cast<double>(p.temperature) * (log(least) - 1e-6);
+  return key_of(static_cast<float>(logit - 1e-6 * (fabs(logit) + fabs(top)) - 1e-44));
+}
+
+DIFFQKV_KERNEL(kMaxThreads, 1)
+sample_kernel(SampleParams p, Scratch s, Finding* finding) {
+  Shared* shared = reinterpret_cast<Shared*>(dynamic_shared());
+  const uint32_t vocab_size = static_cast<uint32_t>(p.vocab_size);
+  const bool knows_history = make_keys(p, s, finding, shared);
+  const auto key_of_token = [&](uint32_t i) { return load(s.keys + i); };
+  Best best = {0, 0};
+  for_each(vocab_size, key_of_token, [&](uint32_t i, uint32_t key) {
+    if (key > best.key) best = {key, i};
+  });
+  store_shared(&shared->largest[thread_index()], best.key);
+  best = block_best(best, shared);
+  const bool has_nan = best.key == kNanKey, has_none = best.key == kMinusInfinityKey;
+  if (has_nan || has_none || p.temperature == 0) {
+    if (thread_index() != 0) return;
+    if ((has_nan || has_none) && knows_history) {
+      report(finding, has_nan ? Finding::nan_logit : Finding::no_logit, static_cast<int>(best.index), 0,
+             static_cast<int>(vocab_size));
+    }
+    store(p.out_token, has_nan ? 0 : static_cast<int32_t>(best.index));
+    return;
+  }
+
+  const uint32_t largest = best.key;
+  const double temperature = p.temperature;
+  const bool has_top_k = p.top_k > 0 && p.top_k < p.vocab_size, has_top_p = p.top_p < 1;
+  const uint32_t cut = has_top_k ? cut_for_top_k(p.top_k, largest, shared) : cut_for_weights(p, largest);
+  const bool listed = cut > kMinusInfinityKey;
+  const uint32_t count = listed ? list_candidates(s, vocab_size, cut, shared) : vocab_size;
+  const uint32_t* keys = listed ? s.listed_keys : s.keys;
+  const auto key = [&](uint32_t i) { return load(keys + i); };
+  const auto weight = [&](uint32_t i) { return load(s.weights + i); };
+
+  // The last that is kept: in key, and of its equals in place.
+  uint32_t border_key = 0, border_place = count;
+  const auto is_kept = [&](uint32_t i, uint32_t k) { return k > border_key || (k == border_key && i <= border_place); };
+  if (has_top_k) {
+    const auto reached = [&](double sum) { return sum >= static_cast<double>(p.top_k); };
+    const Border border = find_border(
+        count, cut, largest, key, [](uint32_t) { return 1.0; }, reached, shared);
+    border_key = border.key;
+    border_place = find_place(
+        count, border.above, [&](uint32_t i) { return key(i) == border_key ? 1.0 : 0.0; }, reached, shared);
+  }
+
+  // What is dropped weighs 0 from here on. min-p is relative to the largest probability, whose token weighs 1.
+  const double min_p = p.min_p;
+  double mass[1] = {};
+  for_each(count, key, [&](uint32_t i, uint32_t k) {
+    double x = is_kept(i, k) ? weight_of(k, largest, temperature) : 0.0;
+    if (!has_top_p && x < min_p) x = 0;
+    store(s.weights + i, x);
+    mass[0] += x;
+  });
+  if (has_top_p) {
+    if (listed && !has_top_k) {  // of those that are not listed, too
+      mass[0] = 0;
+      for_each(vocab_size, key_of_token, [&](uint32_t, uint32_t k) { mass[0] += weight_of(k, largest, temperature); });
+    }
+    block_sum(mass, shared);
+    const double wanted = static_cast<double>(p.top_p) * mass[0];
+    const auto reached = [&](double sum) { return sum >= wanted; };
+    const Border border = find_border(count, cut, largest, key, weight, reached, shared);
+    border_key = border.key;
+    border_place = find_place(
+        count, border.above, [&](uint32_t i) { return key(i) == border_key ? weight(i) : 0.0; }, reached, shared);
+    mass[0] = 0;
+    for_each(count, key, [&](uint32_t i, uint32_t k) {
+      double x = weight(i);
+      if (!is_kept(i, k) || x < min_p) x = 0;
+      store(s.weights + i, x);
+      mass[0] += x;
+    });
+  }
+  block_sum(mass, shared);
+  const double drawn = philox_uniform(p.seed, p.step) * mass[0];
+  const uint32_t place = find_place(
+      count, 0, weight, [&](double sum) { return sum > drawn; }, shared);
+  if (thread_index() == 0) store(p.out_token, static_cast<int32_t>(listed ? load(s.listed_tokens + place) : place));
+}
+
+void check(const SampleParams& p) {
+  if (p.vocab_size <= 0) fail(ErrorCode::invalid_argument, "sample: the vocabulary is empty");
+  if (p.vocab_size > std::numeric_limits<int32_t>::max()) {
+    fail(ErrorCode::invalid_argument, "sample: a vocabulary of %lld; tokens are of 32 bits",
+         static_cast<long long>(p.vocab_size));
+  }
+  if (!(p.temperature >= 0) || std::isinf(p.temperature))
+    fail(ErrorCode::invalid_argument, "sample: temperature %g must be finite and at least 0", p.temperature);
+  if (p.top_k < 0) {
+    fail(ErrorCode::invalid_argument, "sample: top_k %lld must be at least 0 (0: all)",
+         static_cast<long long>(p.top_k));
+  }
+  if (!(p.top_p >= 0 && p.top_p <= 1)) fail(ErrorCode::invalid_argument, "sample: top_p %g must be in [0, 1]", p.top_p);
+  if (!(p.min_p >= 0 && p.min_p <= 1)) fail(ErrorCode::invalid_argument, "sample: min_p %g must be in [0, 1]", p.min_p);
+  if (!(p.repetition_penalty > 0) || std::isinf(p.repetition_penalty)) {
+    fail(ErrorCode::invalid_argument, "sample: repetition_penalty %g must be finite and more than 0 (1: none)",
+         p.repetition_penalty);
+  }
+}
+
+}  // namespace
+
+void sample(const SampleParams& p, Context& context) {
+  check(p);
+  const size_t vocab_size = static_cast<size_t>(p.vocab_size);
+  Scratch s;
+  s.weights = static_cast<double*>(context.scratch(vocab_size * (sizeof(double) + 3 * sizeof(uint32_t))));
+  s.keys = reinterpret_cast<uint32_t*>(s.weights + vocab_size);
+  s.listed_keys = s.keys + vocab_size;
+  s.listed_tokens = s.listed_keys + vocab_size;
+  // A small vocabulary needs fewer threads, whose barriers cost less: eight tokens a thread.
+  const size_t warps = (vocab_size + 8 * kWarpSize - 1) / (8 * kWarpSize);
+  LaunchShape shape;
+  shape.threads = static_cast<unsigned>(std::min<size_t>(warps * kWarpSize, kMaxThreads));
+  shape.shared_bytes = sizeof(Shared);
+  launch("sample", sample_kernel, shape, context.stream, p, s, context.finding);
+}
+
+}  // namespace diffqkv::DIFFQKV_DEVICE_NS

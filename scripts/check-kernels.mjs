@@ -1,0 +1,135 @@
+// npm run check:kernels [-- ARCHITECTURE ...] (default: sm_80 sm_90a): what the compiler made of each kernel: registers,
+// shared memory that is not dynamic, spills, stack. Fails on any spill or stack in a kernel that is not on the list of cold
+// ones below. Needs nvcc, no GPU. What did not change since the last time comes from build/kernel-reports/.
+//   --json FILE   writes the table there too
+
+import { execFileSync, spawnSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+const root = join(dirname(fileURLToPath(import.meta.url)), '..');
+const reports = join(root, 'build', 'kernel-reports');
+
+// Kernels in which a stack, or a spill, costs nothing that matters, and why.
+const COLD = [];
+
+const given = process.argv.slice(2);
+const jsonAt = given.indexOf('--json');
+const jsonFile = jsonAt >= 0 ? given.splice(jsonAt, 2)[1] : undefined;
+const architectures = given.length > 0 ? given : ['sm_80', 'sm_90a'];
+
+const nvcc = process.env.CUDACXX || 'nvcc';
+const version = spawnSync(nvcc, ['--version'], { encoding: 'utf8' });
+if (version.error || version.status !== 0) {
+  console.log('check-kernels: SKIPPED: no nvcc on PATH or in CUDACXX');
+  process.exit(0);
+}
+
+const headers = ['cuda', 'cuda/device', 'csrc/backend'].flatMap((folder) =>
+  readdirSync(join(root, folder))
+    .filter((name) => name.endsWith('.h'))
+    .map((name) => join(root, folder, name)),
+);
+
+/** ptxas' words on one file for one architecture. */
+function compile(file, architecture) {
+  const options = ['-std=c++20', '-O3', `-arch=${architecture}`, '-Xptxas', '-v', '-Icuda', '-Icsrc'];
+  const hash = createHash('sha256').update(version.stdout + options.join(' '));
+  for (const path of [join(root, 'cuda', file), ...headers])
+    hash.update(path.slice(root.length)).update(readFileSync(path));
+  const cached = join(reports, `${file}.${architecture}.${hash.digest('hex').slice(0, 16)}.txt`);
+  try {
+    return readFileSync(cached, 'utf8');
+  } catch {
+    // Not there: compiled now.
+  }
+  const cubin = join(reports, `${file}.${architecture}.${process.pid}.cubin`);
+  const { status, stderr } = spawnSync(nvcc, [...options, '-cubin', join('cuda', file), '-o', cubin], {
+    cwd: root,
+    encoding: 'utf8',
+    maxBuffer: 1 << 28,
+  });
+  rmSync(cubin, { force: true });
+  if (status !== 0) throw new Error(`${file} does not compile for ${architecture}:\n${stderr}`);
+  for (const name of readdirSync(reports))
+    if (name.startsWith(`${file}.${architecture}.`)) rmSync(join(reports, name), { force: true });
+  writeFileSync(cached, stderr);
+  return stderr;
+}
+
+function parse(text, file, architecture) {
+  const kernels = [];
+  // One kernel: "Compiling entry function 'x' for 'sm_80'", its stack and spills, "Used 40 registers, ... bytes smem".
+  for (const part of text.split("Compiling entry function '").slice(1)) {
+    const [, stack, stores, loads] =
+      /(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads/.exec(part) ?? [];
+    const registers = /Used (\d+) registers/.exec(part)?.[1];
+    if (stack === undefined || registers === undefined)
+      throw new Error(`cannot read what ptxas says of ${file}:\n${part}`);
+    kernels.push({
+      file,
+      architecture,
+      mangled: part.slice(0, part.indexOf("'")),
+      registers: Number(registers),
+      sharedBytes: Number(/(\d+) bytes smem/.exec(part)?.[1] ?? 0),
+      stackBytes: Number(stack),
+      spillStoreBytes: Number(stores),
+      spillLoadBytes: Number(loads),
+    });
+  }
+  return kernels;
+}
+
+function demangle(names) {
+  for (const program of ['cu++filt', 'c++filt']) {
+    try {
+      return execFileSync(program, { input: names.join('\n'), encoding: 'utf8', maxBuffer: 1 << 28 }).split('\n');
+    } catch {
+      // The next one.
+    }
+  }
+  return names;
+}
+
+/** Without namespaces, parameters, and the numbers that nvcc gives to unnamed namespaces. */
+const shorten = (name) =>
+  name
+    .replace(/^void /, '')
+    .replace(/\(anonymous namespace\)::|<unnamed>::|_GLOBAL__N__\w+::|_INTERNAL_\w+::/g, '')
+    .replace(/diffqkv::(cuda::)?/g, '')
+    .replace(/\((int|bool|unsigned int|long)\)/g, '')
+    .replace(/\([^()]*\)$/, '');
+
+mkdirSync(reports, { recursive: true });
+const kernels = [];
+for (const file of readdirSync(join(root, 'cuda'))
+  .filter((name) => name.endsWith('.cu'))
+  .sort())
+  for (const architecture of architectures) kernels.push(...parse(compile(file, architecture), file, architecture));
+const names = demangle(kernels.map(({ mangled }) => mangled));
+for (const [i, kernel] of kernels.entries()) kernel.kernel = shorten(names[i]);
+
+const columns = ['regs', 'shared', 'stack', 'spill st', 'spill ld'];
+const bad = [];
+let last = '';
+for (const kernel of kernels) {
+  const { file, architecture, registers, sharedBytes, stackBytes, spillStoreBytes, spillLoadBytes } = kernel;
+  if (`${file} ${architecture}` !== last) {
+    last = `${file} ${architecture}`;
+    console.log(`\n${file} for ${architecture}\n${columns.map((name) => name.padStart(8)).join(' ')}  kernel`);
+  }
+  const numbers = [registers, sharedBytes, stackBytes, spillStoreBytes, spillLoadBytes];
+  const cold = COLD.find(([pattern]) => pattern.test(kernel.kernel));
+  const wrong = stackBytes + spillStoreBytes + spillLoadBytes > 0 && !cold;
+  if (wrong) bad.push(kernel);
+  const note = wrong ? '  <- FAIL' : cold ? `  (cold: ${cold[1]})` : '';
+  console.log(`${numbers.map((number) => String(number).padStart(8)).join(' ')}  ${kernel.kernel}${note}`);
+}
+if (jsonFile) writeFileSync(jsonFile, `${JSON.stringify(kernels, null, 1)}\n`);
+const most = Math.max(...kernels.map(({ registers }) => registers));
+console.log(
+  `\ncheck-kernels: ${kernels.length} kernels for ${architectures.join(', ')}, at most ${most} registers; ${bad.length} with spills or stack that must have none`,
+);
+process.exitCode = bad.length > 0 ? 1 : 0;

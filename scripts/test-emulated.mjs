@@ -1,0 +1,29 @@
+// npm run test:emulated [-- JEST_ARGUMENTS]: builds the tests' module, whose device `emulated` runs the CUDA kernels as
+// C++, and runs the test suite on that device alone.
+
+import { spawnSync } from 'node:child_process';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+const root = join(dirname(fileURLToPath(import.meta.url)), '..');
+
+function run(args, env = {}) {
+  const { status, error } = spawnSync(process.execPath, args, {
+    cwd: root,
+    stdio: 'inherit',
+    env: { ...process.env, ...env },
+  });
+  if (error) throw error;
+  if (status !== 0) process.exit(1);
+}
+
+run([join(root, 'scripts', 'build-native.js'), '--test']);
+// The files that try out the CPU device, the command line and the process have nothing to say here.
+const given = process.argv.slice(2);
+const args =
+  given.length > 0 ? given : ['--testPathIgnorePatterns=test/(behaviour|cli|compare|isa|tokenizer)\\.test\\.ts$'];
+run([join(root, 'node_modules', 'jest', 'bin', 'jest.js'), ...args], {
+  DIFFQKV_MODULE: join(root, 'build-cmake', 'diffqkv-test.node'),
+  DIFFQKV_TEST_DEVICES: 'emulated',
+  OMP_WAIT_POLICY: 'passive',
+});

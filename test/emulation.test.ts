@@ -1,0 +1,37 @@
+// The emulation of CUDA kernels is tested itself, by a program of its own (test/native): hazards that it must find, the
+// device layer's fragments, the counters; and, of every operator's kernels, the traffic and that the order of threads
+// changes nothing.
+
+import { spawnSync } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+
+const program = process.env.DIFFQKV_EMULATION_CHECK ?? join(__dirname, '..', 'build-cmake', 'emulation_check');
+
+interface Result {
+  name: string;
+  wrong: string | null;
+}
+
+/** The least number of checks a part has: a program that forgets some does not pass. */
+const parts = { hazards: 33, device_layer: 13, counters: 15, operators: 28 };
+
+describe.each(Object.entries(parts))('%s', (part, count) => {
+  if (!existsSync(program)) {
+    it.skip(`SKIPPED: ${program} is not built (npm run build:test)`, () => {});
+    return;
+  }
+  let results: Result[] = [];
+
+  beforeAll(() => {
+    const { stdout, stderr, signal, error } = spawnSync(program, [part], { encoding: 'utf8', maxBuffer: 1 << 26 });
+    if (error || signal)
+      throw error ?? new Error(`emulation_check ended by ${signal}: ${stdout.slice(-500)} ${stderr}`);
+    results = JSON.parse(stdout) as Result[];
+  });
+
+  it('every check passes', () => {
+    expect(results.filter(({ wrong }) => wrong !== null)).toEqual([]);
+    expect(results.length).toBeGreaterThanOrEqual(count);
+  });
+});

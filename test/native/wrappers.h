@@ -1,0 +1,164 @@
+// One kernel for each function of the device layer, for both compilers: a warp a block, kIn words in and kOut words out
+// for each lane. What they give is compared: the emulation with the definition, the GPU with the emulation.
+#pragma once
+
+#include <vector>
+
+#include "device/async.h"
+#include "device/mma.h"
+#include "device/softmax.h"
+
+namespace diffqkv::DIFFQKV_DEVICE_NS {
+
+constexpr int kIn = 10, kOut = 4;
+
+// What a wrapper is given: any bits; pairs of 16-bit numbers (and f32 in words 6 to 9); f32 numbers.
+enum class Input { bits, bf16_pairs, f16_pairs, floats };
+
+struct Wrapper {
+  const char* name;
+  void (*kernel)(const uint32_t*, uint32_t*);
+  Input input;
+  bool exact;  // whether the ISA defines every bit
+};
+
+struct LaneWords {
+  uint32_t in[kIn], out[kOut];
+};
+
+template <typename Body>
+DIFFQKV_DEVICE void on_lane(const uint32_t* in, uint32_t* out, const Body& body) {
+  const int at = block_x() * 32 + lane_index();
+  LaneWords words = {};
+  for (int i = 0; i < kIn; ++i) words.in[i] = load(in + at * kIn + i);
+  body(words);
+  for (int i = 0; i < kOut; ++i) store(out + at * kOut + i, words.out[i]);
+}
+
+template <typename T>
+DIFFQKV_KERNEL(32, 1)
+try_mma(const uint32_t* in, uint32_t* out) {
+  on_lane(in, out, [](LaneWords& l) {
+    const uint32_t a[4] = {l.in[0], l.in[1], l.in[2], l.in[3]}, b[2] = {l.in[4], l.in[5]};
+    float c[4];
+    for (int i = 0; i < 4; ++i) c[i] = bit_cast<float>(l.in[6 + i]);
+    mma_m16n8k16<T>(c, a, b);
+    for (int i = 0; i < 4; ++i) l.out[i] = bit_cast<uint32_t>(c[i]);
+  });
+}
+
+// Each lane's first four words are a row of 16 bytes.
+template <int kMatrices, bool kTranspose>
+DIFFQKV_KERNEL(32, 1)
+try_ldmatrix(const uint32_t* in, uint32_t* out) {
+  on_lane(in, out, [](LaneWords& l) {
+    Words4* rows = reinterpret_cast<Words4*>(dynamic_shared());
+    store_shared(rows + lane_index(), Words4{{l.in[0], l.in[1], l.in[2], l.in[3]}});
+    sync_warp();
+    if constexpr (kMatrices == 4) {
+      uint32_t r[4];
+      kTranspose ? ldmatrix_x4_trans(r, rows + lane_index()) : ldmatrix_x4(r, rows + lane_index());
+      for (int i = 0; i < 4; ++i) l.out[i] = r[i];
+    } else {
+      uint32_t r[2];
+      kTranspose ? ldmatrix_x2_trans(r, rows + lane_index()) : ldmatrix_x2(r, rows + lane_index());
+      for (int i = 0; i < 2; ++i) l.out[i] = r[i];
+    }
+  });
+}
+
+DIFFQKV_KERNEL(32, 1) try_movmatrix(const uint32_t* in, uint32_t* out) {
+  on_lane(in, out, [](LaneWords& l) { l.out[0] = movmatrix_trans(l.in[0]); });
+}
+
+// The lane copies the first in[0] % 17 bytes of its neighbour's words, which lie in global memory.
+DIFFQKV_KERNEL(32, 1) try_cp_async(const uint32_t* in, uint32_t* out) {
+  on_lane(in, out, [out](LaneWords& l) {
+    Words4* mine = reinterpret_cast<Words4*>(out) + block_x() * 32 + lane_index();
+    store(mine, Words4{{l.in[1], l.in[2], l.in[3], l.in[4]}});
+    sync_block();
+    Words4* rows = reinterpret_cast<Words4*>(dynamic_shared());
+    const Words4* from = reinterpret_cast<const Words4*>(out) + block_x() * 32 + (lane_index() + 1) % 32;
+    cp_async_16(rows + lane_index(), from, static_cast<int>(l.in[0] % 17));
+    cp_async_commit();
+    cp_async_wait<0>();
+    sync_block();
+    const Words4 copied = load_shared(rows + lane_index());
+    for (int i = 0; i < 4; ++i) l.out[i] = copied.w[i];
+  });
+}
+
+DIFFQKV_KERNEL(32, 1) try_shuffles(const uint32_t* in, uint32_t* out) {
+  on_lane(in, out, [](LaneWords& l) {
+    l.out[0] = shuffle(l.in[0], static_cast<int>(l.in[1] % 32));
+    l.out[1] = shuffle_xor(l.in[0], 5);
+    l.out[2] = shuffle_up(l.in[0], 3);
+    l.out[3] = shuffle_down(l.in[0], 7);
+  });
+}
+
+DIFFQKV_KERNEL(32, 1) try_votes(const uint32_t* in, uint32_t* out) {
+  on_lane(in, out, [](LaneWords& l) {
+    l.out[0] = ballot(l.in[0] & 1);
+    l.out[1] = ballot((l.in[1] & 7) == 0);
+  });
+}
+
+DIFFQKV_KERNEL(32, 1) try_reductions(const uint32_t* in, uint32_t* out) {
+  on_lane(in, out, [](LaneWords& l) {
+    l.out[0] = bit_cast<uint32_t>(warp_sum(bit_cast<float>(l.in[0])));
+    l.out[1] = bit_cast<uint32_t>(warp_max(bit_cast<float>(l.in[1])));
+  });
+}
+
+template <typename T>
+DIFFQKV_KERNEL(32, 1)
+try_conversions(const uint32_t* in, uint32_t* out) {
+  on_lane(in, out, [](LaneWords& l) {
+    l.out[0] = pack2<T>(bit_cast<float>(l.in[0]), bit_cast<float>(l.in[1]));
+    l.out[1] = bit_cast<uint32_t>(unpack_low<T>(l.in[2]));
+    l.out[2] = bit_cast<uint32_t>(unpack_high<T>(l.in[2]));
+  });
+}
+
+DIFFQKV_KERNEL(32, 1) try_exact_functions(const uint32_t* in, uint32_t* out) {
+  on_lane(in, out, [](LaneWords& l) {
+    const float x = bit_cast<float>(l.in[0]), y = bit_cast<float>(l.in[1]), z = bit_cast<float>(l.in[2]);
+    l.out[0] = bit_cast<uint32_t>(fused_multiply_add(x, y, z));
+    l.out[1] = bit_cast<uint32_t>(reciprocal(x));
+    l.out[2] = bit_cast<uint32_t>(reciprocal_sqrt(x < 0 ? -x : x));
+  });
+}
+
+DIFFQKV_KERNEL(32, 1) try_exp2(const uint32_t* in, uint32_t* out) {
+  on_lane(in, out, [](LaneWords& l) {
+    for (int i = 0; i < kOut; ++i) l.out[i] = bit_cast<uint32_t>(exp2_fast(bit_cast<float>(l.in[i])));
+  });
+}
+
+DIFFQKV_KERNEL(32, 1) try_streaming(const uint32_t* in, uint32_t* out) {
+  const int at = block_x() * 32 + lane_index();
+  const Words4 words = load_streaming(in + (at * kIn + 3) / 4 * 4);
+  store(reinterpret_cast<Words4*>(out) + at, words);
+}
+
+inline std::vector<Wrapper> wrappers() {
+  return {{"mma bf16", try_mma<bf16>, Input::bf16_pairs, false},
+          {"mma f16", try_mma<f16>, Input::f16_pairs, false},
+          {"ldmatrix x4", try_ldmatrix<4, false>, Input::bits, true},
+          {"ldmatrix x4 trans", try_ldmatrix<4, true>, Input::bits, true},
+          {"ldmatrix x2", try_ldmatrix<2, false>, Input::bits, true},
+          {"ldmatrix x2 trans", try_ldmatrix<2, true>, Input::bits, true},
+          {"movmatrix", try_movmatrix, Input::bits, true},
+          {"cp.async", try_cp_async, Input::bits, true},
+          {"shuffles", try_shuffles, Input::bits, true},
+          {"votes", try_votes, Input::bits, true},
+          {"reductions", try_reductions, Input::floats, true},
+          {"conversions bf16", try_conversions<bf16>, Input::floats, true},
+          {"conversions f16", try_conversions<f16>, Input::floats, true},
+          {"fma, 1/x, 1/sqrt(x)", try_exact_functions, Input::floats, true},
+          {"exp2", try_exp2, Input::floats, false},
+          {"load_streaming", try_streaming, Input::bits, true}};
+}
+
+}  // namespace diffqkv::DIFFQKV_DEVICE_NS
