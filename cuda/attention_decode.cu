@@ -1,397 +1,341 @@
-// Attention of one query per sequence over its cache: out = softmax(sm_scale q K^T) V. Bound by memory: every K and V byte
-// is read once, and little else is.
+// Attention of one query per sequence over its cache: out = softmax(sm_scale q K^T) V, on tensor cores, for 16-bit
+// types. Bound by memory: each byte of K and V is read once, and little else is.
 //
-// Work split: a block is (sequence, unit of query heads, KV split). A unit is the query heads, at most 8, that share K and V
-// heads: for 32/4/16 heads 8 query heads, 1 K head and 4 V heads. Each of the block's 4 warps takes every fourth 16 keys,
-// with a ring of cp.async slots of its own (16 keys of one K or V head a slot), so that the main loop has no barrier:
+// Work split. A unit is the query heads that share K and V heads with each other: 8, with 1 K head and 4 V heads, for
+// 32/4/16. More than a block has room for are split. A block is one unit of one sequence, and one split of its keys.
+// Each of its 4 warps takes every fourth tile of keys, through a ring of cp.async slots of its own, so that the main
+// loop has no barrier; 64 KiB a block are under way. For each tile (attention_decode_tile.h):
 //
-//   S^T = K Q^T     16 keys by 8 query heads, m16n8k16, K by ldmatrix, Q^T in registers; for each K head its columns
-//   P^T             online softmax down the columns, in base 2; rounded to 16 bits, to the other fragment by movmatrix
-//   O_j^T += V_j^T P^T   for each V head j, V^T by ldmatrix.trans. Columns of query heads that do not belong to j are
-//                   computed and dropped: they fill the 8 columns that the instruction has, and since nothing is masked
-//                   by zeros, a NaN or infinity in one V head stays there.
+//   S^T = K Q^T      for each K head, by m16n8k16: 16 keys by 8 query heads
+//   P^T = 2^(S^T sm_scale log2(e) - m)   with the running max m of the columns; rounded, and by movmatrix to the other
+//                    fragment
+//   O^T += V^T P^T   for each V head. All heads share the accumulator: products of 8 query heads are formed, and those
+//                    of query heads that do not read this K or V head are dropped
 //
-// Then the warps merge, and, where there are several splits, the last block of a unit to arrive merges those: there is no
-// second launch. The divisor is the sum of P as rounded, so that V = 1 gives 1; lse is of P as it was.
+// Then the warps merge. Where there are several splits, each leaves O, m and d in scratch memory, and the last block of
+// a unit to arrive merges those: there is no second launch. Splits are even over what kv_lens says.
 #include <algorithm>
+#include <cmath>
+#include <numeric>
 
-#include "attention_decode_merge.h"
-#include "device/async.h"
+#include "attention_decode_tile.h"
 #include "device/finding.h"
-#include "device/mma.h"
+#include "kernels.h"
 
 namespace diffqkv::DIFFQKV_DEVICE_NS {
 namespace {
 
-constexpr int kTileKeys = 16;
+constexpr int kMaxSplits = 256;
+constexpr int kMinSplitKeys = 256;  // below, what a split leaves to merge would be too much beside what it reads
 
-// Slots of a warp's ring: 80 KiB a block, so that two blocks fit an SM of 164 KiB; 96 KiB for heads of 256.
-constexpr int slot_bytes(int head_dim_qk, int head_dim_vo) {
-  return kTileKeys * 2 * (head_dim_qk > head_dim_vo ? head_dim_qk : head_dim_vo);
+struct Plan {
+  int q_heads_per_k_head, q_heads_per_v_head;
+  int group_heads;        // query heads that share K and V heads
+  int unit_heads, parts;  // of a group
+  int num_units;          // of a sequence
+  int num_splits, min_split_keys;
+  float scale_log2;    // sm_scale * log2(e)
+  float* o_accum;      // [unit][split][unit_heads][head_dim_vo], not divided
+  Words4* sums_accum;  // [unit][split][unit_heads]: m, d, divisor
+  uint32_t* arrived;   // [unit]: splits that are done; 0 before and after
+};
+
+DIFFQKV_HOST_DEVICE constexpr int query_pitch(int head_dim_qk) { return head_dim_qk * 2 + 16; }
+// Blocks of many query heads have room for this many times 8.
+DIFFQKV_HOST_DEVICE constexpr int most_tiles(int head_dim_vo) { return head_dim_vo <= 128 ? 4 : 2; }
+
+DIFFQKV_DEVICE Unit find_unit(const AttentionDecodeParams& p, const Plan& plan, Finding* finding) {
+  Unit unit;
+  const int part = block_x() % plan.num_units, rest = block_x() / plan.num_units;
+  const int group = part / plan.parts, first = part % plan.parts * plan.unit_heads;
+  unit.split_idx = rest % plan.num_splits;
+  unit.batch = rest / plan.num_splits;
+  unit.index = static_cast<int>(unit.batch) * plan.num_units + part;
+  unit.first_head = group * plan.group_heads + first;
+  unit.num_heads = plan.group_heads - first < plan.unit_heads ? plan.group_heads - first : plan.unit_heads;
+  const int last_head = unit.first_head + unit.num_heads - 1;
+  unit.first_k_head = unit.first_head / plan.q_heads_per_k_head;
+  unit.first_v_head = unit.first_head / plan.q_heads_per_v_head;
+  unit.num_k_heads = last_head / plan.q_heads_per_k_head - unit.first_k_head + 1;
+  unit.num_v_heads = last_head / plan.q_heads_per_v_head - unit.first_v_head + 1;
+
+  int kv_len = static_cast<int>(p.kv_len);
+  if (p.kv_lens != nullptr) {
+    const int given = load(p.kv_lens + unit.batch);
+    if ((given < 0 || given > kv_len) && part == 0 && unit.split_idx == 0 && thread_index() == 0) {
+      report(finding, Finding::kv_len, static_cast<int>(unit.batch), given, kv_len);
+    }
+    kv_len = given < 0 ? 0 : given < kv_len ? given : kv_len;
+  }
+  int keys = kv_len / plan.num_splits + (kv_len % plan.num_splits != 0);
+  if (keys < plan.min_split_keys) keys = plan.min_split_keys;
+  unit.used_splits = kv_len / keys + (kv_len % keys != 0 || kv_len == 0);
+  unit.begin_key = unit.split_idx < unit.used_splits ? unit.split_idx * keys : kv_len;
+  unit.end_key = kv_len - unit.begin_key < keys ? kv_len : unit.begin_key + keys;
+  return unit;
 }
-constexpr int num_slots(int head_dim_qk, int head_dim_vo) {
-  const int fit = 80 * 1024 / (kDecodeWarps * slot_bytes(head_dim_qk, head_dim_vo));
-  return fit < 3 ? 3 : fit > 16 ? 16 : fit;
-}
 
-// Chunks of 16 bytes in a row of `dims` elements are swizzled so that neither 8 rows at one column nor 8 chunks of a copy
-// meet in a bank: rows that are a multiple of 128 bytes by row % 8, the others by row / 2 % 4.
-DIFFQKV_DEVICE int swizzled(int row, int chunk, int dims) {
-  return row * dims * 2 + ((chunk ^ (dims % 64 == 0 ? row & 7 : row >> 1 & 3)) << 4);
-}
+// 4 dims of O of one query head, and its sums, merged from parts.
+struct Merged {
+  SoftmaxState state = SoftmaxState::empty();
+  float divisor = 0, o[4] = {};
 
-// Copies keys first_key to first_key + 15 of one head into a slot, zeros for those from end_key on.
-template <typename T, int kDims>
-DIFFQKV_DEVICE void copy_slot(unsigned char* slot, const T* head, int64_t stride, int first_key, int end_key) {
-  constexpr int kChunks = kDims / 8;
-  DIFFQKV_UNROLL
-  for (int pass = 0; pass < kTileKeys * kChunks / kWarpSize; ++pass) {
-    const int index = pass * kWarpSize + lane_index(), row = index / kChunks, chunk = index % kChunks;
-    const bool valid = first_key + row < end_key;
-    cp_async_16(slot + swizzled(row, chunk, kDims), valid ? head + (first_key + row) * stride + chunk * 8 : head,
-                valid ? 16 : 0);
-  }
-}
-
-// One warp's walk over its tiles of keys. kVHeads: room for V heads.
-template <typename T, int kDimsQk, int kDimsVo, int kVHeads>
-struct Warp {
-  static constexpr int kSlots = num_slots(kDimsQk, kDimsVo), kSlotBytes = slot_bytes(kDimsQk, kDimsVo);
-
-  const DecodeParams& p;
-  unsigned char* ring;
-  const T *k, *v;  // the unit's first head in the sequence's cache
-  int end_key, num_tiles, first_tile;
-  uint32_t q[kDimsQk / 16][2];  // Q^T by fragments
-  float o[kVHeads][kDimsVo / 16][4];
-  float m[2], d[2], rounded[2];  // of this lane's two query heads; the sums over this lane's keys
-  int next_tile, next_part, next_slot, slot;
-
-  DIFFQKV_DEVICE explicit Warp(const DecodeParams& params) : p(params) {}
-
-  DIFFQKV_DEVICE int key_of(int tile) const { return (first_tile + tile * kDecodeWarps) * kTileKeys; }
-
-  // Begins the copy of the next part of the next tile, or closes an empty group where there is none.
-  DIFFQKV_DEVICE void copy_next() {
-    if (next_tile < num_tiles) {
-      unsigned char* to = ring + next_slot * kSlotBytes;
-      const int key = key_of(next_tile);
-      if constexpr (kDimsQk == kDimsVo) {
-        const bool is_k = next_part < p.k_heads;
-        copy_slot<T, kDimsQk>(to, is_k ? k + next_part * kDimsQk : v + (next_part - p.k_heads) * kDimsVo,
-                              is_k ? p.stride_k_token : p.stride_v_token, key, end_key);
-      } else if (next_part < p.k_heads) {
-        copy_slot<T, kDimsQk>(to, k + next_part * kDimsQk, p.stride_k_token, key, end_key);
-      } else {
-        copy_slot<T, kDimsVo>(to, v + (next_part - p.k_heads) * kDimsVo, p.stride_v_token, key, end_key);
-      }
-      if (++next_part == p.k_heads + p.v_heads) next_part = 0, ++next_tile;
-      next_slot = next_slot + 1 == kSlots ? 0 : next_slot + 1;
-    }
-    cp_async_commit();
-  }
-  // The oldest slot, when it has landed for all lanes.
-  DIFFQKV_DEVICE const unsigned char* take() {
-    cp_async_wait<kSlots - 1>();
-    sync_warp();
-    return ring + slot * kSlotBytes;
-  }
-  // That slot has been read by all lanes: it takes the next copy.
-  DIFFQKV_DEVICE void release() {
-    sync_warp();
-    slot = slot + 1 == kSlots ? 0 : slot + 1;
-    copy_next();
-  }
-
-  DIFFQKV_DEVICE void start(const T* queries, const T* k_cache, const T* v_cache, unsigned char* own_ring) {
-    ring = own_ring, k = k_cache, v = v_cache;
-    next_tile = next_part = next_slot = slot = 0;
+  template <int kParts>
+  DIFFQKV_DEVICE void add(const Words4 (&sums)[kParts], const Words4 (&parts)[kParts]) {
+    float top = state.m;
     DIFFQKV_UNROLL
-    for (int i = 0; i < kSlots; ++i) copy_next();
-    const int head = lane_index() / 4, pair = lane_index() % 4 * 2;
-    const T* row = queries + head * kDimsQk + pair;
+    for (int i = 0; i < kParts; ++i) top = fmaxf(top, bit_cast<float>(sums[i].w[0]));
+    const float own = factor(state.m, top);
+    state.m = top, state.d *= own, divisor *= own;
     DIFFQKV_UNROLL
-    for (int step = 0; step < kDimsQk / 16; ++step) {
+    for (int d = 0; d < 4; ++d) o[d] *= own;
+    DIFFQKV_UNROLL
+    for (int i = 0; i < kParts; ++i) {
+      const float other = factor(bit_cast<float>(sums[i].w[0]), top);
+      state.d = fused_multiply_add(bit_cast<float>(sums[i].w[1]), other, state.d);
+      divisor = fused_multiply_add(bit_cast<float>(sums[i].w[2]), other, divisor);
       DIFFQKV_UNROLL
-      for (int i = 0; i < 2; ++i)
-        q[step][i] = head < p.unit_heads ? load(reinterpret_cast<const uint32_t*>(row + step * 16 + i * 8)) : 0;
-    }
-    DIFFQKV_UNROLL
-    for (int i = 0; i < 2; ++i) m[i] = -infinity(), d[i] = rounded[i] = 0;
-    DIFFQKV_UNROLL
-    for (int j = 0; j < kVHeads; ++j) {
-      DIFFQKV_UNROLL
-      for (int tile = 0; tile < kDimsVo / 16; ++tile) {
-        DIFFQKV_UNROLL
-        for (int i = 0; i < 4; ++i) o[j][tile][i] = 0;
-      }
+      for (int d = 0; d < 4; ++d) o[d] = fused_multiply_add(bit_cast<float>(parts[i].w[d]), other, o[d]);
     }
   }
+  // A part without a score above -inf has d = 0 and o = 0, or NaN, which is to stay.
+  DIFFQKV_DEVICE static float factor(float m, float top) { return m > -infinity() ? exp2_fast(m - top) : 1.0f; }
 
-  // S^T: s[0], s[1] of key lane / 4, s[2], s[3] of key lane / 4 + 8; query heads lane % 4 * 2 and the next.
-  DIFFQKV_DEVICE void scores(float (&s)[4]) {
-    const int row = lane_index() % 16, half = lane_index() / 16;
-    DIFFQKV_UNROLL
-    for (int i = 0; i < 4; ++i) s[i] = 0;
-    for (int head = 0; head < p.k_heads; ++head) {
-      const unsigned char* tile = take();
-      float c[4] = {0, 0, 0, 0};
-      DIFFQKV_UNROLL
-      for (int step = 0; step < kDimsQk / 16; ++step) {
-        uint32_t a[4];
-        ldmatrix_x4(a, tile + swizzled(row, step * 2 + half, kDimsQk));
-        mma_m16n8k16<T>(c, a, q[step]);
-      }
-      release();
-      DIFFQKV_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const int column = lane_index() % 4 * 2 + i % 2;
-        if (column / p.q_heads_per_k_head == head) s[i] = c[i];
-      }
-    }
-  }
-
-  // From S^T to the fragment of P^T. `keys`: how many of the tile's keys there are.
-  DIFFQKV_DEVICE void softmax(float (&s)[4], int keys, uint32_t (&b)[2]) {
-    const bool seen[2] = {lane_index() / 4 < keys, lane_index() / 4 + 8 < keys};
-    float factor[2];
-    DIFFQKV_UNROLL
-    for (int i = 0; i < 2; ++i) {
-      float top = -infinity();
-      if (seen[0]) top = max_number(top, s[i] * p.scale_log2);
-      if (seen[1]) top = max_number(top, s[i + 2] * p.scale_log2);
-      DIFFQKV_UNROLL
-      for (int mask = 4; mask < 32; mask *= 2) top = max_number(top, shuffle_xor(top, mask));
-      factor[i] = 1;
-      if (top > m[i]) {
-        factor[i] = m[i] > -infinity() ? exp2_fast(m[i] - top) : 0.0f;
-        m[i] = top, d[i] *= factor[i], rounded[i] *= factor[i];
-      }
-    }
-    // While no score is above -inf the accumulators are 0, or NaN, which is to stay: both through a factor of 1.
-    if (ballot(factor[0] != 1 || factor[1] != 1)) rescale(factor);
-    DIFFQKV_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      float x[2];
-      DIFFQKV_UNROLL
-      for (int i = 0; i < 2; ++i) {
-        const float base = m[i] > -infinity() ? m[i] : 0.0f;
-        x[i] = seen[half] ? exp2_fast(fused_multiply_add(s[2 * half + i], p.scale_log2, -base)) : 0.0f;
-        d[i] += x[i];
-      }
-      const uint32_t word = pack2<T>(x[0], x[1]);
-      rounded[0] += unpack_low<T>(word), rounded[1] += unpack_high<T>(word);
-      b[half] = movmatrix_trans(word);
-    }
-  }
-
-  DIFFQKV_DEVICE void rescale(const float (&factor)[2]) {
-    DIFFQKV_UNROLL
-    for (int j = 0; j < kVHeads; ++j) {
-      DIFFQKV_UNROLL
-      for (int tile = 0; tile < kDimsVo / 16; ++tile) {
-        DIFFQKV_UNROLL
-        for (int i = 0; i < 4; ++i) o[j][tile][i] *= factor[i % 2];
-      }
-    }
-  }
-
-  DIFFQKV_DEVICE void values(const uint32_t (&b)[2]) {
-    const int row = lane_index() % 8 + lane_index() / 16 * 8, half = lane_index() / 8 % 2;
-    DIFFQKV_UNROLL
-    for (int j = 0; j < kVHeads; ++j) {
-      if (j >= p.v_heads) break;
-      const unsigned char* tile = take();
-      DIFFQKV_UNROLL
-      for (int step = 0; step < kDimsVo / 16; ++step) {
-        uint32_t a[4];
-        ldmatrix_x4_trans(a, tile + swizzled(row, step * 2 + half, kDimsVo));
-        mma_m16n8k16<T>(o[j][step], a, b);
-      }
-      release();
-    }
-  }
-
-  DIFFQKV_DEVICE void run() {
-    for (int tile = 0; tile < num_tiles; ++tile) {
-      float s[4];
-      uint32_t b[2];
-      scores(s);
-      softmax(s, end_key - key_of(tile), b);
-      values(b);
-    }
-  }
-
-  // Leaves the warp's part for the merge: o by rows of query heads, and each one's m, d and sum of the rounded P.
-  DIFFQKV_DEVICE void leave(float* o_part, float* stats) {
-    DIFFQKV_UNROLL
-    for (int i = 0; i < 2; ++i) {
-      DIFFQKV_UNROLL
-      for (int mask = 4; mask < 32; mask *= 2) {
-        d[i] += shuffle_xor(d[i], mask);
-        rounded[i] += shuffle_xor(rounded[i], mask);
-      }
-      const int head = lane_index() % 4 * 2 + i;
-      if (lane_index() < 4) {
-        store_shared(stats + head, m[i]);
-        store_shared(stats + 8 + head, d[i]);
-        store_shared(stats + 16 + head, rounded[i]);
-      }
-      DIFFQKV_UNROLL
-      for (int j = 0; j < kVHeads; ++j) {
-        if (head >= p.unit_heads || head / p.q_heads_per_v_head != j) continue;
-        DIFFQKV_UNROLL
-        for (int tile = 0; tile < kDimsVo / 16; ++tile) {
-          float* at = o_part + head * part_stride(kDimsVo) + tile * 16 + lane_index() / 4;
-          store_shared(at, o[j][tile][i]);
-          store_shared(at + 8, o[j][tile][i + 2]);
-        }
-      }
-    }
+  // Of query head `row` of all sequences.
+  template <typename T, int kDimVo>
+  DIFFQKV_DEVICE void finish(const AttentionDecodeParams& p, int64_t row, int dim) const {
+    const float inverse = divisor == 0.0f ? 0.0f : reciprocal(divisor);
+    const Words2 words = {{pack2<T>(o[0] * inverse, o[1] * inverse), pack2<T>(o[2] * inverse, o[3] * inverse)}};
+    store(reinterpret_cast<Words2*>(static_cast<T*>(p.out) + row * kDimVo + dim), words);
+    if (dim == 0 && p.lse != nullptr) store(p.lse + row, state.lse());
   }
 };
 
-template <typename T, int kDimsQk, int kDimsVo, int kVHeads>
-DIFFQKV_KERNEL(kDecodeWarps * 32, 2)
-attention_decode_kernel(DecodeParams p) {
-  using OneWarp = Warp<T, kDimsQk, kDimsVo, kVHeads>;
-  const DecodeBlock block(p);
-  const int warp_index = thread_index() / 32;
-  unsigned char* shared = dynamic_shared();
-  {
-    OneWarp warp(p);
-    warp.end_key = block.end_key;
-    warp.first_tile = block.first_key / kTileKeys + warp_index;
-    const int tiles = (block.end_key + kTileKeys - 1) / kTileKeys - warp.first_tile;
-    warp.num_tiles = tiles <= 0 ? 0 : (tiles + kDecodeWarps - 1) / kDecodeWarps;
-    const int first_head = block.unit * p.unit_heads;
-    warp.start(static_cast<const T*>(p.q) + (block.batch * p.num_q_heads + first_head) * kDimsQk,
-               static_cast<const T*>(p.k) + block.batch * p.stride_k_batch +
-                   first_head / p.q_heads_per_k_head_in_all * kDimsQk,
-               static_cast<const T*>(p.v) + block.batch * p.stride_v_batch +
-                   first_head / p.q_heads_per_v_head_in_all * kDimsVo,
-               shared + warp_index * OneWarp::kSlots * OneWarp::kSlotBytes);
-    warp.run();
-    cp_async_wait<0>();
-    sync_block();  // the rings become the place of the merge
-    float* o_parts = reinterpret_cast<float*>(shared);
-    warp.leave(o_parts + warp_index * 8 * part_stride(kDimsVo), decode_stats(shared, kDimsVo) + warp_index * 24);
+// The splits of a unit, by the last of its blocks.
+template <typename T, int kDimVo>
+DIFFQKV_DEVICE void merge_splits(const AttentionDecodeParams& p, const Plan& plan, const Unit& unit) {
+  constexpr int kAtOnce = 8;  // loads under way
+  const int64_t first_row = static_cast<int64_t>(unit.index) * plan.num_splits * plan.unit_heads;
+  for (int item = thread_index(); item < unit.num_heads * (kDimVo / 4); item += kThreads) {
+    const int head = item / (kDimVo / 4), dim = item % (kDimVo / 4) * 4;
+    const float* const o = plan.o_accum + (first_row + head) * kDimVo + dim;
+    const Words4* const sums = plan.sums_accum + first_row + head;
+    Merged merged;
+    for (int split = 0; split < unit.used_splits; split += kAtOnce) {
+      Words4 part_sums[kAtOnce], parts[kAtOnce];
+      DIFFQKV_UNROLL
+      for (int i = 0; i < kAtOnce; ++i) {
+        part_sums[i] = {{bit_cast<uint32_t>(-infinity()), 0u, 0u, 0u}}, parts[i] = {};
+        if (split + i < unit.used_splits) {
+          const int64_t row = static_cast<int64_t>(split + i) * plan.unit_heads;
+          part_sums[i] = load(sums + row);
+          parts[i] = load(reinterpret_cast<const Words4*>(o + row * kDimVo));
+        }
+      }
+      merged.add(part_sums, parts);
+    }
+    merged.template finish<T, kDimVo>(p, unit.batch * p.num_q_heads + unit.first_head + head, dim);
+  }
+}
+
+// The warps' rows lie in shared memory, with a barrier behind them.
+template <typename T, int kDimVo, int kTiles>
+DIFFQKV_DEVICE void merge_warps(const AttentionDecodeParams& p, const Plan& plan, const Unit& unit, const float* rows) {
+  constexpr int kRowFloats = Attention<T, kDimVo, kTiles>::kRowFloats;
+  const int64_t first_row = (static_cast<int64_t>(unit.index) * plan.num_splits + unit.split_idx) * plan.unit_heads;
+  for (int item = thread_index(); item < unit.num_heads * (kDimVo / 4); item += kThreads) {
+    const int head = item / (kDimVo / 4), dim = item % (kDimVo / 4) * 4;
+    Words4 sums[kWarps], parts[kWarps];
+    DIFFQKV_UNROLL
+    for (int warp = 0; warp < kWarps; ++warp) {
+      const float* const row = rows + (warp * kTiles * 8 + head) * kRowFloats;
+      sums[warp] = load_shared(reinterpret_cast<const Words4*>(row + kDimVo));
+      parts[warp] = load_shared(reinterpret_cast<const Words4*>(row + dim));
+    }
+    Merged merged;
+    merged.add(sums, parts);
+    if (unit.used_splits == 1) {
+      merged.template finish<T, kDimVo>(p, unit.batch * p.num_q_heads + unit.first_head + head, dim);
+      continue;
+    }
+    const Words4 words = {{bit_cast<uint32_t>(merged.o[0]), bit_cast<uint32_t>(merged.o[1]),
+                           bit_cast<uint32_t>(merged.o[2]), bit_cast<uint32_t>(merged.o[3])}};
+    store(reinterpret_cast<Words4*>(plan.o_accum + (first_row + head) * kDimVo + dim), words);
+    if (dim == 0) {
+      const Words4 merged_sums = {{bit_cast<uint32_t>(merged.state.m), bit_cast<uint32_t>(merged.state.d),
+                                   bit_cast<uint32_t>(merged.divisor), 0u}};
+      store(plan.sums_accum + first_row + head, merged_sums);
+    }
+  }
+}
+
+// kTiles: room for that many times 8 query heads.
+template <typename T, int kDimVo, int kTiles>
+DIFFQKV_KERNEL(kThreads, 1)
+attention_decode_kernel(AttentionDecodeParams p, Plan plan, Finding* finding) {
+  using Pieces = PieceStream<T, kDimVo>;
+  const Unit unit = find_unit(p, plan, finding);
+  if (unit.split_idx >= unit.used_splits) return;
+  const int dim_qk = static_cast<int>(p.head_dim_qk), pitch = query_pitch(dim_qk);
+  const int warp = thread_index() / kWarpSize;
+
+  // Q, with rows of zeros past the unit's last head.
+  unsigned char* const queries = dynamic_shared();
+  unsigned char* const rings = queries + kTiles * 8 * pitch;
+  const T* const q = static_cast<const T*>(p.q) + (unit.batch * p.num_q_heads + unit.first_head) * dim_qk;
+  for (int i = thread_index(); i < kTiles * dim_qk; i += kThreads) {
+    const int row = i / (dim_qk / 8), chunk = i % (dim_qk / 8);
+    const bool valid = row < unit.num_heads;
+    cp_async_16(queries + row * pitch + chunk * 16, valid ? q + row * dim_qk + chunk * 8 : q, valid ? 16 : 0);
+  }
+  cp_async_commit();
+
+  Pieces pieces(unit, static_cast<const T*>(p.k) + unit.batch * p.stride_k_batch + unit.first_k_head * dim_qk,
+                static_cast<const T*>(p.v) + unit.batch * p.stride_v_batch + unit.first_v_head * kDimVo,
+                static_cast<int>(p.num_k_heads) * dim_qk, static_cast<int>(p.num_v_heads) * kDimVo, dim_qk,
+                rings + warp * kSlots * kSlotBytes);
+  Attention<T, kDimVo, kTiles> attention;
+  cp_async_wait<kSlots - 1>();
+  sync_block();  // Q is there
+
+  const unsigned char* const query_chunk = queries + attention.query_chunk(pitch);
+  using Readers = typename Attention<T, kDimVo, kTiles>::Readers;
+  const int first_k_reader = unit.first_k_head * plan.q_heads_per_k_head - unit.first_head;
+  const int first_v_reader = unit.first_v_head * plan.q_heads_per_v_head - unit.first_head;
+  for (int key = unit.begin_key + warp * Pieces::kKeys; key < unit.end_key; key += kWarps * Pieces::kKeys) {
+    attention.clear_scores();
+    Readers k_readers = {first_k_reader, plan.q_heads_per_k_head};
+    for (int head = 0; head < unit.num_k_heads; ++head, k_readers.first += k_readers.count) {
+      for (int dim = 0; dim < dim_qk; dim += Pieces::kSlotDims) {
+        const int dims = dim_qk - dim < Pieces::kSlotDims ? dim_qk - dim : Pieces::kSlotDims;
+        attention.add_scores(pieces.take(), dims, query_chunk + dim * 2, pitch, k_readers);
+      }
+    }
+    attention.add_weights(unit.end_key - key, plan.scale_log2);
+    Readers v_readers = {first_v_reader, plan.q_heads_per_v_head};
+    for (int head = 0; head < unit.num_v_heads; ++head, v_readers.first += v_readers.count) {
+      attention.template add_values<0>(pieces.take(), v_readers);
+      if constexpr (Pieces::kValuePieces == 2) {
+        attention.template add_values<Pieces::kValueDims>(pieces.take(), v_readers);
+      }
+    }
+  }
+
+  sync_block();  // the rings become the place of the merge
+  float* const rows = reinterpret_cast<float*>(rings);
+  attention.store_rows(rows + warp * kTiles * 8 * attention.kRowFloats);
+  sync_block();
+  merge_warps<T, kDimVo, kTiles>(p, plan, unit, rows);
+  if (unit.used_splits == 1) return;
+
+  fence_device();
+  sync_block();
+  uint32_t* const is_last = reinterpret_cast<uint32_t*>(queries);
+  if (thread_index() == 0) {
+    const uint32_t before = atomic_add(plan.arrived + unit.index, 1u);
+    store_shared(is_last, before + 1 == static_cast<uint32_t>(unit.used_splits) ? 1u : 0u);
   }
   sync_block();
-  merge_block<T, kDimsVo>(p, block, shared);
+  if (load_shared(is_last) == 0) return;
+  if (thread_index() == 0) store(plan.arrived + unit.index, 0u);
+  fence_device();
+  merge_splits<T, kDimVo>(p, plan, unit);
 }
 
-// The largest number of query heads, at most 8, that takes whole K and V heads, or parts of one, and V heads enough for
-// `max_v_heads`.
-int choose_unit_heads(const AttentionDecodeParams& p, int max_v_heads) {
-  const int64_t per_k = p.num_q_heads / p.num_k_heads, per_v = p.num_q_heads / p.num_v_heads;
-  // No more than share something: whole groups of both.
-  int64_t a = per_k, b = per_v;
-  while (b) {
-    const int64_t rest = a % b;
-    a = b, b = rest;
-  }
-  const int64_t whole = per_k / a * per_v;
-  for (int64_t unit = std::min<int64_t>(8, whole); unit > 1; --unit) {
-    if (whole % unit == 0 && (unit % per_k == 0 || per_k % unit == 0) && (unit % per_v == 0 || per_v % unit == 0) &&
-        unit / per_v <= max_v_heads)
-      return static_cast<int>(unit);
-  }
-  return 1;
+// Whether the kernel can take the call: one 16-bit type, head sizes that it is made for, rows that start at 16 bytes.
+bool takes(const AttentionDecodeParams& p) {
+  const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
+  const auto size = [](int64_t dim) { return dim == 32 || dim == 64 || dim == 96 || dim == 128 || dim == 256; };
+  return (p.q_dtype == DType::bf16 || p.q_dtype == DType::f16) && p.k_dtype == p.q_dtype && p.v_dtype == p.q_dtype &&
+         p.out_dtype == p.q_dtype && p.selective_top_k == 0 && size(p.head_dim_qk) && size(p.head_dim_vo) &&
+         p.num_q_heads % p.num_k_heads == 0 && p.num_q_heads % p.num_v_heads == 0 && aligned(p.q) && aligned(p.k) &&
+         aligned(p.v) && aligned(p.out) && p.stride_k_batch % 8 == 0 && p.stride_v_batch % 8 == 0;
 }
 
-// Few enough blocks to run at once, many enough to fill the card, each with keys enough to be worth its merge.
-int64_t choose_splits(const AttentionDecodeParams& p, int64_t units, const Context& context) {
-  const int64_t most = std::max<int64_t>(1, (p.kv_len + kTileKeys - 1) / kTileKeys);
-  if (p.num_splits > 0) return std::min(p.num_splits, most);
-  constexpr int64_t kOverheadKeys = 192;  // what a block costs besides its keys, in keys
-  const int64_t at_once = 2 * int64_t{context.num_multiprocessors};
-  int64_t best = 1, best_cost = INT64_MAX;
-  for (int64_t splits = 1; splits <= std::min<int64_t>(most, 256); ++splits) {
-    const int64_t waves = (units * splits + at_once - 1) / at_once;
-    const int64_t cost = waves * ((p.kv_len + splits - 1) / splits + kOverheadKeys);
-    if (cost < best_cost) best = splits, best_cost = cost;
-  }
-  return best;
-}
-
-template <typename T, int kDimsQk, int kDimsVo, int kVHeads>
-void launch_decode(DecodeParams p, int64_t blocks, Context& context) {
-  LaunchShape shape;
-  shape.grid[0] = static_cast<unsigned>(blocks);
-  shape.threads = kDecodeWarps * 32;
-  const size_t ring = size_t{kDecodeWarps} * num_slots(kDimsQk, kDimsVo) * slot_bytes(kDimsQk, kDimsVo);
-  shape.shared_bytes = std::max(ring, merge_bytes(kDimsVo));
-  launch("attention_decode", attention_decode_kernel<T, kDimsQk, kDimsVo, kVHeads>, shape, context.stream, p);
-}
-
-// Calls f with the size as a constant; false where there is no kernel for it.
-template <typename F>
-bool visit_dims(int64_t dims, const F& f) {
-  switch (dims) {
-    case 32: f(std::integral_constant<int, 32>{}); return true;
-    case 64: f(std::integral_constant<int, 64>{}); return true;
-    case 96: f(std::integral_constant<int, 96>{}); return true;
-    case 128: f(std::integral_constant<int, 128>{}); return true;
-    case 256: f(std::integral_constant<int, 256>{}); return true;
-    default: return false;
-  }
-}
-
-bool has_kernel(const AttentionDecodeParams& p) {
-  const auto known = [](int64_t dims) { return visit_dims(dims, [](auto) {}); };
-  const bool one_type = p.q_dtype == p.k_dtype && p.q_dtype == p.v_dtype && p.q_dtype == p.out_dtype;
-  const auto aligned = [](const void* data, int64_t stride) {  // for copies of 16 bytes
-    return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride % 8 == 0;
+// The fewest splits that keep the multiprocessors nearly as busy as any number would: each is one more part to merge.
+int choose_splits(const AttentionDecodeParams& p, int64_t num_blocks, int num_multiprocessors) {
+  if (p.num_splits > 0)
+    return static_cast<int>(std::min<int64_t>({p.num_splits, kMaxSplits, std::max<int64_t>(p.kv_len, 1)}));
+  const int most = static_cast<int>(std::clamp<int64_t>((p.kv_len + kMinSplitKeys - 1) / kMinSplitKeys, 1, kMaxSplits));
+  const auto busy = [&](int splits) {
+    const double waves = static_cast<double>(num_blocks * splits) / num_multiprocessors;
+    return waves / std::ceil(waves);
   };
-  return one_type && (p.q_dtype == DType::bf16 || p.q_dtype == DType::f16) && known(p.head_dim_qk) &&
-         known(p.head_dim_vo) && aligned(p.q, 0) && aligned(p.k, p.stride_k_batch) && aligned(p.v, p.stride_v_batch);
+  double best = 0;
+  for (int splits = 1; splits <= most; ++splits) best = std::max(best, busy(splits));
+  int splits = 1;
+  while (busy(splits) < 0.9 * best) ++splits;
+  return splits;
+}
+
+Plan make_plan(const AttentionDecodeParams& p, Context& context) {
+  Plan plan = {};
+  plan.q_heads_per_k_head = static_cast<int>(p.num_q_heads / p.num_k_heads);
+  plan.q_heads_per_v_head = static_cast<int>(p.num_q_heads / p.num_v_heads);
+  plan.group_heads = std::lcm(plan.q_heads_per_k_head, plan.q_heads_per_v_head);
+  const int room = 8 * most_tiles(static_cast<int>(p.head_dim_vo));
+  plan.parts = (plan.group_heads + room - 1) / room;
+  plan.unit_heads = (plan.group_heads + plan.parts - 1) / plan.parts;
+  plan.parts = (plan.group_heads + plan.unit_heads - 1) / plan.unit_heads;
+  plan.num_units = static_cast<int>(p.num_q_heads) / plan.group_heads * plan.parts;
+  plan.scale_log2 = p.sm_scale * 1.44269504088896341f;
+  const int64_t num_units = p.batch_size * plan.num_units;
+  plan.num_splits = choose_splits(p, num_units, context.num_multiprocessors);
+  plan.min_split_keys = p.num_splits > 0 ? 1 : kMinSplitKeys;
+  if (plan.num_splits > 1) {
+    const size_t rows = static_cast<size_t>(num_units) * plan.num_splits * plan.unit_heads;
+    const size_t o_bytes = rows * static_cast<size_t>(p.head_dim_vo) * sizeof(float);
+    unsigned char* const scratch = static_cast<unsigned char*>(context.scratch(o_bytes + rows * sizeof(Words4)));
+    plan.o_accum = reinterpret_cast<float*>(scratch);
+    plan.sums_accum = reinterpret_cast<Words4*>(scratch + o_bytes);
+    plan.arrived = context.zeroed_words(static_cast<size_t>(num_units));
+  }
+  return plan;
+}
+
+template <typename T, int kDimVo, int kTiles>
+void run(const AttentionDecodeParams& p, const Plan& plan, Context& context) {
+  static_assert(kWarps * kTiles * 8 * Attention<T, kDimVo, kTiles>::kRowFloats * 4 <= kWarps * kSlots * kSlotBytes);
+  LaunchShape shape;
+  shape.grid[0] = static_cast<unsigned>(p.batch_size * plan.num_splits * plan.num_units);
+  shape.threads = kThreads;
+  shape.shared_bytes =
+      static_cast<size_t>(kTiles * 8 * query_pitch(static_cast<int>(p.head_dim_qk)) + kWarps * kSlots * kSlotBytes);
+  launch("attention_decode", attention_decode_kernel<T, kDimVo, kTiles>, shape, context.stream, p, plan,
+         context.finding);
+}
+
+template <typename T, int kDimVo>
+void run_tiles(const AttentionDecodeParams& p, const Plan& plan, Context& context) {
+  if (plan.unit_heads <= 8) {
+    run<T, kDimVo, 1>(p, plan, context);
+  } else {
+    run<T, kDimVo, most_tiles(kDimVo)>(p, plan, context);
+  }
+}
+
+template <typename T>
+void run_sizes(const AttentionDecodeParams& p, const Plan& plan, Context& context) {
+  switch (p.head_dim_vo) {
+    case 32: return run_tiles<T, 32>(p, plan, context);
+    case 64: return run_tiles<T, 64>(p, plan, context);
+    case 96: return run_tiles<T, 96>(p, plan, context);
+    case 128: return run_tiles<T, 128>(p, plan, context);
+    default: return run_tiles<T, 256>(p, plan, context);
+  }
 }
 
 }  // namespace
 
-void attention_decode(const AttentionDecodeParams& params, Context& context) {
-  if (params.batch_size <= 0) return;
-  if (params.selective_top_k > 0 || !has_kernel(params)) return attention_plain_decode(params, context);
-  const int max_v_heads = params.head_dim_vo > 128 ? 2 : 4;
-  DecodeParams p = {};
-  p.q = params.q, p.k = params.k, p.v = params.v, p.out = params.out, p.lse = params.lse, p.kv_lens = params.kv_lens;
-  p.finding = context.finding;
-  p.stride_k_batch = params.stride_k_batch, p.stride_v_batch = params.stride_v_batch;
-  p.stride_k_token = params.num_k_heads * params.head_dim_qk;
-  p.stride_v_token = params.num_v_heads * params.head_dim_vo;
-  p.kv_len = static_cast<int>(params.kv_len);
-  p.scale_log2 = static_cast<float>(static_cast<double>(params.sm_scale) * 1.4426950408889634);
-  p.num_q_heads = static_cast<int>(params.num_q_heads);
-  p.q_heads_per_k_head_in_all = static_cast<int>(params.num_q_heads / params.num_k_heads);
-  p.q_heads_per_v_head_in_all = static_cast<int>(params.num_q_heads / params.num_v_heads);
-  p.unit_heads = choose_unit_heads(params, max_v_heads);
-  p.q_heads_per_k_head = std::min(p.unit_heads, p.q_heads_per_k_head_in_all);
-  p.q_heads_per_v_head = std::min(p.unit_heads, p.q_heads_per_v_head_in_all);
-  p.k_heads = p.unit_heads / p.q_heads_per_k_head, p.v_heads = p.unit_heads / p.q_heads_per_v_head;
-  p.num_units = p.num_q_heads / p.unit_heads;
-  const int64_t units = params.batch_size * p.num_units;
-  p.num_splits = static_cast<int>(choose_splits(params, units, context));
-  if (p.num_splits > 1) {
-    const int64_t rows = params.batch_size * params.num_q_heads * p.num_splits;
-    p.o_accum =
-        static_cast<float*>(context.scratch(static_cast<size_t>(rows * (params.head_dim_vo + 3)) * sizeof(float)));
-    p.stats_accum = p.o_accum + rows * params.head_dim_vo;
-    p.arrived = context.zeroed_words(static_cast<size_t>(units));
+void attention_decode(const AttentionDecodeParams& p, Context& context) {
+  if (p.batch_size <= 0) return;
+  if (!takes(p)) return attention_plain_decode(p, context);
+  const Plan plan = make_plan(p, context);
+  if (p.q_dtype == DType::bf16) {
+    run_sizes<bf16>(p, plan, context);
+  } else {
+    run_sizes<f16>(p, plan, context);
   }
-  visit_dims(params.head_dim_qk, [&](auto qk) {
-    visit_dims(params.head_dim_vo, [&](auto vo) {
-      constexpr int kDimsQk = decltype(qk)::value, kDimsVo = decltype(vo)::value, kVHeads = kDimsVo > 128 ? 2 : 4;
-      const auto with_type = [&](auto type) {
-        using T = decltype(type);
-        if constexpr (kDimsQk == kDimsVo) {
-          if (p.v_heads == 1) return launch_decode<T, kDimsQk, kDimsVo, 1>(p, units * p.num_splits, context);
-        }
-        launch_decode<T, kDimsQk, kDimsVo, kVHeads>(p, units * p.num_splits, context);
-      };
-      params.q_dtype == DType::bf16 ? with_type(bf16{}) : with_type(f16{});
-    });
-  });
 }
 
 }  // namespace diffqkv::DIFFQKV_DEVICE_NS

@@ -94,7 +94,9 @@ void Session::forward(const int32_t* tokens, int64_t num_tokens, float* logits_o
     }
     run_forward(backend, model_->config(), model_->weights(), model_->workspace_, step);
     // A GPU would be given all chunks at once, and neither progress nor an abort would tell of what it does.
-    if (done < num_tokens) backend.synchronize();
+    if (done < num_tokens || on_progress) backend.synchronize();
+    if (cancel && cancel->load(std::memory_order_relaxed))
+      fail(ErrorCode::aborted, "the prefill was aborted after %lld of %lld tokens", ll(done), ll(num_tokens));
     if (on_progress) on_progress(done, num_tokens);
   }
   if (logits_out) backend.download(logits_out, logits_.data(), vocab_size * sizeof(float));

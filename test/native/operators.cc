@@ -16,9 +16,9 @@ constexpr int kSeeds = 50;
 // Scratch that starts as NaN at each request, so that nothing can live on what an earlier call left.
 class CheckContext : public Context {
  public:
-  CheckContext() {
+  explicit CheckContext(int multiprocessors) {
     check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
-    num_multiprocessors = 6;
+    num_multiprocessors = multiprocessors;
     finding = found_.data();
     std::memset(finding, 0, sizeof(Finding));
   }
@@ -70,8 +70,8 @@ struct Call {
 };
 
 std::string run_call(Call& call, Counters* counters, uint64_t seed, std::vector<std::vector<uint8_t>>* left,
-                     size_t* scratch_bytes = nullptr) {
-  CheckContext context;
+                     size_t* scratch_bytes = nullptr, int multiprocessors = 6) {
+  CheckContext context(multiprocessors);
   settings().seed = seed, settings().counters = counters;
   std::string wrong;
   try {
@@ -232,12 +232,12 @@ double read_from(const Counters& c, const Memory<uint8_t>& tensor) {
 }
 
 // Reads, writes, sectors and conflicts of one decode step over 4,096 tokens. `*bytes`: what it read in all.
-std::string check_decode_traffic(Heads heads, int64_t dim, double* bytes) {
+std::string check_decode_traffic(Heads heads, int64_t dim, int multiprocessors, double* bytes) {
   constexpr int64_t kTokens = 4096;
   Call call = decode_call(DType::bf16, kTokens, heads, {dim, dim}, 0);
   Counters c;
   size_t partials = 0;
-  std::string wrong = run_call(call, &c, 0, nullptr, &partials);
+  std::string wrong = run_call(call, &c, 0, nullptr, &partials, multiprocessors);
   if (!wrong.empty()) return wrong;
   const double kv = static_cast<double>(call.tensors[1]->bytes() + call.tensors[2]->bytes());
   const double written = static_cast<double>(call.tensors[3]->bytes() + call.tensors[4]->bytes() + partials);
@@ -254,10 +254,10 @@ std::string check_decode_traffic(Heads heads, int64_t dim, double* bytes) {
   return wrong;
 }
 
-std::string check_decode_saving(int64_t dim) {
+std::string check_decode_saving(int64_t dim, int multiprocessors) {
   double sigma = 0, standard = 0;
-  std::string wrong = check_decode_traffic({32, 4, 16}, dim, &sigma);
-  wrong += check_decode_traffic({32, 16, 16}, dim, &standard);
+  std::string wrong = check_decode_traffic({32, 4, 16}, dim, multiprocessors, &sigma);
+  wrong += check_decode_traffic({32, 16, 16}, dim, multiprocessors, &standard);
   return wrong + within("bytes read by 32/4/16 over 32/16/16", sigma / standard, 0.615, 0.635);
 }
 
@@ -323,8 +323,13 @@ std::vector<Check> operator_checks() {
   seeds("RMSNorm", [] { return rms_norm_call(3, 600); });
   seeds("greedy token", [] { return sample_call(5000, 0, 0, 1, 0, 1.2f); });
   seeds("sampled token", [] { return sample_call(5000, 0.8f, 40, 0.9f, 0.01f, 1.1f); });
-  checks.push_back({"traffic: decode attention x 64", [] { return check_decode_saving(64); }});
-  checks.push_back({"traffic: decode attention x 128", [] { return check_decode_saving(128); }});
+  for (const int multiprocessors : {6, 132}) {
+    for (const int64_t dim : {64, 128}) {
+      checks.push_back({"traffic: decode attention x " + std::to_string(dim) + ", " + std::to_string(multiprocessors) +
+                            " multiprocessors",
+                        [=] { return check_decode_saving(dim, multiprocessors); }});
+    }
+  }
   checks.push_back({"traffic: prefill attention x 64", [] { return check_prefill_traffic(64); }});
   checks.push_back({"traffic: prefill attention x 128", [] { return check_prefill_traffic(128); }});
   for (const int64_t num_tokens : {1, 4, 8}) {
