@@ -6,9 +6,10 @@ import { parseArgs } from 'node:util';
 import type { Suite } from './figure';
 import { describeMachine, describeVersions, projectRoot } from './machine';
 import { cpuSuite } from './suites/cpu';
+import { cudaSuite } from './suites/cuda';
 import { formatTable } from './table';
 
-const SUITES: Record<string, Suite> = { cpu: cpuSuite };
+const SUITES: Record<string, Suite> = { cpu: cpuSuite, cuda: cudaSuite };
 
 const OPTIONS = {
   device: { type: 'string' },

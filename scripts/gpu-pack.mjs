@@ -85,7 +85,7 @@ const copy = (from, to = from) =>
 const options = ['-DDIFFQKV_CUDA=ON', '-DDIFFQKV_ONEDNN=OFF'];
 options.push(given.includes('--fat') ? '-DDIFFQKV_FAT=ON' : '-DDIFFQKV_FAT=OFF');
 run('cmake', ['-S', root, '-B', work, '-DCMAKE_BUILD_TYPE=Release', ...options]);
-const targets = ['addon', 'addon_test', 'emulation_check', 'device_check'];
+const targets = ['addon', 'addon_test', 'emulation_check', 'device_check', 'gpu_ceilings'];
 run('cmake', ['--build', work, '--parallel', String(availableParallelism()), '--target', ...targets]);
 run(process.execPath, [join(root, 'node_modules', 'typescript', 'bin', 'tsc'), '-p', '.']);
 
@@ -102,6 +102,7 @@ for (const [from, to] of [
   ['diffqkv-test.node', 'build-cmake/diffqkv-test.node'],
   ['emulation_check', 'build-cmake/emulation_check'],
   ['device_check', 'build-cmake/device_check'],
+  ['gpu_ceilings', 'build-cmake/gpu_ceilings'],
 ]) {
   cpSync(join(work, from), join(stage, to));
   run('strip', ['--strip-unneeded', join(stage, to)]);

@@ -88,6 +88,11 @@ const passes = [
   }),
   pass('alone', ['--runInBand', `--testPathPatterns=${alone}`]),
 ];
+// The tests' module has no CUDA part; the one that is shipped shows what a GPU makes of the kernels.
+if (spawnSync('nvidia-smi', ['-L']).status === 0) {
+  const others = 'test/(behaviour|cli|compare|emulation|emulated_device|isa|tokenizer)\\.test\\.ts$';
+  passes.push(pass('gpu', [`--testPathIgnorePatterns=${others}`, '/node_modules/'], { DIFFQKV_TEST_DEVICES: 'cuda' }));
+}
 const sum = (field) => passes.reduce((total, counts) => total + (counts[field] ?? 0), 0);
 failed ||= passes.some(({ status, success }) => status !== 0 || !success);
 const suites = sum('numRuntimeErrorTestSuites');

@@ -180,6 +180,7 @@ onEveryDevice((device) => {
     });
 
     it('selective V at that length', async () => {
+      const tokens = new Random(4).tokens(device().info.kind === 'emulated' ? 600 : 1500, 96);
       const checkpoint = randomCheckpoint({ ...spec, numLayers: 1 });
       const directory = directories.make();
       writeCheckpoint(directory, checkpoint);
