@@ -49,7 +49,7 @@ struct Row {
 template <typename T, int kDimQk, int kDimVo>
 DIFFQKV_KERNEL(kMaxWarps * 32, 1)
 attention_prefill_kernel(AttentionPrefillParams p, Plan plan, Finding* finding) {
-  constexpr int kRowTiles = row_tiles(kDimVo), kWarpRows = 16 * kRowTiles;
+  constexpr int kRowTiles = row_tiles(kDimQk, kDimVo), kWarpRows = 16 * kRowTiles;
   // Q's fragments, where registers suffice; else they are read again for each tile of keys.
   constexpr bool kKeepQueries = kDimQk > 0 && kDimQk <= 64 && kDimVo <= 64;
   constexpr int kKeptSteps = kKeepQueries ? kDimQk / 16 : 1;
@@ -163,7 +163,7 @@ attention_prefill_kernel(AttentionPrefillParams p, Plan plan, Finding* finding) 
     for (int step = 0; step < kKeptSteps; ++step) load_queries(q_kept[step], step);
   }
 
-  Accumulator<T, kDimVo> sum;
+  Accumulator<T, kDimVo, kRowTiles> sum;
   sum.clear();
   Softmax<kRowTiles> softmax;
   softmax.clear();
@@ -256,12 +256,15 @@ bool takes(const AttentionPrefillParams& p) {
          aligned(p.v) && aligned(p.out) && p.stride_k_batch % 8 == 0 && p.stride_v_batch % 8 == 0;
 }
 
+int warp_rows(const AttentionPrefillParams& p) {
+  return 16 * row_tiles(static_cast<int>(p.head_dim_qk), static_cast<int>(p.head_dim_vo));
+}
+
 size_t shared_bytes(const AttentionPrefillParams& p, const Plan& plan) {
   const int64_t groups = plan.groups_per_block;
   const int64_t keys =
       kTileKeys * ((plan.k_is_shared ? 1 : groups) * p.head_dim_qk + (plan.k_is_shared ? groups : 1) * p.head_dim_vo);
-  const int64_t queries =
-      groups * plan.warps_per_group * 16 * row_tiles(static_cast<int>(p.head_dim_vo)) * p.head_dim_qk;
+  const int64_t queries = groups * plan.warps_per_group * warp_rows(p) * p.head_dim_qk;
   return static_cast<size_t>(2 * (queries + keys * (plan.two_stages ? 2 : 1)));
 }
 
@@ -269,7 +272,7 @@ size_t shared_bytes(const AttentionPrefillParams& p, const Plan& plan) {
 bool make_plan(const AttentionPrefillParams& p, const Context& context, Plan* plan) {
   const int num_groups = static_cast<int>(std::max(p.num_k_heads, p.num_v_heads));
   const int num_shared = static_cast<int>(std::min(p.num_k_heads, p.num_v_heads));
-  const int q_len = static_cast<int>(p.q_len), warp_rows = 16 * row_tiles(static_cast<int>(p.head_dim_vo));
+  const int q_len = static_cast<int>(p.q_len), rows_of_warp = warp_rows(p);
   plan->k_is_shared = p.num_k_heads <= p.num_v_heads;
   plan->q_heads_per_group = static_cast<int>(p.num_q_heads) / num_groups;
   // 0 times the -inf of a masked key would be NaN; with the smallest scale all weights are 1 just as well.
@@ -288,16 +291,16 @@ bool make_plan(const AttentionPrefillParams& p, const Context& context, Plan* pl
   };
   int groups = num_groups / num_shared;
   while (num_groups / num_shared % groups != 0 || groups > kMaxWarps || (groups > 1 && !fits(groups, 1))) --groups;
-  const int wanted = (plan->q_heads_per_group * q_len + warp_rows - 1) / warp_rows;
+  const int wanted = (plan->q_heads_per_group * q_len + rows_of_warp - 1) / rows_of_warp;
   int warps = std::min(kMaxWarps / groups, std::max(wanted, 1));
   while (warps > 1 && !fits(groups, warps)) --warps;
   plan->num_units = num_groups / groups;
   // Fewer rows a block where there would be fewer blocks than multiprocessors.
   const auto tiles = [&] {
-    plan->tile_queries = warps * warp_rows / plan->q_heads_per_group;
+    plan->tile_queries = warps * rows_of_warp / plan->q_heads_per_group;
     return plan->tile_queries > 0 ? plan->num_tiles = (q_len + plan->tile_queries - 1) / plan->tile_queries : 0;
   };
-  while (warps > 1 && warps / 2 * warp_rows >= plan->q_heads_per_group &&
+  while (warps > 1 && warps / 2 * rows_of_warp >= plan->q_heads_per_group &&
          tiles() * plan->num_units * p.batch_size < context.num_multiprocessors) {
     warps /= 2;
   }

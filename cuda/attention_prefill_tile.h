@@ -15,7 +15,10 @@ namespace {
 constexpr int kTileKeys = 32, kKeySteps = kTileKeys / 16;
 
 // Rows of m16n8k16 that a warp owns, in units of 16: two use each fragment of K and V twice.
-DIFFQKV_HOST_DEVICE constexpr int row_tiles(int head_dim_vo) { return head_dim_vo <= 128 ? 2 : 1; }
+// Fewer where registers would not do.
+DIFFQKV_HOST_DEVICE constexpr int row_tiles(int head_dim_qk, int head_dim_vo) {
+  return head_dim_vo < 128 || (head_dim_vo == 128 && head_dim_qk == 128) ? 2 : 1;
+}
 
 // A tile in shared memory: rows of `dims` elements, in chunks of 16 bytes. Chunks are swizzled so that neither 8 rows at one
 // column, nor what 8 lanes copy, meet in a bank: rows that are a multiple of 128 bytes by row % 8, the others, which start in
@@ -140,9 +143,8 @@ DIFFQKV_DEVICE uint32_t finite_only(uint32_t word) {
   return word & (((word & kLow) == kLow ? 0u : 0xffffu) | ((word & kHigh) == kHigh ? 0u : 0xffff0000u));
 }
 
-template <typename T, int kDimVo>
+template <typename T, int kDimVo, int kRowTiles>
 struct Accumulator {
-  static constexpr int kRowTiles = row_tiles(kDimVo);
   float o[kRowTiles][kDimVo / 8][4];
   float divisor[kRowTiles][4];  // the sum of the rounded P, by the same products with ones: V = 1 gives exactly 1
 

@@ -76,8 +76,9 @@ class CudaBackend : public Backend, private Context {
     wait("synchronize");
   }
   std::unique_ptr<Event> record_event() override {
+    std::unique_ptr<CudaEvent> event;  // before the lock, which its destructor takes too
     Entered entered(*this);
-    auto event = std::make_unique<CudaEvent>(gpu_, generation_);
+    event = std::make_unique<CudaEvent>(gpu_, generation_);
     check_cuda(cudaEventRecord(event->event, stream), "cudaEventRecord");
     return event;
   }

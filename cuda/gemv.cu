@@ -99,7 +99,7 @@ constexpr int kChunks = 4;                   // loads of 32 columns of each row,
 constexpr int kPieceColumns = 32 * kChunks;  // 256 bytes a row
 
 template <typename T, bool kGated, int kHalves>
-DIFFQKV_KERNEL(kThreads, 2)
+DIFFQKV_KERNEL(kThreads, kHalves)
 gemv_tensor(GemvParams p) {
   static_assert(kHalves == 2 || !kGated);
   const Place place(p);

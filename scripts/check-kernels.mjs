@@ -45,14 +45,20 @@ function compile(file, architecture) {
   } catch {
     // Not there: compiled now.
   }
-  const cubin = join(reports, `${file}.${architecture}.${process.pid}.cubin`);
-  const { status, stderr } = spawnSync(nvcc, [...options, '-cubin', join('cuda', file), '-o', cubin], {
-    cwd: root,
-    encoding: 'utf8',
-    maxBuffer: 1 << 28,
-  });
-  rmSync(cubin, { force: true });
+  const kept = join(reports, `${file}.${architecture}.${process.pid}`);
+  mkdirSync(kept, { recursive: true });
+  const { status, stderr } = spawnSync(
+    nvcc,
+    [...options, '--keep', '--keep-dir', kept, '-cubin', join('cuda', file), '-o', join(kept, 'out.cubin')],
+    { cwd: root, encoding: 'utf8', maxBuffer: 1 << 28 },
+  );
+  const ptx = status === 0 ? readFileSync(join(kept, file.replace(/\.cu$/, '.ptx')), 'utf8') : '';
+  rmSync(kept, { recursive: true, force: true });
   if (status !== 0) throw new Error(`${file} does not compile for ${architecture}:\n${stderr}`);
+  // No kernel has elements of one byte: such a load is a wide one that the compiler took apart.
+  const bytes = ptx.match(/ld\.(global|shared)\S*\.[us]8\s/g)?.length ?? 0;
+  if (bytes > 0)
+    throw new Error(`${file} for ${architecture}: ${bytes} loads of single bytes, where wide ones were asked for`);
   for (const name of readdirSync(reports))
     if (name.startsWith(`${file}.${architecture}.`)) rmSync(join(reports, name), { force: true });
   writeFileSync(cached, stderr);

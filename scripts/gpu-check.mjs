@@ -105,4 +105,6 @@ step('bench', process.execPath, [bench, 'cuda', '--json', join(out, 'cuda.json')
   skip: /^ {2}cuda\b/m.test(suites) ? undefined : 'the bench has no suite "cuda"',
 });
 
-process.exitCode = report.steps.some(({ outcome }) => outcome.startsWith('FAILED')) ? 1 : 0;
+const ran = report.steps.filter(({ outcome }) => !outcome.startsWith('SKIPPED'));
+if (ran.length === 0) console.error('gpu-check: no step ran');
+process.exitCode = ran.length === 0 || ran.some(({ outcome }) => outcome !== 'passed') ? 1 : 0;

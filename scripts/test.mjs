@@ -88,8 +88,10 @@ const passes = [
   }),
   pass('alone', ['--runInBand', `--testPathPatterns=${alone}`]),
 ];
-// The tests' module has no CUDA part; the one that is shipped shows what a GPU makes of the kernels.
-if (spawnSync('nvidia-smi', ['-L']).status === 0) {
+// The tests' module has the emulated device; the one that is shipped shows what a GPU makes of the kernels, if there is one.
+const listed = `require(${JSON.stringify(join(root, 'dist', 'lib', 'index.js'))}).listDevices()`;
+const usable = `${listed}.some(({ kind, usable }) => kind === 'cuda' && usable)`;
+if (spawnSync(process.execPath, ['-e', `process.exit(${usable} ? 0 : 1)`]).status === 0) {
   const others = 'test/(behaviour|cli|compare|emulation|emulated_device|isa|tokenizer)\\.test\\.ts$';
   passes.push(pass('gpu', [`--testPathIgnorePatterns=${others}`, '/node_modules/'], { DIFFQKV_TEST_DEVICES: 'cuda' }));
 }

@@ -14,7 +14,7 @@ interface Result {
 }
 
 /** The least number of checks a part has: a program that forgets some does not pass. */
-const parts = { hazards: 33, device_layer: 13, counters: 15, operators: 30 };
+const parts = { hazards: 33, device_layer: 13, counters: 15, operators: 39 };
 
 describe.each(Object.entries(parts))('%s', (part, count) => {
   if (!existsSync(program)) {

@@ -11,9 +11,11 @@ namespace diffqkv::DIFFQKV_DEVICE_NS {
 template <typename T>
 DIFFQKV_DEVICE T load(const T* p) {
   if constexpr (sizeof(T) == 16) {
-    return bit_cast<T>(*reinterpret_cast<const uint4*>(p));
+    const uint4 words = *reinterpret_cast<const uint4*>(p);  // a value first: bit_cast from memory would load bytes
+    return bit_cast<T>(words);
   } else if constexpr (sizeof(T) == 8) {
-    return bit_cast<T>(*reinterpret_cast<const uint2*>(p));
+    const uint2 words = *reinterpret_cast<const uint2*>(p);
+    return bit_cast<T>(words);
   } else {
     return *p;
   }

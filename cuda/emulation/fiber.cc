@@ -50,13 +50,19 @@ constexpr size_t kStackBytes = 128 * 1024;
 constexpr size_t kStackBytes = 64 * 1024;
 #endif
 
-thread_local Context* switched_from = nullptr;
+thread_local StackContext* switched_from = nullptr;
+
+void unmap(unsigned char* data, size_t bytes) {
+  if (!data) return;
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_unpoison_memory_region(data, bytes);  // others get these addresses, and what is known of them
+#endif
+  munmap(data, bytes);
+}
 
 }  // namespace
 
-Stacks::~Stacks() {
-  if (data_) munmap(data_, count_ * kStackBytes);
-}
+Stacks::~Stacks() { unmap(data_, count_ * kStackBytes); }
 
 size_t Stacks::bytes() { return kStackBytes; }
 
@@ -65,7 +71,7 @@ void Stacks::reserve(size_t count) {
   void* data = mmap(nullptr, count * kStackBytes, PROT_READ | PROT_WRITE,
                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
   if (data == MAP_FAILED) throw std::bad_alloc();
-  if (data_) munmap(data_, count_ * kStackBytes);
+  unmap(data_, count_ * kStackBytes);
   data_ = static_cast<unsigned char*>(data), count_ = count;
   const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
   for (size_t i = 0; i < count; ++i) mprotect(bottom(i), page, PROT_NONE);
@@ -73,7 +79,7 @@ void Stacks::reserve(size_t count) {
 
 unsigned char* Stacks::bottom(size_t index) const { return data_ + index * kStackBytes; }
 
-void make_context(Context* context, unsigned char* bottom, void (*entry)()) {
+void make_context(StackContext* context, unsigned char* bottom, void (*entry)()) {
 #if defined(__SANITIZE_ADDRESS__)
   __asan_unpoison_memory_region(bottom, kStackBytes);  // of what ran here before and never returned
 #endif
@@ -85,7 +91,7 @@ void make_context(Context* context, unsigned char* bottom, void (*entry)()) {
   *context = {top, bottom, kStackBytes, nullptr};
 }
 
-void switch_context(Context* from, Context* to) {
+void switch_context(StackContext* from, StackContext* to) {
   switched_from = from;
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(&from->fake_stack, to->bottom, to->size);

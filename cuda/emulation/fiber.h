@@ -20,7 +20,7 @@ class Stacks {
 };
 
 // Where a stack was left.
-struct Context {
+struct StackContext {
   void* stack_pointer = nullptr;
   const void* bottom = nullptr;  // what AddressSanitizer wants to know of the stack
   size_t size = 0;
@@ -28,8 +28,8 @@ struct Context {
 };
 
 // `entry`, which must not return, begins at the first switch to `context`.
-void make_context(Context* context, unsigned char* bottom, void (*entry)());
-void switch_context(Context* from, Context* to);
+void make_context(StackContext* context, unsigned char* bottom, void (*entry)());
+void switch_context(StackContext* from, StackContext* to);
 // To be called first thing in `entry`.
 void enter_context();
 

@@ -33,7 +33,7 @@ struct Copy {
 
 struct Fiber {
   Thread thread;
-  Context context;
+  StackContext context;
   bool done = false;
   const char* waits_for = "";  // what it stands at, for messages
   Site site = {"", 0};
@@ -90,7 +90,7 @@ class Machine {
   std::vector<Warp> warps_;
   std::vector<int> order_;  // warps, the one that runs ahead first
   std::array<Barrier, 16> barriers_;
-  Context main_;
+  StackContext main_;
   int running_ = 0, num_done_ = 0, num_fibers_ = 0, num_warps_ = 0;
   uint64_t seed_ = 0;
   Dice dice_;

@@ -319,7 +319,7 @@ cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t start, cudaEvent_t stop)
 
 cudaError_t enqueue_kernel(cudaStream_t stream, const char* name, const std::array<unsigned, 3>& grid, unsigned threads,
                            size_t shared_bytes, std::function<void()> body) {
-  constexpr size_t kMaxShared = 227 * 1024;
+  constexpr size_t kMaxShared = 99 * 1024;  // what cudaGetDeviceProperties says, and the least that a served GPU has
   if (threads < 1 || threads > 1024 || threads % 32 != 0 || shared_bytes > kMaxShared || grid[0] < 1 ||
       grid[0] > 0x7fffffffu || grid[1] < 1 || grid[1] > 65535 || grid[2] < 1 || grid[2] > 65535)
     return answer(cudaErrorInvalidConfiguration);
