@@ -140,11 +140,12 @@ onEveryDevice((device) => {
 
     it('time gives milliseconds of the work, and hands its error on', async () => {
       const x = device().tensor('f32', [256, 512], new Float32Array(256 * 512).fill(1));
+      const start = performance.now();
       const ms = await device().time(async () => {
         for (let i = 0; i < 5; i++) (await kernels.matmul({ x, weight: x })).dispose();
       });
       expect(ms).toBeGreaterThan(0);
-      expect(ms).toBeLessThan(10_000);
+      expect(ms).toBeLessThan(performance.now() - start + 50); // no more than what passed here
       await expect(device().time(() => Promise.reject(new Error('mine')))).rejects.toThrow('mine');
       await expectCode(() => device().time(5 as Anything), invalid);
       x.dispose();
