@@ -227,7 +227,6 @@ void CudaBackend::open() {
   cudaDeviceProp properties;
   check_cuda(cudaGetDeviceProperties(&properties, ordinal_), "cudaGetDeviceProperties");
   num_multiprocessors = properties.multiProcessorCount;
-  compute_capability = properties.major * 10 + properties.minor;
   max_shared_bytes = properties.sharedMemPerBlockOptin;
   int pools = 0;
   cudaDeviceGetAttribute(&pools, cudaDevAttrMemoryPoolsSupported, ordinal_);

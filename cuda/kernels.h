@@ -27,7 +27,6 @@ class Context {
   virtual ~Context() = default;
   cudaStream_t stream = nullptr;
   int num_multiprocessors = 1;
-  int compute_capability = 80;          // 90 for 9.0
   size_t max_shared_bytes = 99 * 1024;  // of a block
   Finding* finding = nullptr;           // device-visible
   // At least `bytes`, aligned to 256.

@@ -5,12 +5,7 @@
 namespace diffqkv::DIFFQKV_DEVICE_NS {
 
 void check_linear_types(const char* name, DType x, DType weight, DType out, bool accumulate) {
-  for (const DType dtype : {x, weight, out}) {
-    if (dtype != DType::f32 && dtype != DType::f16 && dtype != DType::bf16) {
-      fail(ErrorCode::invalid_argument, "%s: a tensor of type %s; f32, f16 and bf16 are known", name,
-           dtype_name(dtype));
-    }
-  }
+  check_float_types(name, {{"a tensor", x}, {"a tensor", weight}, {"a tensor", out}});
   if (accumulate && out != DType::f32) {
     fail(ErrorCode::invalid_argument, "%s: accumulates into out of type f32 only, not %s", name, dtype_name(out));
   }

@@ -12,18 +12,9 @@ namespace {
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kVector = 8, kKept = 2;  // elements at once; vectors of h that a thread keeps
 
-DIFFQKV_DEVICE double warp_sum_f64(double x) {
-  DIFFQKV_UNROLL
-  for (int mask = 16; mask > 0; mask /= 2) {
-    const Words2 words = bit_cast<Words2>(x);
-    x += bit_cast<double>(Words2{{shuffle_xor(words.w[0], mask), shuffle_xor(words.w[1], mask)}});
-  }
-  return x;
-}
-
 // The same bits in every thread.
 DIFFQKV_DEVICE double block_sum(double x, double* shared) {
-  x = warp_sum_f64(x);
+  x = warp_sum(x);
   if (lane_index() == 0) store_shared(shared + thread_index() / 32, x);
   sync_block();
   double total = 0;

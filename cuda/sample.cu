@@ -9,6 +9,7 @@
 #include <cmath>
 #include <limits>
 
+#include "backend/check.h"
 #include "device/finding.h"
 #include "device/launch.h"
 #include "device/warp.h"
@@ -90,18 +91,6 @@ DIFFQKV_DEVICE void for_each(uint32_t count, const Value& value, const Use& use)
     for (int j = 0; j < kBatch; ++j)
       if (first + j * step < count) use(first + j * step, x[j]);
   }
-}
-
-// Every lane gets the same bits.
-DIFFQKV_DEVICE double warp_sum(double x) {
-  DIFFQKV_UNROLL
-  for (int mask = 16; mask > 0; mask /= 2) {
-    Words2 other = bit_cast<Words2>(x);
-    other.w[0] = shuffle_xor(other.w[0], mask);
-    other.w[1] = shuffle_xor(other.w[1], mask);
-    x += bit_cast<double>(other);
-  }
-  return x;
 }
 
 // Every thread gets the sums, the same bits. What was written to memory before is seen after.
@@ -389,30 +378,14 @@ sample_kernel(SampleParams p, Scratch s, Finding* finding) {
   if (thread_index() == 0) store(p.out_token, static_cast<int32_t>(listed ? load(s.listed_tokens + place) : place));
 }
 
-void check(const SampleParams& p) {
-  if (p.vocab_size <= 0) fail(ErrorCode::invalid_argument, "sample: the vocabulary is empty");
+}  // namespace
+
+void sample(const SampleParams& p, Context& context) {
+  check_sample(p);
   if (p.vocab_size > std::numeric_limits<int32_t>::max()) {
     fail(ErrorCode::invalid_argument, "sample: a vocabulary of %lld; tokens are of 32 bits",
          static_cast<long long>(p.vocab_size));
   }
-  if (!(p.temperature >= 0) || std::isinf(p.temperature))
-    fail(ErrorCode::invalid_argument, "sample: temperature %g must be finite and at least 0", p.temperature);
-  if (p.top_k < 0) {
-    fail(ErrorCode::invalid_argument, "sample: top_k %lld must be at least 0 (0: all)",
-         static_cast<long long>(p.top_k));
-  }
-  if (!(p.top_p >= 0 && p.top_p <= 1)) fail(ErrorCode::invalid_argument, "sample: top_p %g must be in [0, 1]", p.top_p);
-  if (!(p.min_p >= 0 && p.min_p <= 1)) fail(ErrorCode::invalid_argument, "sample: min_p %g must be in [0, 1]", p.min_p);
-  if (!(p.repetition_penalty > 0) || std::isinf(p.repetition_penalty)) {
-    fail(ErrorCode::invalid_argument, "sample: repetition_penalty %g must be finite and more than 0 (1: none)",
-         p.repetition_penalty);
-  }
-}
-
-}  // namespace
-
-void sample(const SampleParams& p, Context& context) {
-  check(p);
   const size_t vocab_size = static_cast<size_t>(p.vocab_size);
   Scratch s;
   s.weights = static_cast<double*>(context.scratch(vocab_size * (sizeof(double) + 3 * sizeof(uint32_t))));

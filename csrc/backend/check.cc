@@ -272,4 +272,20 @@ EmbedParams check_embed(const TensorView& table, const TensorView& tokens, const
   return p;
 }
 
+void check_sample(const SampleParams& p) {
+  if (p.vocab_size <= 0) fail(ErrorCode::invalid_argument, "sample: the vocabulary is empty");
+  if (!(p.temperature >= 0) || std::isinf(p.temperature)) {
+    fail(ErrorCode::invalid_argument, "sample: temperature %g must be finite and at least 0", p.temperature);
+  }
+  if (p.top_k < 0)
+    fail(ErrorCode::invalid_argument, "sample: top_k %lld must be at least 0 (0: all)",
+         static_cast<long long>(p.top_k));
+  if (!(p.top_p >= 0 && p.top_p <= 1)) fail(ErrorCode::invalid_argument, "sample: top_p %g must be in [0, 1]", p.top_p);
+  if (!(p.min_p >= 0 && p.min_p <= 1)) fail(ErrorCode::invalid_argument, "sample: min_p %g must be in [0, 1]", p.min_p);
+  if (!(p.repetition_penalty > 0) || std::isinf(p.repetition_penalty)) {
+    fail(ErrorCode::invalid_argument, "sample: repetition_penalty %g must be finite and more than 0 (1: none)",
+         p.repetition_penalty);
+  }
+}
+
 }  // namespace diffqkv

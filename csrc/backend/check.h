@@ -38,4 +38,7 @@ RopeParams check_rope(const TensorView& x, const TensorView& positions, const Te
 SiluMulParams check_silu_mul(const TensorView& gate, const TensorView& up, const TensorView& out);
 EmbedParams check_embed(const TensorView& table, const TensorView& tokens, const TensorView& out);
 
+// The rest of SampleParams is the device's to check: the history and the logits lie in its memory.
+void check_sample(const SampleParams& p);
+
 }  // namespace diffqkv

@@ -33,9 +33,6 @@ namespace diffqkv::DIFFQKV_DEVICE_NS {
 constexpr int kWarpSize = 32;
 
 // Words that move together.
-struct alignas(4) Words1 {
-  uint32_t w[1];
-};
 struct alignas(8) Words2 {
   uint32_t w[2];
 };
@@ -49,11 +46,7 @@ DIFFQKV_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
 DIFFQKV_DEVICE int lane_index() { return static_cast<int>(threadIdx.x & 31); }
 DIFFQKV_DEVICE int num_threads() { return static_cast<int>(blockDim.x); }
 DIFFQKV_DEVICE int block_x() { return static_cast<int>(blockIdx.x); }
-DIFFQKV_DEVICE int block_y() { return static_cast<int>(blockIdx.y); }
-DIFFQKV_DEVICE int block_z() { return static_cast<int>(blockIdx.z); }
 DIFFQKV_DEVICE int grid_x() { return static_cast<int>(gridDim.x); }
-DIFFQKV_DEVICE int grid_y() { return static_cast<int>(gridDim.y); }
-DIFFQKV_DEVICE int grid_z() { return static_cast<int>(gridDim.z); }
 
 // All threads of the block. What was written before, to shared or global memory, is seen after.
 DIFFQKV_DEVICE void sync_block() { __syncthreads(); }
@@ -76,11 +69,7 @@ DIFFQKV_DEVICE int thread_index() { return self().thread; }
 DIFFQKV_DEVICE int lane_index() { return self().thread & 31; }
 DIFFQKV_DEVICE int num_threads() { return self().num_threads; }
 DIFFQKV_DEVICE int block_x() { return self().block[0]; }
-DIFFQKV_DEVICE int block_y() { return self().block[1]; }
-DIFFQKV_DEVICE int block_z() { return self().block[2]; }
 DIFFQKV_DEVICE int grid_x() { return self().grid[0]; }
-DIFFQKV_DEVICE int grid_y() { return self().grid[1]; }
-DIFFQKV_DEVICE int grid_z() { return self().grid[2]; }
 DIFFQKV_DEVICE void sync_block(DIFFQKV_ONLY_SITE) { block_barrier(0, 0, site); }
 DIFFQKV_DEVICE void sync_warp(DIFFQKV_ONLY_SITE) {
   warp_collective(

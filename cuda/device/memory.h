@@ -55,9 +55,6 @@ DIFFQKV_DEVICE void fence_device() { __threadfence(); }
 
 // Atomics on global memory; they return what was there before.
 DIFFQKV_DEVICE uint32_t atomic_add(uint32_t* p, uint32_t value) { return atomicAdd(p, value); }
-DIFFQKV_DEVICE float atomic_add(float* p, float value) { return atomicAdd(p, value); }
-DIFFQKV_DEVICE uint32_t atomic_max(uint32_t* p, uint32_t value) { return atomicMax(p, value); }
-DIFFQKV_DEVICE uint32_t atomic_exchange(uint32_t* p, uint32_t value) { return atomicExch(p, value); }
 // Becomes `value` if it was `expected`.
 DIFFQKV_DEVICE uint32_t atomic_compare_exchange(uint32_t* p, uint32_t expected, uint32_t value) {
   return atomicCAS(p, expected, value);
@@ -97,25 +94,6 @@ DIFFQKV_DEVICE void fence_device() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 DIFFQKV_DEVICE uint32_t atomic_add(uint32_t* p, uint32_t value DIFFQKV_SITE) {
   check_access(p, 4, Access::global_atomic, site);
   return __atomic_fetch_add(p, value, __ATOMIC_SEQ_CST);
-}
-DIFFQKV_DEVICE float atomic_add(float* p, float value DIFFQKV_SITE) {
-  check_access(p, 4, Access::global_atomic, site);
-  uint32_t* word = reinterpret_cast<uint32_t*>(p);
-  uint32_t before = __atomic_load_n(word, __ATOMIC_SEQ_CST);
-  while (!__atomic_compare_exchange_n(word, &before, bit_cast<uint32_t>(bit_cast<float>(before) + value), false,
-                                      __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {}
-  return bit_cast<float>(before);
-}
-DIFFQKV_DEVICE uint32_t atomic_max(uint32_t* p, uint32_t value DIFFQKV_SITE) {
-  check_access(p, 4, Access::global_atomic, site);
-  uint32_t before = __atomic_load_n(p, __ATOMIC_SEQ_CST);
-  while (before < value && !__atomic_compare_exchange_n(p, &before, value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
-  }
-  return before;
-}
-DIFFQKV_DEVICE uint32_t atomic_exchange(uint32_t* p, uint32_t value DIFFQKV_SITE) {
-  check_access(p, 4, Access::global_atomic, site);
-  return __atomic_exchange_n(p, value, __ATOMIC_SEQ_CST);
 }
 DIFFQKV_DEVICE uint32_t atomic_compare_exchange(uint32_t* p, uint32_t expected, uint32_t value DIFFQKV_SITE) {
   check_access(p, 4, Access::global_atomic, site);

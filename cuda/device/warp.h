@@ -94,6 +94,14 @@ DIFFQKV_DEVICE float warp_sum(float x) {
   for (int mask = 16; mask > 0; mask /= 2) x += shuffle_xor(x, mask);
   return x;
 }
+DIFFQKV_DEVICE double warp_sum(double x) {
+  DIFFQKV_UNROLL
+  for (int mask = 16; mask > 0; mask /= 2) {
+    const Words2 words = bit_cast<Words2>(x);
+    x += bit_cast<double>(Words2{{shuffle_xor(words.w[0], mask), shuffle_xor(words.w[1], mask)}});
+  }
+  return x;
+}
 // NaN is passed over, unless all are.
 DIFFQKV_DEVICE float max_number(float a, float b) { return a > b || b != b ? a : b; }
 DIFFQKV_DEVICE float warp_max(float x) {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "backend/check.h"
 #include "backend/cpu/sampler.h"
 #include "backend/error.h"
 
@@ -28,20 +29,7 @@ double philox_uniform(uint64_t seed, uint64_t step) {
   return static_cast<double>((uint64_t{counter[0]} << 21) | (counter[1] >> 11)) * 0x1p-53;
 }
 
-void check(const SampleParams& p) {
-  if (p.vocab_size <= 0) fail(ErrorCode::invalid_argument, "sample: the vocabulary is empty");
-  if (!(p.temperature >= 0) || std::isinf(p.temperature)) {
-    fail(ErrorCode::invalid_argument, "sample: temperature %g must be finite and at least 0", p.temperature);
-  }
-  if (p.top_k < 0)
-    fail(ErrorCode::invalid_argument, "sample: top_k %lld must be at least 0 (0: all)",
-         static_cast<long long>(p.top_k));
-  if (!(p.top_p >= 0 && p.top_p <= 1)) fail(ErrorCode::invalid_argument, "sample: top_p %g must be in [0, 1]", p.top_p);
-  if (!(p.min_p >= 0 && p.min_p <= 1)) fail(ErrorCode::invalid_argument, "sample: min_p %g must be in [0, 1]", p.min_p);
-  if (!(p.repetition_penalty > 0) || std::isinf(p.repetition_penalty)) {
-    fail(ErrorCode::invalid_argument, "sample: repetition_penalty %g must be finite and more than 0 (1: none)",
-         p.repetition_penalty);
-  }
+void check_history(const SampleParams& p) {
   for (int64_t i = 0; i < p.history_len; ++i) {
     if (p.history[i] < 0 || p.history[i] >= p.vocab_size) {
       fail(ErrorCode::invalid_argument,
@@ -132,7 +120,8 @@ void Sampler::keep_top_p(double top_p) {
 }
 
 void Sampler::sample(const SampleParams& p) {
-  check(p);
+  check_sample(p);
+  check_history(p);
   penalize(p);
   int64_t best = 0;
   bool has_nan = false;
