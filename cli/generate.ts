@@ -1,6 +1,13 @@
 import { addAbortSignal } from 'node:stream';
 import { text as readAll } from 'node:stream/consumers';
-import { defaultModelDirectory, type Generation, Model, openDevice } from '../lib/index';
+import {
+  type DType,
+  defaultModelDirectory,
+  type Generation,
+  Model,
+  openDevice,
+  type SessionOptions,
+} from '../lib/index';
 import { CliError } from './errors';
 import { megabytes, ProgressBar, tokens } from './progress';
 
@@ -16,6 +23,10 @@ export interface GenerateCommand {
   repetitionPenalty: number;
   seed?: bigint;
   stop: string[];
+  kType?: string;
+  vType?: string;
+  selectiveV?: number;
+  renormalize?: boolean;
   device: string;
   json?: boolean;
 }
@@ -71,6 +82,7 @@ async function run(command: GenerateCommand, prompt: string, signal: AbortSignal
     }).finally(() => loading.clear());
     try {
       const { maxTokens, temperature, topK, topP, minP, repetitionPenalty, seed, stop } = command;
+      const session = await model.createSession(sessionOptions(command));
       const reading = new ProgressBar('prompt', tokens);
       const generation = model.generate(command.chat ? [{ role: 'user', content: prompt }] : prompt, {
         maxTokens,
@@ -82,6 +94,7 @@ async function run(command: GenerateCommand, prompt: string, signal: AbortSignal
         seed,
         stop,
         signal,
+        session,
         onPrefillProgress: ({ doneTokens, totalTokens }) => {
           if (doneTokens < totalTokens)
             reading.update(doneTokens, totalTokens); // one chunk alone needs no bar
@@ -95,6 +108,17 @@ async function run(command: GenerateCommand, prompt: string, signal: AbortSignal
   } finally {
     device.dispose();
   }
+}
+
+function sessionOptions({ kType, vType, selectiveV, renormalize }: GenerateCommand): SessionOptions {
+  if (renormalize && selectiveV === undefined) {
+    throw new CliError('ERR_INVALID_ARGUMENT', '--renormalize goes with --selective-v');
+  }
+  return {
+    kType: kType as DType | undefined,
+    vType: vType as DType | undefined,
+    selectiveV: selectiveV === undefined ? undefined : { topK: selectiveV, renormalize },
+  };
 }
 
 /** Writes the text, or the JSON, to stdout. Resolves to the line about it for stderr. */

@@ -21,6 +21,10 @@ export async function info(command: InfoCommand): Promise<number> {
   return 0;
 }
 
+const elementBytes = { f32: 4, f16: 2, bf16: 2, i8: 1, f8e4m3: 1 } as const;
+type CacheType = keyof typeof elementBytes;
+const cacheTypes = Object.keys(elementBytes) as CacheType[];
+
 type ModelInfo = Awaited<ReturnType<typeof describe>>;
 
 async function describe(directory: string, device: string) {
@@ -31,14 +35,20 @@ async function describe(directory: string, device: string) {
   }).finally(() => loading.clear());
   try {
     const { config, dtype, numParameters, weightBytes } = model;
-    const { numLayers, numKHeads, numVHeads, headDimQk, headDimVo } = config;
-    const perHeadSize = numLayers * (dtype === 'f32' ? 4 : 2);
-    const k = perHeadSize * numKHeads * headDimQk;
-    const v = perHeadSize * numVHeads * headDimVo;
-    // The paper's measure: against a cache that has as many K heads as V heads (equation 1).
-    const shared = perHeadSize * numVHeads * headDimQk + v;
+    const { numLayers, numKHeads, numVHeads, headDimQk, headDimK, headDimVo } = config;
+    // 8-bit rows of a head have a scale of 2 bytes.
+    const row = (size: number, type: CacheType) => (elementBytes[type] === 1 ? size + 2 : size * elementBytes[type]);
+    const byType = (heads: number, size: number) =>
+      Object.fromEntries(cacheTypes.map((type) => [type, numLayers * heads * row(size, type)])) as Record<
+        CacheType,
+        number
+      >;
+    const types = { k: byType(numKHeads, headDimK), v: byType(numVHeads, headDimVo) };
+    const [k, v] = [types.k[dtype as CacheType], types.v[dtype as CacheType]];
+    // The paper's measure: against a cache that has as many K heads as V heads, of Q's size (equation 1).
+    const shared = numLayers * numVHeads * row(headDimQk, dtype as CacheType) + v;
     const tokenizer = model.tokenizer === null ? null : { vocabSize: model.tokenizer.vocabSize };
-    const kvBytesPerToken = { k, v, saving: 1 - (k + v) / shared };
+    const kvBytesPerToken = { k, v, saving: 1 - (k + v) / shared, types };
     return {
       directory,
       device: model.device.id,
@@ -74,18 +84,24 @@ function modelLines({
   kvBytesPerToken,
   tokenizer,
 }: ModelInfo): string[] {
-  const { k, v, saving } = kvBytesPerToken;
+  const { k, v, saving, types } = kvBytesPerToken;
+  const listed = (of: Record<CacheType, number>) => cacheTypes.map((type) => `${type} ${of[type]}`).join(', ');
   const heads = `Q ${config.numQHeads}, K ${config.numKHeads}, V ${config.numVHeads}`;
   const rows: [string, string][] = [
     ['model', directory],
     ['architecture', `${config.architecture}, ${config.numLayers} layers`],
     ['heads', `${heads}; size ${config.headDimQk} of Q and K, ${config.headDimVo} of V`],
+    ...(config.keyLift
+      ? [['K lift', `${config.keyLift}, from ${config.headDimK} in the cache`] as [string, string]]
+      : []),
     ['sizes', `hidden ${config.hiddenSize}, FFN ${config.intermediateSize}, augmented Q ${config.augQSize || 'none'}`],
     ['vocabulary', `${config.vocabSize}${tokenizer ? `, tokenizer ${tokenizer.vocabSize}` : ', no tokenizer'}`],
     ['context', `${config.maxPositionEmbeddings} tokens, RoPE theta ${config.ropeTheta}`],
     ['parameters', `${(numParameters / 1e6).toFixed(2)} M`],
     ['weights', `${bytes(weightBytes)} as ${dtype} on ${device}`],
     ['KV cache', `${k + v} bytes per token: K ${k}, V ${v}`],
+    ['K by type', `${listed(types.k)} bytes per token`],
+    ['V by type', `${listed(types.v)} bytes per token`],
     ['saving', `${(100 * saving).toFixed(1)} % against a cache with V's ${config.numVHeads} heads for K too`],
   ];
   return rows.map(([name, value]) => `${name.padEnd(13)} ${value}`);

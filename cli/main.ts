@@ -47,6 +47,14 @@ program
     (text: string, before: string[]) => [...before, text],
     [],
   )
+  .option('--k-type <type>', "of the K cache: f32, f16, bf16, i8 or f8e4m3 (default: the model's)")
+  .option('--v-type <type>', 'the same of the V cache')
+  .option(
+    '--selective-v <k>',
+    'fetch only the V rows of the k highest scores of each query head',
+    number('--selective-v'),
+  )
+  .option('--renormalize', 'with --selective-v: let the kept weights add up to 1')
   .option('--device <id>', 'auto, cpu, cuda or cuda:N', 'auto')
   .option('--json', 'print one JSON object at the end instead of text as it comes')
   .action(async (options) => {
@@ -63,6 +71,28 @@ program
   .action(async (options) => {
     const { info } = await import('./info.js');
     process.exitCode = await info(options);
+  });
+
+program
+  .command('convert')
+  .description('make a checkpoint with fewer or smaller K and V heads out of a Llama or Sigma checkpoint')
+  .argument('<in>', 'the checkpoint directory; it is only read')
+  .argument('<out>', 'the new one: a directory that is not there yet, or is empty')
+  .option('--key-heads <n>', 'mean-pool the K heads to n, which divides their count', number('--key-heads'))
+  .option('--value-heads <n>', 'mean-pool the V heads to n, which divides their count', number('--value-heads'))
+  .option('--key-head-dim <size>', "half: cache half of each K head, with a linear lift back to Q's head size")
+  .option('--kv-group-sharing', 'then copy heads until K and V have one count, for frameworks that know only one')
+  .option('--json', 'print one JSON object')
+  .addHelpText(
+    'after',
+    `
+Pooled and halved checkpoints are where training goes on from (as for GQA, arXiv 2305.13245), not finished models;
+copied heads compute what the original does. Files beside the weights are copied as they are. The output is written
+under OUT.partial-... and takes its name when it is whole.`,
+  )
+  .action(async (input: string, output: string, options) => {
+    const { convert } = await import('./convert.js');
+    process.exitCode = await convert(input, output, options);
   });
 
 program

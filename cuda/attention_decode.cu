@@ -15,11 +15,13 @@
 // Then the warps merge. Where there are several splits, each leaves O, m and d in scratch memory, and the last block of
 // a unit to arrive merges those: there is no second launch. Splits are even over what kv_lens says.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <numeric>
 
 #include "attention_decode_tile.h"
 #include "device/finding.h"
+#include "element_types.h"
 #include "kernels.h"
 
 namespace diffqkv::DIFFQKV_DEVICE_NS {
@@ -28,21 +30,11 @@ namespace {
 constexpr int kMaxSplits = 256;
 constexpr int kMinSplitKeys = 256;  // below, what a split leaves to merge would be too much beside what it reads
 
-struct Plan {
-  int q_heads_per_k_head, q_heads_per_v_head;
-  int group_heads;        // query heads that share K and V heads
-  int unit_heads, parts;  // of a group
-  int num_units;          // of a sequence
-  int num_splits, min_split_keys;
-  float scale_log2;    // sm_scale * log2(e)
-  float* o_accum;      // [unit][split][unit_heads][head_dim_vo], not divided
-  Words4* sums_accum;  // [unit][split][unit_heads]: m, d, divisor
-  uint32_t* arrived;   // [unit]: splits that are done; 0 before and after
-};
-
 DIFFQKV_HOST_DEVICE constexpr int query_pitch(int head_dim_qk) { return head_dim_qk * 2 + 16; }
-// Blocks of many query heads have room for this many times 8.
-DIFFQKV_HOST_DEVICE constexpr int most_tiles(int head_dim_vo) { return head_dim_vo <= 128 ? 4 : 2; }
+// Blocks of many query heads have room for this many times 8; more would not fit the registers.
+DIFFQKV_HOST_DEVICE constexpr int most_tiles(int head_dim_vo, bool scaled) {
+  return head_dim_vo <= 128 && !scaled ? 4 : 2;
+}
 
 DIFFQKV_DEVICE Unit find_unit(const AttentionDecodeParams& p, const Plan& plan, Finding* finding) {
   Unit unit;
@@ -69,115 +61,54 @@ DIFFQKV_DEVICE Unit find_unit(const AttentionDecodeParams& p, const Plan& plan, 
   }
   int keys = kv_len / plan.num_splits + (kv_len % plan.num_splits != 0);
   if (keys < plan.min_split_keys) keys = plan.min_split_keys;
+  keys = (keys + plan.tile_keys - 1) / plan.tile_keys * plan.tile_keys;  // a tile lies in one page
   unit.used_splits = kv_len / keys + (kv_len % keys != 0 || kv_len == 0);
   unit.begin_key = unit.split_idx < unit.used_splits ? unit.split_idx * keys : kv_len;
   unit.end_key = kv_len - unit.begin_key < keys ? kv_len : unit.begin_key + keys;
   return unit;
 }
 
-// 4 dims of O of one query head, and its sums, merged from parts.
-struct Merged {
-  SoftmaxState state = SoftmaxState::empty();
-  float divisor = 0, o[4] = {};
-
-  template <int kParts>
-  DIFFQKV_DEVICE void add(const Words4 (&sums)[kParts], const Words4 (&parts)[kParts]) {
-    float top = state.m;
-    DIFFQKV_UNROLL
-    for (int i = 0; i < kParts; ++i) top = fmaxf(top, bit_cast<float>(sums[i].w[0]));
-    const float own = factor(state.m, top);
-    state.m = top, state.d *= own, divisor *= own;
-    DIFFQKV_UNROLL
-    for (int d = 0; d < 4; ++d) o[d] *= own;
-    DIFFQKV_UNROLL
-    for (int i = 0; i < kParts; ++i) {
-      const float other = factor(bit_cast<float>(sums[i].w[0]), top);
-      state.d = fused_multiply_add(bit_cast<float>(sums[i].w[1]), other, state.d);
-      divisor = fused_multiply_add(bit_cast<float>(sums[i].w[2]), other, divisor);
-      DIFFQKV_UNROLL
-      for (int d = 0; d < 4; ++d) o[d] = fused_multiply_add(bit_cast<float>(parts[i].w[d]), other, o[d]);
-    }
-  }
-  // A part without a score above -inf has d = 0 and o = 0, or NaN, which is to stay.
-  DIFFQKV_DEVICE static float factor(float m, float top) { return m > -infinity() ? exp2_fast(m - top) : 1.0f; }
-
-  // Of query head `row` of all sequences.
-  template <typename T, int kDimVo>
-  DIFFQKV_DEVICE void finish(const AttentionDecodeParams& p, int64_t row, int dim) const {
-    const float inverse = divisor == 0.0f ? 0.0f : reciprocal(divisor);
-    const Words2 words = {{pack2<T>(o[0] * inverse, o[1] * inverse), pack2<T>(o[2] * inverse, o[3] * inverse)}};
-    store(reinterpret_cast<Words2*>(static_cast<T*>(p.out) + row * kDimVo + dim), words);
-    if (dim == 0 && p.lse != nullptr) store(p.lse + row, state.lse());
-  }
-};
-
-// The splits of a unit, by the last of its blocks.
-template <typename T, int kDimVo>
-DIFFQKV_DEVICE void merge_splits(const AttentionDecodeParams& p, const Plan& plan, const Unit& unit) {
-  constexpr int kAtOnce = 8;  // loads under way
-  const int64_t first_row = static_cast<int64_t>(unit.index) * plan.num_splits * plan.unit_heads;
-  for (int item = thread_index(); item < unit.num_heads * (kDimVo / 4); item += kThreads) {
-    const int head = item / (kDimVo / 4), dim = item % (kDimVo / 4) * 4;
-    const float* const o = plan.o_accum + (first_row + head) * kDimVo + dim;
-    const Words4* const sums = plan.sums_accum + first_row + head;
-    Merged merged;
-    for (int split = 0; split < unit.used_splits; split += kAtOnce) {
-      Words4 part_sums[kAtOnce], parts[kAtOnce];
-      DIFFQKV_UNROLL
-      for (int i = 0; i < kAtOnce; ++i) {
-        part_sums[i] = {{bit_cast<uint32_t>(-infinity()), 0u, 0u, 0u}}, parts[i] = {};
-        if (split + i < unit.used_splits) {
-          const int64_t row = static_cast<int64_t>(split + i) * plan.unit_heads;
-          part_sums[i] = load(sums + row);
-          parts[i] = load(reinterpret_cast<const Words4*>(o + row * kDimVo));
-        }
-      }
-      merged.add(part_sums, parts);
-    }
-    merged.template finish<T, kDimVo>(p, unit.batch * p.num_q_heads + unit.first_head + head, dim);
-  }
+// The caches of a unit: addresses where they are contiguous, else offsets from the starts of pages.
+DIFFQKV_DEVICE KeyRows find_rows(const void* data, const void* scales, int64_t first_row, DType dtype, int first_head,
+                                 int64_t num_heads, int64_t head_size, int64_t page_tokens, int64_t page_offset) {
+  const int64_t row = num_heads * head_size, element = dtype == DType::bf16 || dtype == DType::f16 ? 2 : 1;
+  KeyRows r;
+  r.rows = page_tokens > 0 ? static_cast<uint64_t>(page_offset) : reinterpret_cast<uint64_t>(data);
+  r.scales = page_tokens > 0 ? r.rows + static_cast<uint64_t>(page_tokens * row * element)
+                             : reinterpret_cast<uint64_t>(scales) + static_cast<uint64_t>(first_row * num_heads * 2);
+  if (page_tokens == 0) r.rows += static_cast<uint64_t>(first_row * row * element);
+  r.rows += static_cast<uint64_t>(first_head * head_size * element);
+  r.scales += static_cast<uint64_t>(first_head) * 2;
+  r.stride = static_cast<int>(row * element);
+  r.num_heads = static_cast<int>(num_heads);
+  return r;
 }
 
-// The warps' rows lie in shared memory, with a barrier behind them.
-template <typename T, int kDimVo, int kTiles>
-DIFFQKV_DEVICE void merge_warps(const AttentionDecodeParams& p, const Plan& plan, const Unit& unit, const float* rows) {
-  constexpr int kRowFloats = Attention<T, kDimVo, kTiles>::kRowFloats;
-  const int64_t first_row = (static_cast<int64_t>(unit.index) * plan.num_splits + unit.split_idx) * plan.unit_heads;
-  for (int item = thread_index(); item < unit.num_heads * (kDimVo / 4); item += kThreads) {
-    const int head = item / (kDimVo / 4), dim = item % (kDimVo / 4) * 4;
-    Words4 sums[kWarps], parts[kWarps];
-    DIFFQKV_UNROLL
-    for (int warp = 0; warp < kWarps; ++warp) {
-      const float* const row = rows + (warp * kTiles * 8 + head) * kRowFloats;
-      sums[warp] = load_shared(reinterpret_cast<const Words4*>(row + kDimVo));
-      parts[warp] = load_shared(reinterpret_cast<const Words4*>(row + dim));
-    }
-    Merged merged;
-    merged.add(sums, parts);
-    if (unit.used_splits == 1) {
-      merged.template finish<T, kDimVo>(p, unit.batch * p.num_q_heads + unit.first_head + head, dim);
-      continue;
-    }
-    const Words4 words = {{bit_cast<uint32_t>(merged.o[0]), bit_cast<uint32_t>(merged.o[1]),
-                           bit_cast<uint32_t>(merged.o[2]), bit_cast<uint32_t>(merged.o[3])}};
-    store(reinterpret_cast<Words4*>(plan.o_accum + (first_row + head) * kDimVo + dim), words);
-    if (dim == 0) {
-      const Words4 merged_sums = {{bit_cast<uint32_t>(merged.state.m), bit_cast<uint32_t>(merged.state.d),
-                                   bit_cast<uint32_t>(merged.divisor), 0u}};
-      store(plan.sums_accum + first_row + head, merged_sums);
-    }
-  }
+DIFFQKV_DEVICE Cache find_cache(const AttentionDecodeParams& p, const Plan& plan, const Unit& unit) {
+  const int64_t page_tokens = p.pages ? p.page_tokens : 0;
+  return {find_rows(p.k, p.k_scales, unit.batch * plan.k_batch_rows, p.k_dtype, unit.first_k_head, p.num_k_heads,
+                    p.head_dim_qk, page_tokens, p.k_page_offset),
+          find_rows(p.v, p.v_scales, unit.batch * plan.v_batch_rows, p.v_dtype, unit.first_v_head, p.num_v_heads,
+                    p.head_dim_vo, page_tokens, p.v_page_offset),
+          p.pages ? load(p.pages + (p.pages_shared ? 0 : unit.batch)) : nullptr, plan.page_shift};
 }
 
-// kTiles: room for that many times 8 query heads.
-template <typename T, int kDimVo, int kTiles>
+DIFFQKV_DEVICE Format format_of(DType dtype) {
+  return dtype == DType::i8 ? Format::i8 : dtype == DType::f8e4m3 ? Format::f8e4m3 : Format::wide;
+}
+
+// kTiles: room for that many times 8 query heads. kScaled: K or V, or both, are of 8 bits.
+template <typename T, int kDimVo, int kTiles, bool kScaled>
 DIFFQKV_KERNEL(kThreads, 1)
 attention_decode_kernel(AttentionDecodeParams p, Plan plan, Finding* finding) {
-  using Pieces = PieceStream<T, kDimVo>;
+  using Pieces = PieceStream<kDimVo, kScaled>;
+  using Warp = Attention<T, kDimVo, kTiles, kScaled>;
   const Unit unit = find_unit(p, plan, finding);
   if (unit.split_idx >= unit.used_splits) return;
   const int dim_qk = static_cast<int>(p.head_dim_qk), pitch = query_pitch(dim_qk);
   const int warp = thread_index() / kWarpSize;
+  const Format k_format = kScaled ? format_of(p.k_dtype) : Format::wide;
+  const Format v_format = kScaled ? format_of(p.v_dtype) : Format::wide;
 
   // Q, with rows of zeros past the unit's last head.
   unsigned char* const queries = dynamic_shared();
@@ -186,44 +117,75 @@ attention_decode_kernel(AttentionDecodeParams p, Plan plan, Finding* finding) {
   for (int i = thread_index(); i < kTiles * dim_qk; i += kThreads) {
     const int row = i / (dim_qk / 8), chunk = i % (dim_qk / 8);
     const bool valid = row < unit.num_heads;
-    cp_async_16(queries + row * pitch + chunk * 16, valid ? q + row * dim_qk + chunk * 8 : q, valid ? 16 : 0);
+    const T* const from = valid ? q + row * dim_qk + chunk * 8 : q;
+    if (k_format == Format::wide) {
+      cp_async_16(queries + row * pitch + chunk * 16, from, valid ? 16 : 0);
+    } else {
+      store_query(queries + row * pitch, chunk, valid ? load(reinterpret_cast<const Words4*>(from)) : Words4{});
+    }
   }
   cp_async_commit();
 
-  Pieces pieces(unit, static_cast<const T*>(p.k) + unit.batch * p.stride_k_batch + unit.first_k_head * dim_qk,
-                static_cast<const T*>(p.v) + unit.batch * p.stride_v_batch + unit.first_v_head * kDimVo,
-                static_cast<int>(p.num_k_heads) * dim_qk, static_cast<int>(p.num_v_heads) * kDimVo, dim_qk,
-                rings + warp * kSlots * kSlotBytes);
-  Attention<T, kDimVo, kTiles> attention;
+  const Cache cache = find_cache(p, plan, unit);
+  Pieces pieces(unit, cache, dim_qk, k_format, v_format, rings + warp * kRingBytes);
+  Warp attention;
   cp_async_wait<kSlots - 1>();
   sync_block();  // Q is there
 
   const unsigned char* const query_chunk = queries + attention.query_chunk(pitch);
-  using Readers = typename Attention<T, kDimVo, kTiles>::Readers;
-  const int first_k_reader = unit.first_k_head * plan.q_heads_per_k_head - unit.first_head;
-  const int first_v_reader = unit.first_v_head * plan.q_heads_per_v_head - unit.first_head;
-  for (int key = unit.begin_key + warp * Pieces::kKeys; key < unit.end_key; key += kWarps * Pieces::kKeys) {
+  using Readers = typename Warp::Readers;
+  const Readers first_k_readers = {unit.first_k_head * plan.q_heads_per_k_head - unit.first_head,
+                                   plan.q_heads_per_k_head};
+  const Readers first_v_readers = {unit.first_v_head * plan.q_heads_per_v_head - unit.first_head,
+                                   plan.q_heads_per_v_head};
+  uint32_t column_heads[kTiles] = {};
+  TileRows tile = {};
+  const auto load_scales = [&](int n, int key) {
+    return Warp::load_scales(tile, cache, k_format, v_format, column_heads[n], unit.end_key - key);
+  };
+  typename Warp::Scales scales = {};  // of the first 8 query heads: asked for one tile ahead
+  const auto start_tile = [&](int key) {
+    if (!kScaled || key >= unit.end_key) return;
+    tile = cache.rows(key, cache.page(key));
+    scales = load_scales(0, key);
+  };
+  if constexpr (kScaled) {
+    DIFFQKV_UNROLL
+    for (int n = 0; n < kTiles; ++n) {
+      column_heads[n] = Warp::column_heads(n, unit.num_heads, first_k_readers, first_v_readers);
+    }
+  }
+
+  const int first_key = unit.begin_key + warp * Pieces::kKeys;
+  start_tile(first_key);
+  DIFFQKV_ROLLED
+  for (int key = first_key; key < unit.end_key; key += kWarps * Pieces::kKeys) {
     attention.clear_scores();
-    Readers k_readers = {first_k_reader, plan.q_heads_per_k_head};
+    Readers k_readers = first_k_readers;
+    DIFFQKV_ROLLED
     for (int head = 0; head < unit.num_k_heads; ++head, k_readers.first += k_readers.count) {
+      DIFFQKV_ROLLED
       for (int dim = 0; dim < dim_qk; dim += Pieces::kSlotDims) {
         const int dims = dim_qk - dim < Pieces::kSlotDims ? dim_qk - dim : Pieces::kSlotDims;
-        attention.add_scores(pieces.take(), dims, query_chunk + dim * 2, pitch, k_readers);
+        attention.add_scores(pieces.take(), k_format, dims, query_chunk + dim * 2, pitch, k_readers);
       }
     }
-    attention.add_weights(unit.end_key - key, plan.scale_log2);
-    Readers v_readers = {first_v_reader, plan.q_heads_per_v_head};
+    attention.add_weights(unit.end_key - key, plan.scale_log2, v_format, scales,
+                          [&](int n) { return load_scales(n, key); });
+    start_tile(key + kWarps * Pieces::kKeys);
+    Readers v_readers = first_v_readers;
+    DIFFQKV_ROLLED
     for (int head = 0; head < unit.num_v_heads; ++head, v_readers.first += v_readers.count) {
-      attention.template add_values<0>(pieces.take(), v_readers);
+      attention.template add_values<0>(pieces.take(), v_format, v_readers);
       if constexpr (Pieces::kValuePieces == 2) {
-        attention.template add_values<Pieces::kValueDims>(pieces.take(), v_readers);
+        attention.template add_values<Pieces::kValueDims>(pieces.take(), v_format, v_readers);
       }
     }
   }
 
   sync_block();  // the rings become the place of the merge
   float* const rows = reinterpret_cast<float*>(rings);
-  attention.store_rows(rows + warp * kTiles * 8 * attention.kRowFloats);
+  attention.store_rows(rows + warp * kTiles * 8 * row_floats(kDimVo), v_format);
   sync_block();
   merge_warps<T, kDimVo, kTiles>(p, plan, unit, rows);
   if (unit.used_splits == 1) return;
@@ -242,15 +204,27 @@ attention_decode_kernel(AttentionDecodeParams p, Plan plan, Finding* finding) {
   merge_splits<T, kDimVo>(p, plan, unit);
 }
 
-// Whether the kernel can take the call: one 16-bit type, head sizes that it is made for, rows that start at 16 bytes.
+// Whether the kernel can take the call: Q and out of one 16-bit type, K and V of that or of 8 bits, head sizes that it is
+// made for, rows that start at 16 bytes, tiles that lie in one page.
 bool takes(const AttentionDecodeParams& p) {
   const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
   const auto size = [](int64_t dim) { return dim == 32 || dim == 64 || dim == 96 || dim == 128 || dim == 256; };
-  return (p.q_dtype == DType::bf16 || p.q_dtype == DType::f16) && p.k_dtype == p.q_dtype && p.v_dtype == p.q_dtype &&
-         p.out_dtype == p.q_dtype && p.selective_top_k == 0 && size(p.head_dim_qk) && size(p.head_dim_vo) &&
-         p.num_q_heads % p.num_k_heads == 0 && p.num_q_heads % p.num_v_heads == 0 && aligned(p.q) && aligned(p.k) &&
-         aligned(p.v) && aligned(p.out) && p.stride_k_batch % 8 == 0 && p.stride_v_batch % 8 == 0;
+  const auto type = [&](DType dtype) { return dtype == p.q_dtype || is_quantised(dtype); };
+  if ((p.q_dtype != DType::bf16 && p.q_dtype != DType::f16) || !type(p.k_dtype) || !type(p.v_dtype) ||
+      p.out_dtype != p.q_dtype || !size(p.head_dim_qk) || !size(p.head_dim_vo) || p.num_q_heads % p.num_k_heads != 0 ||
+      p.num_q_heads % p.num_v_heads != 0 || !aligned(p.q) || !aligned(p.out)) {
+    return false;
+  }
+  if (p.pages) {
+    return p.page_tokens >= tile_keys(static_cast<int>(p.head_dim_vo)) &&
+           std::has_single_bit(static_cast<uint64_t>(p.page_tokens)) && p.k_page_offset % 16 == 0 &&
+           p.v_page_offset % 16 == 0;
+  }
+  return aligned(p.k) && aligned(p.v) && p.stride_k_batch % (p.num_k_heads * p.head_dim_qk) == 0 &&
+         p.stride_v_batch % (p.num_v_heads * p.head_dim_vo) == 0;
 }
+
+bool is_scaled(const AttentionDecodeParams& p) { return is_quantised(p.k_dtype) || is_quantised(p.v_dtype); }
 
 // The fewest splits that keep the multiprocessors nearly as busy as any number would: each is one more part to merge.
 int choose_splits(const AttentionDecodeParams& p, int64_t num_blocks, int num_multiprocessors) {
@@ -273,11 +247,15 @@ Plan make_plan(const AttentionDecodeParams& p, Context& context) {
   plan.q_heads_per_k_head = static_cast<int>(p.num_q_heads / p.num_k_heads);
   plan.q_heads_per_v_head = static_cast<int>(p.num_q_heads / p.num_v_heads);
   plan.group_heads = std::lcm(plan.q_heads_per_k_head, plan.q_heads_per_v_head);
-  const int room = 8 * most_tiles(static_cast<int>(p.head_dim_vo));
+  const int room = 8 * most_tiles(static_cast<int>(p.head_dim_vo), is_scaled(p));
   plan.parts = (plan.group_heads + room - 1) / room;
   plan.unit_heads = (plan.group_heads + plan.parts - 1) / plan.parts;
   plan.parts = (plan.group_heads + plan.unit_heads - 1) / plan.unit_heads;
   plan.num_units = static_cast<int>(p.num_q_heads) / plan.group_heads * plan.parts;
+  plan.tile_keys = tile_keys(static_cast<int>(p.head_dim_vo));
+  plan.page_shift = p.pages ? std::countr_zero(static_cast<uint64_t>(p.page_tokens)) : 0;
+  plan.k_batch_rows = p.stride_k_batch / (p.num_k_heads * p.head_dim_qk);
+  plan.v_batch_rows = p.stride_v_batch / (p.num_v_heads * p.head_dim_vo);
   plan.scale_log2 = p.sm_scale * 1.44269504088896341f;
   const int64_t num_units = p.batch_size * plan.num_units;
   plan.num_splits = choose_splits(p, num_units, context.num_multiprocessors);
@@ -293,24 +271,27 @@ Plan make_plan(const AttentionDecodeParams& p, Context& context) {
   return plan;
 }
 
-template <typename T, int kDimVo, int kTiles>
+template <typename T, int kDimVo, int kTiles, bool kScaled>
 void run(const AttentionDecodeParams& p, const Plan& plan, Context& context) {
-  static_assert(kWarps * kTiles * 8 * Attention<T, kDimVo, kTiles>::kRowFloats * 4 <= kWarps * kSlots * kSlotBytes);
+  static_assert(kTiles * 8 * row_floats(kDimVo) * 4 <= kRingBytes);
   LaunchShape shape;
   shape.grid[0] = static_cast<unsigned>(p.batch_size * plan.num_splits * plan.num_units);
   shape.threads = kThreads;
   shape.shared_bytes =
-      static_cast<size_t>(kTiles * 8 * query_pitch(static_cast<int>(p.head_dim_qk)) + kWarps * kSlots * kSlotBytes);
-  launch("attention_decode", attention_decode_kernel<T, kDimVo, kTiles>, shape, context.stream, p, plan,
+      static_cast<size_t>(kTiles * 8 * query_pitch(static_cast<int>(p.head_dim_qk)) + kWarps * kRingBytes);
+  launch("attention_decode", attention_decode_kernel<T, kDimVo, kTiles, kScaled>, shape, context.stream, p, plan,
          context.finding);
 }
 
 template <typename T, int kDimVo>
 void run_tiles(const AttentionDecodeParams& p, const Plan& plan, Context& context) {
-  if (plan.unit_heads <= 8) {
-    run<T, kDimVo, 1>(p, plan, context);
+  const bool few = plan.unit_heads <= 8;
+  if (is_scaled(p)) {
+    constexpr int kMost = most_tiles(kDimVo, true);
+    few ? run<T, kDimVo, 1, true>(p, plan, context) : run<T, kDimVo, kMost, true>(p, plan, context);
   } else {
-    run<T, kDimVo, most_tiles(kDimVo)>(p, plan, context);
+    constexpr int kMost = most_tiles(kDimVo, false);
+    few ? run<T, kDimVo, 1, false>(p, plan, context) : run<T, kDimVo, kMost, false>(p, plan, context);
   }
 }
 
@@ -329,6 +310,10 @@ void run_sizes(const AttentionDecodeParams& p, const Plan& plan, Context& contex
 
 void attention_decode(const AttentionDecodeParams& p, Context& context) {
   if (p.batch_size <= 0) return;
+  if (p.selective_top_k > 0) {
+    if (!attention_selective(p, context)) attention_plain_decode(p, context);
+    return;
+  }
   if (!takes(p)) return attention_plain_decode(p, context);
   const Plan plan = make_plan(p, context);
   if (p.q_dtype == DType::bf16) {

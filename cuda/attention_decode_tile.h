@@ -1,137 +1,52 @@
-// What one warp of decode attention works with: the stream of pieces of K and V through its ring in shared memory, and
-// the fragments that it computes on.
-//
-// A tile is kKeys keys. It comes in pieces: one K or V head of its keys, at most kSlotDims dims of it; first all K
-// heads, then all V heads. A piece fits a slot of 4 KiB, so that one ring serves all head counts and sizes.
+// What one warp of decode attention computes on: the fragments of scores and output, from the pieces of K and V that
+// attention_decode_pieces.h brings.
 //
 // Fragments are those of device/mma.h: of each 8 query heads a lane has lane % 4 * 2 and the next (index i, or i % 2,
 // of the arrays below), and of each 16 keys or dims lane / 4 and lane / 4 + 8.
+//
+// K and V of 8 bits are widened in registers, and their scales enter scores and weights. The order of dims is free, in the
+// sum of a score and among the rows of O^T, and is what makes this cheap: of the four elements that ldmatrix gives a lane
+// as a word, 0 and 2 become one word of a fragment and 1 and 3 another. So of 16 dims of K those at 4t, 4t + 2 and
+// 4t + 1, 4t + 3 stand where 2t, 2t + 1 and 2t + 8, 2t + 9 do else, and Q has them in the same order (store_query); and of
+// 16 dims of O the rows g and g + 8 are 2g and 2g + 1.
 #pragma once
 
-#include "device/async.h"
+#include "attention_decode_merge.h"
+#include "device/bytes.h"
 #include "device/mma.h"
-#include "device/softmax.h"
 
 namespace diffqkv::DIFFQKV_DEVICE_NS {
 namespace {
 
-constexpr int kWarps = 4, kThreads = kWarps * kWarpSize;
-constexpr int kSlots = 5, kSlotBytes = 4096;
-
-DIFFQKV_HOST_DEVICE constexpr int slot_dims(int head_dim_vo) {
-  return head_dim_vo <= 32 ? 32 : head_dim_vo <= 64 ? 64 : 128;
+// Where 8 elements of Q lie, of those at 16 bytes each: as K of 8 bits asks for.
+DIFFQKV_DEVICE void store_query(unsigned char* row, int chunk, const Words4& q) {
+  const auto low = [](uint32_t a, uint32_t b) { return (a & 0xffffu) | b << 16; };
+  const auto high = [](uint32_t a, uint32_t b) { return a >> 16 | (b & 0xffff0000u); };
+  Words2* const to = reinterpret_cast<Words2*>(row + chunk / 2 * 32 + chunk % 2 * 8);
+  store_shared(to, Words2{{low(q.w[0], q.w[1]), low(q.w[2], q.w[3])}});
+  store_shared(to + 2, Words2{{high(q.w[0], q.w[1]), high(q.w[2], q.w[3])}});
 }
 
-// Which heads a block has, and which keys.
-struct Unit {
-  int64_t batch;
-  int first_head, num_heads;                                 // of Q, in the sequence
-  int first_k_head, num_k_heads, first_v_head, num_v_heads;  // that those read
-  int index, split_idx, used_splits, begin_key, end_key;     // index: of all units of all sequences
-};
+template <typename T>
+DIFFQKV_DEVICE WidenedBytes widen(Format format, const uint32_t (&words)[4]) {
+  return format == Format::i8 ? widen_i8<T>(words) : widen_f8e4m3<T>(words);
+}
 
-template <typename T, int kDimVo>
-class PieceStream {
- public:
-  static constexpr int kSlotDims = slot_dims(kDimVo), kKeys = kSlotBytes / 2 / kSlotDims, kKeyTiles = kKeys / 16;
-  static constexpr int kValueDims = kDimVo < kSlotDims ? kDimVo : kSlotDims, kValuePieces = kDimVo / kValueDims;
-  static constexpr int kPitch = kSlotDims * 2;  // of a row, in bytes
-
-  // k, v: the unit's first head of key 0.
-  DIFFQKV_DEVICE PieceStream(const Unit& unit, const T* k, const T* v, int k_stride, int v_stride, int dim_qk,
-                             unsigned char* ring)
-      : k_(k),
-        v_(v),
-        k_stride_(k_stride),
-        v_stride_(v_stride),
-        dim_qk_(dim_qk),
-        num_k_heads_(unit.num_k_heads),
-        num_heads_(unit.num_k_heads + unit.num_v_heads),
-        end_key_(unit.end_key),
-        ring_(ring),
-        key_(unit.begin_key + thread_index() / kWarpSize * kKeys) {
-    for (int i = 0; i < kSlots - 1; ++i) copy_next();
-  }
-
-  // The next piece, there for all lanes. What take() gave before is then no longer: its slot takes the next copy.
-  DIFFQKV_DEVICE const unsigned char* take() {
-    cp_async_wait<kSlots - 2>();
-    sync_warp();
-    const unsigned char* slot = ring_ + take_ * kSlotBytes;
-    take_ = take_ + 1 == kSlots ? 0 : take_ + 1;
-    copy_next();
-    return slot;
-  }
-
-  // Where the 16 bytes of `chunk` in `row` lie: neither 8 rows at one chunk nor what 8 lanes copy meet in a bank.
-  DIFFQKV_DEVICE static int place(int row, int chunk) {
-    return row * kPitch + ((chunk ^ (kSlotDims == 32 ? row >> 1 & 3 : row & 7)) << 4);
-  }
-
- private:
-  // One copy group each time, empty past the end.
-  DIFFQKV_DEVICE void copy_next() {
-    if (key_ < end_key_) {
-      unsigned char* const slot = ring_ + fill_ * kSlotBytes;
-      if (head_ < num_k_heads_) {
-        const int left = dim_qk_ - dim_, dims = left < kSlotDims ? left : kSlotDims;
-        const T* const from = k_ + static_cast<int64_t>(key_) * k_stride_ + head_ * dim_qk_ + dim_;
-        if (dims == kSlotDims) {
-          copy_rows<kSlotDims>(slot, from, k_stride_);
-        } else {
-          for (int dim = 0; dim < dims; dim += 32) copy_rows<32>(slot, from + dim, k_stride_, dim / 8);
-        }
-        dim_ = left <= kSlotDims ? 0 : dim_ + kSlotDims;
-        head_ += dim_ == 0;
-      } else {
-        copy_rows<kValueDims>(
-            slot, v_ + static_cast<int64_t>(key_) * v_stride_ + (head_ - num_k_heads_) * kDimVo + dim_, v_stride_);
-        dim_ = kValuePieces > 1 && dim_ == 0 ? kValueDims : 0;
-        if (dim_ == 0 && ++head_ == num_heads_) head_ = 0, key_ += kWarps * kKeys;
-      }
-    }
-    cp_async_commit();
-    fill_ = fill_ + 1 == kSlots ? 0 : fill_ + 1;
-  }
-
-  // kDims elements of each key, into the chunks from first_chunk on; zeros for keys from the end on. 4 rows by 128
-  // bytes at a time, or 8 by 64 where rows are no multiple of 128 bytes.
-  template <int kDims>
-  DIFFQKV_DEVICE void copy_rows(unsigned char* slot, const T* from, int stride, int first_chunk = 0) const {
-    constexpr int kLanes = kDims % 64 == 0 ? 8 : 4, kRows = kWarpSize / kLanes;
-    const int lane = lane_index(), chunk = lane % kLanes;
-    const int row = kLanes == 8 || kSlotDims == 32 ? lane / kLanes : lane / 8 + (lane & 4);
-    const T* at = from + static_cast<int64_t>(row) * stride + chunk * 8;
-    DIFFQKV_UNROLL
-    for (int pass = 0; pass < kKeys / kRows; ++pass, at += static_cast<int64_t>(kRows) * stride) {
-      const bool valid = key_ + pass * kRows + row < end_key_;
-      DIFFQKV_UNROLL
-      for (int c = 0; c < kDims / 8; c += kLanes) {
-        cp_async_16(slot + place(pass * kRows + row, first_chunk + chunk + c), valid ? at + c * 8 : from,
-                    valid ? 16 : 0);
-      }
-    }
-  }
-
-  const T *k_, *v_;
-  int k_stride_, v_stride_;
-  int dim_qk_, num_k_heads_, num_heads_, end_key_;
-  unsigned char* ring_;
-  int key_, head_ = 0, dim_ = 0;  // of the next copy; V heads follow K heads
-  int fill_ = 0, take_ = 0;       // slots
-};
-
-// kTiles times 8 query heads.
-template <typename T, int kDimVo, int kTiles>
+// kTiles times 8 query heads; kScaled as in PieceStream.
+template <typename T, int kDimVo, int kTiles, bool kScaled>
 struct Attention {
-  using Pieces = PieceStream<T, kDimVo>;
-  static constexpr int kKeyTiles = Pieces::kKeyTiles, kDimTiles = kDimVo / 16;
+  using Pieces = PieceStream<kDimVo, kScaled>;
+  static constexpr int kKeyTiles = Pieces::kKeyTiles, kDimTiles = kDimVo / 16, kSlotDims = Pieces::kSlotDims;
+  // P times V's scales may be below what f16 can hold, though its sum matters: each tile has a unit of its own then.
+  static constexpr bool kUnits = kScaled && __is_same(T, f16);
 
   float s[kTiles][kKeyTiles][4];     // S^T, then P^T
   uint32_t p[kTiles][kKeyTiles][2];  // P^T as it is multiplied
+  float p_unit[kTiles][2];           // and in which unit: 1, but for f16 times V's scales
   float o[kTiles][kDimTiles][4];     // O^T
   SoftmaxState state[kTiles][2];     // d: this lane's keys alone, of P before it is rounded; for lse
-  float divisor[kTiles][2];          // the sum of the rounded P, by the same products with ones: V = 1 gives exactly 1
+  float divisor[kTiles][2];          // the sum of the rounded P, by the same products with ones: V = 1 gives exactly 1;
+                                     // not where V has scales: then it is d
 
   DIFFQKV_DEVICE Attention() {
     DIFFQKV_UNROLL
@@ -159,8 +74,8 @@ struct Attention {
 
   // S^T += K Q^T for a piece of a K head, in the columns of the query heads that read it: the products of all 8 are
   // formed, and those of the others dropped. queries: this lane's chunk of the piece's first dims, see query_chunk.
-  DIFFQKV_DEVICE void add_scores(const unsigned char* piece, int dims, const unsigned char* queries, int query_pitch,
-                                 Readers readers) {
+  DIFFQKV_DEVICE void add_scores(const unsigned char* piece, Format format, int dims, const unsigned char* queries,
+                                 int query_pitch, Readers readers) {
     DIFFQKV_UNROLL
     for (int i = 0; i < kTiles * kKeyTiles; ++i) {
       const int n = i / kKeyTiles, tile = i % kKeyTiles;
@@ -168,17 +83,27 @@ struct Attention {
       float(&sum)[4] = s[n][tile];
       float c[4] = {sum[0], sum[1], sum[2], sum[3]};
       const auto add_32_dims = [&](int pair) {
-        const int row = tile * 16 + lane_index() % 16, chunk = pair * 4 + lane_index() / 16;
+        const int row = tile * 16 + lane_index() % 16, column = lane_index() / 16;
         uint32_t low[4], high[4], b[4];
-        ldmatrix_x4(low, piece + Pieces::place(row, chunk));
-        ldmatrix_x4(high, piece + Pieces::place(row, chunk + 2));
         ldmatrix_x4(b, queries + n * 8 * query_pitch + pair * 64);
+        if (!kScaled || format == Format::wide) {
+          ldmatrix_x4(low, piece + place<kSlotDims * 2>(row, pair * 4 + column));
+          ldmatrix_x4(high, piece + place<kSlotDims * 2>(row, pair * 4 + column + 2));
+        } else {
+          ldmatrix_x4(low, piece + place<kSlotDims>(row, pair * 2 + column));
+          const WidenedBytes wide = widen<T>(format, low);
+          DIFFQKV_UNROLL
+          for (int j = 0; j < 2; ++j) {
+            low[j] = wide.even[j], low[j + 2] = wide.odd[j];
+            high[j] = wide.even[j + 2], high[j + 2] = wide.odd[j + 2];
+          }
+        }
         mma_m16n8k16<T>(c, low, {b[0], b[1]});
         mma_m16n8k16<T>(c, high, {b[2], b[3]});
       };
-      if (kTiles == 1 && dims == Pieces::kSlotDims) {  // with more tiles it would not fit the registers
+      if (kTiles == 1 && dims == kSlotDims) {  // with more tiles it would not fit the registers
         DIFFQKV_UNROLL
-        for (int pair = 0; pair < Pieces::kSlotDims / 32; ++pair) add_32_dims(pair);
+        for (int pair = 0; pair < kSlotDims / 32; ++pair) add_32_dims(pair);
       } else {
         for (int pair = 0; pair < dims / 32; ++pair) add_32_dims(pair);
       }
@@ -191,20 +116,66 @@ struct Attention {
     return lane_index() % 8 * query_pitch + lane_index() / 8 * 16;
   }
 
-  // P from S, of the tile's first `keys` keys.
-  DIFFQKV_DEVICE void add_weights(int keys, float scale_log2) {
+  // The K head of this lane's two columns of the n-th 8 query heads, a byte each, then the V heads; counted in the unit.
+  // Columns past the last query head have its heads.
+  DIFFQKV_DEVICE static uint32_t column_heads(int n, int num_heads, Readers k_readers, Readers v_readers) {
+    uint32_t heads = 0;
+    DIFFQKV_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      const int own = n * 8 + lane_index() % 4 * 2 + i, column = own < num_heads ? own : num_heads - 1;
+      heads |= static_cast<uint32_t>((column - k_readers.first) / k_readers.count) << 8 * i;
+      heads |= static_cast<uint32_t>((column - v_readers.first) / v_readers.count) << (16 + 8 * i);
+    }
+    return heads;
+  }
+
+  // The scales of a lane's keys and two columns.
+  struct Scales {
+    bf16 k[2][kKeyTiles * 2], v[2][kKeyTiles * 2];
+  };
+  // Of the tile's first `keys` keys; heads: column_heads. Two columns of one head make one load.
+  DIFFQKV_DEVICE static Scales load_scales(const TileRows& rows, const Cache& cache, Format k_format, Format v_format,
+                                           uint32_t heads, int keys) {
+    constexpr bf16 kOne = {0x3f80};
+    Scales scales;
+    DIFFQKV_UNROLL
+    for (int half = 0; half < kKeyTiles * 2; ++half) {
+      const int key = half * 8 + lane_index() / 4;
+      const auto load_pair = [&](bf16(&first), bf16(&second), bool scaled, const bf16* row, uint32_t pair) {
+        first = second = kOne;
+        if (!scaled || key >= keys) return;
+        first = second = load(row + (pair & 0xffu));
+        if ((pair >> 8 & 0xffu) != (pair & 0xffu)) second = load(row + (pair >> 8 & 0xffu));
+      };
+      load_pair(scales.k[0][half], scales.k[1][half], k_format != Format::wide, rows.k_scales + key * cache.k.num_heads,
+                heads);
+      load_pair(scales.v[0][half], scales.v[1][half], v_format != Format::wide, rows.v_scales + key * cache.v.num_heads,
+                heads >> 16);
+    }
+    return scales;
+  }
+
+  // P from S, of the tile's first `keys` keys; first: the scales of the first 8 query heads, load(n): of the n-th.
+  template <typename Load>
+  DIFFQKV_DEVICE void add_weights(int keys, float scale_log2, Format v_format, const Scales& first, const Load& load) {
     constexpr uint32_t kOnes = __is_same(T, bf16) ? 0x3f803f80u : 0x3c003c00u;
     const uint32_t ones[4] = {kOnes, kOnes, kOnes, kOnes};
     const int row = lane_index() / 4;
+    const bool v_is_wide = !kScaled || v_format == Format::wide;
+    Scales scales = first;
     DIFFQKV_UNROLL
     for (int n = 0; n < kTiles; ++n) {
+      Scales next = scales;
+      if (kScaled && n + 1 < kTiles) next = load(n + 1);
       float factor[2];
       DIFFQKV_UNROLL
       for (int i = 0; i < 2; ++i) {
         float top = -infinity();
         DIFFQKV_UNROLL
         for (int half = 0; half < kKeyTiles * 2; ++half) {
-          const float x = s[n][half / 2][half % 2 * 2 + i] * scale_log2;
+          float& score = s[n][half / 2][half % 2 * 2 + i];
+          if (kScaled) score *= to_float(scales.k[i][half]);
+          const float x = score * scale_log2;
           if (half * 8 + row < keys) top = fmaxf(top, x);  // passes over NaN
         }
         DIFFQKV_UNROLL
@@ -216,7 +187,10 @@ struct Attention {
           float& x = s[n][half / 2][half % 2 * 2 + i];
           x = half * 8 + row < keys ? exp2_fast(fused_multiply_add(x, scale_log2, base)) : 0.0f;
           state[n][i].d += x;
+          if (kScaled) x *= to_float(scales.v[i][half]);
         }
+        p_unit[n][i] = 1.0f;
+        if (kUnits && !v_is_wide) rescale(n, i);
       }
       if (ballot(factor[0] != 1.0f || factor[1] != 1.0f) != 0) {
         divisor[n][0] *= factor[0], divisor[n][1] *= factor[1];
@@ -230,56 +204,100 @@ struct Attention {
         for (int half = 0; half < 2; ++half) {
           p[n][tile][half] = movmatrix_trans(pack2<T>(s[n][tile][half * 2], s[n][tile][half * 2 + 1]));
         }
-        mma_m16n8k16<T>(sum, ones, p[n][tile]);
+        if (v_is_wide) mma_m16n8k16<T>(sum, ones, p[n][tile]);
       }
       divisor[n][0] = sum[0], divisor[n][1] = sum[1];
+      scales = next;
     }
+  }
+
+  // Divides a column's weights of the tile by the power of two of the largest.
+  DIFFQKV_DEVICE void rescale(int n, int i) {
+    float top = 0.0f;
+    DIFFQKV_UNROLL
+    for (int half = 0; half < kKeyTiles * 2; ++half) top = fmaxf(top, s[n][half / 2][half % 2 * 2 + i]);
+    DIFFQKV_UNROLL
+    for (int mask = 4; mask < kWarpSize; mask *= 2) top = fmaxf(top, shuffle_xor(top, mask));
+    constexpr uint32_t kOne = 0x3f800000u, kExponent = 0x7f800000u;
+    const uint32_t exponent = bit_cast<uint32_t>(top) & kExponent;
+    const bool normal = exponent > 0 && exponent < 0x7f000000u;
+    p_unit[n][i] = bit_cast<float>(normal ? exponent : kOne);
+    const float inverse = bit_cast<float>(normal ? 2 * kOne - exponent : kOne);
+    DIFFQKV_UNROLL
+    for (int half = 0; half < kKeyTiles * 2; ++half) s[n][half / 2][half % 2 * 2 + i] *= inverse;
   }
 
   // O^T += V^T P^T for a piece of a V head, from dim kFirstDim on, likewise in its own columns alone. As the others'
   // products are dropped, and not multiplied by zeros, a NaN or infinity stays with the query heads that read it.
   template <int kFirstDim>
-  DIFFQKV_DEVICE void add_values(const unsigned char* piece, Readers readers) {
+  DIFFQKV_DEVICE void add_values(const unsigned char* piece, Format format, Readers readers) {
+    constexpr int kSteps = kScaled ? 2 : 1;  // of 16 dims, loaded together
     DIFFQKV_UNROLL
-    for (int step = 0; step < Pieces::kValueDims / 16; ++step) {
-      uint32_t a[kKeyTiles][4];
+    for (int first = 0; first < Pieces::kValueDims / 16; first += kSteps) {
+      uint32_t a[kSteps][kKeyTiles][4];
       DIFFQKV_UNROLL
       for (int tile = 0; tile < kKeyTiles; ++tile) {
-        ldmatrix_x4_trans(a[tile], piece + Pieces::place(tile * 16 + lane_index() / 16 * 8 + lane_index() % 8,
-                                                         step * 2 + lane_index() / 8 % 2));
+        if (!kScaled || format == Format::wide) {
+          const int row = tile * 16 + lane_index() / 16 * 8 + lane_index() % 8, column = lane_index() / 8 % 2;
+          DIFFQKV_UNROLL
+          for (int step = 0; step < kSteps; ++step) {
+            ldmatrix_x4_trans(a[step][tile], piece + place<kSlotDims * 2>(row, (first + step) * 2 + column));
+          }
+        } else {
+          const int row = tile * 16 + lane_index() % 16, column = lane_index() / 16;
+          uint32_t words[4];
+          ldmatrix_x4_trans(words, piece + place<kSlotDims>(row, first + column));
+          const WidenedBytes wide = widen<T>(format, words);
+          DIFFQKV_UNROLL
+          for (int i = 0; i < 4; ++i) {
+            a[i / 2 % kSteps][tile][i % 2 * 2] = wide.even[i], a[i / 2 % kSteps][tile][i % 2 * 2 + 1] = wide.odd[i];
+          }
+        }
       }
       DIFFQKV_UNROLL
-      for (int n = 0; n < kTiles; ++n) {
+      for (int i = 0; i < kSteps * kTiles; ++i) {
+        const int step = i / kTiles, n = i % kTiles;
         if (!readers.any(n)) continue;
-        float(&sum)[4] = o[n][kFirstDim / 16 + step];
-        float c[4] = {sum[0], sum[1], sum[2], sum[3]};
+        float(&sum)[4] = o[n][kFirstDim / 16 + first + step];
+        float c[4] = {};
         DIFFQKV_UNROLL
-        for (int tile = 0; tile < kKeyTiles; ++tile) mma_m16n8k16<T>(c, a[tile], p[n][tile]);
+        for (int j = 0; j < 4; ++j) c[j] = kUnits ? 0.0f : sum[j];
         DIFFQKV_UNROLL
-        for (int i = 0; i < 4; ++i) sum[i] = readers.has(n, i % 2) ? c[i] : sum[i];
+        for (int tile = 0; tile < kKeyTiles; ++tile) mma_m16n8k16<T>(c, a[step][tile], p[n][tile]);
+        DIFFQKV_UNROLL
+        for (int j = 0; j < 4; ++j) {
+          if (kUnits) c[j] = fused_multiply_add(c[j], p_unit[n][j % 2], sum[j]);
+          sum[j] = readers.has(n, j % 2) ? c[j] : sum[j];
+        }
       }
     }
   }
 
-  // What merging reads: rows of kDimVo elements of o, then m, d and the divisor; 16 bytes past a multiple of 128, so
-  // that the lanes here fall on different banks.
-  static constexpr int kRowFloats = kDimVo + 4;
-  DIFFQKV_DEVICE void store_rows(float* rows) {
+  // For merging.
+  DIFFQKV_DEVICE void store_rows(float* rows, Format v_format) {
+    const bool v_is_wide = !kScaled || v_format == Format::wide;
     DIFFQKV_UNROLL
     for (int n = 0; n < kTiles; ++n) {
       DIFFQKV_UNROLL
       for (int i = 0; i < 2; ++i) {
-        float* const row = rows + (n * 8 + lane_index() % 4 * 2 + i) * kRowFloats;
+        float* const row = rows + (n * 8 + lane_index() % 4 * 2 + i) * row_floats(kDimVo);
         DIFFQKV_UNROLL
-        for (int half = 0; half < kDimTiles * 2; ++half) {
-          store_shared(row + half * 8 + lane_index() / 4, o[n][half / 2][half % 2 * 2 + i]);
+        for (int tile = 0; tile < kDimTiles; ++tile) {
+          const float low = o[n][tile][i], high = o[n][tile][i + 2];
+          if (v_is_wide) {
+            store_shared(row + tile * 16 + lane_index() / 4, low);
+            store_shared(row + tile * 16 + lane_index() / 4 + 8, high);
+          } else {
+            const Words2 words = {{bit_cast<uint32_t>(low), bit_cast<uint32_t>(high)}};
+            store_shared(reinterpret_cast<Words2*>(row + tile * 16) + lane_index() / 4, words);
+          }
         }
         float d = state[n][i].d;
         DIFFQKV_UNROLL
         for (int mask = 4; mask < kWarpSize; mask *= 2) d += shuffle_xor(d, mask);
         if (lane_index() < 4) {
-          const Words4 sums = {
-              {bit_cast<uint32_t>(state[n][i].m), bit_cast<uint32_t>(d), bit_cast<uint32_t>(divisor[n][i]), 0u}};
+          const Words4 sums = {{bit_cast<uint32_t>(state[n][i].m), bit_cast<uint32_t>(d),
+                                bit_cast<uint32_t>(v_is_wide ? divisor[n][i] : d), 0u}};
           store_shared(reinterpret_cast<Words4*>(row + kDimVo), sums);
         }
       }

@@ -1,6 +1,6 @@
-// Attention of any head size up to 256 and any mix of f32, f16 and bf16: out = softmax(sm_scale q K^T) V, in f32, without
-// tensor cores; and selective V, where only the V rows of the k highest scores enter the sum. For what the kernels of
-// attention_prefill.cu and attention_decode.cu do not take: simple and right rather than fast.
+// Attention of any head size up to 256 and any mix of types: out = softmax(sm_scale q K^T) V, in f32, without tensor
+// cores; and selective V, where only the V rows of the k highest scores enter the sum. For what the kernels of the other
+// attention_*.cu do not take: simple and right rather than fast.
 //
 // Work split. A block is one query of one Q head. Its warps take the keys in turns of kKeysAtOnce, the lanes of a warp the
 // dims of a key, and the scores go to scratch memory. Then scores become weights, 2^((score - max) scale); the difference
@@ -20,6 +20,7 @@
 #include "device/warp.h"
 #include "element_types.h"
 #include "kernels.h"
+#include "kv_page.h"
 
 namespace diffqkv::DIFFQKV_DEVICE_NS {
 namespace {
@@ -95,6 +96,56 @@ struct Row {
   }
 };
 
+// Calls f with a value of the element type of K or V.
+template <typename F>
+DIFFQKV_DEVICE void visit_in_kernel(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::bf16: return f(bf16{});
+    case DType::f16: return f(f16{});
+    case DType::i8: return f(i8{});
+    case DType::f8e4m3: return f(f8e4m3{});
+    default: return f(float{});
+  }
+}
+
+// The rows of K or V that a query head reads, one a key, in a tensor or in the pages of the sequence.
+template <typename T, bool kIsV>
+struct CacheRows {
+  const T* elements;
+  const bf16* scales;
+  const KvPage* pages;
+  int num_heads, head, dim, page_tokens;
+  int64_t page_offset, first_row;  // first_row: of the sequence, in a tensor
+
+  DIFFQKV_DEVICE CacheRows(const AttentionPrefillParams& a, const Row& row) {
+    elements = static_cast<const T*>(kIsV ? a.v : a.k);
+    scales = static_cast<const bf16*>(kIsV ? a.v_scales : a.k_scales);
+    pages = a.pages ? load(a.pages + (a.pages_shared ? 0 : row.batch)) : nullptr;
+    num_heads = static_cast<int>(kIsV ? a.num_v_heads : a.num_k_heads);
+    head = static_cast<int>(row.head * num_heads / a.num_q_heads);
+    dim = static_cast<int>(kIsV ? a.head_dim_vo : a.head_dim_qk);
+    page_tokens = static_cast<int>(a.page_tokens);
+    page_offset = kIsV ? a.v_page_offset : a.k_page_offset;
+    first_row = row.batch * ((kIsV ? a.stride_v_batch : a.stride_k_batch) / dim);
+  }
+
+  struct At {
+    const T* elements;
+    float scale;
+  };
+  DIFFQKV_DEVICE At operator[](int key) const {
+    constexpr bool kScaled = sizeof(T) == 1;
+    if (!pages) {
+      const int64_t row = first_row + static_cast<int64_t>(key) * num_heads + head;
+      return {elements + row * dim, kScaled ? load_float(scales + row) : 1.0f};
+    }
+    const KvPage page = load_page(pages + key / page_tokens);
+    const KvRows rows = rows_in_page(kIsV ? page.v : page.k, page_offset, key % page_tokens, page_tokens, num_heads,
+                                     dim * static_cast<int>(sizeof(T)));
+    return {reinterpret_cast<const T*>(rows.elements) + head * dim, kScaled ? load_float(rows.scales + head) : 1.0f};
+  }
+};
+
 // scores[j] = q . K[j], negated where the scale is, so that the largest is the highest score. Returns the largest, or NaN
 // where a score is NaN. Ends with a barrier.
 template <typename K>
@@ -109,11 +160,12 @@ DIFFQKV_DEVICE float write_scores(const PlainParams& p, const Row& row, float* s
     const float x = d < dim ? load_any(a.q, a.q_dtype, q_row + d) : 0.0f;
     q[i] = p.negate ? -x : x;
   }
-  const int64_t stride = a.num_k_heads * dim;
-  const K* const k =
-      static_cast<const K*>(a.k) + row.batch * a.stride_k_batch + row.head * a.num_k_heads / a.num_q_heads * dim;
+  const CacheRows<K, false> k(a, row);
   float top = -infinity();
   for (int first = warp * kKeysAtOnce; first < row.num_keys; first += kWarps * kKeysAtOnce) {
+    typename CacheRows<K, false>::At keys[kKeysAtOnce];
+    DIFFQKV_UNROLL
+    for (int n = 0; n < kKeysAtOnce; ++n) keys[n] = k[first + n < row.num_keys ? first + n : first];
     float dots[kKeysAtOnce] = {};
     DIFFQKV_UNROLL
     for (int i = 0; i < kLaneDims; ++i) {
@@ -121,14 +173,13 @@ DIFFQKV_DEVICE float write_scores(const PlainParams& p, const Row& row, float* s
       if (d < dim) {
         DIFFQKV_UNROLL
         for (int n = 0; n < kKeysAtOnce; ++n) {
-          const int key = first + n < row.num_keys ? first + n : first;
-          dots[n] = fused_multiply_add(q[i], load_float(k + key * stride + d), dots[n]);
+          dots[n] = fused_multiply_add(q[i], load_float(keys[n].elements + d), dots[n]);
         }
       }
     }
     DIFFQKV_UNROLL
     for (int n = 0; n < kKeysAtOnce; ++n) {
-      const float dot = warp_sum(dots[n]);
+      const float dot = warp_sum(dots[n]) * keys[n].scale;
       const float scaled = dot * p.scale;  // NaN where the scale is 0 and the dot product infinite
       const float score = scaled == scaled ? dot : scaled;
       top = larger(top, score);
@@ -257,8 +308,31 @@ DIFFQKV_DEVICE void write_row(const PlainParams& p, const Row& row, float out, f
   }
 }
 
-template <typename K, typename V>
-DIFFQKV_KERNEL(kThreads, 2)
+// Sums of weights[j] V[key][d], and of the weights, over the partial sums of `group`; key: j, or keys[j] where given.
+struct Sums {
+  float products, weights;
+};
+template <typename V>
+DIFFQKV_DEVICE Sums sum_values(const PlainParams& p, const Row& row, const float* weights, const uint32_t* keys,
+                               int num_rows, int group, int num_groups, int d) {
+  const CacheRows<V, true> v(p.a, row);
+  Sums sums = {};
+  for (int first = group * kPartialKeys; first < num_rows; first += num_groups * kPartialKeys) {
+    const int end = first + kPartialKeys < num_rows ? first + kPartialKeys : num_rows;
+    Sums some = {};
+    for (int j = first; j < end; ++j) {
+      const float weight = load(weights + j);
+      if (p.selective_top_k > 0 && weight == 0.0f) continue;  // 0 times infinity is not to be seen then
+      const auto value = v[keys ? static_cast<int>(load(keys + j)) : j];
+      some.products = fused_multiply_add(weight * value.scale, load_float(value.elements + d), some.products);
+      some.weights += weight;
+    }
+    sums.products += some.products, sums.weights += some.weights;
+  }
+  return sums;
+}
+
+DIFFQKV_KERNEL(kThreads, 3)
 attention_plain_kernel(PlainParams p) {
   const AttentionPrefillParams& a = p.a;
   Shared* const shared = reinterpret_cast<Shared*>(dynamic_shared());
@@ -266,7 +340,8 @@ attention_plain_kernel(PlainParams p) {
   if (row.num_keys == 0) return write_row(p, row, 0.0f, -infinity());
 
   float* const scores = p.scratch + block_x() * p.scratch_row;
-  const float top = write_scores<K>(p, row, scores, shared);
+  float top = 0;
+  visit_in_kernel(a.k_dtype, [&](auto k) { top = write_scores<decltype(k)>(p, row, scores, shared); });
   // exp(score - max) is NaN at the max, and so are the sum and every weight.
   if (!(top > -infinity() && top < infinity())) {
     const float nan = bit_cast<float>(0x7fc00000u);
@@ -291,43 +366,32 @@ attention_plain_kernel(PlainParams p) {
 
   const int dim = static_cast<int>(a.head_dim_vo), num_groups = kThreads / dim;
   const int group = thread_index() / dim, d = thread_index() % dim;
-  const int64_t stride = a.num_v_heads * dim;
-  const V* const v =
-      static_cast<const V*>(a.v) + row.batch * a.stride_v_batch + row.head * a.num_v_heads / a.num_q_heads * dim + d;
-  float products = 0.0f, weights = 0.0f;
+  Sums sums = {};
   if (group < num_groups) {
-    for (int first = group * kPartialKeys; first < num_rows; first += num_groups * kPartialKeys) {
-      const int end = first + kPartialKeys < num_rows ? first + kPartialKeys : num_rows;
-      float some_products = 0.0f, some_weights = 0.0f;
-      for (int j = first; j < end; ++j) {
-        const float weight = load(scores + j);
-        if (p.selective_top_k > 0 && weight == 0.0f) continue;  // 0 times infinity is not to be seen then
-        const int64_t key = keys ? load(keys + j) : j;
-        some_products = fused_multiply_add(weight, load_float(v + key * stride), some_products);
-        some_weights += weight;
-      }
-      products += some_products, weights += some_weights;
-    }
+    visit_in_kernel(a.v_dtype, [&](auto v) {
+      sums = sum_values<decltype(v)>(p, row, scores, keys, num_rows, group, num_groups, d);
+    });
   }
-  store_shared(&shared->sums[0][thread_index()], products);
-  store_shared(&shared->sums[1][thread_index()], weights);
+  store_shared(&shared->sums[0][thread_index()], sums.products);
+  store_shared(&shared->sums[1][thread_index()], sums.weights);
   sync_block();
   if (group > 0) return;
   for (int i = 1; i < num_groups; ++i) {
-    products += load_shared(&shared->sums[0][i * dim + d]);
-    weights += load_shared(&shared->sums[1][i * dim + d]);
+    sums.products += load_shared(&shared->sums[0][i * dim + d]);
+    sums.weights += load_shared(&shared->sums[1][i * dim + d]);
   }
-  const float divisor = selective && !p.renormalize ? sum_of_all : weights;
-  store_any(a.out, a.out_dtype, (p.first_row + block_x()) * dim + d, products / divisor);
+  const float divisor = selective && !p.renormalize ? sum_of_all : sums.weights;
+  store_any(a.out, a.out_dtype, (p.first_row + block_x()) * dim + d, sums.products / divisor);
   if (a.lse && d == 0) {
     store(a.lse + (static_cast<int64_t>(row.batch) * a.num_q_heads + row.head) * a.q_len + row.query,
-          fused_multiply_add(top, p.scale, logf(selective ? sum_of_all : weights)));
+          fused_multiply_add(top, p.scale, logf(selective ? sum_of_all : sums.weights)));
   }
 }
 
 void run(const char* name, const AttentionPrefillParams& a, int64_t selective_top_k, bool renormalize,
          Context& context) {
-  check_float_types(name, {{"q", a.q_dtype}, {"k", a.k_dtype}, {"v", a.v_dtype}, {"out", a.out_dtype}});
+  check_float_types(name, {{"q", a.q_dtype}, {"out", a.out_dtype}});
+  check_cache_types(name, {{"k", a.k_dtype}, {"v", a.v_dtype}});
   for (const int64_t size : {a.head_dim_qk, a.head_dim_vo}) {
     if (size < 1 || size > kMaxHeadDim) {
       fail(ErrorCode::invalid_argument, "%s: a head size of %lld; the limit is %d", name, static_cast<long long>(size),
@@ -351,11 +415,7 @@ void run(const char* name, const AttentionPrefillParams& a, int64_t selective_to
   shape.shared_bytes = sizeof(Shared);
   for (; p.first_row < num_rows; p.first_row += group) {
     shape.grid[0] = static_cast<unsigned>(std::min(group, num_rows - p.first_row));
-    visit_float(a.k_dtype, [&](auto k) {
-      visit_float(a.v_dtype, [&](auto v) {
-        launch(name, attention_plain_kernel<decltype(k), decltype(v)>, shape, context.stream, p);
-      });
-    });
+    launch(name, attention_plain_kernel, shape, context.stream, p);
   }
 }
 
@@ -373,6 +433,9 @@ void attention_plain_decode(const AttentionDecodeParams& p, Context& context) {
   a.num_q_heads = p.num_q_heads, a.num_k_heads = p.num_k_heads, a.num_v_heads = p.num_v_heads;
   a.head_dim_qk = p.head_dim_qk, a.head_dim_vo = p.head_dim_vo;
   a.stride_k_batch = p.stride_k_batch, a.stride_v_batch = p.stride_v_batch;
+  a.k_scales = p.k_scales, a.v_scales = p.v_scales;
+  a.pages = p.pages, a.pages_shared = p.pages_shared, a.page_tokens = p.page_tokens;
+  a.k_page_offset = p.k_page_offset, a.v_page_offset = p.v_page_offset;
   a.sm_scale = p.sm_scale;
   run("attention_decode", a, p.selective_top_k, p.renormalize, context);
 }

@@ -1,4 +1,5 @@
-// Attention of many queries: out = softmax(sm_scale Q K^T) V, on tensor cores, as FlashAttention-2 does it, for 16-bit types.
+// Attention of many queries: out = softmax(sm_scale Q K^T) V, on tensor cores, as FlashAttention-2 does it, for a 16-bit type,
+// and for K, V or both of 8 bits.
 //
 // Work split. A group is the Q heads that share both a K head and a V head. A block is one tile of query positions of one
 // sequence, for all groups that share one K head (or one V head, where V has fewer heads), so that a tile of K or V is read
@@ -10,12 +11,14 @@
 // way during Q K^T and the next K during P V. Rows of shared memory are swizzled: no bank conflicts. Keys that no query
 // of the tile sees are not read. Blocks with most keys start first, sequence by sequence, for the L2's sake.
 //
+// 8-bit elements are widened on the way, once a block, and multiplied as they are; scores are multiplied by the scale of K,
+// and P by that of V before it is rounded.
+//
 // Bound by arithmetic: 2 * (head_dim_qk + head_dim_vo) FLOPs a key and row, and one exp2 on a unit that does 16 a clock.
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
-#include "attention_prefill_tile.h"
+#include "attention_prefill_cache.h"
 #include "device/finding.h"
 #include "kernels.h"
 
@@ -45,8 +48,8 @@ struct Row {
   }
 };
 
-// kDimQk 0: any head_dim_qk.
-template <typename T, int kDimQk, int kDimVo>
+// kDimQk 0: any head_dim_qk. kQuantised: K or V has 8 bits, or both have; else both are of type T.
+template <typename T, int kDimQk, int kDimVo, bool kQuantised>
 DIFFQKV_KERNEL(kMaxWarps * 32, 1)
 attention_prefill_kernel(AttentionPrefillParams p, Plan plan, Finding* finding) {
   constexpr int kRowTiles = row_tiles(kDimQk, kDimVo), kWarpRows = 16 * kRowTiles;
@@ -95,12 +98,12 @@ attention_prefill_kernel(AttentionPrefillParams p, Plan plan, Finding* finding) 
   unsigned char* const q_tile = dynamic_shared() + warp * kWarpRows * dim_qk * 2;
   const int64_t first_row = static_cast<int64_t>(batch) * q_len;  // of Q, out
   {
-    const Copier copier(dim_qk);
+    const Walk walk(dim_qk, 2);
     const T* const q = static_cast<const T*>(p.q);
-    for (int r = copier.row; r < kWarpRows; r += 1 << copier.rows_log2) {
+    for (int r = walk.row; r < kWarpRows; r += 1 << walk.rows_log2) {
       const Row row(plan, worker * kWarpRows + r, first_query, q_len);
       const T* from = q + ((first_row + row.query) * p.num_q_heads + first_head + row.head) * dim_qk;
-      for (int chunk = copier.chunk; chunk < dim_qk / 8; chunk += copier.chunks) {
+      for (int chunk = walk.chunk; chunk < dim_qk / 8; chunk += walk.chunks) {
         cp_async_16(q_tile + r * dim_qk * 2 + ((chunk ^ swizzle(r, dim_qk)) << 4), row.valid ? from + chunk * 8 : q,
                     row.valid ? 16 : 0);
       }
@@ -108,39 +111,43 @@ attention_prefill_kernel(AttentionPrefillParams p, Plan plan, Finding* finding) 
     cp_async_commit();
   }
 
-  // Each warp reads one tile of K and one of V, and copies its share of them.
-  const int k_tile_bytes = kTileKeys * dim_qk * 2, v_tile_bytes = kTileKeys * kDimVo * 2;
+  // Each warp reads one tile of K and one of V, and fills its share of them.
+  const int k_tile_bytes = tile_bytes(dim_qk, kQuantised), v_tile_bytes = tile_bytes(kDimVo, kQuantised);
   const int k_slot = plan.k_is_shared ? 0 : group, v_slot = plan.k_is_shared ? group : 0;
   const int k_slots = plan.k_is_shared ? 1 : plan.groups_per_block, v_slots = plan.groups_per_block + 1 - k_slots;
   const int stage_bytes = k_slots * k_tile_bytes + v_slots * v_tile_bytes;
-  unsigned char* const k_tiles = dynamic_shared() + num_warps * kWarpRows * dim_qk * 2 + k_slot * k_tile_bytes;
-  unsigned char* const v_tiles =
-      dynamic_shared() + num_warps * kWarpRows * dim_qk * 2 + k_slots * k_tile_bytes + v_slot * v_tile_bytes;
+  unsigned char* const tiles = dynamic_shared() + num_warps * kWarpRows * dim_qk * 2;
+  unsigned char* const k_tiles = tiles + k_slot * k_tile_bytes;
+  unsigned char* const v_tiles = tiles + k_slots * k_tile_bytes + v_slot * v_tile_bytes;
+  unsigned char* const staged = tiles + (plan.two_stages ? 2 : 1) * stage_bytes;
   const int k_head = first_head / static_cast<int>(p.num_q_heads / p.num_k_heads);
   const int v_head = first_head / static_cast<int>(p.num_q_heads / p.num_v_heads);
-  const T* const k = static_cast<const T*>(p.k) + batch * p.stride_k_batch + k_head * dim_qk;
-  const T* const v = static_cast<const T*>(p.v) + batch * p.stride_v_batch + v_head * kDimVo;
-  const auto copy_k = [&](int first_key) {
-    copy_keys(k_tiles + (plan.two_stages ? first_key / kTileKeys % 2 * stage_bytes : 0), k, p.num_k_heads * dim_qk,
-              dim_qk, first_key, end_key, plan.k_is_shared ? warp : worker,
-              plan.k_is_shared ? num_warps : plan.warps_per_group);
+  TileFiller<T, false, kQuantised> k(
+      CacheHead<false, kQuantised>(p, batch, k_head), end_key, plan.k_is_shared ? warp : worker,
+      plan.k_is_shared ? num_warps : plan.warps_per_group, staged + k_slot * kTileKeys * dim_qk);
+  TileFiller<T, true, kQuantised> v(
+      CacheHead<true, kQuantised>(p, batch, v_head), end_key, plan.k_is_shared ? worker : warp,
+      plan.k_is_shared ? plan.warps_per_group : num_warps, staged + kTileKeys * (k_slots * dim_qk + v_slot * kDimVo));
+  const auto fill_k = [&](int first_key) {
+    k.fill(k_tiles + (plan.two_stages ? first_key / kTileKeys % 2 * stage_bytes : 0), first_key, dim_qk);
   };
-  const auto copy_v = [&](int first_key) {
-    copy_keys(v_tiles + (plan.two_stages ? first_key / kTileKeys % 2 * stage_bytes : 0), v, p.num_v_heads * kDimVo,
-              kDimVo, first_key, end_key, plan.k_is_shared ? worker : warp,
-              plan.k_is_shared ? plan.warps_per_group : num_warps);
+  const auto fill_v = [&](int first_key) {
+    v.fill(v_tiles + (plan.two_stages ? first_key / kTileKeys % 2 * stage_bytes : 0), first_key, kDimVo);
   };
   if (end_key > 0) {
-    copy_k(0);
-    if (plan.two_stages) copy_v(0);
+    k.begin(dim_qk), v.begin(kDimVo);
+    if constexpr (!kQuantised) {
+      fill_k(0);
+      if (plan.two_stages) fill_v(0);
+    }
   }
   cp_async_commit();
 
   cp_async_wait<1>();
   if (plan.negate) {  // so that the largest product is the largest score; each lane's own copies
-    const Copier copier(dim_qk);
-    for (int r = copier.row; r < kWarpRows; r += 1 << copier.rows_log2) {
-      for (int chunk = copier.chunk; chunk < dim_qk / 8; chunk += copier.chunks) {
+    const Walk walk(dim_qk, 2);
+    for (int r = walk.row; r < kWarpRows; r += 1 << walk.rows_log2) {
+      for (int chunk = walk.chunk; chunk < dim_qk / 8; chunk += walk.chunks) {
         Words4* at = reinterpret_cast<Words4*>(q_tile + r * dim_qk * 2 + ((chunk ^ swizzle(r, dim_qk)) << 4));
         Words4 words = load_shared(at);
         DIFFQKV_UNROLL
@@ -167,22 +174,21 @@ attention_prefill_kernel(AttentionPrefillParams p, Plan plan, Finding* finding) 
   sum.clear();
   Softmax<kRowTiles> softmax;
   softmax.clear();
-  for (int first_key = 0; first_key < end_key; first_key += kTileKeys) {
+  float v_power = 1;  // by which sum is to be multiplied
+  // What widens bytes is large, and so it does it for the first tile in a turn before the first.
+  for (int first_key = kQuantised ? -kTileKeys : 0; first_key < end_key; first_key += kTileKeys) {
     const int next_key = first_key + kTileKeys;
     const int stage = plan.two_stages ? first_key / kTileKeys % 2 * stage_bytes : 0;
     cp_async_wait<0>();
     sync_block();  // the tile is there, and nobody is at the one before any more
-    if (!plan.two_stages) {
-      copy_v(first_key);
-    } else if (next_key < end_key) {
-      copy_k(next_key);
-      copy_v(next_key);
-    }
+    if (plan.two_stages && next_key < end_key) fill_k(next_key);
+    const int key_of_v = plan.two_stages ? next_key : first_key;
+    if (key_of_v >= 0 && key_of_v < end_key) fill_v(key_of_v);
     cp_async_commit();
 
     // S = Q K^T: per fragment of K, 16 keys (8 and 8) by two chunks.
     Scores<kRowTiles> scores = {};
-    const bool sees = first_key < warp_most;
+    const bool sees = first_key >= 0 && first_key < warp_most;
     if (sees) {
       const int key = (lane >> 4) * 8 + (lane & 7);
       const unsigned char* const k_row = k_tiles + stage + key * dim_qk * 2;
@@ -205,11 +211,14 @@ attention_prefill_kernel(AttentionPrefillParams p, Plan plan, Finding* finding) 
           }
         }
       }
+      if constexpr (kQuantised) {
+        scores.scale(tile_scales(k_tiles + stage, dim_qk)->scale);
+      }
     }
     if (!plan.two_stages) {
       cp_async_wait<0>();
       sync_block();  // V is there, and nobody is at K any more
-      if (next_key < end_key) copy_k(next_key);
+      if (next_key < end_key) fill_k(next_key);
       cp_async_commit();
     }
     if (!sees) continue;
@@ -220,8 +229,22 @@ attention_prefill_kernel(AttentionPrefillParams p, Plan plan, Finding* finding) 
     for (int i = 0; i < 2 * kRowTiles; ++i) seen[i / 2][i % 2] = visible[i / 2][i % 2] - first_key;
     if (masked) scores.mask(seen);
     float factor[kRowTiles][2];
-    if (ballot(softmax.raise(scores, plan.scale_log2, factor)) != 0) sum.scale(factor);
-    const Weights<kRowTiles> weights = softmax.template weights<T>(scores, plan.scale_log2);
+    bool raised = softmax.raise(scores, plan.scale_log2, factor);
+    if constexpr (kQuantised) {
+      const float power = load_shared(&tile_scales(v_tiles + stage, kDimVo)->power);
+      raised |= power != v_power;
+      DIFFQKV_UNROLL
+      for (int i = 0; i < 2 * kRowTiles; ++i) factor[i / 2][i % 2] *= v_power * reciprocal(power);
+      v_power = power;
+    }
+    if (ballot(raised) != 0) sum.scale(factor);
+    Weights<kRowTiles> weights;
+    if constexpr (kQuantised) {
+      const float* const v_scales = tile_scales(v_tiles + stage, kDimVo)->scale;
+      weights = softmax.template scaled_weights<T>(scores, plan.scale_log2, v_scales, seen);
+    } else {
+      weights = softmax.template weights<T>(scores, plan.scale_log2);
+    }
     if (!masked) {
       sum.template add<false>(weights, v_tiles + stage);
     } else if (ballot(sum.template add<true>(weights, v_tiles + stage)) != 0) {
@@ -235,6 +258,9 @@ attention_prefill_kernel(AttentionPrefillParams p, Plan plan, Finding* finding) 
     for (int h = 0; h < 2; ++h) {
       const Row row(plan, worker * kWarpRows + m * 16 + h * 8 + lane / 4, first_query, q_len);
       const int64_t head = first_head + row.head;
+      if (kQuantised && is_quantised(p.v_dtype)) {  // the sum of P without the scales of V
+        sum.divisor[m][2 * h] = softmax.sum(m, h) * reciprocal(v_power);
+      }
       sum.store_row(m, h, static_cast<T*>(p.out) + ((first_row + row.query) * p.num_q_heads + head) * kDimVo,
                     row.valid);
       if (p.lse) {
@@ -245,27 +271,43 @@ attention_prefill_kernel(AttentionPrefillParams p, Plan plan, Finding* finding) 
   }
 }
 
-// Whether the kernel can take the call: one 16-bit type, head counts that nest, rows that start at 16 bytes.
+// Whether the kernel can take the call: one 16-bit type, but for K and V of 8 bits, head counts that nest, rows that start
+// at 16 bytes. And a scale that scores of -inf can be multiplied by, as those of masked keys are.
 bool takes(const AttentionPrefillParams& p) {
   const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
   const auto size = [](int64_t dim) { return dim == 32 || dim == 64 || dim == 96 || dim == 128 || dim == 256; };
-  return (p.q_dtype == DType::bf16 || p.q_dtype == DType::f16) && p.k_dtype == p.q_dtype && p.v_dtype == p.q_dtype &&
-         p.out_dtype == p.q_dtype && size(p.head_dim_qk) && size(p.head_dim_vo) && p.num_q_heads % p.num_k_heads == 0 &&
+  const auto cache_type = [&](DType dtype) { return dtype == p.q_dtype || is_quantised(dtype); };
+  const auto cache_aligned = [&](const void* data, int64_t stride, DType dtype) {
+    return aligned(data) && stride * static_cast<int64_t>(dtype_size(dtype)) % 16 == 0;
+  };
+  return (p.q_dtype == DType::bf16 || p.q_dtype == DType::f16) && p.out_dtype == p.q_dtype && cache_type(p.k_dtype) &&
+         cache_type(p.v_dtype) && size(p.head_dim_qk) && size(p.head_dim_vo) && p.num_q_heads % p.num_k_heads == 0 &&
          p.num_q_heads % p.num_v_heads == 0 &&
-         (p.num_k_heads % p.num_v_heads == 0 || p.num_v_heads % p.num_k_heads == 0) && aligned(p.q) && aligned(p.k) &&
-         aligned(p.v) && aligned(p.out) && p.stride_k_batch % 8 == 0 && p.stride_v_batch % 8 == 0;
+         (p.num_k_heads % p.num_v_heads == 0 || p.num_v_heads % p.num_k_heads == 0) && std::isnormal(p.sm_scale) &&
+         aligned(p.q) && aligned(p.out) &&
+         (p.pages ? p.page_tokens % kTileKeys == 0
+                  : cache_aligned(p.k, p.stride_k_batch, p.k_dtype) && cache_aligned(p.v, p.stride_v_batch, p.v_dtype));
+}
+
+bool has_8_bits(const AttentionPrefillParams& p) { return is_quantised(p.k_dtype) || is_quantised(p.v_dtype); }
+
+// What the kernel that takes the call is compiled for: 0 is any.
+int kernel_dim_qk(const AttentionPrefillParams& p) {
+  return !has_8_bits(p) && p.head_dim_qk == p.head_dim_vo ? static_cast<int>(p.head_dim_qk) : 0;
 }
 
 int warp_rows(const AttentionPrefillParams& p) {
-  return 16 * row_tiles(static_cast<int>(p.head_dim_qk), static_cast<int>(p.head_dim_vo));
+  return 16 * row_tiles(kernel_dim_qk(p), static_cast<int>(p.head_dim_vo));
 }
 
 size_t shared_bytes(const AttentionPrefillParams& p, const Plan& plan) {
-  const int64_t groups = plan.groups_per_block;
-  const int64_t keys =
-      kTileKeys * ((plan.k_is_shared ? 1 : groups) * p.head_dim_qk + (plan.k_is_shared ? groups : 1) * p.head_dim_vo);
-  const int64_t queries = groups * plan.warps_per_group * warp_rows(p) * p.head_dim_qk;
-  return static_cast<size_t>(2 * (queries + keys * (plan.two_stages ? 2 : 1)));
+  const int64_t groups = plan.groups_per_block, k_slots = plan.k_is_shared ? 1 : groups, v_slots = groups + 1 - k_slots;
+  const int dim_qk = static_cast<int>(p.head_dim_qk), dim_vo = static_cast<int>(p.head_dim_vo);
+  const bool quantised = has_8_bits(p);
+  const int64_t stage = k_slots * tile_bytes(dim_qk, quantised) + v_slots * tile_bytes(dim_vo, quantised);
+  const int64_t staged = quantised ? kTileKeys * (k_slots * dim_qk + v_slots * dim_vo) : 0;
+  const int64_t queries = groups * plan.warps_per_group * warp_rows(p) * dim_qk * 2;
+  return static_cast<size_t>(queries + stage * (plan.two_stages ? 2 : 1) + staged);
 }
 
 // False where a group has more Q heads than a block has rows.
@@ -275,9 +317,7 @@ bool make_plan(const AttentionPrefillParams& p, const Context& context, Plan* pl
   const int q_len = static_cast<int>(p.q_len), rows_of_warp = warp_rows(p);
   plan->k_is_shared = p.num_k_heads <= p.num_v_heads;
   plan->q_heads_per_group = static_cast<int>(p.num_q_heads) / num_groups;
-  // 0 times the -inf of a masked key would be NaN; with the smallest scale all weights are 1 just as well.
-  const float scale = std::max(std::fabs(p.sm_scale), std::numeric_limits<float>::min());
-  plan->scale_log2 = std::isnan(p.sm_scale) ? p.sm_scale : scale * 1.44269504088896341f;
+  plan->scale_log2 = std::fabs(p.sm_scale) * 1.44269504088896341f;
   plan->negate = p.sm_scale < 0;
 
   // All groups of a shared head, if that many warps and tiles fit; then as many rows as fit, two stages if they fit too.
@@ -307,25 +347,31 @@ bool make_plan(const AttentionPrefillParams& p, const Context& context, Plan* pl
   return fits(groups, warps) && tiles() > 0;
 }
 
-template <typename T, int kDimQk, int kDimVo>
+template <typename T, int kDimQk, int kDimVo, bool kQuantised>
 void run(const AttentionPrefillParams& p, const Plan& plan, Context& context) {
   LaunchShape shape;
   shape.grid[0] = static_cast<unsigned>(plan.num_units * plan.num_tiles * p.batch_size);
   shape.threads = static_cast<unsigned>(plan.groups_per_block * plan.warps_per_group * 32);
   shape.shared_bytes = shared_bytes(p, plan);
-  launch("attention_prefill", attention_prefill_kernel<T, kDimQk, kDimVo>, shape, context.stream, p, plan,
+  launch("attention_prefill", attention_prefill_kernel<T, kDimQk, kDimVo, kQuantised>, shape, context.stream, p, plan,
          context.finding);
+}
+
+template <typename T, int kDimVo>
+void run_qk(const AttentionPrefillParams& p, const Plan& plan, Context& context) {
+  if (has_8_bits(p)) return run<T, 0, kDimVo, true>(p, plan, context);
+  if (kernel_dim_qk(p) == kDimVo) return run<T, kDimVo, kDimVo, false>(p, plan, context);
+  run<T, 0, kDimVo, false>(p, plan, context);
 }
 
 template <typename T>
 void run_sizes(const AttentionPrefillParams& p, const Plan& plan, Context& context) {
-  const bool equal = p.head_dim_qk == p.head_dim_vo;
   switch (p.head_dim_vo) {
-    case 32: return equal ? run<T, 32, 32>(p, plan, context) : run<T, 0, 32>(p, plan, context);
-    case 64: return equal ? run<T, 64, 64>(p, plan, context) : run<T, 0, 64>(p, plan, context);
-    case 96: return equal ? run<T, 96, 96>(p, plan, context) : run<T, 0, 96>(p, plan, context);
-    case 128: return equal ? run<T, 128, 128>(p, plan, context) : run<T, 0, 128>(p, plan, context);
-    default: return equal ? run<T, 256, 256>(p, plan, context) : run<T, 0, 256>(p, plan, context);
+    case 32: return run_qk<T, 32>(p, plan, context);
+    case 64: return run_qk<T, 64>(p, plan, context);
+    case 96: return run_qk<T, 96>(p, plan, context);
+    case 128: return run_qk<T, 128>(p, plan, context);
+    default: return run_qk<T, 256>(p, plan, context);
   }
 }
 

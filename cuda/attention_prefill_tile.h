@@ -1,11 +1,10 @@
-// The tiles of prefill attention: how they lie in shared memory and get there, scores, softmax, and the accumulator of
-// P V, each for the rows of one warp.
+// The tiles of prefill attention: how they lie in shared memory, scores, softmax, and the accumulator of P V, each for the
+// rows of one warp.
 //
 // Fragments are those of device/mma.h: of each 16 rows a lane has rows lane / 4 and lane / 4 + 8 (index 0 and 1 of the
 // arrays below), and of each 8 columns lane % 4 * 2 and the next.
 #pragma once
 
-#include "device/async.h"
 #include "device/mma.h"
 #include "device/softmax.h"
 
@@ -25,31 +24,18 @@ DIFFQKV_HOST_DEVICE constexpr int row_tiles(int head_dim_qk, int head_dim_vo) {
 // one half of the banks and the other by turns, by row / 2 % 4.
 DIFFQKV_DEVICE int swizzle(int row, int dims) { return dims % 64 == 0 ? row & 7 : row >> 1 & 3; }
 
-// How a warp copies a tile: 512 bytes at a time, 4 rows by 128 bytes, or 8 by 64 where rows are no multiple of 128 bytes.
-struct Copier {
-  int row, chunk, rows_log2, chunks;
-  DIFFQKV_DEVICE explicit Copier(int dims) {
-    rows_log2 = dims % 64 == 0 ? 2 : 3;
-    chunks = 32 >> rows_log2;
-    row = lane_index() / chunks, chunk = lane_index() % chunks;
+// Of a tile's keys, those of the lane's columns.
+struct KeyScales {
+  float x[kTileKeys / 8][2];
+
+  DIFFQKV_DEVICE explicit KeyScales(const float* key_scales) {
+    DIFFQKV_UNROLL
+    for (int n = 0; n < kTileKeys / 8; ++n) {
+      const Words2 two = load_shared(reinterpret_cast<const Words2*>(key_scales + n * 8 + lane_index() % 4 * 2));
+      x[n][0] = bit_cast<float>(two.w[0]), x[n][1] = bit_cast<float>(two.w[1]);
+    }
   }
 };
-
-// Copies kTileKeys keys of one head, zeros for those from `end_key` on; the work of `num_workers` warps.
-template <typename T>
-DIFFQKV_DEVICE void copy_keys(unsigned char* tile, const T* head, int64_t stride, int dims, int first_key, int end_key,
-                              int worker, int num_workers) {
-  const Copier copier(dims);
-  const int blocks_log2 = 5 - copier.rows_log2;  // of rows
-  const T* from = head + first_key * stride;
-  for (int piece = worker; piece < dims / 8; piece += num_workers) {
-    const int row = ((piece & ((1 << blocks_log2) - 1)) << copier.rows_log2) + copier.row;
-    const int chunk = (piece >> blocks_log2) * copier.chunks + copier.chunk;
-    const bool valid = first_key + row < end_key;
-    cp_async_16(tile + row * dims * 2 + ((chunk ^ swizzle(row, dims)) << 4),
-                valid ? from + row * stride + chunk * 8 : head, valid ? 16 : 0);
-  }
-}
 
 // S of a warp's rows and a tile of keys.
 template <int kRowTiles>
@@ -66,6 +52,19 @@ struct Scores {
         for (int i = 0; i < 4; ++i) {
           if (n * 8 + lane_index() % 4 * 2 + i % 2 >= visible[m][i / 2]) s[m][n][i] = -infinity();
         }
+      }
+    }
+  }
+
+  // Times the scales of the keys.
+  DIFFQKV_DEVICE void scale(const float* key_scales) {
+    const KeyScales scales(key_scales);
+    DIFFQKV_UNROLL
+    for (int m = 0; m < kRowTiles; ++m) {
+      DIFFQKV_UNROLL
+      for (int n = 0; n < kTileKeys / 8; ++n) {
+        DIFFQKV_UNROLL
+        for (int i = 0; i < 4; ++i) s[m][n][i] *= scales.x[n][i % 2];
       }
     }
   }
@@ -109,6 +108,35 @@ struct Softmax {
 
   template <typename T>
   DIFFQKV_DEVICE Weights<kRowTiles> weights(const Scores<kRowTiles>& scores, float scale_log2) {
+    return weights_times<T>(scores, scale_log2, [](int, int, int, float weight) { return weight; });
+  }
+  // Times the scales of V, but where a row does not see the key: 0 times NaN is not 0.
+  template <typename T>
+  DIFFQKV_DEVICE Weights<kRowTiles> scaled_weights(const Scores<kRowTiles>& scores, float scale_log2,
+                                                   const float* v_scales, const int (&visible)[kRowTiles][2]) {
+    const KeyScales scales(v_scales);
+    return weights_times<T>(scores, scale_log2, [&](int row, int n, int i, float weight) {
+      const bool seen = n * 8 + lane_index() % 4 * 2 + i < visible[row / 2][row % 2];
+      return seen ? weight * scales.x[n][i] : 0.0f;
+    });
+  }
+
+  // The sum of a row's weights; all 4 lanes that share it.
+  DIFFQKV_DEVICE float sum(int m, int h) const {
+    float d = state[m][h].d;
+    d += shuffle_xor(d, 1);
+    d += shuffle_xor(d, 2);
+    return d;
+  }
+  DIFFQKV_DEVICE float lse(int m, int h) const {
+    SoftmaxState row = state[m][h];
+    row.d = sum(m, h);
+    return row.lse();
+  }
+
+ private:
+  template <typename T, typename F>
+  DIFFQKV_DEVICE Weights<kRowTiles> weights_times(const Scores<kRowTiles>& scores, float scale_log2, const F& times) {
     Weights<kRowTiles> weights;
     DIFFQKV_UNROLL
     for (int m = 0; m < kRowTiles; ++m) {
@@ -120,19 +148,12 @@ struct Softmax {
           const float low = exp2_fast(fused_multiply_add(scores.s[m][n][2 * h], scale_log2, base));
           const float high = exp2_fast(fused_multiply_add(scores.s[m][n][2 * h + 1], scale_log2, base));
           state[m][h].d += low + high;
-          weights.p[m][n / 2][n % 2 * 2 + h] = pack2<T>(low, high);
+          const int row = 2 * m + h;
+          weights.p[m][n / 2][n % 2 * 2 + h] = pack2<T>(times(row, n, 0, low), times(row, n, 1, high));
         }
       }
     }
     return weights;
-  }
-
-  // Of one row; all 4 lanes that share it.
-  DIFFQKV_DEVICE float lse(int m, int h) const {
-    SoftmaxState row = state[m][h];
-    row.d += shuffle_xor(row.d, 1);
-    row.d += shuffle_xor(row.d, 2);
-    return row.lse();
   }
 };
 

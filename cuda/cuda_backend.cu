@@ -100,6 +100,8 @@ class CudaBackend : public Backend, private Context {
   void silu_mul(const SiluMulParams& p) override { enqueue(DIFFQKV_DEVICE_NS::silu_mul, p); }
   void rope(const RopeParams& p) override { enqueue(DIFFQKV_DEVICE_NS::rope, p); }
   void kv_append(const KvAppendParams& p) override { enqueue(DIFFQKV_DEVICE_NS::kv_append, p); }
+  void kv_gather(const KvGatherParams& p) override { enqueue(DIFFQKV_DEVICE_NS::kv_gather, p); }
+  void quantize(const QuantizeParams& p) override { enqueue(DIFFQKV_DEVICE_NS::quantize, p); }
   void attention_prefill(const AttentionPrefillParams& p) override { enqueue(DIFFQKV_DEVICE_NS::attention_prefill, p); }
   void attention_decode(const AttentionDecodeParams& p) override { enqueue(DIFFQKV_DEVICE_NS::attention_decode, p); }
   void sample(const SampleParams& p) override { enqueue(DIFFQKV_DEVICE_NS::sample, p); }

@@ -42,13 +42,18 @@ void augmented_q(const AugmentedQParams& p, Context& context);
 void silu_mul(const SiluMulParams& p, Context& context);
 void rope(const RopeParams& p, Context& context);
 void kv_append(const KvAppendParams& p, Context& context);
+void kv_gather(const KvGatherParams& p, Context& context);
+void quantize(const QuantizeParams& p, Context& context);
 void attention_prefill(const AttentionPrefillParams& p, Context& context);
 void attention_decode(const AttentionDecodeParams& p, Context& context);
 void sample(const SampleParams& p, Context& context);
 
-// Attention of any head size up to 256 and any mix of f32, f16 and bf16, without tensor cores: what the kernels of
-// attention_prefill.cu and attention_decode.cu do not take goes here. Selective V too.
+// Attention of any head size up to 256 and any pair of types of K and V, without tensor cores: what the kernels of
+// attention_prefill.cu, attention_decode.cu and attention_selective.cu do not take goes here.
 void attention_plain_prefill(const AttentionPrefillParams& p, Context& context);
 void attention_plain_decode(const AttentionDecodeParams& p, Context& context);
+
+// Selective V: false where the kernels of attention_selective.cu do not take the call.
+bool attention_selective(const AttentionDecodeParams& p, Context& context);
 
 }  // namespace diffqkv::DIFFQKV_DEVICE_NS

@@ -1,49 +1,95 @@
-// k_cache[positions[t]] = rope(k[t]), v_cache[positions[t]] = v[t], in one launch. A block a token: its threads take first
-// the elements of V, eight at once where rows are aligned to 16 bytes, then the pairs of dims of K. Bound by memory, and at one token by the time of a launch.
+// Writes rope(k[t]) and v[t] to the page and row of positions[t] in the cache of sequences[t], in one launch. A block a
+// token: its threads take first V, then K. Where the cache has scales a warp quantises a row at a time; else they take the
+// elements of V eight at once where rows are aligned to 16 bytes, and the pairs of dims of K. Bound by memory, and at one
+// token by the time of a launch.
 #include "device/finding.h"
+#include "kv_page.h"
+#include "quantize_row.h"
 #include "rotary.h"
 
 namespace diffqkv::DIFFQKV_DEVICE_NS {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kVector = 8;  // elements of V at once
+constexpr int kThreads = 256, kWarps = kThreads / kWarpSize;
+constexpr int kVector = 8;  // elements at once
+
+// The rows of a token, of one K or V head each. value(row, d): one element.
+template <typename Value>
+DIFFQKV_DEVICE void quantize_rows(int num_rows, int dim, DType dtype, const KvRows& to, const Value& value) {
+  for (int row = thread_index() / kWarpSize; row < num_rows; row += kWarps) {
+    const auto element = [&](int d) { return value(row, d); };
+    if (dtype == DType::i8) {
+      quantize_row(dim, element, reinterpret_cast<i8*>(to.elements) + row * dim, to.scales + row);
+    } else {
+      quantize_row(dim, element, reinterpret_cast<f8e4m3*>(to.elements) + row * dim, to.scales + row);
+    }
+  }
+}
+
+// out[i] = x[from + i] for i < count.
+template <int kElements>
+DIFFQKV_DEVICE void copy_elements(const void* x, DType x_dtype, int64_t from, void* out, DType out_dtype, int count) {
+  for (int i = thread_index() * kElements; i < count; i += kThreads * kElements) {
+    float values[kElements];
+    load_any(x, x_dtype, from + i, values);
+    store_any(out, out_dtype, i, values);
+  }
+}
 
 template <int kElements>
 DIFFQKV_KERNEL(kThreads, 4)
-kv_append_kernel(KvAppendParams p, Finding* finding) {
+kv_append_kernel(KvAppendParams p, int k_element_bytes, int v_element_bytes, Finding* finding) {
   const int t = block_x(), position = load(p.positions + t), limit = static_cast<int>(p.max_kv_len);
   if (position < 0 || position >= limit) {  // nothing is written there
     if (thread_index() == 0) report(finding, Finding::position, t, position, limit);
     return;
   }
-  const int64_t k_size = p.num_k_heads * p.head_dim_qk, v_size = p.num_v_heads * p.head_dim_vo;
-  for (int64_t i = thread_index() * kElements; i < v_size; i += kThreads * kElements) {
-    float x[kElements];
-    load_any(p.v, p.v_dtype, t * v_size + i, x);
-    store_any(p.v_cache, p.v_cache_dtype, position * v_size + i, x);
+  const int num_k_heads = static_cast<int>(p.num_k_heads), num_v_heads = static_cast<int>(p.num_v_heads);
+  const int dim_qk = static_cast<int>(p.head_dim_qk), dim_vo = static_cast<int>(p.head_dim_vo);
+  const int page_tokens = static_cast<int>(p.page_tokens), token = position % page_tokens;
+  const KvPage* const pages = load(p.pages + (p.sequences ? load(p.sequences + t) : 0));
+  const KvPage page = load_page(pages + position / page_tokens);
+
+  const KvRows v = rows_in_page(page.v, p.v_page_offset, token, page_tokens, num_v_heads, dim_vo * v_element_bytes);
+  const int64_t v_from = static_cast<int64_t>(t) * num_v_heads * dim_vo;
+  if (is_quantised(p.v_cache_dtype)) {
+    quantize_rows(num_v_heads, dim_vo, p.v_cache_dtype, v,
+                  [&](int row, int d) { return load_any(p.v, p.v_dtype, v_from + row * dim_vo + d); });
+  } else {
+    copy_elements<kElements>(p.v, p.v_dtype, v_from, v.elements, p.v_cache_dtype, num_v_heads * dim_vo);
   }
-  rotate_heads(p.k, p.k_dtype, t * k_size, p.k_cache, p.k_cache_dtype, position * k_size,
-               static_cast<int>(p.num_k_heads), static_cast<int>(p.head_dim_qk), position, p.inv_freq);
+
+  const KvRows k = rows_in_page(page.k, p.k_page_offset, token, page_tokens, num_k_heads, dim_qk * k_element_bytes);
+  const int64_t k_from = static_cast<int64_t>(t) * num_k_heads * dim_qk;
+  if (is_quantised(p.k_cache_dtype)) {
+    quantize_rows(num_k_heads, dim_qk, p.k_cache_dtype, k, [&](int row, int d) {
+      const int64_t head = k_from + row * dim_qk;
+      return p.inv_freq ? rotated(p.k, p.k_dtype, head, dim_qk, d, position, p.inv_freq)
+                        : load_any(p.k, p.k_dtype, head + d);
+    });
+  } else if (p.inv_freq) {
+    rotate_heads(p.k, p.k_dtype, k_from, k.elements, p.k_cache_dtype, 0, num_k_heads, dim_qk, position, p.inv_freq);
+  } else {
+    copy_elements<1>(p.k, p.k_dtype, k_from, k.elements, p.k_cache_dtype, num_k_heads * dim_qk);
+  }
 }
 
 }  // namespace
 
 void kv_append(const KvAppendParams& p, Context& context) {
-  if (p.head_dim_qk % 2 != 0) {
+  if (p.inv_freq && p.head_dim_qk % 2 != 0) {
     fail(ErrorCode::invalid_argument, "kv_append: head_dim_qk %lld is odd, but RoPE rotates dims in pairs",
          static_cast<long long>(p.head_dim_qk));
   }
-  check_float_types("kv_append",
-                    {{"k", p.k_dtype}, {"v", p.v_dtype}, {"k_cache", p.k_cache_dtype}, {"v_cache", p.v_cache_dtype}});
+  check_float_types("kv_append", {{"k", p.k_dtype}, {"v", p.v_dtype}});
+  check_cache_types("kv_append", {{"k_cache", p.k_cache_dtype}, {"v_cache", p.v_cache_dtype}});
   if (p.num_tokens <= 0) return;
   LaunchShape shape;
   shape.grid[0] = static_cast<unsigned>(p.num_tokens);
   shape.threads = kThreads;
-  const bool vectors = p.num_v_heads * p.head_dim_vo % kVector == 0 && is_aligned<uint32_t, 4>(p.v) &&
-                       is_aligned<uint32_t, 4>(p.v_cache);
+  const bool vectors = p.num_v_heads * p.head_dim_vo % kVector == 0 && is_aligned<uint32_t, 4>(p.v);
   launch("kv_append", vectors ? kv_append_kernel<kVector> : kv_append_kernel<1>, shape, context.stream, p,
-         context.finding);
+         static_cast<int>(dtype_size(p.k_cache_dtype)), static_cast<int>(dtype_size(p.v_cache_dtype)), context.finding);
 }
 
 }  // namespace diffqkv::DIFFQKV_DEVICE_NS

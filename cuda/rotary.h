@@ -33,6 +33,15 @@ DIFFQKV_DEVICE Rotation rotation(int position, double inv_freq) {
   return {(quadrant + 1) & 2 ? -cos_size : cos_size, quadrant & 2 ? -sin_size : sin_size};
 }
 
+// Element d of a rotated head, whose first element is x[from].
+DIFFQKV_DEVICE float rotated(const void* x, DType x_dtype, int64_t from, int head_dim, int d, int position,
+                             const double* inv_freq) {
+  const int half = head_dim / 2, pair = d < half ? d : d - half;
+  const Rotation r = rotation(position, load(inv_freq + pair));
+  const float a = load_any(x, x_dtype, from + pair), b = load_any(x, x_dtype, from + pair + half);
+  return d < half ? a * r.cos - b * r.sin : b * r.cos + a * r.sin;
+}
+
 // Rotates the heads of one token, whose first element is x[from], into out[to], which may be the same. All threads of the
 // block share the work; a thread keeps to one pair of dims, so that its angle is computed once.
 DIFFQKV_DEVICE void rotate_heads(const void* x, DType x_dtype, int64_t from, void* out, DType out_dtype, int64_t to,

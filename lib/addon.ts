@@ -49,6 +49,8 @@ export interface NativeDevice {
     q: NativeTensor,
     k: NativeTensor,
     v: NativeTensor,
+    kScales: NativeTensor | undefined,
+    vScales: NativeTensor | undefined,
     out: NativeTensor,
     lse: NativeTensor | undefined,
     kvLens: NativeTensor | undefined,
@@ -59,6 +61,8 @@ export interface NativeDevice {
     q: NativeTensor,
     k: NativeTensor,
     v: NativeTensor,
+    kScales: NativeTensor | undefined,
+    vScales: NativeTensor | undefined,
     out: NativeTensor,
     lse: NativeTensor | undefined,
     kvLens: NativeTensor | undefined,
@@ -67,6 +71,7 @@ export interface NativeDevice {
     selectiveTopK: number,
     renormalize: boolean,
   ): Promise<void>;
+  quantize(x: NativeTensor, out: NativeTensor, scales: NativeTensor): Promise<void>;
   augmentedQ(
     x: NativeTensor,
     gate: NativeTensor,
@@ -88,11 +93,17 @@ export interface NativeDevice {
 
   loadModel(
     directory: string,
-    dtype: NativeDType | undefined,
+    options: NativeModelOptions,
     onProgress: ((loadedBytes: number, totalBytes: number) => void) | undefined,
     cancel: NativeCancel | undefined,
   ): Promise<NativeModel>;
-  randomModel(configJson: string, dtype: NativeDType | undefined, seed: bigint): Promise<NativeModel>;
+  randomModel(configJson: string, options: NativeModelOptions, seed: bigint): Promise<NativeModel>;
+}
+
+export interface NativeModelOptions {
+  dtype?: NativeDType;
+  kvCacheBytes?: number;
+  prefixCacheBytes?: number;
 }
 
 export interface NativeModel {
@@ -101,8 +112,38 @@ export interface NativeModel {
   readonly dtype: NativeDType;
   readonly numParameters: number;
   readonly weightBytes: number;
+  readonly kvCache: NativeKvCache;
   createSession(options: NativeSessionOptions): Promise<NativeSession>;
+  /** One step of continuous batching; results in the order of the turns. Each turn's session is another one, of this model. */
+  step(turns: NativeTurn[]): Promise<NativeTurnResult[]>;
   dispose(): void;
+}
+
+export interface NativeKvCache {
+  pageTokens: number;
+  pages: number;
+  prefixPages: number;
+  bytes: number;
+  maxBytes?: number;
+}
+
+export interface NativeTurn {
+  session: NativeSession;
+  /** Appended to the session: one, a step of decoding; more, a prompt, of which one chunk is done in a step. */
+  tokens: Int32Array;
+  sampling: NativeSampling;
+  /** Counts the tokens drawn by one generate call, from 0. */
+  draw: number;
+  cancel: NativeCancel | undefined;
+}
+
+export interface NativeTurnResult {
+  /** How many of the tokens are in the session now. */
+  consumed: number;
+  /** The token drawn, where all are. */
+  token?: number;
+  /** The session is as before the step. */
+  error?: unknown;
 }
 
 export interface NativeModelConfig {
@@ -117,6 +158,10 @@ export interface NativeModelConfig {
   numVHeads: number;
   headDimQk: number;
   headDimVo: number;
+  /** Of K as it is cached: headDimQk, but where K is lifted (keyLift). */
+  headDimK: number;
+  /** 'linear after RoPE', 'swiglu before RoPE', ...: half K dim; absent where K is cached as attention reads it. */
+  keyLift?: string;
   ropeTheta: number;
   rmsNormEps: number;
   maxPositionEmbeddings: number;
@@ -149,14 +194,6 @@ export interface NativeSession {
   readonly vCacheBytes: number;
   /** Appends tokens; fills `logits` ([vocabSize]) with those of the last one. */
   forward(tokens: Int32Array, logits: Float32Array, cancel: NativeCancel | undefined): Promise<void>;
-  /** Appends tokens and draws the next one, `step` counting the draws of this generate call from 0; onProgress hears of each prefill chunk. */
-  nextToken(
-    tokens: Int32Array,
-    sampling: NativeSampling,
-    step: number,
-    cancel: NativeCancel | undefined,
-    onProgress: ((doneTokens: number, totalTokens: number) => void) | undefined,
-  ): Promise<number>;
   truncate(kvLen: number): Promise<void>;
   fork(): Promise<NativeSession>;
   dispose(): void;

@@ -1,6 +1,3 @@
-import { withCancel } from './abort';
-import type { NativeSampling, NativeSession } from './addon';
-import { awaitNative } from './errors';
 import type { GeneratedToken, GenerationResult } from './generation';
 import type { Model } from './model';
 import { StopFilter } from './stop';
@@ -31,7 +28,6 @@ export class Output {
 /** What `draw` needs to know; checked already. */
 export interface DrawRequest {
   prompt: Int32Array;
-  sampling: NativeSampling;
   output: Output;
   /** No more tokens than this; below 1 only the prompt is read. */
   limit: number;
@@ -45,49 +41,12 @@ export interface PrefillProgress {
   totalTokens: number;
 }
 
-/**
- * Reads the prompt and gives the first token. Rejects with ABORT_ERR where a signal fires, and with what `onProgress`
- * throws; the cache is then as before.
- */
-export async function readPrompt(
-  native: NativeSession,
-  prompt: Int32Array,
-  sampling: NativeSampling,
-  signals: readonly AbortSignal[],
-  onProgress: ((progress: PrefillProgress) => void) | undefined,
-): Promise<number> {
-  const failed = new AbortController();
-  let failure: unknown;
-  const report = (doneTokens: number, totalTokens: number): void => {
-    if (failed.signal.aborted) return;
-    try {
-      onProgress?.({ doneTokens, totalTokens });
-    } catch (error) {
-      failure = error;
-      failed.abort();
-    }
-  };
-  try {
-    const token = await withCancel([...signals, failed.signal], (cancel) =>
-      native.nextToken(prompt, sampling, 0, cancel, onProgress && report),
-    );
-    if (!failed.signal.aborted) return token;
-  } catch (error) {
-    if (!failed.signal.aborted) throw error; // a call that failed has left the cache as it was
-    throw failure;
-  }
-  // It threw too late to stop the call.
-  await awaitNative(() => native.truncate(native.kvLen - prompt.length));
-  throw failure;
-}
-
-/** The loop of a generation: one token after another, until the output, the limit or the signal ends it. */
+/** The loop of a generation: one token after another (`next` appends tokens and draws one), until the output, the limit or the signal ends it. */
 export async function draw(
-  native: NativeSession,
+  next: (tokens: Int32Array, draw: number) => Promise<number>,
   request: DrawRequest,
-  firstToken: () => Promise<number>,
 ): Promise<GenerationResult> {
-  const { prompt, sampling, output, limit, aborted, emit } = request;
+  const { prompt, output, limit, aborted, emit } = request;
   const tokens: number[] = [];
   const texts: string[] = [];
   const start = performance.now();
@@ -110,7 +69,7 @@ export async function draw(
 
   let token: number;
   try {
-    token = await firstToken();
+    token = await next(prompt, 0);
   } catch (error) {
     if ((error as { code?: string }).code !== 'ABORT_ERR') throw error;
     first = end = performance.now();
@@ -125,9 +84,7 @@ export async function draw(
     emit({ token, text });
     if (stopped || abort) return result(stopped ? 'stop' : 'abort');
     if (tokens.length === limit) break;
-    // Not cancelled half way: a token is soon done, and so the cache holds each token that was given out but the last.
-    const next = Int32Array.of(token);
-    token = await awaitNative(() => native.nextToken(next, sampling, tokens.length, undefined, undefined));
+    token = await next(Int32Array.of(token), tokens.length);
     end = performance.now();
   }
   return result('length');

@@ -1,8 +1,8 @@
 import type { ChatMessage } from './chat';
-import { draw, Output, type PrefillProgress, readPrompt } from './draw';
-import { awaitNative, checkObject, DiffqkvError, invalid } from './errors';
+import { draw, Output, type PrefillProgress } from './draw';
+import { checkObject, DiffqkvError, invalid } from './errors';
 import { type GeneratedToken, Generation, type GenerationResult } from './generation';
-import type { Model } from './model';
+import { type Model, scheduler } from './model';
 import { resolveSampling, type SamplingOptions } from './sampling';
 import { checkTokens, isSession, nativeSession, type Session } from './session';
 import { resolveStop } from './stop';
@@ -34,7 +34,7 @@ const DEFAULT_MAX_TOKENS = 256;
 const busySessions = new WeakSet<Session>();
 
 /**
- * Model.generate: draws tokens one after another. Never throws by itself: what is wrong with the arguments comes as the
+ * Model.generate: draws tokens one after another, together with the other generations of the model. Never throws by itself: what is wrong with the arguments comes as the
  * error of the generation. Whenever the signal fires, be it before the call, the result has finishReason 'abort'.
  */
 export function generate(model: Model, prompt: Prompt, options: GenerateOptions = {}): Generation {
@@ -74,14 +74,17 @@ async function produce(
     const room = used.maxKvLen - used.kvLen - tokens.length;
     // A session that goes on must have room for the last token too; in our own that one is never looked at again.
     const limit = Math.min(maxTokens, session === undefined ? room + 1 : room);
-    const result = await draw(native, { prompt: tokens, sampling, output, limit, aborted, emit }, () =>
-      readPrompt(native, tokens, sampling, signals, onPrefillProgress),
-    );
+    const onProgress =
+      onPrefillProgress &&
+      ((doneTokens: number, totalTokens: number) => onPrefillProgress({ doneTokens, totalTokens }));
+    const next = (some: Int32Array, count: number): Promise<number> => {
+      const turn = { session: native, tokens: some, sampling, draw: count };
+      // A token is soon done and not cancelled half way, so that the cache holds each that was given out but the last.
+      return scheduler(model).next(count === 0 ? { ...turn, signals, onProgress } : turn);
+    };
+    const result = await draw(next, { prompt: tokens, output, limit, aborted, emit });
     const last = result.tokens.at(-1);
-    if (session !== undefined && last !== undefined) {
-      const logits = new Float32Array(model.config.vocabSize); // not wanted, but forward gives them
-      await awaitNative(() => native.forward(Int32Array.of(last), logits, undefined));
-    }
+    if (session !== undefined && last !== undefined) await next(Int32Array.of(last), result.tokens.length);
     return result;
   });
 }

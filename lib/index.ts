@@ -4,7 +4,14 @@ export { DiffqkvError, type ErrorCode } from './errors';
 export type { GenerateOptions, Prompt } from './generate';
 export type { GeneratedToken, Generation, GenerationResult } from './generation';
 export { type AttentionDecodeArguments, type AttentionPrefillArguments, kernels, type SelectiveV } from './kernels';
-export { defaultModelDirectory, type LoadOptions, Model, type ModelConfig, type ModelOptions } from './model';
+export {
+  defaultModelDirectory,
+  type KvCacheUsage,
+  type LoadOptions,
+  Model,
+  type ModelConfig,
+  type ModelOptions,
+} from './model';
 export type { SamplingOptions } from './sampling';
 export { Session, type SessionOptions } from './session';
 export { type DType, Tensor, type TensorData } from './tensor';

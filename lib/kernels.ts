@@ -1,45 +1,21 @@
 import type { NativeDevice, NativeTensor } from './addon';
+import { type AttentionDecodeArguments, type AttentionPrefillArguments, checkSelectiveV } from './attention';
 import { nativeDevice } from './device';
-import { awaitNative, checkInteger, checkObject, invalid, refuseNull } from './errors';
+import { awaitNative, checkObject, invalid, refuseNull } from './errors';
 import { createTensor, type DType, isTensor, nativeTensor, type Tensor } from './tensor';
 
-/** Only the V rows of the `topK` highest scores of each query head enter the sum (arXiv 2501.13629, B.2). */
-export interface SelectiveV {
-  /** At least 1; of equal scores the earlier key wins. */
-  topK: number;
-  /** Let the kept weights add up to 1. Default false: the softmax runs over all keys, as the paper's text has it. */
-  renormalize?: boolean;
-}
-
-/** q [batch, qLen, numQHeads, headDimQk], k [batch, kvLen, numKHeads, headDimQk], v [batch, kvLen, numVHeads, headDimVo]. */
-export interface AttentionPrefillArguments {
-  q: Tensor;
-  k: Tensor;
-  v: Tensor;
-  /** Query i sees the keys j <= kvLen - qLen + i. Default false. */
-  causal?: boolean;
-  /** Default 1 / sqrt(headDimQk). */
-  smScale?: number;
-  /** i32 [batch], each from 0 to kvLen: how many keys each sequence has. Default: all. */
-  kvLens?: Tensor;
-  /** [batch, qLen, numQHeads, headDimVo]; default: a new tensor of the type of q. */
-  out?: Tensor;
-  /** f32 [batch, numQHeads, qLen], to be filled with log(sum(exp(smScale q.k))). */
-  lse?: Tensor;
-}
-
-/** q [batch, numQHeads, headDimQk], k [batch, kvLen, numKHeads, headDimQk], v [batch, kvLen, numVHeads, headDimVo]. */
-export interface AttentionDecodeArguments extends Omit<AttentionPrefillArguments, 'causal'> {
-  /** Into how many parts the keys of a sequence are split; 0 (the default) lets the device choose. */
-  numSplits?: number;
-  selectiveV?: SelectiveV;
-}
+export {
+  type AttentionDecodeArguments,
+  type AttentionPrefillArguments,
+  checkSelectiveV,
+  type SelectiveV,
+} from './attention';
 
 /**
  * The operators of the model, called directly. Each resolves to its output: `out` where given, else a new tensor of the
- * type of its first input. Tensors are row-major and of one device. Q head i reads K head floor(i numKHeads / numQHeads)
- * and V head floor(i numVHeads / numQHeads); numQHeads must be a multiple of both. What does not fit is
- * ERR_INVALID_ARGUMENT, and ERR_DISPOSED what is disposed.
+ * type of its first input (`quantize`: of `dtype`). Tensors are row-major and of one device. Q head i reads K head
+ * floor(i numKHeads / numQHeads) and V head floor(i numVHeads / numQHeads); numQHeads must be a multiple of both. What
+ * does not fit is ERR_INVALID_ARGUMENT, and ERR_DISPOSED what is disposed.
  */
 export const kernels = {
   /**
@@ -48,7 +24,7 @@ export const kernels = {
    */
   async attentionPrefill(args: AttentionPrefillArguments): Promise<Tensor> {
     checkObject('arguments', args);
-    const { q, k, v, causal = false, smScale, kvLens, out, lse } = args;
+    const { q, k, v, kScales, vScales, causal = false, smScale, kvLens, out, lse } = args;
     refuseNull('smScale', 'a number', smScale);
     const [b, l, h] = axes('q', q, 4);
     return run(q, out, q?.dtype, [b, l, h, axes('v', v, 4)[3]], (device, to) =>
@@ -56,6 +32,8 @@ export const kernels = {
         native('q', q),
         native('k', k),
         native('v', v),
+        optional('kScales', kScales),
+        optional('vScales', vScales),
         to,
         optional('lse', lse),
         optional('kvLens', kvLens),
@@ -68,7 +46,7 @@ export const kernels = {
   /** Softmax attention of one query per sequence: out [batch, numQHeads, headDimVo]; `lse` is [batch, numQHeads], over all keys. */
   async attentionDecode(args: AttentionDecodeArguments): Promise<Tensor> {
     checkObject('arguments', args);
-    const { q, k, v, smScale, kvLens, numSplits = 0, selectiveV, out, lse } = args;
+    const { q, k, v, kScales, vScales, smScale, kvLens, numSplits = 0, selectiveV, out, lse } = args;
     refuseNull('smScale', 'a number', smScale);
     const { topK, renormalize } = checkSelectiveV(selectiveV);
     const [b, h] = axes('q', q, 3);
@@ -77,6 +55,8 @@ export const kernels = {
         native('q', q),
         native('k', k),
         native('v', v),
+        optional('kScales', kScales),
+        optional('vScales', vScales),
         to,
         optional('lse', lse),
         optional('kvLens', kvLens),
@@ -86,6 +66,37 @@ export const kernels = {
         renormalize,
       ),
     );
+  },
+
+  /**
+   * Symmetric quantisation of each row (the last axis) of x, f32, f16 or bf16 of 2 to 4 axes, by its largest magnitude m:
+   * scale = m / 127 for i8 or m / 448 for f8e4m3, computed in f32 and rounded up to bf16, and value = x / scale, divided in
+   * f32 and rounded to nearest, ties to even. Where m is below 2^-100, scale and values are 0. A row with a NaN or an
+   * infinity has values of 0 and the scale NaN, so that all of it reads as NaN. Resolves to `values`, of type `dtype` and the
+   * shape of x (`out` where given), and `scales`, bf16, of the shape of x without its last axis.
+   */
+  async quantize(args: {
+    x: Tensor;
+    dtype: 'i8' | 'f8e4m3';
+    out?: Tensor;
+    scales?: Tensor;
+  }): Promise<{ values: Tensor; scales: Tensor }> {
+    checkObject('arguments', args);
+    const { x, dtype, out, scales: given } = args;
+    native('x', x);
+    if (dtype !== 'i8' && dtype !== 'f8e4m3') throw invalid('dtype', "'i8' or 'f8e4m3'", dtype);
+    optional('out', out);
+    if (out !== undefined && out.dtype !== dtype) throw invalid('the type of out', `${dtype}, as dtype`, out.dtype);
+    const scales = given === undefined ? createTensor(x.device, 'bf16', x.shape.slice(0, -1), null) : given;
+    try {
+      const values = await run(x, out, dtype, x.shape, (device, to) =>
+        device.quantize(native('x', x), to, native('scales', scales)),
+      );
+      return { values, scales };
+    } catch (error) {
+      if (given === undefined) scales.dispose();
+      throw error;
+    }
   },
 
   /** down( silu(x gate^T) * (x up^T) ): x [tokens, qDim], gate and up [augQ, qDim], down [qDim, augQ] (arXiv 2501.13629, section 2). */
@@ -183,14 +194,4 @@ async function run(
     throw error;
   }
   return to;
-}
-
-/** The two numbers that the addon takes; topK 0 is off. */
-export function checkSelectiveV(selectiveV: SelectiveV | undefined): { topK: number; renormalize: boolean } {
-  if (selectiveV === undefined) return { topK: 0, renormalize: false };
-  checkObject('selectiveV', selectiveV);
-  const { topK, renormalize = false } = selectiveV;
-  checkInteger('selectiveV.topK', topK, 1);
-  if (typeof renormalize !== 'boolean') throw invalid('selectiveV.renormalize', 'a boolean', renormalize);
-  return { topK, renormalize };
 }

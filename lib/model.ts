@@ -1,12 +1,13 @@
 import { join } from 'node:path';
 import { throwIfAborted, withCancel } from './abort';
-import type { NativeModel, NativeModelConfig } from './addon';
+import type { NativeModel, NativeModelConfig, NativeModelOptions } from './addon';
 import { Device, type DeviceId, nativeDevice, openDevice } from './device';
-import { awaitNative, checkObject, DiffqkvError, invalid, refuseNull } from './errors';
+import { awaitNative, callNative, checkInteger, checkObject, DiffqkvError, invalid, refuseNull } from './errors';
 import { type GenerateOptions, generate, type Prompt } from './generate';
 import type { Generation } from './generation';
 import { packageRoot } from './paths';
 import { presets } from './presets';
+import { Scheduler } from './scheduler';
 import { createSession, nativeSessionOptions, type Session, type SessionOptions } from './session';
 import type { DType } from './tensor';
 import { Tokenizer } from './tokenizer';
@@ -20,6 +21,31 @@ export interface ModelOptions {
   device?: Device | DeviceId;
   /** Type of weights and activations: 'f32', 'f16' or 'bf16'. Default: the checkpoint's. */
   dtype?: DType;
+  /**
+   * The most bytes that the KV caches of all sessions may take together. Past it, whoever asks for more gets
+   * ERR_KV_CACHE_FULL. Default: as much as the device has.
+   */
+  kvCacheBytes?: number;
+  /**
+   * Of those, how many the prefix cache may keep: pages of 64 tokens that outlive their sessions, so that a prompt which begins
+   * as an earlier one did skips their prefill. What is skipped is not computed again, so that logits may differ in the last bits
+   * from those of a whole prefill. Default 0: no prefix cache.
+   */
+  prefixCacheBytes?: number;
+}
+
+/** The KV caches of a model's sessions, taken together. */
+export interface KvCacheUsage {
+  /** Tokens that a page holds. */
+  pageTokens: number;
+  /** Pages in use, each counted once whoever shares it. */
+  pages: number;
+  /** Of those, how many the prefix cache keeps. */
+  prefixPages: number;
+  /** Bytes of the pages in use, K and V. */
+  bytes: number;
+  /** The limit, where one was given. */
+  maxBytes?: number;
 }
 
 export interface LoadOptions extends ModelOptions {
@@ -31,6 +57,8 @@ export interface LoadOptions extends ModelOptions {
 
 /** The directory of the embedded model: a small Sigma that writes command-line help pages. */
 export const defaultModelDirectory: string = join(packageRoot, 'models', 'sigma-tldr');
+
+export let scheduler: (model: Model) => Scheduler;
 
 /** A model on a device. Its weights do not change; any number of sessions share them. */
 export class Model implements Disposable {
@@ -46,10 +74,16 @@ export class Model implements Disposable {
   readonly weightBytes: number;
   readonly #native: NativeModel;
   readonly #ownsDevice: boolean;
+  readonly #scheduler: Scheduler;
+
+  static {
+    scheduler = (model) => model.#scheduler;
+  }
 
   private constructor(native: NativeModel, device: Device, ownsDevice: boolean, tokenizer: Tokenizer | null) {
     this.#native = native;
     this.#ownsDevice = ownsDevice;
+    this.#scheduler = new Scheduler((turns) => native.step(turns));
     this.device = device;
     this.tokenizer = tokenizer;
     this.config = Object.freeze(native.config);
@@ -66,15 +100,15 @@ export class Model implements Disposable {
   static async load(directory: string, options: LoadOptions = {}): Promise<Model> {
     if (typeof directory !== 'string' || directory === '') throw invalid('directory', 'a path', directory);
     checkObject('options', options);
-    const { dtype, onProgress, signal } = options;
-    refuseNull('dtype', "'f32', 'f16' or 'bf16'", dtype);
+    const { onProgress, signal } = options;
+    const nativeOptions = nativeModelOptions(options);
     if (onProgress !== undefined && typeof onProgress !== 'function')
       throw invalid('onProgress', 'a function', onProgress);
     throwIfAborted(signal);
     const report = onProgress && ((loadedBytes: number, totalBytes: number) => onProgress({ loadedBytes, totalBytes }));
     return Model.#onDevice(options.device, async (device, ownsDevice) => {
       const native = await withCancel(signal, (cancel) =>
-        nativeDevice(device).loadModel(directory, dtype, report, cancel),
+        nativeDevice(device).loadModel(directory, nativeOptions, report, cancel),
       );
       try {
         const tokenizer = await Tokenizer.fromDirectory(directory);
@@ -97,12 +131,12 @@ export class Model implements Disposable {
   ): Promise<Model> {
     const json = configJson(config);
     checkObject('options', options);
-    const { dtype, seed = 0 } = options;
-    refuseNull('dtype', "'f32', 'f16' or 'bf16'", dtype);
+    const { seed = 0 } = options;
+    const nativeOptions = nativeModelOptions(options);
     if (typeof seed !== 'bigint' && !Number.isSafeInteger(seed))
       throw invalid('seed', 'an integer from 0 to 2^64 - 1', seed);
     return Model.#onDevice(options.device, async (device, ownsDevice) => {
-      const native = await awaitNative(() => nativeDevice(device).randomModel(json, dtype, BigInt(seed)));
+      const native = await awaitNative(() => nativeDevice(device).randomModel(json, nativeOptions, BigInt(seed)));
       return new Model(native, device, ownsDevice, null);
     });
   }
@@ -127,6 +161,11 @@ export class Model implements Disposable {
     return createSession(this, await awaitNative(() => this.#native.createSession(native)));
   }
 
+  /** What the caches of all sessions take now. */
+  get kvCache(): KvCacheUsage {
+    return callNative(() => this.#native.kvCache);
+  }
+
   /** Writes on from a prompt: iterate over the result for tokens and text as they come, or await its `result`. */
   generate(prompt: Prompt, options?: GenerateOptions): Generation {
     return generate(this, prompt, options);
@@ -141,6 +180,13 @@ export class Model implements Disposable {
   [Symbol.dispose](): void {
     this.dispose();
   }
+}
+
+function nativeModelOptions({ dtype, kvCacheBytes, prefixCacheBytes }: ModelOptions): NativeModelOptions {
+  refuseNull('dtype', "'f32', 'f16' or 'bf16'", dtype);
+  if (kvCacheBytes !== undefined) checkInteger('kvCacheBytes', kvCacheBytes, 0, Number.MAX_SAFE_INTEGER);
+  if (prefixCacheBytes !== undefined) checkInteger('prefixCacheBytes', prefixCacheBytes, 0, Number.MAX_SAFE_INTEGER);
+  return { dtype, kvCacheBytes, prefixCacheBytes };
 }
 
 function configJson(config: unknown): string {

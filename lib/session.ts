@@ -9,9 +9,12 @@ import type { DType } from './tensor';
 export interface SessionOptions {
   /** The most tokens that the cache may hold; memory is taken as it fills. Default: the config's maxPositionEmbeddings. */
   maxKvLen?: number;
-  /** Element type of the K cache: a float type. Default: the model's. */
+  /**
+   * Element type of the K cache: 'f32', 'f16', 'bf16', or 'i8' or 'f8e4m3', quantised as tokens are appended, with one scale per
+   * token and head. Default: the model's.
+   */
   kType?: DType;
-  /** Element type of the V cache. Default: the model's. */
+  /** The same of the V cache; any pair goes together. Default: the model's. */
   vType?: DType;
   /** Fetch only the V rows of the highest scores, for every query of this session. */
   selectiveV?: SelectiveV;
@@ -47,7 +50,7 @@ export class Session implements Disposable {
     return callNative(() => this.#native.maxKvLen);
   }
 
-  /** Bytes that the cache takes now, K and V apart. */
+  /** Bytes of the pages that the cache holds now, K and V apart; pages shared with forks count in full. */
   get kvCacheBytes(): { k: number; v: number } {
     return callNative(() => ({ k: this.#native.kCacheBytes, v: this.#native.vCacheBytes }));
   }
@@ -83,7 +86,7 @@ export class Session implements Disposable {
     return awaitNative(() => this.#native.truncate(kvLen));
   }
 
-  /** A second session that goes on from here, with its own copy of the cache. */
+  /** A second session that goes on from here. It shares the cache so far: only a page that one of them writes to is copied. */
   async fork(): Promise<Session> {
     return new Session(this.model, await awaitNative(() => this.#native.fork()));
   }
@@ -116,8 +119,8 @@ export function nativeSessionOptions(options: SessionOptions): NativeSessionOpti
   checkObject('options', options);
   const { maxKvLen, kType, vType, selectiveV } = options;
   if (maxKvLen !== undefined) checkInteger('maxKvLen', maxKvLen, 1, 2 ** 31 - 1);
-  refuseNull('kType', 'a float type', kType);
-  refuseNull('vType', 'a float type', vType);
+  refuseNull('kType', 'an element type', kType);
+  refuseNull('vType', 'an element type', vType);
   const { topK, renormalize } = checkSelectiveV(selectiveV);
   return { maxKvLen, kType, vType, selectiveTopK: topK, renormalize };
 }

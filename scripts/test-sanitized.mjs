@@ -44,7 +44,8 @@ mkdirSync(reports);
 const given = process.argv.slice(2);
 const suites = [
   ...['emulation', 'attention_decode', 'attention_prefill', 'augmented_q', 'embed', 'errors_devices', 'fixtures'],
-  ...['kv_append', 'matmul', 'mixed_and_empty', 'rms_norm', 'rope', 'sample', 'silu_mul', 'tensor'],
+  ...['kv_append', 'kv_cache', 'kv_types', 'key_and_value_sizes', 'matmul', 'mixed_and_empty', 'quantize'],
+  ...['rms_norm', 'rope', 'sample', 'silu_mul', 'tensor'],
 ];
 const args =
   given.length > 0 ? given : [`--testPathPatterns=test/(${suites.join('|')})\\.test\\.ts$`, '--testTimeout=900000'];

@@ -1,11 +1,12 @@
 // Runs one attention case on a device and holds the result against the reference.
 
-import { type Device, kernels } from '../lib/index';
+import { type Device, kernels, type Tensor } from '../lib/index';
 import type { AttentionCase } from './cases';
 import { attentionInput } from './cases';
 import { coarsest, expectClose, firstBitDifference, tolerances } from './compare';
 import { withTensors } from './devices';
-import { attention } from './reference';
+import type { KvType } from './numbers';
+import { attention, type QuantizedRows, unscaledRows } from './reference';
 
 export async function checkAttention(device: Device, c: AttentionCase, operator: 'prefill' | 'decode'): Promise<void> {
   const input = attentionInput(c);
@@ -22,39 +23,42 @@ export async function checkAttention(device: Device, c: AttentionCase, operator:
     guards.push(tensors.out(qType, outShape));
     const lse = tensors.out('f32', operator === 'prefill' ? [batchSize, numQHeads, qLen] : [batchSize, numQHeads]);
     const q = tensors.make(qType, [...perQuery, numQHeads, headDimQk], input.q);
-    const k = tensors.make(kType, [batchSize, kvLen, numKHeads, headDimQk], input.k);
-    const v = tensors.make(vType, [batchSize, kvLen, numVHeads, headDimVo], input.v);
+    const cache = (
+      type: KvType,
+      shape: number[],
+      x: Float32Array,
+      rows?: QuantizedRows,
+    ): [Tensor, Tensor | undefined] => [
+      tensors.keep(device.tensor(type, shape, rows?.values ?? x)),
+      rows && tensors.make('bf16', shape.slice(0, 3), rows.scales),
+    ];
+    const [k, kScales] = cache(kType, [batchSize, kvLen, numKHeads, headDimQk], input.k, input.kRows);
+    const [v, vScales] = cache(vType, [batchSize, kvLen, numVHeads, headDimVo], input.v, input.vRows);
     const kvLens = c.kvLens && tensors.make('i32', [batchSize], Int32Array.from(c.kvLens));
     const { smScale } = input;
+    const args = { q, k, v, kScales, vScales, smScale, kvLens, out, lse };
+    const { numSplits, selectiveV } = c;
     const result =
       operator === 'prefill'
-        ? await kernels.attentionPrefill({ q, k, v, causal: c.causal, smScale, kvLens, out, lse })
-        : await kernels.attentionDecode({
-            q,
-            k,
-            v,
-            smScale,
-            kvLens,
-            numSplits: c.numSplits,
-            selectiveV: c.selectiveV,
-            out,
-            lse,
-          });
+        ? await kernels.attentionPrefill({ ...args, causal: c.causal })
+        : await kernels.attentionDecode({ ...args, numSplits, selectiveV });
     expect(result).toBe(out);
 
     const expected = attention(input);
     const actual = await out.read();
     const type = coarsest(...c.types);
     if (c.inputs === 'ones' || c.inputs === 'onesHuge') {
-      expectOnes(actual, expected.out, !c.selectiveV || c.selectiveV.renormalize === true, type);
+      // Weights times the scales of V are rounded as products, so that their sum need not be that of the weights.
+      const exact = input.vRows === undefined && (!c.selectiveV || c.selectiveV.renormalize === true);
+      expectOnes(actual, expected.out, exact, type);
     } else {
       expectClose(actual, expected.out, tolerances[type], headDimVo);
     }
     expectClose(await lse.read(), expected.lse, tolerances.lse, 1);
     for (const [tensor, data] of [
       [q, input.q],
-      [k, input.k],
-      [v, input.v],
+      [k, input.kRows ? unscaledRows(input.kRows) : input.k],
+      [v, input.vRows ? unscaledRows(input.vRows) : input.v],
     ] as const) {
       expect(firstBitDifference(await tensor.read(), data)).toBe(-1);
     }

@@ -1,11 +1,11 @@
 // The case table of attention. Prefill and decode draw on the same head counts, head sizes, types and kinds of input.
 
-import { type FloatType, Random, roundTo } from './numbers';
-import type { AttentionInput, SelectiveV } from './reference';
+import { type FloatType, type KvType, Random, toF8e4m3Bits } from './numbers';
+import { type AttentionInput, dequantizeRows, type QuantizedRows, quantizeRows, type SelectiveV } from './reference';
 
 export type Heads = readonly [q: number, k: number, v: number];
 export type Dims = readonly [qk: number, vo: number];
-export type Types = readonly [q: FloatType, k: FloatType, v: FloatType];
+export type Types = readonly [q: FloatType, k: KvType, v: KvType];
 
 /** normal: N(0, 1/100). large: logits of order 100. huge: of order 1e4. tiny: scores of order 1e-40. equal: all scores the same. ones: V = 1. */
 export type InputKind = 'normal' | 'large' | 'huge' | 'tiny' | 'equal' | 'ones' | 'onesHuge';
@@ -73,20 +73,87 @@ export function caseName(c: AttentionCase): string {
   return parts.join(', ');
 }
 
+/** K or V as the reference takes it, and as it is stored where the type is i8 or f8e4m3. */
+export interface CacheInput {
+  x: Float32Array;
+  rows?: QuantizedRows;
+}
+
+function isQuantized(type: KvType): type is 'i8' | 'f8e4m3' {
+  return type === 'i8' || type === 'f8e4m3';
+}
+
+function normalCache(random: Random, length: number, scale: number, type: KvType, rowLength: number): CacheInput {
+  if (!isQuantized(type)) return { x: random.normals(length, scale, type) };
+  const rows = quantizeRows(random.normals(length, scale, 'f32'), rowLength, type);
+  return { x: dequantizeRows(rows), rows };
+}
+
+/** Small multiples of `unit`, as exact in i8 and f8e4m3 as they can be: their scales are powers of two, not the same for all rows. */
+function exactCache(x: Float32Array, unit: number, type: KvType, rowLength: number): CacheInput {
+  if (!isQuantized(type)) return { x };
+  const scales = new Float32Array(x.length / rowLength).map((_, row) => unit * 2 ** -(row % 3));
+  const codes = x.map((value, i) => value / (scales[Math.floor(i / rowLength)] as number));
+  const values = type === 'i8' ? Int8Array.from(codes) : Uint8Array.from(codes, toF8e4m3Bits);
+  const rows = { values, scales };
+  return { x: dequantizeRows(rows), rows };
+}
+
 /** The inputs of a case, rounded to their types. The seed follows from the case. */
-export function attentionInput(
-  c: AttentionCase,
-): AttentionInput & { q: Float32Array; k: Float32Array; v: Float32Array } {
+export function attentionInput(c: AttentionCase): AttentionInput & {
+  q: Float32Array;
+  k: Float32Array;
+  v: Float32Array;
+  kRows?: QuantizedRows;
+  vRows?: QuantizedRows;
+} {
   let seed = 17;
   for (const character of caseName(c)) seed = (Math.imul(seed, 31) + character.charCodeAt(0)) | 0;
   const random = new Random(seed);
   const [numQHeads, numKHeads, numVHeads] = c.heads;
   const [headDimQk, headDimVo] = c.dims;
+  const [qType, kType, vType] = c.types;
   const { batchSize, qLen, kvLen, causal, kvLens, selectiveV } = c;
   const qCount = batchSize * qLen * numQHeads * headDimQk;
   const kCount = batchSize * kvLen * numKHeads * headDimQk;
   const vCount = batchSize * kvLen * numVHeads * headDimVo;
-  const shape = {
+  const ones = c.inputs === 'ones' || c.inputs === 'onesHuge';
+  const v = ones
+    ? exactCache(new Float32Array(vCount).fill(1), 1, vType, headDimVo)
+    : normalCache(random, vCount, 0.1, vType, headDimVo);
+  let q: Float32Array;
+  let k: CacheInput;
+  let smScale: number | undefined;
+  switch (c.inputs) {
+    case 'large':
+    case 'huge':
+    case 'onesHuge': {
+      // Small integers and a scale that is a power of two: the scores are exact in f32 in any order of summation, so that
+      // what is tested is the softmax at that size and not the rounding of the scores.
+      const limit = Math.max(1, Math.floor(Math.sqrt(2000 / Math.sqrt(headDimQk))));
+      q = random.integers(qCount, -limit, limit);
+      k = exactCache(random.integers(kCount, -limit, limit), 1, kType, headDimQk);
+      smScale = c.inputs === 'large' ? 1 / 8 : 16;
+      break;
+    }
+    case 'tiny':
+      q = random.normals(qCount, 1e-20, qType);
+      k = normalCache(random, kCount, 1e-20, kType, headDimQk);
+      break;
+    case 'equal':
+      q = new Float32Array(qCount).fill(0.5);
+      k = exactCache(new Float32Array(kCount).fill(0.25), 0.25, kType, headDimQk);
+      break;
+    default:
+      q = random.normals(qCount, 0.1, qType);
+      k = normalCache(random, kCount, 0.1, kType, headDimQk);
+  }
+  return {
+    q,
+    k: k.x,
+    v: v.x,
+    kRows: k.rows,
+    vRows: v.rows,
     batchSize,
     qLen,
     kvLen,
@@ -98,38 +165,8 @@ export function attentionInput(
     causal,
     kvLens,
     selectiveV,
+    smScale,
   };
-  const v =
-    c.inputs === 'ones' || c.inputs === 'onesHuge'
-      ? new Float32Array(vCount).fill(1)
-      : random.normals(vCount, 0.1, c.types[2]);
-  switch (c.inputs) {
-    case 'large':
-    case 'huge':
-    case 'onesHuge': {
-      // Small integers and a scale that is a power of two: the scores are exact in f32 in any order of summation, so that
-      // what is tested is the softmax at that size and not the rounding of the scores.
-      const limit = Math.max(1, Math.floor(Math.sqrt(2000 / Math.sqrt(headDimQk))));
-      return {
-        ...shape,
-        q: random.integers(qCount, -limit, limit),
-        k: random.integers(kCount, -limit, limit),
-        v,
-        smScale: c.inputs === 'large' ? 1 / 8 : 16,
-      };
-    }
-    case 'tiny':
-      return {
-        ...shape,
-        q: random.normals(qCount, 1e-20, 'f32').map((x) => roundTo(c.types[0], x)),
-        k: random.normals(kCount, 1e-20, 'f32').map((x) => roundTo(c.types[1], x)),
-        v,
-      };
-    case 'equal':
-      return { ...shape, q: new Float32Array(qCount).fill(0.5), k: new Float32Array(kCount).fill(0.25), v };
-    default:
-      return { ...shape, q: random.normals(qCount, 0.1, c.types[0]), k: random.normals(kCount, 0.1, c.types[1]), v };
-  }
 }
 
 const usual = {
@@ -218,6 +255,92 @@ export function decodeCases(reduced: boolean): AttentionCase[] {
     add({ types, kvLen: 200, batchSize: 2 });
     add({ types, kvLen: 140, heads: [12, 4, 6], dims: [32, 128], numSplits: 3, kvLens: [101] });
     add({ types, kvLen: 140, heads: [32, 4, 16], selectiveV: { topK: 10 } });
+  }
+  return cases;
+}
+
+const kvTypes: KvType[] = ['f32', 'f16', 'bf16', 'i8', 'f8e4m3'];
+const everyPair = kvTypes.flatMap((k) => kvTypes.map((v) => [k, v] as const));
+/** The pairs that caches are made for: K as precise as Q and V coarser, and both coarse. */
+const cacheTypes: Types[] = [
+  ['bf16', 'bf16', 'i8'],
+  ['bf16', 'bf16', 'f8e4m3'],
+  ['bf16', 'i8', 'f8e4m3'],
+  ['f16', 'f16', 'i8'],
+  ['f16', 'f16', 'f8e4m3'],
+  ['f16', 'f8e4m3', 'i8'],
+];
+/** Of a list every other one, so that two neighbours in cacheTypes, or bf16 and f16 of the same pair, have all of it between them. */
+function part<T>(list: readonly T[], typesIndex: number): T[] {
+  return list.filter((_, i) => i % 2 === typesIndex % 2);
+}
+const cacheHeadSizes: Dims[] = [
+  [32, 32],
+  [64, 64],
+  [96, 96],
+  [128, 128],
+  [256, 256],
+  [64, 32],
+  [32, 128],
+  [80, 64],
+];
+
+/** K and V of all types, in pairs. */
+export function kvTypePrefillCases(reduced: boolean): AttentionCase[] {
+  const cases: AttentionCase[] = [];
+  const add = (c: Partial<AttentionCase> & Pick<AttentionCase, 'qLen' | 'kvLen' | 'types'>): void =>
+    void cases.push({ ...usual, ...c });
+  for (const [k, v] of everyPair) {
+    add({ types: ['bf16', k, v], qLen: 19, kvLen: 70, batchSize: 2, kvLens: [70, 23] });
+    add({ types: ['f32', k, v], qLen: 4, kvLen: 33, heads: [6, 6, 1], dims: [32, 64], causal: false });
+  }
+  for (const [i, types] of cacheTypes.entries()) {
+    for (const heads of part(reduced ? headCounts.slice(0, 4) : headCounts, i))
+      add({ types, heads, qLen: 9, kvLen: 65 });
+    for (const dims of part(reduced ? cacheHeadSizes.slice(3, 7) : cacheHeadSizes, i))
+      add({ types, dims, qLen: 9, kvLen: 70 });
+    for (const length of part(reduced ? [17, 65] : [1, 7, 63, 64, 65, 129], i))
+      add({ types, heads: [4, 1, 2], dims: [32, 32], qLen: length, kvLen: length });
+    for (const inputs of part(['large', 'huge', 'tiny', 'equal', 'ones', 'onesHuge'] as const, i))
+      add({ types, inputs, qLen: 5, kvLen: 150 });
+    for (const causal of [false, true])
+      add({ types, causal, batchSize: 4, qLen: 9, kvLen: 40, kvLens: [40, 0, 17, 4] });
+    if (!reduced && i % 2 === 0) add({ types, qLen: 20, kvLen: 200, heads: [32, 4, 16] });
+  }
+  return cases;
+}
+
+export function kvTypeDecodeCases(reduced: boolean): AttentionCase[] {
+  const cases: AttentionCase[] = [];
+  const add = (c: Partial<AttentionCase> & Pick<AttentionCase, 'kvLen' | 'types'>): void =>
+    void cases.push({ ...usual, causal: false, qLen: 1, ...c });
+  for (const [k, v] of everyPair) {
+    add({ types: ['bf16', k, v], kvLen: 140, batchSize: 2, kvLens: [140, 37] });
+    add({ types: ['f32', k, v], kvLen: 61, heads: [6, 6, 1], dims: [32, 64], numSplits: 3 });
+    add({ types: ['f16', k, v], kvLen: 90, selectiveV: { topK: 9 } });
+  }
+  for (const [i, types] of cacheTypes.entries()) {
+    for (const heads of part(reduced ? headCounts.slice(0, 4) : headCounts, i)) {
+      add({ types, heads, kvLen: 130, batchSize: 2 });
+      add({ types, heads, kvLen: 110, selectiveV: { topK: 20 } });
+    }
+    for (const dims of part(reduced ? cacheHeadSizes.slice(3, 7) : cacheHeadSizes, i)) {
+      add({ types, dims, kvLen: 150, batchSize: 2, kvLens: [150, 77] });
+      add({ types, dims, kvLen: 150, selectiveV: { topK: 33, renormalize: true } });
+    }
+    for (const length of part(reduced ? [17, 65] : [1, 7, 63, 64, 65, 129], i))
+      add({ types, heads: [8, 1, 2], dims: [32, 32], kvLen: length });
+    for (const numSplits of part(reduced ? [2, 7] : [1, 2, 7, 64], i))
+      add({ types, numSplits, batchSize: 3, kvLen: 61, kvLens: [61, 0, 5], heads: [12, 3, 6] });
+    for (const inputs of part(['large', 'huge', 'tiny', 'equal', 'ones', 'onesHuge'] as const, i))
+      add({ types, inputs, kvLen: 300, numSplits: i % 3 === 0 ? 7 : undefined });
+    for (const topK of [1, 5, 100, 299, 300]) {
+      add({ types, kvLen: 300, batchSize: 2, kvLens: [300, 60], selectiveV: { topK, renormalize: topK !== 5 } });
+      if (topK !== 1) add({ types, inputs: 'equal', kvLen: 300, selectiveV: { topK }, numSplits: 3 }); // ties
+    }
+    add({ types, inputs: 'huge', kvLen: 300, dims: [32, 32], selectiveV: { topK: 50 } });
+    add({ types, inputs: 'onesHuge', kvLen: 300, selectiveV: { topK: 3, renormalize: true } });
+    if (!reduced && i % 2 === 0) add({ types, kvLen: 700, heads: [32, 4, 16] });
   }
   return cases;
 }

@@ -19,6 +19,10 @@ export interface CheckpointSpec {
   type?: CheckpointTensor['type'];
   heads?: [q: number, k: number, v: number];
   headDim?: number;
+  valueHeadDim?: number;
+  /** Half K dim: K cached at keyHeadDim, and lifted. */
+  keyHeadDim?: number;
+  keyLift?: { kind: 'linear' | 'swiglu'; position: 'after_rope' | 'before_rope'; intermediate_size?: number };
   hiddenSize?: number;
   intermediateSize?: number;
   augQSize?: number; // 0: without augmented Q
@@ -48,6 +52,7 @@ export function randomCheckpoint(spec: CheckpointSpec = {}): Checkpoint {
   } = spec;
   const augQSize = architecture === 'llama' ? 0 : (spec.augQSize ?? 48);
   const [numQHeads, numKHeads, numVHeads] = heads;
+  const { valueHeadDim = headDim, keyHeadDim = headDim, keyLift } = spec;
   const random = new Random(spec.seed ?? 1);
   const tensors: Checkpoint['tensors'] = new Map();
   const linear = (name: string, outFeatures: number, inFeatures: number): void => {
@@ -72,9 +77,16 @@ export function randomCheckpoint(spec: CheckpointSpec = {}): Checkpoint {
     norm(`${at}.input_layernorm.weight`);
     norm(`${at}.post_attention_layernorm.weight`);
     linear(`${at}.self_attn.q_proj.weight`, numQHeads * headDim, hiddenSize);
-    linear(`${at}.self_attn.k_proj.weight`, numKHeads * headDim, hiddenSize);
-    linear(`${at}.self_attn.v_proj.weight`, numVHeads * headDim, hiddenSize);
-    linear(`${at}.self_attn.o_proj.weight`, hiddenSize, numQHeads * headDim);
+    linear(`${at}.self_attn.k_proj.weight`, numKHeads * keyHeadDim, hiddenSize);
+    linear(`${at}.self_attn.v_proj.weight`, numVHeads * valueHeadDim, hiddenSize);
+    linear(`${at}.self_attn.o_proj.weight`, hiddenSize, numQHeads * valueHeadDim);
+    if (keyLift?.kind === 'linear') linear(`${at}.self_attn.k_lift_proj.weight`, headDim, keyHeadDim);
+    if (keyLift?.kind === 'swiglu') {
+      const inner = keyLift.intermediate_size as number;
+      linear(`${at}.self_attn.k_lift_gate_proj.weight`, inner, keyHeadDim);
+      linear(`${at}.self_attn.k_lift_up_proj.weight`, inner, keyHeadDim);
+      linear(`${at}.self_attn.k_lift_down_proj.weight`, headDim, inner);
+    }
     if (augQSize > 0) {
       linear(`${at}.self_attn.q_gate_proj.weight`, augQSize, numQHeads * headDim);
       linear(`${at}.self_attn.q_up_proj.weight`, augQSize, numQHeads * headDim);
@@ -99,6 +111,9 @@ export function randomCheckpoint(spec: CheckpointSpec = {}): Checkpoint {
       ? { num_key_heads: numKHeads, num_value_heads: numVHeads, aug_q_dim: augQSize || undefined }
       : { num_key_value_heads: numKHeads }),
     head_dim: headDim,
+    value_head_dim: spec.valueHeadDim,
+    key_head_dim: spec.keyHeadDim,
+    key_lift: keyLift,
     vocab_size: vocabSize,
     max_position_embeddings: spec.maxPositionEmbeddings ?? 2048,
     rms_norm_eps: 1e-5,

@@ -5,7 +5,7 @@
 // (a comparator that takes the max() of differences lets NaN through). NaN and infinities must stand where the reference
 // has them, infinities with the same sign.
 
-import type { FloatType, Numbers } from './numbers';
+import type { FloatType, KvType, Numbers } from './numbers';
 
 /** An element is close when |actual - expected| <= abs, or <= rel * |scale|. */
 export interface Tolerance {
@@ -39,8 +39,11 @@ export const tolerances = {
 /** Whole models: largest logit difference relative to the largest reference logit. */
 export const modelTolerances = { f32: 2e-4, f16: 3e-2, bf16: 3e-2 } as const satisfies Record<FloatType, number>;
 
-/** An operator is as precise as the coarsest type that goes in or comes out. */
-export function coarsest(...types: FloatType[]): FloatType {
+/**
+ * An operator is as precise as the coarsest type that goes in or comes out; i8 and f8e4m3 go in with their scales, exactly, and
+ * none computes in them.
+ */
+export function coarsest(...types: KvType[]): FloatType {
   return types.includes('bf16') ? 'bf16' : types.includes('f16') ? 'f16' : 'f32';
 }
 

@@ -14,6 +14,9 @@ const threads: Record<string, string> = { avx2: '3', avx512: '1', avx512_bf16: '
 const suites = [
   'attention_prefill',
   'attention_decode',
+  'kv_append',
+  'kv_types',
+  'quantize',
   'augmented_q',
   'matmul',
   'rms_norm',

@@ -4,10 +4,13 @@
 // with, and what a comparison sees is the operator's own error.
 
 export type FloatType = 'f32' | 'f16' | 'bf16';
+/** Types that store a row with a scale of its own: test/reference.ts, quantizeRows. */
+export type QuantizedType = 'i8' | 'f8e4m3';
+export type KvType = FloatType | QuantizedType;
 export type Numbers = Float32Array | Float64Array;
 
 // Jest runs tests in a context of their own, where every look at a global takes 100 ns: too long for millions of numbers.
-const { imul, sqrt, log, cos, PI, fround, floor } = Math;
+const { imul, sqrt, log, cos, PI, fround, floor, abs, min, max, log2 } = Math;
 const isNan = Number.isNaN;
 
 const f32Word = new Float32Array(1);
@@ -67,6 +70,24 @@ export function fromF8e4m3Bits(bits: number): number {
   const mantissa = bits & 7;
   if (exponent === 15 && mantissa === 7) return Number.NaN;
   return exponent === 0 ? sign * mantissa * 2 ** -9 : sign * (8 + mantissa) * 2 ** (exponent - 10);
+}
+
+/** The nearest integer, ties to even. */
+export function roundHalfEven(value: number): number {
+  const below = floor(value);
+  const rest = value - below;
+  return rest > 0.5 || (rest === 0.5 && below % 2 !== 0) ? below + 1 : below;
+}
+
+/** The E4M3 nearest to a value, ties to even; past 464, halfway to what would follow 448, NaN. */
+export function toF8e4m3Bits(value: number): number {
+  const sign = value < 0 || Object.is(value, -0) ? 0x80 : 0;
+  const magnitude = abs(value);
+  if (!(magnitude <= 464)) return sign | 0x7f;
+  // The codes of one exponent are evenly spaced, 2^-9 apart up to 2^-6; those of 8 * 2^e to 16 * 2^e begin at 8 (e + 10).
+  const exponent = max(-9, floor(log2(magnitude)) - 3);
+  const steps = roundHalfEven(magnitude * 2 ** -exponent); // 16 is the first of the next exponent
+  return sign | min(0x7e, steps + 8 * (exponent + 9));
 }
 
 export function roundTo(type: FloatType, value: number): number {

@@ -1,7 +1,7 @@
 // The definition of each operator: plain loops in float64 over row-major arrays, written to be read, not to be fast.
 // Names of sizes and axes are those of csrc/backend/ops.h.
 
-import type { Numbers } from './numbers';
+import { fromBf16Bits, fromF8e4m3Bits, type Numbers, type QuantizedType, roundHalfEven, toF8e4m3Bits } from './numbers';
 
 export interface SelectiveV {
   topK: number;
@@ -85,6 +85,58 @@ function keepLargest(scores: number[], weights: number[], { topK, renormalize }:
   let sum = 0;
   for (const weight of weights) sum += weight;
   for (let j = 0; j < weights.length; j++) weights[j] = (weights[j] as number) / sum;
+}
+
+/** Rows of K or V as i8 or f8e4m3 with a scale, a bf16, for each. */
+export interface QuantizedRows {
+  values: Int8Array | Uint8Array; // i8 themselves, or the codes of f8e4m3
+  scales: Float32Array; // [numRows]
+}
+
+const largest = { i8: 127, f8e4m3: 448 } as const;
+
+/**
+ * Each row of x [numRows, rowLength], f32 values, by its largest magnitude m: scale = m / 127 or m / 448 in f32, rounded up
+ * to bf16; value = x / scale in f32, rounded to nearest, ties to even. m < 2^-100: scale and values are 0. A NaN or an
+ * infinity in the row: values are 0, and the scale is NaN.
+ */
+export function quantizeRows(x: Float32Array, rowLength: number, type: QuantizedType): QuantizedRows {
+  const { abs, fround, max } = Math;
+  const scales = new Float32Array(x.length / rowLength);
+  const values = type === 'i8' ? new Int8Array(x.length) : new Uint8Array(x.length);
+  for (let row = 0; row < scales.length; row++) {
+    const [start, end] = [row * rowLength, (row + 1) * rowLength];
+    let m = 0;
+    for (let i = start; i < end; i++) m = max(m, abs(x[i] as number)); // which passes NaN on
+    if (!Number.isFinite(m)) scales[row] = Number.NaN;
+    if (!(m >= 2 ** -100 && m < Infinity)) continue;
+    const scale = bf16RoundedUp(fround(m / largest[type]));
+    scales[row] = scale;
+    for (let i = start; i < end; i++) {
+      const quotient = fround((x[i] as number) / scale);
+      values[i] = type === 'i8' ? roundHalfEven(quotient) : toF8e4m3Bits(quotient);
+    }
+  }
+  return { values, scales };
+}
+
+/** The smallest bf16 that is not below a positive f32. */
+function bf16RoundedUp(value: number): number {
+  const bits = new Uint32Array(Float32Array.of(value).buffer)[0] as number;
+  return fromBf16Bits((bits + 0xffff) >>> 16);
+}
+
+/** The values of rows without their scales. */
+export function unscaledRows({ values }: QuantizedRows): Float32Array {
+  return Float32Array.from(values, values instanceof Int8Array ? Number : fromF8e4m3Bits);
+}
+
+/** value * scale, row by row: exact, as it has at most 15 significant bits. */
+export function dequantizeRows(rows: QuantizedRows): Float32Array {
+  const x = unscaledRows(rows);
+  const rowLength = x.length / rows.scales.length;
+  for (let i = 0; i < x.length; i++) x[i] = (x[i] as number) * (rows.scales[(i / rowLength) | 0] as number);
+  return x;
 }
 
 /** x [numTokens, inFeatures] weight [outFeatures, inFeatures] -> x weight^T [numTokens, outFeatures]. */

@@ -32,7 +32,10 @@ export function modelLogits(
   tokens: readonly number[],
   options: { numLogits?: number; selectiveV?: SelectiveV } = {},
 ): Float64Array[] {
-  const config = checkpoint.config as Record<string, number> & { rope_scaling?: Llama3RopeScaling };
+  const config = checkpoint.config as Record<string, number> & {
+    rope_scaling?: Llama3RopeScaling;
+    key_lift?: { kind: 'linear' | 'swiglu'; position: 'after_rope' | 'before_rope' };
+  };
   const weight = (name: string): Float32Array => {
     const tensor = checkpoint.tensors.get(name);
     if (!tensor) throw new Error(`no tensor ${name}`);
@@ -46,7 +49,16 @@ export function modelLogits(
   const numVHeads = config.num_value_heads ?? config.num_key_value_heads ?? numQHeads;
   const headDim = config.head_dim ?? hiddenSize / numQHeads;
   const eps = config.rms_norm_eps as number;
-  const frequencies = ropeFrequencies(headDim, config.rope_theta ?? 10000, config.rope_scaling ?? undefined);
+  const headDimVo = config.value_head_dim ?? headDim;
+  const headDimK = config.key_head_dim ?? headDim; // of K as it is cached
+  const turned = (x: Numbers, heads: number, size: number): Float64Array =>
+    rope(
+      x,
+      positions,
+      heads,
+      size,
+      ropeFrequencies(size, config.rope_theta ?? 10000, config.rope_scaling ?? undefined),
+    );
   const numTokens = tokens.length;
   const positions = tokens.map((_, i) => i);
   const linear = (x: Numbers, name: string): Float64Array =>
@@ -73,11 +85,30 @@ export function modelLogits(
       const [gate, up, down] = ['gate', 'up', 'down'].map((part) => `${at}.self_attn.q_${part}_proj.weight`);
       q = gated(q, gate as string, up as string, down as string);
     }
-    const k = linear(x, `${at}.self_attn.k_proj.weight`);
+    // The lift of half K dim, head by head, before or after RoPE.
+    const lift = (cached: Numbers): Float64Array => {
+      const [gate, up, down] = ['gate', 'up', 'down'].map((part) => `${at}.self_attn.k_lift_${part}_proj.weight`);
+      const shape = { numTokens: numTokens * numKHeads, inFeatures: headDimK, outFeatures: headDim };
+      if (config.key_lift?.kind === 'linear') {
+        return matmul(cached, weight(`${at}.self_attn.k_lift_proj.weight`), shape.numTokens, headDimK, headDim);
+      }
+      return augmentedQ({
+        x: cached,
+        gate: weight(gate as string),
+        up: weight(up as string),
+        down: weight(down as string),
+        innerSize: rows(gate as string),
+        ...shape,
+      });
+    };
+    let k = linear(x, `${at}.self_attn.k_proj.weight`);
+    if (config.key_lift?.position === 'before_rope') k = lift(k);
+    k = turned(k, numKHeads, k.length / (numTokens * numKHeads));
+    if (config.key_lift?.position === 'after_rope') k = lift(k);
     const v = linear(x, `${at}.self_attn.v_proj.weight`);
     const { out } = attention({
-      q: rope(q, positions, numQHeads, headDim, frequencies),
-      k: rope(k, positions, numKHeads, headDim, frequencies),
+      q: turned(q, numQHeads, headDim),
+      k,
       v,
       batchSize: 1,
       qLen: numTokens,
@@ -86,7 +117,7 @@ export function modelLogits(
       numKHeads,
       numVHeads,
       headDimQk: headDim,
-      headDimVo: headDim,
+      headDimVo,
       causal: true,
       selectiveV: options.selectiveV,
     });

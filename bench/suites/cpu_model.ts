@@ -3,12 +3,14 @@ import { type Device, Model, type Session } from '../../lib/index';
 import { BandwidthMeter, type Ceilings } from '../ceilings';
 import { type Figure, figure, type SuiteContext } from '../figure';
 import { availableMemory } from '../machine';
-import { mapStats, type Stats, summarize } from '../measure';
+import { interleave, mapStats, type Stats, summarize } from '../measure';
 import { SIGMA_15B_LAYERS, sigma15bConfig } from '../shapes';
 import { flops, LinearMeter, layerWeights, prefillMatrices } from './cpu_linear';
 
 const PREFILL_TOKENS = 512;
 const BF16_BYTES = 2;
+const BATCH_SIZE = 16;
+const BATCH_PROMPT_TOKENS = 32;
 const RESERVED_BYTES = 7e9; // for the buffers of bench/ceilings and the rest of the process
 
 /** As many layers as fit comfortably. */
@@ -41,6 +43,16 @@ async function timePrefill(session: Session, tokens: number[]): Promise<number> 
   return performance.now() - start;
 }
 
+/** Seconds for `count` generations that run at once, each of other tokens. */
+async function timeGenerations(model: Model, count: number, newTokens: number): Promise<number> {
+  const prompts = Array.from({ length: count }, (_, i) =>
+    promptTokens(BATCH_PROMPT_TOKENS + i, model.config.vocabSize).slice(i),
+  );
+  const start = performance.now();
+  await Promise.all(prompts.map((prompt) => model.generate(prompt, { maxTokens: newTokens }).result));
+  return (performance.now() - start) / 1000;
+}
+
 export async function measureModel(
   device: Device,
   ceilings: Ceilings,
@@ -62,6 +74,8 @@ export async function measureModel(
 
   const decodeMs: number[] = [];
   const prefillMs: number[] = [];
+  const newTokens = quick ? 8 : 32;
+  let batches: Record<'one' | 'many', Stats>;
   try {
     await session.prefill(tokens); // warms up
     await timeDecode(session, 2, config.vocab_size);
@@ -74,6 +88,12 @@ export async function measureModel(
       prefillMs.push(await timePrefill(session, tokens));
     }
     await linear?.sample();
+    progress(`${BATCH_SIZE} generations at once, and one alone`);
+    const perSecond = async (count: number) => (count * newTokens) / (await timeGenerations(model, count, newTokens));
+    batches = await interleave(
+      { one: () => perSecond(1), many: () => perSecond(BATCH_SIZE) },
+      { warmUp: quick ? 0 : 1, rounds: quick ? 1 : 3 },
+    );
   } finally {
     session.dispose();
     model.dispose();
@@ -93,6 +113,7 @@ export async function measureModel(
       weightBytes,
       decodeBytes,
       prefillTokens: PREFILL_TOKENS,
+      batch: { size: BATCH_SIZE, promptTokens: BATCH_PROMPT_TOKENS, newTokens },
     },
     ceilings: { readBandwidth: bandwidth.best(), onednn: linear?.report() ?? null },
     figures: [
@@ -117,6 +138,16 @@ export async function measureModel(
         limitName: "oneDNN's time for the same matrices",
         target: null,
         samples: { ms: prefill },
+      }),
+      figure({
+        name: `${BATCH_SIZE} generations at once over one: tokens per second`,
+        value: batches.many.median / batches.one.median,
+        unit: 'x',
+        better: 'more',
+        limit: BATCH_SIZE,
+        limitName: 'each as fast as alone',
+        target: { on: 'value', atLeast: 4 },
+        samples: { tokensPerSecondOfOne: batches.one, tokensPerSecondOfAll: batches.many },
       }),
     ],
   };

@@ -16,6 +16,7 @@ class CancelObject final : public Napi::ObjectWrap<CancelObject> {
 
   // Makes `job` end with ABORT_ERR once this is cancelled. undefined: the job cannot be cancelled from JS.
   static void attach(const Napi::Value& cancel, Job& job, const std::shared_ptr<Executor>& executor);
+  std::shared_ptr<const CancelFlag> flag() const { return flag_; }
 
  private:
   Napi::Value cancel(const Napi::CallbackInfo& info);

@@ -35,6 +35,27 @@ std::optional<double> optional_number(const Napi::Value& value, const char* name
   return number(value, name);
 }
 
+// What both attention operators take first.
+struct AttentionArguments {
+  Argument q, k, v, k_scales, v_scales, out, lse, kv_lens;
+
+  AttentionArguments(const DeviceContext& device, const Napi::CallbackInfo& info)
+      : q(tensor_argument(device, info[0], "q")),
+        k(tensor_argument(device, info[1], "k")),
+        v(tensor_argument(device, info[2], "v")),
+        k_scales(optional_tensor(device, info[3], "kScales")),
+        v_scales(optional_tensor(device, info[4], "vScales")),
+        out(tensor_argument(device, info[5], "out")),
+        lse(optional_tensor(device, info[6], "lse")),
+        kv_lens(optional_tensor(device, info[7], "kvLens")) {}
+
+  AttentionViews views() const {
+    return {
+        q.view, k.view, v.view, out.view, k_scales.optional(), v_scales.optional(), lse.optional(), kv_lens.optional()};
+  }
+  std::vector<Argument> all() const { return {q, k, v, k_scales, v_scales, out, lse, kv_lens}; }
+};
+
 // Queues backend->*op(p); the arguments are held until it is done. A call without an element of output does nothing.
 template <typename Params, typename Submit>
 Napi::Value enqueue(const DeviceContext& device, void (Backend::*op)(const Params&), const Params& p,
@@ -53,12 +74,9 @@ Napi::Value enqueue(const DeviceContext& device, void (Backend::*op)(const Param
 Napi::Value DeviceObject::attention_prefill(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     check_usable();
-    Argument q = tensor_argument(*device_, info[0], "q"), k = tensor_argument(*device_, info[1], "k"),
-             v = tensor_argument(*device_, info[2], "v"), out = tensor_argument(*device_, info[3], "out"),
-             lse = optional_tensor(*device_, info[4], "lse"), kv_lens = optional_tensor(*device_, info[5], "kvLens");
-    auto p = check_attention_prefill(q.view, k.view, v.view, out.view, lse.optional(), kv_lens.optional(),
-                                     boolean(info[6], "causal"), optional_number(info[7], "smScale"));
-    return enqueue(*device_, &Backend::attention_prefill, p, {q, k, v, out, lse, kv_lens}, out,
+    const AttentionArguments tensors(*device_, info);
+    auto p = check_attention_prefill(tensors.views(), boolean(info[8], "causal"), optional_number(info[9], "smScale"));
+    return enqueue(*device_, &Backend::attention_prefill, p, tensors.all(), tensors.out,
                    [&](auto run) { return submit(info, run); });
   });
 }
@@ -66,15 +84,22 @@ Napi::Value DeviceObject::attention_prefill(const Napi::CallbackInfo& info) {
 Napi::Value DeviceObject::attention_decode(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     check_usable();
-    Argument q = tensor_argument(*device_, info[0], "q"), k = tensor_argument(*device_, info[1], "k"),
-             v = tensor_argument(*device_, info[2], "v"), out = tensor_argument(*device_, info[3], "out"),
-             lse = optional_tensor(*device_, info[4], "lse"), kv_lens = optional_tensor(*device_, info[5], "kvLens");
-    auto p = check_attention_decode(q.view, k.view, v.view, out.view, lse.optional(), kv_lens.optional(),
-                                    optional_number(info[6], "smScale"), integer(info[7], "numSplits", 0, 1 << 20),
-                                    integer(info[8], "selectiveV.topK", 0, kMaxSafeInteger),
-                                    boolean(info[9], "selectiveV.renormalize"));
-    return enqueue(*device_, &Backend::attention_decode, p, {q, k, v, out, lse, kv_lens}, out,
+    const AttentionArguments tensors(*device_, info);
+    auto p = check_attention_decode(
+        tensors.views(), optional_number(info[8], "smScale"), integer(info[9], "numSplits", 0, 1 << 20),
+        integer(info[10], "selectiveV.topK", 0, kMaxSafeInteger), boolean(info[11], "selectiveV.renormalize"));
+    return enqueue(*device_, &Backend::attention_decode, p, tensors.all(), tensors.out,
                    [&](auto run) { return submit(info, run); });
+  });
+}
+
+Napi::Value DeviceObject::quantize(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    check_usable();
+    Argument x = tensor_argument(*device_, info[0], "x"), out = tensor_argument(*device_, info[1], "out"),
+             scales = tensor_argument(*device_, info[2], "scales");
+    auto p = check_quantize(x.view, out.view, scales.view);
+    return enqueue(*device_, &Backend::quantize, p, {x, out, scales}, out, [&](auto run) { return submit(info, run); });
   });
 }
 

@@ -3,6 +3,7 @@
 #include "addon/cancel.h"
 #include "addon/device.h"
 #include "addon/session.h"
+#include "addon/step.h"
 
 namespace diffqkv::addon {
 namespace {
@@ -35,11 +36,16 @@ Napi::Object js_config(Napi::Env env, const Config& config) {
   set("numKHeads", config.num_k_heads);
   set("numVHeads", config.num_v_heads);
   set("headDimQk", config.head_dim_qk);
+  set("headDimK", config.head_dim_k);
   set("headDimVo", config.head_dim_vo);
   set("ropeTheta", config.rope_theta);
   set("rmsNormEps", config.rms_norm_eps);
   set("maxPositionEmbeddings", config.max_position_embeddings);
   result["tieWordEmbeddings"] = Napi::Boolean::New(env, config.tie_word_embeddings);
+  if (config.key_lift.kind != KeyLift::none) {
+    result["keyLift"] = std::string(config.key_lift.kind == KeyLift::linear ? "linear" : "swiglu") +
+                        (config.key_lift.before_rope ? " before RoPE" : " after RoPE");
+  }
   if (config.has_bos_token_id) set("bosTokenId", config.bos_token_id);
   Napi::Array eos = Napi::Array::New(env, config.eos_token_ids.size());
   for (uint32_t i = 0; i < config.eos_token_ids.size(); ++i) {
@@ -49,6 +55,21 @@ Napi::Object js_config(Napi::Env env, const Config& config) {
   return result;
 }
 
+LoadOptions load_options(const Napi::Value& value) {
+  if (!value.IsObject()) fail(ErrorCode::invalid_argument, "options must be an object");
+  const auto object = value.As<Napi::Object>();
+  const auto bytes = [&](const char* name, uint64_t& out) {
+    if (Napi::Value given = object.Get(name); !absent(given))
+      out = static_cast<uint64_t>(integer(given, name, 0, kMaxSafeInteger));
+  };
+  LoadOptions options;
+  Napi::Value type = object.Get("dtype");
+  if ((options.has_dtype = !absent(type))) options.dtype = dtype(type, "dtype");
+  bytes("kvCacheBytes", options.kv_limits.max_bytes);
+  bytes("prefixCacheBytes", options.kv_limits.prefix_bytes);
+  return options;
+}
+
 }  // namespace
 
 Napi::Function ModelObject::define(Napi::Env env) {
@@ -56,8 +77,8 @@ Napi::Function ModelObject::define(Napi::Env env) {
       env, "NativeModel",
       {InstanceAccessor<&ModelObject::config>("config"), InstanceAccessor<&ModelObject::dtype_js>("dtype"),
        InstanceAccessor<&ModelObject::num_parameters>("numParameters"),
-       InstanceAccessor<&ModelObject::weight_bytes>("weightBytes"),
-       InstanceMethod<&ModelObject::create_session>("createSession"),
+       InstanceAccessor<&ModelObject::weight_bytes>("weightBytes"), InstanceAccessor<&ModelObject::kv_cache>("kvCache"),
+       InstanceMethod<&ModelObject::create_session>("createSession"), InstanceMethod<&ModelObject::step>("step"),
        InstanceMethod<&ModelObject::dispose_js>("dispose")});
 }
 
@@ -70,8 +91,7 @@ ModelObject::ModelObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
 Napi::Value ModelObject::load(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device,
                               Napi::Object device_object) {
   std::string directory = text(info[0], "directory");
-  LoadOptions options;
-  if ((options.has_dtype = !absent(info[1]))) options.dtype = dtype(info[1], "dtype");
+  LoadOptions options = load_options(info[1]);
   auto job = std::make_unique<Job>(info.Env());
   if (!absent(info[2])) {
     if (!info[2].IsFunction()) fail(ErrorCode::invalid_argument, "onProgress must be a function");
@@ -93,8 +113,7 @@ Napi::Value ModelObject::load(const Napi::CallbackInfo& info, const std::shared_
 Napi::Value ModelObject::random(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device,
                                 Napi::Object device_object) {
   std::string config = text(info[0], "config");
-  LoadOptions options;
-  if ((options.has_dtype = !absent(info[1]))) options.dtype = dtype(info[1], "dtype");
+  LoadOptions options = load_options(info[1]);
   uint64_t seed = seed64(info[2], "seed");
   auto job = std::make_unique<Job>(info.Env());
   auto model = std::make_shared<std::shared_ptr<Model>>();
@@ -131,6 +150,30 @@ Napi::Value ModelObject::weight_bytes(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     check_usable();
     return Napi::Number::New(info.Env(), static_cast<double>(model_->weight_bytes()));
+  });
+}
+
+Napi::Value ModelObject::kv_cache(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    check_usable();
+    KvPool& pool = model_->kv_pool();
+    Napi::Object result = Napi::Object::New(info.Env());
+    auto set = [&](const char* name, uint64_t value) {
+      result.Set(name, Napi::Number::New(info.Env(), static_cast<double>(value)));
+    };
+    set("pageTokens", KvPool::kPageTokens);
+    set("pages", pool.pages());
+    set("prefixPages", pool.prefixes().pages());
+    set("bytes", pool.bytes());
+    if (pool.limits().max_bytes != UINT64_MAX) set("maxBytes", pool.limits().max_bytes);
+    return result;
+  });
+}
+
+Napi::Value ModelObject::step(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    check_usable();
+    return submit_step(info, device_, model_);
   });
 }
 

@@ -22,7 +22,7 @@ class ModelObject final : public Napi::ObjectWrap<ModelObject>, public Resource 
   explicit ModelObject(const Napi::CallbackInfo& info);
   ~ModelObject() override { finalize(Env()); }
 
-  // device.loadModel(directory, dtype, onProgress, cancel) and device.randomModel(config, dtype, seed)
+  // device.loadModel(directory, options, onProgress, cancel) and device.randomModel(config, options, seed)
   static Napi::Value load(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device,
                           Napi::Object device_object);
   static Napi::Value random(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device,
@@ -34,7 +34,9 @@ class ModelObject final : public Napi::ObjectWrap<ModelObject>, public Resource 
   Napi::Value dtype_js(const Napi::CallbackInfo& info);
   Napi::Value num_parameters(const Napi::CallbackInfo& info);
   Napi::Value weight_bytes(const Napi::CallbackInfo& info);
+  Napi::Value kv_cache(const Napi::CallbackInfo& info);
   Napi::Value create_session(const Napi::CallbackInfo& info);
+  Napi::Value step(const Napi::CallbackInfo& info);
   Napi::Value dispose_js(const Napi::CallbackInfo& info);
 
   std::shared_ptr<Model> model_;

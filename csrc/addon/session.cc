@@ -1,8 +1,5 @@
 #include "addon/session.h"
 
-#include <algorithm>
-#include <limits>
-
 #include "addon/cancel.h"
 #include "addon/model.h"
 
@@ -47,35 +44,15 @@ SessionOptions session_options(const Napi::Value& value) {
   return options;
 }
 
-float in_range(const Napi::Value& value, const char* name, double min, double max) {
-  double result = number(value, name);
-  if (!(result >= min && result <= max))
-    fail(ErrorCode::invalid_argument, "%s is %g; it must be from %g to %g", name, result, min, max);
-  return static_cast<float>(result);
-}
+}  // namespace
 
-SamplingOptions sampling_options(const Napi::Value& value) {
-  if (!value.IsObject()) fail(ErrorCode::invalid_argument, "sampling options must be an object");
-  SamplingOptions options;
-  options.temperature = in_range(property(value, "temperature"), "temperature", 0, 1e6);
-  options.top_k = integer(property(value, "topK"), "topK", 0, kMaxTokens);
-  // A number that float rounds to 0 still means "the likeliest token alone".
-  options.top_p = std::max(in_range(property(value, "topP"), "topP", 0, 1), std::numeric_limits<float>::min());
-  options.min_p = in_range(property(value, "minP"), "minP", 0, 1);
-  options.repetition_penalty = in_range(property(value, "repetitionPenalty"), "repetitionPenalty", 1e-6, 1e6);
-  options.seed = seed64(property(value, "seed"), "seed");
-  return options;
-}
-
-std::shared_ptr<std::vector<int32_t>> copy_tokens(const Napi::Value& value) {
+std::vector<int32_t> tokens_argument(const Napi::Value& value) {
   ArrayView view = array_view(value, "tokens");
   if (view.type != napi_int32_array) fail(ErrorCode::invalid_argument, "tokens must be an Int32Array");
   if (view.length == 0) fail(ErrorCode::invalid_argument, "tokens is empty; give at least one token");
   const auto* data = static_cast<const int32_t*>(view.data);
-  return std::make_shared<std::vector<int32_t>>(data, data + view.length);
+  return {data, data + view.length};
 }
-
-}  // namespace
 
 Napi::Function SessionObject::define(Napi::Env env) {
   return DefineClass(
@@ -83,9 +60,8 @@ Napi::Function SessionObject::define(Napi::Env env) {
       {InstanceAccessor<&SessionObject::kv_len>("kvLen"), InstanceAccessor<&SessionObject::max_kv_len>("maxKvLen"),
        InstanceAccessor<&SessionObject::k_cache_bytes>("kCacheBytes"),
        InstanceAccessor<&SessionObject::v_cache_bytes>("vCacheBytes"),
-       InstanceMethod<&SessionObject::forward>("forward"), InstanceMethod<&SessionObject::next_token>("nextToken"),
-       InstanceMethod<&SessionObject::truncate>("truncate"), InstanceMethod<&SessionObject::fork>("fork"),
-       InstanceMethod<&SessionObject::dispose_js>("dispose")});
+       InstanceMethod<&SessionObject::forward>("forward"), InstanceMethod<&SessionObject::truncate>("truncate"),
+       InstanceMethod<&SessionObject::fork>("fork"), InstanceMethod<&SessionObject::dispose_js>("dispose")});
 }
 
 SessionObject::SessionObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
@@ -98,6 +74,11 @@ SessionObject::SessionObject(const Napi::CallbackInfo& info) : ObjectWrap(info) 
 void SessionObject::check(Napi::Env env) {
   check_usable();
   set_external_bytes(env, cache_bytes(*session_));
+}
+
+std::shared_ptr<Session> SessionObject::session(Napi::Env env) {
+  check(env);
+  return session_;
 }
 
 Napi::Value SessionObject::create(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device,
@@ -113,7 +94,7 @@ Napi::Value SessionObject::create(const Napi::CallbackInfo& info, const std::sha
 Napi::Value SessionObject::forward(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     check(info.Env());
-    auto tokens = copy_tokens(info[0]);
+    auto tokens = std::make_shared<std::vector<int32_t>>(tokens_argument(info[0]));
     ArrayView view = array_view(info[1], "logits");
     auto vocab_size = static_cast<size_t>(session_->model()->config().vocab_size);
     if (view.type != napi_float32_array || view.length != vocab_size) {
@@ -131,35 +112,6 @@ Napi::Value SessionObject::forward(const Napi::CallbackInfo& info) {
       fill_array(job.keep.Value(), logits->data(), logits->size());
       return job.env.Undefined();
     };
-    return device_->executor->submit(std::move(job));
-  });
-}
-
-Napi::Value SessionObject::next_token(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&]() -> Napi::Value {
-    check(info.Env());
-    auto tokens = copy_tokens(info[0]);
-    SamplingOptions sampling = sampling_options(info[1]);
-    auto step = static_cast<uint64_t>(integer(info[2], "step", 0, kMaxSafeInteger));
-    auto job = std::make_unique<Job>(info.Env());
-    CancelObject::attach(info[3], *job, device_->executor);
-    if (!absent(info[4])) {
-      if (!info[4].IsFunction()) fail(ErrorCode::invalid_argument, "onProgress must be a function");
-      job->progress = Napi::Persistent(info[4].As<Napi::Function>());
-    }
-    auto token = std::make_shared<int32_t>(0);
-    job->run = [executor = device_->executor.get(), session = session_, tokens, sampling, step, token](Job& job) {
-      auto on_progress = [&](int64_t done, int64_t total) { executor->report_progress(job, done, total); };
-      const int64_t kv_len = session->kv_len();
-      session->forward(tokens->data(), static_cast<int64_t>(tokens->size()), nullptr, job.cancel.get(), on_progress);
-      try {
-        *token = session->sample(sampling, step);
-      } catch (...) {
-        session->truncate(kv_len);  // a failed call leaves the cache as it was
-        throw;
-      }
-    };
-    job->resolve = [token](Job& job) -> Napi::Value { return Napi::Number::New(job.env, *token); };
     return device_->executor->submit(std::move(job));
   });
 }

@@ -2,12 +2,15 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "addon/addon.h"
 #include "addon/resource.h"
 #include "model/session.h"
 
 namespace diffqkv::addon {
+
+std::vector<int32_t> tokens_argument(const Napi::Value& value);  // an Int32Array, not empty, copied
 
 class SessionObject final : public Napi::ObjectWrap<SessionObject>, public Resource {
  public:
@@ -26,6 +29,7 @@ class SessionObject final : public Napi::ObjectWrap<SessionObject>, public Resou
   // model.createSession(options)
   static Napi::Value create(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device,
                             Napi::Object model_object, const std::shared_ptr<Model>& model);
+  std::shared_ptr<Session> session(Napi::Env env);  // ERR_DISPOSED
 
  private:
   std::shared_ptr<void> take() override { return std::move(session_); }
@@ -37,7 +41,6 @@ class SessionObject final : public Napi::ObjectWrap<SessionObject>, public Resou
   Napi::Value k_cache_bytes(const Napi::CallbackInfo& info);
   Napi::Value v_cache_bytes(const Napi::CallbackInfo& info);
   Napi::Value forward(const Napi::CallbackInfo& info);
-  Napi::Value next_token(const Napi::CallbackInfo& info);
   Napi::Value truncate(const Napi::CallbackInfo& info);
   Napi::Value fork(const Napi::CallbackInfo& info);
   Napi::Value dispose_js(const Napi::CallbackInfo& info);

@@ -56,6 +56,8 @@ class Backend {
   virtual void silu_mul(const SiluMulParams& p) = 0;
   virtual void rope(const RopeParams& p) = 0;
   virtual void kv_append(const KvAppendParams& p) = 0;
+  virtual void kv_gather(const KvGatherParams& p) = 0;
+  virtual void quantize(const QuantizeParams& p) = 0;
   virtual void attention_prefill(const AttentionPrefillParams& p) = 0;
   virtual void attention_decode(const AttentionDecodeParams& p) = 0;
   virtual void sample(const SampleParams& p) = 0;

@@ -64,13 +64,44 @@ void check_at_least_one(const char* what, int64_t value) {
     fail(ErrorCode::invalid_argument, "%s is %lld; it must be at least 1", what, static_cast<long long>(value));
 }
 
+bool is_quantized(DType dtype) { return dtype == DType::i8 || dtype == DType::f8e4m3; }
+
+void check_compute_type(const TensorView& t) {
+  if (!dtype_is_float(t.dtype) || is_quantized(t.dtype)) {
+    fail(ErrorCode::invalid_argument, "%s has type %s; it must be f32, f16 or bf16", t.name, dtype_name(t.dtype));
+  }
+}
+
+// K or V: `t` in any type but i32, and its scales where the type has them. Returns the scales' memory.
+const void* check_cache(const TensorView& t, const TensorView* scales, const char* scales_name, const char* layout) {
+  if (!dtype_is_float(t.dtype) && !is_quantized(t.dtype)) {
+    fail(ErrorCode::invalid_argument, "%s has type %s; it must be f32, f16, bf16, i8 or f8e4m3", t.name,
+         dtype_name(t.dtype));
+  }
+  if (!is_quantized(t.dtype)) {
+    if (scales == nullptr) return nullptr;
+    fail(ErrorCode::invalid_argument,
+         "%s is given and %s has type %s, which has no scales; leave them out (i8 and f8e4m3 have them)", scales_name,
+         t.name, dtype_name(t.dtype));
+  }
+  if (scales == nullptr) {
+    fail(ErrorCode::invalid_argument,
+         "%s has type %s, and %s is missing; it must be bf16 %s, as kernels.quantize makes it", t.name,
+         dtype_name(t.dtype), scales_name, layout);
+  }
+  check_type(*scales, DType::bf16);
+  check_shape(*scales, {t.shape[0], t.shape[1], t.shape[2]}, layout);
+  return scales->data;
+}
+
 // Queries are split into q_len here; decode gives 1.
 template <typename Params>
-void check_attention(Params& p, const TensorView& q, const TensorView& k, const TensorView& v, const TensorView& out,
-                     const TensorView* lse, const TensorView* kv_lens, std::optional<double> sm_scale) {
+void check_attention(Params& p, const AttentionViews& tensors, std::optional<double> sm_scale) {
+  const auto& [q, k, v, out, k_scales, v_scales, lse, kv_lens] = tensors;
   check_rank(k, 4, "[batch, kvLen, numKHeads, headDimQk]");
   check_rank(v, 4, "[batch, kvLen, numVHeads, headDimVo]");
-  check_float({&q, &k, &v, &out});
+  check_compute_type(q);
+  check_compute_type(out);
   p.kv_len = k.shape[1];
   p.num_k_heads = k.shape[2];
   p.num_v_heads = v.shape[2];
@@ -84,6 +115,8 @@ void check_attention(Params& p, const TensorView& q, const TensorView& k, const 
               "[batch, kvLen, numKHeads, headDimQk] by the shape of q");
   check_shape(v, {p.batch_size, p.kv_len, p.num_v_heads, p.head_dim_vo},
               "[batch, kvLen, numVHeads, headDimVo] by the shape of k");
+  p.k_scales = check_cache(k, k_scales, "kScales", "[batch, kvLen, numKHeads]");
+  p.v_scales = check_cache(v, v_scales, "vScales", "[batch, kvLen, numVHeads]");
   for (auto [name, heads] : {std::pair{"numKHeads", p.num_k_heads}, std::pair{"numVHeads", p.num_v_heads}}) {
     if (p.num_q_heads % heads != 0) {
       fail(ErrorCode::invalid_argument, "numQHeads is %lld and %s is %lld; numQHeads must be a multiple of it",
@@ -98,7 +131,7 @@ void check_attention(Params& p, const TensorView& q, const TensorView& k, const 
     check_shape(*kv_lens, {p.batch_size}, "[batch]");
     p.kv_lens = static_cast<const int32_t*>(kv_lens->data);
   }
-  check_apart(out, {&q, &k, &v, lse, kv_lens});
+  check_apart(out, {&q, &k, &v, k_scales, v_scales, lse, kv_lens});
   if (lse != nullptr) {
     check_type(*lse, DType::f32);
     check_apart(*lse, {&q, &k, &v, kv_lens});
@@ -121,9 +154,9 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   return text + "]";
 }
 
-AttentionPrefillParams check_attention_prefill(const TensorView& q, const TensorView& k, const TensorView& v,
-                                               const TensorView& out, const TensorView* lse, const TensorView* kv_lens,
-                                               bool causal, std::optional<double> sm_scale) {
+AttentionPrefillParams check_attention_prefill(const AttentionViews& tensors, bool causal,
+                                               std::optional<double> sm_scale) {
+  const TensorView &q = tensors.q, *lse = tensors.lse;
   AttentionPrefillParams p;
   check_rank(q, 4, "[batch, qLen, numQHeads, headDimQk]");
   p.batch_size = q.shape[0];
@@ -131,16 +164,16 @@ AttentionPrefillParams check_attention_prefill(const TensorView& q, const Tensor
   p.num_q_heads = q.shape[2];
   p.head_dim_qk = q.shape[3];
   p.causal = causal;
-  check_attention(p, q, k, v, out, lse, kv_lens, sm_scale);
-  check_shape(out, {p.batch_size, p.q_len, p.num_q_heads, p.head_dim_vo}, "[batch, qLen, numQHeads, headDimVo]");
+  check_attention(p, tensors, sm_scale);
+  check_shape(tensors.out, {p.batch_size, p.q_len, p.num_q_heads, p.head_dim_vo},
+              "[batch, qLen, numQHeads, headDimVo]");
   if (lse != nullptr) check_shape(*lse, {p.batch_size, p.num_q_heads, p.q_len}, "[batch, numQHeads, qLen]");
   return p;
 }
 
-AttentionDecodeParams check_attention_decode(const TensorView& q, const TensorView& k, const TensorView& v,
-                                             const TensorView& out, const TensorView* lse, const TensorView* kv_lens,
-                                             std::optional<double> sm_scale, int64_t num_splits,
-                                             int64_t selective_top_k, bool renormalize) {
+AttentionDecodeParams check_attention_decode(const AttentionViews& tensors, std::optional<double> sm_scale,
+                                             int64_t num_splits, int64_t selective_top_k, bool renormalize) {
+  const TensorView &q = tensors.q, *lse = tensors.lse;
   AttentionDecodeParams p;
   check_rank(q, 3, "[batch, numQHeads, headDimQk]");
   p.batch_size = q.shape[0];
@@ -149,9 +182,30 @@ AttentionDecodeParams check_attention_decode(const TensorView& q, const TensorVi
   p.num_splits = num_splits;
   p.selective_top_k = selective_top_k;
   p.renormalize = renormalize;
-  check_attention(p, q, k, v, out, lse, kv_lens, sm_scale);
-  check_shape(out, {p.batch_size, p.num_q_heads, p.head_dim_vo}, "[batch, numQHeads, headDimVo]");
+  check_attention(p, tensors, sm_scale);
+  check_shape(tensors.out, {p.batch_size, p.num_q_heads, p.head_dim_vo}, "[batch, numQHeads, headDimVo]");
   if (lse != nullptr) check_shape(*lse, {p.batch_size, p.num_q_heads}, "[batch, numQHeads]");
+  return p;
+}
+
+// The types and ranks keep x, out and scales apart: no two can be one tensor.
+QuantizeParams check_quantize(const TensorView& x, const TensorView& out, const TensorView& scales) {
+  QuantizeParams p;
+  if (x.shape.size() < 2 || x.shape.size() > 4) {
+    fail(ErrorCode::invalid_argument, "%s has shape %s; it must have 2 to 4 axes", x.name, shape_text(x.shape).c_str());
+  }
+  check_compute_type(x);
+  if (!is_quantized(out.dtype)) {
+    fail(ErrorCode::invalid_argument, "%s has type %s; it must be i8 or f8e4m3", out.name, dtype_name(out.dtype));
+  }
+  p.head_dim = x.shape.back();
+  check_at_least_one("the last axis of x", p.head_dim);
+  p.num_rows = elements(x) / p.head_dim;
+  check_shape(out, x.shape, "the shape of x");
+  check_type(scales, DType::bf16);
+  check_shape(scales, {x.shape.begin(), x.shape.end() - 1}, "the shape of x without its last axis");
+  p.x = x.data, p.out = out.data, p.scales = scales.data;
+  p.x_dtype = x.dtype, p.out_dtype = out.dtype;
   return p;
 }
 

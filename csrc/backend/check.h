@@ -21,13 +21,17 @@ struct TensorView {
 
 std::string shape_text(const std::vector<int64_t>& shape);  // "[2, 16, 64]"
 
-AttentionPrefillParams check_attention_prefill(const TensorView& q, const TensorView& k, const TensorView& v,
-                                               const TensorView& out, const TensorView* lse, const TensorView* kv_lens,
-                                               bool causal, std::optional<double> sm_scale);
-AttentionDecodeParams check_attention_decode(const TensorView& q, const TensorView& k, const TensorView& v,
-                                             const TensorView& out, const TensorView* lse, const TensorView* kv_lens,
-                                             std::optional<double> sm_scale, int64_t num_splits,
-                                             int64_t selective_top_k, bool renormalize);
+// The tensors of an attention call; null where one is not given.
+struct AttentionViews {
+  const TensorView &q, &k, &v, &out;
+  const TensorView *k_scales, *v_scales, *lse, *kv_lens;
+};
+
+AttentionPrefillParams check_attention_prefill(const AttentionViews& tensors, bool causal,
+                                               std::optional<double> sm_scale);
+AttentionDecodeParams check_attention_decode(const AttentionViews& tensors, std::optional<double> sm_scale,
+                                             int64_t num_splits, int64_t selective_top_k, bool renormalize);
+QuantizeParams check_quantize(const TensorView& x, const TensorView& out, const TensorView& scales);
 AugmentedQParams check_augmented_q(const TensorView& x, const TensorView& gate, const TensorView& up,
                                    const TensorView& down, const TensorView& out);
 MatmulParams check_matmul(const TensorView& x, const TensorView& weight, const TensorView& out);

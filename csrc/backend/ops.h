@@ -74,16 +74,57 @@ struct RopeParams {
   int64_t num_tokens = 0, num_heads = 0, head_dim = 0;
 };
 
-// Writes rope(k) and v of num_tokens new tokens of one sequence into its caches, at slot positions[t]. The only writer of a cache.
+// A row of K or V of one head, quantised: type i8 or f8e4m3, with one scale, a bf16; an element means itself times the scale.
+// scale = the largest magnitude of the row / 127 (i8) or / 448 (f8e4m3), rounded up to bf16 (away from zero), and
+// element = round to nearest even(x / scale), divided in f32. A row whose largest magnitude is below 2^-100 has scale 0 and
+// elements 0; one with a NaN or an infinity has scale NaN and elements 0, so that all of it reads as NaN.
+struct QuantizeParams {
+  const void* x = nullptr;  // [num_rows, head_dim]
+  void* out = nullptr;      // the same, i8 or f8e4m3
+  void* scales = nullptr;   // bf16 [num_rows]
+  DType x_dtype = DType::f32, out_dtype = DType::i8;
+  int64_t num_rows = 0, head_dim = 0;
+};
+
+// A page of a KV cache: K and V of page_tokens tokens, all layers, each in its own pool. A layer's part of a page lies
+// k_page_offset (v_page_offset) bytes after its start: [page_tokens, num_heads, head_dim] elements, and for i8 and f8e4m3 behind
+// them the scales, bf16 [page_tokens, num_heads]. Pages start at 256 bytes and offsets are multiples of 128. page_tokens
+// is a power of two from 32 to 128. A sequence's table of pages lies in device memory: token j is in pages[j / page_tokens].
+struct KvPage {
+  void* k;
+  void* v;
+};
+
+// Bytes of one layer's part of a page of K or of V.
+constexpr int64_t kv_page_layer_bytes(DType dtype, int64_t page_tokens, int64_t num_heads, int64_t head_dim) {
+  const bool scaled = dtype == DType::i8 || dtype == DType::f8e4m3;
+  const int64_t bytes =
+      page_tokens * num_heads * (head_dim * static_cast<int64_t>(dtype_size(dtype)) + (scaled ? 2 : 0));
+  return (bytes + 127) / 128 * 128;
+}
+
+// Writes rope(k) and v of num_tokens new tokens into the caches of their sequences, at positions[t], quantised where the cache is.
+// The only writer of a cache. Where inv_freq is null K goes in as it is.
 struct KvAppendParams {
-  const void* k = nullptr;             // [num_tokens, num_k_heads, head_dim_qk], before RoPE
-  const void* v = nullptr;             // [num_tokens, num_v_heads, head_dim_vo]
-  void* k_cache = nullptr;             // [max_kv_len, num_k_heads, head_dim_qk]
-  void* v_cache = nullptr;             // [max_kv_len, num_v_heads, head_dim_vo]
-  const int32_t* positions = nullptr;  // [num_tokens], each in [0, max_kv_len)
-  const double* inv_freq = nullptr;    // [head_dim_qk / 2]
+  const void* k = nullptr;               // [num_tokens, num_k_heads, head_dim_qk], before RoPE
+  const void* v = nullptr;               // [num_tokens, num_v_heads, head_dim_vo]
+  const KvPage* const* pages = nullptr;  // [number of sequences]: their tables
+  const int32_t* sequences = nullptr;    // [num_tokens]: whose token it is; null: all are of sequence 0
+  const int32_t* positions = nullptr;    // [num_tokens], each in [0, max_kv_len)
+  const double* inv_freq = nullptr;      // [head_dim_qk / 2]
   DType k_dtype = DType::f32, v_dtype = DType::f32, k_cache_dtype = DType::f32, v_cache_dtype = DType::f32;
   int64_t num_tokens = 0, max_kv_len = 0, num_k_heads = 0, num_v_heads = 0, head_dim_qk = 0, head_dim_vo = 0;
+  int64_t page_tokens = 0, k_page_offset = 0, v_page_offset = 0;
+};
+
+// out[j] = row j of a sequence's K cache, for j < num_keys, with its scale multiplied in: where K must be lifted before attention
+// can use it.
+struct KvGatherParams {
+  const KvPage* pages = nullptr;  // one table
+  void* out = nullptr;            // [num_keys, num_k_heads, head_dim]
+  DType cache_dtype = DType::f32, out_dtype = DType::f32;
+  int64_t num_keys = 0, num_k_heads = 0, head_dim = 0;
+  int64_t page_tokens = 0, k_page_offset = 0;
 };
 
 // Softmax attention of Q over separate K and V tensors, each with its own head count, head size and type.
@@ -91,6 +132,8 @@ struct KvAppendParams {
 // Causal: query i of sequence b sees keys j <= kv_lens[b] - q_len + i. A query that sees no key gives out = 0 and
 // lse = -inf. lse is the natural logarithm of the sum of exp(sm_scale * q.k). A kv_lens entry outside [0, kv_len] is
 // ERR_INVALID_ARGUMENT.
+// K and V are each f32, f16, bf16, or i8 or f8e4m3 with scales, in any pair; Q and out f32, f16 or bf16. They are contiguous (k, v and
+// the scales), or paged, where `pages` is given: then k, v, the scales and the batch strides are not looked at.
 struct AttentionPrefillParams {
   const void* q = nullptr;           // [batch_size, q_len, num_q_heads, head_dim_qk]
   const void* k = nullptr;           // [batch_size, kv_len, num_k_heads, head_dim_qk]
@@ -102,6 +145,11 @@ struct AttentionPrefillParams {
   int64_t batch_size = 0, q_len = 0, kv_len = 0;
   int64_t num_q_heads = 0, num_k_heads = 0, num_v_heads = 0, head_dim_qk = 0, head_dim_vo = 0;
   int64_t stride_k_batch = 0, stride_v_batch = 0;  // 0: all sequences share one cache
+  const void* k_scales = nullptr;        // i8, f8e4m3: bf16 [batch_size, kv_len, num_k_heads], strides as k and v have
+  const void* v_scales = nullptr;        // bf16 [batch_size, kv_len, num_v_heads]
+  const KvPage* const* pages = nullptr;  // a table for each sequence; or one for all, where pages_shared is set
+  bool pages_shared = false;
+  int64_t page_tokens = 0, k_page_offset = 0, v_page_offset = 0;
   float sm_scale = 0;
   bool causal = false;
 };
@@ -119,6 +167,11 @@ struct AttentionDecodeParams {
   int64_t batch_size = 0, kv_len = 0;
   int64_t num_q_heads = 0, num_k_heads = 0, num_v_heads = 0, head_dim_qk = 0, head_dim_vo = 0;
   int64_t stride_k_batch = 0, stride_v_batch = 0;  // 0: all sequences share one cache
+  const void* k_scales = nullptr;        // i8, f8e4m3: bf16 [batch_size, kv_len, num_k_heads], strides as k and v have
+  const void* v_scales = nullptr;        // bf16 [batch_size, kv_len, num_v_heads]
+  const KvPage* const* pages = nullptr;  // a table for each sequence; or one for all, where pages_shared is set
+  bool pages_shared = false;
+  int64_t page_tokens = 0, k_page_offset = 0, v_page_offset = 0;
   float sm_scale = 0;
   int64_t num_splits = 0;  // 0: the backend chooses
   int64_t selective_top_k = 0;

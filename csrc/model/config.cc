@@ -233,18 +233,23 @@ void read_rope(const Fields& fields, Config& config) {
                        ") must be below high_freq_factor (" + number_text(high) + ")");
     }
   }
-  config.inv_freq.resize(config.head_dim_qk / 2);
-  for (size_t d = 0; d < config.inv_freq.size(); d++) {
-    double freq = std::pow(config.rope_theta, -2.0 * static_cast<double>(d) / static_cast<double>(config.head_dim_qk));
-    if (type == "llama3") {
-      const double wavelength = 2 * M_PI / freq;
-      const double smooth =
-          (original / wavelength - low) / (high - low);  // 0 at the long end of the blend, 1 at the short end
-      const double kept = std::clamp(smooth, 0.0, 1.0);
-      freq = (1 - kept) * freq / factor + kept * freq;
+  const auto frequencies = [&](int64_t head_dim) {
+    std::vector<double> inv_freq(head_dim / 2);
+    for (size_t d = 0; d < inv_freq.size(); d++) {
+      double freq = std::pow(config.rope_theta, -2.0 * static_cast<double>(d) / static_cast<double>(head_dim));
+      if (type == "llama3") {
+        const double wavelength = 2 * M_PI / freq;
+        const double smooth =
+            (original / wavelength - low) / (high - low);  // 0 at the long end of the blend, 1 at the short end
+        const double kept = std::clamp(smooth, 0.0, 1.0);
+        freq = (1 - kept) * freq / factor + kept * freq;
+      }
+      inv_freq[d] = freq;
     }
-    config.inv_freq[d] = freq;
-  }
+    return inv_freq;
+  };
+  config.inv_freq = frequencies(config.head_dim_qk);
+  config.k_inv_freq = frequencies(config.head_dim_k);
 }
 
 // A number, a list of numbers, or null.
@@ -260,6 +265,39 @@ void read_eos(const Fields& fields, std::vector<int64_t>& ids) {
     const int64_t id = item.get<int64_t>();
     if (std::find(ids.begin(), ids.end(), id) == ids.end()) ids.push_back(id);
   }
+}
+
+// This project's own fields: value_head_dim, and key_head_dim with key_lift { kind, position, intermediate_size }.
+void read_key_and_value_dims(const Fields& fields, Config& config) {
+  config.head_dim_vo = fields.integer("value_head_dim", 1, kMaxHeadDim, config.head_dim_vo);
+  if (config.num_q_heads * config.head_dim_vo > kMaxQSize) {
+    fields.malformed("num_attention_heads * value_head_dim is " +
+                     std::to_string(config.num_q_heads * config.head_dim_vo) + "; the limit is " +
+                     std::to_string(kMaxQSize));
+  }
+  config.head_dim_k = fields.integer("key_head_dim", 2, config.head_dim_qk, config.head_dim_qk);
+  if (config.head_dim_k % 2 != 0) {
+    fields.malformed("key_head_dim is " + std::to_string(config.head_dim_k) +
+                     " (an even number is wanted: RoPE turns pairs)");
+  }
+  if (!fields.has("key_lift")) {
+    if (config.head_dim_k == config.head_dim_qk) return;
+    fields.malformed("key_head_dim (" + std::to_string(config.head_dim_k) + ") is below head_dim (" +
+                     std::to_string(config.head_dim_qk) + "), but key_lift, which says how K is lifted, is missing");
+  }
+  const Fields lift = fields.object("key_lift");
+  const auto one_of = [&](const char* key, const char* first, const char* second) {
+    lift.get(key);  // missing is malformed
+    const std::string value = lift.string(key, "");
+    if (value != first && value != second) {
+      lift.malformed(lift.name(key) + " is '" + printable(value) + "' ('" + first + "' or '" + second + "' is wanted)");
+    }
+    return value == second;
+  };
+  const bool swiglu = one_of("kind", "linear", "swiglu");
+  config.key_lift.kind = swiglu ? KeyLift::swiglu : KeyLift::linear;
+  config.key_lift.before_rope = one_of("position", "after_rope", "before_rope");
+  if (swiglu) config.key_lift.inner_size = lift.integer("intermediate_size", 1, kMaxInner);
 }
 
 void read_heads(const Fields& fields, Config& config) {
@@ -286,7 +324,8 @@ void read_heads(const Fields& fields, Config& config) {
     fields.malformed("head_dim is " + std::to_string(size) + " (an even number from 2 to " +
                      std::to_string(kMaxHeadDim) + " is wanted: RoPE turns pairs)");
   }
-  config.head_dim_qk = config.head_dim_vo = size;
+  config.head_dim_qk = config.head_dim_vo = config.head_dim_k = size;
+  if (sigma) read_key_and_value_dims(fields, config);
   if (config.q_size() > kMaxQSize) {
     fields.malformed("num_attention_heads * head_dim is " + std::to_string(config.q_size()) + "; the limit is " +
                      std::to_string(kMaxQSize));

@@ -1,14 +1,14 @@
 // The forward graph of a Sigma model. Per layer, with h the residual stream in f32 and x = rms_norm(h):
 //
 //   q = rope(augmented_q(x)), k = rope(W_k x), v = W_v x       k and v go to the cache
-//   h += W_o attention(q, K, V)
+//   h += W_o attention(q, K, V)                               with half K dim: of the lifted K, or with W_lift^T q
 //   h += W_down(silu(W_gate x') * W_up x'),  x' = rms_norm(h)
 //
 // In the last layer only the last token goes past the cache: the logits of no other are asked for. For the chunks of a
 // prompt before its last that means no token at all.
 #include "model/forward.h"
 
-#include <array>
+#include <algorithm>
 #include <cmath>
 
 namespace diffqkv {
@@ -18,43 +18,58 @@ class Graph {
  public:
   Graph(Backend& backend, const Config& config, const Weights& weights, Workspace& workspace, const ForwardStep& step)
       : backend_(backend), config_(config), weights_(weights), ws_(workspace), step_(step), dtype_(weights.dtype) {
-    // One upload: tokens, positions, and for each query the number of keys that it sees.
-    const int64_t n = step.num_tokens;
-    std::array<int32_t, 3 * kPrefillChunk> host;
-    for (int64_t t = 0; t < n; t++) {
-      host[t] = step.tokens[t];
-      host[n + t] = static_cast<int32_t>(step.pos + t);
-      host[2 * n + t] = static_cast<int32_t>(step.pos + t + 1);
+    // One upload: page tables, tokens, positions, for each query the number of keys that it sees, and whose it is.
+    for (const ForwardSequence& sequence : step.sequences) num_tokens_ += sequence.num_tokens;
+    const int64_t n = num_tokens_;
+    struct {
+      const KvPage* tables[kDecodeBatch];
+      int32_t numbers[4 * kPrefillChunk];
+    } host;
+    int64_t t = 0;
+    for (size_t i = 0; i < step.sequences.size(); i++) {
+      const ForwardSequence& sequence = step.sequences[i];
+      host.tables[i] = sequence.cache->table();
+      for (int64_t j = 0; j < sequence.num_tokens; j++, t++) {
+        host.numbers[t] = step.tokens[t];
+        host.numbers[n + t] = static_cast<int32_t>(sequence.pos + j);
+        host.numbers[2 * n + t] = static_cast<int32_t>(sequence.pos + j + 1);
+        host.numbers[3 * n + t] = static_cast<int32_t>(i);
+      }
+      max_kv_len_ = std::max(max_kv_len_, sequence.pos + sequence.num_tokens);
     }
-    backend_.upload(ws_.steps.data(), host.data(), 3 * n * sizeof(int32_t));
-    tokens_ = ws_.steps.as<int32_t>();
+    backend_.upload(ws_.steps.data(), &host, sizeof host.tables + 4 * n * sizeof(int32_t));
+    tables_ = ws_.steps.as<const KvPage*>();
+    tokens_ = reinterpret_cast<const int32_t*>(tables_ + kDecodeBatch);
     positions_ = tokens_ + n;
     kv_lens_ = tokens_ + 2 * n;
+    sequences_ = tokens_ + 3 * n;
   }
 
   void run() {
     embed();
-    const int64_t n = step_.num_tokens, last = config_.num_layers - 1;
+    const int64_t n = num_tokens_, num_last = static_cast<int64_t>(step_.sequences.size()),
+                  last = config_.num_layers - 1;
     for (int64_t layer = 0; layer <= last; layer++) {
       if (step_.cancel && step_.cancel->load(std::memory_order_relaxed)) {
-        fail(ErrorCode::aborted, "the forward pass was aborted at token %lld", static_cast<long long>(step_.pos));
+        fail(ErrorCode::aborted, "the forward pass was aborted at token %lld",
+             static_cast<long long>(step_.sequences[0].pos));
       }
       const LayerWeights& w = weights_.layers[layer];
       rms_norm(w.input_norm, 0, n);
       matmul(ws_.normed, w.k, ws_.k, 0, n, config_.hidden_size, config_.k_size());
       matmul(ws_.normed, w.v, ws_.v, 0, n, config_.hidden_size, config_.v_size());
       kv_append(layer);
-      const int64_t first = layer < last ? 0 : n - 1;
+      const int64_t first = layer < last ? 0 : n - num_last;
       if (layer == last && !step_.logits) return;
       query(w, first, n - first);
-      attention(layer, first, n - first);
+      attention(w, layer, first, n - first);
       add_matmul(ws_.attention, w.o, first, n - first, config_.o_size());
       rms_norm(w.post_attention_norm, first, n - first);
       gated(row(ws_.normed, first, config_.hidden_size), w.gate, w.up, w.down, residual(first), n - first,
             config_.hidden_size, config_.intermediate_size, config_.hidden_size, true);
     }
-    rms_norm(weights_.norm, n - 1, 1);
-    logits();
+    rms_norm(weights_.norm, n - num_last, num_last);
+    logits(n - num_last, num_last);
   }
 
  private:
@@ -71,7 +86,7 @@ class Graph {
     p.out = ws_.residual.data();
     p.table_dtype = dtype_;
     p.out_dtype = DType::f32;
-    p.num_tokens = step_.num_tokens;
+    p.num_tokens = num_tokens_;
     p.vocab_size = config_.vocab_size;
     p.hidden_size = config_.hidden_size;
     backend_.embed(p);
@@ -161,49 +176,73 @@ class Graph {
   }
 
   void kv_append(int64_t layer) {
+    const KvCache& cache = *step_.sequences[0].cache;
+    const KeyLift& lift = config_.key_lift;
     KvAppendParams p;
     p.k = ws_.k.data();
     p.v = ws_.v.data();
-    p.k_cache = step_.cache->k(layer);
-    p.v_cache = step_.cache->v(layer);
+    p.pages = tables_;
+    p.sequences = sequences_;
     p.positions = positions_;
-    p.inv_freq = weights_.inv_freq.as<double>();
+    p.inv_freq = lift.kind != KeyLift::none && lift.before_rope ? nullptr : weights_.k_inv_freq.as<double>();
     p.k_dtype = p.v_dtype = dtype_;
-    p.k_cache_dtype = step_.cache->k_type();
-    p.v_cache_dtype = step_.cache->v_type();
-    p.num_tokens = step_.num_tokens;
-    p.max_kv_len = step_.cache->capacity();
+    p.k_cache_dtype = cache.types().k;
+    p.v_cache_dtype = cache.types().v;
+    p.num_tokens = num_tokens_;
+    p.max_kv_len = max_kv_len_;
     p.num_k_heads = config_.num_k_heads;
     p.num_v_heads = config_.num_v_heads;
-    p.head_dim_qk = config_.head_dim_qk;
+    p.head_dim_qk = config_.head_dim_k;
     p.head_dim_vo = config_.head_dim_vo;
+    p.page_tokens = KvPool::kPageTokens;
+    p.k_page_offset = cache.k_page_offset(layer);
+    p.v_page_offset = cache.v_page_offset(layer);
     backend_.kv_append(p);
   }
 
-  // What the two attention operators are both told.
+  // What the two attention operators are both told: rows [first, ..) of the queries, over the caches of `pages`.
   template <typename Params>
-  Params attention_params(int64_t layer, int64_t first) const {
+  Params attention_params(int64_t layer, int64_t first, const KvPage* const* pages) const {
+    const KvCache& cache = *step_.sequences[0].cache;
+    const KeyLift& lift = config_.key_lift;
     Params p;
-    p.q = row(ws_.q, first, config_.q_size());
-    p.k = step_.cache->k(layer);
-    p.v = step_.cache->v(layer);
+    p.q = lift.absorbed() ? row(ws_.q_lifted, first, config_.num_q_heads * config_.head_dim_k)
+                          : row(ws_.q, first, config_.q_size());
     p.out = row(ws_.attention, first, config_.o_size());
     p.q_dtype = p.out_dtype = dtype_;
-    p.k_dtype = step_.cache->k_type();
-    p.v_dtype = step_.cache->v_type();
-    p.kv_len = step_.pos + step_.num_tokens;
+    p.k_dtype = lift.on_keys() ? dtype_ : cache.types().k;
+    p.v_dtype = cache.types().v;
+    p.kv_len = max_kv_len_;
+    p.pages = pages;
+    p.page_tokens = KvPool::kPageTokens;
+    p.k_page_offset = lift.on_keys() ? 0 : cache.k_page_offset(layer);
+    p.v_page_offset = cache.v_page_offset(layer);
     p.num_q_heads = config_.num_q_heads;
     p.num_k_heads = config_.num_k_heads;
     p.num_v_heads = config_.num_v_heads;
-    p.head_dim_qk = config_.head_dim_qk;
+    p.head_dim_qk = lift.absorbed() ? config_.head_dim_k : config_.head_dim_qk;
     p.head_dim_vo = config_.head_dim_vo;
     p.sm_scale = static_cast<float>(1 / std::sqrt(static_cast<double>(config_.head_dim_qk)));
-    return p;  // batch strides 0: there is one cache
+    return p;
   }
 
-  void attention(int64_t layer, int64_t first, int64_t count) {
-    if (count > 1 && step_.selective_top_k == 0) {
-      auto p = attention_params<AttentionPrefillParams>(layer, first);
+  void attention(const LayerWeights& w, int64_t layer, int64_t first, int64_t count) {
+    if (config_.key_lift.absorbed()) absorb_lift(w, first, count);
+    if (!config_.key_lift.on_keys()) return attend(layer, first, count, tables_, step_.sequences.size() == 1);
+    // Lifted keys are there for one sequence at a time; where there are several, each has one token.
+    for (size_t i = 0; i < step_.sequences.size(); i++) {
+      const ForwardSequence& sequence = step_.sequences[i];
+      if (layer == 0 || step_.sequences.size() > 1)
+        ws_.lifted.begin(*sequence.cache, sequence.pos + sequence.num_tokens);
+      ws_.lifted.lift(w, weights_, *sequence.cache, layer);
+      const bool single = step_.sequences.size() == 1;
+      attend(layer, single ? first : static_cast<int64_t>(i), single ? count : 1, ws_.lifted.pages(), true);
+    }
+  }
+
+  void attend(int64_t layer, int64_t first, int64_t count, const KvPage* const* pages, bool one_sequence) {
+    if (count > 1 && one_sequence && step_.selective_top_k == 0) {
+      auto p = attention_params<AttentionPrefillParams>(layer, first, pages);
       p.batch_size = 1;
       p.q_len = count;
       p.causal = true;
@@ -211,22 +250,39 @@ class Graph {
       return;
     }
     // Selective V is decode's: each query of a prompt becomes a sequence of its own, all of them over the one cache.
-    auto p = attention_params<AttentionDecodeParams>(layer, first);
+    auto p = attention_params<AttentionDecodeParams>(layer, first, pages);
     p.batch_size = count;
     p.kv_lens = kv_lens_ + first;
+    p.pages_shared = one_sequence;
     p.selective_top_k = step_.selective_top_k;
     p.renormalize = step_.renormalize;
     backend_.attention_decode(p);
   }
 
-  void logits() {
+  // q . (W k) = (W^T q) . k, head by head. Sequence by sequence: a product of other size may round otherwise.
+  void absorb_lift(const LayerWeights& w, int64_t first, int64_t count) {
+    const int64_t at_once = step_.sequences.size() == 1 ? count : 1;
+    for (int64_t t = first; t < first + count; t += at_once) {
+      MatmulParams p;
+      p.x = row(ws_.q, t, config_.q_size());
+      p.weight = w.k_lift.data();
+      p.out = row(ws_.q_lifted, t, config_.num_q_heads * config_.head_dim_k);
+      p.x_dtype = p.weight_dtype = p.out_dtype = dtype_;
+      p.num_tokens = at_once * config_.num_q_heads;
+      p.in_features = config_.head_dim_qk;
+      p.out_features = config_.head_dim_k;
+      backend_.matmul(p);
+    }
+  }
+
+  void logits(int64_t first, int64_t count) {
     MatmulParams p;
-    p.x = row(ws_.normed, step_.num_tokens - 1, config_.hidden_size);
+    p.x = row(ws_.normed, first, config_.hidden_size);
     p.weight = weights_.output_matrix();
-    p.out = step_.logits;
+    p.out = ws_.logits.data();
     p.x_dtype = p.weight_dtype = dtype_;
     p.out_dtype = DType::f32;
-    p.num_tokens = 1;
+    p.num_tokens = count;
     p.in_features = config_.hidden_size;
     p.out_features = config_.vocab_size;
     backend_.matmul(p);
@@ -238,9 +294,12 @@ class Graph {
   Workspace& ws_;
   const ForwardStep& step_;
   const DType dtype_;
+  int64_t num_tokens_ = 0, max_kv_len_ = 0;
+  const KvPage* const* tables_;  // these in device memory
   const int32_t* tokens_;
   const int32_t* positions_;
   const int32_t* kv_lens_;
+  const int32_t* sequences_;
 };
 
 }  // namespace
@@ -255,8 +314,12 @@ Workspace::Workspace(const std::shared_ptr<Backend>& backend, const Config& conf
   q = activations(config.q_size());
   k = activations(config.k_size());
   v = activations(config.v_size());
+  if (config.key_lift.absorbed()) q_lifted = activations(config.num_q_heads * config.head_dim_k);
   attention = activations(config.o_size());
-  steps = Buffer(backend, 3 * kPrefillChunk * sizeof(int32_t));
+  steps = Buffer(backend, kDecodeBatch * sizeof(KvPage*) + 4 * kPrefillChunk * sizeof(int32_t));
+  logits = Buffer(backend, kDecodeBatch * config.vocab_size * sizeof(float));
+  out_tokens = Buffer(backend, kDecodeBatch * sizeof(int32_t));
+  if (config.key_lift.on_keys()) lifted = LiftedKeys(backend, config, weights.dtype);
 }
 
 void run_forward(Backend& backend, const Config& config, const Weights& weights, Workspace& workspace,

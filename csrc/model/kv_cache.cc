@@ -4,57 +4,69 @@
 
 namespace diffqkv {
 
-KvCache::KvCache(std::shared_ptr<Backend> backend, const Config& config, DType k_type, DType v_type, int64_t max_kv_len)
-    : backend_(std::move(backend)),
-      k_type_(k_type),
-      v_type_(v_type),
-      max_kv_len_(max_kv_len),
-      k_row_bytes_(config.k_size() * dtype_size(k_type)),
-      v_row_bytes_(config.v_size() * dtype_size(v_type)),
-      layers_(config.num_layers) {
-  reserve(std::min(max_kv_len_, kInitialRows), 0);
-}
+KvCache::KvCache(std::shared_ptr<Backend> backend, KvPool& pool, KvTypes types)
+    : backend_(std::move(backend)), pool_(pool), types_(types), stores_(pool.stores(types)) {}
 
-void KvCache::reserve(int64_t kv_len, int64_t used) {
-  if (kv_len <= capacity_) return;
-  int64_t rows = std::min(max_kv_len_, std::max(kv_len, 2 * capacity_));
-  // One layer after the other, so that no more than one is there twice. If memory runs out on the way, the layers that
-  // have grown keep their size, and the next try finds them so.
-  const auto grow_all = [&] {
-    for (Layer& layer : layers_) {
-      grow(layer.k, k_bytes_, k_row_bytes_, rows, used);
-      grow(layer.v, v_bytes_, v_row_bytes_, rows, used);
-    }
-  };
+void KvCache::prepare(int64_t used, int64_t kv_len) {
+  constexpr int64_t kTokens = KvPool::kPageTokens;
+  const size_t before = pages_.size(), wanted = static_cast<size_t>((kv_len + kTokens - 1) / kTokens);
+  size_t changed = before;
   try {
-    grow_all();
-  } catch (const Error& error) {
-    if (error.code() != ErrorCode::out_of_memory || rows == kv_len) throw;
-    rows = kv_len;  // what is needed may fit where its double does not
-    grow_all();
+    // The page that holds row `used` and rows before it is written to where it stands, unless it is shared.
+    const size_t partial = static_cast<size_t>(used / kTokens);
+    if (used < kv_len && partial < before && pages_[partial].use_count() > 1) {
+      std::shared_ptr<KvPage> own = pool_.take(stores_);
+      if (used % kTokens != 0) {
+        stores_.k.copy(own->k, pages_[partial]->k);
+        stores_.v.copy(own->v, pages_[partial]->v);
+      }
+      pages_[partial] = std::move(own);
+      changed = partial;
+    }
+    reserve_table(wanted);
+    while (pages_.size() < wanted) pages_.push_back(pool_.take(stores_));
+  } catch (...) {
+    pages_.resize(before);
+    if (changed < before) upload_table(changed);
+    throw;
   }
-  capacity_ = rows;
+  upload_table(changed);
+  num_pages_ = pages_.size();
 }
 
-void KvCache::grow(Buffer& buffer, std::atomic<uint64_t>& total, uint64_t row_bytes, int64_t rows, int64_t used) {
-  const uint64_t bytes = row_bytes * rows;
-  if (buffer.bytes() >= bytes) return;
-  Buffer larger(backend_, bytes);
-  if (used > 0) {
-    backend_->copy(larger.data(), buffer.data(), row_bytes * used);
-    backend_->synchronize();  // before the old one goes
-  }
-  total += bytes - buffer.bytes();
-  buffer = std::move(larger);
+void KvCache::keep(int64_t kv_len) {
+  pages_.resize(std::min(pages_.size(), static_cast<size_t>((kv_len + KvPool::kPageTokens - 1) / KvPool::kPageTokens)));
+  num_pages_ = pages_.size();
 }
 
-void KvCache::copy_rows(const KvCache& other, int64_t kv_len) {
-  reserve(kv_len, 0);
-  if (kv_len == 0) return;
-  for (size_t i = 0; i < layers_.size(); i++) {
-    backend_->copy(layers_[i].k.data(), other.layers_[i].k.data(), k_row_bytes_ * kv_len);
-    backend_->copy(layers_[i].v.data(), other.layers_[i].v.data(), v_row_bytes_ * kv_len);
-  }
+void KvCache::append(std::shared_ptr<KvPage> page) {
+  reserve_table(pages_.size() + 1);
+  pages_.push_back(std::move(page));
+  upload_table(pages_.size() - 1);
+  num_pages_ = pages_.size();
+}
+
+void KvCache::share(const KvCache& other, int64_t kv_len) {
+  const size_t count = static_cast<size_t>((kv_len + KvPool::kPageTokens - 1) / KvPool::kPageTokens);
+  reserve_table(count);
+  pages_.assign(other.pages_.begin(), other.pages_.begin() + static_cast<std::ptrdiff_t>(count));
+  upload_table(0);
+  num_pages_ = pages_.size();
+}
+
+void KvCache::reserve_table(size_t pages) {
+  if (table_.bytes() >= pages * sizeof(KvPage)) return;
+  Buffer larger(backend_, std::max<size_t>({pages * sizeof(KvPage), 2 * table_.bytes(), 16 * sizeof(KvPage)}));
+  if (!pages_.empty()) backend_->copy(larger.data(), table_.data(), pages_.size() * sizeof(KvPage));
+  backend_->synchronize();  // before the old one goes
+  table_ = std::move(larger);
+}
+
+void KvCache::upload_table(size_t first) {
+  if (first >= pages_.size()) return;
+  std::vector<KvPage> entries;
+  for (size_t i = first; i < pages_.size(); i++) entries.push_back(*pages_[i]);
+  backend_->upload(table_.as<KvPage>() + first, entries.data(), entries.size() * sizeof(KvPage));
 }
 
 }  // namespace diffqkv

@@ -1,4 +1,5 @@
-// K and V of one sequence, apart from each other: each with its own head count, head size and type.
+// K and V of one sequence, apart from each other: pages of the model's pool, and their table in device memory. Forks
+// share pages; whoever writes to a shared one gets a copy of it first.
 #pragma once
 
 #include <atomic>
@@ -7,45 +8,44 @@
 #include <vector>
 
 #include "backend/backend.h"
-#include "model/config.h"
+#include "model/kv_pool.h"
 
 namespace diffqkv {
 
 class KvCache {
  public:
-  // Rows there are from the start; from then on the cache doubles, up to max_kv_len.
-  static constexpr int64_t kInitialRows = 1024;
+  KvCache(std::shared_ptr<Backend> backend, KvPool& pool, KvTypes types);
 
-  KvCache(std::shared_ptr<Backend> backend, const Config& config, DType k_type, DType v_type, int64_t max_kv_len);
+  // Makes rows [used, kv_len) writable. Throws ERR_KV_CACHE_FULL or ERR_OUT_OF_MEMORY with the first `used` rows and the
+  // number of pages as they were.
+  void prepare(int64_t used, int64_t kv_len);
+  void keep(int64_t kv_len);  // the first kv_len rows; pages past them go
+  void append(std::shared_ptr<KvPage> page);
+  void share(const KvCache& other, int64_t kv_len);  // of an empty cache: the first kv_len rows of `other`
 
-  // Makes room for kv_len rows and keeps the first `used`. Throws ERR_OUT_OF_MEMORY with those rows as they were.
-  void reserve(int64_t kv_len, int64_t used);
-  // Takes over the first kv_len rows of `other`, a cache of the same shape.
-  void copy_rows(const KvCache& other, int64_t kv_len);
+  const KvPage* table() const { return table_.as<KvPage>(); }  // in device memory
+  const std::vector<std::shared_ptr<KvPage>>& pages() const { return pages_; }
+  int64_t capacity() const { return static_cast<int64_t>(pages_.size()) * KvPool::kPageTokens; }
+  KvTypes types() const { return types_; }
+  int64_t k_page_offset(int64_t layer) const { return layer * stores_.k.layer_stride(); }
+  int64_t v_page_offset(int64_t layer) const { return layer * stores_.v.layer_stride(); }
 
-  void* k(int64_t layer) const { return layers_[layer].k.data(); }  // [capacity, num_k_heads, head_dim_qk]
-  void* v(int64_t layer) const { return layers_[layer].v.data(); }  // [capacity, num_v_heads, head_dim_vo]
-  DType k_type() const { return k_type_; }
-  DType v_type() const { return v_type_; }
-  int64_t capacity() const { return capacity_; }
-  int64_t max_kv_len() const { return max_kv_len_; }
-
-  // Bytes allocated so far; any thread.
-  uint64_t k_bytes() const { return k_bytes_.load(); }
-  uint64_t v_bytes() const { return v_bytes_.load(); }
+  // Bytes of the pages held, shared ones in full; any thread.
+  uint64_t k_bytes() const { return num_pages_.load() * static_cast<uint64_t>(stores_.k.page_bytes()); }
+  uint64_t v_bytes() const { return num_pages_.load() * static_cast<uint64_t>(stores_.v.page_bytes()); }
+  uint64_t page_bytes() const { return stores_.page_bytes(); }
 
  private:
-  struct Layer {
-    Buffer k, v;
-  };
-  void grow(Buffer& buffer, std::atomic<uint64_t>& total, uint64_t row_bytes, int64_t rows, int64_t used);
+  void reserve_table(size_t pages);
+  void upload_table(size_t first);
 
   std::shared_ptr<Backend> backend_;
-  DType k_type_, v_type_;
-  int64_t max_kv_len_, capacity_ = 0;
-  uint64_t k_row_bytes_, v_row_bytes_;
-  std::vector<Layer> layers_;
-  std::atomic<uint64_t> k_bytes_{0}, v_bytes_{0};
+  KvPool& pool_;
+  KvTypes types_;
+  KvPool::Stores& stores_;
+  std::vector<std::shared_ptr<KvPage>> pages_;
+  Buffer table_;  // KvPage [pages_.size()], with room for more
+  std::atomic<uint64_t> num_pages_{0};
 };
 
 }  // namespace diffqkv

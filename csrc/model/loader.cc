@@ -147,9 +147,14 @@ Buffer Loader::load_transposed(const StoredTensor& tensor, DType to) {
     else
       transpose<uint32_t>(block_in_file_type.data(), tensor.data, rows, columns, c0, c1);
     const void* src = block_in_file_type.data();
-    if (from != to) {  // to f32, then
+    if (from != to) {
       stored_to_f32(from, block_in_file_type.data(), size, floats_, converted_);
       src = floats_.data();
+    }
+    if (from != to && to != DType::f32) {
+      converted_.resize(size * dtype_size(to));
+      convert_from_f32(to, converted_.data(), floats_.data(), size);
+      src = converted_.data();
     }
     backend_->upload(buffer.as<uint8_t>() + c0 * rows * dtype_size(to), src, size * dtype_size(to));
     advance(size * dtype_size(from));

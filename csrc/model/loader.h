@@ -24,6 +24,7 @@ class Loader {
 
   // Converts to `to` where the file has another type. Counts tensor.bytes.
   Buffer load(const StoredTensor& tensor, DType to);
+  Buffer load_transposed(const StoredTensor& tensor, DType to);  // of a matrix
   // Products on the device: exact products of the stored values, summed in f32, rounded once. Counts the bytes of all
   // three.
   FoldedQ fold(const StoredTensor& q, const StoredTensor& gate, const StoredTensor& up, DType to);
@@ -36,7 +37,6 @@ class Loader {
  private:
   void check_cancel() const;
   void advance(uint64_t bytes);
-  Buffer load_transposed(const StoredTensor& tensor, DType to);
   Buffer multiply(const StoredTensor& matrix, const Buffer& q_transposed, int64_t hidden_size, DType operand, DType to);
 
   std::shared_ptr<Backend> backend_;

@@ -22,11 +22,12 @@ DType config_dtype(const Config& config) {
 
 }  // namespace
 
-Model::Model(std::shared_ptr<Backend> backend, Config config, Weights weights)
+Model::Model(std::shared_ptr<Backend> backend, Config config, Weights weights, KvLimits kv_limits)
     : backend_(std::move(backend)),
       config_(std::move(config)),
       weights_(std::move(weights)),
-      workspace_(backend_, config_, weights_) {}
+      workspace_(backend_, config_, weights_),
+      kv_pool_(backend_, config_, kv_limits) {}
 
 std::shared_ptr<Model> Model::load(std::shared_ptr<Backend> backend, const std::string& directory,
                                    const LoadOptions& options) {
@@ -35,7 +36,8 @@ std::shared_ptr<Model> Model::load(std::shared_ptr<Backend> backend, const std::
   const Checkpoint checkpoint(directory);
   resolve_config(config, checkpoint);
   Weights weights = load_weights(backend, config, checkpoint, options);
-  return std::shared_ptr<Model>(new Model(std::move(backend), std::move(config), std::move(weights)));
+  return std::shared_ptr<Model>(
+      new Model(std::move(backend), std::move(config), std::move(weights), options.kv_limits));
 }
 
 std::shared_ptr<Model> Model::random(std::shared_ptr<Backend> backend, const std::string& config_json,
@@ -45,7 +47,8 @@ std::shared_ptr<Model> Model::random(std::shared_ptr<Backend> backend, const std
   if (config.aug_q_size == Config::kUnknown) config.aug_q_size = 0;
   const DType dtype = options.has_dtype ? options.dtype : config_dtype(config);
   Weights weights = random_weights(backend, config, dtype, options, seed);
-  return std::shared_ptr<Model>(new Model(std::move(backend), std::move(config), std::move(weights)));
+  return std::shared_ptr<Model>(
+      new Model(std::move(backend), std::move(config), std::move(weights), options.kv_limits));
 }
 
 }  // namespace diffqkv

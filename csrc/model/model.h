@@ -10,6 +10,7 @@
 #include "backend/backend.h"
 #include "model/config.h"
 #include "model/forward.h"
+#include "model/kv_pool.h"
 #include "model/weights.h"
 
 namespace diffqkv {
@@ -22,6 +23,7 @@ struct LoadOptions {
   DType dtype = DType::f32;  // of weights and activations; default: the checkpoint's
   std::function<void(uint64_t loaded_bytes, uint64_t total_bytes)> on_progress;  // called on the loading thread
   const CancelFlag* cancel = nullptr;
+  KvLimits kv_limits;
 };
 
 class Model {
@@ -42,15 +44,18 @@ class Model {
   // As in the checkpoint, before folding; tied embeddings count once.
   uint64_t num_parameters() const { return count_parameters(config_); }
   uint64_t weight_bytes() const { return weights_.bytes(); }  // in device memory
+  // On the executor thread alone.
+  KvPool& kv_pool() { return kv_pool_; }
+  Workspace& workspace() { return workspace_; }
 
  private:
-  friend class Session;
-  Model(std::shared_ptr<Backend> backend, Config config, Weights weights);
+  Model(std::shared_ptr<Backend> backend, Config config, Weights weights, KvLimits kv_limits);
 
   std::shared_ptr<Backend> backend_;
   Config config_;
   Weights weights_;
   Workspace workspace_;  // shared by all sessions: calls on one device run one after another
+  KvPool kv_pool_;
 };
 
 }  // namespace diffqkv

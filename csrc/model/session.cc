@@ -10,9 +10,9 @@ long long ll(int64_t value) { return value; }
 
 DType checked_cache_type(const char* name, bool given, DType type, DType otherwise) {
   if (!given) return otherwise;
-  if (type == DType::f32 || type == DType::f16 || type == DType::bf16) return type;
-  fail(type == DType::i32 ? ErrorCode::invalid_argument : ErrorCode::unsupported_model,
-       "%s %s is not supported for a KV cache; f32, f16 and bf16 are", name, dtype_name(type));
+  if (type != DType::i32) return type;
+  fail(ErrorCode::invalid_argument, "%s is %s; f32, f16, bf16, i8 and f8e4m3 are allowed for a KV cache", name,
+       dtype_name(type));
 }
 
 // The options with their defaults put in.
@@ -33,6 +33,8 @@ SessionOptions checked(const Model& model, SessionOptions options) {
   return options;
 }
 
+}  // namespace
+
 void check_sampling(const SamplingOptions& options) {
   const auto check = [](bool good, const char* name, double value, const char* wanted) {
     if (!good) fail(ErrorCode::invalid_argument, "%s is %g; %s is allowed", name, value, wanted);
@@ -46,17 +48,12 @@ void check_sampling(const SamplingOptions& options) {
         options.repetition_penalty, "a finite number above 0");
 }
 
-}  // namespace
-
 Session::Session(std::shared_ptr<Model> model, const SessionOptions& options)
     : model_(std::move(model)),
       options_(checked(*model_, options)),
-      cache_(model_->backend(), model_->config(), options_.k_type, options_.v_type, options_.max_kv_len),
-      logits_(model_->backend(), model_->config().vocab_size * sizeof(float)),
-      out_token_(model_->backend(), sizeof(int32_t)) {}
+      cache_(model_->backend(), model_->kv_pool(), {options_.k_type, options_.v_type}) {}
 
-void Session::forward(const int32_t* tokens, int64_t num_tokens, float* logits_out, const CancelFlag* cancel,
-                      const std::function<void(int64_t, int64_t)>& on_progress) {
+void Session::check_tokens(const int32_t* tokens, int64_t num_tokens) const {
   const int64_t used = kv_len(), vocab_size = model_->config().vocab_size;
   if (num_tokens < 1) fail(ErrorCode::invalid_argument, "%lld tokens given; at least 1 is wanted", ll(num_tokens));
   if (num_tokens > max_kv_len() - used) {
@@ -72,45 +69,82 @@ void Session::forward(const int32_t* tokens, int64_t num_tokens, float* logits_o
            ll(vocab_size - 1));
     }
   }
-
-  Backend& backend = *model_->backend();
-  // All room is made now, so that nothing can fail for lack of it once the rows are written.
-  const auto needed = static_cast<size_t>(used + num_tokens);
-  if (tokens_.capacity() < needed) tokens_.reserve(std::max(needed, 2 * tokens_.capacity()));
-  cache_.reserve(used + num_tokens, used);
-  for (int64_t done = 0; done < num_tokens;) {
-    ForwardStep step;
-    step.tokens = tokens + done;
-    step.num_tokens = std::min(kPrefillChunk, num_tokens - done);
-    step.pos = used + done;
-    step.cache = &cache_;
-    step.selective_top_k = options_.selective_top_k;
-    step.renormalize = options_.renormalize;
-    step.cancel = cancel;
-    done += step.num_tokens;
-    if (done == num_tokens) {
-      step.logits = logits_.as<float>();
-      has_logits_ = false;  // until these are whole
-    }
-    run_forward(backend, model_->config(), model_->weights(), model_->workspace_, step);
-    // A GPU would be given all chunks at once, and neither progress nor an abort would tell of what it does.
-    if (done < num_tokens || on_progress) backend.synchronize();
-    if (cancel && cancel->load(std::memory_order_relaxed))
-      fail(ErrorCode::aborted, "the prefill was aborted after %lld of %lld tokens", ll(done), ll(num_tokens));
-    if (on_progress) on_progress(done, num_tokens);
-  }
-  if (logits_out) backend.download(logits_out, logits_.data(), vocab_size * sizeof(float));
-  tokens_.insert(tokens_.end(), tokens, tokens + num_tokens);
-  has_logits_ = true;
-  kv_len_ = used + num_tokens;
 }
 
-int32_t Session::sample(const SamplingOptions& options, uint64_t step) {
-  check_sampling(options);
-  if (!has_logits_) {
-    fail(ErrorCode::invalid_argument,
-         "there are no logits to sample from; forward at least one token first (after a truncate, too)");
+int64_t Session::begin(const int32_t* tokens, int64_t num_tokens) {
+  constexpr int64_t kTokens = KvPool::kPageTokens;
+  check_tokens(tokens, num_tokens);
+  PrefixCache& prefixes = model_->kv_pool().prefixes();
+  const int64_t used = kv_len();
+  if (!prefixes.enabled() || used % kTokens != 0 || static_cast<int64_t>(prefix_.size()) != used / kTokens) return 0;
+  PrefixCache::Id id =
+      prefix_.empty() ? prefixes.root(options_.k_type, options_.v_type, options_.selective_top_k, options_.renormalize)
+                      : prefix_.back();
+  int64_t found = 0;
+  for (; found + kTokens < num_tokens; found += kTokens) {
+    std::shared_ptr<KvPage> page = prefixes.find(id, tokens + found, &id);
+    if (!page) break;
+    cache_.append(std::move(page));
+    prefix_.push_back(id);
   }
+  tokens_.insert(tokens_.end(), tokens, tokens + found);
+  kv_len_ = used + found;
+  return found;
+}
+
+ForwardSequence Session::prepare(int64_t num_tokens) {
+  cache_.prepare(kv_len(), kv_len() + num_tokens);
+  return {&cache_, kv_len(), num_tokens};
+}
+
+void Session::commit(const int32_t* tokens, int64_t num_tokens) {
+  constexpr int64_t kTokens = KvPool::kPageTokens;
+  tokens_.insert(tokens_.end(), tokens, tokens + num_tokens);
+  kv_len_ = kv_len() + num_tokens;
+  PrefixCache& prefixes = model_->kv_pool().prefixes();
+  while (prefixes.enabled()) {
+    const int64_t page = static_cast<int64_t>(prefix_.size());
+    if ((page + 1) * kTokens > kv_len()) break;
+    const PrefixCache::Id parent =
+        page > 0 ? prefix_.back()
+                 : prefixes.root(options_.k_type, options_.v_type, options_.selective_top_k, options_.renormalize);
+    const PrefixCache::Id id =
+        prefixes.add(parent, tokens_.data() + page * kTokens, cache_.pages()[page], cache_.page_bytes());
+    if (id == 0) break;
+    prefix_.push_back(id);
+  }
+}
+
+void Session::forward(const int32_t* tokens, int64_t num_tokens, float* logits_out, const CancelFlag* cancel) {
+  const int64_t used = kv_len();
+  Backend& backend = *model_->backend();
+  try {
+    int64_t done = begin(tokens, num_tokens);
+    while (done < num_tokens) {
+      const int64_t size = std::min(kPrefillChunk, num_tokens - done);
+      ForwardStep step;
+      step.sequences = {prepare(size)};
+      step.tokens = tokens + done;
+      step.logits = done + size == num_tokens;
+      step.selective_top_k = options_.selective_top_k;
+      step.renormalize = options_.renormalize;
+      step.cancel = cancel;
+      run_forward(backend, model_->config(), model_->weights(), model_->workspace(), step);
+      // A GPU would be given all chunks at once, and an abort would not tell of what it does.
+      if (!step.logits) backend.synchronize();
+      if (cancel && cancel->load(std::memory_order_relaxed))
+        fail(ErrorCode::aborted, "the prefill was aborted after %lld of %lld tokens", ll(done + size), ll(num_tokens));
+      commit(tokens + done, size);
+      done += size;
+    }
+    backend.download(logits_out, model_->workspace().logits.data(), model_->config().vocab_size * sizeof(float));
+  } catch (...) {
+    keep(used);
+    throw;
+  }
+}
+
+void Session::sample(const float* logits, const SamplingOptions& options, uint64_t draw, int32_t* out_token) {
   Backend& backend = *model_->backend();
   SampleParams p;
   if (options.repetition_penalty != 1) {
@@ -130,8 +164,8 @@ int32_t Session::sample(const SamplingOptions& options, uint64_t step) {
     p.history = history_.as<int32_t>();
     p.history_len = count;
   }
-  p.logits = logits_.as<float>();
-  p.out_token = out_token_.as<int32_t>();
+  p.logits = logits;
+  p.out_token = out_token;
   p.vocab_size = model_->config().vocab_size;
   p.temperature = options.temperature;
   p.top_k = options.top_k;
@@ -139,34 +173,32 @@ int32_t Session::sample(const SamplingOptions& options, uint64_t step) {
   p.min_p = options.min_p;
   p.repetition_penalty = options.repetition_penalty;
   p.seed = options.seed;
-  p.step = step;
+  p.step = draw;
   backend.sample(p);
-  int32_t token = 0;
-  backend.download(&token, out_token_.data(), sizeof token);
-  return token;
 }
 
 void Session::truncate(int64_t kv_len) {
-  const int64_t used = this->kv_len();
-  if (kv_len < 0 || kv_len > used) {
+  if (kv_len < 0 || kv_len > this->kv_len()) {
     fail(ErrorCode::invalid_argument, "cannot truncate to %lld rows; 0 to %lld (those in use) is allowed", ll(kv_len),
-         ll(used));
+         ll(this->kv_len()));
   }
-  if (kv_len == used) return;
+  keep(kv_len);
+}
+
+void Session::keep(int64_t kv_len) {
+  cache_.keep(kv_len);
   tokens_.resize(kv_len);
+  prefix_.resize(std::min<size_t>(prefix_.size(), kv_len / KvPool::kPageTokens));
   history_len_ = std::min(history_len_, kv_len);
-  has_logits_ = false;  // they were those of a token that is gone
   kv_len_ = kv_len;
 }
 
 std::unique_ptr<Session> Session::fork() {
   auto copy = std::make_unique<Session>(model_, options_);
-  copy->cache_.copy_rows(cache_, kv_len());
-  if (has_logits_) model_->backend()->copy(copy->logits_.data(), logits_.data(), logits_.bytes());
+  copy->cache_.share(cache_, kv_len());
   copy->tokens_ = tokens_;
-  copy->has_logits_ = has_logits_;
+  copy->prefix_ = prefix_;
   copy->kv_len_ = kv_len();
-  model_->backend()->synchronize();  // this session may be gone before the copies are
   return copy;
 }
 

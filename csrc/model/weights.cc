@@ -21,6 +21,7 @@ const char* const kQ = "self_attn.q_proj.weight";
 const char* const kQGate = "self_attn.q_gate_proj.weight";
 const char* const kQUp = "self_attn.q_up_proj.weight";
 const char* const kQDown = "self_attn.q_down_proj.weight";
+const char* const kKLift = "self_attn.k_lift_proj.weight";
 
 std::string layer_name(int64_t layer, const char* suffix) {
   return "model.layers." + std::to_string(layer) + "." + suffix;
@@ -50,6 +51,16 @@ std::vector<LayerSpec> layer_specs(const Config& config) {
     specs.push_back({kQGate, aug, config.q_size(), &LayerWeights::q_gate});
     specs.push_back({kQUp, aug, config.q_size(), &LayerWeights::q_up});
     specs.push_back({kQDown, config.q_size(), aug, &LayerWeights::q_down});
+  }
+  const KeyLift& lift = config.key_lift;
+  if (lift.kind == KeyLift::linear) {
+    specs.push_back({kKLift, config.head_dim_qk, config.head_dim_k, &LayerWeights::k_lift});
+  } else if (lift.kind == KeyLift::swiglu) {
+    specs.push_back(
+        {"self_attn.k_lift_gate_proj.weight", lift.inner_size, config.head_dim_k, &LayerWeights::k_lift_gate});
+    specs.push_back({"self_attn.k_lift_up_proj.weight", lift.inner_size, config.head_dim_k, &LayerWeights::k_lift_up});
+    specs.push_back(
+        {"self_attn.k_lift_down_proj.weight", config.head_dim_qk, lift.inner_size, &LayerWeights::k_lift_down});
   }
   return specs;
 }
@@ -128,10 +139,10 @@ void refuse_leftovers(const Config& config, const Checkpoint& checkpoint) {
 }  // namespace
 
 uint64_t Weights::bytes() const {
-  uint64_t total = embed.bytes() + lm_head.bytes() + norm.bytes() + inv_freq.bytes();
+  uint64_t total = embed.bytes() + lm_head.bytes() + norm.bytes() + inv_freq.bytes() + k_inv_freq.bytes();
   for (const LayerWeights& l : layers) {
     for (const Buffer* b : {&l.input_norm, &l.post_attention_norm, &l.q, &l.q_gate, &l.q_up, &l.q_down, &l.k, &l.v,
-                            &l.o, &l.gate, &l.up, &l.down}) {
+                            &l.o, &l.gate, &l.up, &l.down, &l.k_lift, &l.k_lift_gate, &l.k_lift_up, &l.k_lift_down}) {
       total += b->bytes();
     }
   }
@@ -181,9 +192,9 @@ void resolve_config(Config& config, const Checkpoint& checkpoint) {
 
 namespace {
 
-Buffer upload_inv_freq(const std::shared_ptr<Backend>& backend, const Config& config) {
-  Buffer buffer(backend, config.inv_freq.size() * sizeof(double));
-  backend->upload(buffer.data(), config.inv_freq.data(), buffer.bytes());
+Buffer upload_doubles(const std::shared_ptr<Backend>& backend, const std::vector<double>& values) {
+  Buffer buffer(backend, values.size() * sizeof(double));
+  backend->upload(buffer.data(), values.data(), buffer.bytes());
   return buffer;
 }
 
@@ -208,7 +219,8 @@ Weights load_weights(std::shared_ptr<Backend> backend, const Config& config, con
   weights.folded = folding_saves_bytes(config);
 
   Loader loader(backend, options, total_bytes);
-  weights.inv_freq = upload_inv_freq(backend, config);
+  weights.inv_freq = upload_doubles(backend, config.inv_freq);
+  weights.k_inv_freq = upload_doubles(backend, config.k_inv_freq);
   weights.embed = loader.load(tensor(kEmbed), weights.dtype);
   weights.layers.resize(config.num_layers);
   for (int64_t layer = 0; layer < config.num_layers; layer++) {
@@ -216,8 +228,10 @@ Weights load_weights(std::shared_ptr<Backend> backend, const Config& config, con
     for (const LayerSpec& spec : specs) {
       const bool folds = weights.folded && (spec.suffix == kQ || spec.suffix == kQGate || spec.suffix == kQUp);
       if (folds) continue;
-      out.*spec.buffer =
-          loader.load(tensor(layer_name(layer, spec.suffix)), spec.in_features ? weights.dtype : DType::f32);
+      const StoredTensor& stored = tensor(layer_name(layer, spec.suffix));
+      const bool transposed = spec.suffix == kKLift && config.key_lift.absorbed();
+      out.*spec.buffer = transposed ? loader.load_transposed(stored, weights.dtype)
+                                    : loader.load(stored, spec.in_features ? weights.dtype : DType::f32);
     }
     if (weights.folded) {
       FoldedQ folded = loader.fold(tensor(layer_name(layer, kQ)), tensor(layer_name(layer, kQGate)),
@@ -246,6 +260,9 @@ Weights random_weights(std::shared_ptr<Backend> backend, const Config& config, D
       if (spec.suffix == kQGate || spec.suffix == kQUp) spec.in_features = config.hidden_size;
     }
   }
+  for (LayerSpec& spec : specs) {
+    if (spec.suffix == kKLift && config.key_lift.absorbed()) std::swap(spec.out_features, spec.in_features);
+  }
   const auto bytes = [&](int64_t out_features, int64_t in_features) {
     return static_cast<uint64_t>(out_features) * (in_features ? in_features * dtype_size(dtype) : sizeof(float));
   };
@@ -258,7 +275,8 @@ Weights random_weights(std::shared_ptr<Backend> backend, const Config& config, D
   const auto draw = [&](int64_t out_features, int64_t in_features) {
     return in_features ? loader.draw(out_features, in_features, dtype, seed, stream++) : loader.ones(out_features);
   };
-  weights.inv_freq = upload_inv_freq(backend, config);
+  weights.inv_freq = upload_doubles(backend, config.inv_freq);
+  weights.k_inv_freq = upload_doubles(backend, config.k_inv_freq);
   weights.embed = draw(config.vocab_size, config.hidden_size);
   weights.norm = draw(config.hidden_size, 0);
   if (!config.tie_word_embeddings) weights.lm_head = draw(config.vocab_size, config.hidden_size);

@@ -15,6 +15,7 @@
 // A kernel of at most `threads` threads, `min_blocks` blocks of which are to fit one multiprocessor.
 #define DIFFQKV_KERNEL(threads, min_blocks) __global__ void __launch_bounds__(threads, min_blocks)
 #define DIFFQKV_UNROLL _Pragma("unroll")
+#define DIFFQKV_ROLLED _Pragma("unroll 1")
 #else
 #include "emulation/engine.h"
 #define DIFFQKV_EMULATION 1
@@ -23,6 +24,7 @@
 #define DIFFQKV_HOST_DEVICE inline
 #define DIFFQKV_KERNEL(threads, min_blocks) void
 #define DIFFQKV_UNROLL
+#define DIFFQKV_ROLLED
 // Where a call stands, for messages and counters: the last parameter of every device function here.
 #define DIFFQKV_SITE , ::diffqkv::emulated::Site site = {__builtin_FILE(), __builtin_LINE()}
 #define DIFFQKV_ONLY_SITE ::diffqkv::emulated::Site site = {__builtin_FILE(), __builtin_LINE()}

@@ -16,6 +16,12 @@ DIFFQKV_DEVICE T load(const T* p) {
   } else if constexpr (sizeof(T) == 8) {
     const uint2 words = *reinterpret_cast<const uint2*>(p);
     return bit_cast<T>(words);
+  } else if constexpr (sizeof(T) == 4) {
+    const uint32_t word = *reinterpret_cast<const uint32_t*>(p);
+    return bit_cast<T>(word);
+  } else if constexpr (sizeof(T) == 2) {
+    const uint16_t half = *reinterpret_cast<const uint16_t*>(p);
+    return bit_cast<T>(half);
   } else {
     return *p;
   }
@@ -26,6 +32,10 @@ DIFFQKV_DEVICE void store(T* p, const T& value) {
     *reinterpret_cast<uint4*>(p) = bit_cast<uint4>(value);
   } else if constexpr (sizeof(T) == 8) {
     *reinterpret_cast<uint2*>(p) = bit_cast<uint2>(value);
+  } else if constexpr (sizeof(T) == 4) {
+    *reinterpret_cast<uint32_t*>(p) = bit_cast<uint32_t>(value);
+  } else if constexpr (sizeof(T) == 2) {
+    *reinterpret_cast<uint16_t*>(p) = bit_cast<uint16_t>(value);
   } else {
     *p = value;
   }

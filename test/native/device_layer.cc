@@ -1,4 +1,5 @@
 // The device layer's emulation against what the PTX ISA says of each instruction, written here once more and another way.
+#include "backend/dtype.h"
 #include "check.h"
 #include "device_memory.h"
 #include "wrapper_inputs.h"
@@ -140,6 +141,27 @@ std::string check_conversions(const char* name, double limit) {
   return "";
 }
 
+// Against the host's conversions, element by element.
+template <typename T>
+std::string check_widening(const char* name, DType dtype) {
+  const Words in = wrapper_input(Input::bits, 30, 5);
+  std::string wrong;
+  const Words out = outputs_of(name, in, &wrong);
+  if (!wrong.empty()) return wrong;
+  for (size_t lane = 0; lane < in.size() / kIn; ++lane) {
+    for (int i = 0; i < 8; ++i) {
+      const uint8_t byte = static_cast<uint8_t>(word(in, lane, i / 2) >> (16 * (i % 2) + 8 * (lane % 2)));
+      float want = static_cast<float>(static_cast<int8_t>(byte));
+      if (dtype == DType::f8e4m3) convert_to_f32(dtype, &want, &byte, 1);
+      const float got =
+          number<T>(static_cast<uint16_t>(out[lane * kOut + static_cast<size_t>(i / 2)] >> (16 * (i % 2))));
+      if (got != want && (got == got || want == want))
+        return std::to_string(byte) + " gives " + std::to_string(got) + ", expected " + std::to_string(want);
+    }
+  }
+  return "";
+}
+
 std::string check_softmax() {
   Random random(7);
   for (int round = 0; round < 200; ++round) {
@@ -221,6 +243,21 @@ std::vector<Check> device_layer_checks() {
        }},
       {"conversions bf16", [] { return check_conversions<bf16>("conversions bf16", 0x1p128); }},
       {"conversions f16", [] { return check_conversions<f16>("conversions f16", 0x1p16); }},
+      {"widen i8 to bf16", [] { return check_widening<bf16>("widen i8 to bf16", DType::i8); }},
+      {"widen i8 to f16", [] { return check_widening<f16>("widen i8 to f16", DType::i8); }},
+      {"widen f8e4m3 to bf16", [] { return check_widening<bf16>("widen f8e4m3 to bf16", DType::f8e4m3); }},
+      {"widen f8e4m3 to f16", [] { return check_widening<f16>("widen f8e4m3 to f16", DType::f8e4m3); }},
+      {"f8e4m3",
+       [] {
+         return check_words("f8e4m3", Input::floats, 2, [](const Words& in, size_t lane, int w) {
+           const float x = bit_cast<float>(word(in, lane, 0));
+           uint8_t byte = static_cast<uint8_t>(word(in, lane, 1));
+           float value;
+           if (w == 0) convert_from_f32(DType::f8e4m3, &byte, &x, 1);
+           convert_to_f32(DType::f8e4m3, &value, &byte, 1);
+           return w == 0 ? byte : bit_cast<uint32_t>(value);
+         });
+       }},
       {"softmax state", check_softmax},
   };
 }

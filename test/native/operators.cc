@@ -1,115 +1,9 @@
 // Every operator's kernels through their launchers: the same bits whatever the order in which threads run, and the
 // traffic that the design promises.
-#include <cstdio>
-
-#include "check.h"
-#include "device_memory.h"
-#include "kernels.h"
+#include "operator_call.h"
 
 namespace diffqkv::check {
 namespace {
-
-using namespace emulated;
-
-constexpr int kSeeds = 50;
-
-// Scratch that starts as NaN at each request, so that nothing can live on what an earlier call left.
-class CheckContext : public Context {
- public:
-  explicit CheckContext(int multiprocessors) {
-    check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
-    num_multiprocessors = multiprocessors;
-    finding = found_.data();
-    std::memset(finding, 0, sizeof(Finding));
-  }
-  ~CheckContext() override { cudaStreamDestroy(stream); }
-  void* scratch(size_t bytes) override {
-    scratch_.push_back(std::make_unique<Memory<uint8_t>>(bytes));
-    return scratch_.back()->data();
-  }
-  uint32_t* zeroed_words(size_t count) override {
-    words_.push_back(std::make_unique<Memory<uint32_t>>(std::vector<uint32_t>(count, 0)));
-    return words_.back()->data();
-  }
-  // Runs what was enqueued. Returns what is wrong, with the words that were to be left 0.
-  std::string finish() {
-    const cudaError_t status = cudaStreamSynchronize(stream);
-    if (status != cudaSuccess) return cudaGetErrorString(status);
-    for (const auto& words : words_) {
-      for (const uint32_t word : words->values())
-        if (word != 0) return "a zeroed word was left " + std::to_string(word);
-    }
-    return finding->kind == Finding::none ? "" : "a kernel reports an argument";
-  }
-  size_t scratch_bytes() const {
-    size_t bytes = 0;
-    for (const auto& memory : scratch_) bytes += memory->bytes();
-    return bytes;
-  }
-
- private:
-  Memory<Finding> found_{1};
-  std::vector<std::unique_ptr<Memory<uint8_t>>> scratch_;
-  std::vector<std::unique_ptr<Memory<uint32_t>>> words_;
-};
-
-// Random numbers of a type, in device memory.
-std::unique_ptr<Memory<uint8_t>> random_tensor(DType dtype, size_t count, float scale, uint64_t seed) {
-  Random random(seed);
-  std::vector<float> values(count);
-  for (float& x : values) x = random.normal(scale);
-  std::vector<uint8_t> bytes(count * dtype_size(dtype));
-  convert_from_f32(dtype, bytes.data(), values.data(), count);
-  return std::make_unique<Memory<uint8_t>>(bytes);
-}
-
-// A call of an operator: its tensors, and how to make it. The first tensors are inputs and outputs alike.
-struct Call {
-  std::vector<std::unique_ptr<Memory<uint8_t>>> tensors;
-  std::function<void(Context&)> enqueue;
-};
-
-std::string run_call(Call& call, Counters* counters, uint64_t seed, std::vector<std::vector<uint8_t>>* left,
-                     size_t* scratch_bytes = nullptr, int multiprocessors = 6) {
-  CheckContext context(multiprocessors);
-  settings().seed = seed, settings().counters = counters;
-  std::string wrong;
-  try {
-    call.enqueue(context);
-    wrong = context.finish();
-  } catch (const std::exception& error) {
-    wrong = error.what();
-  }
-  settings().seed = 0, settings().counters = nullptr;
-  if (left) {
-    for (const auto& tensor : call.tensors) left->push_back(tensor->values());
-  }
-  if (scratch_bytes) *scratch_bytes = context.scratch_bytes();
-  return wrong;
-}
-
-// The same bits with each of the seeds.
-std::string same_in_all_seeds(const std::function<Call()>& make) {
-  std::vector<std::vector<uint8_t>> first;
-  for (int seed = 0; seed <= kSeeds; ++seed) {
-    Call call = make();
-    std::vector<std::vector<uint8_t>> left;
-    const std::string wrong = run_call(call, nullptr, static_cast<uint64_t>(seed), &left);
-    if (!wrong.empty()) return "seed " + std::to_string(seed) + ": " + wrong;
-    if (seed == 0) first = left;
-    if (left != first) return "seed " + std::to_string(seed) + " gives other bits than the threads in order";
-  }
-  return "";
-}
-
-struct Heads {
-  int64_t q, k, v;
-};
-struct Dims {
-  int64_t qk, vo;
-};
-
-size_t words(int64_t a, int64_t b, int64_t c = 1, int64_t d = 1) { return static_cast<size_t>(a * b * c * d); }
 
 template <typename Params>
 Params attention_params(Call& call, DType dtype, int64_t batch, int64_t q_len, int64_t kv_len, Heads heads, Dims dims) {
@@ -128,13 +22,6 @@ Params attention_params(Call& call, DType dtype, int64_t batch, int64_t q_len, i
   p.stride_k_batch = kv_len * heads.k * dims.qk, p.stride_v_batch = kv_len * heads.v * dims.vo;
   p.sm_scale = 1 / std::sqrt(static_cast<float>(dims.qk));
   return p;
-}
-
-const int32_t* add_lengths(Call& call, const std::vector<int32_t>& lengths) {
-  std::vector<uint8_t> bytes(lengths.size() * 4);
-  std::memcpy(bytes.data(), lengths.data(), bytes.size());
-  call.tensors.push_back(std::make_unique<Memory<uint8_t>>(bytes));
-  return reinterpret_cast<const int32_t*>(call.tensors.back()->data());
 }
 
 Call decode_call(DType dtype, int64_t kv_len, Heads heads, Dims dims, int64_t num_splits, int64_t top_k = 0,
@@ -219,18 +106,6 @@ Call sample_call(int64_t vocab_size, float temperature, int64_t top_k, float top
   return call;
 }
 
-std::string within(const char* what, double ratio, double low, double high) {
-  if (ratio >= low && ratio <= high) return "";
-  char text[200];
-  std::snprintf(text, sizeof(text), "%s: %.4f, must lie in [%.4f, %.4f]; ", what, ratio, low, high);
-  return text;
-}
-
-double read_from(const Counters& c, const Memory<uint8_t>& tensor) {
-  const auto found = c.read_bytes_by_allocation.find(tensor.data());
-  return found == c.read_bytes_by_allocation.end() ? 0 : static_cast<double>(found->second);
-}
-
 // Reads, writes, sectors and conflicts of one decode step over 4,096 tokens. `*bytes`: what it read in all.
 std::string check_decode_traffic(Heads heads, int64_t dim, int multiprocessors, double* bytes) {
   constexpr int64_t kTokens = 4096;
@@ -297,7 +172,7 @@ std::string check_gemv_traffic(int64_t num_tokens) {
 std::vector<Check> operator_checks() {
   std::vector<Check> checks;
   const auto seeds = [&](const std::string& name, std::function<Call()> make) {
-    checks.push_back({std::to_string(kSeeds) + " seeds: " + name, [make] { return same_in_all_seeds(make); }});
+    checks.push_back(seeds_check(name, std::move(make)));
   };
   constexpr DType kBf16 = DType::bf16, kF16 = DType::f16, kF32 = DType::f32;
   seeds("decode attention 32/4/16 x 64", [] { return decode_call(kBf16, 300, {32, 4, 16}, {64, 64}, 3); });
@@ -345,6 +220,7 @@ std::vector<Check> operator_checks() {
     checks.push_back({"traffic: GEMV, " + std::to_string(num_tokens) + " tokens",
                       [num_tokens] { return check_gemv_traffic(num_tokens); }});
   }
+  for (Check& check : kv_cache_checks()) checks.push_back(std::move(check));
   return checks;
 }
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "device/async.h"
+#include "device/bytes.h"
 #include "device/mma.h"
 #include "device/softmax.h"
 
@@ -122,6 +123,24 @@ try_conversions(const uint32_t* in, uint32_t* out) {
   });
 }
 
+// Lanes of odd numbers give the odd elements.
+template <typename T, bool kI8>
+DIFFQKV_KERNEL(32, 1)
+try_widening(const uint32_t* in, uint32_t* out) {
+  on_lane(in, out, [](LaneWords& l) {
+    const uint32_t words[4] = {l.in[0], l.in[1], l.in[2], l.in[3]};
+    const WidenedBytes wide = kI8 ? widen_i8<T>(words) : widen_f8e4m3<T>(words);
+    for (int i = 0; i < 4; ++i) l.out[i] = lane_index() % 2 ? wide.odd[i] : wide.even[i];
+  });
+}
+
+DIFFQKV_KERNEL(32, 1) try_f8e4m3(const uint32_t* in, uint32_t* out) {
+  on_lane(in, out, [](LaneWords& l) {
+    l.out[0] = to_f8e4m3(bit_cast<float>(l.in[0])).bits;
+    l.out[1] = bit_cast<uint32_t>(to_float(f8e4m3{static_cast<uint8_t>(l.in[1])}));
+  });
+}
+
 DIFFQKV_KERNEL(32, 1) try_exact_functions(const uint32_t* in, uint32_t* out) {
   on_lane(in, out, [](LaneWords& l) {
     const float x = bit_cast<float>(l.in[0]), y = bit_cast<float>(l.in[1]), z = bit_cast<float>(l.in[2]);
@@ -157,6 +176,11 @@ inline std::vector<Wrapper> wrappers() {
           {"reductions", try_reductions, Input::floats, true},
           {"conversions bf16", try_conversions<bf16>, Input::floats, true},
           {"conversions f16", try_conversions<f16>, Input::floats, true},
+          {"widen i8 to bf16", try_widening<bf16, true>, Input::bits, true},
+          {"widen i8 to f16", try_widening<f16, true>, Input::bits, true},
+          {"widen f8e4m3 to bf16", try_widening<bf16, false>, Input::bits, true},
+          {"widen f8e4m3 to f16", try_widening<f16, false>, Input::bits, true},
+          {"f8e4m3", try_f8e4m3, Input::floats, true},
           {"fma, 1/x, 1/sqrt(x)", try_exact_functions, Input::floats, true},
           {"exp2", try_exp2, Input::floats, false, true},
           {"load_streaming", try_streaming, Input::bits, true}};

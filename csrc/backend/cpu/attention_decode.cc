@@ -1,7 +1,7 @@
 // Attention of one query per sequence over its cache. Bound by memory.
 //
 // Dense: a work item is (sequence, KV split) with all query heads, so that the item reads contiguous memory, each K and V byte
-// once, whatever the head counts; splits keep every core busy at batch 1. attention_tile.h has the loops, attention_plan.h the merge.
+// once, whatever the head counts; splits keep every core busy at batch 1. attention_attend.h has the loops, attention_plan.h the merge.
 //
 // Sequences that share one cache (both batch strides 0) are queries of one tile, as in prefill, each with its own kv_len.
 //
@@ -77,11 +77,8 @@ void finish_selection(const Problem& p, const Tile& t, int64_t row, const char* 
   float selected = 0;  // summed in the order of o, so that V = 1 gives exactly 1
   for (int64_t i = 0; i < count; ++i) selected += weights[i];
   const int64_t query = t.first_query + row % t.num_queries, head = t.first_head + row / t.num_queries;
-  const int64_t head_bytes = p.head_dim_vo * static_cast<int64_t>(dtype_size(p.v_dtype));
-  const Rows rows = {p.v + t.batch * p.stride_v_batch + head / p.q_heads_per_v_head * head_bytes,
-                     p.num_v_heads * head_bytes};
-  visit(p.v_dtype, [&](auto type) DIFFQKV_LAMBDA {
-    gather_values<decltype(type)>(rows, c.keys, weights, count, p.head_dim_vo, o);
+  visit_cache(p.v.dtype, [&](auto type) DIFFQKV_LAMBDA {
+    gather_values<decltype(type)>(p.v, t.batch, head / p.q_heads_per_v_head, c.keys, weights, count, p.head_dim_vo, o);
   });
   finish_row(p, t.batch, query, head, o, renormalize ? selected : d, m, d);
 }
@@ -90,8 +87,8 @@ void run_selective(const Problem& p, const Plan& plan, int64_t k, bool renormali
   const int num_threads = omp_get_max_threads();
   const int64_t tile_rows = plan.unit_heads * plan.tile_queries, all_tiles = num_tiles(p, plan),
                 capacity = Selection::capacity(k);
-  const int64_t split_bytes = split_selection_bytes(ceil_div(p.kv_len, plan.num_splits), k),
-                row_bytes = split_bytes * plan.num_splits;
+  const int64_t split_keys = max_of(ceil_div(p.kv_len, plan.num_splits), 2 * plan.min_split_keys) + p.block;
+  const int64_t split_bytes = split_selection_bytes(split_keys, k), row_bytes = split_bytes * plan.num_splits;
   Tile size = {};
   const int64_t tile_bytes = size.lay_out(p, nullptr, plan.tile_queries, plan.unit_heads);
   const int64_t merge_count = row_bytes / 8;  // at least as many as all splits leave together
@@ -123,15 +120,16 @@ void run_selective(const Problem& p, const Plan& plan, int64_t k, bool renormali
 #pragma omp for schedule(dynamic, 1)
       for (int64_t item = 0; item < tiles * plan.num_splits; ++item) {
         set_tile(p, plan, first + item / plan.num_splits, t);
+        const int64_t splits = num_splits(plan, t), split = item % plan.num_splits;
+        if (split >= splits) continue;
         int64_t begin, end;
-        split_range(t, plan.num_splits, item % plan.num_splits, &begin, &end);
+        split_range(p, t, splits, split, &begin, &end);
         select_keys(p, t, begin, end, k, selections, found, plan.prefetch);
         for (int64_t row = 0; row < t.num_rows; ++row) {
           Selection& selection = selections[row];
           const Candidates c = {found.scores + row * capacity, found.keys + row * capacity};
           selection.shrink(c, k);
-          char* part =
-              partials + (item / plan.num_splits * tile_rows + row) * row_bytes + item % plan.num_splits * split_bytes;
+          char* part = partials + (item / plan.num_splits * tile_rows + row) * row_bytes + split * split_bytes;
           *reinterpret_cast<SplitSelection*>(part) = {selection.m, selection.d, selection.count};
           part += sizeof(SplitSelection);
           __builtin_memcpy(part, c.scores, static_cast<size_t>(4 * selection.count));
@@ -142,29 +140,17 @@ void run_selective(const Problem& p, const Plan& plan, int64_t k, bool renormali
       for (int64_t item = 0; item < tiles * tile_rows; ++item) {
         const int64_t row = item % tile_rows;
         set_tile(p, plan, first + item / tile_rows, t);
-        if (row >= t.num_rows) continue;
-        finish_selection(p, t, row, partials + item * row_bytes, plan.num_splits, split_bytes, k, renormalize, merged,
-                         weights, o);
+        const int64_t splits = num_splits(plan, t);
+        if (row >= t.num_rows || splits == 0) continue;
+        finish_selection(p, t, row, partials + item * row_bytes, splits, split_bytes, k, renormalize, merged, weights,
+                         o);
       }
     }
   }
 }
 
-}  // namespace
-
-void attention_decode(const AttentionDecodeParams& params, Arena& arena) {
-  if (params.batch_size == 0) return;
-  Problem p = make_problem(params);
-  const bool shared = params.batch_size > 1 && params.stride_k_batch == 0 && params.stride_v_batch == 0;
-  p.num_batches = shared ? 1 : params.batch_size, p.num_queries = shared ? params.batch_size : 1;
-  p.kv_lens_per_query = shared;
-  p.stride_lse_head = 1, p.stride_lse_batch = p.stride_lse_query = params.num_q_heads;
-  int64_t longest = p.kv_lens ? 0 : p.kv_len;
-  for (int64_t b = 0; p.kv_lens && b < params.batch_size; ++b) longest = max_of(longest, p.kv_lens[b]);
-  const int64_t k = params.selective_top_k;
-  const bool selective = k > 0 && k < longest;
-
-  const int64_t num_threads = omp_get_max_threads(), wanted_items = 4 * num_threads;
+Plan make_plan(Problem& p, const AttentionDecodeParams& params, int64_t longest, bool selective) {
+  const int64_t num_threads = omp_get_max_threads(), wanted_items = 4 * num_threads, k = params.selective_top_k;
   Plan plan = {};
   plan.unit_heads = p.num_q_heads;
   plan.tile_queries = max_of(1, kTileElements / (p.num_q_heads * max_of(p.head_dim_qk, p.head_dim_vo)));
@@ -172,15 +158,44 @@ void attention_decode(const AttentionDecodeParams& params, Arena& arena) {
     plan.tile_queries =
         min_of(plan.tile_queries, max_of(1, kSelectionBytes / (p.num_q_heads * Selection::capacity(k) * 8)));
   plan.tile_queries = min_of(plan.tile_queries, max_of(1, p.num_queries / wanted_items));
-  // One tile: a split for each thread, since the start of an item finds nothing read ahead. Several: more, to even out.
-  const int64_t tiles = num_tiles(p, plan), splits = tiles == 1 ? num_threads : ceil_div(wanted_items, tiles);
-  plan.num_splits =
-      params.num_splits > 0 ? min_of(params.num_splits, kMaxSplits) : min_of(splits, longest / kMinSplitKeys);
-  plan.num_splits = max_of(1, min_of(plan.num_splits, longest));
+  // A sequence of its own: a split for each thread, since the start of an item finds nothing read ahead, and never by the
+  // other sequences, so that it gets the same bits alone and among others. Queries of one cache: more, to even out.
+  const int64_t splits = p.num_queries == 1 ? num_threads : ceil_div(wanted_items, num_tiles(p, plan));
+  plan.num_splits = params.num_splits > 0 ? min_of(params.num_splits, kMaxSplits) : splits;
+  plan.min_split_keys = params.num_splits > 0 ? 1 : kMinSplitKeys;
+  plan.num_splits = max_of(1, min_of(plan.num_splits, longest / plan.min_split_keys));
+  plan.most_keys = longest;
   // Where the cache streams by once, short blocks keep what is read ahead small, and the reads of one head's rows to few pages.
   plan.prefetch = plan.tile_queries == 1;
-  if (plan.prefetch) p.block = selective ? 64 : 32;
-  selective ? run_selective(p, plan, k, params.renormalize, arena) : run(p, plan, arena);
+  p.block = !plan.prefetch ? kBlock : selective ? 64 : 32;
+  if (plan.prefetch && params.pages) p.block = min_of(p.block, params.page_tokens);
+  return plan;
+}
+
+}  // namespace
+
+void attention_decode(const AttentionDecodeParams& params, Arena& arena) {
+  if (params.batch_size == 0) return;
+  Problem p = make_problem(params);
+  const bool shared = params.batch_size > 1 &&
+                      (params.pages ? params.pages_shared : params.stride_k_batch == 0 && params.stride_v_batch == 0);
+  p.num_batches = shared ? 1 : params.batch_size, p.num_queries = shared ? params.batch_size : 1;
+  p.kv_lens_per_query = shared;
+  p.stride_lse_head = 1, p.stride_lse_batch = p.stride_lse_query = params.num_q_heads;
+  int64_t longest = p.kv_lens ? 0 : p.kv_len, shortest = p.kv_len;
+  for (int64_t b = 0; p.kv_lens && b < params.batch_size; ++b) {
+    longest = max_of(longest, p.kv_lens[b]), shortest = min_of(shortest, p.kv_lens[b]);
+  }
+  // Where all keys are among the best k, selective V is dense attention: so it is done, sequence by sequence.
+  const int64_t k = params.selective_top_k;
+  if (k > 0 && k < longest) {
+    Plan plan = make_plan(p, params, longest, true);
+    plan.fewest_keys = k + 1;
+    run_selective(p, plan, k, params.renormalize, arena);
+    if (shortest > k) return;
+  }
+  Plan plan = make_plan(p, params, k > 0 ? min_of(longest, k) : longest, false);
+  run(p, plan, arena);
 }
 
 }  // namespace diffqkv::cpu::DIFFQKV_ISA

@@ -3,6 +3,7 @@
 // Q^T is packed once for all blocks. O += P V: 16 keys by 32 dims are a B tile, see few_values.
 #pragma once
 
+#include "backend/cpu/attention_cache.h"
 #include "backend/cpu/attention_gemm.h"
 
 namespace diffqkv::cpu::DIFFQKV_ISA {
@@ -37,17 +38,17 @@ DIFFQKV_INLINE void configure_few_tiles(int64_t rows, int64_t value_rows, int64_
 }
 
 // Scores of `rows` rows over n keys: s[i * lds + j]. Writes whole groups of 16 keys.
-DIFFQKV_INLINE void few_scores(const Rows& k, int64_t n, int64_t head_dim_qk, const uint32_t* query_pairs, int64_t rows,
-                               float* s, int64_t lds, Prefetch& prefetch) {
+DIFFQKV_INLINE void few_scores(const HeadRows& k, int64_t n, int64_t head_dim_qk, const uint32_t* query_pairs,
+                               int64_t rows, float* s, int64_t lds, Prefetch& prefetch) {
   alignas(64) char tail[16 * 2 * kFewDims];
   alignas(64) float scores[2][16 * kFewRows];
   const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   const __m512i index = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(static_cast<int>(rows)));
   const int64_t b_stride = 4 * rows;
   for (int64_t j = 0; j < n; j += 32) {
-    Rows group[2] = {{k.data + j * k.stride_bytes, k.stride_bytes},
-                     {k.data + (j + 16) * k.stride_bytes, k.stride_bytes}};
     const int num_groups = n - j > 16 ? 2 : 1;
+    Rows group[2] = {k.from(j), {}};
+    if (num_groups == 2) group[1] = k.from(j + 16);
     const int64_t in_last = n - j - 16 * (num_groups - 1);
     if (in_last < 16) {  // a tile reads 16 rows, and the tensor may end before
       __builtin_memset(tail, 0, static_cast<size_t>(16 * 2 * head_dim_qk));
@@ -91,11 +92,11 @@ DIFFQKV_INLINE F32v store_pairs(uint32_t* to, F32v x) {
 // O += P V for one V head and n keys, V straight from the cache: 16 keys by 32 dims of it, as they lie there, are a B tile
 // whose pairs are neighbouring dims of one key, so that (p, 0) sums the even dims and (0, p) the odd ones.
 // pairs: [16 keys][all rows][2][16], from the head's first row on. o: [row][2][ldo / 2], even dims and odd dims.
-DIFFQKV_INLINE void few_values(const Rows& v, int64_t n, int64_t head_dim_vo, const uint32_t* pairs,
+DIFFQKV_INLINE void few_values(const HeadRows& v, int64_t n, int64_t head_dim_vo, const uint32_t* pairs,
                                int64_t stride_group, float* o, int64_t ldo, Prefetch& prefetch) {
   alignas(64) char tail[16 * 2 * kFewDims];
   const int64_t c_stride = 2 * ldo, groups = ceil_div(n, 16), in_last = n - 16 * (groups - 1);
-  Rows last = {v.data + (groups - 1) * 16 * v.stride_bytes, v.stride_bytes};
+  Rows last = v.from(16 * (groups - 1));
   if (in_last < 16) {  // a tile reads 16 rows, and the tensor may end before
     __builtin_memset(tail, 0, static_cast<size_t>(16 * 2 * head_dim_vo));
     for (int64_t i = 0; i < in_last; ++i)
@@ -109,7 +110,7 @@ DIFFQKV_INLINE void few_values(const Rows& v, int64_t n, int64_t head_dim_vo, co
     DIFFQKV_TILE_LOAD(3, c, c_stride);
     if (two) DIFFQKV_TILE_LOAD(7, c + 16, c_stride);
     for (int64_t g = 0; g < groups; ++g) {
-      const Rows at = g == groups - 1 ? last : Rows{v.data + g * 16 * v.stride_bytes, v.stride_bytes};
+      const Rows at = g == groups - 1 ? last : v.from(16 * g);
       prefetch.advance(prefetch.per_value_tile);
       DIFFQKV_TILE_LOAD(2, pairs + g * stride_group, 64);
       DIFFQKV_TILE_LOAD(4, at.data + 2 * d, at.stride_bytes);

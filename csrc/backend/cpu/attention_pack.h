@@ -28,7 +28,7 @@ constexpr bool kHasBf16Gemm = false;
 DIFFQKV_INLINE int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 DIFFQKV_INLINE int64_t ceil_div(int64_t value, int64_t unit) { return (value + unit - 1) / unit; }
 
-// Rows of one head in a tensor [token][head][dim], from some token on.
+// Rows of one head in a tensor or page [token][head][dim], from some token on.
 struct Rows {
   const char* data;
   int64_t stride_bytes;  // from token to token

@@ -1,10 +1,10 @@
 // How attention is cut into work items, their order over the threads, and what becomes of their results: see
-// attention_tile.h for what an item does.
+// attention_attend.h for what an item does.
 #pragma once
 
 #include <omp.h>
 
-#include "backend/cpu/attention_tile.h"
+#include "backend/cpu/attention_attend.h"
 
 namespace diffqkv::cpu::DIFFQKV_ISA {
 namespace {
@@ -30,8 +30,11 @@ DIFFQKV_INLINE void finish_row(const Problem& p, int64_t batch, int64_t query, i
 
 // How the problem is cut into work items.
 struct Plan {
-  int64_t unit_heads, tile_queries, num_splits;
-  bool prefetch;  // the cache comes from memory, not from an earlier tile's visit
+  int64_t unit_heads, tile_queries;
+  int64_t num_splits;              // at most; a tile has fewer where they would get fewer keys than
+  int64_t min_split_keys;          // this
+  int64_t fewest_keys, most_keys;  // tiles that see fewer or more are left out
+  bool prefetch;                   // the cache comes from memory, not from an earlier tile's visit
 };
 
 DIFFQKV_INLINE void set_tile(const Problem& p, const Plan& plan, int64_t index, Tile& t) {
@@ -53,9 +56,16 @@ DIFFQKV_INLINE int64_t num_tiles(const Problem& p, const Plan& plan) {
   return ceil_div(p.num_queries, plan.tile_queries) * p.num_batches * (p.num_q_heads / plan.unit_heads);
 }
 
-// Split `split` of the tile's keys.
-DIFFQKV_INLINE void split_range(const Tile& t, int64_t num_splits, int64_t split, int64_t* begin, int64_t* end) {
-  const int64_t keys = ceil_div(t.max_visible, num_splits);
+// How many splits the tile has: by itself, whatever other tiles there are. 0: it is left out.
+DIFFQKV_INLINE int64_t num_splits(const Plan& plan, const Tile& t) {
+  if (t.max_visible < plan.fewest_keys || t.max_visible > plan.most_keys) return 0;
+  return max_of(1, min_of(plan.num_splits, t.max_visible / plan.min_split_keys));
+}
+
+// Split `split` of the tile's keys: whole blocks.
+DIFFQKV_INLINE void split_range(const Problem& p, const Tile& t, int64_t num_splits, int64_t split, int64_t* begin,
+                                int64_t* end) {
+  const int64_t keys = round_up(ceil_div(t.max_visible, num_splits), p.block);
   *begin = min_of(split * keys, t.max_visible), *end = min_of(*begin + keys, t.max_visible);
 }
 
@@ -100,19 +110,21 @@ void run(const Problem& p, const Plan& plan, Arena& arena) {
 #pragma omp for schedule(dynamic, 1)
       for (int64_t item = 0; item < tiles * plan.num_splits; ++item) {
         set_tile(p, plan, first + item / plan.num_splits, t);
+        const int64_t splits = num_splits(plan, t), split = item % plan.num_splits;
+        if (split >= splits) continue;
         int64_t begin, end;
-        split_range(t, plan.num_splits, item % plan.num_splits, &begin, &end);
+        split_range(p, t, splits, split, &begin, &end);
         attend(p, t, begin, end, plan.prefetch);
         for (int64_t row = 0; row < t.num_rows; ++row) {
           const float* o = t.o + row * p.ldo;
-          const float d = p.bf16_values ? t.d[row] : o[p.head_dim_vo];
-          if (plan.num_splits == 1) {
+          const float d = p.sum_d ? t.d[row] : o[p.head_dim_vo];
+          if (splits == 1) {
             finish_row(p, t.batch, t.first_query + row % t.num_queries, t.first_head + row / t.num_queries, o,
                        o[p.head_dim_vo], t.m[row], d);
             continue;
           }
-          const int64_t tile = item / plan.num_splits, split = item % plan.num_splits;
-          float* part = partials + ((tile * tile_rows + row) * plan.num_splits + split) * partial_floats(p);
+          float* part =
+              partials + ((item / plan.num_splits * tile_rows + row) * plan.num_splits + split) * partial_floats(p);
           for (int64_t j = 0; j < p.ldo; j += kLanes) store(part + j, load(o + j));
           part[p.ldo] = t.m[row], part[p.ldo + 1] = d;
         }
@@ -122,9 +134,10 @@ void run(const Problem& p, const Plan& plan, Arena& arena) {
       for (int64_t item = 0; item < tiles * tile_rows; ++item) {
         const int64_t row = item % tile_rows;
         set_tile(p, plan, first + item / tile_rows, t);
-        if (row >= t.num_rows) continue;
+        const int64_t splits = num_splits(plan, t);
+        if (row >= t.num_rows || splits <= 1) continue;
         float m, d;
-        merge_row(p, partials + item * plan.num_splits * partial_floats(p), plan.num_splits, t.o, &m, &d);
+        merge_row(p, partials + item * plan.num_splits * partial_floats(p), splits, t.o, &m, &d);
         finish_row(p, t.batch, t.first_query + row % t.num_queries, t.first_head + row / t.num_queries, t.o,
                    t.o[p.head_dim_vo], m, d);
       }

@@ -30,6 +30,7 @@ void attention_prefill(const AttentionPrefillParams& params, Arena& arena) {
   plan.tile_queries = min_of(plan.tile_queries, p.num_queries);
   plan.num_splits = max_of(1, min_of(wanted_items / num_tiles(p, plan), p.kv_len / kMinSplitKeys));
   if (num_tiles(p, plan) >= omp_get_max_threads()) plan.num_splits = 1;
+  plan.min_split_keys = kMinSplitKeys, plan.most_keys = p.kv_len;
   plan.prefetch = false;
   run(p, plan, arena);
 }

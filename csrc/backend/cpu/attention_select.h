@@ -137,20 +137,20 @@ struct Selection {
   }
 };
 
-// o = sum of weights[i] * V[keys[i]], one V head.
+// o = sum of weights[i] * V[keys[i]], V head `head` of a sequence.
 template <typename T>
-void gather_values(const Rows& rows, const uint32_t* keys, const float* weights, int64_t count, int64_t head_dim,
-                   float* o) {
+void gather_values(const Cache& v, int64_t batch, int64_t head, const uint32_t* keys, const float* weights,
+                   int64_t count, int64_t head_dim, float* o) {
   constexpr int64_t kAhead = 16;
   for (int64_t d = 0; d < head_dim; d += kLanes) store(o + d, F32v{});
   for (int64_t i = 0; i < count; ++i) {
     if (i + kAhead < count) {
-      const char* row = rows.data + keys[i + kAhead] * rows.stride_bytes;
-      for (int64_t byte = 0; byte < head_dim * static_cast<int64_t>(sizeof(T)); byte += 64)
-        __builtin_prefetch(row + byte);
+      const char* row = v.token(batch, keys[i + kAhead]) + head * v.head_bytes;
+      for (int64_t byte = 0; byte < v.head_bytes; byte += 64) __builtin_prefetch(row + byte);
+      if (v.scaled) __builtin_prefetch(v.token_scales(batch, keys[i + kAhead]) + head);
     }
-    const T* row = reinterpret_cast<const T*>(rows.data + keys[i] * rows.stride_bytes);
-    const F32v weight = set1(weights[i]);
+    const T* row = reinterpret_cast<const T*>(v.token(batch, keys[i]) + head * v.head_bytes);
+    const F32v weight = set1(v.scaled ? weights[i] * load1(v.token_scales(batch, keys[i]) + head) : weights[i]);
     int64_t d = 0;
     for (; d + kLanes <= head_dim; d += kLanes) store(o + d, fma(load(row + d), weight, load(o + d)));
     if (d < head_dim) store(o + d, fma(load_n(row + d, head_dim - d), weight, load(o + d)));

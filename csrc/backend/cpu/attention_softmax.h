@@ -64,21 +64,23 @@ DIFFQKV_INLINE void store_probabilities(T* p, F32v x) {
   store(p, x);
 }
 
-// p = exp2(s * scale - base) for count keys, then 0 up to `end`. Returns the sum before rounding, by lanes.
+// p = exp2(s * scale - base) for count keys, times their factors where there are any; then 0 up to `end`. Returns the sum
+// before factors and rounding, by lanes.
 template <typename T>
-DIFFQKV_INLINE F32v probabilities(const float* s, int64_t count, int64_t end, float scale, float base, T* p) {
+DIFFQKV_INLINE F32v probabilities(const float* s, int64_t count, int64_t end, float scale, float base,
+                                  const float* factors, T* p) {
   const F32v scales = set1(scale), bases = set1(-base);
   F32v total = {};
   int64_t j = 0;
   for (; j + kLanes <= count; j += kLanes) {
     const F32v x = exp2_fast(fma(load(s + j), scales, bases));
-    store_probabilities(p + j, x);
+    store_probabilities(p + j, factors ? x * load(factors + j) : x);
     total += x;
   }
   if (j < count) {
-    const F32v x =
-        lane_numbers() < static_cast<int32_t>(count - j) ? exp2_fast(fma(load(s + j), scales, bases)) : F32v{};
-    store_probabilities(p + j, x);
+    const I32v seen = lane_numbers() < static_cast<int32_t>(count - j);
+    const F32v x = seen ? exp2_fast(fma(load(s + j), scales, bases)) : F32v{};
+    store_probabilities(p + j, factors ? (seen ? x * load(factors + j) : F32v{}) : x);
     total += x;
     j += kLanes;
   }

@@ -32,10 +32,14 @@ struct Tile {
   float* k_panels;        // [kBlock / 16][stride_k_panel]
   float* v_panels;        // [num_v_panels][stride_v_panel]
   float* s;               // [kScoreRows][kBlock]
-  char* p;                // [num_rows][kBlock], float or bf16; for few rows [kBlock / 16][num_rows][2][16] pairs
+  char* lifted;           // [kBlock][dim] bf16: rows of one head of an i8 or f8e4m3 cache
+  float* k_scales;        // [K heads of the tile][kBlock], of such a cache
+  float* v_scales;        // [V heads of the tile][kBlock]
+  char* p;                // [num_rows][kBlock], float, bf16 or fixed point; or [kBlock / 16][num_rows][2][16] pairs
   float* o;               // [num_rows][ldo]
+  float* units;           // [num_rows] of P's fixed point
   float* m;               // [num_rows]
-  float* d;               // [num_rows] sum of the unrounded P, for lse, where P is rounded to bf16; else not used
+  float* d;               // [num_rows] sum of the P before rounding and scales, where sum_d is set
 
   // Sets the pointers; returns the bytes needed.
   int64_t lay_out(const Problem& problem, char* base, int64_t max_queries, int64_t max_heads) {
@@ -52,9 +56,16 @@ struct Tile {
     k_panels = reinterpret_cast<float*>(take(kBlock / kPanel * problem.stride_k_panel * 4));
     v_panels = reinterpret_cast<float*>(take(problem.num_v_panels * problem.stride_v_panel * 4));
     s = reinterpret_cast<float*>(take(kScoreRows * kBlock * 4));
+    lifted =
+        take(kBlock * 2 * max_of(problem.lift_k ? problem.head_dim_qk : 0, problem.lift_v ? problem.head_dim_vo : 0));
+    k_scales =
+        reinterpret_cast<float*>(take(problem.k.scaled ? max_heads / problem.q_heads_per_k_head * kBlock * 4 : 0));
+    v_scales =
+        reinterpret_cast<float*>(take(problem.v.scaled ? max_heads / problem.q_heads_per_v_head * kBlock * 4 : 0));
     const int64_t few_rows = problem.amx ? min_of(rows, max_heads * kFewRows) : 0;
     p = take(kBlock * max_of(rows * (problem.bf16_values ? 2 : 4), few_rows * 8));
     o = reinterpret_cast<float*>(take(rows * problem.ldo * 4));
+    units = reinterpret_cast<float*>(take(rows * 4));
     m = reinterpret_cast<float*>(take(rows * 4));
     d = reinterpret_cast<float*>(take(rows * 4));
     return round_up(bytes, 4096);
@@ -119,31 +130,34 @@ void load_queries(const Problem& p, Tile& t) {
 template <typename OnRow>
 DIFFQKV_INLINE void score_block(const Problem& p, Tile& t, int64_t first_key, int64_t n, Prefetch& prefetch,
                                 const OnRow& on_row) {
-  const int64_t element = static_cast<int64_t>(dtype_size(p.k_dtype)), head_bytes = p.head_dim_qk * element;
-  const int64_t rows_per_head = p.q_heads_per_k_head * t.num_queries;
+  const int64_t rows_per_head = p.q_heads_per_k_head * t.num_queries, first_head = t.first_head / p.q_heads_per_k_head;
   const bool few = uses_few_rows(p, t);
+  const KeyBlock keys(p.k, t.batch, first_key, n);
+  if (p.k.scaled) load_scales(p.k, t.batch, first_key, n, first_head, t.num_rows / rows_per_head, t.k_scales);
   for (int64_t first_row = 0; first_row < t.num_rows; first_row += rows_per_head) {
-    const int64_t head = t.first_head / p.q_heads_per_k_head + first_row / rows_per_head;
-    Rows rows = {p.k + t.batch * p.stride_k_batch + (first_key * p.num_k_heads + head) * head_bytes,
-                 p.num_k_heads * head_bytes};
+    HeadRows rows = keys.head(first_head + first_row / rows_per_head);
+    const float* scales = p.k.scaled ? t.k_scales + first_row / rows_per_head * kBlock : nullptr;
 #if defined(__AVX512BF16__)
+    if (p.lift_k) rows = lifted(p.k.dtype, rows, n, p.head_dim_qk, &t.lifted);
     if (few) {  // all rows of the head at once: they are at most kFewRows, fewer than kScoreRows
-      configure_few_tiles(rows_per_head, 2 * p.q_heads_per_v_head * t.num_queries, &t.tile_rows);
+      const int64_t v_rows = p.q_heads_per_v_head * t.num_queries;
+      configure_few_tiles(rows_per_head, p.byte_values ? min_of(8 * v_rows, 16) : 2 * v_rows, &t.tile_rows);
       few_scores(rows, n, p.head_dim_qk, t.query_pairs + first_row * p.ldq / 2, rows_per_head, t.s, kBlock, prefetch);
     }
 #endif
-    for (int64_t j = 0; j < n && !few; j += kPanel, rows.data += kPanel * rows.stride_bytes) {
+    for (int64_t j = 0; j < n && !few; j += kPanel) {
       float* panel = t.k_panels + j / kPanel * p.stride_k_panel;
       const int64_t count = min_of(n - j, kPanel);
       prefetch.advance(prefetch.per_panel);
 #if defined(__AVX512BF16__)
       if (p.bf16_scores) {
-        pack_k_panel_vnni(rows, count, p.head_dim_qk, panel);
+        pack_k_panel_vnni(rows.from(j), count, p.head_dim_qk, panel);
         continue;
       }
 #endif
-      visit(p.k_dtype,
-            [&](auto type) DIFFQKV_LAMBDA { pack_k_panel<decltype(type)>(rows, count, p.head_dim_qk, panel); });
+      visit_cache(p.k.dtype, [&](auto type) DIFFQKV_LAMBDA {
+        pack_k_panel<decltype(type)>(rows.from(j), count, p.head_dim_qk, panel);
+      });
     }
     for (int64_t r = first_row; r < first_row + rows_per_head; r += kScoreRows) {
       const int64_t m = min_of(first_row + rows_per_head - r, kScoreRows);
@@ -158,7 +172,10 @@ DIFFQKV_INLINE void score_block(const Problem& p, Tile& t, int64_t first_key, in
       }
       for (int64_t i = 0; i < m; ++i) {
         prefetch.advance(prefetch.per_row);
-        on_row(r + i, t.s + i * kBlock, max_of(0, min_of(t.row_visible(r + i) - first_key, n)), n);
+        float* s = t.s + i * kBlock;
+        const int64_t count = max_of(0, min_of(t.row_visible(r + i) - first_key, n));
+        for (int64_t j = 0; scales && j < count; j += kLanes) store(s + j, load(s + j) * load(scales + j));
+        on_row(r + i, s, count, n);
       }
     }
   }
@@ -196,24 +213,41 @@ void accumulate_row_exactly(const Problem& p, const Tile& t, int64_t row, int64_
   }
 }
 
+// V's scales of the n keys from first_key on, which P is multiplied by.
+DIFFQKV_INLINE void load_value_scales(const Problem& p, Tile& t, int64_t first_key, int64_t n) {
+  if (!p.v.scaled) return;
+  load_scales(p.v, t.batch, first_key, n, t.first_head / p.q_heads_per_v_head, t.num_heads / p.q_heads_per_v_head,
+              t.v_scales);
+}
+
+DIFFQKV_INLINE const float* value_scales(const Problem& p, const Tile& t, int64_t row) {
+  return p.v.scaled ? t.v_scales + row / (p.q_heads_per_v_head * t.num_queries) * kBlock : nullptr;
+}
+
 // O += P V for the n keys from first_key on.
 DIFFQKV_INLINE void value_block(const Problem& p, Tile& t, int64_t first_key, int64_t n, Prefetch& prefetch) {
-  const int64_t element = static_cast<int64_t>(dtype_size(p.v_dtype)), head_bytes = p.head_dim_vo * element;
-  const int64_t rows_per_head = p.q_heads_per_v_head * t.num_queries;
+  const int64_t rows_per_head = p.q_heads_per_v_head * t.num_queries, first_head = t.first_head / p.q_heads_per_v_head;
+  const KeyBlock keys(p.v, t.batch, first_key, n);
   bool all_see_all = true;
   for (int64_t i = 0; i < t.num_queries; ++i) all_see_all &= t.visible[i] >= first_key + n;
   for (int64_t first_row = 0; first_row < t.num_rows; first_row += rows_per_head) {
-    const int64_t head = t.first_head / p.q_heads_per_v_head + first_row / rows_per_head;
-    const Rows rows = {p.v + t.batch * p.stride_v_batch + (first_key * p.num_v_heads + head) * head_bytes,
-                       p.num_v_heads * head_bytes};
+    HeadRows rows = keys.head(first_head + first_row / rows_per_head);
     const bool ones = n != t.ones_keys || n % 2 != 0;
     t.ones_keys = n;
 #if defined(__AVX512BF16__)
-    if (p.bf16_values) pack_v_vnni(rows, n, p.head_dim_vo, t.v_panels, p.stride_v_panel, ones, prefetch);
+    if (p.lift_v) rows = lifted(p.v.dtype, rows, n, p.head_dim_vo, &t.lifted);
 #endif
-    if (!p.bf16_values) {
-      visit(p.v_dtype, [&](auto type) DIFFQKV_LAMBDA {
-        pack_v<decltype(type)>(rows, n, p.head_dim_vo, t.v_panels, p.stride_v_panel, ones, prefetch);
+    for (int64_t j = 0; j < n; j += rows.part_keys()) {
+      const int64_t count = min_of(n - j, rows.part_keys());
+#if defined(__AVX512BF16__)
+      if (p.bf16_values) {
+        pack_v_vnni(rows.from(j), count, p.head_dim_vo, t.v_panels + j / 2 * kPanel, p.stride_v_panel, ones, prefetch);
+        continue;
+      }
+#endif
+      visit_cache(p.v.dtype, [&](auto type) DIFFQKV_LAMBDA {
+        pack_v<decltype(type)>(rows.from(j), count, p.head_dim_vo, t.v_panels + j * kPanel, p.stride_v_panel, ones,
+                               prefetch);
       });
     }
     prefetch.advance(prefetch.per_head);
@@ -239,114 +273,31 @@ DIFFQKV_INLINE void value_block(const Problem& p, Tile& t, int64_t first_key, in
 
 // For the block after the one at first_key, up to end_key; `values`: V too.
 Prefetch prefetch_after(const Problem& p, const Tile& t, int64_t first_key, int64_t end_key, bool values) {
-  const int64_t begin = min_of(first_key + p.block, end_key), end = min_of(begin + p.block, end_key);
-  const int64_t k_token_bytes = p.num_k_heads * p.head_dim_qk * static_cast<int64_t>(dtype_size(p.k_dtype));
-  const int64_t v_token_bytes = p.num_v_heads * p.head_dim_vo * static_cast<int64_t>(dtype_size(p.v_dtype));
-  const char *k = p.k + t.batch * p.stride_k_batch, *v = p.v + t.batch * p.stride_v_batch;
+  const int64_t begin = first_key + p.block, n = min_of(end_key - begin, p.block);
   Prefetch r;
+  if (n <= 0) return r;
   constexpr int64_t kStepBytes = 64 * Prefetch::kStreams;
-  r.start({k + begin * k_token_bytes, (end - begin) * k_token_bytes / kStepBytes});
-  if (values) r.then = {v + begin * v_token_bytes, (end - begin) * v_token_bytes / kStepBytes};
+  const auto range = [&](const Cache& cache) DIFFQKV_LAMBDA {
+    if (cache.scaled) {
+      const char* scales = reinterpret_cast<const char*>(cache.token_scales(t.batch, begin));
+      for (int64_t i = 0; i < n * cache.num_heads * 2; i += 64) __builtin_prefetch(scales + i, 0, 2);
+    }
+    return Prefetch::Range{cache.token(t.batch, begin), n * cache.token_bytes / kStepBytes};
+  };
+  r.start(range(p.k));
+  if (values) r.then = range(p.v);
   // The share that each kind of work asks for, in percent, over how often it is done: as measured.
   const int64_t steps = r.left + r.then.steps;
   const int64_t k_heads = t.num_heads / p.q_heads_per_k_head, v_heads = t.num_heads / p.q_heads_per_v_head;
   const auto share = [&](int64_t percent, int64_t times)
                          DIFFQKV_LAMBDA { return steps * Prefetch::kStepUnits * percent / (100 * times); };
-  const bool few = uses_few_rows(p, t);
-  r.per_panel = share(!values ? 40 : few ? 5 : 3, k_heads * ceil_div(p.block, kPanel));
-  r.per_row = share(!values ? 60 : few ? 15 : 12, t.num_rows);
+  const bool few = uses_few_rows(p, t), scaled = few && p.v.scaled;
+  r.per_panel = share(!values ? 40 : scaled ? 10 : few ? 5 : 3, k_heads * ceil_div(p.block, kPanel));
+  r.per_row = share(!values ? 60 : scaled ? 30 : few ? 15 : 12, t.num_rows);
   r.per_head = share(25, v_heads);
   r.per_value = share(60, v_heads * p.block);
-  r.per_value_tile = share(80, v_heads * ceil_div(p.block, 16) * ceil_div(p.head_dim_vo, 64));
+  r.per_value_tile = share(scaled ? 60 : 80, v_heads * ceil_div(p.block, 16) * ceil_div(p.head_dim_vo, 64));
   return r;
-}
-
-#if defined(__AVX512BF16__)
-// What few_values left of a row, even dims, the divisor and odd dims, in the order of o.
-DIFFQKV_INLINE void interleave_row(float* o, int64_t ldo, int64_t head_dim_vo) {
-  alignas(64) float pairs[2 * kFewDims];
-  const int64_t half = ldo / 2, d_column = head_dim_vo / 2;
-  __builtin_memcpy(pairs, o, static_cast<size_t>(ldo * 4));
-  for (int64_t d = 0; d < d_column; ++d) o[2 * d] = pairs[d], o[2 * d + 1] = pairs[half + d];
-  o[head_dim_vo] = pairs[d_column];
-}
-
-// attend for few rows, where K and V are taken straight from the cache. Returns whether O is finite: a V that is not spoils
-// its neighbours here.
-bool attend_few(const Problem& p, Tile& t, int64_t begin, int64_t end, bool prefetch) {
-  const int64_t v_rows = p.q_heads_per_v_head * t.num_queries;
-  const int64_t v_head_bytes = p.head_dim_vo * 2, d_column = p.head_dim_vo / 2;
-  uint32_t* pairs = reinterpret_cast<uint32_t*>(t.p);
-  const int64_t stride_group = t.num_rows * 32;
-  for (int64_t key = begin; key < end; key += p.block) {
-    const int64_t n = min_of(end - key, p.block);
-    Prefetch next;
-    if (prefetch) next = prefetch_after(p, t, key, end, true);
-    score_block(p, t, key, n, next, [&](int64_t row, const float* s, int64_t count, int64_t all) DIFFQKV_LAMBDA {
-      float* o = t.o + row * p.ldo;
-      const float base = count > 0 ? update_max(p, s, count, &t.m[row], &t.d[row], o, p.ldo) : 0;
-      F32v total = {}, rounded = {};
-      for (int64_t j = 0; j < all; j += kLanes) {
-        F32v x = {};
-        if (j < count) x = exp2_fast(fma(load(s + j), set1(p.scale_log2), set1(-base)));
-        if (count - j < kLanes) x = lane_numbers() < static_cast<int32_t>(count - j) ? x : F32v{};
-        total += x;
-        rounded += store_pairs(pairs + j / 16 * stride_group + row * 32, x);
-      }
-      if (p.lse) t.d[row] += sum(total);
-      o[d_column] += sum(rounded);
-    });
-    for (int64_t row = 0; row < t.num_rows; row += v_rows) {
-      const int64_t head = t.first_head / p.q_heads_per_v_head + row / v_rows;
-      const Rows rows = {p.v + t.batch * p.stride_v_batch + (key * p.num_v_heads + head) * v_head_bytes,
-                         p.num_v_heads * v_head_bytes};
-      few_values(rows, n, p.head_dim_vo, pairs + row * 32, stride_group, t.o + row * p.ldo, p.ldo, next);
-    }
-  }
-  F32v finite = {};
-  for (int64_t row = 0; row < t.num_rows; ++row) {
-    float* o = t.o + row * p.ldo;
-    interleave_row(o, p.ldo, p.head_dim_vo);
-    for (int64_t j = 0; j < p.head_dim_vo; j += kLanes) finite += load(o + j) * 0;
-  }
-  return sum(finite) == 0;
-}
-#endif
-
-DIFFQKV_INLINE void clear_rows(const Problem& p, Tile& t) {
-  __builtin_memset(t.o, 0, static_cast<size_t>(t.num_rows * p.ldo * 4));
-  for (int64_t i = 0; i < t.num_rows; ++i) t.m[i] = -kInfinity, t.d[i] = 0;
-}
-
-// Attention of the tile's rows over keys [begin, end): fills t.o and t.m.
-void attend(const Problem& p, Tile& t, int64_t begin, int64_t end, bool prefetch) {
-  load_queries(p, t);
-  clear_rows(p, t);
-#if defined(__AVX512BF16__)
-  if (uses_few_rows(p, t)) {
-    if (attend_few(p, t, begin, end, prefetch)) return;
-    clear_rows(p, t);
-  }
-#endif
-  for (int64_t key = begin; key < end; key += p.block) {
-    const int64_t n = min_of(end - key, p.block);
-    Prefetch next;
-    if (prefetch) next = prefetch_after(p, t, key, end, true);
-    score_block(p, t, key, n, next, [&](int64_t row, const float* s, int64_t count, int64_t all) DIFFQKV_LAMBDA {
-      const float base = count > 0 ? update_max(p, s, count, &t.m[row], &t.d[row], t.o + row * p.ldo, p.ldo) : 0;
-      const int64_t padded = round_up(all, kPairStep);
-#if defined(__AVX512BF16__)
-      if (p.bf16_values) {
-        const F32v total =
-            probabilities(s, count, padded, p.scale_log2, base, reinterpret_cast<bf16*>(t.p) + row * kBlock);
-        if (p.lse) t.d[row] += sum(total);
-        return;
-      }
-#endif
-      probabilities(s, count, padded, p.scale_log2, base, reinterpret_cast<float*>(t.p) + row * kBlock);
-    });
-    value_block(p, t, key, n, next);
-  }
 }
 
 }  // namespace

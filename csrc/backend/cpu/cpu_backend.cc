@@ -94,6 +94,8 @@ class CpuBackend : public Backend {
   void silu_mul(const SiluMulParams& p) override { kernels().silu_mul(p); }
   void rope(const RopeParams& p) override { kernels().rope(p); }
   void kv_append(const KvAppendParams& p) override { kernels().kv_append(p); }
+  void kv_gather(const KvGatherParams& p) override { kernels().kv_gather(p); }
+  void quantize(const QuantizeParams& p) override { kernels().quantize(p); }
   void attention_prefill(const AttentionPrefillParams& p) override { kernels().attention_prefill(p, arena_); }
   void attention_decode(const AttentionDecodeParams& p) override { kernels().attention_decode(p, arena_); }
   void sample(const SampleParams& p) override {

@@ -24,22 +24,31 @@ DIFFQKV_INLINE __m512i load_bf16_pairs(const bf16* p, int64_t n) {
 constexpr bool kHasDotBf16 = false;
 #endif
 
-// sums[r][i] = row r . x i, of n features. X is float, or bf16 where both are and the CPU multiplies bf16. Where
-// kPrefetch is set each row is taken to be followed in memory by what is wanted next.
+// What of memory is prefetched beside each row: its bytes from `first` on, `step` of them for each cache line read.
+struct Ahead {
+  int64_t first = kPrefetchBytes, step = 64;
+};
+
+// sums[r][i] = row r . x i, of n features. X is float, or bf16 where both are and the CPU multiplies bf16. A sum goes
+// through the features in the same order for any kRows and kXs. Where kPrefetch is set each row is taken to be followed
+// in memory by what is wanted next.
 template <int kRows, int kXs, bool kPrefetch, typename W, typename X>
 DIFFQKV_INLINE void dot_rows(const W* const (&rows)[kRows], const X* x, int64_t stride_x, int64_t n,
-                             float (&sums)[kRows][kXs]) {
+                             float (&sums)[kRows][kXs], Ahead ahead = {}) {
   F32v acc[kRows][kXs] = {};
   constexpr int64_t kStep = 64 / sizeof(W);  // a cache line of a row
   int64_t i = 0;
+  const auto prefetch = [&](int r) __attribute__((always_inline)) {
+    if (kPrefetch) __builtin_prefetch(reinterpret_cast<const char*>(rows[r]) + ahead.first);
+  };
 #if defined(__AVX512BF16__)
   if constexpr (sizeof(X) == 2) {
-    for (; i < n; i += kStep) {
+    for (; i < n; i += kStep, ahead.first += ahead.step) {
       const int64_t left = n - i;
       __m512i xs[kXs];
       for (int j = 0; j < kXs; ++j) xs[j] = load_bf16_pairs(x + j * stride_x + i, left);
       for (int r = 0; r < kRows; ++r) {
-        if (kPrefetch) __builtin_prefetch(reinterpret_cast<const char*>(rows[r] + i) + kPrefetchBytes);
+        prefetch(r);
         const __m512i w = load_bf16_pairs(rows[r] + i, left);
         for (int j = 0; j < kXs; ++j) acc[r][j] = dot_bf16(acc[r][j], w, xs[j]);
       }
@@ -47,10 +56,8 @@ DIFFQKV_INLINE void dot_rows(const W* const (&rows)[kRows], const X* x, int64_t 
   } else
 #endif
   {
-    for (; i + kStep <= n; i += kStep) {
-      if (kPrefetch) {
-        for (int r = 0; r < kRows; ++r) __builtin_prefetch(reinterpret_cast<const char*>(rows[r] + i) + kPrefetchBytes);
-      }
+    for (; i + kStep <= n; i += kStep, ahead.first += ahead.step) {
+      for (int r = 0; r < kRows; ++r) prefetch(r);
       for (int64_t k = i; k < i + kStep; k += kLanes) {
         F32v xs[kXs];
         for (int j = 0; j < kXs; ++j) xs[j] = load(x + j * stride_x + k);

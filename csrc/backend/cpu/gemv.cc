@@ -1,12 +1,16 @@
-// out (+)= x weight^T for few tokens, and silu(x gate^T) * (x up^T) in one pass over both weights. Bound by reading the
-// weights once from memory: each weight row meets all tokens while it is in registers.
+// out (+)= x weight^T for few tokens, and silu(x gate^T) * (x up^T). Bound by reading the weights from memory, which
+// is done once for up to 16 tokens.
 //
 // Split by weight rows, evenly over the threads; a thread walks several far-apart runs of its rows side by side, each a
 // stream that is contiguous in memory from end to end, with prefetch. bf16 x bf16 multiplies as it stands where the CPU
-// can; else weights widen to float32 in registers, x beforehand.
+// can, by AMX tiles (gemv_tiles.h) or vectors; else weights widen to float32 in registers, x beforehand.
+//
+// What a token gets are the same bits however many others there are and however rows are split: which instructions
+// multiply depends on the weight and the types alone, and each sum has one order.
 #include "backend/cpu/activation.h"
 #include "backend/cpu/arena_slots.h"
 #include "backend/cpu/dot_rows.h"
+#include "backend/cpu/gemv_tiles.h"
 #include "backend/cpu/isa_kernels.h"
 #include "backend/cpu/parallel.h"
 #include "backend/cpu/simd.h"
@@ -15,117 +19,156 @@
 namespace diffqkv::cpu::DIFFQKV_ISA {
 namespace {
 
-constexpr int kMaxXs = 8;
+constexpr int64_t kMaxTokens = 16;  // of one pass over the weights: the columns of a tile
+
+// Tokens that meet so many rows in registers.
+constexpr int group_for(int rows) {
+  const int tokens = kVectorRegisters * 3 / 4 / rows;
+  return tokens < 6 ? tokens : 6;
+}
 
 // An element of a weight in the cache costs about a quarter of an element of the other operators, which are split from
 // kParallelElements on.
 constexpr int64_t kElementsPerWork = 4;
 
-// Rows side by side: as many streams as registers allow, at most 4.
-constexpr int rows_for(int num_x) {
-  const int rows = kVectorRegisters * 3 / 4 / num_x;
-  return rows >= 4 ? 4 : rows >= 2 ? 2 : 1;
-}
-
-// What both operators need to know of their rows.
-struct Rows {
-  const void* x;  // [num_x, in_features]
-  int64_t in_features;
-};
-
-struct Output {
-  void* data;  // [num_x, num_rows]
-  DType dtype;
-  bool accumulate;
-  int64_t num_rows;
-
-  DIFFQKV_INLINE void put(int64_t x, int64_t row, float value) const {
-    const int64_t i = x * num_rows + row;
-    switch (dtype) {
-      case DType::f32: {
-        float* out = static_cast<float*>(data) + i;
-        *out = accumulate ? *out + value : value;
-        return;
-      }
-      case DType::bf16: store1(static_cast<bf16*>(data) + i, value); return;
-      default: store1(static_cast<f16*>(data) + i, value); return;
-    }
-  }
-};
-
-// Rows [begin, end) of kMatrices weights of the same shape, kRuns streams in each.
-template <int kMatrices, int kRuns, int kXs, typename W, typename X>
-DIFFQKV_INLINE void walk(const W* const (&weights)[kMatrices], const Rows& rows, int64_t begin, int64_t end,
-                         const Output (&outputs)[kMatrices]) {
-  const int64_t n = rows.in_features;
-  const X* x = static_cast<const X*>(rows.x);
-  const int64_t run = (end - begin) / kRuns;
-  const W* heads[kMatrices * kRuns];
-  float sums[kMatrices * kRuns][kXs];
-  for (int64_t step = 0; step < run; ++step) {
-    for (int m = 0; m < kMatrices; ++m) {
-      for (int r = 0; r < kRuns; ++r) heads[m * kRuns + r] = weights[m] + (begin + r * run + step) * n;
-    }
-    dot_rows<kMatrices * kRuns, kXs, true>(heads, x, n, n, sums);
-    for (int m = 0; m < kMatrices; ++m) {
-      for (int r = 0; r < kRuns; ++r) {
-        for (int j = 0; j < kXs; ++j) outputs[m].put(j, begin + r * run + step, sums[m * kRuns + r][j]);
-      }
-    }
-  }
-  if constexpr (kRuns > 1) walk<kMatrices, 1, kXs, W, X>(weights, rows, begin + kRuns * run, end, outputs);
-}
-
-template <int kMatrices, typename W, typename X>
-void walk_any(int num_x, const void* const (&weights)[kMatrices], const Rows& rows, int64_t begin, int64_t end,
-              const Output (&outputs)[kMatrices]) {
-  const W* typed[kMatrices];
-  for (int m = 0; m < kMatrices; ++m) typed[m] = static_cast<const W*>(weights[m]);
-#define DIFFQKV_CASE(kXs)                                                                                            \
-  case kXs:                                                                                                          \
-    walk<kMatrices, (rows_for(kXs) > kMatrices ? rows_for(kXs) / kMatrices : 1), kXs, W, X>(typed, rows, begin, end, \
-                                                                                            outputs);                \
-    break;
-  switch (num_x) {
-    DIFFQKV_CASE(1)
-    DIFFQKV_CASE(2)
-    DIFFQKV_CASE(3)
-    DIFFQKV_CASE(4)
-    DIFFQKV_CASE(5)
-    DIFFQKV_CASE(6)
-    DIFFQKV_CASE(7)
-    DIFFQKV_CASE(8)
-  }
-#undef DIFFQKV_CASE
-}
-
-// The types of weight and x, known at run time: x comes as float32, or as bf16 where the weight is and the CPU
-// multiplies bf16.
-template <int kMatrices>
-void walk_typed(DType weight_dtype, DType x_dtype, int num_x, const void* const (&weights)[kMatrices], const Rows& rows,
-                int64_t begin, int64_t end, const Output (&outputs)[kMatrices]) {
-  if constexpr (kHasDotBf16) {
-    if (x_dtype == DType::bf16) return walk_any<kMatrices, bf16, bf16>(num_x, weights, rows, begin, end, outputs);
-  }
-  switch (weight_dtype) {
-    case DType::f32: return walk_any<kMatrices, float, float>(num_x, weights, rows, begin, end, outputs);
-    case DType::bf16: return walk_any<kMatrices, bf16, float>(num_x, weights, rows, begin, end, outputs);
-    default: return walk_any<kMatrices, f16, float>(num_x, weights, rows, begin, end, outputs);
-  }
-}
-
-// x as walk_typed wants it.
+// x as the kernels want it: float32, or bf16 where the weight is and the CPU multiplies bf16. Where it does so by tiles
+// there is room for each thread's own copy in pairs (gemv_tiles.h): what another core has just written comes slowly.
 struct PreparedX {
-  const char* data;
+  const void* data;
   DType dtype;
+  char* pairs = nullptr;
 };
 
-PreparedX prepare_x(DType weight_dtype, DType x_dtype, const void* x, int64_t count, Arena& arena) {
-  const bool as_is = x_dtype == DType::f32 || (kHasDotBf16 && x_dtype == DType::bf16 && weight_dtype == DType::bf16);
-  if (as_is) return {static_cast<const char*>(x), x_dtype};
-  void* x_f32 = arena.get(kSlotX, count * sizeof(float));
-  convert(DType::f32, x_f32, x_dtype, x, count);
-  return {static_cast<const char*>(x_f32), DType::f32};
+struct Product {
+  PreparedX x;         // [num_x, in_features]
+  const void* weight;  // [num_rows, in_features]
+  DType weight_dtype;
+  float* out;  // [num_x, num_rows]
+  int64_t num_x, in_features, num_rows;
+  bool accumulate;
+
+  DIFFQKV_INLINE void put(int64_t x, int64_t row, float sum) const {
+    float* to = out + x * num_rows + row;
+    *to = accumulate ? *to + sum : sum;
+  }
+};
+
+// Rows row, row + run, ... and tokens [token, token + kXs).
+template <int kRows, int kXs, typename W, typename X>
+DIFFQKV_INLINE void multiply_group(const Product& p, int64_t row, int64_t run, int64_t token, Ahead ahead) {
+  const int64_t n = p.in_features;
+  const W* rows[kRows];
+  for (int r = 0; r < kRows; ++r) rows[r] = static_cast<const W*>(p.weight) + (row + r * run) * n;
+  float sums[kRows][kXs];
+  dot_rows<kRows, kXs, true>(rows, static_cast<const X*>(p.x.data) + token * n, n, n, sums, ahead);
+  for (int r = 0; r < kRows; ++r) {
+    for (int j = 0; j < kXs; ++j) p.put(token + j, row + r * run, sums[r][j]);
+  }
+}
+
+// Rows [begin, end), kRows streams. Where there are more tokens than a group they meet the rows group by group, the
+// first time from memory and then from the cache; each group prefetches its part of the next rows.
+template <int kRows, typename W, typename X>
+void walk(const Product& p, int64_t begin, int64_t end) {
+  constexpr int kGroup = group_for(kRows);
+  const int64_t num_groups = (p.num_x + kGroup - 1) / kGroup, group = (p.num_x + num_groups - 1) / num_groups;
+  const int64_t run = (end - begin) / kRows, row_bytes = p.in_features * static_cast<int64_t>(sizeof(W));
+  const int64_t part = row_bytes / num_groups, step = 64 / num_groups + 1;
+  for (int64_t row = begin; row < begin + run; ++row) {
+    Ahead ahead;
+    if (num_groups > 1) ahead = {row_bytes, step};
+    for (int64_t token = 0; token < p.num_x; token += group, ahead.first += part) {
+      switch (min_of(group, p.num_x - token)) {
+        case 1: multiply_group<kRows, 1, W, X>(p, row, run, token, ahead); break;
+        case 2: multiply_group<kRows, 2, W, X>(p, row, run, token, ahead); break;
+        case 3: multiply_group<kRows, 3, W, X>(p, row, run, token, ahead); break;
+        case 4:
+          if constexpr (kGroup >= 4) multiply_group<kRows, 4, W, X>(p, row, run, token, ahead);
+          break;
+        case 5:
+          if constexpr (kGroup >= 5) multiply_group<kRows, 5, W, X>(p, row, run, token, ahead);
+          break;
+        case 6:
+          if constexpr (kGroup >= 6) multiply_group<kRows, 6, W, X>(p, row, run, token, ahead);
+          break;
+      }
+    }
+  }
+  if constexpr (kRows > 1) walk<1, W, X>(p, begin + kRows * run, end);
+}
+
+// As many streams as leave registers for a few tokens or, where there are more, for enough of them to be worth a row's
+// widening.
+template <typename W, typename X>
+void walk_any(const Product& p, int64_t begin, int64_t end) {
+  if (p.num_x <= group_for(4) || group_for(4) >= 6) return walk<4, W, X>(p, begin, end);
+  walk<2, W, X>(p, begin, end);
+}
+
+#if defined(__AVX512BF16__)
+// Rows [begin, end), kTileRows streams; the rest in one tile of fewer rows.
+void walk_tiles(const Product& p, int64_t begin, int64_t end) {
+  const AmxScope amx(true);
+  const char* weight = static_cast<const char*>(p.weight);
+  const uint32_t* pairs = reinterpret_cast<const uint32_t*>(p.x.pairs);
+  const int64_t n = p.in_features, columns = tile_columns(p.num_x);
+  alignas(64) float sums[kTileRows][kTileTokens];
+  const auto rows = [&](int64_t first, int64_t count, int64_t run) __attribute__((always_inline)) {
+    dot_tiles(weight + 2 * n * first, 2 * n * run, pairs, columns, n, sums);
+    for (int64_t j = 0; j < p.num_x; ++j) {
+      for (int64_t r = 0; r < count; ++r) p.put(j, first + r * run, sums[r][j]);
+    }
+  };
+  const int64_t run = (end - begin) / kTileRows, rest = begin + kTileRows * run;
+  configure_tiles(kTileRows, columns);
+  for (int64_t row = begin; row < begin + run; ++row) rows(row, kTileRows, run);
+  if (rest == end) return;
+  configure_tiles(end - rest, columns);
+  rows(rest, end - rest, 1);
+}
+#endif
+
+void multiply(const Product& p, int64_t begin, int64_t end) {
+#if defined(__AVX512BF16__)
+  if (p.x.pairs) return walk_tiles(p, begin, end);
+#endif
+  if constexpr (kHasDotBf16) {
+    if (p.x.dtype == DType::bf16) return walk_any<bf16, bf16>(p, begin, end);
+  }
+  switch (p.weight_dtype) {
+    case DType::f32: return walk_any<float, float>(p, begin, end);
+    case DType::bf16: return walk_any<bf16, float>(p, begin, end);
+    default: return walk_any<f16, float>(p, begin, end);
+  }
+}
+
+PreparedX prepare_x(DType weight_dtype, DType x_dtype, const void* x, int64_t num_x, int64_t in_features,
+                    Arena& arena) {
+  if (x_dtype == DType::f32) return {x, x_dtype};
+  if (kHasDotBf16 && x_dtype == DType::bf16 && weight_dtype == DType::bf16) {
+#if defined(__AVX512BF16__)
+    if (in_features > 0 && in_features % kTileFeatures == 0 && use_amx()) {
+      const int64_t bytes = omp_get_max_threads() * pairs_bytes(num_x, in_features);
+      return {x, x_dtype, static_cast<char*>(arena.get(kSlotX, bytes))};
+    }
+#endif
+    return {x, x_dtype};
+  }
+  void* x_f32 = arena.get(kSlotX, num_x * in_features * sizeof(float));
+  convert(DType::f32, x_f32, x_dtype, x, num_x * in_features);
+  return {x_f32, DType::f32};
+}
+
+// The same for the calling thread.
+PreparedX own_x(const PreparedX& x, [[maybe_unused]] int64_t num_x, [[maybe_unused]] int64_t in_features) {
+#if defined(__AVX512BF16__)
+  if (x.pairs) {
+    char* pairs = x.pairs + omp_get_thread_num() * pairs_bytes(num_x, in_features);
+    pack_pairs(static_cast<const bf16*>(x.data), num_x, in_features / 2, reinterpret_cast<uint32_t*>(pairs));
+    return {x.data, x.dtype, pairs};
+  }
+#endif
+  return x;
 }
 
 void check_types(const char* name, DType weight, DType x, DType out, bool accumulate) {
@@ -142,46 +185,60 @@ void check_types(const char* name, DType weight, DType x, DType out, bool accumu
 
 DIFFQKV_INLINE int64_t element_size(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
 
+// Elements [begin, end) of each token's row of `out`, [num_x, n]: value(i, left) is a vector of `left` of them from
+// element i of all on. For what the thread itself has computed, so that there is nothing to wait for.
+template <typename F>
+DIFFQKV_INLINE void store_rows(DType dtype, void* out, int64_t num_x, int64_t n, int64_t begin, int64_t end,
+                               const F& value) {
+  visit(dtype, [&](auto tag) {
+    auto* to = static_cast<decltype(tag)*>(out);
+    for (int64_t j = 0; j < num_x; ++j) {
+      int64_t i = j * n + begin;
+      for (; i + kLanes <= j * n + end; i += kLanes) store(to + i, value(i, int64_t{kLanes}));
+      const int64_t left = j * n + end - i;
+      if (left > 0) store_n(to + i, value(i, left), left);
+    }
+  });
+}
+
 }  // namespace
 
 void gemv(const MatmulParams& p, Arena& arena) {
   check_types("matmul", p.weight_dtype, p.x_dtype, p.out_dtype, p.accumulate);
-  const PreparedX x = prepare_x(p.weight_dtype, p.x_dtype, p.x, p.num_tokens * p.in_features, arena);
-  for (int64_t token = 0; token < p.num_tokens; token += kMaxXs) {
-    const int num_x = static_cast<int>(min_of(kMaxXs, p.num_tokens - token));
-    const Rows rows = {x.data + token * p.in_features * element_size(x.dtype), p.in_features};
-    const void* const weights[1] = {p.weight};
-    const Output outputs[1] = {{static_cast<char*>(p.out) + token * p.out_features * element_size(p.out_dtype),
-                                p.out_dtype, p.accumulate, p.out_features}};
-    parallel_ranges(p.out_features, 1, p.out_features * p.in_features / kElementsPerWork,
-                    [&](int64_t begin, int64_t end) {
-                      walk_typed<1>(p.weight_dtype, x.dtype, num_x, weights, rows, begin, end, outputs);
-                    });
+  const int64_t in = p.in_features, n = p.out_features;
+  const bool round = p.out_dtype != DType::f32;
+  for (int64_t token = 0; token < p.num_tokens; token += kMaxTokens) {
+    const int64_t num_x = min_of(kMaxTokens, p.num_tokens - token);
+    const char* x = static_cast<const char*>(p.x) + token * in * element_size(p.x_dtype);
+    void* out = static_cast<char*>(p.out) + token * n * element_size(p.out_dtype);
+    float* sums = static_cast<float*>(round ? arena.get(kSlotOut, num_x * n * sizeof(float)) : out);
+    const PreparedX prepared = prepare_x(p.weight_dtype, p.x_dtype, x, num_x, in, arena);
+    parallel_ranges(n, 1, n * in / kElementsPerWork, [&](int64_t begin, int64_t end) {
+      const PreparedX own = own_x(prepared, num_x, in);
+      multiply({own, p.weight, p.weight_dtype, sums, num_x, in, n, p.accumulate}, begin, end);
+      if (!round) return;
+      store_rows(p.out_dtype, out, num_x, n, begin, end,
+                 [&](int64_t i, int64_t left) { return load_n(sums + i, left); });
+    });
   }
 }
 
 void gated_gemv(const AugmentedQParams& p, void* inner, DType inner_dtype, Arena& arena) {
   check_types("augmented_q", p.weight_dtype, p.x_dtype, inner_dtype, false);
-  const PreparedX x = prepare_x(p.weight_dtype, p.x_dtype, p.x, p.num_tokens * p.in_features, arena);
-  const int64_t n = p.inner_size;
-  float* gate_sums = static_cast<float*>(arena.get(kSlotGateSums, n * kMaxXs * sizeof(float)));
-  float* up_sums = static_cast<float*>(arena.get(kSlotUpSums, n * kMaxXs * sizeof(float)));
-  for (int64_t token = 0; token < p.num_tokens; token += kMaxXs) {
-    const int num_x = static_cast<int>(min_of(kMaxXs, p.num_tokens - token));
-    const Rows rows = {x.data + token * p.in_features * element_size(x.dtype), p.in_features};
-    const void* const weights[2] = {p.gate, p.up};
-    const Output outputs[2] = {{gate_sums, DType::f32, false, n}, {up_sums, DType::f32, false, n}};
-    parallel_ranges(n, 1, 2 * n * p.in_features / kElementsPerWork, [&](int64_t begin, int64_t end) {
-      walk_typed<2>(p.weight_dtype, x.dtype, num_x, weights, rows, begin, end, outputs);
-      // The thread's own rows, so there is nothing to wait for.
-      visit(inner_dtype, [&](auto tag) {
-        for (int j = 0; j < num_x; ++j) {
-          auto* out = static_cast<decltype(tag)*>(inner) + (token + j) * n;
-          for (int64_t i = begin; i < end; i += kLanes) {
-            const int64_t left = min_of(kLanes, end - i);
-            store_n(out + i, silu(load_n(gate_sums + j * n + i, left)) * load_n(up_sums + j * n + i, left), left);
-          }
-        }
+  const int64_t in = p.in_features, n = p.inner_size;
+  float* gate_sums = static_cast<float*>(arena.get(kSlotGateSums, kMaxTokens * n * sizeof(float)));
+  float* up_sums = static_cast<float*>(arena.get(kSlotUpSums, kMaxTokens * n * sizeof(float)));
+  for (int64_t token = 0; token < p.num_tokens; token += kMaxTokens) {
+    const int64_t num_x = min_of(kMaxTokens, p.num_tokens - token);
+    const char* x = static_cast<const char*>(p.x) + token * in * element_size(p.x_dtype);
+    void* out = static_cast<char*>(inner) + token * n * element_size(inner_dtype);
+    const PreparedX prepared = prepare_x(p.weight_dtype, p.x_dtype, x, num_x, in, arena);
+    parallel_ranges(n, 1, 2 * n * in / kElementsPerWork, [&](int64_t begin, int64_t end) {
+      const PreparedX own = own_x(prepared, num_x, in);
+      multiply({own, p.gate, p.weight_dtype, gate_sums, num_x, in, n, false}, begin, end);
+      multiply({own, p.up, p.weight_dtype, up_sums, num_x, in, n, false}, begin, end);
+      store_rows(inner_dtype, out, num_x, n, begin, end, [&](int64_t i, int64_t left) {
+        return silu(load_n(gate_sums + i, left)) * load_n(up_sums + i, left);
       });
     });
   }

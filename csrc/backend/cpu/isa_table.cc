@@ -16,6 +16,8 @@ const Kernels kernels = {
     silu_mul,
     rope,
     kv_append,
+    kv_gather,
+    quantize,
     attention_prefill,
     attention_decode,
     convert,

@@ -39,6 +39,8 @@ struct Kernels {
   void (*silu_mul)(const SiluMulParams& p);
   void (*rope)(const RopeParams& p);
   void (*kv_append)(const KvAppendParams& p);
+  void (*kv_gather)(const KvGatherParams& p);
+  void (*quantize)(const QuantizeParams& p);
   void (*attention_prefill)(const AttentionPrefillParams& p, Arena& arena);
   void (*attention_decode)(const AttentionDecodeParams& p, Arena& arena);
   void (*convert)(DType to, void* dst, DType from, const void* src, int64_t count);

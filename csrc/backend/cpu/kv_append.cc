@@ -1,54 +1,109 @@
-// k_cache[positions[t]] = rope(k[t]), v_cache[positions[t]] = v[t]. Split by tokens. Bound by memory.
+// Token t goes to row positions[t] of its sequence's caches: rope(k[t]) and v[t], quantised where a cache is. Split by
+// tokens. Bound by memory.
+#include "backend/cpu/attention_cache.h"
 #include "backend/cpu/isa_kernels.h"
 #include "backend/cpu/parallel.h"
+#include "backend/cpu/quantize_row.h"
 #include "backend/cpu/rotary.h"
-#include "backend/cpu/simd.h"
-#include "backend/error.h"
 
 namespace diffqkv::cpu::DIFFQKV_ISA {
 namespace {
 
-template <typename Cache, typename K>
-void append_k(const KvAppendParams& p, int64_t begin, int64_t end) {
-  const int64_t token_size = p.num_k_heads * p.head_dim_qk;
-  for (int64_t t = begin; t < end; ++t) {
-    rotate_heads(static_cast<const K*>(p.k) + t * token_size,
-                 static_cast<Cache*>(p.k_cache) + p.positions[t] * token_size, p.positions[t], p.inv_freq,
-                 p.num_k_heads, p.head_dim_qk);
+constexpr int64_t kMaxRotatedDim = 1024;  // of a head that is quantised after RoPE: it waits on the stack
+
+// Where a token's elements and scales of one layer go.
+struct Slot {
+  char* elements;
+  bf16* scales;
+};
+
+DIFFQKV_INLINE Slot find_slot(const KvAppendParams& p, int64_t t, bool values) {
+  const int64_t position = p.positions[t], token = position % p.page_tokens;
+  const KvPage& page = p.pages[p.sequences ? p.sequences[t] : 0][position / p.page_tokens];
+  const DType dtype = values ? p.v_cache_dtype : p.k_cache_dtype;
+  const int64_t heads = values ? p.num_v_heads : p.num_k_heads, dim = values ? p.head_dim_vo : p.head_dim_qk;
+  char* layer = values ? static_cast<char*>(page.v) + p.v_page_offset : static_cast<char*>(page.k) + p.k_page_offset;
+  return {layer + token * page_elements_bytes(dtype, 1, heads, dim),
+          reinterpret_cast<bf16*>(layer + page_elements_bytes(dtype, p.page_tokens, heads, dim)) + token * heads};
+}
+
+template <typename Cache, typename X>
+DIFFQKV_INLINE void copy_row(const X* x, Cache* out, int64_t n) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(out + i, load(x + i));
+  if (i < n) store_n(out + i, load_n(x + i, n - i), n - i);
+}
+
+// One token's heads, not rotated.
+template <typename Cache, typename X>
+DIFFQKV_INLINE void write_heads(const X* x, const Slot& slot, int64_t num_heads, int64_t head_dim) {
+  Cache* out = reinterpret_cast<Cache*>(slot.elements);
+  if constexpr (sizeof(Cache) > 1) {
+    copy_row(x, out, num_heads * head_dim);
+  } else {
+    for (int64_t h = 0; h < num_heads; ++h)
+      quantize_row(x + h * head_dim, out + h * head_dim, slot.scales + h, head_dim);
   }
 }
 
-template <typename Cache, typename V>
-void append_v(const KvAppendParams& p, int64_t begin, int64_t end) {
-  const int64_t n = p.num_v_heads * p.head_dim_vo;
-  for (int64_t t = begin; t < end; ++t) {
-    const V* v = static_cast<const V*>(p.v) + t * n;
-    Cache* out = static_cast<Cache*>(p.v_cache) + p.positions[t] * n;
-    int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) store(out + i, load(v + i));
-    if (i < n) store_n(out + i, load_n(v + i, n - i), n - i);
+template <typename Cache, typename X>
+DIFFQKV_INLINE void write_rotated_heads(const KvAppendParams& p, const X* x, Slot slot, int32_t position) {
+  Cache* out = reinterpret_cast<Cache*>(slot.elements);
+  if constexpr (sizeof(Cache) > 1) {
+    rotate_heads(x, out, position, p.inv_freq, p.num_k_heads, p.head_dim_qk);
+  } else {
+    float rotated[kMaxRotatedDim];
+    for (int64_t at = 0; at < p.num_k_heads * p.head_dim_qk; at += p.head_dim_qk) {
+      rotate_heads(x + at, rotated, position, p.inv_freq, 1, p.head_dim_qk);
+      quantize_row(rotated, out + at, slot.scales++, p.head_dim_qk);
+    }
   }
 }
 
 void append(const KvAppendParams& p, int64_t begin, int64_t end) {
-  visit(p.k_dtype, [&](auto k) {
-    visit(p.k_cache_dtype, [&](auto cache) { append_k<decltype(cache), decltype(k)>(p, begin, end); });
+  visit(p.k_dtype, [&](auto tag) {
+    visit_cache(p.k_cache_dtype, [&](auto cache_tag) {
+      for (int64_t t = begin; t < end; ++t) {
+        const auto* k = static_cast<const decltype(tag)*>(p.k) + t * p.num_k_heads * p.head_dim_qk;
+        const Slot slot = find_slot(p, t, false);
+        if (p.inv_freq) {
+          write_rotated_heads<decltype(cache_tag)>(p, k, slot, p.positions[t]);
+        } else {
+          write_heads<decltype(cache_tag)>(k, slot, p.num_k_heads, p.head_dim_qk);
+        }
+      }
+    });
   });
-  visit(p.v_dtype, [&](auto v) {
-    visit(p.v_cache_dtype, [&](auto cache) { append_v<decltype(cache), decltype(v)>(p, begin, end); });
+  visit(p.v_dtype, [&](auto tag) {
+    visit_cache(p.v_cache_dtype, [&](auto cache_tag) {
+      for (int64_t t = begin; t < end; ++t) {
+        write_heads<decltype(cache_tag)>(static_cast<const decltype(tag)*>(p.v) + t * p.num_v_heads * p.head_dim_vo,
+                                         find_slot(p, t, true), p.num_v_heads, p.head_dim_vo);
+      }
+    });
   });
 }
 
 }  // namespace
 
 void kv_append(const KvAppendParams& p) {
-  if (p.head_dim_qk % 2 != 0) {
+  check_page_tokens("kv_append", p.page_tokens);
+  if (p.inv_freq && p.head_dim_qk % 2 != 0) {
     fail(ErrorCode::invalid_argument, "kv_append: head_dim_qk %lld is odd, but RoPE rotates dims in pairs",
          static_cast<long long>(p.head_dim_qk));
   }
-  for (const DType dtype : {p.k_dtype, p.v_dtype, p.k_cache_dtype, p.v_cache_dtype}) {
+  if (p.inv_freq && is_scaled(p.k_cache_dtype) && p.head_dim_qk > kMaxRotatedDim) {
+    fail(ErrorCode::invalid_argument, "kv_append: head_dim_qk %lld; K in %s takes up to %lld",
+         static_cast<long long>(p.head_dim_qk), dtype_name(p.k_cache_dtype), static_cast<long long>(kMaxRotatedDim));
+  }
+  for (const DType dtype : {p.k_dtype, p.v_dtype}) {
     if (!visit(dtype, [](auto) {})) {
-      fail(ErrorCode::invalid_argument, "kv_append: a tensor of type %s; f32, f16 and bf16 are known",
+      fail(ErrorCode::invalid_argument, "kv_append: k or v of type %s; f32, f16 and bf16 are known", dtype_name(dtype));
+    }
+  }
+  for (const DType dtype : {p.k_cache_dtype, p.v_cache_dtype}) {
+    if (!visit_cache(dtype, [](auto) {})) {
+      fail(ErrorCode::invalid_argument, "kv_append: a cache of type %s; f32, f16, bf16, i8 and f8e4m3 are known",
            dtype_name(dtype));
     }
   }
@@ -56,6 +111,10 @@ void kv_append(const KvAppendParams& p) {
     if (p.positions[t] < 0 || p.positions[t] >= p.max_kv_len) {
       fail(ErrorCode::invalid_argument, "kv_append: position %d of token %lld is outside the cache, [0, %lld)",
            p.positions[t], static_cast<long long>(t), static_cast<long long>(p.max_kv_len));
+    }
+    if (p.sequences && p.sequences[t] < 0) {
+      fail(ErrorCode::invalid_argument, "kv_append: sequence %d of token %lld is negative", p.sequences[t],
+           static_cast<long long>(t));
     }
   }
   const int64_t token_size = p.num_k_heads * p.head_dim_qk + p.num_v_heads * p.head_dim_vo;

@@ -15,11 +15,7 @@
 namespace diffqkv::cpu {
 
 int64_t max_gemv_tokens(DType weight_dtype) {
-  switch (weight_dtype) {
-    case DType::bf16: return 16;
-    case DType::f16: return 32;  // oneDNN works on widened panels
-    default: return 8;
-  }
+  return weight_dtype == DType::f16 ? 32 : 16;  // f16: oneDNN works on widened panels
 }
 
 #if defined(DIFFQKV_HAVE_ONEDNN)

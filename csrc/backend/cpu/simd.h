@@ -45,8 +45,9 @@ typedef int32_t I32v __attribute__((vector_size(kLanes * 4)));
 typedef uint32_t U32v __attribute__((vector_size(kLanes * 4)));
 typedef uint16_t U16v __attribute__((vector_size(kLanes * 2)));
 typedef uint8_t U8v __attribute__((vector_size(kLanes)));
+typedef int8_t I8v __attribute__((vector_size(kLanes)));
 
-// Element types of memory; float stands for itself.
+// Element types of memory; float and int8_t stand for themselves.
 struct bf16 {
   uint16_t bits;
 };
@@ -199,6 +200,7 @@ DIFFQKV_INLINE F32v load(const f16* p) {
   return from_f16_bits(__builtin_convertvector(load_raw<U16v>(p), U32v));
 #endif
 }
+DIFFQKV_INLINE F32v load(const int8_t* p) { return __builtin_convertvector(load_raw<I8v>(p), F32v); }
 DIFFQKV_INLINE F32v load(const f8e4m3* p) { return from_f8e4m3_bits(__builtin_convertvector(load_raw<U8v>(p), U32v)); }
 
 DIFFQKV_INLINE void store(float* p, F32v v) { __builtin_memcpy(p, &v, sizeof(v)); }
@@ -221,6 +223,13 @@ DIFFQKV_INLINE void store(f16* p, F32v v) {
 DIFFQKV_INLINE void store(f8e4m3* p, F32v v) {
   const U8v bits = __builtin_convertvector(f8e4m3_bits(v), U8v);
   __builtin_memcpy(p, &bits, sizeof(bits));
+}
+
+// Of values in [-128, 127].
+DIFFQKV_INLINE void store(int8_t* p, F32v v) {
+  const I32v rounded = (I32v)(v + 12582912.0f) - 0x4b400000;  // 1.5 * 2^23: the integer then stands in the low bits
+  const I8v bytes = __builtin_convertvector(rounded, I8v);
+  __builtin_memcpy(p, &bytes, sizeof(bytes));
 }
 
 // The first n elements, 0 <= n <= kLanes; the other lanes read as 0 and are not written.
@@ -274,6 +283,16 @@ DIFFQKV_INLINE bool visit(DType dtype, F&& f) {
     case DType::f16: f(f16{}); return true;
     case DType::bf16: f(bf16{}); return true;
     default: return false;
+  }
+}
+
+// The same with the types that only a KV cache has.
+template <typename F>
+DIFFQKV_INLINE bool visit_cache(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::i8: f(int8_t{}); return true;
+    case DType::f8e4m3: f(f8e4m3{}); return true;
+    default: return visit(dtype, f);
   }
 }
 

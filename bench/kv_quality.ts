@@ -1,0 +1,184 @@
+// What K and V in fewer bits cost in quality: the mean loss of the embedded model over a text that it was not trained on,
+// for every pair of cache types. `node dist/bench/kv_quality.js TEXT [options]`; the text's documents stand between
+// blank lines, and each is read as <begin of text> document <end of text>, token by token through Session.decode; a document
+// ends with the end of its last line.
+import * as fs from 'node:fs';
+import * as path from 'node:path';
+import { parseArgs } from 'node:util';
+
+import { type DeviceId, type DType, defaultModelDirectory, Model, type ModelConfig } from '../lib/index';
+import { describeMachine, describeVersions } from './machine';
+
+const TYPES = ['bf16', 'f16', 'i8', 'f8e4m3'] as const;
+type CacheType = (typeof TYPES)[number];
+const PARALLEL_SESSIONS = 8; // what one step of the model serves together
+
+const USAGE = `Usage: node dist/bench/kv_quality.js TEXT [options]
+
+Options:
+  --model DIR        the model (default: the embedded one)
+  --device ID        default: cpu
+  --dtype TYPE       type of weights and activations (default: the checkpoint's)
+  --types K:V,...    the pairs of types (default: all of ${TYPES.join(', ')}); the first is what the others are held against
+  --documents N      only the first N documents
+  --json FILE        where the result goes as JSON, after each pair`;
+
+interface Pair {
+  kType: CacheType;
+  vType: CacheType;
+}
+
+interface Row extends Pair {
+  /** Nats per token, the end of each text included, its begin not. */
+  loss: number;
+  /** Of K and V, all layers, scales included. */
+  bytesPerToken: number;
+  seconds: number;
+}
+
+function readDocuments(model: Model, file: string, limit: number): number[][] {
+  const { tokenizer } = model;
+  const { bosTokenId, eosTokenId } = tokenizer ?? {};
+  if (!tokenizer || bosTokenId == null || eosTokenId == null)
+    throw new Error('the model has no tokenizer with tokens for the begin and the end of a text');
+  const texts = fs
+    .readFileSync(file, 'utf8')
+    .trimEnd()
+    .split(/\n{2,}/)
+    .slice(0, limit);
+  return texts.map((text) => [bosTokenId, ...tokenizer.encode(`${text}\n`, { addSpecialTokens: false }), eosTokenId]);
+}
+
+/** -log softmax(logits)[token], in float64. */
+function surprise(logits: Float32Array, token: number): number {
+  let max = -Infinity;
+  for (const logit of logits) max = Math.max(max, logit);
+  let sum = 0;
+  for (const logit of logits) sum += Math.exp(logit - max);
+  return max + Math.log(sum) - (logits[token] as number);
+}
+
+/** The sum of the losses of all tokens but the first of each document. */
+async function totalLoss(model: Model, { kType, vType }: Pair, documents: number[][]): Promise<number> {
+  let total = 0;
+  let next = 0;
+  let doneTokens = 0;
+  const maxKvLen = documents.reduce((longest, tokens) => Math.max(longest, tokens.length), 0);
+  const worker = async (): Promise<void> => {
+    const session = await model.createSession({ maxKvLen, kType, vType });
+    try {
+      while (next < documents.length) {
+        const tokens = documents[next++] as number[];
+        await session.truncate(0);
+        let loss = 0;
+        for (let i = 0; i + 1 < tokens.length; i++)
+          loss += surprise(await session.decode(tokens[i] as number), tokens[i + 1] as number);
+        total += loss;
+        doneTokens += tokens.length - 1;
+        if (process.stderr.isTTY) process.stderr.write(`\rK ${kType}, V ${vType}: ${doneTokens} tokens `);
+      }
+    } finally {
+      session.dispose();
+    }
+  };
+  await Promise.all(Array.from({ length: PARALLEL_SESSIONS }, worker));
+  return total;
+}
+
+function bytesPerToken(config: ModelConfig, { kType, vType }: Pair): number {
+  const row = (type: DType, dim: number): number =>
+    type === 'i8' || type === 'f8e4m3' ? dim + 2 : dim * (type === 'f32' ? 4 : 2);
+  const { numLayers, numKHeads, numVHeads, headDimQk, headDimVo } = config;
+  return numLayers * (numKHeads * row(kType, headDimQk) + numVHeads * row(vType, headDimVo));
+}
+
+function markdown(rows: readonly Row[]): string {
+  const base = rows[0] as Row;
+  const lines = rows.map(({ kType, vType, loss, bytesPerToken }) => {
+    const rise = (loss / base.loss - 1) * 100;
+    const share = (bytesPerToken / base.bytesPerToken) * 100;
+    return `| ${kType} | ${vType} | ${loss.toFixed(5)} | ${rise < 0 ? '' : '+'}${rise.toFixed(3)} % | ${bytesPerToken} | ${share.toFixed(1)} % |`;
+  });
+  return [
+    '| K | V | loss, nats/token | rise | bytes/token | of the first |',
+    '|---|---|---|---|---|---|',
+    ...lines,
+  ].join('\n');
+}
+
+function parsePairs(list: string | undefined): Pair[] {
+  if (list === undefined) return TYPES.flatMap((kType) => TYPES.map((vType) => ({ kType, vType })));
+  return list.split(',').map((pair) => {
+    const [kType, vType, ...rest] = pair.split(':') as CacheType[];
+    if (rest.length > 0 || !TYPES.includes(kType as CacheType) || !TYPES.includes(vType as CacheType))
+      throw new Error(`--types: '${pair}' is no pair K:V of ${TYPES.join(', ')}`);
+    return { kType, vType } as Pair;
+  });
+}
+
+async function main(): Promise<void> {
+  const { values, positionals } = parseArgs({
+    options: {
+      model: { type: 'string', default: defaultModelDirectory },
+      device: { type: 'string', default: 'cpu' },
+      dtype: { type: 'string' },
+      types: { type: 'string' },
+      documents: { type: 'string', default: 'Infinity' },
+      json: { type: 'string' },
+      help: { type: 'boolean', short: 'h', default: false },
+    },
+    allowPositionals: true,
+  });
+  const [file, ...rest] = positionals;
+  if (values.help || file === undefined || rest.length > 0) {
+    (values.help ? process.stdout : process.stderr).write(`${USAGE}\n`);
+    process.exitCode = values.help ? 0 : 1;
+    return;
+  }
+  const limit = Number(values.documents);
+  if (!(limit >= 1)) throw new Error(`--documents must be at least 1, not '${values.documents}'`);
+  const pairs = parsePairs(values.types);
+  const model = await Model.load(values.model, {
+    device: values.device as DeviceId,
+    dtype: values.dtype as DType | undefined,
+  });
+  const documents = readDocuments(model, file, limit);
+  const numTokens = documents.reduce((sum, tokens) => sum + tokens.length - 1, 0);
+  const about = {
+    command: ['kv_quality', ...process.argv.slice(2)].join(' '),
+    date: new Date().toISOString(),
+    machine: describeMachine(),
+    versions: describeVersions(),
+    setup: {
+      text: path.basename(file),
+      documents: documents.length,
+      tokens: numTokens,
+      device: model.device.info,
+      dtype: model.dtype,
+    },
+  };
+  process.stderr.write(`${documents.length} documents, ${numTokens} tokens to predict, on ${model.device.info.name}\n`);
+  const rows: Row[] = [];
+  try {
+    for (const pair of pairs) {
+      const start = performance.now();
+      const loss = (await totalLoss(model, pair, documents)) / numTokens;
+      const seconds = (performance.now() - start) / 1000;
+      rows.push({ ...pair, loss, bytesPerToken: bytesPerToken(model.config, pair), seconds });
+      const minutesLeft = (seconds * (pairs.length - rows.length)) / 60;
+      if (process.stderr.isTTY) process.stderr.write('\r');
+      process.stderr.write(
+        `K ${pair.kType}, V ${pair.vType}: ${loss.toFixed(5)}, ${seconds.toFixed(0)} s; ${rows.length} of ${pairs.length}, some ${minutesLeft.toFixed(0)} min to go\n`,
+      );
+      if (values.json) fs.writeFileSync(values.json, `${JSON.stringify({ ...about, rows }, null, 2)}\n`);
+    }
+  } finally {
+    model.dispose();
+  }
+  process.stdout.write(`${markdown(rows)}\n`);
+}
+
+main().catch((error: Error & { code?: string }) => {
+  process.stderr.write(`kv_quality: ${error.message}${error.code === undefined ? '' : ` (${error.code})`}\n`);
+  process.exitCode = 1;
+});

@@ -1,0 +1,93 @@
+import { constants } from 'node:os';
+import { join } from 'node:path';
+import { convertConfig, readShape } from './convert_config';
+import { checkOutput, indexName, OutputDirectory, readCheckpointFiles } from './convert_files';
+import { type ConvertCommand, makePlan } from './convert_plan';
+import { fileBytes, newIndex, newTensors, shardBytes } from './convert_write';
+import { megabytes, ProgressBar } from './progress';
+import { printable, type StoredTensor } from './safetensors';
+
+/** Resolves to the exit status: 0, or 128 and the number of the signal that ended it. */
+export async function convert(input: string, output: string, command: ConvertCommand): Promise<number> {
+  const interrupt = new AbortController();
+  let status = 0;
+  const onSignal = (signal: NodeJS.Signals) => {
+    status = 128 + constants.signals[signal];
+    interrupt.abort();
+  };
+  process.on('SIGINT', onSignal).on('SIGTERM', onSignal);
+  try {
+    const report = await run(input, output, command, interrupt.signal);
+    process.stdout.write(command.json ? `${JSON.stringify(report)}\n` : reportText(report));
+    return 0;
+  } catch (error) {
+    if (error !== interrupt.signal.reason) throw error;
+    process.stderr.write('\n'); // the terminal has written ^C
+    return status;
+  } finally {
+    process.off('SIGINT', onSignal).off('SIGTERM', onSignal);
+  }
+}
+
+type Report = Awaited<ReturnType<typeof run>>;
+
+async function run(input: string, output: string, command: ConvertCommand, signal: AbortSignal) {
+  const target = await checkOutput(input, output);
+  const files = await readCheckpointFiles(input);
+  const { shards, index } = files;
+  const configPath = join(input, 'config.json');
+  const shape = readShape(configPath, files.config);
+  const plan = makePlan(files, shape, command);
+  const before = shards.flatMap(({ file }) => file.tensors);
+  const after = shards.flatMap((shard) => newTensors(shard, plan));
+  const found = {
+    augmentedQ: before.some(({ name }) => /\.self_attn\.q_(gate|up|down)_proj\.weight$/.test(name)),
+    lmHead: before.some(({ name }) => name === 'lm_head.weight'),
+  };
+  const config = convertConfig(configPath, files.config, shape, plan.to, found, command.kvGroupSharing === true);
+
+  const directory = await OutputDirectory.create(target, signal);
+  const bar = new ProgressBar('converting', megabytes);
+  try {
+    await directory.write('config.json', [config]);
+    if (index) await directory.write(indexName, [newIndex(join(input, indexName), index, shards, plan)]);
+    for (const name of files.others) await directory.write(name, fileBytes(join(input, name)));
+    const total = bytesOf(after);
+    let done = 0;
+    for (const shard of shards) {
+      await directory.write(shard.name, shardBytes(shard, plan), (bytes) => {
+        done += bytes;
+        bar.update(Math.min(done, total), total);
+      });
+    }
+    await directory.finish();
+  } finally {
+    bar.clear();
+    await directory.discard(); // once it is finished there is nothing to remove
+  }
+  return {
+    directory: output,
+    numKHeads: { from: shape.numKHeads, to: plan.to.numKHeads },
+    numVHeads: { from: shape.numVHeads, to: plan.to.numVHeads },
+    keyHeadDim: { from: shape.keyHeadDim, to: plan.to.keyHeadDim },
+    weightBytes: { from: bytesOf(before), to: bytesOf(after) },
+    convertedTensors: plan.changes.size,
+    leftOut: files.leftOut,
+  };
+}
+
+function bytesOf(tensors: StoredTensor[]): number {
+  return tensors.reduce((sum, { bytes }) => sum + bytes, 0);
+}
+
+function reportText(report: Report): string {
+  const { numKHeads, numVHeads, keyHeadDim, weightBytes, leftOut } = report;
+  const change = ({ from, to }: { from: number; to: number }) => (from === to ? `${to}` : `${from} -> ${to}`);
+  const size = (bytes: number) => `${(bytes / 1e6).toFixed(1)} MB`;
+  const lines = [
+    `${report.directory}: K heads ${change(numKHeads)}, V heads ${change(numVHeads)}, size of a K head ${change(keyHeadDim)}`,
+    `${report.convertedTensors} tensors converted, weights ${size(weightBytes.from)} -> ${size(weightBytes.to)}`,
+  ];
+  if (leftOut.length > 0) lines.push(`left out, as no part of the checkpoint: ${leftOut.map(printable).join(', ')}`);
+  return `${lines.join('\n')}\n`;
+}

@@ -1,0 +1,163 @@
+// A model's heads in config.json: read, and written in the form that the new ones ask for. Beside csrc/model/config.cc
+// the one file that knows the names of Hugging Face's config.json.
+
+import { CliError } from './errors';
+import { broken, formatObject, parseObject, printable, shown } from './safetensors';
+
+type Architecture = 'sigma' | 'llama';
+
+export interface Heads {
+  numKHeads: number;
+  numVHeads: number;
+  /** Size of a cached head of K. */
+  keyHeadDim: number;
+}
+
+export interface ModelShape extends Heads {
+  architecture: Architecture;
+  numQHeads: number;
+  queryHeadDim: number;
+  valueHeadDim: number;
+  /** K is cached in another form than that in which it meets Q. */
+  lifted: boolean;
+  hiddenSize: number;
+  numLayers: number;
+}
+
+/** What the checkpoint's tensors say that config.json may leave out. */
+export interface Found {
+  augmentedQ: boolean;
+  lmHead: boolean;
+}
+
+const MAX_HEAD_DIM = 2 ** 12;
+
+const names: Record<string, Architecture> = {
+  SigmaForCausalLM: 'sigma',
+  sigma: 'sigma',
+  diffqkv: 'sigma',
+  LlamaForCausalLM: 'llama',
+  llama: 'llama',
+};
+
+export function readShape(path: string, text: Uint8Array): ModelShape {
+  const config = parseObject(path, text);
+  const integer = (key: string, max: number, otherwise?: number): number => {
+    const value = config[key] ?? otherwise;
+    if (!Number.isSafeInteger(value) || (value as number) < 1 || (value as number) > max)
+      throw broken(path, `${key} is ${shown(value)}; 1 to ${max} is wanted`);
+    return value as number;
+  };
+  const architecture = readArchitecture(path, config);
+  const sigma = architecture === 'sigma';
+  const numQHeads = integer('num_attention_heads', 2 ** 14);
+  const heads = (key: string) => {
+    const count = integer(key, numQHeads, numQHeads);
+    if (numQHeads % count !== 0)
+      throw broken(path, `num_attention_heads (${numQHeads}) is no multiple of ${key} (${count})`);
+    return count;
+  };
+  const hiddenSize = integer('hidden_size', 2 ** 20);
+  const queryHeadDim = integer('head_dim', MAX_HEAD_DIM, hiddenSize / numQHeads);
+  const ownSize = (key: string) => (sigma ? integer(key, MAX_HEAD_DIM, queryHeadDim) : queryHeadDim);
+  return {
+    architecture,
+    numQHeads,
+    numKHeads: heads(sigma ? 'num_key_heads' : 'num_key_value_heads'),
+    numVHeads: heads(sigma ? 'num_value_heads' : 'num_key_value_heads'),
+    queryHeadDim,
+    keyHeadDim: ownSize('key_head_dim'),
+    valueHeadDim: ownSize('value_head_dim'),
+    lifted: sigma && (config.key_lift != null || ownSize('key_head_dim') !== queryHeadDim),
+    hiddenSize,
+    numLayers: integer('num_hidden_layers', 2 ** 12),
+  };
+}
+
+/** Q, K and V are all of one head size, as in a Llama. */
+export function oneHeadSize({ queryHeadDim, keyHeadDim, valueHeadDim, lifted }: ModelShape): boolean {
+  return !lifted && keyHeadDim === queryHeadDim && valueHeadDim === queryHeadDim;
+}
+
+function readArchitecture(path: string, config: Record<string, unknown>): Architecture {
+  const unsupported = (what: string) => new CliError('ERR_UNSUPPORTED_MODEL', `${path}: ${what}`);
+  const list = config.architectures ?? [];
+  if (!Array.isArray(list)) throw broken(path, `architectures is ${shown(list)}; an array is wanted`);
+  const given: unknown[] = config.model_type == null ? list : [...list, config.model_type];
+  for (const name of given) {
+    if (typeof name !== 'string') throw broken(path, `architectures and model_type have ${shown(name)} in them`);
+    if (!Object.hasOwn(names, name))
+      throw unsupported(`the architecture '${printable(name)}' is not supported; Sigma (DiffQKV) and Llama are`);
+  }
+  const hasK = config.num_key_heads != null;
+  const hasV = config.num_value_heads != null;
+  if (hasK && hasV) return 'sigma';
+  if (!hasK && !hasV && given.length > 0 && given.every((name) => names[name as string] === 'llama')) return 'llama';
+  throw unsupported('neither a Llama, nor DiffQKV, which has num_key_heads and num_value_heads');
+}
+
+/**
+ * The text of the new config.json: byte for byte the old one where nothing changes. `kvGroupSharing`: for readers that
+ * know one head count for K and V, and Llama where the model is one.
+ */
+export function convertConfig(
+  path: string,
+  text: Buffer,
+  from: ModelShape,
+  to: Heads,
+  { augmentedQ, lmHead }: Found,
+  kvGroupSharing: boolean,
+): Buffer {
+  const config = parseObject(path, text);
+  const plain = to.numKHeads === to.numVHeads && oneHeadSize(from) && to.keyHeadDim === from.keyHeadDim;
+  const fields: Record<string, unknown> = {};
+  const llama = plain && (kvGroupSharing ? !augmentedQ : from.architecture === 'llama');
+  if (llama) {
+    if (kvGroupSharing || to.numKHeads !== from.numKHeads) fields.num_key_value_heads = to.numKHeads;
+    if (from.architecture === 'sigma') {
+      Object.assign(fields, { architectures: ['LlamaForCausalLM'], model_type: 'llama', auto_map: undefined });
+      for (const key of ['num_key_heads', 'num_value_heads', 'aug_q_dim', 'key_head_dim', 'value_head_dim'])
+        fields[key] = undefined;
+      fields.tie_word_embeddings = config.tie_word_embeddings ?? !lmHead; // left out, it is false to other readers
+    }
+  } else {
+    Object.assign(fields, { num_key_heads: to.numKHeads, num_value_heads: to.numVHeads });
+    const both = plain && (kvGroupSharing || config.num_key_value_heads != null);
+    fields.num_key_value_heads = both ? to.numKHeads : undefined;
+    if (from.architecture === 'llama') {
+      Object.assign(fields, { architectures: ['SigmaForCausalLM'], model_type: 'sigma', auto_map: undefined });
+      // Llama's defaults, which Sigma does not have.
+      const rope = (config.rope_parameters ?? config.rope_scaling) as Record<string, unknown> | null | undefined;
+      if (rope?.rope_theta === undefined) fields.rope_theta = config.rope_theta ?? 10000;
+      fields.rms_norm_eps = config.rms_norm_eps ?? 1e-6;
+    }
+  }
+  if (to.keyHeadDim !== from.keyHeadDim) {
+    fields.head_dim = from.queryHeadDim;
+    fields.key_head_dim = to.keyHeadDim;
+    fields.key_lift = { kind: 'linear', position: 'after_rope' };
+  }
+  return withFields(path, text, config, fields);
+}
+
+/** Sets fields of a JSON object's text; undefined removes one. Numbers that do not change stay as they are written. */
+function withFields(
+  path: string,
+  text: Buffer,
+  config: Record<string, unknown>,
+  fields: Record<string, unknown>,
+): Buffer {
+  const changed = Object.entries(fields).filter(
+    ([key, value]) => JSON.stringify(value) !== JSON.stringify(config[key]),
+  );
+  if (changed.length === 0) return text;
+  // Through JSON.parse and back 50000.0 would become 50000, no float any more to readers that tell the two apart.
+  const source = text.toString();
+  let mark = '#';
+  while (source.includes(mark)) mark += '#';
+  const token = /"(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*/g;
+  const marked = JSON.parse(source.replace(token, (t) => (t.startsWith('"') ? t : `"${mark}${t}"`)));
+  Object.assign(marked, Object.fromEntries(changed));
+  const written = formatObject(path, marked).replace(new RegExp(`"${mark}([^"]*)"`, 'g'), '$1');
+  return Buffer.from(written);
+}

@@ -1,0 +1,140 @@
+// New heads of k_proj and v_proj from the rows of the old ones, in pieces of bounded size. A tensor here is
+// [heads * rows of a head, hidden size].
+
+/** How the heads of one tensor are made. */
+export interface HeadPlan {
+  /** Of each new head, the heads that it is the mean of. One alone is copied, bit for bit. */
+  sources: number[][];
+  /** Rows of one old head, a multiple of rowStep. */
+  headRows: number;
+  /** Of each head's rows, keep the first and every `rowStep`-th after it. */
+  rowStep: 1 | 2;
+}
+
+/** Fills the buffer from this byte of the old tensor on. */
+export type ReadBytes = (buffer: Uint8Array, offset: number) => Promise<void>;
+
+const PIECE_ELEMENTS = 1 << 20; // of the new tensor; no hidden size is larger
+const scratch = new ArrayBuffer(2 * 4 * PIECE_ELEMENTS);
+const sums = new Float64Array(PIECE_ELEMENTS);
+
+/**
+ * The old heads, `from` of them, fall into `groups` groups of neighbours. New head g of `count` is the mean of group
+ * floor(g * groups / count), as a query finds its K or V head. `groups` divides `from`.
+ */
+export function headSources(from: number, groups: number, count: number): number[][] {
+  const size = from / groups;
+  return Array.from({ length: count }, (_, g) => {
+    const first = Math.floor((g * groups) / count) * size;
+    return Array.from({ length: size }, (_, i) => first + i);
+  });
+}
+
+/** The bytes of the new tensor, piece by piece; each piece is gone when the next one is asked for. */
+export async function* convertedHeads(
+  { sources, headRows, rowStep }: HeadPlan,
+  dtype: WeightType,
+  hiddenSize: number,
+  read: ReadBytes,
+): AsyncGenerator<Uint8Array> {
+  const { Words, decode, encode } = weightTypes[dtype];
+  const rowBytes = hiddenSize * Words.BYTES_PER_ELEMENT;
+  const pieceRows = Math.floor(PIECE_ELEMENTS / hiddenSize) * rowStep;
+  const words = new Words(scratch);
+  const bytes = new Uint8Array(scratch);
+  for (const heads of sources) {
+    for (let row = 0; row < headRows; row += pieceRows) {
+      const rows = Math.min(pieceRows, headRows - row);
+      const keptRows = rows / rowStep;
+      const size = keptRows * hiddenSize;
+      for (const [i, head] of heads.entries()) {
+        await read(bytes.subarray(0, rows * rowBytes), (head * headRows + row) * rowBytes);
+        for (let kept = 1; rowStep > 1 && kept < keptRows; kept++)
+          bytes.copyWithin(kept * rowBytes, kept * rowStep * rowBytes, (kept * rowStep + 1) * rowBytes);
+        if (heads.length === 1) break;
+        // The first is stored, not added to 0: the mean of -0 and -0 is -0.
+        if (i === 0) for (let j = 0; j < size; j++) sums[j] = decode(words[j] as number);
+        else for (let j = 0; j < size; j++) (sums[j] as number) += decode(words[j] as number);
+      }
+      if (heads.length > 1) for (let j = 0; j < size; j++) words[j] = encode((sums[j] as number) / heads.length);
+      yield bytes.subarray(0, keptRows * rowBytes);
+    }
+  }
+}
+
+/**
+ * The lift [headRows, headRows / 2] that puts the kept rows of a head back in their places and leaves 0 in the others:
+ * the start for training it.
+ */
+export function liftMatrix(dtype: WeightType, headRows: number): Uint8Array {
+  const { Words, encode } = weightTypes[dtype];
+  const half = headRows / 2;
+  const words = new Words(headRows * half);
+  for (let i = 0; i < half; i++) words[2 * i * half + i] = encode(1);
+  return new Uint8Array(words.buffer);
+}
+
+export type WeightType = keyof typeof weightTypes;
+
+export function isWeightType(dtype: string): dtype is WeightType {
+  return Object.hasOwn(weightTypes, dtype);
+}
+
+// Every type as float64 and back: decoding is exact, encoding rounds once, to the nearest, ties to even.
+const weightTypes = {
+  // The store into a Float32Array rounds.
+  F32: { Words: Float32Array, decode: (value: number) => value, encode: (value: number) => value },
+  BF16: { Words: Uint16Array, decode: (bits: number) => floatOf(bits << 16), encode: encodeBf16 },
+  F16: { Words: Uint16Array, decode: decodeF16, encode: encodeF16 },
+};
+
+const float = new Float32Array(1);
+const word = new Uint32Array(float.buffer);
+
+function floatOf(bits: number): number {
+  word[0] = bits;
+  return float[0] as number;
+}
+
+/**
+ * The bits of the f32 that a float64 is rounded to by "round to odd": towards 0, and the last bit set where something
+ * was lost. Rounding that to a type of at least two bits less gives what rounding the float64 at once would.
+ */
+function oddFloatBits(value: number): number {
+  float[0] = value;
+  const rounded = float[0] as number;
+  if (rounded === value) return word[0] as number;
+  if (Math.abs(rounded) > Math.abs(value)) (word[0] as number) -= 1;
+  return ((word[0] as number) | 1) >>> 0;
+}
+
+function encodeBf16(value: number): number {
+  if (Number.isNaN(value)) return 0x7fc0;
+  const bits = oddFloatBits(value);
+  return (bits + 0x7fff + ((bits >>> 16) & 1)) >>> 16;
+}
+
+function encodeF16(value: number): number {
+  if (Number.isNaN(value)) return 0x7e00;
+  const bits = oddFloatBits(value);
+  const sign = (bits >>> 16) & 0x8000;
+  const exponent = ((bits >>> 23) & 0xff) - 112; // of f16
+  if (exponent >= 31) return sign | 0x7c00;
+  if (exponent < -10) return sign; // below half of the smallest
+  const mantissa = bits & 0x7fffff;
+  const significand = exponent > 0 ? (exponent << 23) | mantissa : mantissa | 0x800000;
+  const shift = exponent > 0 ? 13 : 14 - exponent;
+  const kept = significand >>> shift;
+  const rest = significand & ((1 << shift) - 1);
+  const half = 1 << (shift - 1);
+  // A carry into the exponent is right, up to infinity.
+  return sign | (kept + (rest > half || (rest === half && (kept & 1) === 1) ? 1 : 0));
+}
+
+function decodeF16(bits: number): number {
+  const sign = bits & 0x8000 ? -1 : 1;
+  const exponent = (bits >>> 10) & 31;
+  const mantissa = bits & 0x3ff;
+  if (exponent === 31) return mantissa ? Number.NaN : sign * Number.POSITIVE_INFINITY;
+  return exponent === 0 ? sign * mantissa * 2 ** -24 : sign * (1024 + mantissa) * 2 ** (exponent - 25);
+}

@@ -1,0 +1,95 @@
+// The bytes of the new files, piece by piece; each piece is gone when the next one is asked for.
+
+import type { FileHandle } from 'node:fs/promises';
+import type { Shard, ShardIndex } from './convert_files';
+import { convertedHeads, liftMatrix } from './convert_heads';
+import type { Plan } from './convert_plan';
+import {
+  formatObject,
+  isObject,
+  openFile,
+  parseObject,
+  readFully,
+  type StoredTensor,
+  safetensorsHeader,
+} from './safetensors';
+
+/** The tensors of the new file, in their order. */
+export function newTensors({ file }: Shard, { changes }: Plan): StoredTensor[] {
+  return file.tensors.flatMap((tensor) => {
+    const change = changes.get(tensor.name);
+    if (change === undefined) return tensor;
+    return change.lift === undefined ? change.to : [change.to, change.lift];
+  });
+}
+
+/** The new file's bytes: the old one's where no tensor changes. */
+export async function* shardBytes(shard: Shard, plan: Plan): AsyncGenerator<Uint8Array> {
+  const { path, metadata, tensors } = shard.file;
+  if (!tensors.some(({ name }) => plan.changes.has(name))) return yield* fileBytes(path);
+  const { file } = await openFile(path);
+  try {
+    yield safetensorsHeader(metadata, newTensors(shard, plan));
+    for (const { name, position, bytes } of tensors) {
+      const change = plan.changes.get(name);
+      if (change === undefined) {
+        yield* copied(path, file, position, bytes);
+        continue;
+      }
+      const { to, heads, lift } = change;
+      yield* convertedHeads(heads, to.dtype, plan.hiddenSize, (buffer, offset) =>
+        readFully(path, file, buffer, position + offset),
+      );
+      if (lift !== undefined) yield liftMatrix(to.dtype, heads.headRows);
+    }
+  } finally {
+    await file.close();
+  }
+}
+
+export async function* fileBytes(path: string): AsyncGenerator<Uint8Array> {
+  const { file, size } = await openFile(path);
+  try {
+    yield* copied(path, file, 0, size);
+  } finally {
+    await file.close();
+  }
+}
+
+const copyBuffer = new Uint8Array(8 << 20);
+
+async function* copied(path: string, file: FileHandle, position: number, bytes: number): AsyncGenerator<Uint8Array> {
+  for (let done = 0; done < bytes; ) {
+    const piece = copyBuffer.subarray(0, Math.min(copyBuffer.length, bytes - done));
+    await readFully(path, file, piece, position + done);
+    done += piece.length;
+    yield piece;
+  }
+}
+
+/** The index with the new tensors in it and its totals brought up to date; the old bytes where nothing changes. */
+export function newIndex(path: string, { text, weightMap }: ShardIndex, shards: Shard[], plan: Plan): Buffer {
+  if (plan.changes.size === 0) return text;
+  const index = parseObject(path, text);
+  const entries = Object.entries(weightMap).flatMap(([name, shard]) => {
+    const lift = plan.changes.get(name)?.lift;
+    return lift === undefined
+      ? [[name, shard]]
+      : [
+          [name, shard],
+          [lift.name, shard],
+        ];
+  });
+  index.weight_map = Object.fromEntries(entries);
+  const { metadata } = index;
+  if (isObject(metadata)) {
+    const elements = ({ shape }: StoredTensor) => shape.reduce((a, b) => a * b, 1);
+    const growth = (size: (tensor: StoredTensor) => number): number => {
+      const sum = (tensors: StoredTensor[]) => tensors.reduce((total, tensor) => total + size(tensor), 0);
+      return sum(shards.flatMap((shard) => newTensors(shard, plan))) - sum(shards.flatMap(({ file }) => file.tensors));
+    };
+    if (typeof metadata.total_size === 'number') metadata.total_size += growth(({ bytes }) => bytes);
+    if (typeof metadata.total_parameters === 'number') metadata.total_parameters += growth(elements);
+  }
+  return Buffer.from(formatObject(path, index));
+}

@@ -1,0 +1,166 @@
+// Where K and V lie: one tensor, or pages that a table names, with elements of any cache type and perhaps scales.
+//
+// Attention goes by blocks of keys. A block starts at a multiple of its size, which divides the size of a page or is a
+// multiple of it: so it lies within one page, or covers whole ones, each a part of the block.
+#pragma once
+
+#include "backend/cpu/attention_pack.h"
+#include "backend/error.h"
+#include "backend/ops.h"
+
+namespace diffqkv::cpu::DIFFQKV_ISA {
+namespace {
+
+constexpr int64_t kBlockShift = 7, kBlock = 1 << kBlockShift;  // most keys in a block
+constexpr int64_t kMinPageTokens = 32, kMaxPageTokens = 128;
+
+// K or V of all sequences of a call. Offsets and strides are in bytes.
+struct Cache {
+  const char *data, *scales;   // contiguous: [batch][token][head][dim], bf16 [batch][token][head]
+  const KvPage* const* pages;  // else these
+  bool values, pages_shared;
+  bool scaled;
+  DType dtype;
+  int64_t num_heads, head_bytes, token_bytes;
+  int64_t stride_batch, stride_scales_batch;
+  int64_t page_shift, page_offset, page_scales_offset;
+
+  DIFFQKV_INLINE const char* page(int64_t batch, int64_t key) const {
+    const KvPage& page = pages[pages_shared ? 0 : batch][key >> page_shift];
+    return static_cast<const char*>(values ? page.v : page.k) + page_offset;
+  }
+  DIFFQKV_INLINE int64_t key_in_page(int64_t key) const { return key & ((int64_t{1} << page_shift) - 1); }
+
+  // Row `key` of head 0.
+  DIFFQKV_INLINE const char* token(int64_t batch, int64_t key) const {
+    if (!pages) return data + batch * stride_batch + key * token_bytes;
+    return page(batch, key) + key_in_page(key) * token_bytes;
+  }
+  DIFFQKV_INLINE const bf16* token_scales(int64_t batch, int64_t key) const {
+    const char* at = pages ? page(batch, key) + page_scales_offset : scales + batch * stride_scales_batch;
+    return reinterpret_cast<const bf16*>(at) + (pages ? key_in_page(key) : key) * num_heads;
+  }
+};
+
+DIFFQKV_INLINE bool is_scaled(DType dtype) { return dtype == DType::i8 || dtype == DType::f8e4m3; }
+
+// The checks that a cache in pages needs, for kv_append and kv_gather too. Throws.
+DIFFQKV_INLINE void check_page_tokens(const char* name, int64_t page_tokens) {
+  if (page_tokens < kMinPageTokens || page_tokens > kMaxPageTokens || (page_tokens & (page_tokens - 1)) != 0) {
+    fail(ErrorCode::invalid_argument, "%s: page_tokens is %lld, not 32, 64 or 128", name,
+         static_cast<long long>(page_tokens));
+  }
+}
+
+// Where the elements of one layer's part of a page end and its scales begin.
+DIFFQKV_INLINE int64_t page_elements_bytes(DType dtype, int64_t page_tokens, int64_t num_heads, int64_t head_dim) {
+  return page_tokens * num_heads * head_dim * static_cast<int64_t>(dtype_size(dtype));
+}
+
+// One head's rows of a block of keys.
+struct HeadRows {
+  const char* const* parts;  // head 0 of the first row of each
+  int64_t part_shift, head_offset, stride_bytes;
+
+  DIFFQKV_INLINE int64_t part_keys() const { return int64_t{1} << part_shift; }
+  // From key j on, up to the end of its part.
+  DIFFQKV_INLINE Rows from(int64_t j) const {
+    return {parts[j >> part_shift] + (j & (part_keys() - 1)) * stride_bytes + head_offset, stride_bytes};
+  }
+};
+
+// The n keys from first_key on.
+struct KeyBlock {
+  const char* parts[kBlock / kMinPageTokens];
+  int64_t part_shift, head_bytes, token_bytes;
+
+  DIFFQKV_INLINE KeyBlock(const Cache& cache, int64_t batch, int64_t first_key, int64_t n)
+      : part_shift(cache.pages ? cache.page_shift : kBlockShift),
+        head_bytes(cache.head_bytes),
+        token_bytes(cache.token_bytes) {
+    for (int64_t j = 0; j < n; j += int64_t{1} << part_shift) {
+      parts[j >> part_shift] = cache.token(batch, first_key + j);
+    }
+  }
+  DIFFQKV_INLINE HeadRows head(int64_t index) const { return {parts, part_shift, index * head_bytes, token_bytes}; }
+};
+
+// to[h * kBlock + j] = scale of key first_key + j and head first_head + h. The n keys are a block.
+DIFFQKV_INLINE void load_scales(const Cache& cache, int64_t batch, int64_t first_key, int64_t n, int64_t first_head,
+                                int64_t num_heads, float* to) {
+  const int64_t part = cache.pages ? int64_t{1} << cache.page_shift : kBlock;
+  for (int64_t begin = 0; begin < n; begin += part) {
+    const bf16* from = cache.token_scales(batch, first_key + begin) + first_head;
+    const int64_t end = min_of(begin + part, n);
+    int64_t h = 0;
+    for (; h + kLanes <= num_heads && kLanes == 16; h += kLanes) {  // by squares of keys and heads
+      alignas(64) float square[16 * 16], turned[16 * 16];
+      for (int64_t j = begin; j < end; j += 16) {
+        const int64_t count = min_of(end - j, 16);
+        for (int64_t i = 0; i < count; ++i) store(square + 16 * i, load(from + (j - begin + i) * cache.num_heads + h));
+        transpose_words(reinterpret_cast<const char*>(square), 64, turned);
+        for (int64_t i = 0; i < 16; ++i) store(to + (h + i) * kBlock + j, load(turned + 16 * i));
+      }
+    }
+    for (; h < num_heads; ++h) {
+      for (int64_t j = begin; j < end; ++j) {
+        to[h * kBlock + j] = bit_cast<float>(static_cast<uint32_t>(from[(j - begin) * cache.num_heads + h].bits) << 16);
+      }
+    }
+  }
+}
+
+#if defined(__AVX512BF16__)
+// 32 elements as bf16, exactly.
+DIFFQKV_INLINE __m512i lift(const int8_t* x) {
+  const auto load16 = [&](int at) DIFFQKV_LAMBDA {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x + at))));
+  };
+  return (__m512i)_mm512_cvtne2ps_pbh(load16(16), load16(0));
+}
+
+DIFFQKV_INLINE __m512i lift(const f8e4m3* x) {
+  const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+  const __m512i bits = _mm512_cvtepi8_epi16(bytes);
+  __m512i value = _mm512_and_si512(_mm512_slli_epi16(bits, 4), _mm512_set1_epi16(static_cast<int16_t>(0x87f0)));
+  value = _mm512_add_epi16(value, _mm512_set1_epi16(120 << 7));
+  // Where the exponent is 0, i units of 2^-9: what that takes besides.
+  const auto extra = [](int i, int bits) DIFFQKV_LAMBDA { return static_cast<int16_t>(bits - (120 << 7) - (i << 4)); };
+  const __m512i denormals =
+      _mm512_castsi128_si512(_mm_setr_epi16(extra(0, 0), extra(1, 0x3b00), extra(2, 0x3b80), extra(3, 0x3bc0),
+                                            extra(4, 0x3c00), extra(5, 0x3c20), extra(6, 0x3c40), extra(7, 0x3c60)));
+  value = _mm512_mask_add_epi16(value, _mm512_testn_epi16_mask(bits, _mm512_set1_epi16(0x78)), value,
+                                _mm512_permutexvar_epi16(bits, denormals));
+  const __m256i all = _mm256_set1_epi8(0x7f);
+  const __mmask32 nan = _mm256_cmpeq_epi8_mask(_mm256_and_si256(bytes, all), all);
+  return _mm512_mask_mov_epi16(value, nan, _mm512_set1_epi16(0x7fc0));
+}
+
+template <typename T>
+DIFFQKV_INLINE void lift_rows(const HeadRows& rows, int64_t n, int64_t head_dim, char* to) {
+  const int64_t whole = head_dim / 32 * 32;
+  const __mmask32 rest = (1u << (head_dim - whole)) - 1;
+  for (int64_t first = 0; first < n; first += rows.part_keys()) {
+    const Rows part = rows.from(first);
+    const char* row = part.data;
+    for (int64_t j = min_of(n - first, rows.part_keys()); j > 0; --j, row += part.stride_bytes, to += 2 * head_dim) {
+      const T* x = reinterpret_cast<const T*>(row);
+      for (int64_t d = 0; d < whole; d += 32) _mm512_storeu_si512(to + 2 * d, lift(x + d));
+      if (rest) {
+        alignas(32) T last[32];
+        _mm256_store_si256(reinterpret_cast<__m256i*>(last), _mm256_maskz_loadu_epi8(rest, x + whole));
+        _mm512_mask_storeu_epi16(to + 2 * whole, rest, lift(last));
+      }
+    }
+  }
+}
+
+// The n rows of i8 or f8e4m3 as bf16, one after the other, at *to.
+DIFFQKV_INLINE HeadRows lifted(DType dtype, const HeadRows& rows, int64_t n, int64_t head_dim, char* const* to) {
+  dtype == DType::i8 ? lift_rows<int8_t>(rows, n, head_dim, *to) : lift_rows<f8e4m3>(rows, n, head_dim, *to);
+  return {to, kBlockShift, 0, 2 * head_dim};
+}
+#endif
+
+}  // namespace
+}  // namespace diffqkv::cpu::DIFFQKV_ISA

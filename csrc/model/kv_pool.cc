@@ -1,0 +1,53 @@
+#include "model/kv_pool.h"
+
+namespace diffqkv {
+
+KvPool::Stores::Stores(const std::shared_ptr<Backend>& backend, const Config& config, KvTypes types)
+    : k(backend, kv_page_layer_bytes(types.k, kPageTokens, config.num_k_heads, config.head_dim_k), config.num_layers),
+      v(backend, kv_page_layer_bytes(types.v, kPageTokens, config.num_v_heads, config.head_dim_vo), config.num_layers) {
+}
+
+KvPool::KvPool(std::shared_ptr<Backend> backend, const Config& config, KvLimits limits)
+    : backend_(std::move(backend)), config_(config), limits_(limits), prefixes_(kPageTokens, limits.prefix_bytes) {}
+
+KvPool::Stores& KvPool::stores(KvTypes types) {
+  const auto found = stores_.find(types);
+  return found != stores_.end() ? found->second : stores_.try_emplace(types, backend_, config_, types).first->second;
+}
+
+std::shared_ptr<KvPage> KvPool::take(Stores& stores) {
+  const uint64_t page_bytes = stores.page_bytes();
+  while (bytes_ + page_bytes > limits_.max_bytes) {
+    if (prefixes_.drop_oldest()) continue;
+    fail(ErrorCode::kv_cache_full,
+         "the KV cache of the model is full: a page of %llu bytes is asked, %llu of %llu bytes (kvCacheBytes) are in "
+         "use; dispose or "
+         "truncate sessions, or load the model with more",
+         static_cast<unsigned long long>(page_bytes), static_cast<unsigned long long>(bytes_),
+         static_cast<unsigned long long>(limits_.max_bytes));
+  }
+  const auto take_from = [&](PageStore& store) {
+    for (;;) {
+      try {
+        return store.take();
+      } catch (const Error& error) {
+        if (error.code() != ErrorCode::out_of_memory || !prefixes_.drop_oldest()) throw;
+      }
+    }
+  };
+  KvPage page = {take_from(stores.k), nullptr};
+  try {
+    page.v = take_from(stores.v);
+    pages_ += 1, bytes_ += page_bytes;
+    return std::shared_ptr<KvPage>(new KvPage(page), [this, &stores, page_bytes](KvPage* last) {
+      stores.k.give(last->k), stores.v.give(last->v);
+      pages_ -= 1, bytes_ -= page_bytes;
+      delete last;
+    });
+  } catch (...) {
+    stores.k.give(page.k);
+    throw;
+  }
+}
+
+}  // namespace diffqkv

@@ -1,0 +1,68 @@
+#include "model/prefix_cache.h"
+
+#include <string_view>
+
+namespace diffqkv {
+
+size_t PrefixCache::Hash::operator()(const Key& key) const {
+  const std::string_view bytes(reinterpret_cast<const char*>(key.tokens.data()), key.tokens.size() * sizeof(int32_t));
+  return std::hash<std::string_view>()(bytes) ^ (key.parent * 0x9e3779b97f4a7c15u);
+}
+
+PrefixCache::Id PrefixCache::root(DType k_type, DType v_type, int64_t selective_top_k, bool renormalize) {
+  Id& id = roots_[{k_type, v_type, selective_top_k, renormalize}];
+  if (id == 0) id = ++last_id_;
+  return id;
+}
+
+// The entry and all before it in its sequence become the latest used, the first of the sequence last: so an entry is never
+// older than those that follow it, and dropping the oldest never parts a sequence in the middle.
+void PrefixCache::touch(Entries::iterator entry) {
+  for (;;) {
+    entries_.splice(entries_.begin(), entries_, entry);
+    const auto parent = by_id_.find(entry->key.parent);
+    if (parent == by_id_.end()) return;
+    entry = parent->second;
+  }
+}
+
+std::shared_ptr<KvPage> PrefixCache::find(Id parent, const int32_t* tokens, Id* id) {
+  const auto found = by_key_.find(Key{parent, {tokens, tokens + page_tokens_}});
+  if (found == by_key_.end()) return nullptr;
+  touch(found->second);
+  *id = found->second->id;
+  return found->second->page;
+}
+
+PrefixCache::Id PrefixCache::add(Id parent, const int32_t* tokens, const std::shared_ptr<KvPage>& page,
+                                 uint64_t bytes) {
+  if (!enabled() || bytes > max_bytes_) return 0;
+  bool known = by_id_.count(parent) > 0;  // else it has been dropped, and what follows it could never be found
+  for (const auto& [conditions, id] : roots_) known = known || id == parent;
+  if (!known) return 0;
+  Key key{parent, {tokens, tokens + page_tokens_}};
+  if (const auto found = by_key_.find(key); found != by_key_.end()) {
+    touch(found->second);
+    return found->second->id;
+  }
+  entries_.push_front({key, ++last_id_, page, bytes});
+  by_key_.emplace(std::move(key), entries_.begin());
+  by_id_.emplace(last_id_, entries_.begin());
+  bytes_ += bytes, num_pages_ += 1;
+  touch(entries_.begin());
+  const Id id = last_id_;
+  while (bytes_ > max_bytes_) drop_oldest();
+  return by_id_.count(id) ? id : 0;
+}
+
+bool PrefixCache::drop_oldest() {
+  if (entries_.empty()) return false;
+  const Entry& oldest = entries_.back();
+  bytes_ -= oldest.bytes, num_pages_ -= 1;
+  by_id_.erase(oldest.id);
+  by_key_.erase(oldest.key);
+  entries_.pop_back();
+  return true;
+}
+
+}  // namespace diffqkv

@@ -1,0 +1,147 @@
+#include "model/turns.h"
+
+#include <algorithm>
+
+namespace diffqkv {
+namespace {
+
+// Whether two sessions can decode in one forward pass.
+bool alike(const SessionOptions& a, const SessionOptions& b) {
+  return a.k_type == b.k_type && a.v_type == b.v_type && a.selective_top_k == b.selective_top_k &&
+         a.renormalize == b.renormalize;
+}
+
+class Step {
+ public:
+  explicit Step(Model& model) : model_(model), backend_(*model.backend()), ws_(model.workspace()) {}
+
+  void run_prompt(Turn& turn) {
+    Session& session = *turn.session;
+    const int64_t before = session.kv_len(), num_tokens = static_cast<int64_t>(turn.tokens.size());
+    try {
+      turn.consumed = session.begin(turn.tokens.data(), num_tokens);
+      const int64_t size = std::min(kPrefillChunk, num_tokens - turn.consumed);
+      const bool last = turn.consumed + size == num_tokens;
+      forward(session.options(), {session.prepare(size)}, turn.tokens.data() + turn.consumed, last, turn.cancel.get());
+      // An abort after the last chunk counts.
+      if (!last) backend_.synchronize();
+      if (turn.cancel && turn.cancel->load()) fail(ErrorCode::aborted, "the prefill was aborted");
+      session.commit(turn.tokens.data() + turn.consumed, size);
+      turn.consumed += size;
+      if (last) draw({&turn});
+    } catch (...) {
+      turn.error = std::current_exception();
+    }
+    if (turn.error) turn.consumed = 0, session.truncate(before);
+  }
+
+  void run_decodes(const std::vector<Turn*>& turns) {
+    std::vector<Turn*> ready;
+    std::vector<ForwardSequence> sequences;
+    std::vector<int32_t> tokens;
+    for (Turn* turn : turns) {
+      guarded({turn}, [&] {
+        turn->session->begin(turn->tokens.data(), 1);
+        sequences.push_back(turn->session->prepare(1));
+        ready.push_back(turn);
+        tokens.push_back(turn->tokens[0]);
+      });
+    }
+    if (ready.empty()) return;
+    guarded(ready, [&] { forward(ready[0]->session->options(), sequences, tokens.data(), true, nullptr); });
+    if (ready[0]->error) return drop_rows(ready);
+    for (Turn* turn : ready) turn->session->commit(turn->tokens.data(), 1), turn->consumed = 1;
+    draw(ready);
+  }
+
+ private:
+  // What `body` throws becomes the error of the turns.
+  template <typename Body>
+  static void guarded(const std::vector<Turn*>& turns, Body&& body) {
+    try {
+      body();
+    } catch (...) {
+      for (Turn* turn : turns) turn->error = std::current_exception();
+    }
+  }
+
+  static void drop_rows(const std::vector<Turn*>& turns) {
+    for (Turn* turn : turns) {
+      turn->session->truncate(turn->session->kv_len() - turn->consumed);
+      turn->consumed = 0;
+    }
+  }
+
+  void forward(const SessionOptions& options, std::vector<ForwardSequence> sequences, const int32_t* tokens,
+               bool logits, const CancelFlag* cancel) {
+    ForwardStep step;
+    step.sequences = std::move(sequences);
+    step.tokens = tokens;
+    step.logits = logits;
+    step.selective_top_k = options.selective_top_k;
+    step.renormalize = options.renormalize;
+    step.cancel = cancel;
+    run_forward(backend_, model_.config(), model_.weights(), ws_, step);
+  }
+
+  // The next token of each, from the rows of logits in their order.
+  void draw(const std::vector<Turn*>& turns) {
+    try {
+      sample(turns, 0);
+    } catch (const Error&) {
+      if (turns.size() == 1) {
+        turns[0]->error = std::current_exception();
+        return drop_rows(turns);
+      }
+      // One row of logits that cannot be drawn from is the error of its turn alone.
+      for (size_t i = 0; i < turns.size(); i++) {
+        guarded({turns[i]}, [&] { sample({turns[i]}, i); });
+        if (turns[i]->error) drop_rows({turns[i]});
+      }
+    }
+  }
+
+  void sample(const std::vector<Turn*>& turns, size_t first_row) {
+    const int64_t vocab_size = model_.config().vocab_size;
+    int32_t tokens[kDecodeBatch];
+    for (size_t i = 0; i < turns.size(); i++) {
+      const float* logits = ws_.logits.as<float>() + static_cast<int64_t>(first_row + i) * vocab_size;
+      turns[i]->session->sample(logits, turns[i]->sampling, turns[i]->draw, ws_.out_tokens.as<int32_t>() + i);
+    }
+    backend_.download(tokens, ws_.out_tokens.data(), turns.size() * sizeof(int32_t));
+    for (size_t i = 0; i < turns.size(); i++) turns[i]->token = tokens[i];
+  }
+
+  Model& model_;
+  Backend& backend_;
+  Workspace& ws_;
+};
+
+}  // namespace
+
+void run_turns(Model& model, std::vector<Turn>& turns) {
+  Step step(model);
+  std::vector<Turn*> decodes, prompts;
+  for (Turn& turn : turns) {
+    try {
+      if (turn.cancel && turn.cancel->load()) fail(ErrorCode::aborted, "the call was aborted before it began");
+      check_sampling(turn.sampling);
+      (turn.tokens.size() == 1 ? decodes : prompts).push_back(&turn);
+    } catch (...) {
+      turn.error = std::current_exception();
+    }
+  }
+  while (!decodes.empty()) {
+    std::vector<Turn*> group, others;
+    for (Turn* turn : decodes) {
+      const bool fits = group.empty() || (static_cast<int64_t>(group.size()) < kDecodeBatch &&
+                                          alike(turn->session->options(), group[0]->session->options()));
+      (fits ? group : others).push_back(turn);
+    }
+    step.run_decodes(group);
+    decodes = std::move(others);
+  }
+  for (Turn* turn : prompts) step.run_prompt(*turn);
+}
+
+}  // namespace diffqkv

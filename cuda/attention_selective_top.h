@@ -1,0 +1,155 @@
+// The exact top k of scores. A candidate is a score, as an unsigned integer that orders as the scores do, and its key;
+// candidates stand in the order of their keys, so that of equal scores the earlier is kept. What is kept is told by
+// Kept: the scores above a bound, and of those that equal it the first few.
+#pragma once
+
+#include "device/warp.h"
+
+namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace {
+
+// The larger; NaN, once in, stays.
+DIFFQKV_DEVICE float larger(float top, float x) { return x > top || x != x ? x : top; }
+DIFFQKV_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
+
+// 2^((score - top) scale). What is above 0 in the reference, in float64, is above 0 here.
+DIFFQKV_DEVICE float weight_of(float score, float top, float scale_log2) {
+  const float x = (score - top) * scale_log2;
+  const float weight = exp2_fast(x);
+  return weight == 0.0f && x > -1075.0f ? bit_cast<float>(1u) : weight;
+}
+
+// NaN counts as the largest; -0 and 0 are equal. 0 is below every score.
+DIFFQKV_DEVICE uint32_t order_score(float score) {
+  if (score != score) return 0xffffffffu;
+  const uint32_t bits = bit_cast<uint32_t>(score + 0.0f);
+  return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+DIFFQKV_DEVICE float ordered_score(uint32_t ordered) {
+  return bit_cast<float>(ordered >> 31 ? ordered & 0x7fffffffu : ~ordered);
+}
+
+DIFFQKV_DEVICE uint32_t count_bits(uint32_t x) {
+  x -= x >> 1 & 0x55555555u;
+  x = (x & 0x33333333u) + (x >> 2 & 0x33333333u);
+  return ((x + (x >> 4)) & 0x0f0f0f0fu) * 0x01010101u >> 24;
+}
+
+template <typename T, typename F>
+DIFFQKV_DEVICE T warp_reduce(T x, const F& f) {
+  DIFFQKV_UNROLL
+  for (int mask = 16; mask > 0; mask /= 2) x = f(x, shuffle_xor(x, mask));
+  return x;
+}
+DIFFQKV_DEVICE uint32_t add_words(uint32_t a, uint32_t b) { return a + b; }
+DIFFQKV_DEVICE uint32_t larger_word(uint32_t a, uint32_t b) { return a > b ? a : b; }
+DIFFQKV_DEVICE uint32_t smaller_word(uint32_t a, uint32_t b) { return a < b ? a : b; }
+
+struct Kept {
+  uint32_t bound = 0, num_equal = 0;
+};
+
+// Where kept candidates go, as a warp walks over them 32 at a time.
+struct Places {
+  uint32_t higher = 0, equal = 0;  // so many came before
+
+  DIFFQKV_DEVICE void count(const Kept& kept, uint32_t score) {
+    higher += count_bits(ballot(score > kept.bound));
+    if (kept.num_equal > 0) equal += count_bits(ballot(score == kept.bound));
+  }
+  // The place of this lane's candidate, or -1 where it is not kept; the lanes' candidates are then before.
+  DIFFQKV_DEVICE int take(const Kept& kept, uint32_t score) {
+    const uint32_t lanes_before = (1u << lane_index()) - 1;
+    const bool is_higher = score > kept.bound, is_equal = score == kept.bound;
+    const uint32_t higher_lanes = ballot(is_higher), equal_lanes = kept.num_equal > 0 ? ballot(is_equal) : 0u;
+    const uint32_t own_higher = higher + count_bits(higher_lanes & lanes_before);
+    const uint32_t own_equal = equal + count_bits(equal_lanes & lanes_before);
+    higher += count_bits(higher_lanes), equal += count_bits(equal_lanes);
+    if (!is_higher && !(is_equal && own_equal < kept.num_equal)) return -1;
+    return static_cast<int>(own_higher + smaller_word(own_equal, kept.num_equal));
+  }
+  DIFFQKV_DEVICE uint32_t total(const Kept& kept) const { return higher + smaller_word(equal, kept.num_equal); }
+};
+
+// The k best of a warp's scores, kCount a lane, of which more than k are not 0. Bit by bit from the top: the largest
+// bound that k scores reach, or the first found that exactly k reach.
+template <int kCount>
+DIFFQKV_DEVICE Kept keep_best(const uint32_t (&scores)[kCount], uint32_t k) {
+  const auto count_at_least = [&](uint32_t bound) {
+    uint32_t count = 0;
+    DIFFQKV_UNROLL
+    for (int i = 0; i < kCount; ++i) count += scores[i] >= bound ? 1u : 0u;
+    return warp_reduce(count, add_words);
+  };
+  uint32_t bound = 0;
+  for (uint32_t bit = 0x80000000u; bit != 0; bit >>= 1) {
+    const uint32_t count = count_at_least(bound | bit);
+    if (count >= k) bound |= bit;
+    if (count == k) return {bound - 1, 0};
+  }
+  return {bound, bound == 0xffffffffu ? k : k - count_at_least(bound + 1)};
+}
+
+constexpr int kBins = 256;
+struct BinSearch {
+  uint32_t histogram[kBins];
+  uint32_t digit, wanted, is_whole;
+};
+
+// The k best of `count` > k scores, by a block of kBins threads or more: a digit of up to 8 bits at a time, by
+// histogram, below the bits that the lowest and the highest score share.
+template <typename Scores>
+DIFFQKV_DEVICE Kept keep_best(const Scores& scores, int count, uint32_t k, uint32_t lowest, uint32_t highest,
+                              BinSearch* search) {
+  const int thread = thread_index(), lane = lane_index();
+  int shift = 32;
+  while (shift > 0 && ((lowest ^ highest) >> (shift - 1)) == 0) --shift;
+  uint64_t prefix = static_cast<uint64_t>(highest) >> shift;
+  uint32_t wanted = k;  // of those with the prefix
+  while (shift > 0) {
+    const int bits = shift < 8 ? shift : 8, above = shift;
+    shift -= bits;
+    if (thread < kBins) store_shared(&search->histogram[thread], 0u);
+    sync_block();
+    for (int j = thread; j < count; j += num_threads()) {
+      const uint32_t score = scores(j);
+      if (static_cast<uint64_t>(score) >> above == prefix) {
+        atomic_add_shared(&search->histogram[score >> shift & ((1u << bits) - 1)], 1u);
+      }
+    }
+    sync_block();
+    if (thread < kWarpSize) {  // from the highest bin down, eight to a lane
+      constexpr int kLaneBins = kBins / kWarpSize;
+      uint32_t counts[kLaneBins], own = 0;
+      DIFFQKV_UNROLL
+      for (int i = 0; i < kLaneBins; ++i) {
+        counts[i] = load_shared(&search->histogram[kBins - 1 - (lane * kLaneBins + i)]);
+        own += counts[i];
+      }
+      uint32_t before = own;
+      DIFFQKV_UNROLL
+      for (int delta = 1; delta < kWarpSize; delta *= 2) {
+        const uint32_t other = shuffle_up(before, delta);
+        if (lane >= delta) before += other;
+      }
+      before -= own;
+      DIFFQKV_UNROLL
+      for (int i = 0; i < kLaneBins; ++i) {
+        if (before < wanted && wanted <= before + counts[i]) {
+          store_shared(&search->digit, static_cast<uint32_t>(kBins - 1 - (lane * kLaneBins + i)));
+          store_shared(&search->wanted, wanted - before);
+          store_shared(&search->is_whole, wanted - before == counts[i] ? 1u : 0u);
+        }
+        before += counts[i];
+      }
+    }
+    sync_block();
+    prefix = prefix << bits | load_shared(&search->digit);
+    wanted = load_shared(&search->wanted);
+    if (load_shared(&search->is_whole) != 0) return {(static_cast<uint32_t>(prefix) << shift) - 1, 0};
+  }
+  return {static_cast<uint32_t>(prefix), wanted};
+}
+
+}  // namespace
+}  // namespace diffqkv::DIFFQKV_DEVICE_NS

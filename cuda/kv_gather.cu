@@ -1,0 +1,49 @@
+// out[j] = row j of a paged K cache, of all heads, times its scales. A thread takes 8 elements of a row, or one where
+// rows don't divide into eights. Bound by memory.
+#include "element_types.h"
+#include "kv_page.h"
+
+namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace {
+
+constexpr int kThreads = 256;
+
+template <typename Cache, int kElements>
+DIFFQKV_KERNEL(kThreads, 4)
+kv_gather_kernel(KvGatherParams p) {
+  const int dim = static_cast<int>(p.head_dim), num_heads = static_cast<int>(p.num_k_heads);
+  const int row_elements = num_heads * dim, page_tokens = static_cast<int>(p.page_tokens);
+  const int64_t i = (static_cast<int64_t>(block_x()) * kThreads + thread_index()) * kElements;
+  if (i >= p.num_keys * row_elements) return;
+  const int key = static_cast<int>(i / row_elements), element = static_cast<int>(i % row_elements);
+  const KvPage page = load_page(p.pages + key / page_tokens);
+  const KvRows rows =
+      rows_in_page(page.k, p.k_page_offset, key % page_tokens, page_tokens, num_heads, dim * sizeof(Cache));
+  float x[kElements];
+  load_elements(reinterpret_cast<const Cache*>(rows.elements) + element, x);
+  if constexpr (sizeof(Cache) == 1) {
+    const float scale = load_float(rows.scales + element / dim);
+    DIFFQKV_UNROLL
+    for (int n = 0; n < kElements; ++n) x[n] *= scale;
+  }
+  store_any(p.out, p.out_dtype, i, x);
+}
+
+}  // namespace
+
+void kv_gather(const KvGatherParams& p, Context& context) {
+  check_cache_types("kv_gather", {{"cache", p.cache_dtype}});
+  check_float_types("kv_gather", {{"out", p.out_dtype}});
+  const int64_t count = p.num_keys * p.num_k_heads * p.head_dim;
+  if (count <= 0) return;
+  const bool vectors = p.head_dim % 8 == 0 && is_aligned<uint32_t, 4>(p.out);
+  LaunchShape shape;
+  shape.grid[0] = static_cast<unsigned>((count / (vectors ? 8 : 1) + kThreads - 1) / kThreads);
+  shape.threads = kThreads;
+  visit_cache(p.cache_dtype, [&](auto cache) {
+    using Cache = decltype(cache);
+    launch("kv_gather", vectors ? kv_gather_kernel<Cache, 8> : kv_gather_kernel<Cache, 1>, shape, context.stream, p);
+  });
+}
+
+}  // namespace diffqkv::DIFFQKV_DEVICE_NS

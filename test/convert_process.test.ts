@@ -1,0 +1,150 @@
+// diffqkv convert as a process: its memory, and what it leaves behind when it is killed, interrupted or out of disk.
+
+import { type ChildProcess, spawn } from 'node:child_process';
+import {
+  closeSync,
+  ftruncateSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs';
+import { join } from 'node:path';
+import { safetensorsFile, temporaryDirectories, writeConfig } from './checkpoints';
+import { builtCli, type Outcome, runNode } from './children';
+import { projectRoot } from './fixtures';
+
+const directories = temporaryDirectories();
+afterAll(() => directories.cleanUp());
+
+/** K and an embedding of `rows` rows of 4,096 F32 zeros each, on disk a hole. The other tensors matter to nobody here. */
+function writeLarge(directory: string, numHeads: number): void {
+  mkdirSync(directory, { recursive: true });
+  const hiddenSize = 4096;
+  writeConfig(directory, {
+    model_type: 'sigma',
+    hidden_size: hiddenSize,
+    num_hidden_layers: 1,
+    num_attention_heads: numHeads,
+    num_key_heads: numHeads,
+    num_value_heads: 1,
+    head_dim: 128,
+  });
+  let bytes = 0;
+  const tensor = (rows: number) => {
+    const begin = bytes;
+    bytes += rows * hiddenSize * 4;
+    return { dtype: 'F32', shape: [rows, hiddenSize], data_offsets: [begin, bytes] };
+  };
+  const header = JSON.stringify({
+    'model.embed_tokens.weight': tensor(numHeads * 128),
+    'model.layers.0.self_attn.k_proj.weight': tensor(numHeads * 128),
+    'model.layers.0.self_attn.v_proj.weight': tensor(128),
+  });
+  const file = openSync(join(directory, 'model.safetensors'), 'w');
+  writeSync(file, safetensorsFile(header, new Uint8Array(0)));
+  ftruncateSync(file, 8 + header.length + bytes);
+  closeSync(file);
+}
+
+describe('memory', () => {
+  it('does not grow with the tensors: 200 MB each take less than 64 MB more than 0.5 MB each', async () => {
+    const parent = directories.make();
+    const preload = join(parent, 'measure.cjs');
+    writeFileSync(
+      preload,
+      `process.on('exit', () => require('node:fs').writeFileSync(process.env.PEAK, String(process.resourceUsage().maxRSS)));`,
+    );
+    const peak = async (name: string, numHeads: number, args: string[]): Promise<number> => {
+      const from = join(parent, name);
+      writeLarge(from, numHeads);
+      const env = { PEAK: join(parent, 'peak') };
+      const to = join(parent, `${name}-out`);
+      const outcome = await runNode(['--require', preload, builtCli, 'convert', from, to, ...args], { env });
+      expect([outcome.status, outcome.stderr]).toEqual([0, '']);
+      return Number(readFileSync(env.PEAK, 'utf8')) / 1024;
+    };
+    const small = await peak('small', 2, ['--key-heads', '1']);
+    const large = await peak('large', 100, ['--key-heads', '50', '--key-head-dim', 'half']);
+    expect(small).toBeGreaterThan(10); // the measure measures
+    expect(large - small).toBeLessThan(64);
+  });
+});
+
+describe('an end before the end', () => {
+  /** Starts a conversion of 400 MB and sends the signal once there is something to leave behind. */
+  async function interrupted(signal: NodeJS.Signals): Promise<Outcome & { left: string[] }> {
+    const parent = directories.make();
+    const from = join(parent, 'in');
+    writeLarge(from, 100);
+    const begun = () => readdirSync(parent).some((name) => name.startsWith('out.partial-'));
+    const outcome = await runNode([builtCli, 'convert', from, join(parent, 'out'), '--key-heads', '1'], {
+      onStart: (child) => {
+        const timer = setInterval(() => {
+          if (!begun()) return;
+          child.kill(signal);
+          clearInterval(timer);
+        }, 5);
+        child.on('close', () => clearInterval(timer));
+      },
+    });
+    return { ...outcome, left: readdirSync(parent).filter((name) => name !== 'in') };
+  }
+
+  it('kill -9: nothing under the name of the output', async () => {
+    const { signal, left } = await interrupted('SIGKILL');
+    expect({ signal, left }).toEqual({
+      signal: 'SIGKILL',
+      left: [expect.stringMatching(/^out\.partial-[0-9a-f]{8}$/)],
+    });
+  });
+
+  it.each([
+    ['SIGINT', 130],
+    ['SIGTERM', 143],
+  ] as const)('%s: status %i, and nothing is left', async (signal, expected) => {
+    const { status, stdout, left } = await interrupted(signal);
+    expect({ status, stdout, left }).toEqual({ status: expected, stdout: '', left: [] });
+  });
+
+  it('a disk that is full: one line, and nothing is left', async () => {
+    const parent = directories.make();
+    const from = join(parent, 'in');
+    writeLarge(from, 4);
+    // The shell's limit on the size of a file, in KiB, as the stand-in for a full disk.
+    const command = `ulimit -f 2000 && exec "$0" "$@"`;
+    const args = [builtCli, 'convert', from, join(parent, 'out'), '--key-heads', '1'];
+    const child: ChildProcess = spawn('bash', ['-c', command, process.execPath, ...args], { cwd: projectRoot });
+    let stderr = '';
+    child.stderr?.setEncoding('utf8').on('data', (text: string) => {
+      stderr += text;
+    });
+    const status = await new Promise((resolve) => child.on('close', resolve));
+    expect([status, stderr]).toEqual([
+      1,
+      expect.stringMatching(
+        /^diffqkv: .*out\/model\.safetensors: cannot be written: [^\n]+ \(ERR_INVALID_ARGUMENT\)\n$/,
+      ),
+    ]);
+    expect(readdirSync(parent)).toEqual(['in']);
+  });
+
+  it('where stderr is no terminal nothing is written to it', async () => {
+    const parent = directories.make();
+    writeLarge(join(parent, 'in'), 2);
+    const { stderr, stdout } = await runNode([
+      builtCli,
+      'convert',
+      join(parent, 'in'),
+      join(parent, 'out'),
+      '--key-heads',
+      '1',
+    ]);
+    expect(stderr).toBe('');
+    expect(stdout).toMatch(
+      /^.*out: K heads 2 -> 1, V heads 1, size of a K head 128\n1 tensors converted, weights .*\n$/,
+    );
+  });
+});

@@ -1,0 +1,240 @@
+// The paged cache: forks that share pages, the pool's budget, the prefix cache. What a session answers is held against
+// float64; what it holds, against the pool's own count.
+
+import { Model, type Session } from '../lib/index';
+import { randomCheckpoint, temporaryDirectories, writeCheckpoint } from './checkpoints';
+import { firstBitDifference, logitError, modelTolerances } from './compare';
+import { errorOf, onEveryDevice } from './devices';
+import { Random } from './numbers';
+import { modelLogits } from './reference_model';
+
+const directories = temporaryDirectories();
+afterAll(() => directories.cleanUp());
+
+const checkpoint = randomCheckpoint({ heads: [8, 2, 4], headDim: 16 });
+const tokens = new Random(3).tokens(300, 128);
+const expected = modelLogits(checkpoint, tokens, { numLogits: tokens.length });
+const pageTokens = 64;
+
+onEveryDevice((device) => {
+  let directory: string;
+  let pageBytes: number;
+  beforeAll(() => {
+    directory = directories.make();
+    writeCheckpoint(directory, checkpoint);
+    pageBytes = pageTokens * (2 + 4) * 16 * 4 * 2;
+  });
+  const withModel = async (
+    options: { kvCacheBytes?: number; prefixCacheBytes?: number },
+    work: (model: Model) => Promise<void>,
+  ): Promise<void> => {
+    const model = await Model.load(directory, { device: device(), ...options });
+    try {
+      await work(model);
+    } finally {
+      model.dispose();
+    }
+  };
+  const check = (logits: Float32Array, at: number) =>
+    expect(logitError(logits, expected[at] as Float64Array)).toBeLessThanOrEqual(modelTolerances.f32);
+
+  it('takes pages as tokens come, and gives them back', async () => {
+    await withModel({}, async (model) => {
+      const session = await model.createSession();
+      const pages = () => model.kvCache.pages;
+      expect(model.kvCache).toEqual({ pageTokens, pages: 0, prefixPages: 0, bytes: 0 });
+      expect(session.kvCacheBytes).toEqual({ k: 0, v: 0 });
+      for (const [length, count] of [
+        [1, 1],
+        [64, 1],
+        [65, 2],
+        [129, 3],
+        [256, 4],
+      ] as const) {
+        check(await session.prefill(tokens.slice(session.kvLen, length)), length - 1);
+        expect(pages()).toBe(count);
+        expect(model.kvCache.bytes).toBe(count * pageBytes);
+        expect(session.kvCacheBytes).toEqual({ k: (count * pageBytes) / 3, v: (count * pageBytes * 2) / 3 });
+      }
+      await session.truncate(64);
+      expect(pages()).toBe(1);
+      check(await session.prefill(tokens.slice(64, 70)), 69);
+      expect(pages()).toBe(2);
+      session.dispose();
+      await device().synchronize();
+      expect(model.kvCache).toEqual({ pageTokens, pages: 0, prefixPages: 0, bytes: 0 });
+    });
+  });
+
+  it.each([1, 63, 64, 65, 100, 128])('a fork at %i tokens shares pages; who writes copies one', async (at) => {
+    await withModel({}, async (model) => {
+      const session = await model.createSession();
+      await session.prefill(tokens.slice(0, at));
+      const before = model.kvCache.pages;
+      const forks: Session[] = [];
+      for (let i = 0; i < 3; i++) forks.push(await session.fork());
+      expect(model.kvCache.pages).toBe(before);
+      // Each goes its own way: other tokens, which must not be seen by the others.
+      const other = [5, 6, 7];
+      for (const fork of forks) await fork.prefill(other);
+      check(await session.prefill(tokens.slice(at, at + 30)), at + 29);
+      for (const fork of forks) {
+        await fork.truncate(at);
+        check(await fork.prefill(tokens.slice(at, at + 40)), at + 39);
+      }
+      check(await session.decode(tokens[at + 30] as number), at + 30);
+      const shared = Math.floor(at / pageTokens);
+      const own = (length: number) => Math.ceil(length / pageTokens) - shared;
+      expect(model.kvCache.pages).toBe(shared + own(at + 31) + 3 * own(at + 40));
+      session.dispose();
+      check(await (forks[0] as Session).decode(tokens[at + 40] as number), at + 40);
+      for (const fork of forks) fork.dispose();
+      await device().synchronize();
+      expect(model.kvCache.pages).toBe(0);
+    });
+  });
+
+  it('a full pool is the error of the one that asks, which keeps what it had', async () => {
+    await withModel({ kvCacheBytes: 4 * pageBytes }, async (model) => {
+      expect(model.kvCache.maxBytes).toBe(4 * pageBytes);
+      const a = await model.createSession();
+      const b = await model.createSession();
+      await a.prefill(tokens.slice(0, 120));
+      await b.prefill(tokens.slice(0, 64));
+      for (const call of [() => a.prefill(tokens.slice(120, 280)), () => b.prefill(tokens.slice(64, 193))]) {
+        const error = await errorOf(call);
+        expect([error.code, error.message]).toEqual(['ERR_KV_CACHE_FULL', expect.stringContaining('kvCacheBytes')]);
+      }
+      expect([a.kvLen, b.kvLen, model.kvCache.pages]).toEqual([120, 64, 3]);
+      check(await b.decode(tokens[64] as number), 64); // the fourth page
+      const error = await errorOf(() => a.prefill(tokens.slice(120, 130)));
+      expect(error.code).toBe('ERR_KV_CACHE_FULL');
+      check(await a.prefill(tokens.slice(120, 128)), 127); // within its second
+      const fork = await a.fork();
+      await fork.truncate(100);
+      const copy = await errorOf(() => fork.decode(7)); // a copy of a shared page is a page too
+      expect([copy.code, fork.kvLen]).toEqual(['ERR_KV_CACHE_FULL', 100]);
+      await b.truncate(64);
+      await fork.decode(7);
+      await b.truncate(63);
+      check(await b.decode(tokens[63] as number), 63);
+    });
+  });
+
+  it('generate gets the error too, and others go on', async () => {
+    await withModel({ kvCacheBytes: 3 * pageBytes }, async (model) => {
+      const long = model.generate(tokens.slice(0, 100), { maxTokens: 150 });
+      const short = model.generate(tokens.slice(0, 20), { maxTokens: 30 });
+      const outcomes = await Promise.all([long.result.catch((error) => error.code), short.result]);
+      expect(outcomes[0]).toBe('ERR_KV_CACHE_FULL');
+      const alone = await model.generate(tokens.slice(0, 20), { maxTokens: 30 }).result;
+      expect(outcomes[1].tokens).toEqual(alone.tokens);
+      await device().synchronize();
+      expect(model.kvCache.pages).toBe(0);
+    });
+  });
+
+  describe('the prefix cache', () => {
+    it('lends the pages of an earlier prompt, whoever computed them, and only for the same beginning', async () => {
+      await withModel({ prefixCacheBytes: 100 * pageBytes }, async (model) => {
+        const first = await model.createSession();
+        check(await first.prefill(tokens.slice(0, 200)), 199);
+        expect(model.kvCache).toMatchObject({ pages: 4, prefixPages: 3 });
+        first.dispose();
+        await device().synchronize();
+        expect(model.kvCache).toMatchObject({ pages: 3, prefixPages: 3 });
+
+        const second = await model.createSession();
+        check(await second.prefill(tokens.slice(0, 150)), 149); // 2 pages lent
+        expect(model.kvCache).toMatchObject({ pages: 4, prefixPages: 3 });
+        check(await second.prefill(tokens.slice(150, 250)), 249);
+        // Its third page holds what the cache has already; only page 4 is not whole.
+        expect(model.kvCache).toMatchObject({ pages: 5, prefixPages: 3 });
+
+        // Another first token: nothing is the same.
+        const other = await model.createSession();
+        const changed = [(tokens[0] as number) ^ 1, ...tokens.slice(1, 200)];
+        const [logits] = modelLogits(checkpoint, changed);
+        expect(logitError(await other.prefill(changed), logits as Float64Array)).toBeLessThanOrEqual(
+          modelTolerances.f32,
+        );
+        expect(model.kvCache).toMatchObject({ pages: 9, prefixPages: 6 });
+
+        // All tokens are known: the last is done all the same, for its logits.
+        const same = await model.createSession();
+        check(await same.prefill(tokens.slice(0, 192)), 191);
+        expect(model.kvCache.prefixPages).toBe(6);
+      });
+    });
+
+    it('a lent page is not written to: truncate and go on otherwise', async () => {
+      await withModel({ prefixCacheBytes: 100 * pageBytes }, async (model) => {
+        const first = await model.createSession();
+        await first.prefill(tokens.slice(0, 130));
+        const second = await model.createSession();
+        await second.prefill(tokens.slice(0, 130));
+        await second.truncate(70);
+        await second.prefill([1, 2, 3, 4, 5, 6, 7, 8]);
+        check(await first.decode(tokens[130] as number), 130);
+        const third = await model.createSession();
+        check(await third.prefill(tokens.slice(0, 131)), 130);
+      });
+    });
+
+    it('other types of cache and selective V have prefixes of their own', async () => {
+      await withModel({ prefixCacheBytes: 100 * pageBytes }, async (model) => {
+        const logits: Float32Array[] = [];
+        const options = [
+          {},
+          { vType: 'i8' as const },
+          { selectiveV: { topK: 3 } },
+          { selectiveV: { topK: 3, renormalize: true } },
+        ];
+        for (const one of [...options, ...options]) {
+          const session = await model.createSession(one);
+          logits.push(await session.prefill(tokens.slice(0, 100)));
+          session.dispose();
+        }
+        expect(model.kvCache.prefixPages).toBe(4);
+        for (let i = 0; i < 4; i++) {
+          const [a, b] = [logits[i] as Float32Array, logits[i + 4] as Float32Array];
+          expect(logitError(b, Float64Array.from(a))).toBeLessThanOrEqual(modelTolerances.bf16);
+          for (let j = 0; j < i; j++) expect(firstBitDifference(a, logits[j] as Float32Array)).not.toBe(null);
+        }
+      });
+    });
+
+    it('keeps to its bytes, the latest used first, and gives way where the pool is full', async () => {
+      await withModel({ prefixCacheBytes: 3 * pageBytes, kvCacheBytes: 5 * pageBytes }, async (model) => {
+        const run = async (some: readonly number[]) => {
+          const session = await model.createSession();
+          await session.prefill(some);
+          session.dispose();
+          await device().synchronize();
+        };
+        const others = tokens.map((token) => (token + 1) % 128);
+        await run(tokens.slice(0, 130));
+        expect(model.kvCache.prefixPages).toBe(2);
+        await run(others.slice(0, 130));
+        expect(model.kvCache).toMatchObject({ pages: 3, prefixPages: 3 });
+        const big = await model.createSession();
+        check(await big.prefill(tokens.slice(0, 300)), 299); // 5 pages: the whole pool
+        expect(model.kvCache.pages).toBe(5);
+      });
+    });
+
+    it('generate skips what is known, and says the same', async () => {
+      await withModel({ prefixCacheBytes: 100 * pageBytes }, async (model) => {
+        const heard: number[][] = [[], []];
+        const results = [];
+        for (const list of heard) {
+          const onPrefillProgress = ({ doneTokens }: { doneTokens: number }) => void list.push(doneTokens);
+          results.push(await model.generate(tokens.slice(0, 200), { maxTokens: 10, onPrefillProgress }).result);
+        }
+        expect(results[1]?.tokens).toEqual(results[0]?.tokens);
+        expect(heard).toEqual([[200], [200]]);
+        expect(model.kvCache.prefixPages).toBe(3);
+      });
+    });
+  });
+});
