@@ -11,7 +11,7 @@ import { describeMachine, describeVersions } from './machine';
 
 const TYPES = ['bf16', 'f16', 'i8', 'f8e4m3'] as const;
 type CacheType = (typeof TYPES)[number];
-const PARALLEL_SESSIONS = 8; // what one step of the model serves together
+const PARALLEL_SESSIONS = 8; // their JavaScript runs beside the device
 
 const USAGE = `Usage: node dist/bench/kv_quality.js TEXT [options]
 
@@ -88,8 +88,8 @@ async function totalLoss(model: Model, { kType, vType }: Pair, documents: number
 function bytesPerToken(config: ModelConfig, { kType, vType }: Pair): number {
   const row = (type: DType, dim: number): number =>
     type === 'i8' || type === 'f8e4m3' ? dim + 2 : dim * (type === 'f32' ? 4 : 2);
-  const { numLayers, numKHeads, numVHeads, headDimQk, headDimVo } = config;
-  return numLayers * (numKHeads * row(kType, headDimQk) + numVHeads * row(vType, headDimVo));
+  const { numLayers, numKHeads, numVHeads, headDimK, headDimVo } = config;
+  return numLayers * (numKHeads * row(kType, headDimK) + numVHeads * row(vType, headDimVo));
 }
 
 function markdown(rows: readonly Row[]): string {

@@ -13,6 +13,7 @@ export async function convert(input: string, output: string, command: ConvertCom
   let status = 0;
   const onSignal = (signal: NodeJS.Signals) => {
     status = 128 + constants.signals[signal];
+    if (interrupt.signal.aborted) process.exit(status); // the second time: at once
     interrupt.abort();
   };
   process.on('SIGINT', onSignal).on('SIGTERM', onSignal);

@@ -153,8 +153,9 @@ function withFields(
   if (changed.length === 0) return text;
   // Through JSON.parse and back 50000.0 would become 50000, no float any more to readers that tell the two apart.
   const source = text.toString();
-  let mark = '#';
-  while (source.includes(mark)) mark += '#';
+  // The mark is in no string of the value: longer than each run of # in one, written as \u0023 or not.
+  const runs = formatObject(path, config).match(/#+/g) ?? [];
+  const mark = '#'.repeat(1 + runs.reduce((longest, run) => Math.max(longest, run.length), 0));
   const token = /"(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*/g;
   const marked = JSON.parse(source.replace(token, (t) => (t.startsWith('"') ? t : `"${mark}${t}"`)));
   Object.assign(marked, Object.fromEntries(changed));

@@ -149,6 +149,8 @@ export async function checkOutput(input: string, output: string): Promise<string
       output,
       'exists already, and nothing is overwritten; name a directory that is not there, or is empty',
     );
+  if (exists && (await stat(target)).dev !== (await stat(dirname(target))).dev)
+    throw refused(output, 'a file system is mounted there, so it cannot be replaced; name a new directory in it');
   return target;
 }
 

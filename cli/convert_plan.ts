@@ -109,6 +109,11 @@ function planTensors(files: CheckpointFiles, shape: ModelShape, k: HeadPlan, v: 
       if (!seen.has(name)) throw broken(files.path, `the tensor '${name}' is missing`);
     }
   }
+  const made = new Set([...changes.values()].map(({ lift }) => lift?.name));
+  for (const { file } of files.shards) {
+    const clash = file.tensors.find(({ name }) => made.has(name)); // one that the index leaves out
+    if (clash) throw broken(file.path, `the tensor '${clash.name}' is there already, and the conversion is to make it`);
+  }
   return changes;
 }
 

@@ -4,7 +4,7 @@
 // Work split. A unit is the query heads that share K and V heads with each other: 8, with 1 K head and 4 V heads, for
 // 32/4/16. More than a block has room for are split. A block is one unit of one sequence, and one split of its keys.
 // Each of its 4 warps takes every fourth tile of keys, through a ring of cp.async slots of its own, so that the main
-// loop has no barrier; 64 KiB a block are under way. For each tile (attention_decode_tile.h):
+// loop has no barrier; up to 64 KiB a block are under way, in 16 bits. For each tile (attention_decode_tile.h):
 //
 //   S^T = K Q^T      for each K head, by m16n8k16: 16 keys by 8 query heads
 //   P^T = 2^(S^T sm_scale log2(e) - m)   with the running max m of the columns; rounded, and by movmatrix to the other

@@ -21,6 +21,7 @@
 #include "element_types.h"
 #include "kernels.h"
 #include "kv_page.h"
+#include "score_order.h"
 
 namespace diffqkv::DIFFQKV_DEVICE_NS {
 namespace {
@@ -55,21 +56,6 @@ struct Shared {
   uint32_t found[2];                // the byte, and how many are wanted of those that have it
   uint32_t warp_counts[2][kWarps];  // of two chunks in turn
 };
-
-// The larger; NaN, once in, stays.
-DIFFQKV_DEVICE float larger(float top, float x) { return x > top || x != x ? x : top; }
-
-DIFFQKV_DEVICE uint32_t count_bits(uint32_t x) {
-  x -= x >> 1 & 0x55555555u;
-  x = (x & 0x33333333u) + (x >> 2 & 0x33333333u);
-  return ((x + (x >> 4)) & 0x0f0f0f0fu) * 0x01010101u >> 24;
-}
-
-// Orders as scores do; -0 and 0 are equal.
-DIFFQKV_DEVICE uint32_t order_score(float score) {
-  const uint32_t bits = bit_cast<uint32_t>(score + 0.0f);
-  return bits >> 31 ? ~bits : bits | 0x80000000u;
-}
 
 // One row of the problem, as all threads of its block see it.
 struct Row {
@@ -191,13 +177,6 @@ DIFFQKV_DEVICE float write_scores(const PlainParams& p, const Row& row, float* s
   for (int i = 0; i < kWarps; ++i) top = larger(top, load_shared(&shared->warps[i]));
   sync_block();
   return top;
-}
-
-// 2^((score - top) scale). What is above 0 in the reference, in float64, is above 0 here.
-DIFFQKV_DEVICE float weight_of(float score, float top, float scale_log2) {
-  const float x = (score - top) * scale_log2;
-  const float weight = exp2_fast(x);
-  return weight == 0.0f && x > -1075.0f ? bit_cast<float>(1u) : weight;
 }
 
 // The sum of all weights, in every thread. Ends with a barrier.

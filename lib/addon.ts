@@ -26,6 +26,15 @@ export interface NativeCancel {
   cancel(): void;
 }
 
+/** csrc/backend/emulated_counters.h says what they are. */
+export interface NativeCounters {
+  bytesRead: number;
+  bytesWritten: number;
+  sectors: number;
+  bankConflicts: number;
+  mmaOps: number;
+}
+
 export interface NativeTensor {
   readonly byteLength: number;
   /** Fills `out` (Float32Array: converted; else the raw element type, same length). */
@@ -42,6 +51,10 @@ export interface NativeDevice {
   /** Takes a time stamp in the device's queue; resolves to a handle for elapsedMs. */
   recordEvent(): object;
   elapsedMs(start: object, stop: object): Promise<number>;
+  /** null before the first reset, and on every device but `emulated`. */
+  counters(): NativeCounters | null;
+  /** Throws ERR_DEVICE_UNAVAILABLE on every device but `emulated`. */
+  resetCounters(): void;
   dispose(): void;
 
   // Operators. Shapes, types and head counts are checked here, before anything is queued (thrown synchronously).
@@ -131,7 +144,8 @@ export interface NativeTurn {
   session: NativeSession;
   /** Appended to the session: one, a step of decoding; more, a prompt, of which one chunk is done in a step. */
   tokens: Int32Array;
-  sampling: NativeSampling;
+  /** None: no token is drawn. */
+  sampling: NativeSampling | undefined;
   /** Counts the tokens drawn by one generate call, from 0. */
   draw: number;
   cancel: NativeCancel | undefined;
@@ -140,7 +154,7 @@ export interface NativeTurn {
 export interface NativeTurnResult {
   /** How many of the tokens are in the session now. */
   consumed: number;
-  /** The token drawn, where all are. */
+  /** The token drawn, where all are and one was asked for. */
   token?: number;
   /** The session is as before the step. */
   error?: unknown;

@@ -22,6 +22,19 @@ export interface DeviceInfo {
   details: Record<string, string>;
 }
 
+/** What the kernels did that have run on `emulated`, the device of the tests' module, since `resetCounters()`. */
+export interface DeviceCounters {
+  /** Of global memory. Bytes that lanes of a warp share in one access count once. */
+  bytesRead: number;
+  bytesWritten: number;
+  /** Pieces of 32 bytes of global memory, read or written, for each access of a warp. */
+  sectors: number;
+  /** Passes over the banks of shared memory beyond those that an access needs for its bytes alone. */
+  bankConflicts: number;
+  /** Matrix instructions m16n8k16, each of a warp: 4096 FLOPs. */
+  mmaOps: number;
+}
+
 /** All devices: the CPU first, then every GPU. Where there is no usable GPU part, one entry 'cuda' says why. */
 export function listDevices(): DeviceInfo[] {
   return callNative(() => addon().listDevices());
@@ -81,6 +94,19 @@ export class Device implements Disposable {
     await work();
     const stop = callNative(() => this.#native.recordEvent());
     return awaitNative(() => this.#native.elapsedMs(start, stop));
+  }
+
+  /** Of kernels that have run (`synchronize()` first). null before the first `resetCounters()`, and on every device but `emulated`. */
+  get counters(): DeviceCounters | null {
+    return callNative(() => this.#native.counters());
+  }
+
+  /**
+   * Sets the counters to 0. From the first time on until the device is disposed, kernels are counted, which makes them slower.
+   * Those that are queued now count too: `synchronize()` first. Throws ERR_DEVICE_UNAVAILABLE on every device but `emulated`.
+   */
+  resetCounters(): void {
+    callNative(() => this.#native.resetCounters());
   }
 
   /** Frees the device, its tensors, models and sessions, once the calls that were made are done. Again: does nothing. */

@@ -21,7 +21,7 @@ export type ErrorCode =
  * | ERR_OUT_OF_MEMORY | an allocation failed; the device stays usable |
  * | ERR_INVALID_CHECKPOINT | a missing, truncated or malformed file, or a tensor that does not fit |
  * | ERR_UNSUPPORTED_MODEL | another architecture, dtype or feature |
- * | ERR_KV_CACHE_FULL | prefill or decode past maxKvLen; the cache is as before |
+ * | ERR_KV_CACHE_FULL | prefill or decode past maxKvLen, or past the kvCacheBytes of the model; the cache is as before |
  * | ERR_DISPOSED | use after dispose |
  * | ABORT_ERR | the signal fired; `name` is 'AbortError' |
  * | ERR_INTERNAL | a defect of this package: please report it |
@@ -49,7 +49,7 @@ const codes: ReadonlySet<string> = new Set<ErrorCode>([
 ]);
 
 // The addon's errors are made where no JavaScript runs, so they have no stack, and in the realm that loaded the addon.
-function translate(error: unknown): unknown {
+export function translate(error: unknown): unknown {
   if (error instanceof DiffqkvError || typeof error !== 'object' || error === null) return error;
   const { code, message } = error as { code?: unknown; message?: unknown };
   return typeof code === 'string' && codes.has(code) ? new DiffqkvError(code as ErrorCode, String(message)) : error;

@@ -84,7 +84,9 @@ async function produce(
     };
     const result = await draw(next, { prompt: tokens, output, limit, aborted, emit });
     const last = result.tokens.at(-1);
-    if (session !== undefined && last !== undefined) await next(Int32Array.of(last), result.tokens.length);
+    if (session !== undefined && last !== undefined) {
+      await scheduler(model).next({ session: native, tokens: Int32Array.of(last), draw: 0 });
+    }
     return result;
   });
 }

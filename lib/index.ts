@@ -1,5 +1,5 @@
 export type { ChatMessage } from './chat';
-export { Device, type DeviceId, type DeviceInfo, listDevices, openDevice } from './device';
+export { Device, type DeviceCounters, type DeviceId, type DeviceInfo, listDevices, openDevice } from './device';
 export { DiffqkvError, type ErrorCode } from './errors';
 export type { GenerateOptions, Prompt } from './generate';
 export type { GeneratedToken, Generation, GenerationResult } from './generation';

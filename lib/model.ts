@@ -22,8 +22,8 @@ export interface ModelOptions {
   /** Type of weights and activations: 'f32', 'f16' or 'bf16'. Default: the checkpoint's. */
   dtype?: DType;
   /**
-   * The most bytes that the KV caches of all sessions may take together. Past it, whoever asks for more gets
-   * ERR_KV_CACHE_FULL. Default: as much as the device has.
+   * The most bytes of pages that all sessions may use together. Past it, whoever asks for more gets ERR_KV_CACHE_FULL. Memory is
+   * taken in slabs of 8 pages for each pair of cache types, so that it may be somewhat more. Default: as much as the device has.
    */
   kvCacheBytes?: number;
   /**

@@ -1,13 +1,14 @@
 import { throwIfAborted } from './abort';
 import { addon, type NativeSampling, type NativeSession, type NativeTurn, type NativeTurnResult } from './addon';
-import { awaitNative, DiffqkvError } from './errors';
+import { awaitNative, DiffqkvError, translate } from './errors';
 
-/** One token to be drawn: after a prompt, or after the last token drawn. */
+/** Tokens to be appended to a session, and one to be drawn after them: after a prompt, or after the last token drawn. */
 export interface TurnRequest {
   session: NativeSession;
   /** Appended to the session. One token is a step of decoding; more are a prompt. */
   tokens: Int32Array;
-  sampling: NativeSampling;
+  /** None: no token is drawn, and -1 stands for it. */
+  sampling?: NativeSampling;
   /** Counts the tokens that a generation has drawn, from 0. */
   draw: number;
   /** End the turn with ABORT_ERR, before its step or within the prompt. */
@@ -100,7 +101,7 @@ export class Scheduler {
       try {
         turn.session.kvLen; // a session that was disposed meanwhile is its own turn's error
       } catch (error) {
-        turn.settle({ error });
+        turn.settle({ error: translate(error) });
         continue;
       }
       hasPrompt ||= isPrompt;
@@ -113,7 +114,7 @@ export class Scheduler {
   #settle(turn: Waiting, result: NativeTurnResult): void {
     turn.done += result.consumed;
     if (result.error !== undefined) {
-      void this.#fail(turn, result.error);
+      void this.#fail(turn, translate(result.error));
       return;
     }
     try {
@@ -122,8 +123,8 @@ export class Scheduler {
       void this.#fail(turn, error);
       return;
     }
-    if (result.token !== undefined) {
-      turn.settle({ token: result.token });
+    if (turn.done === turn.tokens.length) {
+      turn.settle({ token: result.token ?? -1 });
       return;
     }
     this.#waiting.unshift(turn); // the rest of the prompt, before all that came later

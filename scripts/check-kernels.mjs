@@ -1,4 +1,4 @@
-// npm run check:kernels [-- ARCHITECTURE ...] (default: sm_80 sm_90a): what the compiler made of each kernel: registers,
+// npm run check:kernels [-- ARCHITECTURE ...] (default: sm_80 sm_90a sm_120): what the compiler made of each kernel: registers,
 // shared memory that is not dynamic, spills, stack. Fails on any spill or stack in a kernel that is not on the list of cold
 // ones below. Needs nvcc, no GPU. What did not change since the last time comes from build/kernel-reports/.
 //   --json FILE   writes the table there too
@@ -18,7 +18,9 @@ const COLD = [[/^sample_kernel\b/, 'once a token, in one block']];
 const given = process.argv.slice(2);
 const jsonAt = given.indexOf('--json');
 const jsonFile = jsonAt >= 0 ? given.splice(jsonAt, 2)[1] : undefined;
-const architectures = given.length > 0 ? given : ['sm_80', 'sm_90a'];
+// Rows of any size and type, one element at a time.
+const readsBytes = new Set(['attention_plain.cu', 'kv_gather.cu']);
+const architectures = given.length > 0 ? given : ['sm_80', 'sm_90a', 'sm_120'];
 
 const nvcc = process.env.CUDACXX || 'nvcc';
 const version = spawnSync(nvcc, ['--version'], { encoding: 'utf8' });
@@ -55,9 +57,9 @@ function compile(file, architecture) {
   const ptx = status === 0 ? readFileSync(join(kept, file.replace(/\.cu$/, '.ptx')), 'utf8') : '';
   rmSync(kept, { recursive: true, force: true });
   if (status !== 0) throw new Error(`${file} does not compile for ${architecture}:\n${stderr}`);
-  // No kernel has elements of one byte: such a load is a wide one that the compiler took apart.
-  const bytes = ptx.match(/ld\.(global|shared)\S*\.[us]8\s/g)?.length ?? 0;
-  if (bytes > 0)
+  // No fast kernel reads elements of one byte: such a load is a wide one that the compiler took apart.
+  const bytes = ptx.match(/ld\.(?!param)(\S*\.)?[usb]8\s/g)?.length ?? 0;
+  if (bytes > 0 && !readsBytes.has(file))
     throw new Error(`${file} for ${architecture}: ${bytes} loads of single bytes, where wide ones were asked for`);
   for (const name of readdirSync(reports))
     if (name.startsWith(`${file}.${architecture}.`)) rmSync(join(reports, name), { force: true });

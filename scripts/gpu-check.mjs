@@ -76,7 +76,7 @@ const suite = [
 step('suite', process.execPath, [jest, ...suite], { env: onGpu, summary: counts });
 
 const operators =
-  'attention_decode attention_prefill augmented_q embed fixtures kv_append matmul rms_norm rope sample silu_mul'.split(
+  'attention_decode attention_prefill augmented_q embed fixtures key_and_value_sizes kv_append kv_cache kv_types matmul quantize rms_norm rope sample silu_mul'.split(
     ' ',
   );
 const noSanitizer = spawnSync('compute-sanitizer', ['--version']).error ? 'no compute-sanitizer on PATH' : undefined;

@@ -1,11 +1,12 @@
 // Many generations at once: each says what it says alone, and none disturbs another.
 
-import { Model, type Session } from '../lib/index';
+import { DiffqkvError, Model, type Session } from '../lib/index';
 import { randomCheckpoint, temporaryDirectories, writeCheckpoint } from './checkpoints';
 import { logitError, modelTolerances } from './compare';
 import { errorOf, onEveryDevice, reduced } from './devices';
 import { tldrDirectory } from './fixtures';
 import { Random } from './numbers';
+import type { CheckpointTensor } from './reference_model';
 
 const directories = temporaryDirectories();
 afterAll(() => directories.cleanUp());
@@ -144,6 +145,31 @@ onEveryDevice((device) => {
       expect(error.code).toBe('ERR_DISPOSED');
       expect((await generations[1].result).tokens.length).toBe(50);
       await settled();
+    });
+
+    it('logits that nothing can be drawn from are the error of their own turn', async () => {
+      const directory = directories.make();
+      const checkpoint = randomCheckpoint({ numLayers: 1, tied: false });
+      const embed = checkpoint.tensors.get('model.embed_tokens.weight') as CheckpointTensor;
+      embed.data.fill(Number.NaN, 72 * 64, 73 * 64); // token 72 spoils the sequence it is in
+      writeCheckpoint(directory, checkpoint);
+      const broken = await Model.load(directory, { device: device() });
+      const sessions = [await broken.createSession(), await broken.createSession(), await broken.createSession()];
+      const ask = async (session: Session, first: number) =>
+        (await broken.generate([first], { session, maxTokens: 4, temperature: 0.5, seed: first }).result).tokens;
+      const outcomes = await Promise.all(
+        [3, 72, 5].map((token, i) => ask(sessions[i] as Session, token).catch((error) => error)),
+      );
+      expect(outcomes[1]).toBeInstanceOf(DiffqkvError);
+      expect(outcomes[1].code).toBe('ERR_INVALID_ARGUMENT');
+      expect(sessions.map(({ kvLen }) => kvLen)).toEqual([5, 0, 5]);
+      const alone = [];
+      for (const token of [3, 5]) {
+        using session = await broken.createSession();
+        alone.push(await ask(session, token));
+      }
+      expect([outcomes[0], outcomes[2]]).toEqual(alone);
+      broken.dispose();
     });
 
     it('a progress callback that throws ends its own generation, and the session is as before', async () => {

@@ -40,8 +40,7 @@ export const tolerances = {
 export const modelTolerances = { f32: 2e-4, f16: 3e-2, bf16: 3e-2 } as const satisfies Record<FloatType, number>;
 
 /**
- * An operator is as precise as the coarsest type that goes in or comes out; i8 and f8e4m3 go in with their scales, exactly, and
- * none computes in them.
+ * An operator is as precise as the coarsest type that goes in or comes out; i8 and f8e4m3 go in with their scales, exactly.
  */
 export function coarsest(...types: KvType[]): FloatType {
   return types.includes('bf16') ? 'bf16' : types.includes('f16') ? 'f16' : 'f32';

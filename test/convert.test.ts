@@ -1,7 +1,8 @@
 // diffqkv convert: what it writes, bit by bit; what it computes; what it refuses; what it leaves when it is interrupted.
 
-import { mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { mkdirSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import fileSystem from 'node:fs/promises';
+import { join, sep } from 'node:path';
 import { convert } from '../cli/convert';
 import { Model } from '../lib/index';
 import { kProj } from './breaks';
@@ -244,6 +245,22 @@ describe('mean pooling', () => {
       fields.replace('[', '[ ').replace(']', ' ]').replace('{', '{ ').replace('}', ' }'),
     );
     expect(JSON.parse(written)).toMatchObject({ num_key_heads: 1, rms_norm_eps: 1e-5 });
+  });
+
+  it('strings in config.json stay strings, however they are written', async () => {
+    const parent = directories.make();
+    const from = join(parent, 'in');
+    writeCheckpoint(from, randomCheckpoint({}));
+    const text = readFileSync(join(from, 'config.json'), 'utf8');
+    // \u0023 is #; the converter marks numbers with a run of # that is in no string.
+    const fields = String.raw`"a": "\u0023abc", "b": "\u0023123", "c": ["#\u0023#4", "x\"\u00235\""], "\u00236": 7.0`;
+    writeFileSync(join(from, 'config.json'), text.replace('{', `{ ${fields},`));
+    const to = join(parent, 'out');
+    expect((await cli([from, to, '--key-heads', '1'])).status).toBe(0);
+    const written = readFileSync(join(to, 'config.json'), 'utf8');
+    expect(written).toContain('"#6": 7.0');
+    const strings = { a: '#abc', b: '#123', c: ['###4', 'x"#5"'], '#6': 7 };
+    expect(JSON.parse(written)).toEqual({ ...JSON.parse(text), ...strings, num_key_heads: 1 });
   });
 });
 
@@ -599,6 +616,42 @@ describe('refused, with nothing written', () => {
     expect([readdirSync(place.parent).sort(), contents(place.from)]).toEqual(before);
   });
 
+  it('the output is an empty directory that is a mount point', async () => {
+    const { from, to, parent } = setUp();
+    mkdirSync(to);
+    const { stat } = fileSystem;
+    // One that a test without rights cannot mount.
+    const mounted = jest.spyOn(fileSystem, 'stat').mockImplementation(async (path) => {
+      const info = await stat(path);
+      return String(path).endsWith(`${sep}out`) ? Object.assign(info, { dev: info.dev + 1 }) : info;
+    });
+    const error = await errorOf(() => convert(from, to, { keyHeads: 3 })).finally(() => mounted.mockRestore());
+    expect([error.code, error.message]).toEqual([
+      'ERR_INVALID_ARGUMENT',
+      expect.stringMatching(/out: a file system is mounted there/),
+    ]);
+    expect([readdirSync(parent).sort(), readdirSync(to)]).toEqual([['in', 'out'], []]);
+  });
+
+  it('a tensor that is to be made is in a shard already, and not in the index', async () => {
+    const { parent, from, to } = setUp();
+    const name = attention(1, 'k_lift_proj');
+    const lift: CheckpointTensor = { type: 'F32', shape: [16, 8], data: new Float32Array(128) };
+    rmSync(join(from, 'model.safetensors'));
+    writeCheckpoint(from, { ...good, tensors: new Map([...good.tensors, [name, lift]]) }, 2);
+    const indexPath = join(from, 'model.safetensors.index.json');
+    const index = JSON.parse(readFileSync(indexPath, 'utf8'));
+    const shard = index.weight_map[name];
+    delete index.weight_map[name];
+    writeFileSync(indexPath, JSON.stringify(index));
+    const error = await errorOf(() => convert(from, to, { keyHeadDim: 'half' }));
+    expect([error.code, error.message]).toEqual([
+      'ERR_INVALID_CHECKPOINT',
+      expect.stringMatching(new RegExp(`^${join(from, shard)}: .*'${name}'`)),
+    ]);
+    expect(readdirSync(parent)).toEqual(['in']);
+  });
+
   it('an empty directory is taken', async () => {
     const { from, to, parent } = setUp();
     mkdirSync(to);
@@ -652,16 +705,27 @@ describe('refused, with nothing written', () => {
       writeCheckpoint(from, checkpoint);
       apply(from, checkpoint);
       const write = jest.spyOn(process.stdout, 'write').mockReturnValue(true);
-      const error = await errorOf(async () => {
-        await convert(from, to, { keyHeads: 1 });
-        if (which !== 'refused') throw Object.assign(new Error(from), { code: 'ERR_INVALID_CHECKPOINT' });
-      });
-      write.mockRestore();
-      expect([error.code, error.message]).toEqual([
+      const outcome = await convert(from, to, { keyHeads: 1 })
+        .catch((error: Error & { code?: string }) => error)
+        .finally(() => write.mockRestore());
+      if (which !== 'refused' && outcome === 0) {
+        expect(readdirSync(to).sort()).toEqual(['config.json', 'model.safetensors']);
+        const after = readCheckpoint(to);
+        expect(after.config).toEqual({ ...readCheckpoint(from).config, num_key_heads: 1 });
+        expectOthersKept(checkpoint, after);
+        // K and V too are as with the config that is not broken.
+        const reference = join(parent, 'reference');
+        writeCheckpoint(from, checkpoint);
+        expect((await cli([from, reference, '--key-heads', '1'])).status).toBe(0);
+        expect(contents(to)['model.safetensors']).toBe(contents(reference)['model.safetensors']);
+        return;
+      }
+      const { code, message } = outcome as Error & { code?: string };
+      expect([code, message]).toEqual([
         expect.stringMatching(/^ERR_(INVALID_CHECKPOINT|UNSUPPORTED_MODEL)$/),
         expect.stringContaining(from),
       ]);
-      if (which === 'refused') expect(readdirSync(parent)).toEqual(['in']);
+      expect(readdirSync(parent)).toEqual(['in']);
     });
   });
 });

@@ -75,12 +75,15 @@ describe('memory', () => {
 
 describe('an end before the end', () => {
   /** Starts a conversion of 400 MB and sends the signal once there is something to leave behind. */
-  async function interrupted(signal: NodeJS.Signals): Promise<Outcome & { left: string[] }> {
+  async function interrupted(signal: NodeJS.Signals, preloaded = ''): Promise<Outcome & { left: string[] }> {
     const parent = directories.make();
+    const preload = join(directories.make(), 'preload.cjs');
+    writeFileSync(preload, preloaded);
     const from = join(parent, 'in');
     writeLarge(from, 100);
     const begun = () => readdirSync(parent).some((name) => name.startsWith('out.partial-'));
-    const outcome = await runNode([builtCli, 'convert', from, join(parent, 'out'), '--key-heads', '1'], {
+    const args = ['--require', preload, builtCli, 'convert', from, join(parent, 'out'), '--key-heads', '1'];
+    const outcome = await runNode(args, {
       onStart: (child) => {
         const timer = setInterval(() => {
           if (!begun()) return;
@@ -107,6 +110,21 @@ describe('an end before the end', () => {
   ] as const)('%s: status %i, and nothing is left', async (signal, expected) => {
     const { status, stdout, left } = await interrupted(signal);
     expect({ status, stdout, left }).toEqual({ status: expected, stdout: '', left: [] });
+  });
+
+  it('a second Ctrl-C: at once, though what was written is still being removed', async () => {
+    const { status, stdout, left } = await interrupted(
+      'SIGINT',
+      `require('node:fs/promises').rm = () => {
+        process.kill(process.pid, 'SIGINT');
+        return new Promise(() => setInterval(() => {}, 1000)); // never done
+      };`,
+    );
+    expect({ status, stdout, left }).toEqual({
+      status: 130,
+      stdout: '',
+      left: [expect.stringMatching(/^out\.partial-[0-9a-f]{8}$/)],
+    });
   });
 
   it('a disk that is full: one line, and nothing is left', async () => {

@@ -1,7 +1,7 @@
 // The paged cache: forks that share pages, the pool's budget, the prefix cache. What a session answers is held against
 // float64; what it holds, against the pool's own count.
 
-import { Model, type Session } from '../lib/index';
+import { DiffqkvError, Model, type Session } from '../lib/index';
 import { randomCheckpoint, temporaryDirectories, writeCheckpoint } from './checkpoints';
 import { firstBitDifference, logitError, modelTolerances } from './compare';
 import { errorOf, onEveryDevice } from './devices';
@@ -109,6 +109,7 @@ onEveryDevice((device) => {
       check(await b.decode(tokens[64] as number), 64); // the fourth page
       const error = await errorOf(() => a.prefill(tokens.slice(120, 130)));
       expect(error.code).toBe('ERR_KV_CACHE_FULL');
+      expect(error).toBeInstanceOf(DiffqkvError);
       check(await a.prefill(tokens.slice(120, 128)), 127); // within its second
       const fork = await a.fork();
       await fork.truncate(100);
@@ -125,8 +126,9 @@ onEveryDevice((device) => {
     await withModel({ kvCacheBytes: 3 * pageBytes }, async (model) => {
       const long = model.generate(tokens.slice(0, 100), { maxTokens: 150 });
       const short = model.generate(tokens.slice(0, 20), { maxTokens: 30 });
-      const outcomes = await Promise.all([long.result.catch((error) => error.code), short.result]);
-      expect(outcomes[0]).toBe('ERR_KV_CACHE_FULL');
+      const outcomes = await Promise.all([long.result.catch((error) => error), short.result]);
+      expect(outcomes[0].code).toBe('ERR_KV_CACHE_FULL');
+      expect(outcomes[0]).toBeInstanceOf(DiffqkvError);
       const alone = await model.generate(tokens.slice(0, 20), { maxTokens: 30 }).result;
       expect(outcomes[1].tokens).toEqual(alone.tokens);
       await device().synchronize();
@@ -223,17 +225,69 @@ onEveryDevice((device) => {
       });
     });
 
+    // The first part of a prompt of 700 tokens that is done: what was lent, and a chunk of 512.
+    const firstPart = async (model: Model, prompt: readonly number[]): Promise<number> => {
+      const controller = new AbortController();
+      const heard: number[] = [];
+      const onPrefillProgress = ({ doneTokens }: { doneTokens: number }) => {
+        heard.push(doneTokens);
+        controller.abort();
+      };
+      await model.generate(prompt, { onPrefillProgress, signal: controller.signal }).result;
+      return heard[0] as number;
+    };
+    const longer = (some: readonly number[]) => [...some.slice(0, 140), ...new Random(9).tokens(560, 128)];
+
+    it.each([
+      ['the later, whole', 1, 640],
+      ['the earlier, its first page', 0, 576],
+    ])('what is used last stays: %s', async (_, which, expectedPart) => {
+      await withModel({ prefixCacheBytes: 3 * pageBytes }, async (model) => {
+        const both = [tokens, tokens.map((token) => (token + 1) % 128)] as const;
+        for (const some of both) {
+          using session = await model.createSession();
+          await session.prefill(some.slice(0, 130));
+        }
+        expect(await firstPart(model, longer(both[which] as number[]))).toBe(expectedPart);
+      });
+    });
+
+    it('a page that the prefix cache alone shares is not copied where there is no room', async () => {
+      await withModel({ prefixCacheBytes: 2 * pageBytes, kvCacheBytes: 2 * pageBytes }, async (model) => {
+        const session = await model.createSession();
+        await session.prefill(tokens.slice(0, 128));
+        expect(model.kvCache).toMatchObject({ pages: 2, prefixPages: 2 });
+        await session.truncate(100);
+        check(await session.decode(tokens[100] as number), 100);
+        expect(model.kvCache.pages).toBe(2);
+      });
+    });
+
+    it('a request that cannot fit takes nothing from it', async () => {
+      await withModel({ prefixCacheBytes: 10 * pageBytes, kvCacheBytes: 6 * pageBytes }, async (model) => {
+        const a = await model.createSession();
+        await a.prefill(tokens.slice(0, 130));
+        const gone = await model.createSession();
+        await gone.prefill(tokens.map((token) => token ^ 1).slice(0, 65));
+        gone.dispose();
+        await device().synchronize();
+        const before = model.kvCache;
+        expect(before).toMatchObject({ pages: 4, prefixPages: 3 });
+        const b = await model.createSession();
+        expect((await errorOf(() => b.prefill(new Random(6).tokens(400, 128)))).code).toBe('ERR_KV_CACHE_FULL');
+        expect(model.kvCache).toEqual(before);
+        check(await a.decode(tokens[130] as number), 130);
+      });
+    });
+
     it('generate skips what is known, and says the same', async () => {
       await withModel({ prefixCacheBytes: 100 * pageBytes }, async (model) => {
-        const heard: number[][] = [[], []];
-        const results = [];
-        for (const list of heard) {
-          const onPrefillProgress = ({ doneTokens }: { doneTokens: number }) => void list.push(doneTokens);
-          results.push(await model.generate(tokens.slice(0, 200), { maxTokens: 10, onPrefillProgress }).result);
-        }
+        const prompt = longer(tokens);
+        const results = [await model.generate(prompt, { maxTokens: 10 }).result];
+        expect(model.kvCache.prefixPages).toBe(11); // 709 tokens
+        results.push(await model.generate(prompt, { maxTokens: 10 }).result);
         expect(results[1]?.tokens).toEqual(results[0]?.tokens);
-        expect(heard).toEqual([[200], [200]]);
-        expect(model.kvCache.prefixPages).toBe(3);
+        expect(await firstPart(model, prompt)).toBe(700); // all but the last page was there
       });
     });
   });

@@ -6,7 +6,7 @@ import { type AttentionCase, attentionInput, caseName, kvTypeDecodeCases, kvType
 import { expectClose, tolerances } from './compare';
 import { onEveryDevice, reduced, type Tensors, withTensors } from './devices';
 import { type Anything, expectCode, invalid } from './misuse';
-import { fromF8e4m3Bits, Random } from './numbers';
+import { fromF8e4m3Bits, Random, roundTo } from './numbers';
 import { attention, dequantizeRows, type QuantizedRows, quantizeRows } from './reference';
 
 const quantized = ['i8', 'f8e4m3'] as const;
@@ -97,6 +97,27 @@ onEveryDevice((device) => {
         expectClose(out, expected.out, tolerances[type], 64);
         expectClose(lse, expected.lse, tolerances.lse, 1);
       });
+    },
+  );
+
+  it.each(both.flatMap(([type, kind]) => [1, 3].map((qLen) => [type, kind, qLen] as const)))(
+    '%s on %s, %i queries: a row of V with a large scale and zeros leaves the others in sight',
+    async (type, kind, qLen) => {
+      const c: AttentionCase = { ...small, types: [type, kind, kind], inputs: 'equal', qLen, causal: qLen > 1 };
+      for (const factor of type === 'bf16' ? [100, 1e3, 1e6, 1e30] : [100, 1e3]) {
+        const input = rowsOf(c);
+        const { kRows, vRows } = input;
+        for (let head = 0; head < 4; head++) {
+          const row = 7 * 4 + head; // of sequence 0
+          vRows.scales[row] = roundTo('bf16', factor * (vRows.scales[row] as number));
+          vRows.values.fill(0, row * 64 + 1, (row + 1) * 64);
+        }
+        const expected = attention({ ...input, causal: c.causal, k: dequantizeRows(kRows), v: dequantizeRows(vRows) });
+        await withTensors(device(), async (tensors) => {
+          const { out } = await run(tensors, c, input);
+          expectClose(out, expected.out, tolerances[type], 64);
+        });
+      }
     },
   );
 

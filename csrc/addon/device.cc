@@ -2,6 +2,7 @@
 
 #include "addon/model.h"
 #include "addon/tensor.h"
+#include "backend/emulated_counters.h"
 
 namespace diffqkv::addon {
 namespace {
@@ -49,7 +50,9 @@ Napi::Function DeviceObject::define(Napi::Env env) {
       {InstanceAccessor<&DeviceObject::info_js>("info"), InstanceMethod<&DeviceObject::tensor>("tensor"),
        InstanceMethod<&DeviceObject::synchronize>("synchronize"),
        InstanceMethod<&DeviceObject::record_event>("recordEvent"),
-       InstanceMethod<&DeviceObject::elapsed_ms>("elapsedMs"), InstanceMethod<&DeviceObject::load_model>("loadModel"),
+       InstanceMethod<&DeviceObject::elapsed_ms>("elapsedMs"), InstanceMethod<&DeviceObject::counters>("counters"),
+       InstanceMethod<&DeviceObject::reset_counters>("resetCounters"),
+       InstanceMethod<&DeviceObject::load_model>("loadModel"),
        InstanceMethod<&DeviceObject::random_model>("randomModel"), InstanceMethod<&DeviceObject::dispose_js>("dispose"),
        InstanceMethod<&DeviceObject::attention_prefill>("attentionPrefill"),
        InstanceMethod<&DeviceObject::attention_decode>("attentionDecode"),
@@ -134,6 +137,33 @@ Napi::Value DeviceObject::elapsed_ms(const Napi::CallbackInfo& info) {
     };
     job->resolve = [result](Job& job) -> Napi::Value { return Napi::Number::New(job.env, *result); };
     return device_->executor->submit(std::move(job));
+  });
+}
+
+Napi::Value DeviceObject::counters(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    check_usable();
+    if (!counting_) return info.Env().Null();
+    const DeviceCounters counted = emulated_counters();
+    Napi::Object result = Napi::Object::New(info.Env());
+    const auto set = [&](const char* name, uint64_t value) { result.Set(name, static_cast<double>(value)); };
+    set("bytesRead", counted.bytes_read), set("bytesWritten", counted.bytes_written);
+    set("sectors", counted.sectors);
+    set("bankConflicts", counted.bank_conflicts), set("mmaOps", counted.mma_ops);
+    return result;
+  });
+}
+
+Napi::Value DeviceObject::reset_counters(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    check_usable();
+    if (device_->info.kind != "emulated") {
+      fail(ErrorCode::device_unavailable, "device %s counts nothing: only 'emulated' does, in the tests' module",
+           device_->info.id.c_str());
+    }
+    if (!counting_) counting_ = count_emulated();
+    reset_emulated_counters();
+    return info.Env().Undefined();
   });
 }
 

@@ -38,7 +38,7 @@ Turn turn_argument(Napi::Env env, const Napi::Value& value) {
   Turn turn;
   turn.session = unwrap<SessionObject>(property(value, "session"), "session").session(env);
   turn.tokens = tokens_argument(property(value, "tokens"));
-  turn.sampling = sampling_options(property(value, "sampling"));
+  if (Napi::Value sampling = property(value, "sampling"); !absent(sampling)) turn.sampling = sampling_options(sampling);
   turn.draw = static_cast<uint64_t>(integer(property(value, "draw"), "draw", 0, kMaxSafeInteger));
   if (Napi::Value cancel = property(value, "cancel"); !absent(cancel))
     turn.cancel = unwrap<CancelObject>(cancel, "cancel").flag();
@@ -60,8 +60,8 @@ Napi::Value submit_step(const Napi::CallbackInfo& info, const std::shared_ptr<De
     if (!sessions.insert(session).second) fail(ErrorCode::invalid_argument, "a session has two turns in one step");
   }
   auto job = std::make_unique<Job>(info.Env());
-  job->run = [model, turns](Job&) {
-    run_turns(*model, *turns);
+  job->run = [model, turns](Job& job) {
+    run_turns(*model, *turns, *job.cancel);
     for (Turn& turn : *turns) turn.session.reset();  // here, in case this was its last user
   };
   job->resolve = [turns](Job& job) -> Napi::Value {

@@ -1,5 +1,6 @@
 // Stands in for cuda/emulation wherever the module is not the tests'.
 #include "backend/backend.h"
+#include "backend/emulated_counters.h"
 
 namespace diffqkv {
 
@@ -10,5 +11,9 @@ std::shared_ptr<Backend> make_emulated_backend() {
        "there is no device \"emulated\": this is no test build; ids are 'auto', 'cpu', 'cuda' and 'cuda:0', 'cuda:1' "
        "and so on");
 }
+
+std::shared_ptr<void> count_emulated() { return nullptr; }
+DeviceCounters emulated_counters() { return {}; }
+void reset_emulated_counters() {}
 
 }  // namespace diffqkv

@@ -88,7 +88,7 @@ struct QuantizeParams {
 
 // A page of a KV cache: K and V of page_tokens tokens, all layers, each in its own pool. A layer's part of a page lies
 // k_page_offset (v_page_offset) bytes after its start: [page_tokens, num_heads, head_dim] elements, and for i8 and f8e4m3 behind
-// them the scales, bf16 [page_tokens, num_heads]. Pages start at 256 bytes and offsets are multiples of 128. page_tokens
+// them the scales, bf16 [page_tokens, num_heads]. Pages start at multiples of 128 bytes, and offsets are such multiples. page_tokens
 // is a power of two from 32 to 128. A sequence's table of pages lies in device memory: token j is in pages[j / page_tokens].
 struct KvPage {
   void* k;

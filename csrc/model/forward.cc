@@ -50,7 +50,8 @@ class Graph {
     const int64_t n = num_tokens_, num_last = static_cast<int64_t>(step_.sequences.size()),
                   last = config_.num_layers - 1;
     for (int64_t layer = 0; layer <= last; layer++) {
-      if (step_.cancel && step_.cancel->load(std::memory_order_relaxed)) {
+      for (const std::atomic<bool>* cancel : step_.cancels) {
+        if (!cancel->load(std::memory_order_relaxed)) continue;
         fail(ErrorCode::aborted, "the forward pass was aborted at token %lld",
              static_cast<long long>(step_.sequences[0].pos));
       }

@@ -51,7 +51,7 @@ struct ForwardStep {
       false;  // those of each sequence's last token go to Workspace::logits; else K and V are all that is wanted
   int64_t selective_top_k = 0;
   bool renormalize = false;
-  const std::atomic<bool>* cancel = nullptr;  // looked at before each layer
+  std::vector<const std::atomic<bool>*> cancels;  // looked at before each layer: any of them ends the pass
 };
 
 // Writes the tokens' rows of the caches. Throws with the rows before them as they were.

@@ -13,8 +13,19 @@ void KvCache::prepare(int64_t used, int64_t kv_len) {
   size_t changed = before;
   try {
     // The page that holds row `used` and rows before it is written to where it stands, unless it is shared.
-    const size_t partial = static_cast<size_t>(used / kTokens);
-    if (used < kv_len && partial < before && pages_[partial].use_count() > 1) {
+    const size_t partial = static_cast<size_t>(used / kTokens), added = wanted > before ? wanted - before : 0;
+    bool copies = used < kv_len && partial < before && pages_[partial].use_count() > 1;
+    try {
+      pool_.make_room(stores_, added + copies);
+    } catch (const Error&) {
+      // Where it is the prefix cache that shares it, there need be no copy.
+      if (!copies) throw;
+      pool_.prefixes().drop(pages_[partial]);
+      copies = pages_[partial].use_count() > 1;
+      if (copies) throw;
+      pool_.make_room(stores_, added);
+    }
+    if (copies) {
       std::shared_ptr<KvPage> own = pool_.take(stores_);
       if (used % kTokens != 0) {
         stores_.k.copy(own->k, pages_[partial]->k);

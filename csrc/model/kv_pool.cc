@@ -15,23 +15,27 @@ KvPool::Stores& KvPool::stores(KvTypes types) {
   return found != stores_.end() ? found->second : stores_.try_emplace(types, backend_, config_, types).first->second;
 }
 
+void KvPool::make_room(const Stores& stores, uint64_t count) {
+  const uint64_t used = bytes_, asked = count * stores.page_bytes(), limit = limits_.max_bytes;
+  if (used + asked <= limit) return;
+  if (used + asked - prefixes_.unused_bytes() > limit) {
+    fail(ErrorCode::kv_cache_full,
+         "the KV cache of the model is full: pages of %llu bytes are asked, %llu of %llu bytes (kvCacheBytes) are in "
+         "use; dispose or truncate sessions, or load the model with more",
+         static_cast<unsigned long long>(asked), static_cast<unsigned long long>(used),
+         static_cast<unsigned long long>(limit));
+  }
+  while (bytes_ + asked > limit) prefixes_.drop_unused();
+}
+
 std::shared_ptr<KvPage> KvPool::take(Stores& stores) {
   const uint64_t page_bytes = stores.page_bytes();
-  while (bytes_ + page_bytes > limits_.max_bytes) {
-    if (prefixes_.drop_oldest()) continue;
-    fail(ErrorCode::kv_cache_full,
-         "the KV cache of the model is full: a page of %llu bytes is asked, %llu of %llu bytes (kvCacheBytes) are in "
-         "use; dispose or "
-         "truncate sessions, or load the model with more",
-         static_cast<unsigned long long>(page_bytes), static_cast<unsigned long long>(bytes_),
-         static_cast<unsigned long long>(limits_.max_bytes));
-  }
   const auto take_from = [&](PageStore& store) {
     for (;;) {
       try {
         return store.take();
       } catch (const Error& error) {
-        if (error.code() != ErrorCode::out_of_memory || !prefixes_.drop_oldest()) throw;
+        if (error.code() != ErrorCode::out_of_memory || !prefixes_.drop_unused()) throw;
       }
     }
   };

@@ -39,8 +39,11 @@ class KvPool {
   KvPool(std::shared_ptr<Backend> backend, const Config& config, KvLimits limits);
 
   Stores& stores(KvTypes types);
-  // A page nobody else holds, contents undefined. Where the budget is spent, pages that only the prefix cache holds make
-  // room; else ERR_KV_CACHE_FULL, or ERR_OUT_OF_MEMORY. The stores must be of this pool.
+  // Makes sure that the budget has room for `count` pages: pages that only the prefix cache holds give way, if that is
+  // enough; else ERR_KV_CACHE_FULL, with nothing changed.
+  void make_room(const Stores& stores, uint64_t count);
+  // A page nobody else holds, contents undefined; there must be room for it. Throws ERR_OUT_OF_MEMORY. The stores must be of
+  // this pool.
   std::shared_ptr<KvPage> take(Stores& stores);
   PrefixCache& prefixes() { return prefixes_; }
 

@@ -5,8 +5,12 @@
 namespace diffqkv {
 
 void* PageStore::take() {
-  auto slab = slabs_.begin();
-  while (slab != slabs_.end() && slab->second.free == 0) ++slab;
+  // Of the slabs with a free page the fullest, so that others become empty, and go.
+  auto slab = slabs_.end();
+  for (auto it = slabs_.begin(); it != slabs_.end(); ++it) {
+    const int free = std::popcount(it->second.free);
+    if (free > 0 && (slab == slabs_.end() || free < std::popcount(slab->second.free))) slab = it;
+  }
   if (slab == slabs_.end()) {
     Buffer memory(backend_, static_cast<size_t>(kSlabPages * page_bytes()));
     const char* base = memory.as<const char>();

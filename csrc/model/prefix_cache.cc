@@ -1,5 +1,6 @@
 #include "model/prefix_cache.h"
 
+#include <iterator>
 #include <string_view>
 
 namespace diffqkv {
@@ -16,7 +17,7 @@ PrefixCache::Id PrefixCache::root(DType k_type, DType v_type, int64_t selective_
 }
 
 // The entry and all before it in its sequence become the latest used, the first of the sequence last: so an entry is never
-// older than those that follow it, and dropping the oldest never parts a sequence in the middle.
+// older than those that follow it, and the oldest is the end of a sequence.
 void PrefixCache::touch(Entries::iterator entry) {
   for (;;) {
     entries_.splice(entries_.begin(), entries_, entry);
@@ -51,18 +52,36 @@ PrefixCache::Id PrefixCache::add(Id parent, const int32_t* tokens, const std::sh
   bytes_ += bytes, num_pages_ += 1;
   touch(entries_.begin());
   const Id id = last_id_;
-  while (bytes_ > max_bytes_) drop_oldest();
+  while (bytes_ > max_bytes_) erase(std::prev(entries_.end()));
   return by_id_.count(id) ? id : 0;
 }
 
-bool PrefixCache::drop_oldest() {
-  if (entries_.empty()) return false;
-  const Entry& oldest = entries_.back();
-  bytes_ -= oldest.bytes, num_pages_ -= 1;
-  by_id_.erase(oldest.id);
-  by_key_.erase(oldest.key);
-  entries_.pop_back();
-  return true;
+uint64_t PrefixCache::unused_bytes() const {
+  uint64_t bytes = 0;
+  for (const Entry& entry : entries_) bytes += entry.page.use_count() == 1 ? entry.bytes : 0;
+  return bytes;
+}
+
+bool PrefixCache::drop_unused() {
+  for (auto entry = entries_.end(); entry != entries_.begin();) {
+    if ((--entry)->page.use_count() != 1) continue;
+    erase(entry);
+    return true;
+  }
+  return false;
+}
+
+void PrefixCache::drop(const std::shared_ptr<KvPage>& page) {
+  for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
+    if (entry->page == page) return erase(entry);
+  }
+}
+
+void PrefixCache::erase(Entries::iterator entry) {
+  bytes_ -= entry->bytes, num_pages_ -= 1;
+  by_id_.erase(entry->id);
+  by_key_.erase(entry->key);
+  entries_.erase(entry);
 }
 
 }  // namespace diffqkv

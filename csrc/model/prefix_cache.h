@@ -30,8 +30,11 @@ class PrefixCache {
   std::shared_ptr<KvPage> find(Id parent, const int32_t* tokens, Id* id);
   // Keeps the page (of `bytes`), unless another has the same key already. The pages used the longest ago make room.
   Id add(Id parent, const int32_t* tokens, const std::shared_ptr<KvPage>& page, uint64_t bytes);
-  // Lets go of the page used the longest ago. False: there is none.
-  bool drop_oldest();
+  // Bytes of the pages that nobody else holds.
+  uint64_t unused_bytes() const;
+  // Lets go of that of them which was used the longest ago. False: there is none.
+  bool drop_unused();
+  void drop(const std::shared_ptr<KvPage>& page);  // where it is there
 
   uint64_t pages() const { return num_pages_.load(); }  // any thread
 
@@ -53,6 +56,7 @@ class PrefixCache {
   using Entries = std::list<Entry>;  // the latest used first, a page before those that follow it in its sequence
 
   void touch(Entries::iterator entry);
+  void erase(Entries::iterator entry);
 
   int64_t page_tokens_;
   uint64_t max_bytes_, bytes_ = 0;

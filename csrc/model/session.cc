@@ -128,7 +128,7 @@ void Session::forward(const int32_t* tokens, int64_t num_tokens, float* logits_o
       step.logits = done + size == num_tokens;
       step.selective_top_k = options_.selective_top_k;
       step.renormalize = options_.renormalize;
-      step.cancel = cancel;
+      if (cancel) step.cancels = {cancel};
       run_forward(backend, model_->config(), model_->weights(), model_->workspace(), step);
       // A GPU would be given all chunks at once, and an abort would not tell of what it does.
       if (!step.logits) backend.synchronize();

@@ -42,7 +42,7 @@ class Session {
 
   // The device's executor thread only. On any error the cache is as before the call.
   // Appends tokens (at least 1); copies the logits of the last one to logits_out ([vocab_size], f32). Runs in chunks of
-  // kPrefillChunk; cancel is looked at before each layer of each, and after each on_progress is called on this thread.
+  // kPrefillChunk; cancel is looked at before each layer of each.
   // Past max_kv_len, or where the pool has no page left: ERR_KV_CACHE_FULL.
   void forward(const int32_t* tokens, int64_t num_tokens, float* logits_out, const CancelFlag* cancel);
   void truncate(int64_t kv_len);    // 0 <= kv_len <= kv_len()

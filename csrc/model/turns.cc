@@ -13,7 +13,8 @@ bool alike(const SessionOptions& a, const SessionOptions& b) {
 
 class Step {
  public:
-  explicit Step(Model& model) : model_(model), backend_(*model.backend()), ws_(model.workspace()) {}
+  Step(Model& model, const CancelFlag& cancel)
+      : model_(model), backend_(*model.backend()), ws_(model.workspace()), cancel_(cancel) {}
 
   void run_prompt(Turn& turn) {
     Session& session = *turn.session;
@@ -22,13 +23,14 @@ class Step {
       turn.consumed = session.begin(turn.tokens.data(), num_tokens);
       const int64_t size = std::min(kPrefillChunk, num_tokens - turn.consumed);
       const bool last = turn.consumed + size == num_tokens;
-      forward(session.options(), {session.prepare(size)}, turn.tokens.data() + turn.consumed, last, turn.cancel.get());
+      forward(session.options(), {session.prepare(size)}, turn.tokens.data() + turn.consumed, last && turn.sampling,
+              turn.cancel.get());
       // An abort after the last chunk counts.
       if (!last) backend_.synchronize();
       if (turn.cancel && turn.cancel->load()) fail(ErrorCode::aborted, "the prefill was aborted");
       session.commit(turn.tokens.data() + turn.consumed, size);
       turn.consumed += size;
-      if (last) draw({&turn});
+      if (last && turn.sampling) draw({&turn});
     } catch (...) {
       turn.error = std::current_exception();
     }
@@ -48,10 +50,11 @@ class Step {
       });
     }
     if (ready.empty()) return;
-    guarded(ready, [&] { forward(ready[0]->session->options(), sequences, tokens.data(), true, nullptr); });
+    const bool draws = std::any_of(ready.begin(), ready.end(), [](Turn* turn) { return turn->sampling.has_value(); });
+    guarded(ready, [&] { forward(ready[0]->session->options(), sequences, tokens.data(), draws, nullptr); });
     if (ready[0]->error) return drop_rows(ready);
     for (Turn* turn : ready) turn->session->commit(turn->tokens.data(), 1), turn->consumed = 1;
-    draw(ready);
+    if (draws) draw(ready);
   }
 
  private:
@@ -80,7 +83,8 @@ class Step {
     step.logits = logits;
     step.selective_top_k = options.selective_top_k;
     step.renormalize = options.renormalize;
-    step.cancel = cancel;
+    step.cancels = {&cancel_};
+    if (cancel) step.cancels.push_back(cancel);
     run_forward(backend_, model_.config(), model_.weights(), ws_, step);
   }
 
@@ -95,7 +99,7 @@ class Step {
       }
       // One row of logits that cannot be drawn from is the error of its turn alone.
       for (size_t i = 0; i < turns.size(); i++) {
-        guarded({turns[i]}, [&] { sample({turns[i]}, i); });
+        if (turns[i]->sampling) guarded({turns[i]}, [&] { sample({turns[i]}, i); });
         if (turns[i]->error) drop_rows({turns[i]});
       }
     }
@@ -105,27 +109,31 @@ class Step {
     const int64_t vocab_size = model_.config().vocab_size;
     int32_t tokens[kDecodeBatch];
     for (size_t i = 0; i < turns.size(); i++) {
+      if (!turns[i]->sampling) continue;
       const float* logits = ws_.logits.as<float>() + static_cast<int64_t>(first_row + i) * vocab_size;
-      turns[i]->session->sample(logits, turns[i]->sampling, turns[i]->draw, ws_.out_tokens.as<int32_t>() + i);
+      turns[i]->session->sample(logits, *turns[i]->sampling, turns[i]->draw, ws_.out_tokens.as<int32_t>() + i);
     }
     backend_.download(tokens, ws_.out_tokens.data(), turns.size() * sizeof(int32_t));
-    for (size_t i = 0; i < turns.size(); i++) turns[i]->token = tokens[i];
+    for (size_t i = 0; i < turns.size(); i++) {
+      if (turns[i]->sampling) turns[i]->token = tokens[i];
+    }
   }
 
   Model& model_;
   Backend& backend_;
   Workspace& ws_;
+  const CancelFlag& cancel_;
 };
 
 }  // namespace
 
-void run_turns(Model& model, std::vector<Turn>& turns) {
-  Step step(model);
+void run_turns(Model& model, std::vector<Turn>& turns, const CancelFlag& cancel) {
+  Step step(model, cancel);
   std::vector<Turn*> decodes, prompts;
   for (Turn& turn : turns) {
     try {
       if (turn.cancel && turn.cancel->load()) fail(ErrorCode::aborted, "the call was aborted before it began");
-      check_sampling(turn.sampling);
+      if (turn.sampling) check_sampling(*turn.sampling);
       (turn.tokens.size() == 1 ? decodes : prompts).push_back(&turn);
     } catch (...) {
       turn.error = std::current_exception();

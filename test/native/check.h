@@ -19,7 +19,8 @@ std::vector<Check> hazard_checks();
 std::vector<Check> device_layer_checks();
 std::vector<Check> counter_checks();
 std::vector<Check> operator_checks();
-std::vector<Check> kv_cache_checks();  // of those, what works on a KV cache
+std::vector<Check> kv_cache_checks();   // of those, what works on a KV cache
+std::vector<Check> selective_checks();  // and selective V
 
 // A number of a reproducible stream, in [0, 2^32).
 class Random {

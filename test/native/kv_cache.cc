@@ -358,10 +358,15 @@ std::vector<Check> kv_cache_checks() {
   checks.push_back(seeds_check("decode attention, paged, top 10", [=] { return make_selective(true); }));
   checks.push_back(
       {"decode attention, paged, top 10: as contiguous", [=] { return same_as_contiguous(make_selective); }});
-  for (const DType v : {kBf16, kI8}) {
-    const CacheShape shape = {kBf16, v, {32, 4, 16}, {64, 64}, 64, {70, 40}};
-    const std::string name = std::string("prefill attention, paged, V in ") + dtype_name(v);
-    const auto make = [shape](bool paged) { return prefill_call(kBf16, shape, paged, 9); };
+  const std::vector<std::pair<DType, CacheShape>> prefills = {
+      {kBf16, {kBf16, kBf16, {32, 4, 16}, {64, 64}, 64, {70, 40}}},
+      {kBf16, {kBf16, kI8, {32, 4, 16}, {64, 64}, 64, {70, 40}}},
+      {kF16, {kF8, kI8, {8, 2, 4}, {128, 128}, 64, {70, 40}}},   // two stages of tiles
+      {kF16, {kI8, kF8, {8, 2, 4}, {64, 256}, 128, {70, 40}}}};  // one
+  for (const auto& [type, shape] : prefills) {
+    const std::string name = std::string("prefill attention, paged, ") + dtype_name(type) + " on " +
+                             dtype_name(shape.k) + " and " + dtype_name(shape.v);
+    const auto make = [type = type, shape = shape](bool paged) { return prefill_call(type, shape, paged, 9); };
     checks.push_back(seeds_check(name, [make] { return make(true); }));
     checks.push_back({name + ": as contiguous", [make] { return same_as_contiguous(make); }});
   }

@@ -204,6 +204,7 @@ std::vector<Check> operator_checks() {
   seeds("GEMM, accumulated", [] { return matmul_call(kF16, 17, 72, 72, true); });
   seeds("augmented Q, few tokens", [] { return augmented_q_call(kBf16, 2, 128, 96, 64); });
   seeds("augmented Q, many tokens", [] { return augmented_q_call(kBf16, 40, 128, 96, 64); });
+  seeds("augmented Q, f32, few tokens", [] { return augmented_q_call(kF32, 3, 64, 48, 32); });
   seeds("RMSNorm", [] { return rms_norm_call(3, 600); });
   seeds("greedy token", [] { return sample_call(5000, 0, 0, 1, 0, 1.2f); });
   seeds("sampled token", [] { return sample_call(5000, 0.8f, 40, 0.9f, 0.01f, 1.1f); });
@@ -221,6 +222,7 @@ std::vector<Check> operator_checks() {
                       [num_tokens] { return check_gemv_traffic(num_tokens); }});
   }
   for (Check& check : kv_cache_checks()) checks.push_back(std::move(check));
+  for (Check& check : selective_checks()) checks.push_back(std::move(check));
   return checks;
 }
 

@@ -50,8 +50,8 @@ DIFFQKV_INLINE void few_probabilities(const Problem& p, Tile& t, int64_t row, fl
   o[divisor_column(p)] += sum(factors ? total : rounded);
 }
 
-// attend for few rows, where K and V are taken straight from the cache. Returns whether O is finite: a V that is not spoils
-// its neighbours here.
+// attend for few rows, where K and V are taken straight from the cache. Returns whether O is right: not where it is not finite,
+// as such a V spoils its neighbours here, nor where fixed point would lose something.
 bool attend_few(const Problem& p, Tile& t, int64_t begin, int64_t end, bool prefetch) {
   const int64_t v_rows = p.q_heads_per_v_head * t.num_queries;
   for (int64_t key = begin; key < end; key += p.block) {
@@ -59,6 +59,9 @@ bool attend_few(const Problem& p, Tile& t, int64_t begin, int64_t end, bool pref
     Prefetch next;
     if (prefetch) next = prefetch_after(p, t, key, end, true);
     load_value_scales(p, t, key, n);
+    if (p.byte_values &&
+        !scales_alike(p.v, t.batch, key, n, t.first_head / p.q_heads_per_v_head, t.num_heads / p.q_heads_per_v_head))
+      return false;
     score_block(p, t, key, n, next, [&](int64_t row, float* s, int64_t count, int64_t all) DIFFQKV_LAMBDA {
       few_probabilities(p, t, row, s, count, all);
     });

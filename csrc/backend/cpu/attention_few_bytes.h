@@ -1,7 +1,11 @@
 // O += P V for few rows and V in i8, straight from the cache: 16 keys by 64 dims, as they lie there, are a B tile of an AMX
 // int8 product, whose groups of four bytes are neighbouring dims of one key. P, with V's scales in it, becomes fixed point
-// of 16 bits below the largest of its row and block, finer than bf16 at what counts; its two bytes, each in all four places of
-// a group, are 8 rows of an A tile, so that row f sums the dims that leave f over 4.
+// of 16 bits below the largest of its row and block; its two bytes, each in all four places of a group, are 8 rows of an A
+// tile, so that row f sums the dims that leave f over 4.
+//
+// What fixed point rounds away is at most 2^-16 of the largest P scale of the block, times 127, for each key: well below the
+// half a unit by which i8 has rounded V in the row that P is largest for. Where scales of a block are more than kAlikeScales
+// apart, others may count beside a large one that has zeros, and the block goes another way.
 #pragma once
 
 #include "backend/cpu/attention_few_rows.h"
@@ -14,12 +18,34 @@ namespace {
 #define DIFFQKV_TILE_DOT_BYTES(c, a, b) asm volatile("tdpbssd %%tmm" #b ", %%tmm" #a ", %%tmm" #c : :)
 
 constexpr float kFixedOne = 32512;  // its high byte, rounded, is 127
+constexpr float kAlikeScales = 64;
+
+// Whether the scales of n keys that are not 0 lie within kAlikeScales of each other, head by head.
+DIFFQKV_INLINE bool scales_alike(const Cache& cache, int64_t batch, int64_t first_key, int64_t n, int64_t first_head,
+                                 int64_t num_heads) {
+  const int64_t part = cache.pages ? int64_t{1} << cache.page_shift : kBlock;
+  for (int64_t h = 0; h < num_heads; h += kLanes) {
+    const int64_t count = min_of(num_heads - h, kLanes);
+    F32v most = {}, least = set1(kInfinity);
+    for (int64_t begin = 0; begin < n; begin += part) {
+      const bf16* from = cache.token_scales(batch, first_key + begin) + first_head + h;
+      for (int64_t j = begin; j < min_of(begin + part, n); ++j, from += cache.num_heads) {
+        const F32v scale = count == kLanes ? load(from) : load_n(from, count);
+        const F32v size = (F32v)((I32v)scale & 0x7fffffff);
+        most = size > most ? size : most;
+        least = (size > 0.0f) & (size < least) ? size : least;
+      }
+    }
+    if (_mm512_movepi32_mask((__m512i)(most > least * kAlikeScales)) != 0) return false;
+  }
+  return true;
+}
 
 // n numbers, padded with zeros to whole vectors, as multiples of the returned unit. `top`: their largest magnitude, bits by
 // lanes. Where one is not finite the unit is NaN.
 DIFFQKV_INLINE float store_fixed(const float* x, int64_t n, __m512i top, int32_t* to) {
   const float largest = bit_cast<float>(_mm512_reduce_max_epu32(top));
-  const bool finite = largest < kInfinity, zero = largest < 0x1p-100f;
+  const bool finite = largest < kInfinity, zero = largest < 0x1p-110f;
   const F32v factor = set1(finite && !zero ? kFixedOne / largest : 0);
   for (int64_t j = 0; j < n; j += kLanes) {
     _mm512_storeu_si512(to + j, _mm512_cvtps_epi32((__m512)(load(x + j) * factor)));

@@ -2,6 +2,7 @@
 // Three bodies: f32 (FMA), bf16 by vdpbf16ps, bf16 by AMX tiles.
 #pragma once
 
+#include "backend/cpu/amx.h"
 #include "backend/cpu/attention_pack.h"
 #include "backend/cpu/kernels.h"
 
@@ -108,24 +109,7 @@ void gemm_vector(const Gemm& g) {
 }
 
 #if defined(__AVX512BF16__)
-// AMX, by inline assembly: it states what memory is touched, and needs no target attribute, so that it inlines.
 // Tiles 0 to 3 are C (2 x 2 of 16 x 16 f32), 4 and 5 A (16 rows x 32), 6 and 7 B (16 pairs x 16 columns).
-#define DIFFQKV_TILE_LOAD(tile, base, stride_bytes) \
-  asm volatile("tileloadd (%0,%1,1), %%tmm" #tile : : "r"(base), "r"(static_cast<int64_t>(stride_bytes)) : "memory")
-#define DIFFQKV_TILE_STORE(tile, base, stride_bytes)                \
-  asm volatile("tilestored %%tmm" #tile ", (%0,%1,1)"               \
-               :                                                    \
-               : "r"(base), "r"(static_cast<int64_t>(stride_bytes)) \
-               : "memor"                                            \
-                 "y")
-#define DIFFQKV_TILE_ZERO(tile) asm volatile("tilezero %%tmm" #tile : :)
-#define DIFFQKV_TILE_DOT(c, a, b) asm volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c : :)
-
-struct alignas(64) TileConfig {
-  uint8_t palette = 0, start_row = 0, reserved[14] = {};
-  uint16_t bytes_per_row[16] = {};
-  uint8_t rows[16] = {};
-};
 
 // kTwoRows, kTwoPanels: whether the block is 32 rows high, two panels wide.
 template <bool kTwoRows, bool kTwoPanels>
@@ -205,36 +189,6 @@ void gemm_amx(const Gemm& g, int64_t* tile_rows) {
   }
 }
 #endif
-
-// Holds the tile configuration of the calling thread while attention runs, and puts back what was there: oneDNN, whose
-// kernels run in the same OpenMP threads, may have one of its own.
-class AmxScope {
- public:
-  DIFFQKV_INLINE explicit AmxScope(bool enable) : enabled_(enable) {
-#if defined(__AVX512BF16__)
-    if (!enabled_) return;
-    asm volatile("sttilecfg %0" : "=m"(saved_));
-#endif
-  }
-  DIFFQKV_INLINE ~AmxScope() {
-#if defined(__AVX512BF16__)
-    if (!enabled_) return;
-    if (saved_.palette == 0) {
-      asm volatile("tilerelease" : :);
-    } else {
-      asm volatile("ldtilecfg %0" : : "m"(saved_));
-    }
-#endif
-  }
-  AmxScope(const AmxScope&) = delete;
-  AmxScope& operator=(const AmxScope&) = delete;
-
- private:
-  bool enabled_;
-#if defined(__AVX512BF16__)
-  TileConfig saved_;
-#endif
-};
 
 // C (+)= A B. AMX where tile_rows is given: this thread's, in an AmxScope, 0 at first.
 void gemm_f32(const Gemm& g) { gemm_vector<false>(g); }

@@ -8,7 +8,7 @@
 //     for each K head: pack it once (not for few rows); S = Q K^T, 32 rows at a time, in L1; online softmax,
 //       P = exp(S - m); O *= exp(m_old - m)
 //     for each V head: pack it once (not for few rows); O += P V, and d with it, in V's column of ones
-//       (for few rows d is summed apart, of the rounded P)
+//       (for few rows d is summed apart, of the rounded P; of P as it is where V has scales)
 //
 // Softmax runs in base 2: m and the exponents are sm_scale * log2(e) * q.k. With several splits each item leaves (O, d, m)
 // and a second pass merges them. Each K and V byte is read once per item.
