@@ -82,9 +82,14 @@ export class Ceilings {
     return JSON.parse(await this.ask('info'));
   }
 
-  /** GB/s of `rounds` reads of a buffer larger than the caches, for each access pattern. */
-  async bandwidth(rounds: number): Promise<BandwidthAnswer[]> {
-    return JSON.parse(await this.ask(`bandwidth ${rounds}`));
+  /** GB/s of `rounds` reads of a buffer larger than the caches, for each access pattern; `only`: for that one alone. */
+  async bandwidth(rounds: number, only?: number): Promise<BandwidthAnswer[]> {
+    return JSON.parse(await this.ask(only === undefined ? `bandwidth ${rounds}` : `bandwidth ${rounds} ${only}`));
+  }
+
+  /** GB/s, read and written, of `rounds` copies of one half of that buffer to the other. */
+  async copy(rounds: number): Promise<number[]> {
+    return JSON.parse(await this.ask(`copy ${rounds}`));
   }
 
   /** Each matrix in `sets` copies, `rounds` times. Empty where oneDNN is not installed. */

@@ -11,13 +11,23 @@ export interface Figure {
   limitName: string;
   /** Whether more or less is better: throughput, or time. */
   better: 'more' | 'less';
-  /** How much of the limit is reached: value / limit, or limit / value where less is better; null without a limit. */
+  /** How much of the limit is reached: value / limit, or limit / value where less is better; null without a limit above 0. */
   share: number | null;
   target: { on: 'share' | 'value'; atLeast?: number; atMost?: number } | null;
   /** null: there is no target, or no limit to hold it against. */
   met: boolean | null;
   /** Samples of `value`, or of the time that it was computed from. */
   samples: Record<string, Stats>;
+  /** Which plot or table it belongs to: 'ket', 'ceet', 'attention decode', ... */
+  group?: string;
+  /** Its coordinates there: { heads: '32/4/16', prefix: 32768, what: 'total' }. */
+  at?: Record<string, string | number>;
+  /** The paper's value of the same quantity in the same unit, where it has one. */
+  paper?: number | null;
+  /** What must be moved, by arithmetic. */
+  bytes?: number;
+  /** What must be computed, by arithmetic. */
+  flops?: number;
 }
 
 export type FigureInput = Omit<Figure, 'share' | 'met'>;
@@ -25,7 +35,8 @@ export type FigureInput = Omit<Figure, 'share' | 'met'>;
 /** Works out share and met. */
 export function figure(input: FigureInput): Figure {
   const { value, limit, better } = input;
-  const share = limit === null ? null : better === 'more' ? value / limit : limit / value;
+  // A saving that cannot be had, a limit of 0 or below, has no share.
+  const share = limit === null || limit <= 0 ? null : better === 'more' ? value / limit : limit / value;
   return { ...input, share, met: isMet(input, share) };
 }
 
@@ -34,31 +45,4 @@ function isMet({ target, value }: FigureInput, share: number | null): boolean | 
   const measured = target.on === 'value' ? value : share;
   if (measured === null) return null;
   return measured >= (target.atLeast ?? -Infinity) && measured <= (target.atMost ?? Infinity);
-}
-
-/** What a suite hands back. */
-export interface SuiteResult {
-  /** Shapes, lengths and counts that the figures were measured at. */
-  setup: Record<string, unknown>;
-  /** Device details, in words. */
-  device: Record<string, unknown>;
-  /** Each limit as measured. */
-  ceilings: Record<string, unknown>;
-  figures: Figure[];
-}
-
-/** What a suite is given. */
-export interface SuiteContext {
-  /** One of the suite's `devices`. */
-  deviceId: string;
-  quick: boolean;
-  /** One line about what is being done now; goes to stderr. */
-  progress: (line: string) => void;
-}
-
-export interface Suite {
-  description: string;
-  /** Ids of the devices that it can measure, the default first. */
-  devices: string[];
-  run(context: SuiteContext): Promise<SuiteResult>;
 }

@@ -48,3 +48,25 @@ export async function interleave<Name extends string>(
   const entries = names.map((name) => [name, summarize(samples.get(name) ?? [])]);
   return Object.fromEntries(entries) as Record<Name, Stats>;
 }
+
+export interface SampleOptions {
+  /** About how long all samples may take together. */
+  seconds: number;
+  minRounds: number;
+  maxRounds: number;
+  /** Called before each round; what it throws ends the measuring. */
+  check?: () => void;
+}
+
+/** As `interleave`, for as many rounds as the time allows. One round warms up, and tells how long a round takes. */
+export async function interleaveFor<Name extends string>(
+  variants: Record<Name, () => Promise<number | number[]>>,
+  { seconds, minRounds, maxRounds, check }: SampleOptions,
+): Promise<Record<Name, Stats>> {
+  check?.();
+  const start = performance.now();
+  await interleave(variants, { warmUp: 0, rounds: 1 });
+  const fit = Math.floor((seconds * 1000) / (performance.now() - start)) - 1;
+  const rounds = Math.max(minRounds, Math.min(maxRounds, fit));
+  return interleave(variants, { warmUp: 0, rounds, onRound: async () => check?.() });
+}

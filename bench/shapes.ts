@@ -25,7 +25,19 @@ export function sigma15bConfig(numLayers: number) {
   };
 }
 
-/** Layers of the full model. */
+/** Sigma-10B, the same way. */
+export function sigma10bConfig(numLayers: number) {
+  return {
+    ...sigma15bConfig(numLayers),
+    hidden_size: 4096,
+    intermediate_size: 14336,
+    aug_q_dim: 6144,
+    head_dim: 128,
+    rope_theta: 500000,
+  };
+}
+
+/** Layers of the full Sigma-1.5B. */
 export const SIGMA_15B_LAYERS = 26;
 
 /** Head counts and head sizes of one attention layer. */
@@ -44,4 +56,22 @@ export const STD_HEADS: HeadShape = { ...SIGMA_HEADS, numKHeads: 16 };
 /** '32/4/16': Q, K and V heads. */
 export function headsName({ numQHeads, numKHeads, numVHeads }: HeadShape): string {
   return `${numQHeads}/${numKHeads}/${numVHeads}`;
+}
+
+/** '32/4/16 x 64'; '32/4/16 x 64/128' where K and V rows are of different sizes. */
+export function shapeName(heads: HeadShape): string {
+  const { headDimQk, headDimVo } = heads;
+  return `${headsName(heads)} x ${headDimQk === headDimVo ? headDimQk : `${headDimQk}/${headDimVo}`}`;
+}
+
+export function headShape(
+  [numQHeads, numKHeads, numVHeads]: readonly [number, number, number],
+  size: number,
+): HeadShape {
+  return { numQHeads, numKHeads, numVHeads, headDimQk: size, headDimVo: size };
+}
+
+/** '32k' for 32768; other numbers as they are. */
+export function lengthName(length: number): string {
+  return length >= 1024 && length % 1024 === 0 ? `${length / 1024}k` : String(length);
 }

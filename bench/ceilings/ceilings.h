@@ -20,8 +20,10 @@ struct BandwidthSamples {
   const char* pattern;
   std::vector<double> gb_per_s;
 };
-std::vector<BandwidthSamples> read_bandwidth(int rounds);
+std::vector<BandwidthSamples> read_bandwidth(int rounds, int only = -1);  // only: the one pattern of that number
 size_t bandwidth_buffer_bytes();
+// GB/s, read and written, of copying one half of that buffer to the other by all threads.
+std::vector<double> copy_bandwidth(int rounds);
 
 // out [m, n] = x [m, k] weight [n, k]^T, all bf16 but for out where out_f32 is set.
 struct Matrix {

@@ -1,6 +1,7 @@
 // Reads one request a line from stdin and answers each with one line of JSON on stdout, until stdin ends:
 //   info                                     {"threads", "onednn", "bandwidthBufferBytes"}
-//   bandwidth ROUNDS                         [{"pattern", "gbPerS": [...]}, ...]
+//   bandwidth ROUNDS [NUMBER]                [{"pattern", "gbPerS": [...]}, ...]; with NUMBER only that one has samples
+//   copy ROUNDS                              [GB/s, ...]
 //   linear ROUNDS SETS M,K,N,TYPE ...        [{"m", "k", "n", "packedMs": [...], "plainMs": [...]}, ...]; TYPE of the output: bf16 or f32
 // It lives as long as a bench run, so that limits can be measured between the figures at no cost but the measuring.
 #include <omp.h>
@@ -19,13 +20,22 @@ void print_list(const char* name, const std::vector<double>& values) {
   std::printf("]");
 }
 
-void print_bandwidth(int rounds) {
+void print_bandwidth(int rounds, int only) {
   std::printf("[");
   const char* separator = "";
-  for (const auto& samples : ceilings::read_bandwidth(rounds)) {
+  for (const auto& samples : ceilings::read_bandwidth(rounds, only)) {
     std::printf("%s{\"pattern\":\"%s\",", separator, samples.pattern);
     print_list("gbPerS", samples.gb_per_s);
     std::printf("}");
+    separator = ",";
+  }
+  std::printf("]\n");
+}
+
+void print_copy(int rounds) {
+  const char* separator = "[";
+  for (const double value : ceilings::copy_bandwidth(rounds)) {
+    std::printf("%s%.6g", separator, value);
     separator = ",";
   }
   std::printf("]\n");
@@ -70,7 +80,11 @@ int main() {
       std::printf("{\"threads\":%d,\"onednn\":\"%s\",\"bandwidthBufferBytes\":%zu}\n", omp_get_max_threads(),
                   ceilings::onednn_version().c_str(), ceilings::bandwidth_buffer_bytes());
     } else if (what == "bandwidth" && request >> rounds && rounds > 0) {
-      print_bandwidth(rounds);
+      int only = -1;
+      if (!(request >> only)) only = -1;
+      print_bandwidth(rounds, only);
+    } else if (what == "copy" && request >> rounds && rounds > 0) {
+      print_copy(rounds);
     } else {
       understood = what == "linear" && print_linear(request);
     }

@@ -1,6 +1,7 @@
 // Read bandwidth: every thread streams through its share of a buffer several times larger than what caches can keep, and
 // ORs what it reads. Which access pattern a machine likes best is not known beforehand (the number of streams decides how
-// many hardware prefetchers work, software prefetch how many misses are in flight), so several are measured.
+// many hardware prefetchers work, software prefetch how many misses are in flight), so several are measured. And copying:
+// memcpy, by all threads.
 #include <omp.h>
 #ifdef __linux__
 #include <sys/mman.h>
@@ -81,13 +82,14 @@ void* allocate(size_t bytes) {
 
 size_t bandwidth_buffer_bytes() { return kBufferBytes; }
 
-std::vector<BandwidthSamples> read_bandwidth(int rounds) {
+std::vector<BandwidthSamples> read_bandwidth(int rounds, int only) {
   const Vector* data = buffer();
   std::vector<BandwidthSamples> samples;
   for (const Pattern& pattern : kPatterns) samples.push_back({pattern.name, {}});
   volatile uint64_t sink = 0;
   for (int round = 0; round < rounds; ++round) {
     for (size_t i = 0; i < samples.size(); ++i) {
+      if (only >= 0 && i != static_cast<size_t>(only)) continue;
       uint64_t seen = 0;
       const double start = now_ms();
 #pragma omp parallel reduction(| : seen)
@@ -100,6 +102,22 @@ std::vector<BandwidthSamples> read_bandwidth(int rounds) {
       sink = sink | seen;
       samples[i].gb_per_s.push_back(kBufferBytes / ms / 1e6);
     }
+  }
+  return samples;
+}
+
+std::vector<double> copy_bandwidth(int rounds) {
+  char* data = reinterpret_cast<char*>(buffer());
+  const size_t half = kBufferBytes / 2;
+  std::vector<double> samples;
+  for (int round = -1; round < rounds; ++round) {
+    const double start = now_ms();
+#pragma omp parallel
+    {
+      const size_t share = half / omp_get_num_threads(), at = share * omp_get_thread_num();
+      std::memcpy(data + half + at, data + at, share);
+    }
+    if (round >= 0) samples.push_back(2.0 * half / (now_ms() - start) / 1e6);
   }
   return samples;
 }

@@ -1,33 +1,37 @@
-// Suite cpu: the CPU device at the shape of Sigma-1.5B, beside the memory's read bandwidth and oneDNN's matmul rate.
-import { openDevice } from '../../lib/index';
-import { Ceilings } from '../ceilings';
-import type { Suite, SuiteContext, SuiteResult } from '../figure';
+// Suite cpu: the CPU device at the shape of Sigma-1.5B, beside the memory's read bandwidth and oneDNN's matmul rate, both
+// measured between the samples. Its figures have targets.
+import type { Suite } from '../suite';
 import { measureAttention } from './cpu_attention';
 import { measureModel } from './cpu_model';
 
-async function run(context: SuiteContext): Promise<SuiteResult> {
-  const device = await openDevice(context.deviceId as Parameters<typeof openDevice>[0]);
-  const ceilings = Ceilings.open();
-  try {
+export const cpuSuite: Suite = {
+  description: 'decode, prefill and decode attention at the shape of Sigma-1.5B, each with its target',
+  kinds: ['cpu'],
+  async plan(bench) {
+    const { ceilings, quick, pool } = bench;
+    if (ceilings === null) throw new Error('suite cpu needs the program of bench/ceilings: run `npm run build` first');
     const info = await ceilings.info();
     if (info.onednn === '')
-      context.progress('oneDNN is not installed: its rate cannot be measured and prefill stands without a limit');
-    const model = await measureModel(device, ceilings, info.onednn !== '', context);
-    const attention = await measureAttention(device, ceilings, context);
+      bench.progress('oneDNN is not installed: its rate cannot be measured and prefill stands without a limit');
     return {
-      setup: { model: model.setup, attention: attention.setup },
-      device: { ...device.info },
-      ceilings: { ...info, onednn: info.onednn || null, model: model.ceilings, attention: attention.ceilings },
-      figures: [...model.figures, ...attention.figures],
+      setup: {},
+      cells: [
+        {
+          name: 'model',
+          seconds: quick ? 8 : 85,
+          bytes: 0,
+          run: () => {
+            pool.trim(0); // as many layers as fit are measured
+            return measureModel(bench, ceilings, info.onednn !== '');
+          },
+        },
+        {
+          name: 'attention',
+          seconds: quick ? 6 : 35,
+          bytes: 4e9,
+          run: () => measureAttention(bench, ceilings),
+        },
+      ],
     };
-  } finally {
-    ceilings.close();
-    device.dispose();
-  }
-}
-
-export const cpuSuite: Suite = {
-  description: 'decode, prefill and decode attention at the shape of Sigma-1.5B, on the CPU device',
-  devices: ['cpu'],
-  run,
+  },
 };

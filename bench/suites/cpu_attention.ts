@@ -1,15 +1,17 @@
 // Decode attention over a long cache, by the direct kernel call: 32/4/16 heads, 32/16/16, and 32/4/16 with selective V.
 import { type Device, kernels, type Tensor } from '../../lib/index';
 import { BandwidthMeter, type Ceilings } from '../ceilings';
-import { type Figure, figure, type SuiteContext } from '../figure';
+import { type Figure, figure } from '../figure';
 import { interleave, mapStats, type Stats } from '../measure';
 import { randomBf16 } from '../random';
 import { type HeadShape, headsName, SIGMA_HEADS, STD_HEADS } from '../shapes';
+import type { Bench } from '../suite';
 
 const KV_LEN = 32768;
 const TOP_K = 100;
 const BF16_BYTES = 2;
 const ROTATION_BYTES = 1.25e9; // what each tensor kind takes in all, so that no cache serves a call
+const QUICK_ROTATION_BYTES = 0.4e9; // K and V together are still more than most caches hold
 const CALLS = 6; // queued together, without waiting in between: one sample is their mean
 
 /** Hands out the tensors in turn. */
@@ -28,7 +30,10 @@ class Tensors {
   private readonly all: Tensor[] = [];
   private readonly random = randomBf16(KV_LEN * STD_HEADS.numVHeads * STD_HEADS.headDimVo, 1);
 
-  constructor(private readonly device: Device) {}
+  constructor(
+    private readonly device: Device,
+    private readonly rotationBytes: number,
+  ) {}
 
   make(shape: number[]): Tensor {
     const count = shape.reduce((product, size) => product * size, 1);
@@ -41,7 +46,7 @@ class Tensors {
   rotation(numHeads: number, headDim: number): Rotation {
     const bytes = KV_LEN * numHeads * headDim * BF16_BYTES;
     return new Rotation(
-      Array.from({ length: Math.ceil(ROTATION_BYTES / bytes) }, () => this.make([1, KV_LEN, numHeads, headDim])),
+      Array.from({ length: Math.ceil(this.rotationBytes / bytes) }, () => this.make([1, KV_LEN, numHeads, headDim])),
     );
   }
 
@@ -56,9 +61,9 @@ function bytesRead({ numQHeads, numKHeads, numVHeads, headDimQk, headDimVo }: He
   return (KV_LEN * numKHeads * headDimQk + vRows * headDimVo) * BF16_BYTES;
 }
 
-export async function measureAttention(device: Device, ceilings: Ceilings, { quick, progress }: SuiteContext) {
+export async function measureAttention({ device, quick, progress, check }: Bench, ceilings: Ceilings) {
   progress(`decode attention over ${KV_LEN} tokens: filling tensors`);
-  const tensors = new Tensors(device);
+  const tensors = new Tensors(device, quick ? QUICK_ROTATION_BYTES : ROTATION_BYTES);
   const bandwidth = new BandwidthMeter(ceilings);
   try {
     const q = tensors.make([1, SIGMA_HEADS.numQHeads, SIGMA_HEADS.headDimQk]);
@@ -76,8 +81,9 @@ export async function measureAttention(device: Device, ceilings: Ceilings, { qui
         );
       return (await device.time(queue)) / CALLS;
     };
-    const rounds = quick ? 7 : 25;
+    const rounds = quick ? 5 : 25;
     const onRound = async (round: number) => {
+      check();
       if (round > 0 && round % 5 === 0) progress(`decode attention: round ${round} of ${rounds}`);
       await bandwidth.sample(1);
     };

@@ -1,10 +1,11 @@
 // Decode and prefill of a whole model, timed as a caller of Session sees them (wall clock, logits in hand).
-import { type Device, Model, type Session } from '../../lib/index';
+import { Model, type Session } from '../../lib/index';
 import { BandwidthMeter, type Ceilings } from '../ceilings';
-import { type Figure, figure, type SuiteContext } from '../figure';
+import { type Figure, figure } from '../figure';
 import { availableMemory } from '../machine';
 import { interleave, mapStats, type Stats, summarize } from '../measure';
 import { SIGMA_15B_LAYERS, sigma15bConfig } from '../shapes';
+import type { Bench } from '../suite';
 import { flops, LinearMeter, layerWeights, prefillMatrices } from './cpu_linear';
 
 const PREFILL_TOKENS = 512;
@@ -15,7 +16,7 @@ const RESERVED_BYTES = 7e9; // for the buffers of bench/ceilings and the rest of
 
 /** As many layers as fit comfortably. */
 function chooseLayers(quick: boolean): number {
-  if (quick) return 4;
+  if (quick) return 2;
   const fit = Math.floor((availableMemory() - RESERVED_BYTES) / (layerWeights(sigma15bConfig(1)) * BF16_BYTES));
   return Math.max(4, Math.min(SIGMA_15B_LAYERS, fit));
 }
@@ -53,18 +54,13 @@ async function timeGenerations(model: Model, count: number, newTokens: number): 
   return (performance.now() - start) / 1000;
 }
 
-export async function measureModel(
-  device: Device,
-  ceilings: Ceilings,
-  haveOnednn: boolean,
-  { quick, progress }: SuiteContext,
-) {
+export async function measureModel({ device, quick, progress, check }: Bench, ceilings: Ceilings, haveOnednn: boolean) {
   const numLayers = chooseLayers(quick);
   const config = sigma15bConfig(numLayers);
   progress(`making a random Sigma-1.5B with ${numLayers} of its ${SIGMA_15B_LAYERS} layers`);
   const model = await Model.random(config, { device, dtype: 'bf16' });
   const { weightBytes } = model;
-  const rounds = quick ? 3 : 7;
+  const rounds = quick ? 2 : 7;
   const stepsPerRound = quick ? 4 : 8;
   const session = await model.createSession({ maxKvLen: PREFILL_TOKENS + stepsPerRound });
   const tokens = promptTokens(PREFILL_TOKENS, config.vocab_size);
@@ -74,12 +70,13 @@ export async function measureModel(
 
   const decodeMs: number[] = [];
   const prefillMs: number[] = [];
-  const newTokens = quick ? 8 : 32;
+  const newTokens = quick ? 4 : 32;
   let batches: Record<'one' | 'many', Stats>;
   try {
     await session.prefill(tokens); // warms up
     await timeDecode(session, 2, config.vocab_size);
     for (let round = 1; round <= rounds; ++round) {
+      check();
       progress(`decode and prefill: round ${round} of ${rounds}`);
       await bandwidth.sample(1);
       decodeMs.push(...(await timeDecode(session, stepsPerRound, config.vocab_size)));
@@ -87,7 +84,7 @@ export async function measureModel(
       await linear?.sample();
       prefillMs.push(await timePrefill(session, tokens));
     }
-    await linear?.sample();
+    if (!quick) await linear?.sample();
     progress(`${BATCH_SIZE} generations at once, and one alone`);
     const perSecond = async (count: number) => (count * newTokens) / (await timeGenerations(model, count, newTokens));
     batches = await interleave(

@@ -1,0 +1,212 @@
+// The counters' suite: what each kernel moves and multiplies on the device `emulated`, the CUDA kernels as C++, beside the
+// least that it must. No clock is in it: the counts are the same in every run and on every machine, so that a committed table
+// shows a regression to machines without a GPU. `bench counters [--check]`.
+import * as fs from 'node:fs';
+import * as path from 'node:path';
+import { parseArgs } from 'node:util';
+
+import { type Device, type DeviceCounters, type DeviceId, listDevices, openDevice } from '../lib/index';
+import { type CountedCase, TensorSet, type Work } from './counters_case';
+import { countedCases } from './counters_cases';
+import { projectRoot } from './machine';
+
+const MMA_FLOPS = 2 * 16 * 8 * 16; // m16n8k16
+const SECTOR_BYTES = 32;
+const LEEWAY = 0.005; // of bytes and sectors: what a few words of bookkeeping may cost
+
+export interface CounterRow extends DeviceCounters {
+  kernel: string;
+  shape: string;
+  ideal: Pick<DeviceCounters, 'bytesRead' | 'bytesWritten' | 'sectors' | 'mmaOps'>;
+}
+
+const COUNTERS = [
+  { key: 'bytesRead', name: 'bytes read', leeway: LEEWAY },
+  { key: 'bytesWritten', name: 'bytes written', leeway: LEEWAY },
+  { key: 'sectors', name: 'sectors', leeway: LEEWAY },
+  { key: 'bankConflicts', name: 'bank conflicts', leeway: 0 },
+  { key: 'mmaOps', name: 'mma instructions', leeway: 0 },
+] as const;
+
+function idealOf({ bytesRead, bytesWritten, flops }: Work): CounterRow['ideal'] {
+  return { bytesRead, bytesWritten, sectors: (bytesRead + bytesWritten) / SECTOR_BYTES, mmaOps: flops / MMA_FLOPS };
+}
+
+async function count(device: Device, { kernel, shape, work, prepare }: CountedCase): Promise<CounterRow> {
+  const tensors = new TensorSet(device);
+  try {
+    const call = prepare(tensors);
+    await device.synchronize();
+    device.resetCounters();
+    await call();
+    await device.synchronize();
+    const counters = device.counters;
+    if (counters === null) throw new Error('the emulated device has counted nothing');
+    return { kernel, shape, ...counters, ideal: idealOf(work) };
+  } finally {
+    tensors.dispose();
+  }
+}
+
+const nameOf = ({ kernel, shape }: Pick<CounterRow, 'kernel' | 'shape'>): string => `${kernel} ${shape}`;
+
+/** The rows of all cases, or of those whose name has `only` in it. */
+export async function measureCounters({
+  only = '',
+  progress = () => {},
+}: {
+  only?: string;
+  progress?: (line: string) => void;
+} = {}): Promise<CounterRow[]> {
+  const device = await openDevice('emulated' as DeviceId);
+  try {
+    const rows: CounterRow[] = [];
+    for (const one of countedCases().filter((one) => nameOf(one).includes(only))) {
+      progress(nameOf(one));
+      rows.push(await count(device, one));
+    }
+    return rows;
+  } finally {
+    device.dispose();
+  }
+}
+
+/** What is worse in `measured` than in the committed table, and what is better; a line each. */
+export function compareCounters(
+  committed: readonly CounterRow[],
+  measured: readonly CounterRow[],
+): { worse: string[]; better: string[] } {
+  const worse: string[] = [];
+  const better: string[] = [];
+  const before = new Map(committed.map((row) => [nameOf(row), row]));
+  for (const now of measured) {
+    const name = nameOf(now);
+    const then = before.get(name);
+    before.delete(name);
+    if (then === undefined) {
+      worse.push(`${name}: not in the committed table`);
+      continue;
+    }
+    for (const { key, name: counter, leeway } of COUNTERS) {
+      const [a, b] = [then[key], now[key]];
+      const change = a === 0 ? '' : ` (${b > a ? '+' : ''}${((b / a - 1) * 100).toFixed(2)} %)`;
+      const line = `${name}: ${counter} ${a} -> ${b}${change}`;
+      if (!(b <= a * (1 + leeway))) worse.push(line);
+      else if (b < a * (1 - leeway)) better.push(line);
+    }
+  }
+  for (const name of before.keys()) worse.push(`${name}: in the committed table, but no longer counted`);
+  return { worse, better };
+}
+
+const times = (value: number, ideal: number): string => (ideal === 0 ? '' : `x${(value / ideal).toFixed(2)}`);
+
+/** One line a row, each counter beside how many times the ideal it is; without a newline at the end. */
+export function formatCounters(rows: readonly CounterRow[]): string {
+  const header = ['kernel', 'shape', 'read', '', 'written', '', 'sectors', '', 'conflicts', 'mma', ''];
+  const cells = rows.map((row) => {
+    const beside = (key: keyof CounterRow['ideal']) => [String(row[key]), times(row[key], row.ideal[key])];
+    return [
+      row.kernel,
+      row.shape,
+      ...beside('bytesRead'),
+      ...beside('bytesWritten'),
+      ...beside('sectors'),
+      String(row.bankConflicts),
+      ...beside('mmaOps'),
+    ];
+  });
+  const all = [header, ...cells];
+  const widths = header.map((_, column) => Math.max(...all.map((line) => line[column]?.length ?? 0)));
+  return all
+    .map((line) =>
+      line
+        .map((cell, i) => (i < 2 ? cell.padEnd(widths[i] as number) : cell.padStart(widths[i] as number)))
+        .join('  ')
+        .trimEnd(),
+    )
+    .join('\n');
+}
+
+const USAGE = `Usage: bench counters [options]
+
+Counts what each kernel moves and multiplies on the device 'emulated', beside the least that it must.
+
+Options:
+  --json FILE    the table as JSON (default: bench/results/counters.json); written, or with --check read
+  --check        exit status 1 where the counts are worse than the table's: bytes or sectors by more than ${LEEWAY * 100} %,
+                 bank conflicts or mma instructions by any
+  --only TEXT    only kernels and shapes with TEXT in their name; written to no file but that of --json
+  -h, --help     this text
+`;
+
+function parse(args: string[]) {
+  const options = {
+    json: { type: 'string' },
+    check: { type: 'boolean', default: false },
+    only: { type: 'string' },
+    help: { type: 'boolean', short: 'h', default: false },
+  } as const;
+  return parseArgs({ args, options }).values;
+}
+
+const tell = (line: string): void => void process.stderr.write(`${line}\n`);
+
+/** Resolves to the exit status: 1 for wrong arguments, without the device, and with --check for counts that are worse. */
+export async function runCounters(argv: string[]): Promise<number> {
+  let values: ReturnType<typeof parse>;
+  try {
+    values = parse(argv);
+  } catch (error) {
+    tell(`bench counters: ${(error as Error).message}\n\n${USAGE}`);
+    return 1;
+  }
+  if (values.help) {
+    process.stdout.write(USAGE);
+    return 0;
+  }
+  if (!listDevices().some(({ kind }) => kind === 'emulated')) {
+    tell("bench counters: there is no device 'emulated' in this module: run `npm run build:test`, and name");
+    tell('build-cmake/diffqkv-test.node in DIFFQKV_MODULE');
+    return 1;
+  }
+  const { check, only } = values;
+  const file = path.resolve(values.json ?? path.join(projectRoot, 'bench', 'results', 'counters.json'));
+  const shown = path.relative(process.cwd(), file) || file;
+  if (check && !fs.existsSync(file)) {
+    tell(`bench counters: ${shown}: there is no such table to check against`);
+    return 1;
+  }
+  const rows = await measureCounters({ only, progress: tell });
+  if (rows.length === 0) {
+    tell(`bench counters: no kernel and shape has '${only}' in its name`);
+    return 1;
+  }
+  process.stdout.write(`${formatCounters(rows)}\n`);
+  if (check) return report(readTable(file, only), rows, shown);
+  if (only !== undefined && values.json === undefined) return 0;
+  fs.mkdirSync(path.dirname(file), { recursive: true });
+  // A row a line, so that a diff names the kernels.
+  const lines = rows.map((row) => `    ${JSON.stringify(row)}`).join(',\n');
+  fs.writeFileSync(file, `{\n  "suite": "counters",\n  "device": "emulated",\n  "rows": [\n${lines}\n  ]\n}\n`);
+  tell(`written to ${shown}`);
+  return 0;
+}
+
+function readTable(file: string, only = ''): CounterRow[] {
+  const { rows } = JSON.parse(fs.readFileSync(file, 'utf8')) as { rows: CounterRow[] };
+  return rows.filter((row) => nameOf(row).includes(only));
+}
+
+function report(committed: CounterRow[], measured: CounterRow[], file: string): number {
+  const { worse, better } = compareCounters(committed, measured);
+  for (const line of worse) tell(`worse: ${line}`);
+  for (const line of better) tell(`better: ${line}`);
+  if (better.length > 0) tell(`better than ${file}: commit the new table (\`bench counters\` writes it)`);
+  if (worse.length > 0) {
+    tell(`worse than ${file}: mend the kernels; where it is meant, commit the new table and say why`);
+    return 1;
+  }
+  tell(`no worse than ${file}: ${measured.length} kernels and shapes`);
+  return 0;
+}

@@ -1,0 +1,57 @@
+// One case of bench/counters.ts, and the tensors that it is made of.
+import type { Device, kernels, Tensor, TensorData } from '../lib/index';
+import { randomBf16 } from './random';
+
+/** By arithmetic: every input read once, every output written once. */
+export interface Work {
+  bytesRead: number;
+  bytesWritten: number;
+  /** Of products that tensor cores can form; 0 where there are none. */
+  flops: number;
+}
+
+export interface CountedCase {
+  kernel: keyof typeof kernels;
+  shape: string;
+  work: Work;
+  /** Makes the inputs, in `tensors`; what it gives makes the call. */
+  prepare(tensors: TensorSet): () => Promise<unknown>;
+}
+
+const product = (shape: readonly number[]): number => shape.reduce((a, b) => a * b, 1);
+
+/** Tensors of one case, the same in every run, disposed of together. */
+export class TensorSet {
+  private readonly all: Tensor[] = [];
+
+  constructor(private readonly device: Device) {}
+
+  bf16(...shape: number[]): Tensor {
+    return this.make('bf16', shape, randomBf16(product(shape), this.all.length + 1));
+  }
+
+  i8(...shape: number[]): Tensor {
+    return this.make('i8', shape, Int8Array.from(randomBf16(product(shape), this.all.length + 1)));
+  }
+
+  i32(values: number[]): Tensor {
+    return this.make('i32', [values.length], Int32Array.from(values));
+  }
+
+  scales(...shape: number[]): Tensor {
+    return this.make('bf16', shape, new Float32Array(product(shape)).fill(1 / 128));
+  }
+
+  keep(tensor: Tensor): Tensor {
+    this.all.push(tensor);
+    return tensor;
+  }
+
+  dispose(): void {
+    for (const tensor of this.all) tensor.dispose();
+  }
+
+  private make(dtype: 'bf16' | 'i8' | 'i32', shape: number[], data: TensorData): Tensor {
+    return this.keep(this.device.tensor(dtype, shape, data));
+  }
+}

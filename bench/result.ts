@@ -1,0 +1,101 @@
+// The result file: written after every cell, so that a run that is stopped has lost nothing, and read again by --resume.
+import * as fs from 'node:fs';
+import * as path from 'node:path';
+
+import type { DeviceInfo } from '../lib/index';
+import type { Figure } from './figure';
+import type { Limits } from './limits';
+import { describeMachine, describeVersions, type Machine, type Versions } from './machine';
+
+/** A cell that is done with. */
+export interface CellRecord {
+  name: string;
+  seconds: number;
+  /** Names of its figures. */
+  figures: string[];
+  note?: string;
+  /** Why it was not measured. */
+  skipped?: string;
+}
+
+export interface Result {
+  suite: string;
+  command: string;
+  date: string;
+  seconds: number;
+  /** False while cells are missing: --resume goes on. */
+  complete: boolean;
+  quick: boolean;
+  machine: Machine;
+  versions: Versions;
+  commit: string | null;
+  setup: Record<string, unknown>;
+  device: DeviceInfo;
+  ceilings: Partial<Limits> & Record<string, unknown>;
+  cells: CellRecord[];
+  figures: Figure[];
+}
+
+export function newResult(suite: string, argv: readonly string[], quick: boolean, device: DeviceInfo): Result {
+  const versions = describeVersions();
+  return {
+    suite,
+    command: ['bench', ...argv].join(' '),
+    date: new Date().toISOString(),
+    seconds: 0,
+    complete: false,
+    quick,
+    machine: describeMachine(),
+    versions,
+    commit: versions.commit,
+    setup: {},
+    device: { ...device },
+    ceilings: {},
+    cells: [],
+    figures: [],
+  };
+}
+
+/** Takes over what an earlier run has measured. Throws where the two don't belong together. */
+export function resumeFrom(fresh: Result, before: Result): Result {
+  const facts = ({ suite, quick, commit, device, machine }: Result): Record<string, unknown> => ({
+    suite,
+    quick,
+    commit,
+    device: `${device.id} (${device.name})`,
+    machine: `${machine.cpu} with ${machine.cores} cores`,
+  });
+  const [now, then] = [facts(fresh), facts(before)];
+  for (const [what, value] of Object.entries(now)) {
+    if (value !== then[what])
+      throw new Error(
+        `cannot resume: the file has ${what} ${then[what]}, and this run ${value}; measure anew without --resume`,
+      );
+  }
+  const { cells, figures, setup, seconds, date, ceilings } = before;
+  const done = cells.filter(({ skipped }) => skipped === undefined); // what was skipped may fit now
+  const kept = new Set(done.flatMap((cell) => cell.figures));
+  return {
+    ...fresh,
+    cells: done,
+    figures: figures.filter(({ name }) => kept.has(name)),
+    setup,
+    seconds,
+    ceilings: { ...fresh.ceilings, resumedFrom: { date, ceilings } },
+  };
+}
+
+export function readResult(file: string): Result {
+  const result = JSON.parse(fs.readFileSync(file, 'utf8')) as Result;
+  if (!Array.isArray(result.cells) || !Array.isArray(result.figures))
+    throw new Error(`${file} is no result that can be resumed`);
+  return result;
+}
+
+/** As a whole or not at all: whoever reads it meanwhile sees the one before. */
+export function writeResult(file: string, result: Result): void {
+  fs.mkdirSync(path.dirname(file), { recursive: true });
+  const partial = `${file}.partial-${process.pid}`;
+  fs.writeFileSync(partial, `${JSON.stringify(result, null, 2)}\n`);
+  fs.renameSync(partial, file);
+}

@@ -1,0 +1,78 @@
+// The model that suite model measures: a preset with random weights, in as many of its layers as memory holds, or a checkpoint.
+import * as path from 'node:path';
+
+import { Model, type ModelConfig } from '../../lib/index';
+import { layerWeights } from '../arithmetic';
+import { sigma10bConfig, sigma15bConfig } from '../shapes';
+import { type Bench, byKind } from '../suite';
+
+export const PRESETS = { 'sigma-1.5b': sigma15bConfig, 'sigma-10b': sigma10bConfig };
+const LAYERS = { 'sigma-1.5b': 26, 'sigma-10b': 32 };
+type Preset = keyof typeof PRESETS;
+const BF16_BYTES = 2;
+const KEPT_BYTES = 2e9; // for caches, activations and the rest of the process
+
+export const isPreset = (name: string): name is Preset => Object.hasOwn(PRESETS, name);
+
+/** As many layers as the memory holds. */
+export function fittingLayers(preset: Preset, capacity: number): number {
+  const { hidden_size, intermediate_size, aug_q_dim, head_dim, vocab_size } = PRESETS[preset](1);
+  const shape = {
+    hiddenSize: hidden_size,
+    intermediateSize: intermediate_size,
+    augQSize: aug_q_dim,
+    numQHeads: 32,
+    numKHeads: 4,
+    numVHeads: 16,
+    headDimQk: head_dim,
+    headDimK: head_dim,
+    headDimVo: head_dim,
+  };
+  const { keyValue, rest } = layerWeights(shape as ModelConfig);
+  const left = capacity - KEPT_BYTES - vocab_size * hidden_size * BF16_BYTES;
+  return Math.max(1, Math.min(LAYERS[preset], Math.floor(left / ((keyValue + rest) * BF16_BYTES))));
+}
+
+/** Makes the model when the first cell asks for it. */
+export class Holder {
+  private model: Model | null = null;
+  readonly name: string;
+  /** Of a preset; a checkpoint has the layers that it has. */
+  readonly layers: number | null;
+
+  constructor(private readonly bench: Bench) {
+    this.name = bench.model ?? 'sigma-1.5b';
+    const small = byKind(bench, { cuda: 4, cpu: 2, emulated: 1 });
+    const enough = isPreset(this.name) ? fittingLayers(this.name, bench.pool.capacity()) : null;
+    this.layers = enough !== null && bench.quick ? Math.min(small, enough) : enough;
+  }
+
+  async get(): Promise<Model> {
+    if (this.model !== null) return this.model;
+    const { device, pool, progress } = this.bench;
+    pool.trim(0);
+    progress(this.layers === null ? `loading ${this.name}` : `making a random ${this.title()}`);
+    this.model = isPreset(this.name)
+      ? await Model.random(this.shape(this.name), { device, dtype: 'bf16' })
+      : await Model.load(this.name, { device });
+    return this.model;
+  }
+
+  private shape(preset: Preset) {
+    const full = PRESETS[preset](this.layers as number);
+    if (this.bench.device.info.kind !== 'emulated') return full;
+    return { ...full, hidden_size: 64, intermediate_size: 96, aug_q_dim: 96, vocab_size: 256, num_attention_heads: 16 };
+  }
+
+  title(): string {
+    if (this.bench.device.info.kind === 'emulated') return 'a tiny model';
+    if (!isPreset(this.name)) return path.basename(path.resolve(this.name));
+    const all = LAYERS[this.name];
+    return this.layers === all ? this.name : `${this.name} (${this.layers} of its ${all} layers)`;
+  }
+
+  dispose(): void {
+    this.model?.dispose();
+    this.model = null;
+  }
+}

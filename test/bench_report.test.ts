@@ -1,0 +1,279 @@
+// The reports of the bench, on made-up results: the page has every figure and needs nothing beside it, compare finds what moved.
+import * as fs from 'node:fs';
+import * as path from 'node:path';
+import { compareReports, compareResults, formatComparison } from '../bench/compare';
+import { groupFigures, renderPage, slug } from '../bench/report_page';
+import { plotsOf } from '../bench/report_plots';
+import { formatValue, type Result, spreadOf } from '../bench/report_result';
+import { collect, savings } from '../bench/report_savings';
+import { made, syntheticResult } from './bench_report_fixture';
+import { temporaryDirectories } from './checkpoints';
+import { builtCli, runNode } from './children';
+
+const directories = temporaryDirectories();
+afterAll(() => directories.cleanUp());
+
+const plain = (html: string) =>
+  html
+    .replace(/&lt;/g, '<')
+    .replace(/&gt;/g, '>')
+    .replace(/&quot;/g, '"')
+    .replace(/&amp;/g, '&');
+
+/** The cells of the rows that hold a figure, as text. */
+function rowsOf(page: string): string[][] {
+  return [...page.matchAll(/<tr>(.*?)<\/tr>/gs)].map(([, row]) =>
+    [...(row as string).matchAll(/<td[^>]*>(.*?)<\/td>/gs)].map(([, cell]) => plain(cell as string)),
+  );
+}
+
+function write(result: Result): string {
+  const file = path.join(directories.make(), 'result.json');
+  fs.writeFileSync(file, JSON.stringify(result));
+  return file;
+}
+
+/** The same result with the figures that `change` returns. */
+function changed(result: Result, change: (figure: Result['figures'][number]) => Partial<Result['figures'][number]>) {
+  return { ...result, figures: result.figures.map((figure) => ({ ...figure, ...change(figure) })) };
+}
+
+/** A figure whose value and samples are `factor` times as large. */
+function scaled(figure: Result['figures'][number], factor: number): Result['figures'][number] {
+  const scale = (stats: { median: number; min: number; max: number; count: number }) => ({
+    median: stats.median * factor,
+    min: stats.min * factor,
+    max: stats.max * factor,
+    count: stats.count,
+  });
+  const samples = Object.fromEntries(Object.entries(figure.samples).map(([name, stats]) => [name, scale(stats)]));
+  return { ...figure, value: figure.value * factor, samples };
+}
+
+const built = path.join(path.dirname(builtCli), '..', 'bench');
+
+/** The built report in a process of its own: vega is an ES module, which Jest cannot load. */
+const report = (args: string[], folder = built) =>
+  runNode([
+    '-e',
+    `require(${JSON.stringify(path.join(folder, 'report.js'))}).writeReport(process.argv.slice(1)).then((status) => { process.exitCode = status; })`,
+    '--',
+    ...args,
+  ]);
+
+describe('report', () => {
+  const folder = directories.make();
+  const page = path.join(folder, 'page.html');
+  const result = syntheticResult();
+  beforeAll(async () => {
+    const outcome = await report([write(result), '--out', page]);
+    expect(outcome).toMatchObject({ status: 0, stdout: '' });
+    expect(outcome.stderr).not.toMatch(/WARN|Error/);
+  });
+
+  it('has every figure, with value, unit, spread, limit, share and paper', () => {
+    const rows = rowsOf(fs.readFileSync(page, 'utf8'));
+    for (const figure of result.figures) {
+      const row = rows.find(([name]) => name === figure.name);
+      const spread = spreadOf(figure) as { min: number; max: number; count: number };
+      expect(row).toEqual(
+        expect.arrayContaining([
+          figure.name,
+          formatValue(figure.value),
+          figure.unit,
+          `${formatValue(spread.min)} to ${formatValue(spread.max)} (${spread.count})`,
+          figure.limit === null ? '' : formatValue(figure.limit),
+          figure.share === null ? '' : `${(figure.share * 100).toFixed(1)} %`,
+          ...(figure.paper == null ? [] : [formatValue(figure.paper)]),
+        ]),
+      );
+    }
+  });
+
+  it('says where, with what and how it was measured, and which peers are missing', () => {
+    const text = plain(fs.readFileSync(page, 'utf8'));
+    for (const word of ['synthetic processor, 2 cores', 'bench synthetic <not a run>', '2000-01-01T00:00:00.000Z'])
+      expect(text).toContain(word);
+    for (const word of ['0123456789abcdef', 'node v0.0.0', 'FlexAttention', 'no PyTorch', 'a made-up reason'])
+      expect(text).toContain(word);
+  });
+
+  it('needs nothing beside it, and no id in it is used twice', () => {
+    const text = fs.readFileSync(page, 'utf8');
+    expect(text.replace(/xmlns(:\w+)?="[^"]*"/g, '')).not.toMatch(/https?:|src=|@import|<script|<link|url\((?!#)/);
+    const ids = [...text.matchAll(/\bid="([^"]*)"/g)].map(([, id]) => id as string);
+    expect(new Set(ids).size).toBe(ids.length);
+    for (const [, id] of text.matchAll(/url\(#([^)]*)\)/g)) expect(ids).toContain(id);
+  });
+
+  it('writes each plot as a file beside the page, which links to it', () => {
+    const text = fs.readFileSync(page, 'utf8');
+    const files = fs.readdirSync(folder).filter((name) => name.endsWith('.svg'));
+    const plots = [
+      'ket-time',
+      'ket-saving',
+      'ceet-grid',
+      'ceet-cache',
+      'ceet-attention',
+      'ceet-augmented-q',
+      'ceet-total',
+    ];
+    expect(files.sort()).toEqual([...plots, 'kernels-share', 'peers-peers'].map((name) => `page-${name}.svg`).sort());
+    for (const file of files) {
+      expect(text).toContain(`href="${file}"`);
+      expect(fs.readFileSync(path.join(folder, file), 'utf8')).toMatch(/^<svg.*<\/svg>\n$/s);
+    }
+    const time = fs.readFileSync(path.join(folder, 'page-ket-time.svg'), 'utf8');
+    for (const word of ['paper (H100)', 'limit', 'ours', 'kernel time, ms', 'prefix, tokens', 'STD 32/16/16', '32k'])
+      expect(time).toContain(word);
+  });
+
+  it('tells what is wrong with its arguments and files', async () => {
+    const bad = write({} as Result);
+    const told = async (...args: string[]) => ({ ...(await report(args)), signal: undefined });
+    expect(await told()).toMatchObject({ status: 1, stderr: expect.stringContaining('which result files?') });
+    expect(await told(bad)).toMatchObject({ status: 1, stderr: expect.stringContaining('is no result of the bench') });
+    expect(await told('--format=x')).toMatchObject({ status: 1, stderr: expect.stringContaining('--format') });
+  });
+
+  it('says what to install where vega is not', async () => {
+    const elsewhere = directories.make(); // no node_modules in any folder above
+    for (const name of fs.readdirSync(built))
+      if (/^report.*\.js$/.test(name)) fs.copyFileSync(path.join(built, name), path.join(elsewhere, name));
+    const { status, stderr } = await report([write(result), '--out', page], elsewhere);
+    expect([status, stderr]).toEqual([1, expect.stringContaining('npm install vega vega-lite')]);
+  });
+
+  it('marks each run where there are several', () => {
+    const results = [syntheticResult('a.json'), { ...syntheticResult('b.json'), suite: 'other' }];
+    const sections = [...groupFigures(results)].map(([group, rows]) => ({ group, rows, plots: [] }));
+    const rows = rowsOf(renderPage(results, sections)).filter(
+      (row) => row[1] === 'peers' || /decode$/.test(row[1] ?? ''),
+    );
+    expect(rows.map(([run]) => run).sort()).toEqual(['1', '1', '1', '2', '2', '2']);
+    expect(sections.map(({ group }) => slug(group))).toEqual(['ket', 'ceet', 'kernels', 'peers']);
+  });
+});
+
+describe('savings', () => {
+  const at = (what: string, who: string) => (point: { what: string; who: string }) =>
+    point.what === what && point.who === who;
+
+  it('are those of table 15 where the paper has them', () => {
+    const points = savings(collect(syntheticResult().figures.filter(({ group }) => group === 'ket')));
+    const paper = points.filter(at('split', 'paper (H100)')).map(({ value }) => value.toFixed(1));
+    expect(paper).toEqual(['1.2', '25.4', '26.3', '27.3']); // the paper: 1.17, 25.33, 26.30, 27.21
+    expect(points.filter(at('total', 'limit')).map(({ value }) => value)).toEqual([37.5, 37.5, 37.5, 37.5]);
+  });
+
+  it('are taken from figures in % where there are any', () => {
+    const heads = { sigma: '32/4/16', std: '32/16/16' };
+    const times = Object.values(heads).map((name) =>
+      made({ name, value: 8, group: 'ceet', at: { heads: name, output: 2, prefix: 2, what: 'cache' } }),
+    );
+    const place = { output: 2, prefix: 2, what: 'saving, cache' };
+    const saving = made({ name: 'saving', value: 31, unit: '%', limit: 36, paper: 33, group: 'ceet', at: place });
+    const points = savings(collect([...times, saving]));
+    expect(points.map(({ what, who, value }) => [what, who, value])).toEqual([
+      ['cache', 'ours', 31],
+      ['cache', 'paper (H100)', 33],
+      ['cache', 'limit', 36],
+    ]);
+  });
+
+  it('are costs where STD has none of it', () => {
+    const figures = syntheticResult().figures.filter(({ group }) => group === 'ceet');
+    const costs = savings(collect(figures)).filter(({ what }) => what === 'augmented Q');
+    expect(costs.length).toBe(36);
+    for (const { value } of costs) expect(value).toBeLessThan(0);
+  });
+
+  it('leave a group that has no places to the plot of shares', () => {
+    const plots = plotsOf('ket', [made({ name: 'ket of another kind', value: 1 })], 'nowhere');
+    expect(plots.map(({ name }) => name)).toEqual(['share']);
+  });
+});
+
+describe('compare', () => {
+  const before = syntheticResult('a.json');
+  const slow = 'ket 32/4/16, prefix 32768: total';
+  const fast = 'kernels: rms_norm 512 x 2048';
+  const moved = (after: Result) =>
+    compareResults(before, after)
+      .changes.filter(({ verdict }) => verdict !== 'same')
+      .map(({ after: { name }, verdict }) => [name, verdict]);
+
+  it('finds what moved beyond its spread, and not what did not', () => {
+    const after = changed(before, (figure) => {
+      if (figure.name === slow) return scaled(figure, 1.1); // spreads of 2 %
+      return scaled(figure, figure.name === fast ? 1.2 : 1.03);
+    });
+    expect(moved(after).sort()).toEqual([
+      [fast, 'better'],
+      [slow, 'worse'],
+    ]);
+    expect(moved(before)).toEqual([]);
+  });
+
+  it('goes by the best sample, for one disturbed sample hides nothing', () => {
+    const disturbed = (figure: Result['figures'][number]) => ({
+      samples: { ms: { ...(figure.samples.ms as { median: number; min: number; count: number }), max: 1e9 } },
+    });
+    const one = changed({ ...before, figures: before.figures.slice(0, 1) }, disturbed);
+    const after = changed(one, (figure) => ({ ...scaled(figure, 1.1) }));
+    expect(compareResults(one, after).changes.map(({ verdict }) => verdict)).toEqual(['worse']);
+  });
+
+  it('takes both signs where samples are few, and judges nothing by two', () => {
+    const of = (median: number, min: number, max: number, count: number): Result => ({
+      ...before,
+      figures: [made({ name: 'x', value: median, samples: { ms: { median, min, max, count } } })],
+    });
+    const verdict = (a: Result, b: Result) => compareResults(a, b).changes[0]?.verdict;
+    expect(verdict(of(100, 99, 101, 3), of(110, 109, 111, 3))).toBe('worse');
+    expect(verdict(of(100, 90, 101, 3), of(110, 102, 111, 3))).toBe('same'); // apart, but not far
+    expect(verdict(of(100, 90, 101, 5), of(110, 102, 111, 5))).toBe('worse');
+    expect(verdict(of(100, 99, 111, 3), of(110, 109, 111, 3))).toBe('same'); // far, but not apart
+    expect(verdict(of(100, 99.9, 100.1, 9), of(100.9, 100.8, 101, 9))).toBe('same'); // below 1 %
+    expect(verdict(of(100, 100, 100, 2), of(200, 200, 200, 2))).toBe('unjudged');
+    expect(verdict(of(100, 99, 101, 7), { ...before, figures: [made({ name: 'x', value: 200, samples: {} })] })).toBe(
+      'unjudged',
+    );
+  });
+
+  it('tells new, missing and unlike figures', () => {
+    const extra = made({ name: 'a new one', value: 1 });
+    const after = { ...before, figures: [...before.figures.slice(1), extra] };
+    const comparison = compareResults(before, after);
+    expect(comparison.added.map(({ name }) => name)).toEqual(['a new one']);
+    expect(comparison.missing.map(({ name }) => name)).toEqual([before.figures[0]?.name]);
+
+    const elsewhere = { ...before, machine: { ...before.machine, cpu: 'another processor' } };
+    const unlike = compareResults(before, elsewhere);
+    expect(unlike.changes.every(({ verdict }) => verdict === 'unjudged')).toBe(true);
+    expect(unlike.notes).toContain('processor: was synthetic processor, is another processor');
+    expect(formatComparison(unlike)).toContain('another machine or device');
+  });
+
+  it('--check fails where something got worse, and where nothing could be judged', async () => {
+    const written: string[] = [];
+    const spies = [process.stdout, process.stderr].map((stream) =>
+      jest.spyOn(stream, 'write').mockImplementation((text) => written.push(String(text)) > 0),
+    );
+    try {
+      const worse = write(changed(before, (figure) => scaled(figure, figure.name === slow ? 1.5 : 1)));
+      const better = write(changed(before, (figure) => scaled(figure, figure.name === slow ? 0.5 : 1)));
+      const elsewhere = write({ ...before, machine: { ...before.machine, cores: 64 } });
+      const base = write(before);
+      expect(await compareReports([base, worse, '--check'])).toBe(1);
+      expect(await compareReports([base, worse])).toBe(0);
+      expect(await compareReports([base, better, '--check'])).toBe(0);
+      expect(await compareReports([base, elsewhere, '--check'])).toBe(1);
+      expect(await compareReports([base])).toBe(1);
+      expect(await compareReports([base, `${base}.gone`])).toBe(1);
+    } finally {
+      for (const spy of spies) spy.mockRestore();
+    }
+    expect(written.join('')).toContain(`worse     1.500x  ${slow}: 242 -> 363 ms (spread 2.0 %; spread 2.0 %)`);
+  });
+});
