@@ -34,7 +34,11 @@ const COMMANDS: Record<string, { description: string; run: (argv: string[]) => P
   },
   peers: {
     description: 'the same work by other programs, in the same run',
-    run: async (argv) => (await import('./peers/main.js')).runPeers(argv),
+    run: async (argv) => {
+      // They are no part of the package.
+      if (!fs.existsSync(path.join(__dirname, 'peers'))) return wrongUse('peers are measured in a checkout alone');
+      return (await import('./peers/main.js')).runPeers(argv);
+    },
   },
   counters: {
     description:

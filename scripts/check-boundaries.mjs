@@ -297,7 +297,7 @@ function walk(folder, files) {
   for (const entry of readdirSync(join(root, folder), { withFileTypes: true })) {
     const path = `${folder}/${entry.name}`;
     if (entry.isDirectory()) {
-      if (path !== 'bench/results' && path !== 'test/fixtures') walk(path, files);
+      if (path !== 'bench/results' && path !== 'test/fixtures' && entry.name !== 'node_modules') walk(path, files);
     } else if (/\.(ts|m?js|cc|cpp|h|cu|cuh|md|sh)$/.test(entry.name)) {
       files.set(path, readFileSync(join(root, path), 'utf8'));
     }

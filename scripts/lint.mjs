@@ -20,7 +20,7 @@ function check(name, command, args) {
 
 function sources(folder) {
   return readdirSync(join(root, folder), { recursive: true })
-    .filter((name) => /\.(cc|h|cu|cuh)$/.test(name))
+    .filter((name) => /\.(cc|h|cu|cuh)$/.test(name) && !name.includes('node_modules'))
     .map((name) => join(folder, name));
 }
 

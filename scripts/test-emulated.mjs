@@ -21,7 +21,11 @@ run([join(root, 'scripts', 'build-native.js'), '--test']);
 // The files that try out the CPU device, the command line and the process have nothing to say here.
 const given = process.argv.slice(2);
 const args =
-  given.length > 0 ? given : ['--testPathIgnorePatterns=test/(behaviour|cli|compare|isa|tokenizer)\\.test\\.ts$'];
+  given.length > 0
+    ? given
+    : [
+        '--testPathIgnorePatterns=test/(behaviour|bench\\w*|cli|compare|convert\\w*|isa|kv_quality|tokenizer)\\.test\\.ts$',
+      ];
 run([join(root, 'node_modules', 'jest', 'bin', 'jest.js'), ...args], {
   DIFFQKV_MODULE: join(root, 'build-cmake', 'diffqkv-test.node'),
   DIFFQKV_TEST_DEVICES: 'emulated',

@@ -92,7 +92,8 @@ const passes = [
 const listed = `require(${JSON.stringify(join(root, 'dist', 'lib', 'index.js'))}).listDevices()`;
 const usable = `${listed}.some(({ kind, usable }) => kind === 'cuda' && usable)`;
 if (spawnSync(process.execPath, ['-e', `process.exit(${usable} ? 0 : 1)`]).status === 0) {
-  const others = 'test/(behaviour|cli|compare|emulation|emulated_device|isa|tokenizer)\\.test\\.ts$';
+  const others =
+    'test/(behaviour|bench\\w*|cli|compare|convert\\w*|counters|emulation|emulated_device|isa|kv_quality|tokenizer)\\.test\\.ts$';
   passes.push(pass('gpu', [`--testPathIgnorePatterns=${others}`, '/node_modules/'], { DIFFQKV_TEST_DEVICES: 'cuda' }));
 }
 const sum = (field) => passes.reduce((total, counts) => total + (counts[field] ?? 0), 0);

@@ -1,0 +1,145 @@
+// Decode attention over 8k tokens against onnxruntime's GroupQueryAttention, which has one head count for K and V. Its
+// cache is an input and an output: where both are the same memory it appends in place, else it copies all of it.
+import * as fs from 'node:fs';
+
+import { openDevice } from '../../lib/index';
+import { figure } from '../figure';
+import { interleave, mapStats, type Stats } from '../measure';
+import { randomBf16 } from '../random';
+import { DIM, decodeHalves, NUM_Q_HEADS, Ours, openPeer, type Type } from './gqa_sides';
+import { agreement, type PeersContext, scratchFolder, settle } from './run';
+import type { Worker } from './worker';
+
+const NAME = 'onnxruntime';
+const GROUP = 'peers: attention decode';
+const BYTES = { f32: 4, f16: 2, bf16: 2 };
+
+export async function measureGroupQueryAttention(context: PeersContext): Promise<string> {
+  const { quick, tiny, threads, progress, setup } = context;
+  const kvLen = tiny ? 256 : 8192;
+  const rounds = tiny ? 1 : quick ? 3 : 7;
+  const calls = tiny ? 2 : 10;
+  const device = await openDevice('cpu');
+  const folder = scratchFolder();
+  const agreements: Record<string, { correlation: number; maxDifference: number }> = {};
+  const refused: Record<string, string> = {};
+  let version = '';
+  try {
+    for (const heads of [8, 16]) {
+      const random = (count: number, seed: number) => randomBf16(count, seed);
+      const cache = {
+        q: random(NUM_Q_HEADS * DIM, 1),
+        k: random(kvLen * heads * DIM, 2),
+        v: random(kvLen * heads * DIM, 3),
+      };
+      for (const type of ['f32', 'f16', 'bf16'] as const) {
+        const bytes = 2 * kvLen * heads * DIM * BYTES[type];
+        const copies = tiny ? 2 : Math.ceil((quick ? 0.4e9 : 1e9) / bytes); // so that no cache of the CPU serves a call
+        const label = `${NUM_Q_HEADS}/${heads}/${heads} ${type}`;
+        progress(`${NAME}: ${label}`);
+        const ours = new Ours(device, type, cache.q, cache.k, cache.v, heads, copies);
+        const workers: Record<string, Worker> = {};
+        try {
+          const expected = await (await ours.call()).read();
+          for (const [way, pastLen] of [
+            ['in place', kvLen],
+            ['copied', kvLen - 1],
+          ] as const) {
+            const shape = { numQHeads: NUM_Q_HEADS, numKAndVHeads: heads, dim: DIM, kvLen, pastLen, type };
+            try {
+              const peer = await openPeer(folder, shape, cache, threads, copies);
+              workers[way] = peer.worker;
+              version = peer.version;
+              const same = agreement(decodeHalves(peer.values, type), expected);
+              if (!(same.correlation > 0.9999)) throw new Error(`its output is not ours: ${JSON.stringify(same)}`);
+              agreements[`${label}, ${way}`] = same;
+            } catch (error) {
+              workers[way]?.close();
+              delete workers[way];
+              refused[`${label}, ${way}`] = (error as Error).message;
+            }
+          }
+          const time = (sample: () => Promise<number[]>) => async () => {
+            await settle();
+            return await sample();
+          };
+          const ms = await interleave<string>(
+            {
+              diffqkv: time(() => ours.time(calls)),
+              ...Object.fromEntries(
+                Object.entries(workers).map(([way, worker]) => [
+                  way,
+                  time(async () => (await worker.call<{ ms: number[] }>('time', { calls })).ms),
+                ]),
+              ),
+            },
+            { warmUp: 1, rounds },
+          );
+          report(context, ms, { heads, type, kvLen, bytes });
+        } finally {
+          for (const worker of Object.values(workers)) worker.close();
+          ours.dispose();
+        }
+      }
+    }
+  } finally {
+    device.dispose();
+    fs.rmSync(folder, { recursive: true, force: true });
+  }
+  setup.groupQueryAttention = { kvLen, calls, rounds, agreements, refused };
+  if (Object.keys(agreements).length === 0) throw new Error(Object.values(refused)[0]);
+  return version;
+}
+
+interface Amounts {
+  heads: number;
+  type: Type;
+  kvLen: number;
+  bytes: number;
+}
+
+function report(
+  { figures, ceilings }: PeersContext,
+  ms: Record<string, Stats>,
+  { heads, type, kvLen, bytes }: Amounts,
+): void {
+  const label = `${NUM_Q_HEADS}/${heads}/${heads} x ${DIM} ${type}`;
+  const read = ceilings.readBandwidth as { gbPerS: Stats } | undefined;
+  const at = { heads: `${NUM_Q_HEADS}/${heads}/${heads}`, prefix: kvLen, type };
+  for (const [name, stats] of Object.entries(ms)) {
+    const who = name === 'diffqkv' ? name : `${NAME}, cache ${name}`;
+    figures.push(
+      figure({
+        name: `decode attention ${label}, ${kvLen} tokens: ${who}`,
+        value: stats.median,
+        unit: 'ms',
+        better: 'less',
+        limit: read === undefined ? null : bytes / read.gbPerS.median / 1e6,
+        limitName: 'bytes at the read bandwidth',
+        target: null,
+        samples: { ms: stats, gbPerS: mapStats(stats, (value) => bytes / value / 1e6) },
+        group: GROUP,
+        at: { who, ...at },
+        bytes,
+      }),
+    );
+  }
+  const peers = Object.entries(ms).filter(([name]) => name !== 'diffqkv');
+  if (peers.length === 0) return;
+  const [way, best] = peers.reduce((least, one) => (one[1].median < least[1].median ? one : least));
+  const ours = ms.diffqkv as Stats;
+  figures.push(
+    figure({
+      name: `decode attention ${label}: times as fast as ${NAME} (cache ${way})`,
+      value: best.median / ours.median,
+      unit: 'x',
+      better: 'more',
+      limit: null,
+      limitName: '',
+      target: { on: 'value', atLeast: 1.5 },
+      samples: { ours, peer: best },
+      group: GROUP,
+      at: { who: `diffqkv / ${NAME}`, ...at },
+    }),
+  );
+}

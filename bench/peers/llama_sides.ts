@@ -1,0 +1,55 @@
+// One model on the two sides of the comparison with llama.cpp: from tokens to the next greedy token.
+import type { Session } from '../../lib/index';
+import { agreement } from './run';
+import type { Worker } from './worker';
+
+function argmax(logits: Float32Array): number {
+  let best = 0;
+  for (let i = 1; i < logits.length; ++i) if ((logits[i] as number) > (logits[best] as number)) best = i;
+  return best;
+}
+
+/** Greedy tokens after `tokens`, and the milliseconds to the first and between neighbours, as the peer's process takes them. */
+export async function generate(session: Session, tokens: number[], count: number) {
+  session.truncate(0);
+  const [drawn, ms]: [number[], number[]] = [[], []];
+  let since = performance.now();
+  let logits = await session.prefill(tokens);
+  for (;;) {
+    const token = argmax(logits);
+    const now = performance.now();
+    ms.push(now - since);
+    since = now;
+    drawn.push(token);
+    if (drawn.length === count) return { tokens: drawn, ms };
+    logits = await session.decode(token);
+  }
+}
+
+type Generated = Awaited<ReturnType<typeof generate>>;
+export type Generate = (tokens: number[], count: number) => Promise<Generated>;
+
+/** Tokens that are no special ones. */
+export const promptOf = (length: number, vocabSize: number) =>
+  Array.from({ length }, (_, i) => 300 + ((i * 7919) % (vocabSize - 300)));
+
+/** Whether both compute the same thing: the next token's distribution, and how long greedy tokens are the same. */
+export async function compare(session: Session, peer: Worker, generateByPeer: Generate, prompt: number[]) {
+  session.truncate(0);
+  const logits = await session.prefill(prompt);
+  const { pairs } = await peer.call<{ pairs: [number, number][] }>('logProbabilities', { tokens: prompt });
+  const known = pairs.filter(([, value]) => Number.isFinite(value));
+  const { correlation, maxDifference } = agreement(
+    known.map(([token]) => logits[token] as number),
+    known.map(([, value]) => value),
+  );
+  const theirs = await generateByPeer(prompt, 32);
+  const ours = await generate(session, prompt, theirs.tokens.length);
+  const firstDifference = ours.tokens.findIndex((token, i) => token !== theirs.tokens[i]);
+  return {
+    logits: known.length,
+    correlation,
+    maxDifference,
+    sameGreedyTokens: firstDifference < 0 ? ours.tokens.length : firstDifference,
+  };
+}

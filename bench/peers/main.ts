@@ -1,0 +1,111 @@
+// `bench peers`: the CPU device beside llama.cpp and onnxruntime, and a GPU beside PyTorch, measured in turn in one run.
+import * as path from 'node:path';
+import { parseArgs } from 'node:util';
+
+import { type DeviceInfo, listDevices } from '../../lib/index';
+import { describeMachine, projectRoot } from '../machine';
+import { newResult, type Result, writeResult } from '../result';
+import { formatTable } from '../table';
+import { measureGroupQueryAttention } from './gqa';
+import { measureLlama } from './llama';
+import { measurePeer, type Peer, type PeersContext, patienceLeftMs, setPatience } from './run';
+import { measureTorch } from './torch';
+
+const RESULTS = path.join('bench', 'results');
+const SCRATCH = path.join('build', 'bench');
+
+const OPTIONS = {
+  only: { type: 'string' },
+  python: { type: 'string' },
+  quick: { type: 'boolean', default: false },
+  tiny: { type: 'boolean', default: false },
+  json: { type: 'string' },
+  check: { type: 'boolean', default: false },
+  help: { type: 'boolean', short: 'h', default: false },
+} as const;
+
+const PEERS: Record<string, { name: string; measure(context: PeersContext, python?: string): Promise<string> }> = {
+  llama: { name: 'llama.cpp', measure: measureLlama },
+  gqa: { name: 'onnxruntime', measure: measureGroupQueryAttention },
+  torch: { name: 'PyTorch', measure: measureTorch },
+};
+
+const USAGE = `Usage: bench peers [options]
+
+Measures diffqkv beside others on the same machine, in turn, on as many threads. node bench/peers/install.mjs fetches them.
+
+Options:
+  --only NAME    one of ${Object.keys(PEERS).join(', ')}
+  --python PATH  a Python that has PyTorch: attention on the GPU (on the CPU where there is none, to show that it runs)
+  --quick        fewer layers and samples
+  --tiny         shows that everything runs; the figures mean nothing
+  --json FILE    where the result goes as JSON (default: bench/results/peers.json; of less
+                 than a whole run: build/bench/peers.json)
+  --check        exit status 1 when a target is missed
+  -h, --help     this text`;
+
+function wrongUse(message: string): number {
+  process.stderr.write(`bench: ${message}\n\n${USAGE}\n`);
+  return 1;
+}
+
+/** Resolves to the exit status: 0, or 1 for wrong arguments and, with --check, for a missed target or a missing CPU peer. */
+export async function runPeers(argv: string[]): Promise<number> {
+  let values: ReturnType<typeof parse>['values'];
+  try {
+    ({ values } = parse(argv));
+  } catch (error) {
+    return wrongUse((error as Error).message);
+  }
+  if (values.help) {
+    process.stdout.write(`${USAGE}\n`);
+    return 0;
+  }
+  for (const signal of ['SIGINT', 'SIGTERM']) process.once(signal, () => process.exit(130)); // scratch folders go with it
+  const only = values.only;
+  if (only !== undefined && !Object.hasOwn(PEERS, only)) return wrongUse(`no peer is named '${only}'`);
+
+  if (values.tiny) setPatience(0);
+  const device = listDevices().find(({ id }) => id === 'cpu') as DeviceInfo;
+  const isWhole = !values.quick && !values.tiny && only === undefined;
+  const started = Date.now();
+  const result: Result & { peers: Peer[] } = {
+    ...newResult('peers', ['peers', ...argv], values.quick || values.tiny, device),
+    peers: [],
+  };
+  const threads = Number(device.details.threads ?? result.machine.cores);
+  const { figures, peers } = result;
+  result.setup.threads = threads;
+  const context: PeersContext = {
+    quick: values.quick,
+    tiny: values.tiny,
+    threads,
+    progress: (line) => process.stderr.write(`${line}\n`),
+    figures,
+    peers,
+    setup: result.setup,
+    ceilings: result.ceilings,
+  };
+  for (const [key, { name, measure }] of Object.entries(PEERS)) {
+    if (only === undefined || only === key) await measurePeer(context, name, () => measure(context, values.python));
+  }
+  result.seconds = Math.round((Date.now() - started) / 1000);
+  result.complete = true;
+  Object.assign(result.setup, { loadAverageAfter: describeMachine().loadAverage, patienceLeftMs: patienceLeftMs() });
+  if (figures.length > 0) process.stdout.write(`${formatTable(figures)}\n`);
+  for (const { name, version, status, reason } of peers)
+    process.stdout.write(`${name}: ${status}${version ? ` (${version})` : ''}${reason ? `: ${reason}` : ''}\n`);
+  const file = values.json
+    ? path.resolve(values.json)
+    : path.join(projectRoot, isWhole ? RESULTS : SCRATCH, 'peers.json');
+  writeResult(file, result);
+  context.progress(`written to ${path.relative(process.cwd(), file) || file}`);
+  const missed = figures.some(({ target, met }) => target !== null && met !== true);
+  const onCpu = [PEERS.llama?.name, PEERS.gqa?.name];
+  const missing = peers.some(({ name, status }) => status === 'missing' && onCpu.includes(name));
+  return values.check && (missed || missing) ? 1 : 0;
+}
+
+function parse(args: string[]) {
+  return parseArgs({ args, options: OPTIONS });
+}
