@@ -60,9 +60,13 @@ function lines(points: readonly Point[], panel: Spec, y: Spec, size: { width: nu
   };
 }
 
+/** Where costs go below this, in %, each panel has a range of its own: one for all would show the others as flat. */
+const WIDE = -60;
+
 /** A range for savings: 0 is always in it, and the limit of 37.5 % where there is one. */
 function savingScale(points: readonly Point[]): Spec {
   const values = points.map(({ value }) => value);
+  if (Math.min(...values) < WIDE) return { zero: true };
   const top = points.some(({ who }) => who === LIMIT) ? 40 : 0;
   return { domain: [Math.min(0, ...values), Math.max(top, ...values)], nice: true };
 }
@@ -176,11 +180,16 @@ export function ceetPlots(figures: readonly Figure[], where: string): Plot[] {
       columns: 3,
     };
     const isCost = points.every(({ value }) => value <= 0);
+    const wide = points.some(({ value }) => value < WIDE);
     const y = { title: isCost ? "cost, % of STD's total" : 'saving, %', scale: savingScale(points) };
     return {
       name: what.toLowerCase().replace(/\W+/g, '-'),
       caption: `Saving of Sigma against STD, ${what}: a panel for each output.`,
-      spec: { ...frame(`CEET: saving, ${what}`, where), ...lines(points, panel, y, { width: 190, height: 130 }) },
+      spec: {
+        ...frame(`CEET: saving, ${what}`, where),
+        ...lines(points, panel, y, { width: 190, height: 130 }),
+        ...(wide ? { resolve: { scale: { y: 'independent' } } } : {}),
+      },
     };
   });
   return [grid, ...perWhat];

@@ -25,8 +25,20 @@ interface Bar {
   kind: string;
 }
 
-/** Horizontal bars in the order given, each with its value at its end, and a line where value is `mark`. */
-function bars(rows: Bar[], title: string, subtitle: string, axis: string, mark: number, legend: string): Spec {
+/** A scale for the values of bars, with room for the texts at their ends. */
+function barScale(rows: readonly Bar[], isRatio: boolean): Spec {
+  const values = rows.map(({ value }) => value);
+  const share = (Math.max(...rows.map(({ text }) => text.length)) * 6 + 12) / WIDTH;
+  if (!isRatio) return { domain: [0, Math.max(100, ...values) / (1 - share)], nice: false };
+  const [low, high] = [Math.min(0.7, 0.9 * Math.min(...values)), Math.max(1.2, ...values)];
+  return { type: 'log', domain: [low, low * (high / low) ** (1 / (1 - share))], nice: false };
+}
+
+/**
+ * Horizontal bars in the order given, each with its value at its end. Ratios begin at 1, to the left where they are less, on a log scale; shares
+ * begin at 0, with a line at 100 %.
+ */
+function bars(rows: Bar[], title: string, subtitle: string, axis: string, isRatio: boolean, legend: string): Spec {
   const kinds = [...new Set(rows.map(({ kind }) => kind))];
   const grouped = new Set(rows.map(({ label }) => label)).size < rows.length;
   const y = {
@@ -34,17 +46,22 @@ function bars(rows: Bar[], title: string, subtitle: string, axis: string, mark: 
     type: 'nominal',
     sort: null,
     title: null,
-    axis: { labelLimit: 480, ticks: false, domain: false },
+    axis: { labelLimit: 700, ticks: false, domain: false },
   };
   const offset = grouped ? { yOffset: { field: 'kind', sort: kinds } } : {};
-  const most = Math.max(mark, ...rows.map(({ value }) => value));
-  const room = Math.max(...rows.map(({ text }) => text.length)) * 6 + 12; // of the texts at the ends of bars
+  const mark = isRatio ? 1 : 100;
   const x = {
     field: 'value',
     type: 'quantitative',
     title: axis,
-    scale: { domain: [0, most / (1 - room / WIDTH)], nice: false },
+    scale: barScale(rows, isRatio),
+    axis: isRatio ? { format: '~g' } : {},
   };
+  const text = (halo: Spec): Spec => ({
+    transform: isRatio ? [{ calculate: 'max(1, datum.value)', as: 'end' }] : [{ calculate: 'datum.value', as: 'end' }],
+    mark: { type: 'text', align: 'left', dx: 4, fontSize: 10.5, ...halo },
+    encoding: { y, x: { ...x, field: 'end' }, ...offset, text: { field: 'text' } },
+  });
   return {
     data: { values: rows },
     config: CONFIG,
@@ -59,6 +76,7 @@ function bars(rows: Bar[], title: string, subtitle: string, axis: string, mark: 
         encoding: {
           y,
           x,
+          ...(isRatio ? { x2: { datum: 1 } } : {}),
           ...offset,
           color: {
             field: 'kind',
@@ -74,14 +92,8 @@ function bars(rows: Bar[], title: string, subtitle: string, axis: string, mark: 
         mark: { type: 'rule', color: '#333', strokeDash: [4, 3] },
         encoding: { x: { field: 'mark', type: 'quantitative' } },
       },
-      {
-        mark: { type: 'text', align: 'left', dx: 4, fontSize: 10.5, stroke: 'white', strokeWidth: 4 },
-        encoding: { y, x, ...offset, text: { field: 'text' } },
-      },
-      {
-        mark: { type: 'text', align: 'left', dx: 4, fontSize: 10.5 },
-        encoding: { y, x, ...offset, text: { field: 'text' } },
-      },
+      text({ stroke: 'white', strokeWidth: 4 }),
+      text({}),
     ],
   };
 }
@@ -98,7 +110,7 @@ function sharePlot(group: string, figures: readonly Figure[], where: string): Pl
     {
       name: 'share',
       caption,
-      spec: bars(rows, `${group}: share of the limit`, where, 'share of the limit, %', 100, 'limit'),
+      spec: bars(rows, `${group}: share of the limit`, where, 'share of the limit, %', false, 'limit'),
     },
   ];
 }
@@ -122,12 +134,12 @@ function peerPlot(group: string, figures: readonly Figure[], where: string): Plo
     return [{ label: label || own.name, value, text, kind: String(who) }];
   });
   if (rows.length === 0) return [];
-  const axis = "diffqkv's speed over the peer's";
+  const axis = "diffqkv's speed over the peer's (log scale)";
   return [
     {
       name: 'peers',
       caption: 'How many times as fast as each peer diffqkv is; at the line it is as fast.',
-      spec: bars(rows, `${group}: beside its peers`, where, axis, 1, 'peer'),
+      spec: bars(rows, `${group}: beside its peers`, where, axis, true, 'peer'),
     },
   ];
 }

@@ -34,6 +34,11 @@ async function loadVega() {
 /** One SVG for each specification, without an XML declaration, so that it can stand in a page. */
 export async function renderPlots(specs: readonly Spec[]): Promise<string[]> {
   const { vega, vegaLite } = await loadVega();
+  // Without a canvas vega takes a letter for 0.8 of its height: too much, so that labels are cut which would fit.
+  const textMetrics = (
+    vega as unknown as { textMetrics: { width: (item: { fontSize?: number }, text: string) => number } }
+  ).textMetrics;
+  textMetrics.width = ({ fontSize = 11 }, text) => 0.62 * fontSize * String(text ?? '').length;
   const svgs: string[] = [];
   for (const spec of specs) {
     const compiled = vegaLite.compile(spec as unknown as Parameters<typeof vegaLite.compile>[0]).spec;
