@@ -39,7 +39,7 @@ const headers = ['cuda', 'cuda/device', 'csrc/backend'].flatMap((folder) =>
 function compile(file, architecture) {
   const options = ['-std=c++20', '-O3', `-arch=${architecture}`, '-Xptxas', '-v', '-Icuda', '-Icsrc'];
   const hash = createHash('sha256').update(version.stdout + options.join(' '));
-  for (const path of [join(root, 'cuda', file), ...headers])
+  for (const path of [fileURLToPath(import.meta.url), join(root, 'cuda', file), ...headers])
     hash.update(path.slice(root.length)).update(readFileSync(path));
   const cached = join(reports, `${file}.${architecture}.${hash.digest('hex').slice(0, 16)}.txt`);
   try {
@@ -57,8 +57,9 @@ function compile(file, architecture) {
   const ptx = status === 0 ? readFileSync(join(kept, file.replace(/\.cu$/, '.ptx')), 'utf8') : '';
   rmSync(kept, { recursive: true, force: true });
   if (status !== 0) throw new Error(`${file} does not compile for ${architecture}:\n${stderr}`);
-  // No fast kernel reads elements of one byte: such a load is a wide one that the compiler took apart.
-  const bytes = ptx.match(/ld\.(?!param)(\S*\.)?[usb]8\s/g)?.length ?? 0;
+  // No fast kernel reads elements of one byte: such a load is a wide one that the compiler took apart. (Of local memory the
+  // stack tells.)
+  const bytes = ptx.match(/ld\.(?!param|local)(\S*\.)?[usb]8\s/g)?.length ?? 0;
   if (bytes > 0 && !readsBytes.has(file))
     throw new Error(`${file} for ${architecture}: ${bytes} loads of single bytes, where wide ones were asked for`);
   for (const name of readdirSync(reports))
