@@ -15,13 +15,13 @@
 #include <algorithm>
 #include <cmath>
 
+#include "attention_selective_top.h"
 #include "backend/error.h"
 #include "device/finding.h"
 #include "device/warp.h"
 #include "element_types.h"
 #include "kernels.h"
 #include "kv_page.h"
-#include "score_order.h"
 
 namespace diffqkv::DIFFQKV_DEVICE_NS {
 namespace {
@@ -32,7 +32,6 @@ constexpr int kMaxHeadDim = 256;
 constexpr int kLaneDims = kMaxHeadDim / kWarpSize;
 constexpr int kKeysAtOnce = 4;
 constexpr int kPartialKeys = 32;  // summed by themselves first, which keeps long sums precise
-constexpr int kBins = 256;
 constexpr size_t kMaxScratchBytes = size_t{256} << 20;
 static_assert(kThreads >= kMaxHeadDim && kThreads == kBins);
 
@@ -52,8 +51,7 @@ struct PlainParams {
 struct Shared {
   float sums[2][kThreads];  // products and weights, by thread
   float warps[kWarps];      // one number of each warp
-  uint32_t histogram[kBins];
-  uint32_t found[2];                // the byte, and how many are wanted of those that have it
+  BinSearch search;
   uint32_t warp_counts[2][kWarps];  // of two chunks in turn
 };
 
@@ -192,63 +190,11 @@ DIFFQKV_DEVICE float sum_weights(const float* scores, int num_keys, float top, f
   return sum;
 }
 
-// The k-th highest score, as order_score has it, and how many of those equal to it are among the k; 0 < k <= num_keys.
-// Ends with a barrier.
-struct Threshold {
-  uint32_t score, num_equal;
-};
-template <typename Order>
-DIFFQKV_DEVICE Threshold find_threshold(const float* scores, int num_keys, uint32_t k, const Order& order,
-                                        Shared* shared) {
-  Threshold threshold = {0, k};
-  const int thread = thread_index(), lane = lane_index();
-  for (int shift = 24; shift >= 0; shift -= 8) {
-    store_shared(&shared->histogram[thread], 0u);
-    sync_block();
-    for (int j = thread; j < num_keys; j += kThreads) {
-      const uint32_t score = order(load(scores + j));
-      if (shift == 24 || score >> (shift + 8) == threshold.score) {
-        atomic_add_shared(&shared->histogram[score >> shift & 255], 1u);
-      }
-    }
-    sync_block();
-    if (thread < kWarpSize) {  // from the highest byte down, eight to a lane
-      constexpr int kLaneBins = kBins / kWarpSize;
-      uint32_t counts[kLaneBins], own = 0;
-      DIFFQKV_UNROLL
-      for (int i = 0; i < kLaneBins; ++i) {
-        counts[i] = load_shared(&shared->histogram[kBins - 1 - (lane * kLaneBins + i)]);
-        own += counts[i];
-      }
-      uint32_t before = own;
-      DIFFQKV_UNROLL
-      for (int delta = 1; delta < kWarpSize; delta *= 2) {
-        const uint32_t other = shuffle_up(before, delta);
-        if (lane >= delta) before += other;
-      }
-      before -= own;
-      DIFFQKV_UNROLL
-      for (int i = 0; i < kLaneBins; ++i) {
-        if (before < threshold.num_equal && threshold.num_equal <= before + counts[i]) {
-          store_shared(&shared->found[0], static_cast<uint32_t>(kBins - 1 - (lane * kLaneBins + i)));
-          store_shared(&shared->found[1], threshold.num_equal - before);
-        }
-        before += counts[i];
-      }
-    }
-    sync_block();
-    threshold.score = threshold.score << 8 | load_shared(&shared->found[0]);
-    threshold.num_equal = load_shared(&shared->found[1]);
-  }
-  sync_block();
-  return threshold;
-}
-
-// Moves the k highest scores to the front, in the order of their keys, which go to `keys`. Ends with a barrier.
+// Moves the k < num_keys highest scores to the front, in the order of their keys, which go to `keys`. Ends with a barrier.
 DIFFQKV_DEVICE void keep_highest(float* scores, uint32_t* keys, int num_keys, uint32_t k, bool all_equal,
                                  Shared* shared) {
   const auto order = [=](float score) { return all_equal ? 0u : order_score(score); };
-  const Threshold threshold = find_threshold(scores, num_keys, k, order, shared);
+  const Kept kept = keep_best([=](int j) { return order(load(scores + j)); }, num_keys, k, 0u, ~0u, &shared->search);
   const int lane = lane_index(), warp = thread_index() / kWarpSize;
   const uint32_t lanes_before = (1u << lane) - 1;
   uint32_t higher_before = 0, equal_before = 0;  // in the chunks before
@@ -256,7 +202,7 @@ DIFFQKV_DEVICE void keep_highest(float* scores, uint32_t* keys, int num_keys, ui
     const int j = first + thread_index();
     const float score = j < num_keys ? load(scores + j) : 0.0f;
     const uint32_t ordered = order(score);
-    const bool higher = j < num_keys && ordered > threshold.score, equal = j < num_keys && ordered == threshold.score;
+    const bool higher = j < num_keys && ordered > kept.bound, equal = j < num_keys && ordered == kept.bound;
     const uint32_t higher_lanes = ballot(higher), equal_lanes = ballot(equal);
     uint32_t* const counts = shared->warp_counts[first / kThreads % 2];
     if (lane == 0) store_shared(&counts[warp], count_bits(higher_lanes) << 16 | count_bits(equal_lanes));
@@ -268,8 +214,8 @@ DIFFQKV_DEVICE void keep_highest(float* scores, uint32_t* keys, int num_keys, ui
       higher_before += count >> 16, equal_before += count & 0xffffu;
       if (i < warp) own_higher += count >> 16, own_equal += count & 0xffffu;
     }
-    if (higher || (equal && own_equal < threshold.num_equal)) {
-      const uint32_t to = own_higher + (own_equal < threshold.num_equal ? own_equal : threshold.num_equal);
+    if (higher || (equal && own_equal < kept.num_equal)) {
+      const uint32_t to = own_higher + (own_equal < kept.num_equal ? own_equal : kept.num_equal);
       store(scores + to, score);
       store(keys + to, static_cast<uint32_t>(j));
     }

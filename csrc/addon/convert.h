@@ -40,6 +40,7 @@ ArrayView array_view(const Napi::Value& value, const char* name);
 // Copies `length` elements into a typed array, unless it has shrunk or lost its memory since it was given.
 void fill_array(const Napi::Value& array, const void* src, size_t length);
 
+inline Napi::Value property(const Napi::Value& object, const char* name) { return object.As<Napi::Object>().Get(name); }
 std::string text(const Napi::Value& value, const char* name);
 bool boolean(const Napi::Value& value, const char* name);
 double number(const Napi::Value& value, const char* name);  // not NaN

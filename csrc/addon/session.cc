@@ -25,8 +25,6 @@ void resolve_with_session(Job& job, const std::shared_ptr<DeviceContext>& device
   };
 }
 
-Napi::Value property(const Napi::Value& object, const char* name) { return object.As<Napi::Object>().Get(name); }
-
 SessionOptions session_options(const Napi::Value& value) {
   SessionOptions options;
   if (absent(value)) return options;

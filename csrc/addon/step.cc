@@ -11,8 +11,6 @@
 namespace diffqkv::addon {
 namespace {
 
-Napi::Value property(const Napi::Value& object, const char* name) { return object.As<Napi::Object>().Get(name); }
-
 float in_range(const Napi::Value& value, const char* name, double min, double max) {
   double result = number(value, name);
   if (!(result >= min && result <= max))

@@ -185,7 +185,7 @@ class Graph {
     p.pages = tables_;
     p.sequences = sequences_;
     p.positions = positions_;
-    p.inv_freq = lift.kind != KeyLift::none && lift.before_rope ? nullptr : weights_.k_inv_freq.as<double>();
+    p.inv_freq = lift.before_rope ? nullptr : weights_.k_inv_freq.as<double>();
     p.k_dtype = p.v_dtype = dtype_;
     p.k_cache_dtype = cache.types().k;
     p.v_cache_dtype = cache.types().v;
