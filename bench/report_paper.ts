@@ -116,7 +116,7 @@ export function ketPlots(figures: readonly Figure[], where: string): Plot[] {
   return plots;
 }
 
-const WHATS = ['cache', 'attention', 'augmented Q', 'total'];
+const WHATS = ['cache', 'attention', 'cache and attention', 'augmented Q', 'total'];
 
 export function ceetPlots(figures: readonly Figure[], where: string): Plot[] {
   const saved = savings(collect(figures));

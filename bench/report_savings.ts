@@ -1,7 +1,7 @@
 // Sigma against STD, place by place in the grids of ket and ceet: times and what is saved of them.
 //
 // ket: at { heads, prefix, what: 'total' | 'split' | 'combine' }; ceet: at { heads, output, prefix, what: 'total' | 'cache' | 'attention' |
-// 'augmented Q' }; both in units of time. Savings are taken from figures in %, at the same place without heads (what: 'saving' or 'saving, cache'), or
+// 'cache and attention' | 'augmented Q' }; both in units of time. Savings are taken from figures in %, at the same place without heads (what: 'saving' or 'saving, cache'), or
 // else worked out from the times.
 import type { Figure } from './figure';
 
