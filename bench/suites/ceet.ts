@@ -135,7 +135,9 @@ export function ceetGrid(measured: readonly Figure[], grid: typeof GRID, layers:
         const paper = output === PAPER_LENGTH && prefix === PAPER_LENGTH ? (PAPER[what] ?? null) : null;
         const aimed = what === TARGET.what && prefix === TARGET.prefix;
         const target = aimed ? ({ on: 'value', atLeast: TARGET.atLeast } as const) : null;
-        figures.push(savingFigure({ name: `${name}: saving, ${what}`, group: 'ceet', at, paper, target }, ours, theirs));
+        figures.push(
+          savingFigure({ name: `${name}: saving, ${what}`, group: 'ceet', at, paper, target }, ours, theirs),
+        );
       }
     }
   }
@@ -213,7 +215,8 @@ export const ceetSuite: Suite = {
           cache:
             "storing: the copy of a token's K row and V row by kernels.embed, as the cache's own append is no public call; loading: none, as attention reads K and V where they lie",
           augmentedQ: 'kernels.augmentedQ on Sigma alone: STD has none',
-          total: 'with augmented Q, as the paper adds it up; cache and attention without it, as its limit of 37.5 % is meant',
+          total:
+            'with augmented Q, as the paper adds it up; cache and attention without it, as its limit of 37.5 % is meant',
         },
         paper: 'arXiv 2501.13629 v2, section 3.3: savings at 64k output after a 64k prefix',
       },
