@@ -48,7 +48,7 @@ function build(): string {
   const folder = path.join(projectRoot, 'build-cmake');
   if (!fs.existsSync(path.join(folder, 'CMakeCache.txt'))) {
     throw new Error(
-      `the bench measures its limits by a program built from source: run \`npm run build\` in ${projectRoot} first`,
+      `the bench measures its limits by a program built from source: \`diffqkv build\` makes what that needs`,
     );
   }
   const made = spawnSync('cmake', ['--build', folder, '--target', 'ceilings'], { encoding: 'utf8' });

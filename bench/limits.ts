@@ -18,17 +18,18 @@ export interface Limits {
 
 export const NO_LIMITS: Limits = { readGbPerS: null, copyGbPerS: null, matrixGflopPerS: null, how: 'not measured' };
 
-export function gpuLimits(): Limits {
+/** Of the GPU with this id: 'cuda:1'. */
+export function gpuLimits(id: string): Limits {
   const program = path.join(projectRoot, 'build-cmake', 'gpu_ceilings');
   if (!fs.existsSync(program)) spawnSync('cmake', ['--build', path.dirname(program), '--target', 'gpu_ceilings']);
-  const { status, stdout } = spawnSync(program, [], { encoding: 'utf8' });
+  const { status, stdout } = spawnSync(program, ['10', id.replace('cuda:', '')], { encoding: 'utf8' });
   if (status !== 0) return NO_LIMITS;
   const { readGbPerS, copyGbPerS, mmaTflops } = JSON.parse(stdout) as Record<string, number[]>;
   return {
     readGbPerS: summarize(readGbPerS ?? []),
     copyGbPerS: summarize(copyGbPerS ?? []),
     matrixGflopPerS: summarize((mmaTflops ?? []).map((tflops) => tflops * 1000)),
-    how: 'a reduction over 4 GiB; a copy of 1 GiB; mma.sync from registers, bf16',
+    how: 'a reduction over 4 GiB; a copy of 1 GiB; mma.sync from registers, bf16, which from sm_90 on is less than wgmma can do',
   };
 }
 

@@ -1,5 +1,6 @@
 // Where, with what and how a result was measured: every result file says so.
 import { execFileSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
 import * as fs from 'node:fs';
 import * as os from 'node:os';
 import * as path from 'node:path';
@@ -47,6 +48,8 @@ export interface Versions {
   commit: string | null;
   /** Whether the checkout differs from that commit; null outside one. */
   dirty: boolean | null;
+  /** Tells one set of changes from another; null without changes. */
+  changes: string | null;
 }
 
 function git(...args: string[]): string | null {
@@ -67,11 +70,14 @@ export function describeVersions(): Versions {
     version: string;
   };
   const isCheckout = git('rev-parse', '--show-toplevel') === fs.realpathSync(projectRoot);
-  const status = isCheckout ? git('status', '--porcelain') : null;
+  // Results are not what is measured.
+  const status = isCheckout ? git('status', '--porcelain', '--', '.', ':!bench/results') : null;
+  const diff = status ? `${status}\n${git('diff', 'HEAD', '--', '.', ':!bench/results')}` : null;
   return {
     node: process.version,
     diffqkv: version,
     commit: isCheckout ? git('rev-parse', 'HEAD') : null,
     dirty: status === null ? null : status !== '',
+    changes: diff && createHash('sha256').update(diff).digest('hex').slice(0, 12),
   };
 }

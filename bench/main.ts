@@ -64,7 +64,7 @@ Options:
   --json FILE    where the result goes as JSON (default: bench/results/SUITE.json of a checkout; of a quick run
                  build/bench/SUITE.json; else diffqkv-bench-SUITE.json here)
   --resume       take what that file has already, and measure the rest
-  --check        exit status 1 when a target is missed
+  --check        exit status 1 when a target is missed, or something could not be measured
   --model NAME   of suite model: sigma-1.5b (default), sigma-10b or a checkpoint directory
   -h, --help     this text
 
@@ -80,7 +80,7 @@ function wrongUse(message: string): number {
 function chooseDevice(id: string | undefined, kinds: readonly string[]): DeviceInfo | string {
   const devices = listDevices();
   const canMeasure = (info: DeviceInfo) => info.usable && kinds.includes(info.kind);
-  if (id === undefined) {
+  if (id === undefined || id === 'auto') {
     const of = (kind: string) => devices.find((info) => info.kind === kind && canMeasure(info));
     const reason = devices.find(({ usable }) => !usable)?.reason;
     return of('cuda') ?? of('cpu') ?? `none of ${kinds.join(', ')} can be used here${reason ? `: ${reason}` : ''}`;
@@ -101,7 +101,7 @@ function defaultFile(name: string, device: DeviceInfo, quick: boolean): string {
 
 /**
  * Runs one suite, every suite or a command. Resolves to the exit status: 0; 1 for wrong arguments and, with --check, for a missed
- * target; 130 when it was stopped.
+ * target or a cell that was skipped; 130 when it was stopped.
  */
 export async function runBench(argv: string[]): Promise<number> {
   const command = argv[0] !== undefined && Object.hasOwn(COMMANDS, argv[0]) ? COMMANDS[argv[0]] : undefined;
@@ -152,7 +152,8 @@ export async function runBench(argv: string[]): Promise<number> {
     return 130;
   }
   const missed = result.figures.filter(({ target, met }) => target !== null && met !== true);
-  return values.check && missed.length > 0 ? 1 : 0;
+  const skipped = result.cells.some((cell) => cell.skipped !== undefined);
+  return values.check && (missed.length > 0 || skipped) ? 1 : 0;
 }
 
 /** The grid of ceet has hundreds of figures; its parts are for the plots. */

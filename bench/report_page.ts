@@ -89,7 +89,7 @@ function peersTable(results: readonly Result[]): string {
   const rows = results.flatMap(({ peers = [] }) =>
     peers.map(({ name, version, status, reason }) => {
       const kind = status === 'missing' ? 'bad' : 'good';
-      return `<tr>${[cell(escapeHtml(name)), cell(escapeHtml(version ?? '')), cell(status, kind), cell(escapeHtml(reason ?? ''))].join('')}</tr>`;
+      return `<tr>${[cell(escapeHtml(name)), cell(escapeHtml(version ?? '')), cell(escapeHtml(status), kind), cell(escapeHtml(reason ?? ''))].join('')}</tr>`;
     }),
   );
   if (rows.length === 0) return '';
@@ -125,7 +125,7 @@ function figuresTable(rows: Section['rows'], results: readonly Result[]): string
     ['figure', '', true, ({ figure }) => cell(escapeHtml(figure.name))],
     ['value', 'n', true, ({ figure }) => number(figure.value)],
     ['unit', '', true, ({ figure }) => cell(escapeHtml(figure.unit))],
-    ['better', '', true, ({ figure }) => cell(figure.better, 'dim')],
+    ['better', '', true, ({ figure }) => cell(escapeHtml(figure.better ?? ''), 'dim')],
     ['spread: min to max (samples)', 'n', true, ({ figure }) => cell(spread(figure), 'n')],
     ['limit', 'n', true, ({ figure }) => number(figure.limit)],
     ['limit is', '', true, ({ figure }) => cell(escapeHtml(figure.limitName ?? ''), 'dim')],

@@ -26,6 +26,8 @@ export interface Result {
   /** False while cells are missing: --resume goes on. */
   complete: boolean;
   quick: boolean;
+  /** Of suite model: the preset or checkpoint that was asked for. */
+  model?: string;
   machine: Machine;
   versions: Versions;
   commit: string | null;
@@ -36,7 +38,13 @@ export interface Result {
   figures: Figure[];
 }
 
-export function newResult(suite: string, argv: readonly string[], quick: boolean, device: DeviceInfo): Result {
+export function newResult(
+  suite: string,
+  argv: readonly string[],
+  quick: boolean,
+  device: DeviceInfo,
+  model?: string,
+): Result {
   const versions = describeVersions();
   return {
     suite,
@@ -45,6 +53,7 @@ export function newResult(suite: string, argv: readonly string[], quick: boolean
     seconds: 0,
     complete: false,
     quick,
+    ...(model === undefined ? {} : { model }),
     machine: describeMachine(),
     versions,
     commit: versions.commit,
@@ -58,12 +67,15 @@ export function newResult(suite: string, argv: readonly string[], quick: boolean
 
 /** Takes over what an earlier run has measured. Throws where the two don't belong together. */
 export function resumeFrom(fresh: Result, before: Result): Result {
-  const facts = ({ suite, quick, commit, device, machine }: Result): Record<string, unknown> => ({
+  const facts = ({ suite, quick, model, commit, versions, device, machine }: Result): Record<string, unknown> => ({
     suite,
     quick,
+    model,
     commit,
-    device: `${device.id} (${device.name})`,
-    machine: `${machine.cpu} with ${machine.cores} cores`,
+    changes: versions.changes,
+    version: versions.diffqkv,
+    device: `${device.id} (${device.name}) ${JSON.stringify((device as { details?: unknown }).details ?? {})}`,
+    machine: `${machine.cpu} with ${machine.cores} cores, ${machine.os}`,
   });
   const [now, then] = [facts(fresh), facts(before)];
   for (const [what, value] of Object.entries(now)) {
@@ -92,9 +104,14 @@ export function readResult(file: string): Result {
   return result;
 }
 
+/** Throws before anything is measured where the result could not be written. */
+export function checkWritable(file: string): void {
+  fs.mkdirSync(path.dirname(file), { recursive: true });
+  fs.accessSync(path.dirname(file), fs.constants.W_OK);
+}
+
 /** As a whole or not at all: whoever reads it meanwhile sees the one before. */
 export function writeResult(file: string, result: Result): void {
-  fs.mkdirSync(path.dirname(file), { recursive: true });
   const partial = `${file}.partial-${process.pid}`;
   fs.writeFileSync(partial, `${JSON.stringify(result, null, 2)}\n`);
   fs.renameSync(partial, file);

@@ -6,7 +6,7 @@ import { Ceilings } from './ceilings';
 import type { Figure } from './figure';
 import { CpuLimits, gpuLimits, NO_LIMITS } from './limits';
 import { Progress } from './progress';
-import { type CellRecord, newResult, type Result, readResult, resumeFrom, writeResult } from './result';
+import { type CellRecord, checkWritable, newResult, type Result, readResult, resumeFrom, writeResult } from './result';
 import { type Bench, type Cell, type Plan, Stopped, type Suite } from './suite';
 import { TensorPool } from './tensors';
 
@@ -35,9 +35,10 @@ interface Task extends Cell {
 export async function runSuites(options: RunOptions): Promise<Result> {
   const { name, quick, file, argv, resume, signal } = options;
   const started = performance.now();
-  let result = newResult(name, argv, quick, options.device);
+  let result = newResult(name, argv, quick, options.device, options.model);
   if (resume && fs.existsSync(file)) result = resumeFrom(result, readResult(file));
   const secondsBefore = result.seconds;
+  checkWritable(file);
   const device = await openDevice(options.device.id as Parameters<typeof openDevice>[0]);
   const wanted = options.ceilings !== false && device.info.kind !== 'emulated';
   const ceilings = wanted && device.info.kind === 'cpu' ? openCeilings() : null;
@@ -60,7 +61,7 @@ export async function runSuites(options: RunOptions): Promise<Result> {
   try {
     if (wanted) {
       bench.progress('measuring the ceilings of this device');
-      if (device.info.kind === 'cuda') bench.limits = gpuLimits();
+      if (device.info.kind === 'cuda') bench.limits = gpuLimits(device.id);
       await cpuLimits?.start(quick ? 2 : 5);
       bench.limits = cpuLimits?.now() ?? bench.limits;
     }
@@ -73,13 +74,14 @@ export async function runSuites(options: RunOptions): Promise<Result> {
     for (const [suite, { setup }] of plans) Object.assign(result.setup, single ? setup : { [suite]: setup });
 
     const label = (task: Task): string => (single ? task.name : `${task.suite}: ${task.name}`);
-    const done = new Set(result.cells.map((cell) => cell.name));
+    const known = new Set(result.cells.map((cell) => cell.name));
     const tasks = plans
       .flatMap(([suite, { cells }]) => cells.map((cell): Task => ({ ...cell, suite })))
-      .filter((task) => !done.has(label(task)));
+      .filter((task) => !known.has(label(task)));
     progress = new Progress(tasks.map((task) => ({ ...task, name: label(task) })));
 
     const measured = [...result.figures];
+    let done = 0;
     const save = (): void => {
       const derived = plans.flatMap(([, { derive }]) => derive?.(measured) ?? []);
       result.figures = [...measured, ...derived];
@@ -96,6 +98,7 @@ export async function runSuites(options: RunOptions): Promise<Result> {
         const { record, figures } = await runTask(task, label(task), bench, result, single);
         if (record.skipped !== undefined) progress.say(`skipped: ${label(task)}: ${record.skipped}`);
         result.cells.push(record);
+        done++;
         measured.push(...figures);
         progress.done(index, record.seconds);
         save();
@@ -103,13 +106,13 @@ export async function runSuites(options: RunOptions): Promise<Result> {
         if (last) await plans.find(([suite]) => suite === task.suite)?.[1].dispose?.();
       }
       // A second look: how much the machine has changed under the run. The CPU's are looked at all along.
-      if (tasks.length > 0 && device.info.kind === 'cuda') result.ceilings.after = gpuLimits();
+      if (tasks.length > 0 && device.info.kind === 'cuda') result.ceilings.after = gpuLimits(device.id);
       result.complete = true;
     } catch (error) {
       if (!(error instanceof Stopped)) throw error;
     } finally {
       progress.end();
-      save();
+      if (done > 0 || tasks.length === 0) save(); // a run that was stopped before it had anything leaves the file as it was
     }
     return result;
   } finally {
@@ -144,7 +147,8 @@ async function runTask(
   pool.trim(capacity - task.bytes);
   const start = performance.now();
   try {
-    const { figures, setup, ceilings, note } = await task.run();
+    const { figures, setup, ceilings, note, skipped } = await task.run();
+    if (skipped !== undefined) return skip(skipped);
     const seconds = Math.round((performance.now() - start) / 10) / 100;
     if (setup !== undefined) result.setup[single ? task.name : name] = setup;
     if (ceilings !== undefined) result.ceilings[name] = ceilings;

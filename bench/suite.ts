@@ -44,6 +44,8 @@ export interface CellResult {
   ceilings?: Record<string, unknown>;
   /** What the reader of the figures must know. */
   note?: string;
+  /** Why it cannot be measured here. */
+  skipped?: string;
 }
 
 export interface Plan {

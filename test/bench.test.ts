@@ -365,6 +365,12 @@ describe('runs', () => {
     expect(second.setup).toEqual({ fixed: 1 });
     expect(second.ceilings.resumedFrom).toBeDefined();
 
+    const whole = readFileSync(file, 'utf8');
+    const atOnce = new AbortController();
+    atOnce.abort();
+    await run(suiteOf(counts), file, false, atOnce.signal);
+    expect(readFileSync(file, 'utf8')).toBe(whole); // stopped before anything was measured: the old result stays
+
     await run(suiteOf(counts), file, false);
     expect(counts.a).toBe(2); // without --resume everything is measured anew
   });
@@ -374,6 +380,10 @@ describe('runs', () => {
     expect(() => resumeFrom(fresh, { ...fresh, suite: 'ceet' })).toThrow(/has suite ceet, and this run ket/);
     expect(() => resumeFrom(fresh, { ...fresh, quick: true })).toThrow(/quick/);
     expect(() => resumeFrom(fresh, { ...fresh, commit: 'other' })).toThrow(/commit other/);
+    expect(() => resumeFrom(fresh, { ...fresh, model: 'other' })).toThrow(/model other/);
+    const changed = { ...fresh.versions, changes: 'others' };
+    expect(() => resumeFrom(fresh, { ...fresh, versions: changed })).toThrow(/changes others/);
+    expect(resumeFrom(fresh, fresh).figures).toEqual([]);
   });
 
   const main = join(projectRoot, 'dist', 'bench', 'main.js');

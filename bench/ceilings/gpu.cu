@@ -1,4 +1,4 @@
-// gpu_ceilings [ROUNDS]: what a GPU allows at most, by a program that shares no code with diffqkv. Prints
+// gpu_ceilings [ROUNDS [DEVICE]]: what a GPU allows at most, by a program that shares no code with diffqkv. Prints
 // {"copyGbPerS": [...], "readGbPerS": [...], "mmaTflops": [...]}: a copy of 1 GiB inside of the GPU's memory (bytes read and
 // written), a reduction over 4 GiB, and the rate of bf16 tensor core instructions of a warp (mma.sync, from registers).
 #include <cuda_bf16.h>
@@ -72,8 +72,10 @@ void measure(const char* name, int rounds, double amount, double unit, const std
 
 int main(int argc, char** argv) {
   const int rounds = argc > 1 ? std::atoi(argv[1]) : 10;
+  const int device = argc > 2 ? std::atoi(argv[2]) : 0;
+  must(cudaSetDevice(device), "device");
   cudaDeviceProp gpu;
-  must(cudaGetDeviceProperties(&gpu, 0), "properties");
+  must(cudaGetDeviceProperties(&gpu, device), "properties");
   unsigned char* data;
   unsigned* sink;
   must(cudaMalloc(&data, kReadBytes), "4 GiB");

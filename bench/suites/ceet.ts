@@ -135,9 +135,13 @@ export function ceetGrid(measured: readonly Figure[], grid: typeof GRID, layers:
         const paper = output === PAPER_LENGTH && prefix === PAPER_LENGTH ? (PAPER[what] ?? null) : null;
         const aimed = what === TARGET.what && prefix === TARGET.prefix;
         const target = aimed ? ({ on: 'value', atLeast: TARGET.atLeast } as const) : null;
-        figures.push(
-          savingFigure({ name: `${name}: saving, ${what}`, group: 'ceet', at, paper, target }, ours, theirs),
+        const saved = savingFigure(
+          { name: `${name}: saving, ${what}`, group: 'ceet', at, paper, target },
+          ours,
+          theirs,
         );
+        // What augmented Q costs may be more or less than K saves: near 0 a share of the limit says nothing.
+        figures.push(what === 'total' ? { ...saved, share: null } : saved);
       }
     }
   }
@@ -218,6 +222,7 @@ export const ceetSuite: Suite = {
           total:
             'with augmented Q, as the paper adds it up; cache and attention without it, as its limit of 37.5 % is meant',
         },
+        rotated: 'at most 256 sets of K and V: up to some 2k tokens they may lie in a large last-level cache',
         paper: 'arXiv 2501.13629 v2, section 3.3: savings at 64k output after a 64k prefix',
       },
       cells: [constantCell(bench), ...positions.map((length) => positionCell(bench, length))],

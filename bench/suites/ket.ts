@@ -1,6 +1,7 @@
 // Suite ket: the grid of table 15. Kernel execution time of decode attention for 10 output tokens in all 26 layers, for Sigma's
 // heads and for those of STD. Decode attention is one kernel here, whose last block combines the splits: there is no split
-// time and combine time to be told apart, and the device's clock round the calls is the time of the kernels.
+// time and combine time to be told apart. The device's clock runs from the first call to the end of the last: on a device that is done
+// with a kernel sooner than the next one is handed to it, as a GPU may be at short prefixes, that is the time of handing over.
 import { cacheBytes, outputLengths, saving } from '../arithmetic';
 import { type Figure, figure } from '../figure';
 import { type HeadShape, headsName, lengthName, SIGMA_15B_LAYERS, SIGMA_HEADS, STD_HEADS } from '../shapes';

@@ -37,8 +37,15 @@ function rateFigure(
   });
 }
 
-async function cellBody(holder: Holder, measure: (model: Model) => Promise<Figure[]>): Promise<CellResult> {
+/** `tokens`: what a sequence grows to. */
+async function cellBody(
+  holder: Holder,
+  tokens: number,
+  measure: (model: Model) => Promise<Figure[]>,
+): Promise<CellResult> {
   const model = await holder.get();
+  const most = model.config.maxPositionEmbeddings;
+  if (tokens > most) return { figures: [], skipped: `the model goes to ${most} tokens` };
   const { config, weightBytes, numParameters, dtype } = model;
   const figures = await measure(model);
   return {
@@ -54,7 +61,7 @@ function prefillCell(bench: Bench, holder: Holder, length: number): Cell {
     seconds: bench.quick ? 2 : 12,
     bytes: 0,
     run: () =>
-      cellBody(holder, async (model) => {
+      cellBody(holder, length + 1, async (model) => {
         const { vocabSize } = model.config;
         const session = await model.createSession({ maxKvLen: length + 1 });
         try {
@@ -106,7 +113,7 @@ function decodeCell(bench: Bench, holder: Holder, prefix: number): Cell {
     seconds: bench.quick ? 1 : 8,
     bytes: 0,
     run: () =>
-      cellBody(holder, async (model) => {
+      cellBody(holder, prefix + 8, async (model) => {
         const { config, weightBytes } = model;
         const steps = bench.quick ? 4 : 8;
         const session = await model.createSession({ maxKvLen: prefix + steps });
@@ -161,7 +168,7 @@ function batchCell(bench: Bench, holder: Holder): Cell {
     seconds: bench.quick ? 3 : 20,
     bytes: 0,
     run: () =>
-      cellBody(holder, async (model) => {
+      cellBody(holder, BATCH_PROMPT + BATCH_SIZE + newTokens, async (model) => {
         const { ms } = await sample(bench, { ms: () => timeBatch(model, newTokens) }, bench.quick ? 0.5 : 15, 1);
         const meanLength = BATCH_PROMPT + BATCH_SIZE / 2 + newTokens / 2;
         const bytes = stepBytes(model.config, model.weightBytes, new Array<number>(BATCH_SIZE).fill(meanLength));
