@@ -147,7 +147,7 @@ export function syntheticResult(file = 'synthetic.json'): Result {
     date: '2000-01-01T00:00:00.000Z',
     seconds: 1,
     machine: { cpu: 'synthetic processor', cores: 2, memoryBytes: 2 ** 34, os: 'none', loadAverage: 0 },
-    versions: { node: 'v0.0.0', diffqkv: '0.0.0', commit: null, dirty: null },
+    versions: { node: 'v0.0.0', diffqkv: '0.0.0', commit: null, dirty: null, changes: null },
     device: { id: 'cpu', kind: 'cpu', name: 'synthetic processor', details: { threads: '2' } },
     commit: '0123456789abcdef',
     complete: true,

@@ -2,17 +2,18 @@
 import * as fs from 'node:fs';
 
 import { Model } from '../../lib/index';
-import { BandwidthMeter, Ceilings } from '../ceilings';
+import { modelPrefillFlops } from '../arithmetic';
 import { figure } from '../figure';
-import { interleave, mapStats, type Stats } from '../measure';
+import { mapStats } from '../measure';
 import { type LlamaShape, writeModels } from './checkpoint';
 import { compare, type Generate, generate, promptOf } from './llama_sides';
-import { type PeersContext, scratchFolder, settle } from './run';
+import { inTurn, type PeersContext, scratchFolder, settle, timesAsFast } from './run';
 import { Worker } from './worker';
 
 const NAME = 'llama.cpp';
 const TYPES = ['BF16', 'F16'] as const; // llama.cpp is given the one that it is faster with
 const GROUP = 'peers: model';
+const COMPARED_STEPS = 8;
 
 const SHAPE: LlamaShape = {
   hidden_size: 1024,
@@ -28,7 +29,7 @@ const SHAPE: LlamaShape = {
 };
 
 export async function measureLlama(context: PeersContext): Promise<string> {
-  const { quick, tiny, threads, progress, setup } = context;
+  const { quick, tiny, threads, progress, setup, limits } = context;
   const layers = tiny ? 2 : quick ? 8 : SHAPE.num_hidden_layers;
   const shape = { ...SHAPE, num_hidden_layers: layers, ...(tiny && { hidden_size: 256, num_attention_heads: 4 }) };
   const [prefillLength, decodeLength, newTokens] = tiny ? [64, 16, 8] : [512, 128, 64];
@@ -52,14 +53,15 @@ export async function measureLlama(context: PeersContext): Promise<string> {
       const got = await worker.call<{ threads: number }>('load', { modelPath: file, contextSize: 1024, threads });
       if (got.threads !== threads) throw new Error(`llama.cpp runs on ${got.threads} threads, not on ${threads}`);
       const byPeer: Generate = (tokens, count) => worker.call('generate', { tokens, count });
-      const same = await compare(session, worker, byPeer, promptOf(decodeLength, shape.vocab_size));
+      const tokens = promptOf(decodeLength + COMPARED_STEPS, shape.vocab_size);
+      const [prompt, steps] = [tokens.slice(0, decodeLength), tokens.slice(decodeLength)];
+      const same = await compare(session, worker, byPeer, prompt, steps);
       // Rounding differs, weights do not: what falls short of this is another computation.
-      if (!(same.correlation > 0.999)) throw new Error(`its logits are not ours: ${JSON.stringify(same)}`);
+      if (!(same.prompt.correlation > 0.999 && same.decode.correlation > 0.999))
+        throw new Error(`its logits are not ours: ${JSON.stringify(same)}`);
       agreements[type] = same;
       generators.push([`${NAME} ${type}`, byPeer]);
     }
-    const ceilings = openCeilings(progress);
-    const bandwidth = ceilings && new BandwidthMeter(ceilings);
     const variants = Object.fromEntries(
       generators.flatMap(([who, byWho]) => [
         [
@@ -79,20 +81,20 @@ export async function measureLlama(context: PeersContext): Promise<string> {
       ]),
     ) as Record<string, () => Promise<number[]>>;
     const rounds = tiny ? 1 : quick ? 3 : 7;
-    const ms = await interleave(variants, {
+    await limits.sample();
+    const samples = await inTurn(variants, {
       warmUp: 1,
       rounds,
       onRound: async (round) => {
         await settle();
-        await bandwidth?.sample(1);
+        await limits.sample();
         if (round > 0) progress(`${NAME}: round ${round} of ${rounds}`);
       },
     });
-    ceilings?.close();
     session.dispose();
     const kvBytes = 2 * 2 * layers * shape.num_key_value_heads * shape.head_dim;
     const bytes = 2 * files.matrixParameters + kvBytes * (decodeLength + (newTokens + 1) / 2);
-    const flops = 2 * files.matrixParameters * prefillLength;
+    const flops = modelPrefillFlops(model.config, prefillLength);
     setup.llama = {
       shape,
       weightBytes: files.weightBytes,
@@ -103,9 +105,10 @@ export async function measureLlama(context: PeersContext): Promise<string> {
       agreements,
       ...about,
     };
-    if (bandwidth) context.ceilings.readBandwidth = bandwidth.best();
-    const readGbPerS = bandwidth?.best().gbPerS.median ?? null;
-    report(context, ms, { bytes, flops, readGbPerS, prefillLength, decodeLength });
+    report(context, samples, {
+      decode: { tokens: 1, after: decodeLength, work: { bytes } },
+      prefill: { tokens: prefillLength, after: 0, work: { bytes: 2 * files.matrixParameters, flops } },
+    });
     return `${about.llamaCpp}, node-llama-cpp ${about.version}`;
   } finally {
     for (const worker of workers) worker.close();
@@ -114,59 +117,56 @@ export async function measureLlama(context: PeersContext): Promise<string> {
   }
 }
 
-function openCeilings(progress: (line: string) => void): Ceilings | null {
-  try {
-    return Ceilings.open();
-  } catch (error) {
-    progress(`no read bandwidth: ${(error as Error).message}`);
-    return null;
-  }
-}
-
 interface Amounts {
-  bytes: number;
-  flops: number;
-  readGbPerS: number | null;
-  prefillLength: number;
-  decodeLength: number;
+  tokens: number;
+  /** Length of the cache before them. */
+  after: number;
+  work: { bytes: number; flops?: number };
 }
 
-function report({ figures }: PeersContext, ms: Record<string, Stats>, amounts: Amounts): void {
-  const { bytes, flops, readGbPerS, prefillLength, decodeLength } = amounts;
-  for (const what of ['decode', 'prefill']) {
-    const tokens = what === 'decode' ? 1 : prefillLength;
+function report(
+  { figures, limits }: PeersContext,
+  { ms, rounds }: Awaited<ReturnType<typeof inTurn>>,
+  amounts: Record<'decode' | 'prefill', Amounts>,
+): void {
+  for (const what of ['decode', 'prefill'] as const) {
+    const { tokens, after, work } = amounts[what];
+    const perSecond = (milliseconds: number) => (tokens * 1000) / milliseconds;
+    const limit = limits.of(work);
     const all = Object.entries(ms).filter(([name]) => name.startsWith(what));
     for (const [name, stats] of all) {
+      const who = name.slice(what.length + 1);
       figures.push(
         figure({
-          name: `${what} after ${what === 'decode' ? decodeLength : 0} tokens: ${name.slice(what.length + 1)}`,
-          value: (tokens * 1000) / stats.median,
+          name: `${what} after ${after} tokens: ${who}`,
+          value: perSecond(stats.median),
           unit: 'tokens/s',
           better: 'more',
-          limit: what === 'decode' && readGbPerS !== null ? (readGbPerS * 1e9) / bytes : null,
-          limitName: 'bytes at the read bandwidth',
+          limit: limit && perSecond(limit.ms),
+          limitName: limit?.name ?? 'not measured',
           target: null,
-          samples: { ms: stats, tokensPerSecond: mapStats(stats, (value) => (tokens * 1000) / value) },
+          samples: { ms: stats, tokensPerSecond: mapStats(stats, perSecond) },
           group: GROUP,
-          at: { who: name.slice(what.length + 1), what },
-          ...(what === 'decode' ? { bytes } : { flops }),
+          at: { who, what },
+          ...work,
         }),
       );
     }
-    const ours = ms[`${what} diffqkv`] as Stats;
-    const [peer, best] = all
-      .filter(([name]) => name !== `${what} diffqkv`)
+    const ours = `${what} diffqkv`;
+    const [peer] = all
+      .filter(([name]) => name !== ours)
       .reduce((least, one) => (one[1].median < least[1].median ? one : least));
+    const times = timesAsFast(rounds[ours] as number[][], rounds[peer] as number[][]);
     figures.push(
       figure({
         name: `${what}: tokens per second over those of ${peer.slice(what.length + 1)}`,
-        value: best.median / ours.median,
+        value: times.median,
         unit: 'x',
         better: 'more',
         limit: null,
         limitName: '',
         target: { on: 'value', atLeast: what === 'decode' ? 1.05 : 1.3 },
-        samples: { ours, peer: best },
+        samples: { times },
         group: GROUP,
         at: { who: 'diffqkv / llama.cpp', what },
       }),

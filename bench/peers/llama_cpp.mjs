@@ -1,4 +1,4 @@
-// llama.cpp through node-llama-cpp, in a process of its own: one JSON request a line on stdin, one answer a line on stdout.
+// llama.cpp through node-llama-cpp, in a process of its own. See serve.mjs.
 import { readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 
@@ -63,17 +63,18 @@ await serve({
     return { size: model.size, threads: context.currentThreads };
   },
   generate: ({ tokens, count }) => generate(tokens, count),
-  /** Log-probabilities of the token after `tokens`, by token. */
-  async logProbabilities({ tokens }) {
+  /** Log-probabilities of the next token, by token: after `tokens`, then after `steps` too, which are fed one by one. */
+  async logProbabilities({ tokens, steps }) {
     await loaded.sequence.clearHistory();
-    const last = tokens.length - 1;
-    const input = [
-      ...tokens.slice(0, last),
-      [tokens[last], { generateNext: { probabilities: true, options: { temperature: 0 } } }],
-    ];
-    const output = await loaded.sequence.controlledEvaluate(input);
-    const probabilities = output[last]?.next?.probabilities;
-    return { pairs: [...probabilities].map(([token, p]) => [token, Math.log(p)]) };
+    const after = async (before, last) => {
+      const input = [...before, [last, { generateNext: { probabilities: true, options: { temperature: 0 } } }]];
+      const output = await loaded.sequence.controlledEvaluate(input);
+      return [...output.at(-1).next.probabilities].map(([token, p]) => [token, Math.log(p)]);
+    };
+    const prompt = await after(tokens.slice(0, -1), tokens.at(-1));
+    let decoded = prompt;
+    for (const token of steps) decoded = await after([], token);
+    return { prompt, decoded };
   },
   unload,
 });

@@ -33,23 +33,36 @@ export type Generate = (tokens: number[], count: number) => Promise<Generated>;
 export const promptOf = (length: number, vocabSize: number) =>
   Array.from({ length }, (_, i) => 300 + ((i * 7919) % (vocabSize - 300)));
 
-/** Whether both compute the same thing: the next token's distribution, and how long greedy tokens are the same. */
-export async function compare(session: Session, peer: Worker, generateByPeer: Generate, prompt: number[]) {
-  session.truncate(0);
-  const logits = await session.prefill(prompt);
-  const { pairs } = await peer.call<{ pairs: [number, number][] }>('logProbabilities', { tokens: prompt });
+type Pairs = [token: number, logProbability: number][];
+
+function logitsAgree(logits: Float32Array, pairs: Pairs) {
   const known = pairs.filter(([, value]) => Number.isFinite(value));
-  const { correlation, maxDifference } = agreement(
+  const same = agreement(
     known.map(([token]) => logits[token] as number),
     known.map(([, value]) => value),
   );
+  return { logits: known.length, ...same };
+}
+
+/** Whether both compute the same thing: the next token's distribution after a prompt and after decode steps, and how long greedy tokens are the same. */
+export async function compare(
+  session: Session,
+  peer: Worker,
+  generateByPeer: Generate,
+  prompt: number[],
+  steps: number[],
+) {
+  session.truncate(0);
+  const afterPrompt = await session.prefill(prompt);
+  let afterSteps = afterPrompt;
+  for (const token of steps) afterSteps = await session.decode(token);
+  const pairs = await peer.call<{ prompt: Pairs; decoded: Pairs }>('logProbabilities', { tokens: prompt, steps });
   const theirs = await generateByPeer(prompt, 32);
   const ours = await generate(session, prompt, theirs.tokens.length);
   const firstDifference = ours.tokens.findIndex((token, i) => token !== theirs.tokens[i]);
   return {
-    logits: known.length,
-    correlation,
-    maxDifference,
+    prompt: logitsAgree(afterPrompt, pairs.prompt),
+    decode: { steps: steps.length, ...logitsAgree(afterSteps, pairs.decoded) },
     sameGreedyTokens: firstDifference < 0 ? ours.tokens.length : firstDifference,
   };
 }

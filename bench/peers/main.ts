@@ -8,7 +8,7 @@ import { newResult, type Result, writeResult } from '../result';
 import { formatTable } from '../table';
 import { measureGroupQueryAttention } from './gqa';
 import { measureLlama } from './llama';
-import { measurePeer, type Peer, type PeersContext, patienceLeftMs, setPatience } from './run';
+import { measurePeer, type Peer, type PeersContext, patienceLeftMs, RunLimits, setPatience } from './run';
 import { measureTorch } from './torch';
 
 const RESULTS = path.join('bench', 'results');
@@ -41,7 +41,7 @@ Options:
   --tiny         shows that everything runs; the figures mean nothing
   --json FILE    where the result goes as JSON (default: bench/results/peers.json; of less
                  than a whole run: build/bench/peers.json)
-  --check        exit status 1 when a target is missed
+  --check        exit status 1 when a target is missed, or a peer is missing (PyTorch: where --only or --python asks for it)
   -h, --help     this text`;
 
 function wrongUse(message: string): number {
@@ -49,7 +49,7 @@ function wrongUse(message: string): number {
   return 1;
 }
 
-/** Resolves to the exit status: 0, or 1 for wrong arguments and, with --check, for a missed target or a missing CPU peer. */
+/** Resolves to the exit status: 0, or 1 for wrong arguments and, with --check, for a missed target or a peer that is missing. */
 export async function runPeers(argv: string[]): Promise<number> {
   let values: ReturnType<typeof parse>['values'];
   try {
@@ -61,7 +61,6 @@ export async function runPeers(argv: string[]): Promise<number> {
     process.stdout.write(`${USAGE}\n`);
     return 0;
   }
-  for (const signal of ['SIGINT', 'SIGTERM']) process.once(signal, () => process.exit(130)); // scratch folders go with it
   const only = values.only;
   if (only !== undefined && !Object.hasOwn(PEERS, only)) return wrongUse(`no peer is named '${only}'`);
 
@@ -74,36 +73,61 @@ export async function runPeers(argv: string[]): Promise<number> {
     peers: [],
   };
   const threads = Number(device.details.threads ?? result.machine.cores);
-  const { figures, peers } = result;
-  result.setup.threads = threads;
+  const { figures, peers, setup } = result;
+  setup.threads = threads;
+  const progress = (line: string) => process.stderr.write(`${line}\n`);
+  const limits = new RunLimits(progress);
   const context: PeersContext = {
     quick: values.quick,
     tiny: values.tiny,
     threads,
-    progress: (line) => process.stderr.write(`${line}\n`),
+    progress,
     figures,
     peers,
-    setup: result.setup,
-    ceilings: result.ceilings,
+    setup,
+    limits,
   };
-  for (const [key, { name, measure }] of Object.entries(PEERS)) {
-    if (only === undefined || only === key) await measurePeer(context, name, () => measure(context, values.python));
-  }
-  result.seconds = Math.round((Date.now() - started) / 1000);
-  result.complete = true;
-  Object.assign(result.setup, { loadAverageAfter: describeMachine().loadAverage, patienceLeftMs: patienceLeftMs() });
-  if (figures.length > 0) process.stdout.write(`${formatTable(figures)}\n`);
-  for (const { name, version, status, reason } of peers)
-    process.stdout.write(`${name}: ${status}${version ? ` (${version})` : ''}${reason ? `: ${reason}` : ''}\n`);
   const file = values.json
     ? path.resolve(values.json)
     : path.join(projectRoot, isWhole ? RESULTS : SCRATCH, 'peers.json');
-  writeResult(file, result);
-  context.progress(`written to ${path.relative(process.cwd(), file) || file}`);
+  const save = (): void => {
+    if (figures.length === 0) return; // an older result stays until there is something to put in its place
+    result.seconds = Math.round((Date.now() - started) / 1000);
+    Object.assign(setup, { loadAverageAfter: describeMachine().loadAverage, patienceLeftMs: patienceLeftMs() });
+    Object.assign(result.ceilings, limits.all());
+    writeResult(file, result);
+  };
+  const stop = (): void => {
+    save();
+    process.exit(130); // scratch folders and the peers' processes go with it
+  };
+  const signals = ['SIGINT', 'SIGTERM'] as const;
+  for (const signal of signals) process.once(signal, stop);
+  try {
+    for (const [key, { name, measure }] of Object.entries(PEERS)) {
+      if (only !== undefined && only !== key) continue;
+      await measurePeer(context, name, () => measure(context, values.python));
+      save();
+    }
+    result.complete = true;
+    save();
+  } finally {
+    limits.close();
+    for (const signal of signals) process.removeListener(signal, stop);
+  }
+  if (figures.length > 0) process.stdout.write(`${formatTable(figures)}\n`);
+  for (const { name, version, status, reason } of peers)
+    process.stdout.write(`${name}: ${status}${version ? ` (${version})` : ''}${reason ? `: ${reason}` : ''}\n`);
+  const shown = path.relative(process.cwd(), file) || file;
+  progress(figures.length > 0 ? `written to ${shown}` : `nothing was measured: ${shown} is left as it is`);
+  if (!values.check) return 0;
+  const asked = Object.entries(PEERS).filter(([key]) => key === only || key !== 'torch' || values.python !== undefined);
+  const missing = peers.filter(
+    ({ name, status }) => status === 'missing' && asked.some(([, peer]) => peer.name === name),
+  );
+  if (missing.length > 0) progress(`--check fails: missing: ${missing.map(({ name }) => name).join(', ')}`);
   const missed = figures.some(({ target, met }) => target !== null && met !== true);
-  const onCpu = [PEERS.llama?.name, PEERS.gqa?.name];
-  const missing = peers.some(({ name, status }) => status === 'missing' && onCpu.includes(name));
-  return values.check && (missed || missing) ? 1 : 0;
+  return missed || missing.length > 0 ? 1 : 0;
 }
 
 function parse(args: string[]) {

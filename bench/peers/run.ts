@@ -3,7 +3,11 @@ import * as fs from 'node:fs';
 import * as os from 'node:os';
 import * as path from 'node:path';
 
+import { Ceilings } from '../ceilings';
 import type { Figure } from '../figure';
+import { CpuLimits, type Limits, NO_LIMITS } from '../limits';
+import { interleave, type Stats, summarize } from '../measure';
+import { limitOf, type Work } from '../work';
 import { PeerMissing } from './worker';
 
 export interface Peer {
@@ -23,7 +27,44 @@ export interface PeersContext {
   figures: Figure[];
   peers: Peer[];
   setup: Record<string, unknown>;
-  ceilings: Record<string, unknown>;
+  limits: RunLimits;
+}
+
+/** The CPU's ceilings over the run. The program that measures them starts with the first sample. */
+export class RunLimits {
+  private ceilings: Ceilings | null = null;
+  private limits: CpuLimits | null | undefined;
+
+  constructor(private readonly progress: (line: string) => void) {}
+
+  async sample(): Promise<void> {
+    if (this.limits !== undefined) {
+      await this.limits?.refresh(0);
+      return;
+    }
+    this.limits = null;
+    try {
+      this.ceilings = Ceilings.open();
+      const limits = new CpuLimits(this.ceilings);
+      await limits.start(2);
+      this.limits = limits;
+    } catch (error) {
+      this.progress(`no limits: ${(error as Error).message}`);
+    }
+  }
+
+  /** What a call can do at best: its milliseconds, and which ceiling says so; null where that was not measured. */
+  of(work: Omit<Work, 'call'>) {
+    return limitOf({ ...work, call: async () => {} }, this.limits?.now() ?? NO_LIMITS);
+  }
+
+  all(): Limits {
+    return this.limits?.all() ?? NO_LIMITS;
+  }
+
+  close(): void {
+    this.ceilings?.close();
+  }
 }
 
 /** Runs `measure`, which returns the peer's version. A peer that fails is missing, with its reason, and the others go on. */
@@ -71,6 +112,28 @@ export function setPatience(ms: number): void {
 
 /** What is left of the time for waiting: nothing, and samples were taken on a busy machine. */
 export const patienceLeftMs = () => Math.max(0, patienceMs);
+
+/** As `interleave`, and the samples of each counted round beside their summary. */
+export async function inTurn(
+  variants: Record<string, () => Promise<number[]>>,
+  options: Parameters<typeof interleave>[1],
+): Promise<{ ms: Record<string, Stats>; rounds: Record<string, number[][]> }> {
+  const taken: Record<string, number[][]> = {};
+  const keeping = Object.entries(variants).map(([name, sample]) => {
+    const list: number[][] = [];
+    taken[name] = list;
+    return [name, async () => list[list.push(await sample()) - 1] as number[]] as const;
+  });
+  const ms = await interleave<string>(Object.fromEntries(keeping), options);
+  const counted = Object.entries(taken).map(([name, list]) => [name, list.slice(options.warmUp)]);
+  return { ms, rounds: Object.fromEntries(counted) };
+}
+
+/** How many times as fast as the peer ours is, of each round by itself: what disturbs a round disturbs both sides. */
+export function timesAsFast(ours: readonly number[][], peer: readonly number[][]): Stats {
+  const median = (samples: readonly number[] | undefined) => summarize(samples ?? []).median;
+  return summarize(ours.map((samples, round) => median(peer[round]) / median(samples)));
+}
 
 /** Pearson's correlation, and the largest difference after both have been centred. */
 export function agreement(a: ArrayLike<number>, b: ArrayLike<number>): { correlation: number; maxDifference: number } {

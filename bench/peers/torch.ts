@@ -1,16 +1,26 @@
 // Attention by PyTorch on the GPU, which bench/peers/torch_attention.py measures and prints, and ours at the same shapes.
-import { spawnSync } from 'node:child_process';
+import { spawn } from 'node:child_process';
+import * as fs from 'node:fs';
 import * as path from 'node:path';
 
-import { listDevices, openDevice } from '../../lib/index';
+import { type Device, kernels, listDevices, openDevice, type Tensor } from '../../lib/index';
 import { type Figure, figure } from '../figure';
 import { NO_LIMITS } from '../limits';
 import { mapStats } from '../measure';
+import { randomBf16 } from '../random';
 import type { Bench } from '../suite';
 import { TensorPool } from '../tensors';
 import { decodeWork, prefillWork, timeWorks } from '../work';
-import type { Peer, PeersContext } from './run';
+import { type Peer, type PeersContext, scratchFolder } from './run';
 import { PeerMissing, peersFolder } from './worker';
+
+/** One shape, and where the outputs of some of its queries are, in float32: [batch, rows, heads, dim]. */
+interface Case extends Pick<Figure, 'name' | 'group' | 'bytes' | 'flops'> {
+  at: { heads: string; dim: number; prefix: number; batch: number };
+  qLen: number;
+  rows: number[];
+  file: string;
+}
 
 interface Answer {
   version: string;
@@ -18,28 +28,72 @@ interface Answer {
   /** Its backends; one that refused some shapes is measured, and says which was the first. */
   peers: Peer[];
   figures: Figure[];
+  cases: Case[];
+  /** How far each was from the reference at most. */
+  errors: Record<string, number>;
 }
+
+/**
+ * How far an output vector may be from the one in float32, relative to its length. Kernels round probabilities and outputs to
+ * bf16, each by 2^-8 at most and about 2^-9.3 in the mean: together by 2^-7 at most, by about 2^-9 in the mean. A block of 64
+ * keys that is left out moves a vector by about sqrt(64 / keys): more than this bound up to 256k keys.
+ */
+const BOUND = 2 ** -6;
+const PERIOD = 1_000_003; // prime, so that no two rows of a tensor are alike
+
+type Inputs = Record<'q' | 'k' | 'v', Uint16Array>;
 
 export async function measureTorch(context: PeersContext, python?: string): Promise<string> {
   if (python === undefined) throw new PeerMissing('no --python that has PyTorch was given');
   context.progress('PyTorch: attention');
-  const size = context.tiny ? ['--tiny'] : context.quick ? ['--quick'] : [];
-  const { status, stdout, error } = spawnSync(python, [path.join(peersFolder, 'torch_attention.py'), ...size], {
-    encoding: 'utf8',
-    maxBuffer: 2 ** 28,
-    stdio: ['ignore', 'pipe', 'inherit'],
-  });
-  if (error) throw new PeerMissing(`cannot run ${python}: ${error.message}`);
-  if (status !== 0) throw new PeerMissing(`torch_attention.py ended with status ${status}`);
-  const answer = JSON.parse(stdout) as Answer;
-  context.setup.torch = { device: answer.device };
-  context.peers.push(...answer.peers);
-  context.figures.push(...answer.figures, ...(await oursBeside(answer.figures, context)));
-  return answer.version;
+  const folder = scratchFolder();
+  try {
+    const inputs: Inputs = { q: randomBf16(PERIOD, 1), k: randomBf16(PERIOD, 2), v: randomBf16(PERIOD, 3) };
+    for (const [name, numbers] of Object.entries(inputs)) fs.writeFileSync(path.join(folder, name), numbers);
+    const size = context.tiny ? ['--tiny'] : context.quick ? ['--quick'] : [];
+    const answer = await runPython(python, ['--folder', folder, '--bound', String(BOUND), ...size]);
+    const errors = { ...answer.errors };
+    context.setup.torch = { device: answer.device, bound: BOUND, errors };
+    context.peers.push(...answer.peers);
+    if (answer.figures.length === 0) throw new PeerMissing('none of its backends could be measured');
+    context.figures.push(...answer.figures);
+    await oursBeside(answer.cases, inputs, folder, errors, context);
+    return answer.version;
+  } finally {
+    fs.rmSync(folder, { recursive: true, force: true });
+  }
 }
 
-/** Our figures at the shapes of theirs, on the GPU where there is one; after theirs, not in turn: they are another program's. */
-async function oursBeside(theirs: readonly Figure[], { quick, tiny, progress }: PeersContext): Promise<Figure[]> {
+async function runPython(python: string, args: string[]): Promise<Answer> {
+  const child = spawn(python, [path.join(peersFolder, 'torch_attention.py'), ...args], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  const kill = () => child.kill();
+  process.once('exit', kill);
+  const parts: Buffer[] = [];
+  child.stdout.on('data', (part) => parts.push(part));
+  try {
+    await new Promise<void>((resolve, reject) => {
+      child.on('error', (error) => reject(new PeerMissing(`cannot run ${python}: ${error.message}`)));
+      child.on('close', (status, signal) => {
+        if (status === 0) resolve();
+        else reject(new PeerMissing(`torch_attention.py ended with ${signal ?? `status ${status}`}`));
+      });
+    });
+  } finally {
+    process.removeListener('exit', kill);
+  }
+  return JSON.parse(Buffer.concat(parts).toString());
+}
+
+/** Our figures at the same shapes, on the GPU where there is one; after theirs, not in turn: they are another program's. */
+async function oursBeside(
+  cases: readonly Case[],
+  inputs: Inputs,
+  folder: string,
+  errors: Record<string, number>,
+  { quick, tiny, progress, figures }: PeersContext,
+): Promise<void> {
   const gpu = listDevices().find(({ kind, usable }) => kind === 'cuda' && usable);
   const device = await openDevice(gpu === undefined ? 'cpu' : 'cuda');
   const pool = new TensorPool(device);
@@ -52,24 +106,22 @@ async function oursBeside(theirs: readonly Figure[], { quick, tiny, progress }: 
     progress,
     check: () => {},
   };
-  const shapes = new Map(
-    theirs.map((figure) => [JSON.stringify({ ...figure.at, who: '', group: figure.group }), figure]),
-  );
   try {
-    const figures: Figure[] = [];
-    for (const { at, group, bytes, flops, name } of shapes.values()) {
-      const {
-        heads: headsText,
-        dim,
-        prefix,
-        batch,
-      } = at as { heads: string; dim: number; prefix: number; batch: number };
-      const [numQHeads, numKHeads, numVHeads] = headsText.split('/').map(Number) as [number, number, number];
+    for (const { name, at, group, bytes, flops, qLen, rows, file } of cases) {
+      const { dim, prefix: kvLen, batch } = at;
+      const [numQHeads, numKHeads, numVHeads] = at.heads.split('/').map(Number) as [number, number, number];
       const heads = { numQHeads, numKHeads, numVHeads, headDimQk: dim, headDimVo: dim };
+      const raw = fs.readFileSync(path.join(folder, file));
+      const expected = new Float32Array(raw.buffer.slice(raw.byteOffset, raw.byteOffset + raw.byteLength));
+      const out = await outputOf(device, inputs, { heads, batch, qLen, kvLen, isDecode: bytes !== undefined });
+      const got = rowsOf(out, rows, qLen, numQHeads * dim);
+      const error = vectorError(got, expected, dim);
+      if (!(error <= BOUND)) throw new Error(`${name}: the output of diffqkv is wrong by ${error}`);
+      errors.diffqkv = Math.max(errors.diffqkv ?? 0, error);
       const work =
         bytes !== undefined
-          ? decodeWork(bench, { heads, kvLen: prefix, batchSize: batch })
-          : prefillWork(bench, heads, prefix, true, batch);
+          ? decodeWork(bench, { heads, kvLen, batchSize: batch })
+          : prefillWork(bench, heads, kvLen, true, batch);
       const { ms } = await timeWorks(bench, { ms: work }, quick ? 0.5 : 1);
       pool.trim(0);
       const rate = mapStats(ms, (value) =>
@@ -77,12 +129,12 @@ async function oursBeside(theirs: readonly Figure[], { quick, tiny, progress }: 
       );
       figures.push(
         figure({
-          name: name.replace(/: [^:]*$/, ': diffqkv'),
+          name: `${name}: diffqkv`,
           value: rate.median,
           unit: bytes !== undefined ? 'GB/s' : 'TFLOP/s',
           better: 'more',
           limit: null,
-          limitName: '',
+          limitName: 'not measured',
           target: null,
           samples: { ms, rate },
           group,
@@ -91,9 +143,68 @@ async function oursBeside(theirs: readonly Figure[], { quick, tiny, progress }: 
         }),
       );
     }
-    return figures;
   } finally {
     pool.trim(0);
     device.dispose();
   }
+}
+
+interface OutputShape {
+  heads: { numQHeads: number; numKHeads: number; numVHeads: number; headDimQk: number };
+  batch: number;
+  qLen: number;
+  kvLen: number;
+  isDecode: boolean;
+}
+
+/** [batch, qLen, numQHeads, dim], of the inputs that the peers were compared on. */
+async function outputOf(device: Device, inputs: Inputs, { heads, batch, qLen, kvLen, isDecode }: OutputShape) {
+  const { numQHeads, numKHeads, numVHeads, headDimQk: dim } = heads;
+  const tensors: Tensor[] = [];
+  const tensor = (numbers: Uint16Array, shape: number[]): Tensor => {
+    const all = new Uint16Array(shape.reduce((product, size) => product * size, 1));
+    for (let i = 0; i < all.length; i += numbers.length) all.set(numbers.subarray(0, all.length - i), i);
+    const made = device.tensor('bf16', shape, all);
+    tensors.push(made);
+    return made;
+  };
+  try {
+    const q = tensor(inputs.q, isDecode ? [batch, numQHeads, dim] : [batch, qLen, numQHeads, dim]);
+    const k = tensor(inputs.k, [batch, kvLen, numKHeads, dim]);
+    const v = tensor(inputs.v, [batch, kvLen, numVHeads, dim]);
+    const out = await (isDecode
+      ? kernels.attentionDecode({ q, k, v })
+      : kernels.attentionPrefill({ q, k, v, causal: true }));
+    tensors.push(out);
+    return await out.read();
+  } finally {
+    for (const made of tensors) made.dispose();
+  }
+}
+
+/** Some rows of each sequence of [batch, length, width]. */
+function rowsOf(values: Float32Array, rows: readonly number[], length: number, width: number): Float32Array {
+  const batch = values.length / length / width;
+  const out = new Float32Array(batch * rows.length * width);
+  for (let i = 0; i < batch; ++i)
+    rows.forEach((row, j) => {
+      const from = (i * length + row) * width;
+      out.set(values.subarray(from, from + width), (i * rows.length + j) * width);
+    });
+  return out;
+}
+
+/** How far a vector of `dim` numbers lies from the expected one at most, relative to its length. */
+export function vectorError(got: Float32Array, expected: Float32Array, dim: number): number {
+  if (got.length !== expected.length) return Infinity;
+  let worst = 0;
+  for (let start = 0; start < got.length; start += dim) {
+    let [apart, length] = [0, 0];
+    for (let i = start; i < start + dim; ++i) {
+      apart += ((got[i] as number) - (expected[i] as number)) ** 2;
+      length += (expected[i] as number) ** 2;
+    }
+    worst = Math.max(worst, Math.sqrt(apart / length));
+  }
+  return worst;
 }

@@ -1,4 +1,4 @@
-"""Attention by PyTorch, as JSON figures of this bench on stdout: python torch_attention.py [--quick | --tiny]
+"""Attention by PyTorch, as JSON figures of this bench on stdout: python torch_attention.py --folder FOLDER --bound BOUND [--quick | --tiny]
 
 Decode and causal prefill at 32/4/16 and 32/16/16 heads by
   - scaled_dot_product_attention, its flash and its cuDNN backend. They know one head count for K and V: K is copied up
@@ -7,9 +7,15 @@ Decode and causal prefill at 32/4/16 and 32/16/16 heads by
   - FlexHeadFA (pip install flex-head-fa --no-build-isolation), the paper's kernel, with K as it is.
 On a GPU by CUDA events, with inputs rotated over more memory than the L2 cache holds. Without a GPU it measures the CPU:
 that shows that it runs, and no more.
+
+At every shape each peer's output is compared with a reference in float32 before it is timed. The inputs are then the bf16
+numbers of FOLDER's files q, k and v, each repeated over [batch, length, heads, dim]; the reference goes to FOLDER too, so
+that diffqkv's output for the same inputs can be compared with it. Of a prefill, 64 queries are compared.
 """
 import argparse
 import json
+import math
+import os
 import statistics
 import sys
 import time
@@ -21,6 +27,7 @@ ROTATED_BYTES = 512 * 2**20
 HEADS = [(32, 4, 16), (32, 16, 16)]
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
+COMPARED_ROWS = 64
 missing = {}
 
 
@@ -29,14 +36,31 @@ def spread_heads(x, num_heads):
     return x.repeat_interleave(num_heads // x.shape[1], dim=1)
 
 
-def reference(q, k, v, causal):
-    """In float32, over [batch, heads, length, dim]."""
-    q, k, v = q.float(), spread_heads(k, q.shape[1]).float(), spread_heads(v, q.shape[1]).float()
-    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
-    if causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril(k.shape[-2] - q.shape[-2])
-        scores = scores.masked_fill(~mask, float("-inf"))
-    return scores.softmax(-1) @ v
+def repeated(numbers, shape):
+    """The numbers over and over as [batch, length, heads, dim], then as [batch, heads, length, dim]."""
+    count = math.prod(shape)
+    return numbers.repeat(-(-count // len(numbers)))[:count].view(shape).transpose(1, 2).contiguous()
+
+
+def reference(q, k, v, rows, causal):
+    """The outputs of some queries in float32: [batch, rows, heads, dim]. One head at a time, for the sake of memory."""
+    (batch, num_heads, q_len, dim), kv_len = q.shape, k.shape[2]
+    out = torch.empty(batch, len(rows), num_heads, dim, device=q.device)
+    last_seen = kv_len - q_len + torch.tensor(rows, device=q.device)
+    hidden = torch.arange(kv_len, device=q.device) > last_seen[:, None]
+    for i in range(batch):
+        for head in range(num_heads):
+            keys, values = (x[i, head * x.shape[1] // num_heads].float() for x in (k, v))
+            scores = q[i, head, rows].float() @ keys.T / dim**0.5
+            if causal:
+                scores = scores.masked_fill(hidden, float("-inf"))
+            out[i, :, head] = scores.softmax(-1) @ values
+    return out
+
+
+def vector_error(got, expected):
+    """How far an output vector (of one head of one query) lies from the expected one at most, relative to its length."""
+    return ((got - expected).norm(dim=-1) / expected.norm(dim=-1)).max().item()
 
 
 class Sdpa:
@@ -145,45 +169,65 @@ def stats(samples):
     return {"median": statistics.median(samples), "min": min(samples), "max": max(samples), "count": len(samples)}
 
 
-def measure(name, peer, heads, dim, batch, q_len, kv_len, rounds, calls):
-    num_q_heads, num_k_heads, num_v_heads = heads
-    is_decode = q_len == 1
-    element_bytes = 2
-    made = lambda num_heads, length: torch.randn(batch, num_heads, length, dim, device=DEVICE).to(torch.bfloat16)
-    cache_bytes = batch * kv_len * (num_k_heads + num_v_heads) * dim * element_bytes
-    copies = max(1, min(16, ROTATED_BYTES // cache_bytes)) if is_decode and ON_GPU else 1
-    sets = []
-    for i in range(copies):
-        q, k, v = made(num_q_heads, q_len), made(num_k_heads, kv_len), made(num_v_heads, kv_len)
-        prepared = peer.prepare(q, k, v)
-        sets.append(prepared)
-        if i == 0 and kv_len <= 4096:  # beyond it, the reference's scores would be too large
-            got = peer(*prepared, causal=not is_decode).float()
-            error = (got - reference(q, k, v, not is_decode)).abs().max().item()
-            if not error < 0.05:
-                raise RuntimeError(f"its output is wrong by {error}")
-    ms = stats(milliseconds(lambda *args: peer(*args, causal=not is_decode), sets, rounds, calls))
-    flops = 4 * batch * num_q_heads * dim * (kv_len if is_decode else q_len * (q_len + 1) / 2)
-    heads_name = "/".join(map(str, heads))
-    amount = cache_bytes if is_decode else flops
+class Case:
+    """One shape: what must be read or computed, the inputs that outputs are compared on, and what they must be."""
+
+    def __init__(self, heads, dim, batch, q_len, kv_len, numbers):
+        self.heads, self.dim, self.batch, self.q_len, self.kv_len = heads, dim, batch, q_len, kv_len
+        self.is_decode = q_len == 1
+        num_q_heads, num_k_heads, num_v_heads = heads
+        self.cache_bytes = batch * kv_len * (num_k_heads + num_v_heads) * dim * 2
+        self.flops = 4 * batch * num_q_heads * dim * (kv_len if self.is_decode else q_len * (q_len + 1) / 2)
+        shapes = zip("qkv", (q_len, kv_len, kv_len), heads)
+        self.inputs = [repeated(numbers[name], (batch, length, count, dim)) for name, length, count in shapes]
+        steps = min(COMPARED_ROWS, q_len)
+        self.rows = [round(i * (q_len - 1) / max(1, steps - 1)) for i in range(steps)]
+        self.expected = reference(*self.inputs, self.rows, not self.is_decode)
+
+    def description(self):
+        what, heads_name = "decode" if self.is_decode else "prefill", "/".join(map(str, self.heads))
+        return {
+            "name": f"{what} attention {heads_name} x {self.dim}, {self.kv_len} tokens, batch {self.batch}",
+            "group": f"peers: attention {what}",
+            "at": {"heads": heads_name, "dim": self.dim, "prefix": self.kv_len, "batch": self.batch},
+            # The bytes that DiffQKV must read, whatever the peer reads.
+            **({"bytes": self.cache_bytes} if self.is_decode else {"flops": self.flops}),
+        }
+
+    def random_inputs(self):
+        for length, count in zip((self.q_len, self.kv_len, self.kv_len), self.heads):
+            yield torch.randn(self.batch, count, length, self.dim, device=DEVICE).to(torch.bfloat16)
+
+
+def measure(name, peer, case, bound, rounds, calls):
+    """Its figure, and how far its output is from the reference."""
+    is_decode = case.is_decode
+    call = lambda *args: peer(*args, causal=not is_decode)
+    sets = [peer.prepare(*case.inputs)]
+    error = vector_error(call(*sets[0])[:, :, case.rows].transpose(1, 2).float(), case.expected)
+    if not error <= bound:
+        raise RuntimeError(f"its output is wrong by {error}")
+    if is_decode and ON_GPU:
+        copies = min(16, ROTATED_BYTES // case.cache_bytes)
+        sets += [peer.prepare(*case.random_inputs()) for _ in range(copies - 1)]
+    ms = stats(milliseconds(call, sets, rounds, calls))
+    amount = case.cache_bytes if is_decode else case.flops
     rate = lambda value: amount / value / (1e6 if is_decode else 1e9)
+    about = case.description()
     return {
-        "name": f"{'decode' if is_decode else 'prefill'} attention {heads_name} x {dim}, "
-        f"{kv_len} tokens, batch {batch}: {name}",
+        **about,
+        "name": f"{about['name']}: {name}",
         "value": rate(ms["median"]),
         "unit": "GB/s" if is_decode else "TFLOP/s",
         "better": "more",
         "limit": None,
-        "limitName": "",
+        "limitName": "not measured",
         "share": None,
         "target": None,
         "met": None,
         "samples": {"ms": ms, "rate": {**ms, "median": rate(ms["median"]), "min": rate(ms["max"]), "max": rate(ms["min"])}},
-        "group": f"peers: attention {'decode' if is_decode else 'prefill'}",
-        "at": {"who": name, "heads": heads_name, "dim": dim, "prefix": kv_len, "batch": batch},
-        # The bytes that DiffQKV must read, whatever the peer reads.
-        **({"bytes": cache_bytes} if is_decode else {"flops": flops}),
-    }
+        "at": {"who": name, **about["at"]},
+    }, error
 
 
 def cases(size):
@@ -200,6 +244,8 @@ def cases(size):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", required=True)
+    parser.add_argument("--bound", type=float, required=True)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
@@ -215,15 +261,24 @@ def main():
             peers[name] = make()
         except Exception as error:  # not installed, not built, or not in this version
             missing[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-    figures, failures = [], {}
+    read = lambda name: torch.frombuffer(bytearray(open(os.path.join(args.folder, name), "rb").read()), dtype=torch.int16)
+    numbers = {name: read(name).view(torch.bfloat16).to(DEVICE) for name in "qkv"}
+    figures, failures, compared, errors = [], {}, [], {}
     with torch.inference_mode():
         for q_len, kv_len, batch in cases(size):
             for dim in (64, 128):
                 for heads in HEADS:
+                    case = Case(heads, dim, batch, q_len, kv_len, numbers)
+                    file = f"expected-{len(compared)}"
+                    with open(os.path.join(args.folder, file), "wb") as out:
+                        out.write(case.expected.cpu().numpy().tobytes())
+                    compared.append({**case.description(), "qLen": q_len, "rows": case.rows, "file": file})
                     for name, peer in peers.items():
                         where = f"{heads} x {dim}, {q_len} on {kv_len}, batch {batch}"
                         try:
-                            figures.append(measure(name, peer, heads, dim, batch, q_len, kv_len, rounds, 1 if q_len > 1 else calls))
+                            figure, error = measure(name, peer, case, args.bound, rounds, 1 if q_len > 1 else calls)
+                            figures.append(figure)
+                            errors[name] = max(error, errors.get(name, 0))
                             print(f"{name}: {where}", file=sys.stderr)
                         except Exception as error:  # one case that a backend refuses is no reason to lose the others
                             reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -238,7 +293,8 @@ def main():
         state = {"name": name, "version": torch.__version__, "status": "measured" if name in measured else "missing"}
         states.append({**state, "reason": reason} if reason else state)
     device = torch.cuda.get_device_name() if ON_GPU else "CPU"
-    print(json.dumps({"version": torch.__version__, "device": device, "peers": states, "figures": figures}))
+    answer = {"version": torch.__version__, "device": device, "peers": states, "figures": figures}
+    print(json.dumps({**answer, "cases": compared, "errors": errors}))
     return 0
 
 
