@@ -1,13 +1,16 @@
 import { Template } from '@huggingface/jinja';
 import { DiffqkvError, invalid } from './errors';
+import { renderLimited } from './template_limits';
 
 /** One turn of a conversation. */
 export interface ChatMessage {
   /** 'system', 'user', 'assistant', or what else the model's chat template knows. */
   role: string;
+  /** What was said, as plain text. */
   content: string;
 }
 
+/** How {@link Tokenizer.applyChatTemplate} writes out a conversation. */
 export interface ChatTemplateOptions {
   /** End with the opening of the assistant's turn, so that the model answers. Default true. */
   addGenerationPrompt?: boolean;
@@ -30,7 +33,7 @@ export class ChatTemplate {
   /**
    * The text of the conversation as the model was trained to see it, special tokens included.
    * Throws ERR_INVALID_ARGUMENT where the template refuses the messages, ERR_INVALID_CHECKPOINT where the template itself
-   * does not parse.
+   * does not parse, or does not come to an end.
    */
   render(messages: readonly ChatMessage[], options: ChatTemplateOptions = {}): string {
     if (this.#template === undefined) {
@@ -45,8 +48,10 @@ export class ChatTemplate {
     }
     try {
       const add_generation_prompt = options.addGenerationPrompt ?? true;
-      return this.#template.render({ ...this.#variables, messages, add_generation_prompt });
+      const variables = { ...this.#variables, messages, add_generation_prompt };
+      return renderLimited(`${this.#file}: its chat template`, this.#template, variables);
     } catch (error) {
+      if (error instanceof DiffqkvError) throw error;
       throw new DiffqkvError(
         'ERR_INVALID_ARGUMENT',
         `the chat template of ${this.#file} refuses these messages: ${reason(error)}`,

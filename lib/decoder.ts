@@ -3,6 +3,7 @@
 // decoding as tokens come are the same code and cannot differ.
 
 import { DiffqkvError } from './errors';
+import { withTimeLimit } from './time_limit';
 
 /** One step of the chain. `push` takes the next piece and gives what is settled by it; `flush` gives the rest. */
 export interface DecoderStep {
@@ -146,8 +147,11 @@ function steps(
       if (!fused.done) return [stateless((piece) => strip(piece, content, start, stop))];
       return [stripWhole(content, continued ? 0 : start, stop)];
     case 'Replace': {
-      const pattern = config.pattern?.String ?? new RegExp(config.pattern?.Regex as string, 'gu');
-      return [stateless((piece) => piece.replaceAll(pattern, () => content))];
+      const text = config.pattern?.String;
+      if (text !== undefined) return [stateless((piece) => piece.replaceAll(text, () => content))];
+      const pattern = new RegExp(config.pattern?.Regex as string, 'gu');
+      const replace = (piece: string) => piece.replaceAll(pattern, () => content);
+      return [stateless((piece) => withTimeLimit("the decoder's pattern", 5000, () => replace(piece)))];
     }
     case 'Metaspace': {
       const spaces = (piece: string) => piece.replaceAll(replacement, ' ');

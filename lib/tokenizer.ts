@@ -4,6 +4,7 @@ import { Tokenizer as Encoder } from '@huggingface/tokenizers';
 import { type ChatMessage, ChatTemplate, type ChatTemplateOptions, chatTemplateSource, checkMessages } from './chat';
 import { createDecoder, type DecoderConfig } from './decoder';
 import { checkBoolean, checkInteger, checkObject, DiffqkvError, invalid } from './errors';
+import { withTimeLimit } from './time_limit';
 import { type Json, readJson, readPieces, readText, tokenText } from './tokenizer_files';
 
 /** Decodes token by token. All that `push` and `flush` return, joined, is what `decode` gives for all the tokens. */
@@ -14,11 +15,13 @@ export interface TokenStream {
   flush(): string;
 }
 
+/** How {@link Tokenizer.decode} treats special tokens. */
 export interface DecodeOptions {
   /** Leave out the special tokens, such as `<|end_of_text|>`. Default true. */
   skipSpecialTokens?: boolean;
 }
 
+/** How {@link Tokenizer.stream} decodes. */
 export interface StreamOptions extends DecodeOptions {
   /** The tokens go on from an earlier text: a space that opens them stays, where SentencePiece would drop it. Default false. */
   continued?: boolean;
@@ -52,11 +55,11 @@ export class Tokenizer {
     this.#pieces = readPieces(json); // before anything else: an absurd id would make the encoder's tables absurdly long
     // A part that is absent is as one that is null, but the encoder wants to see the null.
     const parts = { normalizer: null, pre_tokenizer: null, post_processor: null, decoder: null, ...json };
+    this.#directory = directory;
     this.#encoder = new Encoder(parts, { ...config, clean_up_tokenization_spaces: false });
     const added = [...this.#encoder.get_added_tokens_decoder().values()];
     this.#literals = new Set(added.map((token) => token.content));
     this.#specialTokens = new Set(added.filter((token) => token.special).map((token) => token.id));
-    this.#directory = directory;
     this.vocabSize = this.#pieces.length;
     const names = ['bos_token', 'eos_token', 'unk_token', 'pad_token'];
     const variables = Object.fromEntries(
@@ -101,7 +104,7 @@ export class Tokenizer {
 
   /**
    * The tokens of a text. With `addSpecialTokens` (the default) what the checkpoint puts round a text is added, such as
-   * `<|begin_of_text|>`. The names of special tokens within the text become those tokens.
+   * `<|begin_of_text|>`. The names of special tokens within the text become those tokens. Throws ERR_INVALID_ARGUMENT where it is no string.
    */
   encode(text: string, options: { addSpecialTokens?: boolean } = {}): number[] {
     if (typeof text !== 'string') throw invalid('text', 'a string', text);
@@ -112,7 +115,7 @@ export class Tokenizer {
     return addSpecialTokens && this.#prependsBos ? [this.bosTokenId as number, ...tokens] : tokens;
   }
 
-  /** The text of tokens. Ill-formed UTF-8 becomes U+FFFD; ids that the tokenizer doesn't know have no text. */
+  /** The text of tokens. Ill-formed UTF-8 becomes U+FFFD; ids that the tokenizer doesn't know have no text. ERR_INVALID_ARGUMENT. */
   decode(tokens: ArrayLike<number>, options: DecodeOptions = {}): string {
     if (typeof tokens !== 'object' || tokens === null) throw invalid('tokens', 'an array of token ids', tokens);
     checkInteger('the length of tokens', tokens.length, 0, 2 ** 32 - 1);
@@ -120,7 +123,7 @@ export class Tokenizer {
     return Array.from(tokens, (token) => stream.push(token)).join('') + stream.flush();
   }
 
-  /** An incremental decoder that never splits a character. */
+  /** An incremental decoder that never splits a character. Its `push` throws ERR_INVALID_ARGUMENT for what is no integer of at least 0. */
   stream(options: StreamOptions = {}): TokenStream {
     checkObject('options', options);
     const { skipSpecialTokens = true, continued = false } = options;
@@ -155,10 +158,18 @@ export class Tokenizer {
   }
 
   #encode(text: string, addSpecialTokens: boolean): number[] {
-    const { ids }: { ids: (number | undefined)[] } = this.#encoder.encode(text, {
-      add_special_tokens: addSpecialTokens,
-    });
+    // Its patterns may be such as never come to an end.
+    const limit = 10_000 + Math.ceil(text.length / 10);
+    const { ids }: { ids: (number | undefined)[] } = withTimeLimit(`${this.#directory}: its tokenizer`, limit, () =>
+      this.#encoder.encode(text, { add_special_tokens: addSpecialTokens }),
+    );
     // An id is undefined where the vocabulary lacks a piece and there is no unk_token to stand for it: nothing does.
-    return ids.filter((id) => id !== undefined);
+    const tokens = ids.filter((id) => id !== undefined);
+    const wrong = tokens.find((id) => !(Number.isInteger(id) && id >= 0 && id < this.vocabSize));
+    if (wrong === undefined) return tokens;
+    throw new DiffqkvError(
+      'ERR_INVALID_CHECKPOINT',
+      `${this.#directory}: its tokenizer gives ${wrong}, which is no token`,
+    );
   }
 }

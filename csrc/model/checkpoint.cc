@@ -4,9 +4,9 @@
 #include <bit>
 #include <cstring>
 #include <limits>
-#include <set>
 
 #include "model/json_text.h"
+#include "model/shard_index.h"
 
 namespace diffqkv {
 namespace {
@@ -16,7 +16,6 @@ static_assert(std::endian::native == std::endian::little,
 
 constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the limit of the format's own reader
 constexpr size_t kMaxRank = 16;
-constexpr uint64_t kMaxIndexBytes = uint64_t{64} << 20;
 
 [[noreturn]] void fail_file(const std::string& path, const std::string& what) {
   fail_at(ErrorCode::invalid_checkpoint, path, what);
@@ -209,7 +208,7 @@ uint64_t needed_bytes(const std::string& path, const std::string& name, const He
 }
 
 std::string span_text(const HeaderEntry& entry) {
-  return "[" + std::to_string(entry.offsets[0]) + ", " + std::to_string(entry.offsets[1]) + ")";
+  return std::string("[") + std::to_string(entry.offsets[0]) + ", " + std::to_string(entry.offsets[1]) + ")";
 }
 
 }  // namespace
@@ -331,39 +330,16 @@ void Checkpoint::read_file(const std::string& path) {
 }
 
 void Checkpoint::read_shards(const std::string& directory) {
-  std::map<std::string, std::string> shard_of;  // tensor -> shard
-  std::set<std::string> shards;
-  {
-    const MappedFile file(path_);
-    if (file.size() > kMaxIndexBytes)
-      fail_file(path_, std::to_string(file.size()) + " bytes; the limit is " + std::to_string(kMaxIndexBytes));
-    const Json index = parse_json_object({reinterpret_cast<const char*>(file.data()), file.size()}, path_,
-                                         ErrorCode::invalid_checkpoint);
-    const auto map = index.find("weight_map");
-    if (map == index.end()) fail_file(path_, "weight_map is missing");
-    if (!map->is_object()) fail_file(path_, std::string("weight_map is not an object but of type ") + map->type_name());
-    for (const auto& [name, value] : map->items()) {
-      const std::string tensor = "weight_map: tensor '" + printable(name) + "': ";
-      if (!value.is_string()) fail_file(path_, tensor + "its shard is not a string but of type " + value.type_name());
-      const std::string shard = value.get<std::string>();
-      const bool plain = !shard.empty() && shard.size() <= 255 && shard != "." && shard != ".." &&
-                         shard.find_first_of(std::string("/\\\0", 3)) == std::string::npos;
-      if (!plain)
-        fail_file(path_,
-                  tensor + "its shard '" + printable(shard) + "' is not the plain name of a file in the directory");
-      shards.insert(shard);
-      shard_of.emplace(name, shard);
-    }
-  }
-  files_.reserve(shards.size());
-  for (const std::string& shard : shards) {
+  const ShardIndex index = read_shard_index(path_);
+  files_.reserve(index.shards.size());
+  for (const std::string& shard : index.shards) {
     const std::string path = directory + "/" + shard;
     if (!file_exists(path)) fail_file(path, "this shard is missing; " + path_ + " names it");
     read_file(path);
   }
-  for (const auto& [name, shard] : shard_of) {
+  for (const auto& [name, shard] : index.shard_of) {
     const StoredTensor* tensor = find(name);
-    const std::string& path = shard_paths_.at(shard);
+    const std::string& path = shard_paths_.at(*shard);
     if (!tensor)
       fail_file(path, "the tensor '" + printable(name) + "', which " + path_ + " places in this shard, is not there");
     if (tensor->file != &path) {
@@ -372,7 +348,7 @@ void Checkpoint::read_shards(const std::string& directory) {
     }
   }
   // As for readers of the format at large, a tensor that the index does not list is not part of the checkpoint.
-  std::erase_if(tensors_, [&](const auto& item) { return !shard_of.count(item.first); });
+  std::erase_if(tensors_, [&](const auto& item) { return !index.shard_of.count(item.first); });
 }
 
 }  // namespace diffqkv

@@ -20,6 +20,7 @@ constexpr int64_t kMaxVocab = int64_t{1} << 24;
 constexpr int64_t kMaxHeads = int64_t{1} << 14;
 constexpr int64_t kMaxHeadDim = int64_t{1} << 12;
 constexpr int64_t kMaxQSize = int64_t{1} << 22;
+constexpr size_t kMaxEos = 256;                      // each id is looked for among them
 constexpr int64_t kMaxPositions = int64_t{1} << 30;  // positions are int32 on the device
 
 std::string number_text(double value) {
@@ -28,73 +29,74 @@ std::string number_text(double value) {
   return text;
 }
 
+using Kind = JsonValue::Kind;
+
 // Reads the fields of one JSON object, and says what is wrong with them.
 class Fields {
  public:
-  Fields(const Json& object, std::string origin, ErrorCode malformed, std::string prefix = "")
+  Fields(const JsonValue& object, std::string origin, ErrorCode malformed, std::string prefix = "")
       : object_(object), origin_(std::move(origin)), malformed_(malformed), prefix_(std::move(prefix)) {}
 
   // There, and not null.
   bool has(const char* key) const {
-    const auto it = object_.find(key);
-    return it != object_.end() && !it->is_null();
+    const JsonValue* value = object_.find(key);
+    return value && !value->is(Kind::null);
   }
 
   [[noreturn]] void malformed(const std::string& what) const { fail_at(malformed_, origin_, what); }
   [[noreturn]] void unsupported(const std::string& what) const { fail_at(ErrorCode::unsupported_model, origin_, what); }
 
   int64_t integer(const char* key, int64_t min, int64_t max) const {
-    const Json& value = get(key);
+    const JsonValue& value = get(key);
     const std::string range = " (an integer from " + std::to_string(min) + " to " + std::to_string(max) + " is wanted)";
-    if (!value.is_number_integer()) malformed(name(key) + " is " + shown(value) + range);
-    const bool too_large = value.is_number_unsigned() && value.get<uint64_t>() > static_cast<uint64_t>(max);
-    if (too_large || value.get<int64_t>() < min || value.get<int64_t>() > max)
+    if (!value.is(Kind::integer) || value.integer() < min || value.integer() > max)
       malformed(name(key) + " is " + shown(value) + range);
-    return value.get<int64_t>();
+    return value.integer();
   }
   int64_t integer(const char* key, int64_t min, int64_t max, int64_t otherwise) const {
     return has(key) ? integer(key, min, max) : otherwise;
   }
 
   double positive(const char* key) const {
-    const Json& value = get(key);
-    const bool good = value.is_number() && std::isfinite(value.get<double>()) && value.get<double>() > 0;
+    const JsonValue& value = get(key);
+    const bool good = value.is_number() && std::isfinite(value.number()) && value.number() > 0;
     if (!good) malformed(name(key) + " is " + shown(value) + " (a finite number above 0 is wanted)");
-    return value.get<double>();
+    return value.number();
   }
 
   bool boolean(const char* key, bool otherwise) const {
     if (!has(key)) return otherwise;
-    if (!get(key).is_boolean()) malformed(name(key) + " is " + shown(get(key)) + " (true or false is wanted)");
-    return get(key).get<bool>();
+    if (!get(key).is(Kind::boolean)) malformed(name(key) + " is " + shown(get(key)) + " (true or false is wanted)");
+    return get(key).boolean();
   }
 
   std::string string(const char* key, const char* otherwise) const {
     if (!has(key)) return otherwise;
-    if (!get(key).is_string()) malformed(name(key) + " is " + shown(get(key)) + " (a string is wanted)");
-    return get(key).get<std::string>();
+    if (!get(key).is(Kind::string)) malformed(name(key) + " is " + shown(get(key)) + " (a string is wanted)");
+    return get(key).text();
   }
 
   Fields object(const char* key) const {
-    if (!get(key).is_object()) malformed(name(key) + " is " + shown(get(key)) + " (an object is wanted)");
+    if (!get(key).is(Kind::object)) malformed(name(key) + " is " + shown(get(key)) + " (an object is wanted)");
     return Fields(get(key), origin_, malformed_, name(key) + ".");
   }
 
-  const Json& get(const char* key) const {
-    const auto it = object_.find(key);
-    if (it == object_.end()) malformed(name(key) + " is missing");
-    return *it;
+  const JsonValue& get(const char* key) const {
+    const JsonValue* value = object_.find(key);
+    if (!value) malformed(name(key) + " is missing");
+    return *value;
   }
 
   std::string name(const char* key) const { return prefix_ + key; }
 
-  static std::string shown(const Json& value) {
-    if (value.is_structured()) return value.is_object() ? "an object" : "an array";
-    return printable(value.dump());
+  static std::string shown(const JsonValue& value) {
+    if (value.is(Kind::object)) return "an object";
+    if (value.is(Kind::array)) return "an array";
+    return printable(value.written());
   }
 
  private:
-  const Json& object_;
+  const JsonValue& object_;
   std::string origin_;
   ErrorCode malformed_;
   std::string prefix_;
@@ -104,11 +106,11 @@ class Fields {
 std::vector<std::string> architecture_names(const Fields& fields) {
   std::vector<std::string> names;
   if (fields.has("architectures")) {
-    const Json& list = fields.get("architectures");
-    const bool good =
-        list.is_array() && std::all_of(list.begin(), list.end(), [](const Json& item) { return item.is_string(); });
-    if (!good) fields.malformed("architectures is not an array of strings");
-    for (const Json& item : list) names.push_back(item.get<std::string>());
+    const JsonValue& list = fields.get("architectures");
+    for (size_t i = 0; i < list.size() && list.is(Kind::array) && list[i].is(Kind::string); i++)
+      names.push_back(list[i].text());
+    if (!list.is(Kind::array) || names.size() < list.size())
+      fields.malformed("architectures is not an array of strings");
   }
   if (fields.has("model_type")) names.push_back(fields.string("model_type", ""));
   return names;
@@ -136,17 +138,17 @@ std::string decide_architecture(const Fields& fields) {
   if (named_llama && !named_sigma && !has_k && !has_v) return "llama";
   fields.unsupported(
       "a config without num_key_heads and num_value_heads is not DiffQKV: this one (" +
-      (quoted.empty() ? std::string("no model_type, no architectures") : quoted) + ") has no " + lacking +
+      (quoted.empty() ? std::string("no model_type, no architectures") : printable(quoted)) + ") has no " + lacking +
       ". Models named Sigma that lack them are another architecture; Sigma (DiffQKV) and Llama are supported");
 }
 
 // Whether a key asks for something: neither missing, null, false, 0 nor empty.
 bool asks(const Fields& fields, const char* key) {
   if (!fields.has(key)) return false;
-  const Json& value = fields.get(key);
-  if (value.is_boolean()) return value.get<bool>();
-  if (value.is_number()) return value.get<double>() != 0;
-  return !value.empty();
+  const JsonValue& value = fields.get(key);
+  if (value.is(Kind::boolean)) return value.boolean();
+  if (value.is_number()) return value.number() != 0;
+  return value.is(Kind::string) || value.size() > 0;
 }
 
 // What changes the arithmetic and is not done here is refused: ignoring it would give wrong text without a word.
@@ -255,16 +257,19 @@ void read_rope(const Fields& fields, Config& config) {
 // A number, a list of numbers, or null.
 void read_eos(const Fields& fields, std::vector<int64_t>& ids) {
   if (!fields.has("eos_token_id")) return;
-  const Json& value = fields.get("eos_token_id");
-  const std::vector<Json> items = value.is_array() ? value.get<std::vector<Json>>() : std::vector<Json>{value};
-  for (const Json& item : items) {
-    const bool good = item.is_number_unsigned() && item.get<uint64_t>() <= INT32_MAX;
+  const JsonValue& value = fields.get("eos_token_id");
+  if (value.size() > kMaxEos)
+    fields.malformed("eos_token_id is a list of " + std::to_string(value.size()) + "; the limit is " +
+                     std::to_string(kMaxEos));
+  const auto add = [&](const JsonValue& item) {
+    const bool good = item.is(Kind::integer) && item.integer() >= 0 && item.integer() <= INT32_MAX;
     if (!good)
       fields.malformed("eos_token_id has " + Fields::shown(item) +
                        " in it (a token id, a list of them or null is wanted)");
-    const int64_t id = item.get<int64_t>();
-    if (std::find(ids.begin(), ids.end(), id) == ids.end()) ids.push_back(id);
-  }
+    if (std::find(ids.begin(), ids.end(), item.integer()) == ids.end()) ids.push_back(item.integer());
+  };
+  if (!value.is(Kind::array)) return add(value);
+  for (size_t i = 0; i < value.size(); i++) add(value[i]);
 }
 
 // This project's own fields: value_head_dim, and key_head_dim with key_lift { kind, position, intermediate_size }.
@@ -335,7 +340,7 @@ void read_heads(const Fields& fields, Config& config) {
 }  // namespace
 
 Config parse_config(std::string_view text, const std::string& origin, ErrorCode malformed) {
-  const Json json = parse_json_object(text, origin, malformed);
+  const JsonValue json = parse_json_object(text, origin, malformed);
   const Fields fields(json, origin, malformed);
   Config config;
   config.architecture = decide_architecture(fields);
@@ -368,7 +373,7 @@ Config load_config(const std::string& directory) {
   check_directory(directory);
   const auto read = [](const std::string& path) {
     MappedFile file(path);
-    constexpr uint64_t kMaxBytes = 16 << 20;
+    constexpr uint64_t kMaxBytes = 1 << 20;  // of files that have some thousand
     if (file.size() > kMaxBytes) {
       fail_at(ErrorCode::invalid_checkpoint, path,
               std::to_string(file.size()) + " bytes; the limit is " + std::to_string(kMaxBytes));
@@ -384,7 +389,7 @@ Config load_config(const std::string& directory) {
   const std::string generation_path = directory + "/generation_config.json";
   if (file_exists(generation_path)) {
     const MappedFile file = read(generation_path);
-    const Json json = parse_json_object(text(file), generation_path, ErrorCode::invalid_checkpoint);
+    const JsonValue json = parse_json_object(text(file), generation_path, ErrorCode::invalid_checkpoint);
     read_eos(Fields(json, generation_path, ErrorCode::invalid_checkpoint), config.eos_token_ids);
   }
   return config;

@@ -1,39 +1,101 @@
 #include "model/json_text.h"
 
-#include <set>
-#include <vector>
+#include <algorithm>
+#include <cstdio>
+#include <limits>
 
 #include "model/checkpoint.h"
 
 namespace diffqkv {
 
-Json parse_json_object(std::string_view text, const std::string& origin, ErrorCode malformed) {
-  constexpr int kMaxDepth = 32;
-  std::vector<std::set<std::string>> keys;  // of the objects that are open
-  const auto check = [&](int depth, Json::parse_event_t event, Json& value) {
-    switch (event) {
-      case Json::parse_event_t::array_start:
-      case Json::parse_event_t::object_start:
-        if (depth >= kMaxDepth) fail_at(malformed, origin, "nested more than " + std::to_string(kMaxDepth) + " deep");
-        if (event == Json::parse_event_t::object_start) keys.emplace_back();
-        break;
-      case Json::parse_event_t::object_end: keys.pop_back(); break;
-      case Json::parse_event_t::key:
-        if (!keys.back().insert(value.get<std::string>()).second) {
-          fail_at(malformed, origin, "the key '" + printable(value.get<std::string>()) + "' is there twice");
-        }
-        break;
-      default: break;
-    }
-    return true;
-  };
-  Json result;
-  try {
-    result = Json::parse(text.begin(), text.end(), check);
-  } catch (const Json::exception& e) {
-    fail_at(malformed, origin, "not valid JSON: " + json_error(e));
+class JsonReader : public nlohmann::json_sax<Json> {
+ public:
+  JsonReader(const std::string& origin, ErrorCode malformed) : origin_(origin), malformed_(malformed) {}
+
+  bool null() override { return add(std::monostate()), true; }
+  bool boolean(bool value) override { return add(value), true; }
+  bool number_integer(number_integer_t value) override { return add(int64_t{value}), true; }
+  bool number_unsigned(number_unsigned_t value) override {
+    return add(static_cast<int64_t>(std::min<uint64_t>(value, std::numeric_limits<int64_t>::max()))), true;
   }
-  if (!result.is_object())
+  bool number_float(number_float_t value, const string_t&) override { return add(double{value}), true; }
+  bool string(string_t& value) override { return add(std::make_unique<std::string>(std::move(value))), true; }
+  bool binary(binary_t&) override { return false; }  // JSON has none
+
+  bool start_object(size_t) override { return open(std::make_unique<JsonValue::Object>()); }
+  bool start_array(size_t) override { return open(std::make_unique<JsonValue::Items>()); }
+  bool end_object() override { return close(); }
+  bool end_array() override { return close(); }
+  bool key(string_t& name) override {
+    auto& object = *std::get<std::unique_ptr<JsonValue::Object>>(open_.back()->value_);
+    if (!object.keys.try_emplace(std::move(name), object.items.size()).second)
+      fail_at(malformed_, origin_, "the key '" + printable(name) + "' is there twice");
+    return true;
+  }
+  bool parse_error(size_t, const std::string&, const nlohmann::detail::exception& e) override {
+    fail_at(malformed_, origin_, "not valid JSON: " + json_error(e));
+  }
+
+  JsonValue take() { return std::move(root_); }
+
+ private:
+  // Nothing is added to a container while one inside it is open, so that the pointers in open_ hold.
+  template <typename Value>
+  JsonValue& add(Value value) {
+    JsonValue& json = open_.empty() ? root_ : const_cast<JsonValue::Items&>(*open_.back()->items()).emplace_back();
+    json.value_ = std::move(value);
+    return json;
+  }
+  template <typename Container>
+  bool open(Container container) {
+    if (open_.size() == static_cast<size_t>(kMaxJsonDepth))
+      fail_at(malformed_, origin_, "nested more than " + std::to_string(kMaxJsonDepth) + " deep");
+    return open_.push_back(&add(std::move(container))), true;
+  }
+  bool close() { return open_.pop_back(), true; }
+
+  const std::string& origin_;
+  ErrorCode malformed_;
+  JsonValue root_;
+  std::vector<JsonValue*> open_;
+};
+
+const char* JsonValue::type_name() const {
+  switch (kind()) {
+    case Kind::null: return "null";
+    case Kind::boolean: return "boolean";
+    case Kind::integer:
+    case Kind::number: return "number";
+    case Kind::string: return "string";
+    case Kind::array: return "array";
+    case Kind::object: return "object";
+  }
+  return "";
+}
+
+std::string JsonValue::written() const {
+  char number_text[40] = "";
+  switch (kind()) {
+    case Kind::null: return "null";
+    case Kind::boolean: return boolean() ? "true" : "false";
+    case Kind::integer: return integer() == INT64_MAX ? "more than 2^63" : std::to_string(integer());
+    case Kind::string: return '"' + text() + '"';
+    default: snprintf(number_text, sizeof number_text, "%.9g", number()); return number_text;
+  }
+}
+
+const JsonValue* JsonValue::find(const std::string& key) const {
+  const auto* object = std::get_if<std::unique_ptr<Object>>(&value_);
+  if (!object) return nullptr;
+  const auto at = (*object)->keys.find(key);
+  return at == (*object)->keys.end() ? nullptr : &(*object)->items[at->second];
+}
+
+JsonValue parse_json_object(std::string_view text, const std::string& origin, ErrorCode malformed) {
+  JsonReader reader(origin, malformed);
+  Json::sax_parse(text.begin(), text.end(), &reader);
+  JsonValue result = reader.take();
+  if (!result.is(JsonValue::Kind::object))
     fail_at(malformed, origin, std::string("a JSON object is wanted, not ") + result.type_name());
   return result;
 }

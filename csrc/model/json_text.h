@@ -1,8 +1,13 @@
-// JSON from files that nobody vouches for. For config.cc and checkpoint.cc alone: json.hpp takes seconds to compile.
+// JSON from files that nobody vouches for. For the readers of such files alone: json.hpp takes seconds to compile.
 #pragma once
 
+#include <cstdint>
+#include <map>
+#include <memory>
 #include <string>
 #include <string_view>
+#include <variant>
+#include <vector>
 
 #include <nlohmann/json.hpp>
 
@@ -29,7 +34,49 @@ inline std::string json_error(const std::exception& e) {
   return text;
 }
 
-// One JSON object, nested at most 32 deep, each key once. nlohmann::json would keep the last of equal keys in silence.
-Json parse_json_object(std::string_view text, const std::string& origin, ErrorCode malformed);
+inline constexpr int kMaxJsonDepth = 32;
+
+// A value as it stands in a file. Not nlohmann's, which asks for memory as it is destroyed, and ends the process where there
+// is none.
+class JsonValue {
+ public:
+  enum class Kind { null, boolean, integer, number, string, array, object };
+
+  Kind kind() const { return static_cast<Kind>(value_.index()); }
+  bool is(Kind wanted) const { return kind() == wanted; }
+  bool is_number() const { return is(Kind::integer) || is(Kind::number); }
+  const char* type_name() const;
+  std::string written() const;  // of all but arrays and objects, in short
+
+  bool boolean() const { return std::get<bool>(value_); }
+  int64_t integer() const { return std::get<int64_t>(value_); }  // one that is too large is INT64_MAX
+  double number() const { return is(Kind::integer) ? static_cast<double>(integer()) : std::get<double>(value_); }
+  const std::string& text() const { return *std::get<std::unique_ptr<std::string>>(value_); }
+  // Of an array or object; of anything else there are none.
+  size_t size() const { return items() ? items()->size() : 0; }
+  const JsonValue& operator[](size_t i) const { return (*items())[i]; }
+  const JsonValue* find(const std::string& key) const;  // of an object
+
+ private:
+  friend class JsonReader;
+  using Items = std::vector<JsonValue>;
+  struct Object {
+    Items items;
+    std::map<std::string, size_t> keys;  // which of the items
+  };
+  const Items* items() const {
+    if (is(Kind::object)) return &std::get<std::unique_ptr<Object>>(value_)->items;
+    return is(Kind::array) ? std::get<std::unique_ptr<Items>>(value_).get() : nullptr;
+  }
+
+  // In the order of Kind. 16 bytes: a file may be nothing but numbers of one digit.
+  std::variant<std::monostate, bool, int64_t, double, std::unique_ptr<std::string>, std::unique_ptr<Items>,
+               std::unique_ptr<Object>>
+      value_;
+};
+
+// One JSON object, nested at most kMaxJsonDepth deep, each key once. The tree takes up to some forty times the bytes of the
+// text.
+JsonValue parse_json_object(std::string_view text, const std::string& origin, ErrorCode malformed);
 
 }  // namespace diffqkv

@@ -1,0 +1,86 @@
+// The fuzz targets of the tokenizer's files: what may come of them, whatever they hold, is a tokenizer that keeps its word or
+// a DiffqkvError with the right code. scripts/fuzz.mjs runs them on dist/, test/fuzz.test.ts the kept inputs on lib/.
+//
+// An input is text in parts, NUL between them: tokenizer.json, tokenizer_config.json, chat_template.jinja, a text to encode,
+// each left out where it is empty.
+'use strict';
+
+const { rmSync, writeFileSync } = require('node:fs');
+const { join } = require('node:path');
+
+// Of the target `chat_template`, whose inputs have the last two parts alone.
+const tokenizerJson = JSON.stringify({
+  added_tokens: [
+    { id: 0, content: '<s>', special: true },
+    { id: 1, content: '</s>', special: true },
+  ],
+  decoder: { type: 'ByteLevel' },
+  model: { type: 'BPE', vocab: { '<s>': 0, '</s>': 1, a: 2, b: 3, ab: 4 }, merges: ['a b'] },
+});
+const configJson = JSON.stringify({ bos_token: '<s>', eos_token: '</s>' });
+
+async function open(Tokenizer, directory, parts) {
+  ['tokenizer.json', 'tokenizer_config.json', 'chat_template.jinja'].forEach((name, i) => {
+    const file = join(directory, name);
+    if (parts[i]) writeFileSync(file, parts[i]);
+    else rmSync(file, { force: true });
+  });
+  return Tokenizer.fromDirectory(directory);
+}
+
+/** Fails but for an error with one of `codes`. Nothing where there is one, else what `work` gives. */
+async function only(codes, work) {
+  try {
+    return await work();
+  } catch (error) {
+    if (error?.constructor?.name !== 'DiffqkvError' || !codes.includes(error.code)) throw error;
+    if (error.message.length > 3000) throw new Error(`a message of ${error.message.length} characters`);
+    return undefined;
+  }
+}
+
+function must(good, what) {
+  if (!good) throw new Error(`FOUND: ${what}`);
+}
+
+const broken = ['ERR_INVALID_CHECKPOINT', 'ERR_UNSUPPORTED_MODEL'];
+
+async function use(tokenizer, text) {
+  const tokens = (await only(broken, () => tokenizer.encode(text))) ?? [];
+  must(
+    tokens.every((token) => Number.isInteger(token) && token >= 0 && token < tokenizer.vocabSize),
+    'a token outside of the vocabulary',
+  );
+  for (const id of [tokenizer.bosTokenId, tokenizer.eosTokenId])
+    must(id === null || (Number.isInteger(id) && id >= 0 && id < tokenizer.vocabSize), 'a special token outside');
+  const others = Array.from(text.slice(0, 64), (char, i) => (char.codePointAt(0) * (i + 1)) % (tokenizer.vocabSize + 2));
+  for (const ids of [tokens, others]) {
+    for (const skipSpecialTokens of [true, false]) {
+      await only(broken, () => {
+        const stream = tokenizer.stream({ skipSpecialTokens });
+        const streamed = ids.map((id) => stream.push(id)).join('') + stream.flush();
+        must(streamed === tokenizer.decode(ids, { skipSpecialTokens }), 'the stream is not what decode gives');
+      });
+    }
+  }
+  const messages = [
+    { role: 'system', content: 'Be brief.' },
+    { role: 'user', content: text },
+  ];
+  const codes = [...broken, 'ERR_INVALID_ARGUMENT'];
+  const chat = await only(codes, () => tokenizer.applyChatTemplate(messages));
+  must(chat === undefined || typeof chat === 'string', 'a chat that is no string');
+}
+
+module.exports = {
+  async tokenizer(Tokenizer, directory, input) {
+    const parts = input.split('\0');
+    const tokenizer = await only(broken, () => open(Tokenizer, directory, parts));
+    if (tokenizer) await use(tokenizer, parts[3] ?? '');
+  },
+  async chat_template(Tokenizer, directory, input) {
+    const [template, text = ''] = input.split('\0');
+    const tokenizer = await open(Tokenizer, directory, [tokenizerJson, configJson, template]);
+    await use(tokenizer, text);
+  },
+};
