@@ -1,6 +1,7 @@
 // diffqkv convert as a process: its memory, and what it leaves behind when it is killed, interrupted or out of disk.
 
 import { type ChildProcess, spawn } from 'node:child_process';
+import { createHash } from 'node:crypto';
 import {
   closeSync,
   ftruncateSync,
@@ -101,6 +102,104 @@ describe('an end before the end', () => {
     expect({ signal, left }).toEqual({
       signal: 'SIGKILL',
       left: [expect.stringMatching(/^out\.partial-[0-9a-f]{8}$/)],
+    });
+  });
+
+  describe('kill -9 at any moment: under the name of the output there is all of it, or nothing', () => {
+    const whole = (directory: string): string => {
+      const hash = createHash('sha256');
+      for (const name of readdirSync(directory).sort())
+        hash.update(`${name}\n`).update(readFileSync(join(directory, name)));
+      return hash.digest('hex');
+    };
+    /** What is beside the input once a conversion in `parent` has ended: the hash of `out`, or undefined. */
+    const check = (parent: string, expected: string): boolean => {
+      const left = readdirSync(parent).filter((name) => name !== 'in');
+      for (const name of left) expect(name).toMatch(/^out(\.partial-[0-9a-f]{8})?$/);
+      if (!left.includes('out')) return false;
+      expect(whole(join(parent, 'out'))).toBe(expected);
+      return true;
+    };
+
+    it('before and after each call to the file system', async () => {
+      const preload = join(directories.make(), 'preload.cjs');
+      // Counts what changes files, and ends the process at the call that KILL_AT names.
+      writeFileSync(
+        preload,
+        `const files = require('node:fs/promises');
+        let calls = 0;
+        const step = () => { if (++calls === Number(process.env.KILL_AT)) process.kill(process.pid, 'SIGKILL'); };
+        const wrap = (object, name, then = (result) => result) => {
+          const call = object[name].bind(object);
+          object[name] = async (...args) => { step(); const result = await call(...args); step(); return then(result); };
+        };
+        for (const name of ['mkdir', 'rename', 'rm', 'rmdir']) wrap(files, name);
+        wrap(files, 'open', (handle) => {
+          for (const name of ['write', 'writev', 'writeFile', 'sync', 'datasync', 'truncate', 'close']) wrap(handle, name);
+          return handle;
+        });
+        process.on('exit', () => require('node:fs').writeFileSync(process.env.CALLS, String(calls)));`,
+      );
+      const convert = async (killAt: number) => {
+        const parent = directories.make();
+        writeLarge(join(parent, 'in'), 4);
+        const calls = join(directories.make(), 'calls');
+        const args = [
+          '--require',
+          preload,
+          builtCli,
+          'convert',
+          join(parent, 'in'),
+          join(parent, 'out'),
+          '--key-heads',
+          '2',
+        ];
+        const outcome = await runNode(args, { env: { KILL_AT: String(killAt), CALLS: calls } });
+        return { parent, calls, ...outcome };
+      };
+      const first = await convert(0);
+      expect(first.status).toBe(0);
+      const expected = whole(join(first.parent, 'out'));
+      const calls = Number(readFileSync(first.calls, 'utf8'));
+      expect(calls).toBeGreaterThan(10);
+      let complete = 0;
+      for (let killAt = 1; killAt <= calls; killAt++) {
+        const { signal, parent } = await convert(killAt);
+        expect(signal).toBe('SIGKILL');
+        if (check(parent, expected)) complete++;
+      }
+      expect(complete).toBeGreaterThan(0); // killed after the rename
+      expect(complete).toBeLessThan(calls / 2);
+      console.log(
+        `kill -9 at each of ${calls} moments round calls to the file system: ${complete} left all, the others nothing`,
+      );
+    });
+
+    it('at 12 moments of its time', async () => {
+      const from = directories.make();
+      writeLarge(join(from, 'in'), 60);
+      const convert = async (killAfter: number) => {
+        const parent = directories.make();
+        const args = [builtCli, 'convert', join(from, 'in'), join(parent, 'out'), '--key-heads', '1'];
+        const begun = performance.now();
+        const outcome = await runNode(args, {
+          onStart: (child) => {
+            const timer = setTimeout(() => child.kill('SIGKILL'), killAfter);
+            child.on('close', () => clearTimeout(timer));
+          },
+        });
+        return { parent, ms: performance.now() - begun, ...outcome };
+      };
+      const first = await convert(100_000);
+      expect(first.status).toBe(0);
+      const expected = whole(join(first.parent, 'out'));
+      let killed = 0;
+      for (let moment = 1; moment <= 12; moment++) {
+        const { signal, parent } = await convert((first.ms * moment) / 12);
+        if (signal === 'SIGKILL') killed++;
+        check(parent, expected);
+      }
+      expect(killed).toBeGreaterThan(4);
     });
   });
 

@@ -7,6 +7,7 @@
 #include "addon/model.h"
 #include "addon/session.h"
 #include "addon/tensor.h"
+#include "backend/emulated_faults.h"
 
 namespace diffqkv::addon {
 
@@ -27,6 +28,17 @@ Napi::Value list_devices(const Napi::CallbackInfo& info) {
     for (const DeviceInfo& device : cuda_device_infos()) result.Set(count++, js_device_info(info.Env(), device));
     for (const DeviceInfo& device : emulated_device_infos()) result.Set(count++, js_device_info(info.Env(), device));
     return result;
+  });
+}
+
+Napi::Value emulated_fault(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    EmulatedFault fault;
+    fault.call = text(info[0], "call");
+    fault.first = static_cast<uint64_t>(integer(info[1], "first", 0, kMaxSafeInteger));
+    fault.times = static_cast<uint64_t>(integer(info[2], "times", 0, kMaxSafeInteger));
+    fault.status = static_cast<int>(integer(info[3], "status", 0, 9999));
+    return Napi::Number::New(info.Env(), static_cast<double>(set_emulated_fault(fault)));
   });
 }
 
@@ -66,6 +78,8 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports["listDevices"] = Napi::Function::New<list_devices>(env, "listDevices");
   exports["openDevice"] = Napi::Function::New<DeviceObject::open>(env, "openDevice");
   exports["createCancel"] = Napi::Function::New<create_cancel>(env, "createCancel");
+  if (!emulated_device_infos().empty())
+    exports["emulatedFault"] = Napi::Function::New<emulated_fault>(env, "emulatedFault");
   return exports;
 }
 

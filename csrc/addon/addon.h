@@ -34,8 +34,13 @@ template <typename Class>
 Napi::Object construct(Napi::Env env, typename Class::State state) {
   AddonData& data = addon_data(env);
   data.pending_state = &state;
-  Napi::Object object = data.constructors[Class::kClass].New({});
-  data.pending_state = nullptr;
+  Napi::Object object;
+  try {
+    object = data.constructors[Class::kClass].New({});
+  } catch (...) {
+    data.pending_state = nullptr;  // where there was no memory for the object, nobody has taken it
+    throw;
+  }
   napi_type_tag tag = type_tag(Class::kClass);
   object.TypeTag(&tag);
   return object;

@@ -69,7 +69,8 @@ DeviceObject::DeviceObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
 Napi::Value DeviceObject::open(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     std::string id = text(info[0], "device id");
-    auto device = std::make_shared<DeviceContext>(Executor::start(info.Env()));
+    auto device = std::make_shared<DeviceContext>();
+    device->executor = Executor::start(info.Env());
     auto job = std::make_unique<Job>(info.Env());
     // The job holds a slot of its own and not the context, which belongs to the JS thread.
     auto backend = std::make_shared<std::shared_ptr<Backend>>();
@@ -185,7 +186,7 @@ Napi::Value DeviceObject::dispose_js(const Napi::CallbackInfo& info) {
   if (!disposed()) {
     std::shared_ptr<DeviceContext> device = device_;
     dispose(info.Env());
-    device->executor->release(std::move(device->backend));
+    device->release_backend();
     device->executor->close();  // after what is queued
   }
   return info.Env().Undefined();

@@ -4,7 +4,7 @@
 #include <malloc.h>
 #endif
 
-#include <unordered_set>
+#include <utility>
 
 #include "addon/convert.h"
 
@@ -12,7 +12,15 @@ namespace diffqkv::addon {
 namespace {
 
 // The executors started by this JS thread, whichever of its environments they belong to.
-thread_local std::unordered_set<Executor*> executors_of_this_thread;
+// A bare pointer: what has a destructor must be registered with the system, which ends the process where it lacks memory.
+constinit thread_local Executor* first_of_this_thread = nullptr;
+
+// A thread gets its copy of the module's thread-local data when it first looks at any, and where there is no memory for it
+// then, the dynamic linker ends the process. So it looks here, having made sure that there is.
+void prepare_thread() {
+  ::operator delete(::operator new (size_t{64} << 10));
+  static_cast<Executor* volatile&>(first_of_this_thread) = nullptr;
+}
 
 }  // namespace
 
@@ -34,26 +42,29 @@ std::shared_ptr<Executor> Executor::start(Napi::Env env) {
   // Added after the thread-safe function, whose own hook therefore runs after this one.
   napi_add_env_cleanup_hook(env, on_environment_end, self.get());
   self->self_ = self;
-  executors_of_this_thread.insert(self.get());
+  self->next_of_thread_ = std::exchange(first_of_this_thread, self.get());
   return self;
 }
 
 Napi::Value Executor::submit(std::unique_ptr<Job> job) {
   Napi::Value promise(env_, job->promise);
+  Entries entry = one_entry();
+  entry.front().job = std::move(job);
   {
     std::lock_guard lock(mutex_);
     if (closing_ || stopped_) fail(ErrorCode::disposed, "the device is disposed");
-    queue_.push_back({std::move(job), nullptr});
+    queue_.splice(queue_.end(), entry);
     if (++unsettled_ == 1) napi_ref_threadsafe_function(env_, wake_);
   }
   changed_.notify_one();
   return promise;
 }
 
-void Executor::release(std::shared_ptr<void> memory) {
+void Executor::release(Entries entry, std::shared_ptr<void> memory) noexcept {
+  entry.front().memory = std::move(memory);
   {
     std::lock_guard lock(mutex_);
-    if (!ended_ && !stopped_) queue_.push_back({nullptr, std::move(memory)});
+    if (!ended_ && !stopped_) queue_.splice(queue_.end(), entry);
   }
   changed_.notify_one();
 }
@@ -68,38 +79,45 @@ void Executor::close() {
 
 void Executor::report_progress(Job& job, int64_t done, int64_t total) {
   if (job.progress.IsEmpty()) return;
-  send({nullptr, &job, static_cast<double>(done), static_cast<double>(total)});
+  Entries entry = one_entry();
+  entry.front().progress_of = &job;
+  entry.front().progress_done = static_cast<double>(done), entry.front().progress_total = static_cast<double>(total);
+  send(std::move(entry));
 }
 
-void Executor::send(Message message) {
+void Executor::send(Entries entry) {
   std::lock_guard lock(mutex_);
-  outbox_.push_back(std::move(message));
+  outbox_.splice(outbox_.end(), entry);
   // After stop_now nobody listens; what is in the outbox goes with this object.
   if (!stopped_ && outbox_.size() == 1) napi_call_threadsafe_function(wake_, nullptr, napi_tsfn_nonblocking);
 }
 
 void Executor::loop() {
+  bool prepared = false;
   std::unique_lock lock(mutex_);
   for (;;) {
     // After close() the thread stays until all is settled: what a settled job leaves behind is freed here.
     changed_.wait(lock, [this] { return stopped_ || !queue_.empty() || (closing_ && unsettled_ == 0); });
     if (stopped_ || queue_.empty()) break;
-    Entry entry = std::move(queue_.front());
-    queue_.pop_front();
-    if (entry.job) running_ = entry.job->cancel;
+    Entries entry;
+    entry.splice(entry.end(), queue_, queue_.begin());
+    const bool runs = entry.front().job && !entry.front().settled;
+    if (runs) running_ = entry.front().job->cancel;
     lock.unlock();
-    if (entry.job) {
-      Job& job = *entry.job;
+    if (runs) {
+      Job& job = *entry.front().job;
       try {
+        if (!prepared) prepare_thread();
+        prepared = true;
         if (job.cancel->load()) fail(ErrorCode::aborted, "the call was aborted before it began");
         job.run(job);
       } catch (...) {
         job.error = std::current_exception();
       }
       job.run = nullptr;  // here, so that memory whose last user this was is freed on this thread
-      send({std::move(entry.job)});
+      send(std::move(entry));
     }
-    entry.memory.reset();
+    entry.clear();
     lock.lock();
     running_.reset();
   }
@@ -121,18 +139,20 @@ void Executor::on_message(napi_env env, napi_value, void* context, void*) {
 void Executor::deliver() {
   Napi::HandleScope scope(env_);
   auto self = shared_from_this();
-  std::deque<Message> messages;
+  Entries entries;
   bool ended;
   {
     std::lock_guard lock(mutex_);
-    messages.swap(outbox_);
+    entries.swap(outbox_);
     ended = ended_;
   }
-  for (Message& message : messages) {
-    if (message.job) {
-      settle(*message.job);
+  while (!entries.empty()) {
+    Entries entry;
+    entry.splice(entry.end(), entries, entries.begin());
+    if (entry.front().job) {
+      settle(std::move(entry));
     } else {
-      call_progress(*message.progress_of, message.done, message.total);
+      call_progress(*entry.front().progress_of, entry.front().progress_done, entry.front().progress_total);
     }
   }
   if (ended) finish();
@@ -160,7 +180,8 @@ void Executor::call_progress(Job& job, double done, double total) {
   job.cancel->store(true);
 }
 
-void Executor::settle(Job& job) {
+void Executor::settle(Entries entry) {
+  Job& job = *entry.front().job;
   Napi::HandleScope scope(env_);
   napi_value value = nullptr;
   bool ok = false;
@@ -171,9 +192,6 @@ void Executor::settle(Job& job) {
   } catch (...) {
     value = js_error(env_, std::current_exception());
   }
-  // What it holds may be large, and freeing it is not this thread's work.
-  if (job.resolve) release(std::make_shared<std::function<Napi::Value(Job&)>>(std::move(job.resolve)));
-  job.error = nullptr;
   if (!job.progress_error.IsEmpty()) {
     ok = false;
     napi_get_named_property(env_, job.progress_error.Value(), "thrown", &value);
@@ -181,30 +199,36 @@ void Executor::settle(Job& job) {
   if (value != nullptr && job.deferred != nullptr) {
     ok ? napi_resolve_deferred(env_, job.deferred, value) : napi_reject_deferred(env_, job.deferred, value);
   }
+  // The rest of the job goes on the executor's thread: what it holds may be large, and freeing it is not this thread's work.
+  job.keep.Reset(), job.progress.Reset(), job.progress_error.Reset();
+  job.error = nullptr;
+  entry.front().settled = true;
   {
     std::lock_guard lock(mutex_);
     if (--unsettled_ == 0) napi_unref_threadsafe_function(env_, wake_);
+    if (!ended_ && !stopped_) queue_.splice(queue_.end(), entry);
   }
   changed_.notify_one();
 }
 
 void Executor::reject_queued(const CancelFlag* cancel) {
-  std::deque<Entry> taken;
+  Entries taken;
   {
     std::lock_guard lock(mutex_);
     for (auto it = queue_.begin(); it != queue_.end();) {
-      if (it->job && it->job->cancel.get() == cancel) {
-        taken.push_back(std::move(*it));
-        it = queue_.erase(it);
-      } else {
-        ++it;
-      }
+      const auto at = it++;
+      if (at->job && !at->settled && at->job->cancel.get() == cancel) taken.splice(taken.end(), queue_, at);
     }
   }
-  for (Entry& entry : taken) {
-    release(std::make_shared<std::function<void(Job&)>>(std::move(entry.job->run)));
-    entry.job->error = std::make_exception_ptr(Error(ErrorCode::aborted, "the call was aborted before it began"));
-    settle(*entry.job);
+  while (!taken.empty()) {
+    Entries entry;
+    entry.splice(entry.end(), taken, taken.begin());
+    try {
+      fail(ErrorCode::aborted, "the call was aborted before it began");
+    } catch (...) {
+      entry.front().job->error = std::current_exception();
+    }
+    settle(std::move(entry));
   }
 }
 
@@ -233,7 +257,7 @@ void Executor::stop_now() noexcept {
 }
 
 void Executor::stop_all_of_this_thread() noexcept {
-  for (Executor* executor : executors_of_this_thread) executor->stop_now();
+  for (Executor* executor = first_of_this_thread; executor; executor = executor->next_of_thread_) executor->stop_now();
 }
 
 void Executor::forget_environment() {
@@ -242,7 +266,9 @@ void Executor::forget_environment() {
     std::lock_guard lock(mutex_);
     stopped_ = true;
   }
-  executors_of_this_thread.erase(this);
+  Executor** at = &first_of_this_thread;
+  while (*at && *at != this) at = &(*at)->next_of_thread_;
+  if (*at) *at = next_of_thread_;
   napi_release_threadsafe_function(wake_, napi_tsfn_abort);
   // Their references to JS values must go while the environment stands.
   queue_.clear();

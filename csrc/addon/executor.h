@@ -9,15 +9,22 @@
 
 #include <atomic>
 #include <condition_variable>
-#include <deque>
 #include <exception>
 #include <functional>
+#include <list>
 #include <memory>
 #include <mutex>
 #include <thread>
-#include <vector>
 
 #include "model/model.h"
+
+#if defined(__linux__) && defined(__GLIBCXX__)
+// GCC 12 gave condition_variable::wait a new version, the same but for noexcept, which would be all that keeps a prebuilt
+// module from systems with GCC 11's libstdc++ (RHEL 9 and its kin). Ask for the one before, which is still there.
+__asm__(
+    ".symver _ZNSt18condition_variable4waitERSt11unique_lockISt5mutexE,"
+    "_ZNSt18condition_variable4waitERSt11unique_lockISt5mutexE@GLIBCXX_3.4.11");
+#endif
 
 namespace diffqkv::addon {
 
@@ -42,6 +49,18 @@ struct Job {
 
 class Executor : public std::enable_shared_from_this<Executor> {
  public:
+  // What goes through the queue and comes back through the outbox. Its node in a list is made beforehand, where lack of
+  // memory is an error of the call that asks, and then only moved: what ends a job, or frees memory, must not need any.
+  struct Entry {
+    std::unique_ptr<Job> job;      // to be run, to be settled or, where `settled`, to be let go; or null:
+    std::shared_ptr<void> memory;  // to be let go
+    bool settled = false;
+    Job* progress_of = nullptr;  // in the outbox: of a job that still runs
+    double progress_done = 0, progress_total = 0;
+  };
+  using Entries = std::list<Entry>;
+  static Entries one_entry() { return Entries(1); }
+
   static std::shared_ptr<Executor> start(Napi::Env env);
   explicit Executor(Napi::Env env) : env_(env) {}
 
@@ -50,8 +69,9 @@ class Executor : public std::enable_shared_from_this<Executor> {
   void reject_queued(const CancelFlag* cancel);  // jobs that wait behind others need not wait to be aborted
 
   // Any thread.
-  void close();                                // runs what is queued, then ends the thread
-  void release(std::shared_ptr<void> memory);  // drops the reference on the executor thread
+  void close();  // runs what is queued, then ends the thread
+  // Drops the reference on the executor thread.
+  void release(Entries entry, std::shared_ptr<void> memory) noexcept;
   void report_progress(Job& job, int64_t done, int64_t total);
 
   // Cancels what runs, joins the thread; nothing is settled any more. For the end of an environment, or of the process.
@@ -59,20 +79,10 @@ class Executor : public std::enable_shared_from_this<Executor> {
   static void stop_all_of_this_thread() noexcept;  // the executors that this JS thread started
 
  private:
-  struct Message {
-    std::unique_ptr<Job> job;  // done; or null:
-    Job* progress_of = nullptr;
-    double done = 0, total = 0;
-  };
-  struct Entry {
-    std::unique_ptr<Job> job;  // or null:
-    std::shared_ptr<void> memory;
-  };
-
   void loop();
-  void send(Message message);
+  void send(Entries entry);
   void deliver();
-  void settle(Job& job);
+  void settle(Entries entry);
   void call_progress(Job& job, double done, double total);
   void finish();
   void forget_environment();
@@ -82,12 +92,12 @@ class Executor : public std::enable_shared_from_this<Executor> {
   napi_env env_;
   napi_threadsafe_function wake_ = nullptr;
   std::thread thread_;
-  std::shared_ptr<Executor> self_;  // until the thread has ended and its handles are gone
+  Executor* next_of_thread_ = nullptr;  // of those that the same JS thread has started
+  std::shared_ptr<Executor> self_;      // until the thread has ended and its handles are gone
 
   std::mutex mutex_;  // guards all below
   std::condition_variable changed_;
-  std::deque<Entry> queue_;
-  std::deque<Message> outbox_;
+  Entries queue_, outbox_;
   std::shared_ptr<CancelFlag> running_;
   int64_t unsettled_ = 0;  // jobs submitted whose promise is not yet settled
   bool closing_ = false;

@@ -17,7 +17,7 @@ void resolve_with_model(Job& job, const std::shared_ptr<DeviceContext>& device, 
     auto context = device.lock();
     if (parent.disposed() || !context)
       fail(ErrorCode::disposed, "the device was disposed while the model was made on it");
-    return construct<ModelObject>(job.env, {context, &parent, std::move(*model)});
+    return construct<ModelObject>(job.env, {context, &parent, *model});
   };
 }
 

@@ -5,8 +5,13 @@
 namespace diffqkv::addon {
 
 DeviceContext::~DeviceContext() {
-  if (backend) executor->release(std::move(backend));
+  if (!executor) return;
+  release_backend();
   executor->close();
+}
+
+void DeviceContext::release_backend() {
+  if (backend) executor->release(std::move(release_entry), std::move(backend));
 }
 
 void Resource::own(Napi::Env env, const char* what, std::shared_ptr<DeviceContext> device, Resource* parent,
@@ -51,7 +56,8 @@ void Resource::let_go(Napi::Env env) {
     set_external_bytes(env, 0);
     disposed_ = true;
     if (device_) {  // else its constructor did not finish
-      if (std::shared_ptr<void> memory = take()) device_->executor->release(std::move(memory));
+      if (std::shared_ptr<void> memory = take())
+        device_->executor->release(std::move(release_entry_), std::move(memory));
     }
   }
   device_.reset();

@@ -14,12 +14,13 @@ namespace diffqkv::addon {
 
 // An open device, held by everything made on it. Its last holder lets the thread end.
 struct DeviceContext {
-  explicit DeviceContext(std::shared_ptr<Executor> thread) : executor(std::move(thread)) {}
   ~DeviceContext();
+  void release_backend();
 
   std::shared_ptr<Executor> executor;
   std::shared_ptr<Backend> backend;  // null once disposed
   DeviceInfo info;
+  Executor::Entries release_entry = Executor::one_entry();
 };
 
 class Resource {
@@ -44,6 +45,7 @@ class Resource {
   void let_go(Napi::Env env);
 
   const char* what_ = "object";
+  Executor::Entries release_entry_ = Executor::one_entry();
   Resource* parent_ = nullptr;
   std::unordered_set<Resource*> children_;
   int64_t external_bytes_ = 0;

@@ -21,7 +21,8 @@ void resolve_with_session(Job& job, const std::shared_ptr<DeviceContext>& device
     auto context = device.lock();
     if (parent.disposed() || !context)
       fail(ErrorCode::disposed, "the model was disposed while a session was made on it");
-    return construct<SessionObject>(job.env, {context, &parent, job.keep.Value(), std::move(*session)});
+    // Not moved: where this fails, the session goes with the job, on the executor's thread.
+    return construct<SessionObject>(job.env, {context, &parent, job.keep.Value(), *session});
   };
 }
 

@@ -1,6 +1,7 @@
 // Stands in for cuda/emulation wherever the module is not the tests'.
 #include "backend/backend.h"
 #include "backend/emulated_counters.h"
+#include "backend/emulated_faults.h"
 
 namespace diffqkv {
 
@@ -15,5 +16,6 @@ std::shared_ptr<Backend> make_emulated_backend() {
 std::shared_ptr<void> count_emulated() { return nullptr; }
 DeviceCounters emulated_counters() { return {}; }
 void reset_emulated_counters() {}
+uint64_t set_emulated_fault(const EmulatedFault&) { return 0; }
 
 }  // namespace diffqkv

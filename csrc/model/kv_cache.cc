@@ -10,50 +10,49 @@ KvCache::KvCache(std::shared_ptr<Backend> backend, KvPool& pool, KvTypes types)
 void KvCache::prepare(int64_t used, int64_t kv_len) {
   constexpr int64_t kTokens = KvPool::kPageTokens;
   const size_t before = pages_.size(), wanted = static_cast<size_t>((kv_len + kTokens - 1) / kTokens);
-  size_t changed = before;
+  // The page that holds row `used` and rows before it is written to where it stands, unless it is shared.
+  const size_t partial = static_cast<size_t>(used / kTokens), added = wanted > before ? wanted - before : 0;
+  bool copies = used < kv_len && partial < before && pages_[partial].use_count() > 1;
   try {
-    // The page that holds row `used` and rows before it is written to where it stands, unless it is shared.
-    const size_t partial = static_cast<size_t>(used / kTokens), added = wanted > before ? wanted - before : 0;
-    bool copies = used < kv_len && partial < before && pages_[partial].use_count() > 1;
-    try {
-      pool_.make_room(stores_, added + copies);
-    } catch (const Error&) {
-      // Where it is the prefix cache that shares it, there need be no copy.
-      if (!copies) throw;
-      pool_.prefixes().drop(pages_[partial]);
-      copies = pages_[partial].use_count() > 1;
-      if (copies) throw;
-      pool_.make_room(stores_, added);
+    pool_.make_room(stores_, added + copies);
+  } catch (const Error&) {
+    // Where it is the prefix cache that shares it, there need be no copy.
+    if (!copies) throw;
+    pool_.prefixes().drop(pages_[partial]);
+    copies = pages_[partial].use_count() > 1;
+    if (copies) throw;
+    pool_.make_room(stores_, added);
+  }
+  reserve_table(wanted);
+  if (copies) {
+    std::shared_ptr<KvPage> own = pool_.take(stores_);
+    if (used % kTokens != 0) {
+      stores_.k.copy(own->k, pages_[partial]->k);
+      stores_.v.copy(own->v, pages_[partial]->v);
     }
-    if (copies) {
-      std::shared_ptr<KvPage> own = pool_.take(stores_);
-      if (used % kTokens != 0) {
-        stores_.k.copy(own->k, pages_[partial]->k);
-        stores_.v.copy(own->v, pages_[partial]->v);
-      }
-      pages_[partial] = std::move(own);
-      changed = partial;
-    }
-    reserve_table(wanted);
+    pages_[partial] = std::move(own);
+    uploaded_ = std::min(uploaded_, partial);
+  }
+  try {
     while (pages_.size() < wanted) pages_.push_back(pool_.take(stores_));
+    upload_table();
   } catch (...) {
     pages_.resize(before);
-    if (changed < before) upload_table(changed);
     throw;
   }
-  upload_table(changed);
   num_pages_ = pages_.size();
 }
 
 void KvCache::keep(int64_t kv_len) {
   pages_.resize(std::min(pages_.size(), static_cast<size_t>((kv_len + KvPool::kPageTokens - 1) / KvPool::kPageTokens)));
+  uploaded_ = std::min(uploaded_, pages_.size());
   num_pages_ = pages_.size();
 }
 
 void KvCache::append(std::shared_ptr<KvPage> page) {
   reserve_table(pages_.size() + 1);
   pages_.push_back(std::move(page));
-  upload_table(pages_.size() - 1);
+  upload_table();
   num_pages_ = pages_.size();
 }
 
@@ -61,23 +60,24 @@ void KvCache::share(const KvCache& other, int64_t kv_len) {
   const size_t count = static_cast<size_t>((kv_len + KvPool::kPageTokens - 1) / KvPool::kPageTokens);
   reserve_table(count);
   pages_.assign(other.pages_.begin(), other.pages_.begin() + static_cast<std::ptrdiff_t>(count));
-  upload_table(0);
+  upload_table();
   num_pages_ = pages_.size();
 }
 
 void KvCache::reserve_table(size_t pages) {
   if (table_.bytes() >= pages * sizeof(KvPage)) return;
   Buffer larger(backend_, std::max<size_t>({pages * sizeof(KvPage), 2 * table_.bytes(), 16 * sizeof(KvPage)}));
-  if (!pages_.empty()) backend_->copy(larger.data(), table_.data(), pages_.size() * sizeof(KvPage));
+  if (uploaded_ > 0) backend_->copy(larger.data(), table_.data(), uploaded_ * sizeof(KvPage));
   backend_->synchronize();  // before the old one goes
   table_ = std::move(larger);
 }
 
-void KvCache::upload_table(size_t first) {
-  if (first >= pages_.size()) return;
+void KvCache::upload_table() {
+  if (uploaded_ >= pages_.size()) return;
   std::vector<KvPage> entries;
-  for (size_t i = first; i < pages_.size(); i++) entries.push_back(*pages_[i]);
-  backend_->upload(table_.as<KvPage>() + first, entries.data(), entries.size() * sizeof(KvPage));
+  for (size_t i = uploaded_; i < pages_.size(); i++) entries.push_back(*pages_[i]);
+  backend_->upload(table_.as<KvPage>() + uploaded_, entries.data(), entries.size() * sizeof(KvPage));
+  uploaded_ = pages_.size();
 }
 
 }  // namespace diffqkv

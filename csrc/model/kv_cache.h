@@ -37,14 +37,15 @@ class KvCache {
 
  private:
   void reserve_table(size_t pages);
-  void upload_table(size_t first);
+  void upload_table();
 
   std::shared_ptr<Backend> backend_;
   KvPool& pool_;
   KvTypes types_;
   KvPool::Stores& stores_;
   std::vector<std::shared_ptr<KvPage>> pages_;
-  Buffer table_;  // KvPage [pages_.size()], with room for more
+  Buffer table_;         // KvPage [pages_.size()], with room for more
+  size_t uploaded_ = 0;  // so many entries of it are those of pages_; the rest is uploaded before the table is used
   std::atomic<uint64_t> num_pages_{0};
 };
 

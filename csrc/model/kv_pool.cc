@@ -39,19 +39,16 @@ std::shared_ptr<KvPage> KvPool::take(Stores& stores) {
       }
     }
   };
-  KvPage page = {take_from(stores.k), nullptr};
-  try {
-    page.v = take_from(stores.v);
-    pages_ += 1, bytes_ += page_bytes;
-    return std::shared_ptr<KvPage>(new KvPage(page), [this, &stores, page_bytes](KvPage* last) {
-      stores.k.give(last->k), stores.v.give(last->v);
-      pages_ -= 1, bytes_ -= page_bytes;
-      delete last;
-    });
-  } catch (...) {
-    stores.k.give(page.k);
-    throw;
-  }
+  // Its holders give back what it has got by then.
+  std::shared_ptr<KvPage> page(new KvPage{nullptr, nullptr}, [this, &stores, page_bytes](KvPage* last) {
+    if (last->v) pages_ -= 1, bytes_ -= page_bytes, stores.v.give(last->v);
+    if (last->k) stores.k.give(last->k);
+    delete last;
+  });
+  page->k = take_from(stores.k);
+  page->v = take_from(stores.v);
+  pages_ += 1, bytes_ += page_bytes;
+  return page;
 }
 
 }  // namespace diffqkv

@@ -37,6 +37,9 @@ MappedFile::MappedFile(const std::string& path) {
   size_ = static_cast<uint64_t>(status.st_size);
   if (size_ == 0) return;  // nothing to map
   void* data = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd, 0);
+  if (data == MAP_FAILED && errno == ENOMEM)
+    fail(ErrorCode::out_of_memory, "%s: out of memory: it takes %llu bytes of address space to read; see `ulimit -v`",
+         path.c_str(), static_cast<unsigned long long>(size_));
   if (data == MAP_FAILED)
     fail_file(path, "cannot be mapped into memory (" + std::to_string(size_) + " bytes): " + strerror(errno));
   madvise(data, size_, MADV_SEQUENTIAL);  // a hint: it may fail

@@ -47,9 +47,14 @@ PrefixCache::Id PrefixCache::add(Id parent, const int32_t* tokens, const std::sh
     return found->second->id;
   }
   entries_.push_front({key, ++last_id_, page, bytes});
-  by_key_.emplace(std::move(key), entries_.begin());
-  by_id_.emplace(last_id_, entries_.begin());
   bytes_ += bytes, num_pages_ += 1;
+  try {
+    by_key_.emplace(std::move(key), entries_.begin());
+    by_id_.emplace(last_id_, entries_.begin());
+  } catch (...) {
+    erase(entries_.begin());
+    throw;
+  }
   touch(entries_.begin());
   const Id id = last_id_;
   while (bytes_ > max_bytes_) erase(std::prev(entries_.end()));

@@ -1,6 +1,7 @@
 #include "model/turns.h"
 
 #include <algorithm>
+#include <span>
 
 namespace diffqkv {
 namespace {
@@ -11,6 +12,8 @@ bool alike(const SessionOptions& a, const SessionOptions& b) {
          a.renormalize == b.renormalize;
 }
 
+using Turns = std::span<Turn* const>;
+
 class Step {
  public:
   Step(Model& model, const CancelFlag& cancel)
@@ -18,6 +21,7 @@ class Step {
 
   void run_prompt(Turn& turn) {
     Session& session = *turn.session;
+    Turn* const self = &turn;
     const int64_t before = session.kv_len(), num_tokens = static_cast<int64_t>(turn.tokens.size());
     try {
       turn.consumed = session.begin(turn.tokens.data(), num_tokens);
@@ -30,19 +34,21 @@ class Step {
       if (turn.cancel && turn.cancel->load()) fail(ErrorCode::aborted, "the prefill was aborted");
       session.commit(turn.tokens.data() + turn.consumed, size);
       turn.consumed += size;
-      if (last && turn.sampling) draw({&turn});
+      if (last && turn.sampling) draw({&self, 1});
     } catch (...) {
       turn.error = std::current_exception();
     }
     if (turn.error) turn.consumed = 0, session.truncate(before);
   }
 
-  void run_decodes(const std::vector<Turn*>& turns) {
+  void run_decodes(Turns turns) {
     std::vector<Turn*> ready;
     std::vector<ForwardSequence> sequences;
     std::vector<int32_t> tokens;
+    guarded(turns, [&] { ready.reserve(turns.size()), sequences.reserve(turns.size()), tokens.reserve(turns.size()); });
     for (Turn* turn : turns) {
-      guarded({turn}, [&] {
+      if (turn->error) continue;
+      guarded({&turn, 1}, [&] {
         turn->session->begin(turn->tokens.data(), 1);
         sequences.push_back(turn->session->prepare(1));
         ready.push_back(turn);
@@ -53,14 +59,18 @@ class Step {
     const bool draws = std::any_of(ready.begin(), ready.end(), [](Turn* turn) { return turn->sampling.has_value(); });
     guarded(ready, [&] { forward(ready[0]->session->options(), sequences, tokens.data(), draws, nullptr); });
     if (ready[0]->error) return drop_rows(ready);
-    for (Turn* turn : ready) turn->session->commit(turn->tokens.data(), 1), turn->consumed = 1;
+    for (Turn* turn : ready) {
+      const int64_t before = turn->session->kv_len();
+      guarded({&turn, 1}, [&] { turn->session->commit(turn->tokens.data(), 1), turn->consumed = 1; });
+      if (turn->error) turn->session->truncate(before);
+    }
     if (draws) draw(ready);
   }
 
  private:
   // What `body` throws becomes the error of the turns.
   template <typename Body>
-  static void guarded(const std::vector<Turn*>& turns, Body&& body) {
+  static void guarded(Turns turns, Body&& body) {
     try {
       body();
     } catch (...) {
@@ -68,7 +78,7 @@ class Step {
     }
   }
 
-  static void drop_rows(const std::vector<Turn*>& turns) {
+  static void drop_rows(Turns turns) {
     for (Turn* turn : turns) {
       turn->session->truncate(turn->session->kv_len() - turn->consumed);
       turn->consumed = 0;
@@ -89,33 +99,34 @@ class Step {
   }
 
   // The next token of each, from the rows of logits in their order.
-  void draw(const std::vector<Turn*>& turns) {
+  void draw(Turns turns) {
     try {
       sample(turns, 0);
-    } catch (const Error&) {
+    } catch (...) {
       if (turns.size() == 1) {
         turns[0]->error = std::current_exception();
         return drop_rows(turns);
       }
       // One row of logits that cannot be drawn from is the error of its turn alone.
       for (size_t i = 0; i < turns.size(); i++) {
-        if (turns[i]->sampling) guarded({turns[i]}, [&] { sample({turns[i]}, i); });
-        if (turns[i]->error) drop_rows({turns[i]});
+        if (turns[i]->error) continue;
+        if (turns[i]->sampling) guarded(turns.subspan(i, 1), [&] { sample(turns.subspan(i, 1), i); });
+        if (turns[i]->error) drop_rows(turns.subspan(i, 1));
       }
     }
   }
 
-  void sample(const std::vector<Turn*>& turns, size_t first_row) {
+  void sample(Turns turns, size_t first_row) {
     const int64_t vocab_size = model_.config().vocab_size;
     int32_t tokens[kDecodeBatch];
     for (size_t i = 0; i < turns.size(); i++) {
-      if (!turns[i]->sampling) continue;
+      if (!turns[i]->sampling || turns[i]->error) continue;
       const float* logits = ws_.logits.as<float>() + static_cast<int64_t>(first_row + i) * vocab_size;
       turns[i]->session->sample(logits, *turns[i]->sampling, turns[i]->draw, ws_.out_tokens.as<int32_t>() + i);
     }
     backend_.download(tokens, ws_.out_tokens.data(), turns.size() * sizeof(int32_t));
     for (size_t i = 0; i < turns.size(); i++) {
-      if (turns[i]->sampling) turns[i]->token = tokens[i];
+      if (turns[i]->sampling && !turns[i]->error) turns[i]->token = tokens[i];
     }
   }
 
@@ -129,26 +140,31 @@ class Step {
 
 void run_turns(Model& model, std::vector<Turn>& turns, const CancelFlag& cancel) {
   Step step(model, cancel);
-  std::vector<Turn*> decodes, prompts;
+  // Everything that asks for memory comes before the first turn: what fails later is some turn's error.
+  std::vector<std::vector<Turn*>> groups;
+  std::vector<Turn*> prompts;
   for (Turn& turn : turns) {
     try {
       if (turn.cancel && turn.cancel->load()) fail(ErrorCode::aborted, "the call was aborted before it began");
       if (turn.sampling) check_sampling(*turn.sampling);
-      (turn.tokens.size() == 1 ? decodes : prompts).push_back(&turn);
+      if (turn.tokens.size() > 1) {
+        prompts.push_back(&turn);
+        continue;
+      }
+      const auto group = std::find_if(groups.begin(), groups.end(), [&](const std::vector<Turn*>& others) {
+        return static_cast<int64_t>(others.size()) < kDecodeBatch &&
+               alike(turn.session->options(), others[0]->session->options());
+      });
+      if (group != groups.end()) {
+        group->push_back(&turn);
+      } else {
+        groups.push_back({&turn});
+      }
     } catch (...) {
       turn.error = std::current_exception();
     }
   }
-  while (!decodes.empty()) {
-    std::vector<Turn*> group, others;
-    for (Turn* turn : decodes) {
-      const bool fits = group.empty() || (static_cast<int64_t>(group.size()) < kDecodeBatch &&
-                                          alike(turn->session->options(), group[0]->session->options()));
-      (fits ? group : others).push_back(turn);
-    }
-    step.run_decodes(group);
-    decodes = std::move(others);
-  }
+  for (const std::vector<Turn*>& group : groups) step.run_decodes(group);
   for (Turn* turn : prompts) step.run_prompt(*turn);
 }
 

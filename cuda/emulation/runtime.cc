@@ -3,6 +3,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "emulation/engine.h"
@@ -48,12 +49,27 @@ cudaError_t sticky() {
   std::lock_guard lock(d.mutex);
   return d.sticky;
 }
-void set_sticky(std::string text) {
+void set_sticky(std::string text, cudaError_t error) {
   Device& d = device();
   std::lock_guard lock(d.mutex);
   if (d.sticky != cudaSuccess) return;
-  d.sticky = cudaErrorLaunchFailure;
+  d.sticky = error;
   d.sticky_text = std::move(text);
+}
+
+cudaError_t injected(const char* call) {
+  Device& d = device();
+  cudaError_t status;
+  {
+    std::lock_guard lock(d.mutex);
+    if (d.fault.call != call) return cudaSuccess;
+    const uint64_t number = ++d.fault_calls;
+    if (number < d.fault.first || number - d.fault.first >= d.fault.times) return cudaSuccess;
+    status = static_cast<cudaError_t>(d.fault.status);
+  }
+  if (status == cudaErrorIllegalAddress || status == cudaErrorLaunchFailure)
+    set_sticky(std::string(call) + " fails, as a test has it", status);
+  return status;
 }
 
 Stream* of(cudaStream_t stream) { return stream != nullptr ? stream : &device().default_stream; }
@@ -153,7 +169,10 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
   }
   return answer(cudaErrorInvalidValue);
 }
-cudaError_t cudaSetDevice(int device) { return device == 0 ? answer(sticky()) : answer(cudaErrorInvalidDevice); }
+cudaError_t cudaSetDevice(int device) {
+  if (const cudaError_t fault = injected("cudaSetDevice")) return answer(fault);
+  return device == 0 ? answer(sticky()) : answer(cudaErrorInvalidDevice);
+}
 cudaError_t cudaDeviceSynchronize() { return finish_all(true); }
 cudaError_t cudaDeviceReset() {
   Device& d = device();
@@ -209,11 +228,13 @@ const char* cudaGetErrorName(cudaError_t error) {
   return "unrecognized error code";
 }
 const char* cudaGetErrorString(cudaError_t error) {
-  if (error == cudaErrorLaunchFailure) {
+  {
     thread_local std::string text;
     std::lock_guard lock(device().mutex);
-    text = device().sticky_text.empty() ? "unspecified launch failure" : device().sticky_text;
-    return text.c_str();
+    if (error != cudaSuccess && error == device().sticky) {
+      text = device().sticky_text;
+      return text.c_str();
+    }
   }
   switch (error) {
     case cudaSuccess: return "no error";
@@ -230,6 +251,7 @@ const char* cudaGetErrorString(cudaError_t error) {
 
 cudaError_t cudaStreamCreate(cudaStream_t* stream) { return cudaStreamCreateWithFlags(stream, cudaStreamDefault); }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
+  if (const cudaError_t fault = injected("cudaStreamCreateWithFlags")) return answer(fault);
   Device& d = device();
   std::lock_guard lock(d.mutex);
   if (d.sticky != cudaSuccess) return answer(d.sticky);
@@ -249,7 +271,10 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   delete stream;
   return status;
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return finish(of(stream)); }
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  if (const cudaError_t fault = injected("cudaStreamSynchronize")) return answer(fault);
+  return finish(of(stream));
+}
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
   std::lock_guard lock(device().mutex);
   if (device().sticky != cudaSuccess) return answer(device().sticky);
@@ -267,6 +292,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
 
 cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, cudaEventDefault); }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
+  if (const cudaError_t fault = injected("cudaEventCreateWithFlags")) return answer(fault);
   *event = new EventRecord{nullptr, (flags & cudaEventDisableTiming) == 0};
   return answer(sticky());
 }
@@ -275,6 +301,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
   return answer(sticky());
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  if (const cudaError_t fault = injected("cudaEventRecord")) return answer(fault);
   auto mark = std::make_shared<Mark>();
   mark->stream = of(stream);
   uint64_t position = 0;
@@ -293,6 +320,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   return cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  if (const cudaError_t fault = injected("cudaEventSynchronize")) return answer(fault);
   std::shared_ptr<Mark> mark;
   {
     std::lock_guard lock(device().mutex);
@@ -307,6 +335,7 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
   return !event->mark || event->mark->reached ? cudaSuccess : cudaErrorNotReady;
 }
 cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t start, cudaEvent_t stop) {
+  if (const cudaError_t fault = injected("cudaEventElapsedTime")) return answer(fault);
   std::lock_guard lock(device().mutex);
   if (device().sticky != cudaSuccess) return answer(device().sticky);
   if (!start->timed || !stop->timed || !start->mark || !stop->mark) return answer(cudaErrorInvalidResourceHandle);
@@ -323,8 +352,9 @@ cudaError_t enqueue_kernel(cudaStream_t stream, const char* name, const std::arr
   if (threads < 1 || threads > 1024 || threads % 32 != 0 || shared_bytes > kMaxShared || grid[0] < 1 ||
       grid[0] > 0x7fffffffu || grid[1] < 1 || grid[1] > 65535 || grid[2] < 1 || grid[2] > 65535)
     return answer(cudaErrorInvalidConfiguration);
+  if (const cudaError_t fault = injected("cudaLaunchKernelEx")) return answer(fault);
   return enqueue(stream, [=, kernel = std::string(name), body = std::move(body)] {
-    if (sticky() != cudaSuccess) return;
+    if (sticky() != cudaSuccess || injected("kernel") != cudaSuccess) return;
     uint64_t launch;
     {
       std::lock_guard lock(device().mutex);
@@ -340,3 +370,14 @@ cudaError_t enqueue_kernel(cudaStream_t stream, const char* name, const std::arr
 }
 
 }  // namespace diffqkv::emulated
+
+namespace diffqkv {
+
+uint64_t set_emulated_fault(const EmulatedFault& fault) {
+  emulated::Device& d = emulated::device();
+  std::lock_guard lock(d.mutex);
+  d.fault = fault;
+  return std::exchange(d.fault_calls, 0);
+}
+
+}  // namespace diffqkv

@@ -10,6 +10,7 @@
 #include <set>
 #include <string>
 
+#include "backend/emulated_faults.h"
 #include "emulation/cuda_runtime.h"
 
 namespace diffqkv::emulated {
@@ -48,6 +49,8 @@ struct Device {
   std::set<Stream*> streams{&default_stream};
   MemoryPool pool;
   uint64_t launches = 0;
+  EmulatedFault fault;
+  uint64_t fault_calls = 0;  // of the fault's call since it was set
   cudaError_t sticky = cudaSuccess;
   std::string sticky_text;
 };
@@ -57,7 +60,9 @@ Device& device();
 // Leaves an error as the thread's last one, and gives it back.
 cudaError_t answer(cudaError_t error);
 cudaError_t sticky();
-void set_sticky(std::string text);
+void set_sticky(std::string text, cudaError_t error = cudaErrorLaunchFailure);
+// What the fault that a test has set makes of a call of the runtime; of most of them, cudaSuccess.
+cudaError_t injected(const char* call);
 size_t memory_limit();
 
 Stream* of(cudaStream_t stream);  // null is the default stream

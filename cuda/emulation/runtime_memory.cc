@@ -76,6 +76,7 @@ cudaError_t cudaFree(void* data) {
   return cudaSuccess;
 }
 cudaError_t cudaMallocAsync(void** data, size_t bytes, cudaStream_t stream) {
+  if (const cudaError_t fault = injected("cudaMallocAsync")) return answer(fault);
   cudaError_t status = reserve(data, bytes, false);
   if (status == cudaErrorMemoryAllocation) {
     finish(of(stream));  // what it frees is there then
@@ -86,6 +87,7 @@ cudaError_t cudaMallocAsync(void** data, size_t bytes, cudaStream_t stream) {
   return enqueue(stream, [memory = *data, bytes] { open_memory(memory, bytes); });
 }
 cudaError_t cudaFreeAsync(void* data, cudaStream_t stream) {
+  if (const cudaError_t fault = injected("cudaFreeAsync")) return answer(fault);
   if (data == nullptr) return cudaSuccess;
   if (!is_allocation(data)) return answer(cudaErrorInvalidValue);
   return enqueue(stream, [data] {
@@ -95,6 +97,7 @@ cudaError_t cudaFreeAsync(void* data, cudaStream_t stream) {
 }
 cudaError_t cudaMallocHost(void** data, size_t bytes) { return cudaHostAlloc(data, bytes, cudaHostAllocDefault); }
 cudaError_t cudaHostAlloc(void** data, size_t bytes, unsigned flags) {
+  if (const cudaError_t fault = injected("cudaHostAlloc")) return answer(fault);
   const cudaError_t status = reserve(data, bytes, true);
   if (status == cudaSuccess && *data != nullptr) {
     std::memset(*data, 0xff, bytes);
@@ -123,6 +126,7 @@ cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { ret
 cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, size_t) { return answer(sticky()); }
 
 cudaError_t cudaMemcpyAsync(void* dst, const void* src, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+  if (const cudaError_t fault = injected("cudaMemcpyAsync")) return answer(fault);
   if (bytes == 0) return cudaSuccess;
   if (!copy_is_valid(dst, src, bytes, kind)) return answer(cudaErrorInvalidValue);
   return enqueue(stream, [=] { std::memmove(dst, src, bytes); });
@@ -134,6 +138,7 @@ cudaError_t cudaMemcpy(void* dst, const void* src, size_t bytes, cudaMemcpyKind 
   return status;
 }
 cudaError_t cudaMemsetAsync(void* dst, int value, size_t bytes, cudaStream_t stream) {
+  if (const cudaError_t fault = injected("cudaMemsetAsync")) return answer(fault);
   if (bytes == 0) return cudaSuccess;
   if (!copy_is_valid(dst, nullptr, bytes, cudaMemcpyHostToDevice)) return answer(cudaErrorInvalidValue);
   return enqueue(stream, [=] { std::memset(dst, value, bytes); });

@@ -4,9 +4,13 @@
 #include <sys/utsname.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <fstream>
+#include <mutex>
+#include <thread>
+#include <vector>
 
 #include "backend/backend.h"
 #include "backend/cpu/control_group.h"
@@ -32,11 +36,35 @@ int num_threads() {
   return threads;
 }
 
+// Where OpenMP cannot start a thread, for lack of memory or by a limit of the system, it ends the process. So all that it
+// will start are started here first, at once; it then finds their stacks where these have left them.
+void rehearse_threads(int count) {
+  std::vector<std::thread> threads;
+  std::mutex all_there;
+  try {
+    threads.reserve(static_cast<size_t>(count));
+    std::lock_guard lock(all_there);
+    for (int i = 0; i < count; ++i) threads.emplace_back([&] { std::lock_guard wait(all_there); });
+  } catch (const std::exception& error) {
+    const size_t started = threads.size();
+    for (std::thread& thread : threads) thread.join();
+    fail(ErrorCode::out_of_memory,
+         "cannot start the %d threads of the CPU device, %zu at most (%s): raise the limit (ulimit -v, -u), or have "
+         "fewer "
+         "with OMP_NUM_THREADS",
+         count + 1, started + 1, error.what());
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
 // The number of threads is a property of the calling thread: the device's executor, which may change.
 void use_num_threads() {
   thread_local bool done = false;
   if (done) return;
+  rehearse_threads(num_threads() - 1);
   omp_set_num_threads(num_threads());
+#pragma omp parallel
+  std::atomic_signal_fence(std::memory_order_seq_cst);  // an empty region would be left out
   done = true;
 }
 

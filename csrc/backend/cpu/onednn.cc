@@ -8,6 +8,7 @@
 
 #include "backend/cpu/arena_slots.h"
 #include "backend/cpu/cpu_isa.h"
+#include "backend/cpu/memory.h"
 #include "backend/error.h"
 
 namespace diffqkv::cpu {
@@ -35,6 +36,11 @@ dnnl::memory::data_type onednn_type(DType dtype) {
            error.what(), static_cast<int>(error.status));
   }
 }
+
+// oneDNN 2.6.3 stops the process with SIGSEGV where it gets no memory for an object of its own. So there must be room for
+// what it is going to ask for: code and descriptions, or the handles of one call. Throws ERR_OUT_OF_MEMORY.
+constexpr size_t kRoomToCompile = size_t{16} << 20, kRoomToRun = size_t{1} << 20;
+void demand_room(size_t bytes) { free_memory(allocate_memory(bytes), bytes); }
 
 dnnl::memory::desc factor_of(const Product& p) {
   return {{p.num_tokens, p.out_features}, dnnl::memory::data_type::f32, dnnl::memory::dims{p.out_features, 1}};
@@ -75,6 +81,7 @@ bool has_bf16_matmul() {
 }  // namespace
 
 OneDnnProducts::OneDnnProducts() {
+  demand_room(kRoomToCompile);
   set_up_library();
   engine_ = dnnl::engine(dnnl::engine::kind::cpu, 0);
   stream_ = dnnl::stream(engine_);
@@ -87,6 +94,7 @@ const OneDnnProducts::Compiled& OneDnnProducts::compiled(const Product& p) {
     cache_.splice(cache_.begin(), cache_, it);
     return cache_.front();
   }
+  demand_room(kRoomToCompile);
   using dnnl::memory;
   const memory::data_type type = onednn_type(p.dtype);
   // The weight stays as it is: to the library it is a [in, out] matrix, stored by columns.
@@ -114,6 +122,7 @@ const OneDnnProducts::Compiled& OneDnnProducts::compiled(const Product& p) {
 void OneDnnProducts::run(const Product& p, Arena& arena) {
   try {
     const Compiled& product = compiled(p);
+    demand_room(kRoomToRun);
     dnnl::memory x(product.x, engine_, const_cast<void*>(p.x));
     dnnl::memory weight(product.weight, engine_, const_cast<void*>(p.weight));
     dnnl::memory out(product.out, engine_, p.out);

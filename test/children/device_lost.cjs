@@ -1,0 +1,237 @@
+// Faults of a GPU, injected into the emulated CUDA runtime, in the midst of a model's work; what came of them is asserted
+// here. Prints how many were tried. Runs on the tests' module (DIFFQKV_MODULE).
+//   node device_lost.cjs NAME MODEL_DIRECTORY TRIALS        TRIALS: at most so many places of each kind are tried
+const assert = require('node:assert');
+const { Worker, isMainThread, parentPort, workerData } = require('node:worker_threads');
+const { Model, kernels, openDevice } = require('../../dist/lib/index.js');
+const { addon } = require('../../dist/lib/addon.js');
+
+const [name, directory, trials] = isMainThread ? process.argv.slice(2) : workerData;
+const { emulatedFault } = addon();
+const kOff = ['', 0, 0, 0];
+const kOutOfMemory = 2;
+const kIllegalAddress = 700;
+const kOutOfResources = 701; // a launch that asks for too much: it does not stay
+const kLaunchFailure = 719;
+
+const tokens = (length) => Array.from({ length }, (_, i) => (i * 37 + 5) % 120);
+const options = { temperature: 0.9, topK: 20, seed: 3, repetitionPenalty: 1.1, maxTokens: 3 };
+const values = Float32Array.from({ length: 500 }, (_, i) => i / 250 - 1);
+const errorOf = (promise) => promise.then(() => undefined, (error) => error);
+const thrown = async (work) => errorOf((async () => work())());
+
+async function siluMul(device) {
+  const x = device.tensor('f32', [500], values);
+  const y = await kernels.siluMul({ gate: x, up: x });
+  const result = await y.read();
+  x.dispose();
+  y.dispose();
+  return result;
+}
+
+/** A device, a model, and a session that works while two generations run. */
+async function work(state) {
+  state.device = await openDevice('emulated');
+  state.model = await Model.load(directory, { device: state.device, prefixCacheBytes: 1 << 20 });
+  state.session = await state.model.createSession();
+  const running = [
+    state.session.prefill(tokens(70)),
+    ...[70, 5].map((length) => state.model.generate(tokens(length), options).result.then((result) => result.tokens)),
+    siluMul(state.device),
+    state.device.time(() => {}).then((ms) => ms >= 0),
+  ];
+  const outcomes = await Promise.allSettled(running);
+  const failed = outcomes.filter(({ status }) => status === 'rejected');
+  if (failed.length > 0) throw Object.assign(failed[0].reason, { all: failed.map(({ reason }) => reason) });
+  return outcomes.map(({ value }) => value);
+}
+
+function end({ device, model, session }) {
+  session?.dispose();
+  model?.dispose();
+  device?.dispose();
+}
+
+/** How often each call comes in the work, without a fault. */
+async function callsOf(calls) {
+  const counts = {};
+  for (const call of calls) {
+    const state = {};
+    emulatedFault(call, 0, 0, 0);
+    await work(state);
+    counts[call] = emulatedFault(...kOff);
+    end(state);
+  }
+  return counts;
+}
+
+function* places(count) {
+  const step = Math.max(1, Math.ceil(count / Number(trials)));
+  for (let place = 1; place <= count; place += step) yield place;
+}
+
+function isLost(error) {
+  assert.strictEqual(error?.code, 'ERR_DEVICE_UNAVAILABLE', String(error?.stack));
+  assert.match(error.message, /lost/);
+}
+
+const ways = {
+  /** The fault stays: whatever call of the runtime meets it, the device is lost, for all that is on it, and nothing else is. */
+  async lost() {
+    const cpu = await openDevice('cpu');
+    const onCpu = await siluMul(cpu);
+    const clean = {};
+    const expected = await work(clean);
+    end(clean);
+    const kinds = { kernel: kLaunchFailure, cudaLaunchKernelEx: kLaunchFailure, cudaMemcpyAsync: kIllegalAddress, cudaMallocAsync: kIllegalAddress, cudaEventRecord: kLaunchFailure, cudaEventSynchronize: kLaunchFailure, cudaStreamSynchronize: kLaunchFailure, cudaHostAlloc: kIllegalAddress };
+    const counts = await callsOf(Object.keys(kinds));
+    let tried = 0;
+    for (const [call, status] of Object.entries(kinds)) {
+      assert(counts[call] > 0, call);
+      for (const place of places(counts[call])) {
+        const other = await openDevice('emulated'); // another handle of the same GPU
+        const state = {};
+        emulatedFault(call, place, 1, status);
+        const [error, meanwhile] = await Promise.all([errorOf(work(state)), siluMul(cpu)]);
+        emulatedFault(...kOff);
+        assert.deepStrictEqual(meanwhile, onCpu);
+        if (error === undefined) {
+          // The fault came in the opening of `other`, or in no call at all this time.
+          end(state);
+          other.dispose();
+          continue;
+        }
+        tried++;
+        for (const one of error.all ?? [error]) isLost(one);
+        // All that comes later on that device.
+        isLost(await thrown(() => other.synchronize()));
+        isLost(await thrown(() => siluMul(other)));
+        if (state.session) {
+          isLost(await thrown(() => state.session.decode(1)));
+          isLost(await thrown(() => state.session.prefill([1, 2])));
+          isLost(await thrown(() => state.model.generate([1, 2], options).result));
+          isLost(await thrown(async () => (await state.session.fork()).prefill([1])));
+          isLost(await thrown(() => Model.load(directory, { device: state.device })));
+          isLost(await thrown(() => state.device.tensor('f32', [3]).read()));
+          isLost(await thrown(() => state.device.time(() => {})));
+        }
+        // Half of the times the old one is given up only when the new one is there.
+        if (place % 2) end(state);
+        const again = {};
+        assert.deepStrictEqual(await work(again), expected, `after ${call} ${place}`);
+        if (place % 2 === 0) end(state);
+        other.dispose();
+        assert.deepStrictEqual(await siluMul(again.device), expected[3]);
+        end(again);
+      }
+    }
+    assert.deepStrictEqual(await siluMul(cpu), onCpu);
+    return { tried, counts };
+  },
+
+  /** A launch that the GPU refuses is the error of its call alone. */
+  async refused() {
+    const clean = {};
+    const expected = await work(clean);
+    const count = (await callsOf(['cudaLaunchKernelEx'])).cudaLaunchKernelEx;
+    let tried = 0;
+    for (const place of places(count)) {
+      const state = {};
+      emulatedFault('cudaLaunchKernelEx', place, 1, kOutOfResources);
+      const error = await errorOf(work(state));
+      emulatedFault(...kOff);
+      assert.strictEqual(error?.code, 'ERR_DEVICE_UNAVAILABLE', String(error?.stack));
+      tried++;
+      if (state.session) {
+        const length = state.session.kvLen;
+        assert([0, 70].includes(length));
+        await state.session.truncate(0);
+        assert.deepStrictEqual(await state.session.prefill(tokens(70)), expected[0]);
+        assert.deepStrictEqual(await siluMul(state.device), expected[3]);
+      }
+      end(state);
+      assert.deepStrictEqual(await siluMul(clean.device), expected[3]);
+    }
+    return { tried, count };
+  },
+
+  /** No memory: ERR_OUT_OF_MEMORY for those that asked; everything is as before, and what is freed can be had again. */
+  async outOfMemory() {
+    const clean = {};
+    const expected = await work(clean);
+    const counts = await callsOf(['cudaMallocAsync', 'cudaHostAlloc']);
+    let tried = 0;
+    let refused = 0;
+    for (const call of Object.keys(counts)) {
+      // Once: the backend tries again when it has waited for the stream, and gets it. Twice: that call fails. Then: all do.
+      for (const times of [1, 2, 1e9]) {
+        for (const place of places(counts[call])) {
+          const state = {};
+          emulatedFault(call, place, times, kOutOfMemory);
+          const error = await errorOf(work(state));
+          emulatedFault(...kOff);
+          tried++;
+          if (error !== undefined) {
+            refused++;
+            for (const one of error.all ?? [error]) assert.strictEqual(one.code, 'ERR_OUT_OF_MEMORY', String(one.stack));
+          } else {
+            assert(call === 'cudaMallocAsync' && times === 1, `${call} ${place}: nobody heard of it`);
+          }
+          if (state.session) {
+            assert([0, 70].includes(state.session.kvLen));
+            await state.session.truncate(0);
+            assert.deepStrictEqual(await state.session.prefill(tokens(70)), expected[0]);
+            const { tokens: drawn } = await state.model.generate(tokens(5), options).result;
+            assert.deepStrictEqual(drawn, expected[2]);
+          }
+          if (state.device) assert.deepStrictEqual(await siluMul(state.device), expected[3]);
+          end(state);
+          assert.deepStrictEqual(await siluMul(clean.device), expected[3]);
+        }
+      }
+    }
+    return { tried, refused, counts };
+  },
+
+  /** A worker's device is lost with that of the main thread; the worker goes on, and opens it again. */
+  async workers() {
+    const workers = Array.from({ length: 3 }, () => new Worker(__filename, { argv: [], workerData: ['inWorker', directory, trials] }));
+    const next = (worker) =>
+      new Promise((resolve, reject) => {
+        worker.once('message', resolve);
+        worker.once('error', reject);
+      });
+    await Promise.all(workers.map(next)); // all have opened it
+    const state = {};
+    emulatedFault('kernel', 20, 1, kLaunchFailure);
+    isLost(await errorOf(work(state)));
+    emulatedFault(...kOff);
+    end(state);
+    const done = workers.map(next);
+    for (const worker of workers) worker.postMessage('go on');
+    const lost = await Promise.all(done);
+    await Promise.all(workers.map((worker) => worker.terminate()));
+    return { tried: lost.length };
+  },
+  async inWorker() {
+    const [device, cpu] = [await openDevice('emulated'), await openDevice('cpu')];
+    const [before, onCpu] = [await siluMul(device), await siluMul(cpu)];
+    const goOn = new Promise((resolve) => parentPort.once('message', resolve));
+    parentPort.postMessage('open');
+    await goOn;
+    isLost(await thrown(() => siluMul(device)));
+    assert.deepStrictEqual(await siluMul(cpu), onCpu);
+    device.dispose();
+    // The others may open it, and reset it, while this one does.
+    assert.deepStrictEqual(await siluMul(await openDevice('emulated')), before);
+    parentPort.postMessage('done');
+  },
+};
+
+ways[name]().then(
+  (outcome) => isMainThread && console.log(JSON.stringify(outcome)),
+  (error) => {
+    console.error(error);
+    process.exit(1);
+  },
+);
