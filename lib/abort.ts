@@ -1,5 +1,5 @@
 import { addon, type NativeCancel } from './addon';
-import { awaitNative, DiffqkvError, invalid } from './errors';
+import { awaitNative, callNative, DiffqkvError, invalid } from './errors';
 
 type Signals = AbortSignal | undefined | readonly (AbortSignal | undefined)[];
 
@@ -21,7 +21,7 @@ export async function withCancel<T>(
   throwIfAborted(signals);
   const list = listOf(signals);
   if (list.length === 0) return awaitNative(() => call(undefined));
-  const cancel = addon().createCancel();
+  const cancel = callNative(() => addon().createCancel());
   const onAbort = () => cancel.cancel();
   for (const signal of list) signal.addEventListener('abort', onAbort);
   try {

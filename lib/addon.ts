@@ -161,26 +161,43 @@ export interface NativeTurnResult {
 }
 
 export interface NativeModelConfig {
+  /** Which family of checkpoints it is. */
   architecture: 'sigma' | 'llama';
+  /** Elements of a token's row between layers. */
   hiddenSize: number;
+  /** Of the FFN. */
   intermediateSize: number;
-  augQSize: number; // 0 without augmented Q
+  /** Of the MLP that augments Q (arXiv 2501.13629, section 2); 0 where there is none. */
+  augQSize: number;
+  /** Layers. */
   numLayers: number;
+  /** Tokens are integers from 0 to vocabSize - 1. */
   vocabSize: number;
+  /** Query heads: a multiple of numKHeads and of numVHeads. */
   numQHeads: number;
+  /** K heads; Q head i reads K head floor(i numKHeads / numQHeads). */
   numKHeads: number;
+  /** V heads; Q head i reads V head floor(i numVHeads / numQHeads). */
   numVHeads: number;
+  /** Elements of a head of Q, and of K as attention reads it. */
   headDimQk: number;
+  /** Elements of a head of V, and of attention's output. */
   headDimVo: number;
   /** Of K as it is cached: headDimQk, but where K is lifted (keyLift). */
   headDimK: number;
   /** 'linear after RoPE', 'swiglu before RoPE', ...: half K dim; absent where K is cached as attention reads it. */
   keyLift?: string;
+  /** The base of RoPE's angles: pair d turns by theta^(-2d/headDimQk) radians a position. */
   ropeTheta: number;
+  /** Added to the mean square in RMSNorm. */
   rmsNormEps: number;
+  /** The context: the most tokens of a sequence. */
   maxPositionEmbeddings: number;
+  /** Whether the embedding is the last layer too. */
   tieWordEmbeddings: boolean;
+  /** The token that begins a text, where config.json names one. */
   bosTokenId?: number;
+  /** The tokens that end a text; empty where config.json names none. */
   eosTokenIds: number[];
 }
 
@@ -220,6 +237,8 @@ export interface NativeAddon {
   /** Throws ERR_DEVICE_UNAVAILABLE. */
   openDevice(id: string): Promise<NativeDevice>;
   createCancel(): NativeCancel;
+  /** In the tests' module alone: csrc/backend/emulated_faults.h. */
+  emulatedFault?(call: string, first: number, times: number, status: number): number;
 }
 
 let loaded: NativeAddon | undefined;
@@ -245,7 +264,9 @@ export function addon(): NativeAddon {
     } catch (error) {
       const cause = (error as Error).message.split('\n')[0];
       throw new DiffqkvError(
-        'ERR_DEVICE_UNAVAILABLE',
+        /failed to map segment|cannot allocate memory/i.test(String(cause))
+          ? 'ERR_OUT_OF_MEMORY'
+          : 'ERR_DEVICE_UNAVAILABLE',
         file === ''
           ? `the native module is not there for ${process.platform}-${process.arch}: run \`npx diffqkv build\` (in a checkout: npm run build)`
           : `the native module ${file} does not load: ${cause}`,

@@ -10,13 +10,16 @@ export interface SelectiveV {
 }
 
 /**
- * q [batch, qLen, numQHeads, headDimQk], k [batch, kvLen, numKHeads, headDimQk], v [batch, kvLen, numVHeads, headDimVo].
- * q and out are each f32, f16 or bf16; k and v each f32, f16, bf16, i8 or f8e4m3, in any pair. i8 and f8e4m3 come with scales,
+ * What {@link kernels}.attentionPrefill takes: q [batch, qLen, numQHeads, headDimQk], k [batch, kvLen, numKHeads, headDimQk],
+ * v [batch, kvLen, numVHeads, headDimVo]. q and out are each f32, f16 or bf16; k and v each f32, f16, bf16, i8 or f8e4m3, in any pair. i8 and f8e4m3 come with scales,
  * one for each token and head: an element means itself times the scale of its row (`kernels.quantize` makes both).
  */
 export interface AttentionPrefillArguments {
+  /** [batch, qLen, numQHeads, headDimQk]; f32, f16 or bf16. */
   q: Tensor;
+  /** [batch, kvLen, numKHeads, headDimQk]; numKHeads divides numQHeads. */
   k: Tensor;
+  /** [batch, kvLen, numVHeads, headDimVo]; numVHeads divides numQHeads. */
   v: Tensor;
   /** bf16 [batch, kvLen, numKHeads]: needed where k is i8 or f8e4m3, and refused where it is not. */
   kScales?: Tensor;
@@ -34,10 +37,20 @@ export interface AttentionPrefillArguments {
   lse?: Tensor;
 }
 
-/** q [batch, numQHeads, headDimQk]; k and v, their types and scales, as for prefill; out [batch, numQHeads, headDimVo]. */
+/**
+ * What {@link kernels}.attentionDecode takes: one query per sequence. q [batch, numQHeads, headDimQk]; k and v, their types
+ * and scales, as for prefill; out [batch, numQHeads, headDimVo].
+ */
 export interface AttentionDecodeArguments extends Omit<AttentionPrefillArguments, 'causal'> {
+  /** [batch, numQHeads, headDimQk]; f32, f16 or bf16. */
+  q: Tensor;
+  /** [batch, numQHeads, headDimVo]; default: a new tensor of the type of q. */
+  out?: Tensor;
+  /** f32 [batch, numQHeads], to be filled with log(sum(exp(smScale q.k))), over all keys. */
+  lse?: Tensor;
   /** Into how many parts the keys of a sequence are split; 0 (the default) lets the device choose. */
   numSplits?: number;
+  /** Read only some V rows. Default: all of them. */
   selectiveV?: SelectiveV;
 }
 

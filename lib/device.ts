@@ -9,8 +9,11 @@ export type DeviceId = 'auto' | 'cpu' | 'cuda' | `cuda:${number}`;
 export interface DeviceInfo {
   /** 'cpu', 'cuda:0', ...; 'cuda' for the one entry that says why there is no GPU. */
   id: string;
+  /** 'emulated' is the CUDA kernels as C++, in the tests' module alone. */
   kind: 'cpu' | 'cuda' | 'emulated';
+  /** Of the CPU or GPU, as the system tells it. */
   name: string;
+  /** Whether `openDevice` can open it. */
   usable: boolean;
   /** Why it is not usable, and the remedy. */
   reason?: string;
@@ -26,6 +29,7 @@ export interface DeviceInfo {
 export interface DeviceCounters {
   /** Of global memory. Bytes that lanes of a warp share in one access count once. */
   bytesRead: number;
+  /** Likewise, of global memory. */
   bytesWritten: number;
   /** Pieces of 32 bytes of global memory, read or written, for each access of a warp. */
   sectors: number;
@@ -35,7 +39,10 @@ export interface DeviceCounters {
   mmaOps: number;
 }
 
-/** All devices: the CPU first, then every GPU. Where there is no usable GPU part, one entry 'cuda' says why. */
+/**
+ * All devices: the CPU first, then every GPU. Where there is no usable GPU part, one entry 'cuda' says why. Throws
+ * ERR_DEVICE_UNAVAILABLE where the native module is missing or does not load.
+ */
 export function listDevices(): DeviceInfo[] {
   return callNative(() => addon().listDevices());
 }
@@ -46,11 +53,13 @@ let createDevice: (native: NativeDevice, fallbackReason: string | null) => Devic
 /**
  * An open device. Calls on it run one after another on a thread of its own, in the order in which they were made;
  * nothing computes on the event loop. Copies and conversions in and out of typed arrays do run on the JS thread: hundreds
- * of MB at once will be felt. Disposing of it disposes of all that was made on it; calls made before are finished.
+ * of MB at once will be felt. Disposing of it disposes of all that was made on it; calls made before are finished,
+ * and later ones are ERR_DISPOSED.
  */
 export class Device implements Disposable {
   /** 'cpu', 'cuda:0', ... */
   readonly id: string;
+  /** What `listDevices` says of it. */
   readonly info: DeviceInfo;
   /** Why 'auto' took the CPU; null where it took a GPU, or where the device was asked for by id. */
   readonly fallbackReason: string | null;
@@ -63,7 +72,7 @@ export class Device implements Disposable {
 
   private constructor(native: NativeDevice, fallbackReason: string | null) {
     this.#native = native;
-    this.info = native.info;
+    this.info = callNative(() => native.info);
     this.id = this.info.id;
     this.fallbackReason = fallbackReason;
   }
@@ -79,14 +88,18 @@ export class Device implements Disposable {
     return createTensor(this, dtype, shape, data);
   }
 
-  /** Resolves when all calls made before are done. */
+  /**
+   * Resolves when all calls made before are done. Rejects with what a kernel found wrong in device memory meanwhile
+   * (ERR_INVALID_ARGUMENT), ERR_DEVICE_UNAVAILABLE where the device is lost, ERR_DISPOSED.
+   */
   async synchronize(): Promise<void> {
     return awaitNative(() => this.#native.synchronize());
   }
 
   /**
    * Runs `work`, waits for its promise, and resolves to the milliseconds on the device's own clock between a time stamp
-   * queued before it and one queued after it. What `work` throws is passed on.
+   * queued before it and one queued after it: CUDA events on a GPU, the wall clock on the CPU. What `work` throws is passed
+   * on; rejects otherwise as `synchronize` does.
    */
   async time(work: () => Promise<unknown> | unknown): Promise<number> {
     if (typeof work !== 'function') throw invalid('work', 'a function', work);
@@ -114,6 +127,7 @@ export class Device implements Disposable {
     this.#native.dispose();
   }
 
+  /** `dispose`, for `using`. */
   [Symbol.dispose](): void {
     this.dispose();
   }

@@ -37,7 +37,9 @@ export interface DrawRequest {
 
 /** How much of the prompt is in the cache. */
 export interface PrefillProgress {
+  /** Tokens of the prompt that are. */
   doneTokens: number;
+  /** All tokens of the prompt. */
   totalTokens: number;
 }
 

@@ -27,8 +27,10 @@ export type ErrorCode =
  * | ERR_INTERNAL | a defect of this package: please report it |
  */
 export class DiffqkvError extends Error {
+  /** Which of the table above; stable, where messages are not. */
   readonly code: ErrorCode;
 
+  /** `name` becomes 'AbortError' for ABORT_ERR, else 'DiffqkvError'. */
   constructor(code: ErrorCode, message: string) {
     super(message);
     this.code = code;
@@ -52,6 +54,9 @@ const codes: ReadonlySet<string> = new Set<ErrorCode>([
 export function translate(error: unknown): unknown {
   if (error instanceof DiffqkvError || typeof error !== 'object' || error === null) return error;
   const { code, message } = error as { code?: unknown; message?: unknown };
+  // Of node-addon-api itself, which has no codes.
+  if (code === undefined && message === 'std::bad_alloc')
+    return new DiffqkvError('ERR_OUT_OF_MEMORY', 'the process is out of host memory; free what is not needed');
   return typeof code === 'string' && codes.has(code) ? new DiffqkvError(code as ErrorCode, String(message)) : error;
 }
 

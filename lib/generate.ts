@@ -7,6 +7,7 @@ import { resolveSampling, type SamplingOptions } from './sampling';
 import { checkTokens, isSession, nativeSession, type Session } from './session';
 import { resolveStop } from './stop';
 
+/** How {@link Model.generate} goes on, where it stops, and how it draws. */
 export interface GenerateOptions extends SamplingOptions {
   /** At most this many new tokens: an integer of at least 1, or Infinity for as many as the context holds. Default 256. */
   maxTokens?: number;

@@ -1,5 +1,6 @@
 /** One token as it comes. */
 export interface GeneratedToken {
+  /** The token drawn, from 0 to vocabSize - 1. */
   token: number;
   /** The text that this token settles; '' while a character, or what may become a stop string, is incomplete. */
   text: string;
@@ -16,9 +17,22 @@ export interface GenerationResult {
    * 'abort': the signal fired, or the iteration was left early.
    */
   finishReason: 'stop' | 'length' | 'abort';
-  usage: { promptTokens: number; completionTokens: number };
-  /** Wall clock: until the first token; from the first to the last; and (completionTokens - 1) per second of decodeMs. */
-  timings: { prefillMs: number; decodeMs: number; tokensPerSecond: number };
+  /** In tokens. */
+  usage: {
+    /** Of the prompt, special tokens included; with a `session`, without what that held before. */
+    promptTokens: number;
+    /** The length of `tokens`. */
+    completionTokens: number;
+  };
+  /** Wall clock. */
+  timings: {
+    /** Milliseconds until the first token was drawn. */
+    prefillMs: number;
+    /** Milliseconds from the first token to the last. */
+    decodeMs: number;
+    /** (completionTokens - 1) per second of decodeMs; 0 where there are fewer than two tokens. */
+    tokensPerSecond: number;
+  };
 }
 
 /** Draws tokens, giving each to `emit`, until done or until `stop` fires. */
@@ -31,12 +45,14 @@ export type Producer = (emit: (token: GeneratedToken) => void, stop: AbortSignal
  * gets it there, and no unhandled rejection.
  */
 export class Generation implements AsyncIterable<GeneratedToken> {
+  /** Resolves when the generation has ended, whether or not anybody iterates; rejects with what ended it otherwise. */
   readonly result: Promise<GenerationResult>;
   readonly #tokens: GeneratedToken[] = [];
   readonly #stop = new AbortController();
   #ended = false;
   #change = signalled();
 
+  /** @internal */
   constructor(produce: Producer) {
     const emit = (token: GeneratedToken) => {
       this.#tokens.push(token);
@@ -49,6 +65,7 @@ export class Generation implements AsyncIterable<GeneratedToken> {
     this.result.catch(() => {}); // whoever awaits it still gets the error
   }
 
+  /** All tokens from the first on. Leaving it early ends the generation. */
   async *[Symbol.asyncIterator](): AsyncGenerator<GeneratedToken, void, undefined> {
     try {
       for (let i = 0; ; ) {

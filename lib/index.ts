@@ -1,5 +1,6 @@
-export type { ChatMessage } from './chat';
+export type { ChatMessage, ChatTemplateOptions } from './chat';
 export { Device, type DeviceCounters, type DeviceId, type DeviceInfo, listDevices, openDevice } from './device';
+export type { PrefillProgress } from './draw';
 export { DiffqkvError, type ErrorCode } from './errors';
 export type { GenerateOptions, Prompt } from './generate';
 export type { GeneratedToken, Generation, GenerationResult } from './generation';
@@ -15,4 +16,4 @@ export {
 export type { SamplingOptions } from './sampling';
 export { Session, type SessionOptions } from './session';
 export { type DType, Tensor, type TensorData } from './tensor';
-export { Tokenizer } from './tokenizer';
+export { type DecodeOptions, type StreamOptions, Tokenizer, type TokenStream } from './tokenizer';

@@ -15,7 +15,8 @@ export {
  * The operators of the model, called directly. Each resolves to its output: `out` where given, else a new tensor of the
  * type of its first input (`quantize`: of `dtype`). Tensors are row-major and of one device. Q head i reads K head
  * floor(i numKHeads / numQHeads) and V head floor(i numVHeads / numQHeads); numQHeads must be a multiple of both. What
- * does not fit is ERR_INVALID_ARGUMENT, and ERR_DISPOSED what is disposed.
+ * does not fit is ERR_INVALID_ARGUMENT, and ERR_DISPOSED what is disposed. Tensors are f32, f16 or bf16, where nothing else
+ * is said.
  */
 export const kernels = {
   /**
@@ -43,7 +44,10 @@ export const kernels = {
     );
   },
 
-  /** Softmax attention of one query per sequence: out [batch, numQHeads, headDimVo]; `lse` is [batch, numQHeads], over all keys. */
+  /**
+   * Softmax attention of one query per sequence (arXiv 2501.13629, equation 3; selective V: its B.2): out [batch, numQHeads,
+   * headDimVo]; `lse` is [batch, numQHeads], over all keys.
+   */
   async attentionDecode(args: AttentionDecodeArguments): Promise<Tensor> {
     checkObject('arguments', args);
     const { q, k, v, kScales, vScales, smScale, kvLens, numSplits = 0, selectiveV, out, lse } = args;
@@ -75,12 +79,12 @@ export const kernels = {
    * infinity has values of 0 and the scale NaN, so that all of it reads as NaN. Resolves to `values`, of type `dtype` and the
    * shape of x (`out` where given), and `scales`, bf16, of the shape of x without its last axis.
    */
-  async quantize(args: {
-    x: Tensor;
-    dtype: 'i8' | 'f8e4m3';
-    out?: Tensor;
-    scales?: Tensor;
-  }): Promise<{ values: Tensor; scales: Tensor }> {
+  async quantize(args: { x: Tensor; dtype: 'i8' | 'f8e4m3'; out?: Tensor; scales?: Tensor }): Promise<{
+    /** Of type `dtype`, and the shape of x. */
+    values: Tensor;
+    /** bf16, of the shape of x without its last axis. */
+    scales: Tensor;
+  }> {
     checkObject('arguments', args);
     const { x, dtype, out, scales: given } = args;
     native('x', x);
@@ -99,7 +103,10 @@ export const kernels = {
     }
   },
 
-  /** down( silu(x gate^T) * (x up^T) ): x [tokens, qDim], gate and up [augQ, qDim], down [qDim, augQ] (arXiv 2501.13629, section 2). */
+  /**
+   * down( silu(x gate^T) * (x up^T) ): x [tokens, qDim], gate and up [augQ, qDim], down [qDim, augQ] -> [tokens, qDim]
+   * (arXiv 2501.13629, section 2). gate, up and down are of one type.
+   */
   async augmentedQ(args: { x: Tensor; gate: Tensor; up: Tensor; down: Tensor; out?: Tensor }): Promise<Tensor> {
     checkObject('arguments', args);
     const { x, gate, up, down, out } = args;
@@ -119,7 +126,7 @@ export const kernels = {
 
   /**
    * h / sqrt(mean(h^2) + eps) * weight (arXiv 1910.07467): x [tokens, hidden], weight [hidden]. h = x; where `residual`
-   * [tokens, hidden] is given, x is added to it in place first, and h = residual.
+   * [tokens, hidden] is given, x is added to it in place first, and h = residual. `eps` is at least 0. -> [tokens, hidden]
    */
   async rmsNorm(args: { x: Tensor; weight: Tensor; eps: number; residual?: Tensor; out?: Tensor }): Promise<Tensor> {
     checkObject('arguments', args);
@@ -131,7 +138,7 @@ export const kernels = {
 
   /**
    * Rotates the pairs (d, d + headDim/2) of each head by positions[t] theta^(-2d/headDim) radians (arXiv 2104.09864):
-   * x [tokens, heads, headDim], positions i32 [tokens]. `out` may be x.
+   * x [tokens, heads, headDim] with headDim even, positions i32 [tokens], theta at least 1. `out`, of the type of x, may be x.
    */
   async rope(args: { x: Tensor; positions: Tensor; theta: number; out?: Tensor }): Promise<Tensor> {
     checkObject('arguments', args);
@@ -141,7 +148,7 @@ export const kernels = {
     );
   },
 
-  /** silu(gate) * up, elementwise, with silu(a) = a / (1 + exp(-a)); one shape and type. `out` may be gate or up. */
+  /** silu(gate) * up, elementwise, with silu(a) = a / (1 + exp(-a)) (arXiv 2002.05202); one shape and type. `out` may be gate or up. */
   async siluMul(args: { gate: Tensor; up: Tensor; out?: Tensor }): Promise<Tensor> {
     checkObject('arguments', args);
     const { gate, up, out } = args;

@@ -12,7 +12,10 @@ import { createSession, nativeSessionOptions, type Session, type SessionOptions 
 import type { DType } from './tensor';
 import { Tokenizer } from './tokenizer';
 
-/** A model's shape. `augQSize` is 0 without augmented Q; a Llama is the case numKHeads = numVHeads. */
+/**
+ * A model's shape, in this project's words, whatever config.json calls it. A Llama is the case numKHeads = numVHeads.
+ * @interface
+ */
 export type ModelConfig = Readonly<NativeModelConfig>;
 
 /** Where a model goes. */
@@ -48,6 +51,7 @@ export interface KvCacheUsage {
   maxBytes?: number;
 }
 
+/** How {@link Model.load} loads. */
 export interface LoadOptions extends ModelOptions {
   /** Called as weights come in. What it throws ends the load, as its error. */
   onProgress?: (progress: { loadedBytes: number; totalBytes: number }) => void;
@@ -60,9 +64,14 @@ export const defaultModelDirectory: string = join(packageRoot, 'models', 'sigma-
 
 export let scheduler: (model: Model) => Scheduler;
 
-/** A model on a device. Its weights do not change; any number of sessions share them. */
+/**
+ * A model on a device. Its weights do not change; any number of sessions share them. Use after `dispose`, or after its device's,
+ * is ERR_DISPOSED.
+ */
 export class Model implements Disposable {
+  /** Its shape, as config.json gives it. */
   readonly config: ModelConfig;
+  /** Where it runs. */
   readonly device: Device;
   /** Null where the directory has no tokenizer.json, and for random models. */
   readonly tokenizer: Tokenizer | null;
@@ -113,7 +122,7 @@ export class Model implements Disposable {
       try {
         const tokenizer = await Tokenizer.fromDirectory(directory);
         throwIfAborted(signal);
-        return new Model(native, device, ownsDevice, tokenizer);
+        return callNative(() => new Model(native, device, ownsDevice, tokenizer));
       } catch (error) {
         native.dispose();
         throw error;
@@ -123,7 +132,9 @@ export class Model implements Disposable {
 
   /**
    * A model with random weights, for benchmarks: `config` is an object as in config.json, or the name of one of the
-   * paper's models. `seed`: an integer in [0, 2^64), default 0; the same seed gives the same weights.
+   * paper's models (arXiv 2501.13629, tables 2 and 14). `seed`: an integer in [0, 2^64), default 0; the same seed gives the
+   * same weights. Rejects with ERR_INVALID_ARGUMENT, ERR_INVALID_CHECKPOINT or ERR_UNSUPPORTED_MODEL (what is wrong with the
+   * config), ERR_OUT_OF_MEMORY, ERR_DEVICE_UNAVAILABLE.
    */
   static async random(
     config: keyof typeof presets | Record<string, unknown>,
@@ -137,7 +148,7 @@ export class Model implements Disposable {
       throw invalid('seed', 'an integer from 0 to 2^64 - 1', seed);
     return Model.#onDevice(options.device, async (device, ownsDevice) => {
       const native = await awaitNative(() => nativeDevice(device).randomModel(json, nativeOptions, BigInt(seed)));
-      return new Model(native, device, ownsDevice, null);
+      return callNative(() => new Model(native, device, ownsDevice, null));
     });
   }
 
@@ -166,7 +177,12 @@ export class Model implements Disposable {
     return callNative(() => this.#native.kvCache);
   }
 
-  /** Writes on from a prompt: iterate over the result for tokens and text as they come, or await its `result`. */
+  /**
+   * Writes on from a prompt: iterate over the result for tokens and text as they come, or await its `result`. Never throws
+   * by itself: what is wrong with the arguments is the error of the generation (ERR_INVALID_ARGUMENT;
+   * ERR_UNSUPPORTED_MODEL for messages without a chat template), and so is ERR_KV_CACHE_FULL for a prompt that is too long,
+   * ERR_OUT_OF_MEMORY, ERR_DISPOSED. Generations of a model that run at once are batched.
+   */
   generate(prompt: Prompt, options?: GenerateOptions): Generation {
     return generate(this, prompt, options);
   }
@@ -177,6 +193,7 @@ export class Model implements Disposable {
     if (this.#ownsDevice) this.device.dispose();
   }
 
+  /** `dispose`, for `using`. */
   [Symbol.dispose](): void {
     this.dispose();
   }

@@ -2,19 +2,25 @@ import { randomBytes } from 'node:crypto';
 import type { NativeSampling } from './addon';
 import { invalid } from './errors';
 
-/** How the next token is drawn from the logits. */
+/**
+ * How the next token is drawn from the logits, in this order: repetition penalty, temperature, topK, topP, minP, then one
+ * random number. What is out of range is ERR_INVALID_ARGUMENT.
+ */
 export interface SamplingOptions {
-  /** 0 (the default) takes the most likely token; above 0 the logits are divided by it. */
+  /** 0 (the default) takes the most likely token; above 0, up to 1e6, the logits are divided by it. */
   temperature?: number;
-  /** Only the `topK` most likely tokens; 0 (the default) for all. */
+  /** Only the `topK` most likely tokens, an integer; 0 (the default) for all. */
   topK?: number;
-  /** Only the most likely tokens whose probabilities add up to `topP`, in (0, 1]. Default 1. */
+  /** Only the most likely tokens whose probabilities add up to `topP`, in (0, 1] (arXiv 1904.09751). Default 1. */
   topP?: number;
-  /** Only tokens at least `minP` times as likely as the most likely one, in [0, 1]. Default 0. */
+  /** Only tokens at least `minP` times as likely as the most likely one, in [0, 1] (arXiv 2407.01082). Default 0. */
   minP?: number;
-  /** Logits of tokens already in the sequence are divided (where positive) or multiplied by it; 1 (the default) is off. */
+  /**
+   * Logits of tokens already in the sequence are divided (where positive) or multiplied by it (arXiv 1909.05858); from 1e-6 to
+   * 1e6, and 1 (the default) is off.
+   */
   repetitionPenalty?: number;
-  /** The same seed gives the same tokens on the same device: an integer in [0, 2^64). Default: a random one. */
+  /** The same seed (the key of Philox-4x32-10) gives the same tokens on the same device: an integer in [0, 2^64). Default: a random one. */
   seed?: number | bigint;
 }
 

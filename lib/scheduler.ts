@@ -1,6 +1,6 @@
 import { throwIfAborted } from './abort';
 import { addon, type NativeSampling, type NativeSession, type NativeTurn, type NativeTurnResult } from './addon';
-import { awaitNative, DiffqkvError, translate } from './errors';
+import { awaitNative, callNative, DiffqkvError, translate } from './errors';
 
 /** Tokens to be appended to a session, and one to be drawn after them: after a prompt, or after the last token drawn. */
 export interface TurnRequest {
@@ -40,7 +40,7 @@ export class Scheduler {
   async next(request: TurnRequest): Promise<number> {
     const { signals = [] } = request;
     throwIfAborted(signals);
-    const cancel = signals.length > 0 ? addon().createCancel() : undefined;
+    const cancel = signals.length > 0 ? callNative(() => addon().createCancel()) : undefined;
     let onAbort: (() => void) | undefined;
     try {
       return await new Promise<number>((resolve, reject) => {

@@ -24,8 +24,12 @@ export let nativeSession: (session: Session) => NativeSession;
 export let isSession: (value: unknown) => value is Session;
 export let createSession: (model: Model, native: NativeSession) => Session;
 
-/** One sequence of a model: its KV cache. Calls on it run in the order in which they were made. */
+/**
+ * One sequence of a model: its KV cache. Made by {@link Model.createSession}. Calls on it run in the order in which they were
+ * made. Use after `dispose` is ERR_DISPOSED.
+ */
 export class Session implements Disposable {
+  /** The model that it is a sequence of. */
   readonly model: Model;
   readonly #native: NativeSession;
 
@@ -51,7 +55,12 @@ export class Session implements Disposable {
   }
 
   /** Bytes of the pages that the cache holds now, K and V apart; pages shared with forks count in full. */
-  get kvCacheBytes(): { k: number; v: number } {
+  get kvCacheBytes(): {
+    /** Of K. */
+    k: number;
+    /** Of V. */
+    v: number;
+  } {
     return callNative(() => ({ k: this.#native.kCacheBytes, v: this.#native.vCacheBytes }));
   }
 
@@ -71,7 +80,7 @@ export class Session implements Disposable {
     return logits;
   }
 
-  /** The same for one more token. */
+  /** The same for one more token, from 0 to vocabSize - 1. */
   async decode(token: number): Promise<Float32Array> {
     const { vocabSize } = this.model.config;
     checkInteger('token', token, 0, vocabSize - 1);
@@ -80,13 +89,13 @@ export class Session implements Disposable {
     return logits;
   }
 
-  /** Keeps the first `kvLen` tokens of the cache and drops the rest; from 0 to the present length. */
+  /** Keeps the first `kvLen` tokens of the cache and drops the rest; from 0 to the present length, else ERR_INVALID_ARGUMENT. */
   async truncate(kvLen: number): Promise<void> {
     checkInteger('kvLen', kvLen, 0, 2 ** 31 - 1);
     return awaitNative(() => this.#native.truncate(kvLen));
   }
 
-  /** A second session that goes on from here. It shares the cache so far: only a page that one of them writes to is copied. */
+  /** A second session that goes on from here. It shares the cache so far: only a page that one of them writes to is copied. ERR_DISPOSED. */
   async fork(): Promise<Session> {
     return new Session(this.model, await awaitNative(() => this.#native.fork()));
   }
@@ -96,6 +105,7 @@ export class Session implements Disposable {
     this.#native.dispose();
   }
 
+  /** `dispose`, for `using`. */
   [Symbol.dispose](): void {
     this.dispose();
   }

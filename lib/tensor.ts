@@ -12,12 +12,18 @@ export let nativeTensor: (tensor: Tensor) => NativeTensor;
 export let isTensor: (value: unknown) => value is Tensor;
 export let createTensor: (device: Device, dtype: DType, shape: readonly number[], data?: TensorData | null) => Tensor;
 
-/** An array in a device's memory, row-major, the last axis contiguous. Made by `device.tensor` and by the kernels. */
+/**
+ * An array in a device's memory, row-major, the last axis contiguous. Made by {@link Device.tensor} and by {@link kernels}. Use
+ * after `dispose` is ERR_DISPOSED.
+ */
 export class Tensor implements Disposable {
+  /** Where it lies. */
   readonly device: Device;
+  /** Type of the elements. */
   readonly dtype: DType;
+  /** Sizes of the axes, from the outermost; frozen. */
   readonly shape: readonly number[];
-  /** Elements times element size. */
+  /** Bytes: elements times element size. */
   readonly byteLength: number;
   readonly #native: NativeTensor;
 
@@ -36,7 +42,10 @@ export class Tensor implements Disposable {
     this.byteLength = this.#native.byteLength;
   }
 
-  /** All elements as float32, whatever the type, as they are after the calls made before. */
+  /**
+   * All elements as float32, whatever the type, row-major, as they are after the calls made before. Rejects with what a
+   * kernel found wrong meanwhile (ERR_INVALID_ARGUMENT), ERR_DEVICE_UNAVAILABLE where the device is lost, ERR_DISPOSED.
+   */
   async read(): Promise<Float32Array> {
     const out = new Float32Array(this.shape.reduce((product, size) => product * size, 1));
     await this.readInto(out);
@@ -45,13 +54,14 @@ export class Tensor implements Disposable {
 
   /**
    * Fills a typed array with all elements: a Float32Array (converted), or the raw typed array of the type. It is written
-   * just before the promise resolves. ERR_INVALID_ARGUMENT for another type or length, or where it is detached meanwhile.
+   * just before the promise resolves. Rejects as `read` does, and with ERR_INVALID_ARGUMENT for another type or length, or
+   * where the array is detached meanwhile.
    */
   async readInto(array: TensorData): Promise<void> {
     return awaitNative(() => this.#native.readInto(array));
   }
 
-  /** Replaces all elements; `array` is as for `Device.tensor`, and copied before the call returns. */
+  /** Replaces all elements; `array` is as for `Device.tensor`, and copied before the call returns. ERR_INVALID_ARGUMENT, ERR_DISPOSED. */
   async write(array: TensorData): Promise<void> {
     return awaitNative(() => this.#native.write(array));
   }
@@ -61,6 +71,7 @@ export class Tensor implements Disposable {
     this.#native.dispose();
   }
 
+  /** `dispose`, for `using`. */
   [Symbol.dispose](): void {
     this.dispose();
   }

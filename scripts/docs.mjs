@@ -1,0 +1,15 @@
+// npm run docs: pages of every public name, the README and docs/ with them, into build/docs (typedoc.json). Fails on a public
+// name that has no doc comment and on a link that leads nowhere.
+
+import { spawnSync } from 'node:child_process';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+const root = join(dirname(fileURLToPath(import.meta.url)), '..');
+const typedoc = join(root, 'node_modules', 'typedoc', 'bin', 'typedoc');
+const { status, error } = spawnSync(process.execPath, [typedoc, '--cleanOutputDir', ...process.argv.slice(2)], {
+  cwd: root,
+  stdio: 'inherit',
+});
+if (error) throw error;
+process.exitCode = status ?? 1;
