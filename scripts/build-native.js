@@ -7,7 +7,7 @@
 //
 // --test builds what the tests need instead, and leaves it in build-cmake/: the module with the emulated device, and the
 // checks of the emulation. CMake options given once are remembered by build-cmake/; DIFFQKV_CMAKE_ARGS in the environment
-// adds to them, and DIFFQKV_BUILD_DIR names another folder than build-cmake/.
+// adds to them, DIFFQKV_BUILD_DIR names another folder than build-cmake/, and DIFFQKV_OUTPUT_DIR another than build/Release/.
 'use strict';
 
 const { spawnSync } = require('node:child_process');
@@ -105,7 +105,7 @@ run('cmake', ['--build', work, '--parallel', String(os.availableParallelism()), 
 if (args.includes('--test')) process.exit(0);
 
 const from = path.join(work, 'diffqkv.node');
-const to = path.join(root, 'build', 'Release', 'diffqkv.node');
+const to = path.join(root, process.env.DIFFQKV_OUTPUT_DIR || path.join('build', 'Release'), 'diffqkv.node');
 if (
   !fs.existsSync(to) ||
   fs.statSync(from).mtimeMs > fs.statSync(to).mtimeMs ||
