@@ -71,7 +71,7 @@ step('device_layer', deviceCheck, [], {
 });
 
 const suite = [
-  '--testPathIgnorePatterns=test/(behaviour|bench\\w*|cli|compare|convert\\w*|counters|emulation|emulated_device|isa|kv_quality|tokenizer)\\.test\\.[jt]s$',
+  '--testPathIgnorePatterns=test/(behaviour|bench\\w*|cli|compare|convert\\w*|counters|docs|emulation|emulated_device|isa|kv_quality|tokenizer)\\.test\\.[jt]s$',
 ];
 step('suite', process.execPath, [jest, ...suite], { env: onGpu, summary: counts });
 

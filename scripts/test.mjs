@@ -72,6 +72,10 @@ if (run(process.execPath, [join(root, 'scripts', 'check-kernels.mjs')]) !== 0) {
   console.error('the kernels are not what they must be');
   failed = true;
 }
+if (run(process.execPath, [join(root, 'scripts', 'docs.mjs')]) !== 0) {
+  console.error('the reference of the public names cannot be made');
+  failed = true;
+}
 // The emulation switches stacks by hand, on x86-64 alone.
 const emulated = process.arch === 'x64';
 if (emulated && run(process.execPath, [join(root, 'scripts', 'build-native.js'), '--test']) !== 0) {
@@ -80,6 +84,17 @@ if (emulated && run(process.execPath, [join(root, 'scripts', 'build-native.js'),
 }
 const module = emulated ? { DIFFQKV_MODULE: join(root, 'build-cmake', 'diffqkv-test.node') } : {};
 mkdirSync(results, { recursive: true });
+// An installation of the package in a bare system; it writes its own counts.
+if (
+  run(process.execPath, [join(root, 'scripts', 'cleanroom.mjs'), '--quick', '--json', join(results, 'cleanroom.json')])
+) {
+  console.error('the package does not install and run in a bare system');
+  failed = true;
+}
+if (run(process.execPath, [join(root, 'scripts', 'soak.mjs'), '--minutes', '0.5']) !== 0) {
+  console.error('the soak has failed');
+  failed = true;
+}
 const passes = [
   // Two processes with a thread per core each: threads that wait must not spin, or they take the time of those that work.
   pass('parallel', [`--testPathIgnorePatterns=${alone}`, '/node_modules/'], {
@@ -93,7 +108,7 @@ const listed = `require(${JSON.stringify(join(root, 'dist', 'lib', 'index.js'))}
 const usable = `${listed}.some(({ kind, usable }) => kind === 'cuda' && usable)`;
 if (spawnSync(process.execPath, ['-e', `process.exit(${usable} ? 0 : 1)`]).status === 0) {
   const others =
-    'test/(behaviour|bench\\w*|cli|compare|convert\\w*|counters|emulation|emulated_device|isa|kv_quality|tokenizer)\\.test\\.ts$';
+    'test/(behaviour|bench\\w*|cli|compare|convert\\w*|counters|docs|emulation|emulated_device|isa|kv_quality|tokenizer)\\.test\\.ts$';
   passes.push(pass('gpu', [`--testPathIgnorePatterns=${others}`, '/node_modules/'], { DIFFQKV_TEST_DEVICES: 'cuda' }));
 }
 const sum = (field) => passes.reduce((total, counts) => total + (counts[field] ?? 0), 0);
