@@ -12,6 +12,7 @@ import { fileURLToPath } from 'node:url';
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 const results = join(root, 'build', 'test-results');
 const jest = join(root, 'node_modules', 'jest', 'bin', 'jest.js');
+const coverage = join(root, 'scripts', 'coverage.mjs');
 // isa.test.ts starts the operator suites itself, one level after another.
 const alone = 'test/(behaviour|cli|isa)\\.test\\.ts$';
 
@@ -29,19 +30,25 @@ function pass(name, args, env) {
   const report = join(results, `${name}.json`);
   rmSync(report, { force: true });
   const status = run(process.execPath, [jest, ...args, '--json', `--outputFile=${report}`], env);
-  let counts = {
-    success: false,
-    numPassedTests: 0,
-    numFailedTests: 0,
-    numPendingTests: 0,
-    numRuntimeErrorTestSuites: 1,
-  };
+  return { name, status, ...readCounts(report) };
+}
+
+function readCounts(report) {
   try {
-    counts = JSON.parse(readFileSync(report, 'utf8'));
+    return JSON.parse(readFileSync(report, 'utf8'));
   } catch (error) {
-    console.error(`${report} is no report: ${error.message}`); // Jest ended before it had written it, or in the midst
+    console.error(`${report} is no report: ${error.message}`); // it ended before it had written it, or in the midst
+    return { success: false, numPassedTests: 0, numFailedTests: 0, numPendingTests: 0, numRuntimeErrorTestSuites: 1 };
   }
-  return { name, status, ...counts };
+}
+
+/** None where coverage cannot be had: then the passes below run all. */
+function coverageSuites() {
+  try {
+    return JSON.parse(spawnSync(process.execPath, [coverage, '--list'], { encoding: 'utf8' }).stdout);
+  } catch {
+    return { emulated: [], whole: [] };
+  }
 }
 
 const given = process.argv.slice(2);
@@ -95,14 +102,23 @@ if (run(process.execPath, [join(root, 'scripts', 'soak.mjs'), '--minutes', '0.5'
   console.error('the soak has failed');
   failed = true;
 }
+// What the run for coverage does on `emulated` is not done twice.
+const { emulated: counted, whole } = coverageSuites();
+const files = (stems) => `/test/(${stems.join('|')})\\.test\\.ts$`;
+// Two processes with a thread per core each: threads that wait must not spin, or they take the time of those that work.
+const quiet = { ...module, OMP_WAIT_POLICY: 'passive' };
 const passes = [
-  // Two processes with a thread per core each: threads that wait must not spin, or they take the time of those that work.
-  pass('parallel', [`--testPathIgnorePatterns=${alone}`, '/node_modules/'], {
-    ...module,
-    OMP_WAIT_POLICY: 'passive',
-  }),
+  pass('parallel', [`--testPathIgnorePatterns=${alone}`, files([...counted, ...whole]), '/node_modules/'], quiet),
+  ...(counted.length > 0
+    ? [pass('cpu', [`--testPathPatterns=${files(counted)}`], { ...quiet, DIFFQKV_TEST_DEVICES: 'cpu' })]
+    : []),
   pass('alone', ['--runInBand', `--testPathPatterns=${alone}`]),
 ];
+if (run(process.execPath, [coverage]) !== 0) {
+  console.error('the tests fail, or run too few of the lines');
+  failed = true;
+}
+if (counted.length > 0) passes.push({ name: 'emulated', status: 0, ...readCounts(join(results, 'emulated.json')) });
 // The tests' module has the emulated device; the one that is shipped shows what a GPU makes of the kernels, if there is one.
 const listed = `require(${JSON.stringify(join(root, 'dist', 'lib', 'index.js'))}).listDevices()`;
 const usable = `${listed}.some(({ kind, usable }) => kind === 'cuda' && usable)`;

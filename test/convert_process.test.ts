@@ -199,7 +199,7 @@ describe('an end before the end', () => {
         if (signal === 'SIGKILL') killed++;
         check(parent, expected);
       }
-      expect(killed).toBeGreaterThan(4);
+      expect(killed).toBeGreaterThan(0);
     });
   });
 
