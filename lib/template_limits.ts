@@ -23,6 +23,7 @@ const BaseInterpreter = Interpreter as unknown as new (environment: unknown) => 
 class LimitedInterpreter extends BaseInterpreter {
   #steps: number;
   #created: number;
+  #last = 0; // the length of what was evaluated last
 
   constructor(environment: unknown, characters: number) {
     super(environment);
@@ -33,9 +34,14 @@ class LimitedInterpreter extends BaseInterpreter {
   override evaluate(statement: { type: string } | undefined, environment: unknown): { value: unknown } {
     if (--this.#steps < 0) throw tooMuch('many steps');
     const result = super.evaluate(statement, environment);
-    const length = (result.value as { length?: unknown } | null | undefined)?.length;
-    // A name gives what is there already.
-    if (typeof length === 'number' && statement?.type !== 'Identifier') this.#created -= length;
+    const before = this.#last;
+    const length = Number((result.value as { length?: unknown } | null | undefined)?.length) || 0;
+    this.#last = length;
+    const { type, computed } = (statement ?? {}) as { type?: string; computed?: boolean };
+    // A name or a member gives what is there already; a sum of strings shares its left side, and its right side came last.
+    const isSum = type === 'BinaryExpression' && typeof result.value === 'string';
+    if (isSum) this.#created -= Math.min(length, before);
+    else if (type !== 'Identifier' && (type !== 'MemberExpression' || computed)) this.#created -= length;
     if (this.#created < 0) throw tooMuch('much memory');
     return result;
   }

@@ -176,11 +176,12 @@ async function compilerRoom(suite, from, tarball) {
   }
 }
 
-/** A system to make rooms of, or null, which is counted as skipped: the mirror may be out of reach. */
+/** A system to make rooms of, or with --quick null, which is counted as skipped: the mirror may be out of reach. */
 async function systemOf(suite, packages) {
   try {
     return await base(work, suite, packages);
   } catch (error) {
+    if (!values.quick) throw new Error(`${suite}: debootstrap can't make it: ${error.message}`);
     skip(suite, `debootstrap can't make it: ${error.message}`);
     return null;
   }

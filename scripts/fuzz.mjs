@@ -147,24 +147,29 @@ function minimize(target) {
   console.log(`${target}: ${readdirSync(corpus).length} inputs in ${relative(root, corpus)}`);
 }
 
+function must(command, args, options) {
+  const { status, error } = spawnSync(command, args, options);
+  if (status !== 0) stop(`${command}: ${error?.message ?? `status ${status}`}`);
+}
+
 function coverage(clang) {
   const folder = join(work, 'counted');
   build(clang, folder, '-DDIFFQKV_COVERAGE=ON');
   const profiles = native.map((target) => {
     const profile = join(folder, `${target}.profraw`);
-    spawnSync(join(folder, `fuzz_${target}`), ['-runs=0', ...[fresh(target), ...kept(target)].filter(existsSync)], {
+    must(join(folder, `fuzz_${target}`), ['-runs=0', ...[fresh(target), ...kept(target)].filter(existsSync)], {
       env: { ...process.env, LLVM_PROFILE_FILE: profile },
     });
     return profile;
   });
   const suffix = clang.replace('clang++', '');
   const merged = join(folder, 'all.profdata');
-  spawnSync(`llvm-profdata${suffix}`, ['merge', '-o', merged, ...profiles], { stdio: 'inherit' });
+  must(`llvm-profdata${suffix}`, ['merge', '-o', merged, ...profiles], { stdio: 'inherit' });
   const objects = native.flatMap((target) => ['-object', join(folder, `fuzz_${target}`)]);
   const names = ['checkpoint', 'config', 'json_text', 'loader', 'weights'].map((name) =>
     join(root, 'csrc', 'model', `${name}.cc`),
   );
-  spawnSync(`llvm-cov${suffix}`, ['report', ...objects.slice(1), `-instr-profile=${merged}`, ...names], {
+  must(`llvm-cov${suffix}`, ['report', ...objects.slice(1), `-instr-profile=${merged}`, ...names], {
     stdio: 'inherit',
   });
 }
@@ -177,6 +182,7 @@ if (clang) {
   for (const target of targets.filter((target) => native.includes(target)))
     console.log(`SKIPPED: ${target}: no clang++ with libFuzzer (on Debian and Ubuntu: apt-get install clang)`);
   targets = targets.filter((target) => scripted.includes(target));
+  if (targets.length === 0) stop('nothing is left to fuzz');
 }
 if (values.minimize || values.coverage) {
   if (!clang) process.exit(1);

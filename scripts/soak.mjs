@@ -127,5 +127,7 @@ const missing = ['load', 'generate', 'generateMany', 'fork', 'truncate', 'dispos
   (name) => !counts[name],
 );
 if (missing.length > 0) stop(`never came to ${missing.join(', ')}: too short a run`);
-if (values.memory === 'flat' && mb(last - first) > boundMB) stop('native memory grows');
+// With a sample or two a third says what glibc happens to keep, and no more.
+if (end - begun < 150_000) console.log('too short a run to say whether native memory grows');
+else if (values.memory === 'flat' && mb(last - first) > boundMB) stop('native memory grows');
 process.exit(0);
