@@ -1,11 +1,13 @@
 // Other shapes of the same families, generated here, against the float64 model: odd head counts, head sizes 8 to 128, long
 // prompts, shards, untied heads, all weight types, RoPE scaling, types of weights and cache chosen at load.
 
+import { readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { Model } from '../lib/index';
 import { presets } from '../lib/presets';
 import { type CheckpointSpec, randomCheckpoint, temporaryDirectories, writeCheckpoint } from './checkpoints';
 import { logitError, modelTolerances } from './compare';
-import { onEveryDevice } from './devices';
+import { errorOf, onEveryDevice } from './devices';
 import { type FloatType, Random } from './numbers';
 import type { SelectiveV } from './reference';
 import { modelLogits } from './reference_model';
@@ -270,6 +272,20 @@ onEveryDevice((device) => {
     });
 
     const { config } = randomCheckpoint({ heads: [12, 3, 6] });
+
+    it('takes numbers as they are written: integers past 64 bits too, and 64.0 is no integer', async () => {
+      // JSON writes 1e19 without a point.
+      const model = await Model.random({ ...config, rope_theta: 1e19 }, { device: device() });
+      expect(model.config.ropeTheta).toBe(1e19);
+      model.dispose();
+      const directory = directories.make();
+      writeCheckpoint(directory, randomCheckpoint({ heads: [12, 3, 6] }));
+      const file = join(directory, 'config.json');
+      writeFileSync(file, readFileSync(file, 'utf8').replace(/("hidden_size": *)(\d+)/, '$1$2.0'));
+      expect((await errorOf(() => Model.load(directory, { device: device() }))).message).toMatch(
+        /hidden_size is \d+\.0 \(an integer/,
+      );
+    });
 
     it('draws the same weights for the same seed', async () => {
       const run = async (seed: number): Promise<Float32Array> => {

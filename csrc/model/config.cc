@@ -258,7 +258,7 @@ void read_rope(const Fields& fields, Config& config) {
 void read_eos(const Fields& fields, std::vector<int64_t>& ids) {
   if (!fields.has("eos_token_id")) return;
   const JsonValue& value = fields.get("eos_token_id");
-  if (value.size() > kMaxEos)
+  if (value.is(Kind::array) && value.size() > kMaxEos)
     fields.malformed("eos_token_id is a list of " + std::to_string(value.size()) + "; the limit is " +
                      std::to_string(kMaxEos));
   const auto add = [&](const JsonValue& item) {

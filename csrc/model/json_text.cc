@@ -1,7 +1,7 @@
 #include "model/json_text.h"
 
-#include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <limits>
 
 #include "model/checkpoint.h"
@@ -16,7 +16,8 @@ class JsonReader : public nlohmann::json_sax<Json> {
   bool boolean(bool value) override { return add(value), true; }
   bool number_integer(number_integer_t value) override { return add(int64_t{value}), true; }
   bool number_unsigned(number_unsigned_t value) override {
-    return add(static_cast<int64_t>(std::min<uint64_t>(value, std::numeric_limits<int64_t>::max()))), true;
+    if (value > uint64_t{std::numeric_limits<int64_t>::max()}) return add(static_cast<double>(value)), true;
+    return add(static_cast<int64_t>(value)), true;
   }
   bool number_float(number_float_t value, const string_t&) override { return add(double{value}), true; }
   bool string(string_t& value) override { return add(std::make_unique<std::string>(std::move(value))), true; }
@@ -78,10 +79,13 @@ std::string JsonValue::written() const {
   switch (kind()) {
     case Kind::null: return "null";
     case Kind::boolean: return boolean() ? "true" : "false";
-    case Kind::integer: return integer() == INT64_MAX ? "more than 2^63" : std::to_string(integer());
+    case Kind::integer: return std::to_string(integer());
     case Kind::string: return '"' + text() + '"';
-    default: snprintf(number_text, sizeof number_text, "%.9g", number()); return number_text;
+    default: break;
   }
+  snprintf(number_text, sizeof number_text, "%.9g", number());
+  // 64.0 is no integer, and is not written as one.
+  return std::strpbrk(number_text, ".eni") ? number_text : std::string(number_text) + ".0";
 }
 
 const JsonValue* JsonValue::find(const std::string& key) const {

@@ -9,6 +9,7 @@
 #include <link.h>
 #include <pthread.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -16,6 +17,7 @@
 #include <unwind.h>
 
 #include <atomic>
+#include <initializer_list>
 
 namespace {
 

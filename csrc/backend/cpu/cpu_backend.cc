@@ -50,8 +50,7 @@ void rehearse_threads(int count) {
     for (std::thread& thread : threads) thread.join();
     fail(ErrorCode::out_of_memory,
          "cannot start the %d threads of the CPU device, %zu at most (%s): raise the limit (ulimit -v, -u), or have "
-         "fewer "
-         "with OMP_NUM_THREADS",
+         "fewer with OMP_NUM_THREADS",
          count + 1, started + 1, error.what());
   }
   for (std::thread& thread : threads) thread.join();
