@@ -250,6 +250,8 @@ it('refuses what is wrong, with a status, a code and the parameter', async () =>
     [{ logprobs: 3 }, 400, 'logprobs', 'unsupported_parameter'],
     [{ logit_bias: { 5: 1 } }, 400, 'logit_bias', 'unsupported_parameter'],
     [{ tools: [{}] }, 400, 'tools', 'unsupported_parameter'],
+    [{ tool_choice: 'required' }, 400, 'tool_choice', 'unsupported_parameter'],
+    [{ tool_choice: { type: 'function' } }, 400, 'tool_choice', 'unsupported_parameter'],
   ];
   for (const [change, status, param, code] of wrong) {
     for (const stream of [false, true]) {
@@ -278,6 +280,11 @@ it('refuses what is wrong, with a status, a code and the parameter', async () =>
   expect(await raw('/v1/completions', post('{"model":'))).toEqual([400, 'invalid_json', null]);
   expect(await raw('/v1/completions', post(Uint8Array.of(0xff, 0xfe)))).toEqual([400, 'invalid_json', null]);
   expect(await raw('/v1/completions', post(''))).toEqual([400, 'invalid_json', null]);
+  const deep = `${'['.repeat(9000)}${']'.repeat(9000)}`;
+  for (const name of ['tools', 'tool_choice', 'response_format', 'logit_bias', 'n']) {
+    const body = `{"model": "sigma-tldr", "prompt": "a", "${name}": ${deep}}`;
+    expect(await raw('/v1/completions', post(body))).toEqual([400, 'unsupported_parameter', null]);
+  }
   for (const body of ['[]', 'null', '3']) expect((await raw('/v1/completions', post(body)))[0]).toBe(400);
   expect(await raw('/v1/completions', { method: 'GET' })).toEqual([405, null, 'POST']);
   expect(await raw('/v1/models', { method: 'DELETE' })).toEqual([405, null, 'GET']);
@@ -334,6 +341,21 @@ it('lets go of what a client that leaves has asked for: in a stream, before an a
   expect(server.errors()).toBe('');
 });
 
+it('lets go of pipelined requests whose client leaves', async () => {
+  const server = await startEndless('--max-concurrent', '2');
+  const body = JSON.stringify(endless());
+  const post = `POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: ${body.length}\r\n\r\n${body}`;
+  const socket = connect(Number(new URL(server.url).port), '127.0.0.1');
+  socket.write(post.repeat(6));
+  await until(server, ({ open, running, queued }) => open === 6 && running === 2 && queued === 4);
+  socket.destroy();
+  await idle(server);
+  const after = await server.client.completions.create({ model: 'endless', prompt, max_tokens: 40, temperature: 0 });
+  expect(after.choices[0]?.text).toBe(greedy);
+  expect(await server.stop()).toBe(0);
+  expect(server.errors()).toBe('');
+});
+
 it('takes as many as it may: past them 429 and when to come back; those that wait come in their order', async () => {
   const server = await startEndless('--max-concurrent', '1', '--max-queue', '3');
   const first = await server.client.completions.create({ ...endless(), stream: true });
@@ -356,7 +378,7 @@ it('takes as many as it may: past them 429 and when to come back; those that wai
 });
 
 it('ends what takes too long, and says so', async () => {
-  const server = await startEndless('--timeout-ms', '150', '--max-concurrent', '1');
+  const server = await startEndless('--timeout-ms', '3000', '--max-concurrent', '1');
   const stream = await server.client.completions.create({ ...endless(), stream: true });
   let text = '';
   const read = async () => {
@@ -368,6 +390,20 @@ it('ends what takes too long, and says so', async () => {
   expect(await reading).toMatchObject({ code: 'timeout', type: 'server_error' });
   expect(text.length).toBeGreaterThan(0);
   await idle(server);
+});
+
+it('refuses at the start, in one line, numbers with which it could not serve', async () => {
+  for (const [option, value] of [
+    ['--timeout-ms', '2147483648'],
+    ['--max-concurrent', '0'],
+    ['--max-queue', 'x'],
+  ] as const) {
+    const { status, stderr } = await runNode([main, '--device', 'cpu', '--port', '0', option, value]);
+    expect({ status, stderr }).toEqual({
+      status: 1,
+      stderr: expect.stringMatching(new RegExp(`^${option} must be .*, not ${value}\n$`)),
+    });
+  }
 });
 
 it('a KV cache that is full is a 503, and the next request is served', async () => {
@@ -456,7 +492,7 @@ it('ends in order: what runs is finished, what comes is refused, what is too lon
   server.child.kill('SIGTERM');
   const chunks = await collect(running);
   expect(chunks.at(-1)?.choices[0]?.finish_reason).toBe('length');
-  await once(server.child, 'exit');
+  if (server.child.exitCode === null) await once(server.child, 'exit');
   expect(server.child.exitCode).toBe(0);
 
   const hasty = await startEndless('--grace-ms', '50');

@@ -19,15 +19,20 @@ const { values } = parseArgs({
     ...Object.fromEntries(Object.keys(defaults).map((name) => [kebab(name), { type: 'string' }])),
   },
 });
-const number = (name) => {
-  const value = values[name] === undefined ? undefined : Number(values[name]);
-  if (value !== undefined && !(Number.isSafeInteger(value) && value >= 0)) {
-    throw new Error(`--${name} must be a whole number, not ${values[name]}`);
-  }
-  return value;
+const number = (name, least = 0) => {
+  if (values[name] === undefined) return undefined;
+  const value = Number(values[name]);
+  const most = name.endsWith('-ms') ? 2 ** 31 - 1 : Number.MAX_SAFE_INTEGER; // timers hold no more
+  if (Number.isInteger(value) && value >= least && value <= most) return value;
+  console.error(`--${name} must be a whole number from ${least} to ${most}, not ${values[name]}`);
+  process.exit(1);
 };
+const mayBeZero = ['maxQueue', 'graceMs'];
 const limits = Object.fromEntries(
-  Object.entries(defaults).map(([name, value]) => [name, number(kebab(name)) ?? value]),
+  Object.entries(defaults).map(([name, value]) => [
+    name,
+    number(kebab(name), mayBeZero.includes(name) ? 0 : 1) ?? value,
+  ]),
 );
 
 const model = await Model.load(values.model, {

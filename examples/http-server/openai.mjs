@@ -1,6 +1,7 @@
 // The OpenAI API in terms of model.generate: requests become prompts and options, results answers, errors statuses.
 
 import { randomUUID } from 'node:crypto';
+import { isDeepStrictEqual } from 'node:util';
 
 /** An answer that is an error, as OpenAI's clients know it. */
 export class ApiError extends Error {
@@ -76,8 +77,14 @@ export function readRequest(model, modelName, chat, body, maxTokens) {
     refuse('model', `must be ${JSON.stringify(modelName)}: it is the only one here`, 'model_not_found', 404);
   }
   for (const [name, off] of Object.entries(OFF)) {
-    if (given[name] !== undefined && JSON.stringify(given[name]) !== JSON.stringify(off)) {
+    const value = given[name];
+    if (value !== undefined && value !== off && !isDeepStrictEqual(value, off)) {
       refuse(name, 'is not supported here', 'unsupported_parameter');
+    }
+  }
+  for (const name of ['tool_choice', 'function_call']) {
+    if (![undefined, 'none', 'auto'].includes(given[name])) {
+      refuse(name, 'may be "none" or "auto" alone here', 'unsupported_parameter');
     }
   }
   const { stream = false, stream_options: streamOptions } = given;

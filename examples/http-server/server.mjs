@@ -73,7 +73,8 @@ export function createApp(model, modelName, options = {}) {
   let lost = false; // the device: nothing here will work again
   const started = Math.floor(Date.now() / 1000);
 
-  const timeouts = { requestTimeout: limits.stallMs, connectionsCheckingInterval: limits.stallMs };
+  const checkMs = Math.min(1000, Math.ceil(limits.stallMs / 4)); // what a request may come in too late
+  const timeouts = { requestTimeout: limits.stallMs, connectionsCheckingInterval: checkMs };
   const server = createServer(timeouts, async (req, res) => {
     res.on('error', () => {}); // what was written to a client that has gone
     try {
@@ -83,6 +84,17 @@ export function createApp(model, modelName, options = {}) {
     }
   });
   server.maxConnections = limits.maxConnections;
+  // Of pipelined requests, an answer whose turn has not come has no `close` of its own, not even when it is destroyed.
+  server.on('connection', (socket) => {
+    socket.on('close', () => {
+      for (const { req, res, abort, gone } of open) {
+        if (req.socket !== socket) continue;
+        res.destroy();
+        abort.abort();
+        gone.abort();
+      }
+    });
+  });
 
   async function route(req, res) {
     const [pathname] = req.url.split('?');
@@ -115,7 +127,7 @@ export function createApp(model, modelName, options = {}) {
 
   async function complete(chat, req, res) {
     const body = await readJson(req, limits.maxBodyBytes);
-    if (res.destroyed) return;
+    if (res.destroyed || req.socket.destroyed) return;
     if (closing) throw new ApiError(503, 'the server is closing', { code: 'closing' });
     if (open.size >= limits.maxConcurrent + limits.maxQueue) {
       const headers = { 'retry-after': '1' };
@@ -123,7 +135,8 @@ export function createApp(model, modelName, options = {}) {
     }
     const abort = new AbortController();
     const { signal } = abort;
-    const request = { res, abort };
+    const gone = new AbortController(); // its connection
+    const request = { req, res, abort, gone };
     open.add(request);
     res.on('close', () => abort.abort()); // the client has gone, or has all
     const timer = setTimeout(() => {
@@ -154,7 +167,7 @@ export function createApp(model, modelName, options = {}) {
     } finally {
       abort.abort();
       clearTimeout(timer);
-      if (!res.destroyed) await taken(res, 'close').catch(() => {}); // when its last byte is gone, or the client
+      if (!res.destroyed) await taken(res, 'close', gone.signal).catch(() => {}); // when its last byte is gone, or the client
       open.delete(request);
     }
   }
@@ -232,7 +245,7 @@ function send(res, status, body, headers = {}) {
 }
 
 function fail(res, cause) {
-  if (res.destroyed || res.writableEnded) return; // nobody is there to hear it
+  if (res.destroyed || res.req.socket.destroyed || res.writableEnded) return; // nobody is there to hear it
   const error = toApiError(cause);
   if (res.headersSent) res.end(`data: ${JSON.stringify(error.body)}\n\n`);
   else send(res, error.status, error.body, error.headers);
