@@ -237,6 +237,8 @@ export interface NativeAddon {
   /** Throws ERR_DEVICE_UNAVAILABLE. */
   openDevice(id: string): Promise<NativeDevice>;
   createCancel(): NativeCancel;
+  /** Throws ERR_OUT_OF_MEMORY where the process could not start one more thread now. */
+  demandThread(): void;
   /** In the tests' module alone: csrc/backend/emulated_faults.h. */
   emulatedFault?(call: string, first: number, times: number, status: number): number;
 }

@@ -94,6 +94,7 @@ export class Tokenizer {
       return new Tokenizer(directory, json, config, jinjaFile);
     } catch (error) {
       const { code, message } = error as { code?: string; message: string };
+      if (code === 'ERR_OUT_OF_MEMORY') throw error;
       // The encoder says so too where it doesn't know a kind of model, normalizer or pre-tokenizer.
       const unknown = code === 'ERR_UNSUPPORTED_MODEL' || /^Unknown \w+ type: \w/.test(message);
       throw unknown

@@ -1,6 +1,9 @@
 // The module: what lib/addon.ts calls NativeAddon. Nothing here is shared between environments but code.
 #include "addon/addon.h"
 
+#include <memory>
+#include <thread>
+
 #include "addon/cancel.h"
 #include "addon/device.h"
 #include "addon/executor.h"
@@ -14,6 +17,8 @@ namespace diffqkv::addon {
 AddonData& addon_data(Napi::Env env) { return *env.GetInstanceData<AddonData>(); }
 
 namespace {
+
+constexpr size_t kRoomOfWatchdog = size_t{4} << 20;
 
 template <typename Class>
 void define_class(Napi::Env env) {
@@ -39,6 +44,21 @@ Napi::Value emulated_fault(const Napi::CallbackInfo& info) {
     fault.times = static_cast<uint64_t>(integer(info[2], "times", 0, kMaxSafeInteger));
     fault.status = static_cast<int>(integer(info[3], "status", 0, 9999));
     return Napi::Number::New(info.Env(), static_cast<double>(set_emulated_fault(fault)));
+  });
+}
+
+// Node's watchdog over a script of node:vm takes a thread, and ends the process where it cannot have one.
+Napi::Value demand_thread(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    try {
+      const std::unique_ptr<void, void (*)(void*)> room(::operator new(kRoomOfWatchdog),
+                                                        [](void* p) { ::operator delete(p); });
+      std::thread([] {}).join();
+    } catch (const std::exception& error) {
+      fail(ErrorCode::out_of_memory, "cannot start a thread to watch over what a checkpoint has programmed (%s)",
+           error.what());
+    }
+    return info.Env().Undefined();
   });
 }
 
@@ -77,6 +97,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports["build"] = build;
   exports["listDevices"] = Napi::Function::New<list_devices>(env, "listDevices");
   exports["openDevice"] = Napi::Function::New<DeviceObject::open>(env, "openDevice");
+  exports["demandThread"] = Napi::Function::New<demand_thread>(env, "demandThread");
   exports["createCancel"] = Napi::Function::New<create_cancel>(env, "createCancel");
   if (!emulated_device_infos().empty())
     exports["emulatedFault"] = Napi::Function::New<emulated_fault>(env, "emulatedFault");
