@@ -2,7 +2,8 @@
 // fork, truncate, dispose and forget at random (test/soak/worker.mjs), and are terminated at random, on the built package.
 // Whatever is not cut off must give what it gives alone, bit by bit; nothing may crash, fail otherwise or hang; and native
 // memory (what is resident less V8's heaps), taken every 15 s when all has been let go, must stay where it was: its median
-// in the last third of the run is at most 24 MB above that in the first, of which the first 30 s do not count.
+// in the last third of the run is at most 24 MB above that in the first, of which the first 30 s do not count. Runs under two and a half minutes
+// have too few samples to say so, and don't.
 
 import { readdirSync } from 'node:fs';
 import { createRequire } from 'node:module';
