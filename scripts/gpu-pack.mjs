@@ -100,7 +100,8 @@ const plan = () => ({
   },
   /** Copied as they are. */
   files: [
-    ...['dist/lib', 'dist/bench/shapes.js', 'package.json', 'scripts/gpu-check.sh', 'scripts/suites.mjs', 'test/gpu'],
+    ...['dist/lib', 'dist/bench/shapes.js', 'package.json', 'scripts/gpu-check.sh', 'scripts/suites.mjs'],
+    ...['steps.sh', 'limits.py', 'models.cjs', 'stand_in'].map((name) => `test/gpu/${name}`),
     ...packageClosure(['jest', 'node-gyp-build', '@huggingface/jinja', '@huggingface/tokenizers']),
     ...packageClosure(['node-addon-api', 'node-api-headers']),
   ],

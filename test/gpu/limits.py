@@ -188,6 +188,8 @@ if GPU and not torch.cuda.is_available():
     sys.exit("limits.py: PyTorch sees no GPU")
 emit("PyTorch", version=torch.__version__, device=torch.cuda.get_device_name() if GPU else "cpu")
 torch.manual_seed(0)
+if not GPU:
+    torch.set_num_threads(1)
 memory()
 if GPU:
     on_gpu()
