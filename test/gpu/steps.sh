@@ -129,7 +129,7 @@ step_timings() {
 
 step_limits() {
   need python3
-  python3 -c 'import torch' 2>/dev/null || skip 'python3 has no torch'
+  python3 -c 'import importlib.util as i; exit(i.find_spec("torch") is None)' || skip 'python3 has no torch'
   PYTHONUNBUFFERED=1 \
     python3 "$root/test/gpu/limits.py" ${CHECK_REHEARSAL:+--device cpu} --seconds $((CHECK_STEP_SECONDS - 6))
 }
