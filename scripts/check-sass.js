@@ -1,4 +1,5 @@
-// The main loops of the compiled kernels (scripts/sass.js) beside a committed table of them. For scripts/check-kernels.mjs.
+// The main loops of the compiled kernels (scripts/sass.js) beside a committed table of them. For
+// scripts/check-kernels.mjs.
 'use strict';
 
 const { execFileSync, spawnSync } = require('node:child_process');
@@ -7,8 +8,8 @@ const { existsSync, readFileSync, writeFileSync } = require('node:fs');
 const { join } = require('node:path');
 const { readSass } = require('./sass.js');
 
-// An unrelated edit of a kernel may add an address computation to a loop. The same source for f16 and for bf16 compiles to
-// loops of the same length, so the compiler's own noise needs no more.
+// An unrelated edit of a kernel may add an address computation to a loop. The same source for f16
+// and for bf16 compiles to loops of the same length, so the compiler's own noise needs no more.
 const LEEWAY = 0.02;
 
 /** The disassembler in NVDISASM or on PATH: its name and version; undefined if there is none. */
@@ -113,7 +114,8 @@ function formatTable(architecture, nvcc, kernels) {
 }
 
 /**
- * Prints the main loops of an architecture's kernels and compares them with the table, or writes the table.
+ * Prints the main loops of an architecture's kernels and compares them with the table, or writes
+ * the table.
  * @param {{program: string, version: string}} disassembler
  * @param {string} architecture
  * @param {string} nvcc its version

@@ -1,12 +1,15 @@
-// Reads SASS, the machine code of NVIDIA GPUs, as `nvdisasm -c -hex` prints it, and counts what a kernel's main loops issue.
+// Reads SASS, the machine code of NVIDIA GPUs, as `nvdisasm -c -hex` prints it, and counts what a
+// kernel's main loops issue.
 //
-// A main loop is a natural loop that contains a tensor-core instruction (HMMA), an asynchronous copy to shared memory
-// (LDGSTS) or a 16-byte global load (LDG.128) outside of the loops nested in it. Every count excludes nested loops. The
-// counts are static: both sides of a branch count, and instructions are taken in the order of their addresses.
+// A main loop is a natural loop that contains a tensor-core instruction (HMMA), an asynchronous
+// copy to shared memory (LDGSTS) or a 16-byte global load (LDG.128) outside of the loops nested in
+// it. Every count excludes nested loops. The counts are static: both sides of a branch count, and
+// instructions are taken in the order of their addresses.
 //
-// Bits 41 to 63 of an instruction's second word are not in the text. They name the scoreboard that a load counts up until its
-// data is there, and the scoreboards that an instruction waits for. There are six, so that loads share them: a warp that
-// waits for one load then waits for all. (Volta to Blackwell; not documented by NVIDIA.)
+// Bits 41 to 63 of an instruction's second word are not in the text. They name the scoreboard that
+// a load counts up until its data is there, and the scoreboards that an instruction waits for.
+// There are six, so that loads share them: a warp that waits for one load then waits for all.
+// (Volta to Blackwell; not documented by NVIDIA.)
 'use strict';
 
 /**
@@ -61,7 +64,8 @@ function parseInstruction(address, text) {
 }
 
 /**
- * Functions by name. A device function that is called from a kernel is part of the kernel's section; no edge leads to it.
+ * Functions by name. A device function that is called from a kernel is part of the kernel's
+ * section; no edge leads to it.
  * @returns {{name: string, instructions: Instruction[], labels: Map<string, number>}[]} labels: index of an instruction
  */
 function parseFunctions(text) {
@@ -119,7 +123,8 @@ function basicBlocks({ instructions, labels, name }) {
     const end = firsts[block + 1] ?? instructions.length;
     const last = instructions[end - 1];
     const successors = [];
-    // Threads of a warp that have diverged take BRA.DIV. That path is out of line and is not counted.
+    // Threads of a warp that have diverged take BRA.DIV. That path is out of line and is not
+    // counted.
     if (last.opcode !== 'BRA.DIV') {
       for (const target of last.targets) {
         const index = labels.get(target);
@@ -247,10 +252,10 @@ function copied({ name, opcode, operands }) {
 }
 
 /**
- * How many global loads of the loop are under way when the warp first waits for one of them, when it waits for any, and after
- * such a wait. The warp runs through the loop again and again, so that loads from before the back-edge count. A prefetch
- * that works leaves loads under way after every wait. Loads of 16 bytes if the loop has any, else all: the look-up of a
- * page is no stream.
+ * How many global loads of the loop are under way when the warp first waits for one of them, when
+ * it waits for any, and after such a wait. The warp runs through the loop again and again, so that
+ * loads from before the back-edge count. A prefetch that works leaves loads under way after every
+ * wait. Loads of 16 bytes if the loop has any, else all: the look-up of a page is no stream.
  * @returns {{atFirstWait: number, atMost: number, atLeast: number}}
  */
 function loadsInFlight(body, own) {
@@ -282,8 +287,9 @@ function loadsInFlight(body, own) {
 }
 
 /**
- * Copies of a register that a global load of the same iteration wrote, for the next iteration: nothing reads the copy
- * before the back-edge. The warp waits for the load there, so that it is no prefetch.
+ * Copies of a register that a global load of the same iteration wrote, for the next iteration:
+ * nothing reads the copy before the back-edge. The warp waits for the load there, so that it is no
+ * prefetch.
  */
 function carriedMoves(body, own) {
   let count = 0;

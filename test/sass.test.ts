@@ -1,5 +1,6 @@
-// scripts/sass.js and scripts/check-sass.js: what is counted in a kernel's main loops, on two short kernels written for this
-// test, and that a table with better figures makes the check fail. No disassembler is needed.
+// scripts/sass.js and scripts/check-sass.js: what is counted in a kernel's main loops, on three short
+// kernels written for this test, and that a table with better figures makes the check fail. No
+// disassembler is needed.
 
 import { chmodSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -32,8 +33,8 @@ const { LEEWAY, checkSass, compareLoops } = require('../scripts/check-sass.js') 
 };
 
 /**
- * A function as `nvdisasm -c -hex` prints it. A line that ends with a colon is a label. '{sets 3}' and '{waits 0 3}' after an
- * instruction name the scoreboards of its encoding.
+ * A function as `nvdisasm -c -hex` prints it. A line that ends with a colon is a label. '{sets 3}'
+ * and '{waits 0 3}' after an instruction name the scoreboards of its encoding.
  */
 function listing(name: string, lines: string): string {
   let address = 0;
@@ -56,8 +57,8 @@ function listing(name: string, lines: string): string {
   return `\t.section\t.text.${name},"ax",@progbits\n${head}${body.join('\n')}\n`;
 }
 
-// A product of a row: the weights of the next iteration are loaded into R20 to R27 and moved to R8 to R15, where this
-// iteration reads them. x is loaded into R16.
+// A product of a row: the weights of the next iteration are loaded into R20 to R27 and moved to R8
+// to R15, where this iteration reads them. x is loaded into R16.
 const PREFETCH = `
   LDC R1, c[0x0][0x28]
   @!P1 LDG.E.128.CONSTANT R8, desc[UR4][R2.64]
@@ -87,7 +88,8 @@ const PREFETCH = `
   BRA \`(.L_x_2)
 `;
 
-// The same with two sets of registers and two pieces an iteration: no moves, and each set is loaded a piece ahead.
+// The same with two sets of registers and two pieces an iteration: no moves, and each set is loaded
+// a piece ahead.
 const TWO_SETS = `
   LDG.E.128.CONSTANT R8, desc[UR4][R2.64] {sets 1}
 .L_x_0:
@@ -102,8 +104,9 @@ const TWO_SETS = `
   EXIT
 `;
 
-// A tile a turn: the loop over pieces copies them to shared memory, 10 instructions of which one is LDGSTS; the tile loop
-// multiplies. Threads that have diverged take the path at .L_x_9, which is none of the loop's.
+// A tile a turn: the loop over pieces copies them to shared memory, 10 instructions of which one is
+// LDGSTS; the tile loop multiplies. Threads that have diverged take the path at .L_x_9, which is
+// none of the loop's.
 const TILES = `
   S2R R0, SR_TID.X
 .L_x_3:
