@@ -87,7 +87,12 @@ DIFFQKV_DEVICE void store(T* p, const T& value DIFFQKV_SITE) {
   check_access(p, sizeof(T), Access::global_store, site);
   std::memcpy(p, &value, sizeof(T));
 }
-DIFFQKV_DEVICE Words4 load_streaming(const void* p DIFFQKV_SITE) { return load(static_cast<const Words4*>(p), site); }
+DIFFQKV_DEVICE Words4 load_streaming(const void* p DIFFQKV_SITE) {
+  check_streaming_load(p, site);
+  Words4 value;
+  std::memcpy(&value, p, 16);
+  return value;
+}
 template <typename T>
 DIFFQKV_DEVICE T load_shared(const T* p DIFFQKV_SITE) {
   check_access(p, sizeof(T), Access::shared_load, site);
@@ -100,27 +105,18 @@ DIFFQKV_DEVICE void store_shared(T* p, const T& value DIFFQKV_SITE) {
   check_access(p, sizeof(T), Access::shared_store, site);
   std::memcpy(p, &value, sizeof(T));
 }
-DIFFQKV_DEVICE void fence_device() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+DIFFQKV_DEVICE void fence_device() { fence(); }
 DIFFQKV_DEVICE uint32_t atomic_add(uint32_t* p, uint32_t value DIFFQKV_SITE) {
-  check_access(p, 4, Access::global_atomic, site);
-  return __atomic_fetch_add(p, value, __ATOMIC_SEQ_CST);
+  return global_atomic(AtomicOp::add, p, value, 0, site);
 }
 DIFFQKV_DEVICE uint32_t atomic_compare_exchange(uint32_t* p, uint32_t expected, uint32_t value DIFFQKV_SITE) {
-  check_access(p, 4, Access::global_atomic, site);
-  __atomic_compare_exchange_n(p, &expected, value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
-  return expected;
+  return global_atomic(AtomicOp::compare_exchange, p, value, expected, site);
 }
 DIFFQKV_DEVICE uint32_t atomic_add_shared(uint32_t* p, uint32_t value DIFFQKV_SITE) {
-  check_access(p, 4, Access::shared_atomic, site);
-  const uint32_t before = *p;
-  *p = before + value;
-  return before;
+  return shared_atomic(AtomicOp::add, p, value, site);
 }
 DIFFQKV_DEVICE uint32_t atomic_max_shared(uint32_t* p, uint32_t value DIFFQKV_SITE) {
-  check_access(p, 4, Access::shared_atomic, site);
-  const uint32_t before = *p;
-  *p = before > value ? before : value;
-  return before;
+  return shared_atomic(AtomicOp::maximum, p, value, site);
 }
 
 #endif

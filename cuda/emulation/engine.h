@@ -37,11 +37,25 @@ unsigned char* shared_base();
 // pointers, when the last has come.
 void warp_collective(const char* name, void* lane, void (*perform)(void* const* lanes), Site site);
 
+// The warp's barrier. Other warp-wide operations order no accesses to memory.
+void warp_barrier(Site site);
 // `threads` threads, whole warps, wait for each other; barrier 0 with 0 threads is that of the whole block.
 void block_barrier(int barrier, int threads, Site site);
 
 enum class Access { global_load, global_store, global_atomic, shared_load, shared_store, shared_atomic };
+// A plain load or store of a power of two of bytes, at most 16.
 void check_access(const void* p, size_t bytes, Access access, Site site);
+// 16 bytes of global memory that nobody may write in this launch.
+void check_streaming_load(const void* p, Site site);
+// 16 bytes of shared memory that one lane names and all lanes of the warp read.
+void check_warp_load(const void* p, Site site);
+
+enum class AtomicOp { add, maximum, compare_exchange };
+// Return what was there before. `expected`: of compare_exchange.
+uint32_t global_atomic(AtomicOp op, uint32_t* p, uint32_t value, uint32_t expected, Site site);
+uint32_t shared_atomic(AtomicOp op, uint32_t* p, uint32_t value, Site site);
+// Of device scope.
+void fence();
 
 void async_copy(void* shared, const void* global, int valid_bytes, Site site);
 void async_commit();
