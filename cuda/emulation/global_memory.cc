@@ -52,8 +52,7 @@ std::vector<Acquired> GlobalMemory::acquired_by(int thread) const {
 
 bool GlobalMemory::ordered(const Author& author, int thread) {
   if (author.block == block_) {
-    return author.thread == thread ||
-           author.time < clock_.seen(thread / 32)[static_cast<size_t>(author.thread) / 32];
+    return author.thread == thread || author.time < clock_.seen(thread / 32)[static_cast<size_t>(author.thread) / 32];
   }
   if (acquisitions_.empty()) return false;
   std::lock_guard lock(launch_->atomics_mutex());
@@ -85,7 +84,11 @@ bool GlobalMemory::load_written(Shadow& shadow, uintptr_t p, size_t bytes, int t
     if (id < launch_->first() || id == known) continue;
     known = id;
     const Author& author = launch_->author(id);
-    if (!ordered(author, thread) || (author.block == block_ && author.time > issued)) return fail(author);
+    if (!ordered(author, thread)) return fail(author);
+    if (author.block == block_ && author.time > issued) {
+      conflict_ = "that " + name_of(author) + " wrote before the copy had ended";
+      return false;
+    }
   }
   return true;
 }
@@ -169,8 +172,7 @@ bool GlobalMemory::atomic(const Range& range, AtomicOp op, uint32_t* p, uint32_t
 
 void GlobalMemory::fence(int thread) {
   Thread& t = threads_[static_cast<size_t>(thread)];
-  for (const Acquired& observed : t.observed)
-    acquisitions_.push_back({thread, clock_.time(thread / 32), observed});
+  for (const Acquired& observed : t.observed) acquisitions_.push_back({thread, clock_.time(thread / 32), observed});
   t.observed.clear();
   const std::array<Time, kMaxWarps>& seen = clock_.seen(thread / 32);
   const size_t num_warps = threads_.size() / 32;

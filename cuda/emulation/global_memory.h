@@ -44,7 +44,7 @@ class GlobalMemory {
     uint32_t storing_id = 0, streaming_id = 0;  // the thread's last numbers, 0: none
     uint16_t streaming_site = 0;
     Author storing{};
-    std::vector<Acquired> observed;             // by atomics since the last fence
+    std::vector<Acquired> observed;            // by atomics since the last fence
     std::shared_ptr<const Released> released;  // by the last fence
   };
   struct Acquisition {

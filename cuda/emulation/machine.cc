@@ -223,10 +223,10 @@ void Machine::access(const void* p, size_t bytes, Access access, Site site) {
 }
 
 void Machine::streaming_load(const void* p, Site site) {
-  access(p, 16, Access::global_load, site);
-  const Range& range = global_range(p, 16, "read of", site);
-  if (!global_.load_streaming(range, reinterpret_cast<uintptr_t>(p), running_, sites_.id(site)))
+  const uintptr_t at = reinterpret_cast<uintptr_t>(p);
+  if (at % 16 == 0 && !global_.load_streaming(global_range(p, 16, "read of", site), at, running_, sites_.id(site)))
     stop_access("read of", 16, global_.conflict(), p, site);
+  access(p, 16, Access::global_load, site);
 }
 
 void Machine::warp_load(const void* p, Site site) {
@@ -258,7 +258,8 @@ void Machine::copy(void* shared, const void* global, int valid_bytes, Site site)
   if (valid_bytes < 0 || valid_bytes > 16) stop("cp.async of " + std::to_string(valid_bytes) + " bytes", site);
   if (reinterpret_cast<uintptr_t>(shared) % 16 != 0 || reinterpret_cast<uintptr_t>(global) % 16 != 0)
     stop("cp.async of 16 bytes, not aligned to 16", site);
-  const size_t offset = shared_offset(shared, 16, "write by cp.async to", site), bytes = static_cast<size_t>(valid_bytes);
+  const size_t offset = shared_offset(shared, 16, "write by cp.async to", site),
+               bytes = static_cast<size_t>(valid_bytes);
   const uint16_t site_id = sites_.id(site);
   Shadow* shadow = nullptr;
   if (bytes > 0) {
@@ -300,7 +301,9 @@ void Machine::wait(int newest) {
   }
   // What has ended is dropped now and then.
   if (fiber.ended == fiber.copies.size() || fiber.ended >= 1024) {
-    const auto drop = [](auto& list, size_t count) { list.erase(list.begin(), list.begin() + static_cast<int64_t>(count)); };
+    const auto drop = [](auto& list, size_t count) {
+      list.erase(list.begin(), list.begin() + static_cast<int64_t>(count));
+    };
     drop(fiber.copies, fiber.ended);
     drop(fiber.group_sizes, fiber.num_ended_groups);
     fiber.closed -= fiber.ended, fiber.ended = 0, fiber.num_ended_groups = 0;
@@ -354,8 +357,7 @@ std::string Machine::run_block(Launch* launch, const std::function<void()>& body
   current_thread = nullptr;
   for (int i = 0; i < num_fibers_; ++i) {
     const Fiber& fiber = fibers_[i];
-    for (size_t copy = fiber.ended; copy < fiber.copies.size(); ++copy)
-      shared_.abandon_copy(fiber.copies[copy].offset);
+    for (size_t copy = fiber.ended; copy < fiber.copies.size(); ++copy) shared_.abandon_copy(fiber.copies[copy].offset);
   }
   if (fault_.empty()) return "";
   return std::string(grid.name) + ": " + fault_ + " in block (" + std::to_string(block[0]) + ", " +

@@ -94,9 +94,7 @@ class Machine {
   void next(bool ended);
   int pick();
   int pick_warp();
-  SharedAccess shared_access(uint16_t site) {
-    return {clock_.time(running_ / 32), site, running_ / 32, running_ & 31};
-  }
+  SharedAccess shared_access(uint16_t site) { return {clock_.time(running_ / 32), site, running_ / 32, running_ & 31}; }
   size_t shared_offset(const void* p, size_t bytes, const char* what, Site site);
   const Range& global_range(const void* p, size_t bytes, const char* what, Site site);
   void log(const void* p, size_t bytes, Access access, Site site);

@@ -54,9 +54,8 @@ uint64_t SharedMemory::joined(uint64_t record, uint64_t access) {
 
 bool SharedMemory::fail(const char* what, uint64_t record) {
   const int lane = static_cast<int>(lane_of(record));
-  const std::string who = lane == SharedAccess::kSeveralLanes
-                              ? "warp " + std::to_string(warp_of(record))
-                              : "thread " + std::to_string(warp_of(record) * 32 + lane);
+  const std::string who = lane == SharedAccess::kSeveralLanes ? "warp " + std::to_string(warp_of(record))
+                                                              : "thread " + std::to_string(warp_of(record) * 32 + lane);
   const std::string where = text_of(site_of(static_cast<uint16_t>(record >> 16)));
   if (record & kCopying) {
     conflict_ = "that a cp.async of " + who + " (" + where + ") may still write, as that thread has not waited for it";
