@@ -60,7 +60,9 @@ DIFFQKV_DEVICE void store_shared(T* p, const T& value) {
   store(p, value);
 }
 
-// What this thread wrote before is seen by every thread of the device that sees what it writes after.
+// How blocks hand on what they stored: this fence and then an atomic by one thread, an atomic on the same address and then
+// this fence by a thread of another block. Each fence is for its own thread alone. Barriers extend the chain to the other
+// threads of both blocks: one before the first fence, one after the second.
 DIFFQKV_DEVICE void fence_device() { __threadfence(); }
 
 // Atomics on global memory; they return what was there before.
