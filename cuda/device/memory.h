@@ -109,16 +109,16 @@ DIFFQKV_DEVICE void store_shared(T* p, const T& value DIFFQKV_SITE) {
 }
 DIFFQKV_DEVICE void fence_device() { fence(); }
 DIFFQKV_DEVICE uint32_t atomic_add(uint32_t* p, uint32_t value DIFFQKV_SITE) {
-  return global_atomic(AtomicOp::add, p, value, 0, site);
+  return global_atomic(p, {AtomicUpdate::Op::add, value}, site);
 }
 DIFFQKV_DEVICE uint32_t atomic_compare_exchange(uint32_t* p, uint32_t expected, uint32_t value DIFFQKV_SITE) {
-  return global_atomic(AtomicOp::compare_exchange, p, value, expected, site);
+  return global_atomic(p, {AtomicUpdate::Op::compare_exchange, value, expected}, site);
 }
 DIFFQKV_DEVICE uint32_t atomic_add_shared(uint32_t* p, uint32_t value DIFFQKV_SITE) {
-  return shared_atomic(AtomicOp::add, p, value, site);
+  return shared_atomic(p, {AtomicUpdate::Op::add, value}, site);
 }
 DIFFQKV_DEVICE uint32_t atomic_max_shared(uint32_t* p, uint32_t value DIFFQKV_SITE) {
-  return shared_atomic(AtomicOp::maximum, p, value, site);
+  return shared_atomic(p, {AtomicUpdate::Op::maximum, value}, site);
 }
 
 #endif

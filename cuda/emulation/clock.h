@@ -31,7 +31,10 @@ class BlockClock {
     ++now_;
     if (warps == all_) {
       all_synchronized_ = now_;
-      for_each(all_, [&](int warp) { warps_[warp].time = now_, warps_[warp].seen.fill(now_); });
+      for_each(all_, [&](int warp) {
+        warps_[warp].time = now_;
+        warps_[warp].seen.fill(now_);
+      });
       return;
     }
     std::array<Time, kMaxWarps> joined{};
@@ -41,7 +44,7 @@ class BlockClock {
       });
     });
     for_each(warps, [&](int warp) { joined[warp] = now_; });
-    for_each(warps, [&](int warp) { warps_[warp].time = now_, warps_[warp].seen = joined; });
+    for_each(warps, [&](int warp) { warps_[warp] = {now_, joined}; });
   }
   void synchronize_warp(int warp) {
     if (all_ == 1) return synchronize(1);

@@ -18,11 +18,11 @@ void warp_barrier(Site site) { machine->warp_barrier(site); }
 void check_access(const void* p, size_t bytes, Access access, Site site) { machine->access(p, bytes, access, site); }
 void check_streaming_load(const void* p, Site site) { machine->streaming_load(p, site); }
 void check_warp_load(const void* p, Site site) { machine->warp_load(p, site); }
-uint32_t global_atomic(AtomicOp op, uint32_t* p, uint32_t value, uint32_t expected, Site site) {
-  return machine->atomic(op, p, value, expected, site);
+uint32_t global_atomic(uint32_t* p, const AtomicUpdate& update, Site site) {
+  return machine->global_atomic(p, update, site);
 }
-uint32_t shared_atomic(AtomicOp op, uint32_t* p, uint32_t value, Site site) {
-  return machine->atomic_on_shared(op, p, value, site);
+uint32_t shared_atomic(uint32_t* p, const AtomicUpdate& update, Site site) {
+  return machine->shared_atomic(p, update, site);
 }
 void fence() { machine->fence(); }
 void async_copy(void* shared, const void* global, int valid_bytes, Site site) {

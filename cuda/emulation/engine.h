@@ -64,10 +64,14 @@ void check_streaming_load(const void* p, Site site);
 // 16 bytes of shared memory that one lane names and all lanes of the warp read.
 void check_warp_load(const void* p, Site site);
 
-enum class AtomicOp { add, maximum, compare_exchange };
-// Return what was there before. `expected`: of compare_exchange.
-uint32_t global_atomic(AtomicOp op, uint32_t* p, uint32_t value, uint32_t expected, Site site);
-uint32_t shared_atomic(AtomicOp op, uint32_t* p, uint32_t value, Site site);
+struct AtomicUpdate {
+  enum class Op { add, maximum, compare_exchange } op;
+  uint32_t value;
+  uint32_t expected = 0;  // of compare_exchange, which changes nothing else
+};
+// Return what was there before.
+uint32_t global_atomic(uint32_t* p, const AtomicUpdate& update, Site site);
+uint32_t shared_atomic(uint32_t* p, const AtomicUpdate& update, Site site);
 // Of device scope.
 void fence();
 

@@ -1,5 +1,7 @@
 #include "emulation/global_memory.h"
 
+#include <algorithm>
+
 #include "emulation/sites.h"
 
 namespace diffqkv::emulated {
@@ -11,9 +13,20 @@ void set(uint32_t* number, uint32_t id) { __atomic_store_n(number, id, __ATOMIC_
 
 }  // namespace
 
+uint32_t updated(uint32_t before, const AtomicUpdate& update) {
+  switch (update.op) {
+    case AtomicUpdate::Op::add: return before + update.value;
+    case AtomicUpdate::Op::maximum: return std::max(before, update.value);
+    case AtomicUpdate::Op::compare_exchange: return before == update.expected ? update.value : before;
+  }
+  return before;
+}
+
 void GlobalMemory::start_block(Launch* launch, int32_t block, int num_threads) {
   if (launch_ == nullptr || launch_number_ != launch->number()) num_authors_left_ = 0;
-  launch_ = launch, launch_number_ = launch->number(), block_ = block;
+  launch_ = launch;
+  launch_number_ = launch->number();
+  block_ = block;
   threads_.assign(static_cast<size_t>(num_threads), {});
   acquisitions_.clear();
 }
@@ -38,7 +51,10 @@ Author GlobalMemory::author_now(int thread, uint16_t site) const {
 uint32_t GlobalMemory::storing_id(int thread, uint16_t site) {
   Thread& t = threads_[static_cast<size_t>(thread)];
   const Author author = author_now(thread, site);
-  if (t.storing_id == 0 || !(t.storing == author)) t.storing_id = add_author(thread, site), t.storing = author;
+  if (t.storing_id == 0 || t.storing != author) {
+    t.storing_id = add_author(thread, site);
+    t.storing = author;
+  }
   return t.storing_id;
 }
 
@@ -98,7 +114,8 @@ bool GlobalMemory::load_streaming(const Range& range, uintptr_t p, int thread, u
   launch_->touch(range.shadow, &shadow.streamed);
   Thread& t = threads_[static_cast<size_t>(thread)];
   if (t.streaming_id == 0 || t.streaming_site != site) {
-    t.streaming_id = add_author(thread, site), t.streaming_site = site;
+    t.streaming_id = add_author(thread, site);
+    t.streaming_site = site;
   }
   set(shadow.streamed.find_or_add(p), t.streaming_id);
   if (shadow.written.launch.load(std::memory_order_relaxed) != launch_->number()) return true;
@@ -143,10 +160,10 @@ bool GlobalMemory::store(const Range& range, uintptr_t p, size_t bytes, int thre
   return true;
 }
 
-bool GlobalMemory::atomic(const Range& range, AtomicOp op, uint32_t* p, uint32_t value, uint32_t expected, int thread,
-                          uint16_t site, uint32_t* before) {
+std::optional<uint32_t> GlobalMemory::atomic(const Range& range, uint32_t* p, const AtomicUpdate& update, int thread,
+                                             uint16_t site) {
   const uintptr_t at = reinterpret_cast<uintptr_t>(p);
-  if (is_streamed(range, at, 4)) return false;
+  if (is_streamed(range, at, 4)) return {};
   NumberTable& written = range.shadow->written;
   launch_->touch(range.shadow, &written);
   uint32_t* const ids = written.find_or_add(at);
@@ -156,18 +173,22 @@ bool GlobalMemory::atomic(const Range& range, AtomicOp op, uint32_t* p, uint32_t
   for (int i = 0; i < 4; ++i) {
     const uint32_t id = get(ids + i);
     if (id < launch_->first() || id == word.last) continue;
+    // A plain store. What atomics before it have handed on ends here.
     word.begin = word.released.size();
     const Author& author = launch_->author(id);
-    if (!ordered(author, thread)) return fail(author);
+    if (!ordered(author, thread)) {
+      fail(author);
+      return {};
+    }
   }
-  *before = *p;
+  const uint32_t before = *p;
   t.observed.push_back({&word, word.begin, word.released.size()});
-  if (op == AtomicOp::compare_exchange && *before != expected) return true;
-  *p = op == AtomicOp::add ? *before + value : value;
+  if (update.op == AtomicUpdate::Op::compare_exchange && before != update.expected) return before;
+  *p = updated(before, update);
   word.last = add_author(thread, site);
   for (int i = 0; i < 4; ++i) set(ids + i, word.last);
   if (t.released) Launch::release(&word, t.released);
-  return true;
+  return before;
 }
 
 void GlobalMemory::fence(int thread) {

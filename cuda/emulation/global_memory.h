@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,8 @@
 #include "emulation/launch.h"
 
 namespace diffqkv::emulated {
+
+uint32_t updated(uint32_t before, const AtomicUpdate& update);
 
 class GlobalMemory {
  public:
@@ -33,8 +36,9 @@ class GlobalMemory {
   }
   bool load_streaming(const Range& range, uintptr_t p, int thread, uint16_t site);
   bool store(const Range& range, uintptr_t p, size_t bytes, int thread, uint16_t site);
-  bool atomic(const Range& range, AtomicOp op, uint32_t* p, uint32_t value, uint32_t expected, int thread,
-              uint16_t site, uint32_t* before);
+  // What was there before; nothing on a conflict.
+  std::optional<uint32_t> atomic(const Range& range, uint32_t* p, const AtomicUpdate& update, int thread,
+                                 uint16_t site);
   void fence(int thread);
   const std::string& conflict() const { return conflict_; }
 

@@ -25,11 +25,15 @@ Launch::Launch(const Grid& grid) : only_one_(only_one), grid_(grid) {
     free_number_pages();  // as no launch runs, that is all of them
     next_id = 1;
   }
-  first_ = next_id, number_ = ++num_launches;
+  first_ = next_id;
+  number_ = ++num_launches;
 }
 
 Launch::~Launch() {
-  for (const auto& shadow : touched_) shadow->written.remove_pages(), shadow->streamed.remove_pages();
+  for (const auto& shadow : touched_) {
+    shadow->written.remove_pages();
+    shadow->streamed.remove_pages();
+  }
   next_id = first_ + std::min(num_chunks_.load(), kMaxChunks) * kChunk;
 }
 

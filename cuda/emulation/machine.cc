@@ -238,19 +238,18 @@ void Machine::warp_load(const void* p, Site site) {
   log(p, 16, Access::shared_load, site);
 }
 
-uint32_t Machine::atomic(AtomicOp op, uint32_t* p, uint32_t value, uint32_t expected, Site site) {
+uint32_t Machine::global_atomic(uint32_t* p, const AtomicUpdate& update, Site site) {
   access(p, 4, Access::global_atomic, site);
-  uint32_t before;
   const Range& range = global_range(p, 4, "atomic on", site);
-  if (!global_.atomic(range, op, p, value, expected, running_, sites_.id(site), &before))
-    stop_access("atomic on", 4, global_.conflict(), p, site);
-  return before;
+  const std::optional<uint32_t> before = global_.atomic(range, p, update, running_, sites_.id(site));
+  if (!before) stop_access("atomic on", 4, global_.conflict(), p, site);
+  return *before;
 }
 
-uint32_t Machine::atomic_on_shared(AtomicOp op, uint32_t* p, uint32_t value, Site site) {
+uint32_t Machine::shared_atomic(uint32_t* p, const AtomicUpdate& update, Site site) {
   access(p, 4, Access::shared_atomic, site);
   const uint32_t before = *p;
-  *p = op == AtomicOp::add ? before + value : std::max(before, value);
+  *p = updated(before, update);
   return before;
 }
 
@@ -306,7 +305,8 @@ void Machine::wait(int newest) {
     };
     drop(fiber.copies, fiber.ended);
     drop(fiber.group_sizes, fiber.num_ended_groups);
-    fiber.closed -= fiber.ended, fiber.ended = 0, fiber.num_ended_groups = 0;
+    fiber.closed -= fiber.ended;
+    fiber.ended = fiber.num_ended_groups = 0;
   }
 }
 
@@ -316,14 +316,19 @@ std::string Machine::run_block(Launch* launch, const std::function<void()>& body
   const int64_t x = grid.grid[0], y = grid.grid[1];
   const std::array<int, 3> block = {static_cast<int>(number % x), static_cast<int>(number / x % y),
                                     static_cast<int>(number / x / y)};
-  body_ = &body, traffic_ = traffic, seed_ = seed;
+  body_ = &body;
+  traffic_ = traffic;
+  seed_ = seed;
   num_fibers_ = static_cast<int>(grid.threads), num_warps_ = num_fibers_ / 32, num_done_ = 0;
   stacks_.reserve(grid.threads);
   if (fibers_.size() < grid.threads) fibers_.resize(grid.threads);
   if (warps_.size() < static_cast<size_t>(num_warps_)) warps_.resize(static_cast<size_t>(num_warps_));
   for (int i = 0; i < num_warps_; ++i) warps_[i] = Warp{}, warps_[i].ready = ~0u;
   for (Barrier& barrier : barriers_) barrier.waiting.clear();
-  if (clock_.is_nearly_over()) clock_.reset(), shared_.forget();
+  if (clock_.is_nearly_over()) {
+    clock_.reset();
+    shared_.forget();
+  }
   clock_.start_block(num_warps_);
   shared_.start_block(grid.shared_bytes, num_warps_);
   global_.start_block(launch, static_cast<int32_t>(number), num_fibers_);
@@ -336,7 +341,8 @@ std::string Machine::run_block(Launch* launch, const std::function<void()>& body
       fiber.thread.grid[axis] = static_cast<int>(grid.grid[axis]);
     }
     fiber.done = false, fiber.waits_for = "", fiber.site = {"", 0};
-    fiber.copies.clear(), fiber.group_sizes.clear();
+    fiber.copies.clear();
+    fiber.group_sizes.clear();
     fiber.ended = fiber.closed = fiber.num_ended_groups = 0;
     make_context(&fiber.context, stacks_.bottom(static_cast<size_t>(i)), entry);
   }

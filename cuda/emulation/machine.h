@@ -3,6 +3,7 @@
 
 #include <array>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "emulation/clock.h"
@@ -77,8 +78,8 @@ class Machine {
   void access(const void* p, size_t bytes, Access access, Site site);
   void streaming_load(const void* p, Site site);
   void warp_load(const void* p, Site site);
-  uint32_t atomic(AtomicOp op, uint32_t* p, uint32_t value, uint32_t expected, Site site);
-  uint32_t atomic_on_shared(AtomicOp op, uint32_t* p, uint32_t value, Site site);
+  uint32_t global_atomic(uint32_t* p, const AtomicUpdate& update, Site site);
+  uint32_t shared_atomic(uint32_t* p, const AtomicUpdate& update, Site site);
   void fence() { global_.fence(running_); }
   void copy(void* shared, const void* global, int valid_bytes, Site site);
   void commit();

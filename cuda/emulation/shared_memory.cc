@@ -20,7 +20,9 @@ T* zeroed(size_t count) {
 void SharedMemory::start_block(size_t bytes, int num_warps) {
   for (const Atomics& atomics : atomics_) cells_[atomics.cell].write = 0;
   atomics_.clear();
-  bytes_ = bytes, num_warps_ = static_cast<size_t>(num_warps), shift_ = 2;
+  bytes_ = bytes;
+  num_warps_ = static_cast<size_t>(num_warps);
+  shift_ = 2;
   if (bytes > capacity_) {
     storage_ = std::make_unique<unsigned char[]>(bytes + 128);
     const uintptr_t at = reinterpret_cast<uintptr_t>(storage_.get());

@@ -65,7 +65,7 @@ matrix_rows(HazardMemory memory) {
   store(memory.out + lane_index(), r[0]);
 }
 
-// Warp 0 hands a word to warp 1, and warp 1 to warp 2, by barriers of two warps each. `to`: what warp 2's waits for.
+// Warp 0 hands its words to warp 1, and that to warp 2, by barriers of two warps each. Warp 1 comes to barrier `from` first.
 DIFFQKV_KERNEL(96, 1) relay(HazardMemory memory, int from) {
   const int warp = thread_index() / 32, lane = lane_index();
   if (warp == 0) {
@@ -124,7 +124,8 @@ touch_copy(HazardMemory memory) {
   cp_async_commit();
   if constexpr (kTouch == Touch::read) load_shared(word);
   if constexpr (kTouch == Touch::write) store_shared(word, 1u);
-  if constexpr (kTouch == Touch::copy) cp_async_16(word, memory.in), cp_async_commit();
+  if constexpr (kTouch == Touch::copy) cp_async_16(word, memory.in);
+  cp_async_commit();
   cp_async_wait<0>();
   store(memory.out + lane, load_shared(word));
 }
@@ -178,7 +179,7 @@ count_globally(HazardMemory memory) {
   store(memory.out + thread_index(), load(memory.words));
 }
 
-// Each thread has two bytes, beside those of others in the same word. `shift`: by how many bytes they overlap.
+// Elements of less than a word, `stride` bytes apart from thread to thread.
 template <typename T>
 DIFFQKV_KERNEL(kThreads, 1)
 small_stores(HazardMemory memory, int stride) {
@@ -202,7 +203,7 @@ DIFFQKV_KERNEL(32, 1) byte_of_word(HazardMemory memory, int byte) {
   store(memory.out + lane_index(), 1u);
 }
 
-// Bytes that are read by load_streaming, and a store to byte 4 * `index` of the same memory.
+// load_streaming of the first 64 bytes, and a store to word `index`.
 enum class First { stream, store };
 template <First kFirst>
 DIFFQKV_KERNEL(32, 1)
