@@ -1,8 +1,8 @@
 // The counters, on kernels whose traffic can be told by hand.
+#include "calls/memory.h"
 #include "check.h"
 #include "device/async.h"
 #include "device/mma.h"
-#include "device_memory.h"
 
 namespace diffqkv::check {
 namespace {

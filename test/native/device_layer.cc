@@ -1,7 +1,7 @@
 // The device layer's emulation against what the PTX ISA says of each instruction, written here once more and another way.
 #include "backend/dtype.h"
+#include "calls/memory.h"
 #include "check.h"
-#include "device_memory.h"
 #include "wrapper_inputs.h"
 #include "wrappers.h"
 

@@ -3,10 +3,10 @@
 #include <tuple>
 #include <type_traits>
 
+#include "calls/memory.h"
 #include "check.h"
 #include "device/async.h"
 #include "device/mma.h"
-#include "device_memory.h"
 
 namespace diffqkv::check {
 namespace {

@@ -1,7 +1,7 @@
 // Inputs for the kernels of wrappers.h, the same on every machine.
 #pragma once
 
-#include "check.h"
+#include "random.h"
 #include "wrappers.h"
 
 namespace diffqkv::check {

@@ -1,0 +1,244 @@
+// Calls of operators as tests make them: tensors, what runs the operator on them, and which of them it writes. The same
+// sources are C++ for the emulated device and CUDA for a GPU; the tensors have the same bytes on both.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "calls/memory.h"
+#include "element_types.h"
+#include "kernels.h"
+
+namespace diffqkv::DIFFQKV_DEVICE_NS {
+
+struct Tensor {
+  std::string name;  // of the operator's argument
+  DType dtype;
+  Memory<uint8_t> memory;
+};
+
+// How an output of two runs is compared: bit by bit; or by the limits of test/compare.ts, those of a type or those of lse;
+// or as a pool of quantized K pages, whose codes depend on the rounding of RoPE.
+enum class Comparison { bits, values, lse, quantized_pool };
+
+struct Output {
+  size_t tensor;  // index in Call::tensors
+  Comparison comparison;
+  int64_t row_length;                 // of `values`
+  DType coarsest_dtype = DType::f32;  // of `values`: whose limits apply
+};
+
+using OperatorParams =
+    std::variant<EmbedParams, RmsNormParams, MatmulParams, AugmentedQParams, SiluMulParams, RopeParams, KvAppendParams,
+                 KvGatherParams, QuantizeParams, AttentionPrefillParams, AttentionDecodeParams, SampleParams>;
+
+struct Call {
+  std::vector<Tensor> tensors;
+  std::vector<Memory<KvPage>> pages;  // a table for each sequence
+  std::unique_ptr<Memory<const KvPage*>> tables;
+  std::vector<Output> outputs;  // the tensors that the operator writes; they may be inputs as well
+  OperatorParams params;
+  std::function<void(Context&)> enqueue;
+
+  // The tensor with this name, which must be there.
+  Tensor& tensor(const std::string& name);
+};
+
+struct NamedCall {
+  std::string name;
+  std::function<Call()> make;
+};
+
+// The calls that emulation_check runs in many orders of threads.
+std::vector<NamedCall> seeded_calls();
+// Every operator at small shapes: those, and more.
+std::vector<NamedCall> operator_calls();
+
+// A context whose scratch memory starts as NaN at each request, so that nothing depends on what an earlier call left.
+class CallContext : public Context {
+ public:
+  CallContext(int multiprocessors, size_t shared_bytes);
+  ~CallContext() override;
+  void* scratch(size_t bytes) override;
+  uint32_t* zeroed_words(size_t count) override;
+  // Waits. Throws an error of the device, or if a kernel reports an argument or leaves a zeroed word at another value.
+  void finish();
+  size_t scratch_bytes() const;
+
+ private:
+  Memory<Finding> found_;
+  std::vector<Memory<uint8_t>> scratch_;
+  std::vector<Memory<uint32_t>> words_;
+};
+
+// ---- What calls are made of.
+
+// `count` random elements of a type, of standard deviation `scale`. i8 and f8e4m3: codes of all magnitudes but NaN, where
+// `scale` does not matter.
+std::vector<uint8_t> random_bytes(DType dtype, size_t count, float scale, uint64_t seed);
+// bf16 scales that give rows of such codes a standard deviation of about 0.1.
+std::vector<uint8_t> random_scales(size_t count, uint64_t seed);
+// Both add a tensor to the call and return its memory.
+uint8_t* add_tensor(Call& call, const char* name, DType dtype, const std::vector<uint8_t>& bytes);
+uint8_t* add_random(Call& call, const char* name, DType dtype, size_t count, float scale, uint64_t seed);
+const int32_t* add_integers(Call& call, const char* name, const std::vector<int32_t>& values);
+// Adds a tensor that the operator writes, NaN throughout.
+uint8_t* add_output(Call& call, const char* name, DType dtype, size_t count, Comparison comparison,
+                    int64_t row_length = 1, DType coarsest_dtype = DType::f32);
+
+// The call runs `launcher` on `params`.
+template <typename Params>
+void set_operator(Call& call, void (*launcher)(const Params&, Context&), const Params& params) {
+  call.params = params;
+  call.enqueue = [launcher, params](Context& context) { launcher(params, context); };
+}
+
+// The limits of which type apply to an operator's output, given all the types of its tensors.
+DType coarsest(std::initializer_list<DType> dtypes);
+std::vector<uint8_t> bytes_of_floats(DType dtype, const std::vector<float>& values);
+std::vector<float> floats_of_bytes(DType dtype, const std::vector<uint8_t>& bytes);
+size_t count_of(std::initializer_list<int64_t> sizes);
+
+// ---- Builders.
+
+struct Heads {
+  int64_t q, k, v;
+};
+struct Dims {
+  int64_t qk, vo;
+};
+struct Types {
+  DType q, k, v;
+};
+inline Types same(DType dtype) { return {dtype, dtype, dtype}; }
+
+// Attention on a cache of random rows. `lengths` are the kv_lens, one a sequence; without them there are `batch` sequences
+// of kv_len and no kv_lens.
+struct AttentionCase {
+  Types types = same(DType::bf16);
+  Heads heads;
+  Dims dims;
+  int64_t kv_len;
+  std::vector<int32_t> lengths = {};
+  int64_t batch = 1;
+  int64_t page_tokens = 0;    // 0: contiguous
+  bool shared_cache = false;  // one cache for all sequences, contiguous
+  int64_t distinct_keys = 0;  // rows of K that differ; 0: all do. Contiguous
+  int64_t q_len = 1;          // prefill
+  bool causal = true;         // prefill
+  int64_t num_splits = 0;     // decode
+  int64_t top_k = 0;          // decode: selective V
+  bool renormalize = false;   // decode: selective V
+};
+Call decode_call(const AttentionCase& c);
+Call prefill_call(const AttentionCase& c);
+// decode_call by attention_selective alone: throws if that does not take the call.
+Call selective_call(const AttentionCase& c);
+
+// Decode and prefill on paged caches; their contiguous twins give the same bits.
+struct PagedCase {
+  std::string name;
+  AttentionCase attention;
+};
+std::vector<PagedCase> paged_decode_cases();
+std::vector<PagedCase> paged_prefill_cases();
+
+// Pools of K and V with pages in a random order. Rows that hold no token are 0xff, NaN, throughout.
+struct PoolShape {
+  DType k, v;
+  Heads heads;
+  Dims dims;
+  int64_t page_tokens;
+  std::vector<int32_t> lengths;  // of the sequences
+};
+// As if other layers came first.
+constexpr int64_t kKPageOffset = 384, kVPageOffset = 128;
+// What attention has contiguously, [batch, kv_len, heads] rows, to be put into pages.
+struct Rows {
+  std::vector<uint8_t> elements, scales;  // no scales where the type has none
+};
+Rows random_rows(DType dtype, size_t count, int64_t dim, uint64_t seed);
+// Adds the tensors `k_pool` and `v_pool`, filled with `k` and `v` if they are given, and the tables, which it returns.
+const KvPage* const* add_pools(Call& call, const PoolShape& shape, int64_t kv_len, const Rows* k, const Rows* v);
+
+// Tokens of two sequences, appended to pools of `lengths` 71 and 65.
+struct KvAppendCase {
+  DType dtype;  // of the new rows
+  DType k, v;   // of the caches
+  Dims dims;
+  bool rotate;
+};
+Call kv_append_call(const KvAppendCase& c);
+struct KvGatherCase {
+  DType cache, out;
+  int64_t num_keys, heads, dim;
+};
+// `rows`: what the pool holds.
+Call kv_gather_call(const KvGatherCase& c, Rows* rows = nullptr);
+// Rows of all magnitudes, with zeros, tiny ones, NaN and infinity among them.
+struct QuantizeCase {
+  DType x, out;
+  int64_t dim;
+};
+Call quantize_call(const QuantizeCase& c);
+
+struct MatmulCase {
+  DType dtype;  // of x and the weights
+  int64_t num_tokens, in_features, out_features;
+  bool accumulate = false;  // into f32
+};
+Call matmul_call(const MatmulCase& c);
+struct AugmentedQCase {
+  DType dtype;
+  int64_t num_tokens, in_features, inner_size, out_features;
+  bool accumulate = false;  // into f32
+};
+Call augmented_q_call(const AugmentedQCase& c);
+
+struct RmsNormCase {
+  DType x, residual, weight, out;
+  int64_t num_tokens, hidden_size;
+  bool has_residual = true;
+};
+Call rms_norm_call(const RmsNormCase& c);
+struct EmbedCase {
+  DType table, out;
+  int64_t num_tokens, hidden_size;
+};
+Call embed_call(const EmbedCase& c);
+struct RopeCase {
+  DType dtype;
+  int64_t num_tokens, num_heads, head_dim;
+  bool in_place = false;
+};
+Call rope_call(const RopeCase& c);
+// Adds RoPE's frequencies, of which there are head_dim / 2.
+const double* add_frequencies(Call& call, int64_t head_dim);
+struct SiluMulCase {
+  DType dtype;
+  int64_t count;
+};
+Call silu_mul_call(const SiluMulCase& c);
+
+struct SampleCase {
+  int64_t vocab_size;
+  float temperature = 0;
+  int64_t top_k = 0;
+  float top_p = 1, min_p = 0, penalty = 1;
+};
+Call sample_call(const SampleCase& c);
+
+// The tables of calls, by file.
+std::vector<NamedCall> seeded_attention_calls();
+std::vector<NamedCall> seeded_linear_calls();
+std::vector<NamedCall> seeded_cache_calls();
+std::vector<NamedCall> seeded_sample_calls();
+std::vector<NamedCall> more_attention_calls();
+std::vector<NamedCall> more_linear_calls();
+std::vector<NamedCall> more_cache_calls();
+std::vector<NamedCall> more_sample_calls();
+
+}  // namespace diffqkv::DIFFQKV_DEVICE_NS
