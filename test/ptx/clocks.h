@@ -65,12 +65,12 @@ class SharedMemory {
   void set_state(uint32_t offset, uint32_t bytes, ByteState state) {
     std::memset(states_.data() + offset, static_cast<int>(state), bytes);
   }
-  // Null if all bytes can be read, else why not.
-  const char* unreadable(uint32_t offset, uint32_t bytes) const {
+  // Null if the bytes whose bits are set in `used` can be read, else why not.
+  const char* unreadable(uint32_t offset, uint32_t bytes, uint32_t used = ~0u) const {
     for (uint32_t i = 0; i < bytes; ++i) {
       const ByteState state = static_cast<ByteState>(states_[offset + i]);
-      if (state == ByteState::unwritten) return "that nobody has written";
-      if (state == ByteState::in_flight) return "to which a cp.async is under way";
+      if (state == ByteState::written || !(used >> i & 1)) continue;
+      return state == ByteState::unwritten ? "that nobody has written" : "to which a cp.async is under way";
     }
     return nullptr;
   }
@@ -81,8 +81,9 @@ class SharedMemory {
     return true;
   }
   // Records an access of a thread of `warp`. Empty, or with whom it races. `thread` < 0: of the warp as a whole.
-  std::string record_read(const Clocks& clocks, int warp, int thread, uint32_t offset, uint32_t bytes) {
-    return for_words(offset, bytes, [&](size_t word, uint8_t mask) -> std::string {
+  std::string record_read(const Clocks& clocks, int warp, int thread, uint32_t offset, uint32_t bytes,
+                          uint32_t used = ~0u) {
+    return for_words(offset, bytes, used, [&](size_t word, uint8_t mask) -> std::string {
       const Stamp& writer = writers_[word];
       if (races(clocks, warp, thread, writer, mask)) return told("written", writer);
       const Stamp stamp = {clocks.now(warp), static_cast<uint16_t>(thread < 0 ? kWholeWarp + warp : thread), mask, false};
@@ -99,7 +100,7 @@ class SharedMemory {
     });
   }
   std::string record_write(const Clocks& clocks, int warp, int thread, uint32_t offset, uint32_t bytes, bool atomic) {
-    return for_words(offset, bytes, [&](size_t word, uint8_t mask) -> std::string {
+    return for_words(offset, bytes, ~0u, [&](size_t word, uint8_t mask) -> std::string {
       Stamp& writer = writers_[word];
       if (!(atomic && writer.atomic) && races(clocks, warp, thread, writer, mask)) return told("written", writer);
       for (const Stamp& reader : readers_[word].stamps)
@@ -116,10 +117,11 @@ class SharedMemory {
   };
 
   template <typename Access>
-  std::string for_words(uint32_t offset, uint32_t bytes, const Access& access) {
+  std::string for_words(uint32_t offset, uint32_t bytes, uint32_t used, const Access& access) {
     for (uint32_t at = offset; at < offset + bytes;) {
       const uint32_t in_word = at % 4, count = std::min(4 - in_word, offset + bytes - at);
-      std::string wrong = access(at / 4, static_cast<uint8_t>(((1u << count) - 1) << in_word));
+      const uint32_t mask = (used >> (at - offset) & ((1u << count) - 1)) << in_word;
+      std::string wrong = mask ? access(at / 4, static_cast<uint8_t>(mask)) : "";
       if (!wrong.empty()) return wrong;
       at += count;
     }

@@ -312,7 +312,7 @@ class Decoder {
     if (text.empty()) return;
     if (starts(text, ".reg")) return declare(text.substr(4).substr(text.substr(4).find_first_not_of(" \t\n")));
     if (starts(text, ".local")) return declare_local(text.substr(7));
-    if (starts(text, ".pragma")) return;
+    if (starts(text, ".pragma")) return pragma(text.substr(7));
     if (text[0] == '.') fail("a directive that is not known: " + std::string(text));
     guard_ = kNoGuard;
     if (text[0] == '@') {
@@ -342,6 +342,18 @@ class Decoder {
     const MemoryInstruction memory = memory_instruction(name);
     if (!memory.handler) fail("an instruction that is not known: " + std::string(name));
     access(in, memory, name, text);
+    used_bytes_ = ~0u;
+  }
+
+  // "used_bytes_mask 4095": of what the next ld reads, 12 bytes are needed.
+  void pragma(std::string_view text) {
+    trim(&text);
+    const std::string_view name = "\"used_bytes_mask ";
+    if (starts(text, name)) {
+      used_bytes_ = static_cast<uint32_t>(std::stoul(std::string(text.substr(name.size())), nullptr, 0));
+    } else if (!starts(text, "\"nounroll\"")) {
+      fail("a pragma that is not known: " + std::string(text));
+    }
   }
 
   void arithmetic(Instruction in, std::string_view name, const Form& form, std::string_view text) {
@@ -459,6 +471,7 @@ class Decoder {
       for (size_t i = 0; i < 2; ++i)
         operands.push_back(i < values ? source(all[1 + returns + i], memory.operands[i]) : constant(0, false));
     }
+    form.used = used_bytes_;
     in.form = static_cast<uint32_t>(p_.forms.size());
     p_.forms.push_back(form);
     emit(in, operands);
@@ -468,6 +481,7 @@ class Decoder {
   Program& p_;
   int line_;
   int32_t guard_ = kNoGuard;
+  uint32_t used_bytes_ = ~0u;  // of the next ld
   std::vector<std::unordered_map<std::string, Register>> scopes_;
   std::unordered_map<std::string, uint32_t> labels_;
   std::vector<std::pair<size_t, std::string>> branches_;

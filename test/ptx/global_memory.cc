@@ -83,7 +83,8 @@ std::string GlobalMemory::read(int thread, uint64_t address, uint32_t bytes, boo
   return "";
 }
 
-std::string GlobalMemory::write(int thread, uint64_t address, uint32_t bytes, bool atomic) {
+std::string GlobalMemory::write(int thread, uint64_t address, uint32_t bytes, const unsigned char* value) {
+  const bool atomic = value == nullptr;
   std::string wrong = find(address, bytes);
   if (!wrong.empty()) return wrong;
   if (!tracked_) tracked_ = &allocations_[range_.begin];
@@ -93,7 +94,8 @@ std::string GlobalMemory::write(int thread, uint64_t address, uint32_t bytes, bo
       if (tracked_->read_only[i]) return "writes a byte that ld.global.nc has read in this kernel";
   }
   if (tracked_->writers.empty()) tracked_->writers.resize(range_.end - range_.begin);
-  for (size_t i = first; i < first + bytes; ++i) {
+  const bool changes = atomic || std::memcmp(reinterpret_cast<const void*>(address), value, bytes) != 0;
+  for (size_t i = first; changes && i < first + bytes; ++i) {
     const uint32_t index = tracked_->writers[i];
     if (index == 0 || (atomic && events_[index].atomic)) continue;
     wrong = conflict(index, thread, true);

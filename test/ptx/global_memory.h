@@ -21,7 +21,8 @@ class GlobalMemory {
   void begin_block(uint32_t block, const Clocks* clocks);
   // Each returns nothing where all is well, else what is wrong.
   std::string read(int thread, uint64_t address, uint32_t bytes, bool read_only);
-  std::string write(int thread, uint64_t address, uint32_t bytes, bool atomic);
+  // `value`: what is about to be written; null: by an atomic operation. Threads may write the same value unordered.
+  std::string write(int thread, uint64_t address, uint32_t bytes, const unsigned char* value);
   void fence(int thread);
 
  private:

@@ -99,14 +99,15 @@ unsigned char* Block::local(Warp& warp, int lane, uint64_t address, uint32_t byt
   return &local_[at];
 }
 
-const unsigned char* Block::read(Warp& warp, int lane, Space space, uint64_t address, uint32_t bytes, bool read_only) {
+const unsigned char* Block::read(Warp& warp, int lane, Space space, uint64_t address, uint32_t bytes, bool read_only,
+                                 uint32_t used) {
   const int thread = warp.first_thread() + lane;
   switch (resolve(space, &address)) {
     case Space::shared: {
       const uint32_t offset = shared_offset(warp, lane, address, bytes, "reads");
-      if (const char* why = shared_.unreadable(offset, bytes))
+      if (const char* why = shared_.unreadable(offset, bytes, used))
         fail(warp, lane, "reads shared memory at byte " + std::to_string(offset) + " " + why);
-      const std::string race = shared_.record_read(clocks_, warp.index, thread, offset, bytes);
+      const std::string race = shared_.record_read(clocks_, warp.index, thread, offset, bytes, used);
       if (!race.empty()) fail(warp, lane, "reads shared memory at byte " + std::to_string(offset) + " " + race);
       return shared_.data(offset);
     }
@@ -129,29 +130,34 @@ const unsigned char* Block::read(Warp& warp, int lane, Space space, uint64_t add
   }
 }
 
-unsigned char* Block::write(Warp& warp, int lane, Space space, uint64_t address, uint32_t bytes) {
+void Block::write(Warp& warp, int lane, Space space, uint64_t address, uint32_t bytes, const unsigned char* value) {
   const int thread = warp.first_thread() + lane;
+  unsigned char* to = nullptr;
   switch (resolve(space, &address)) {
     case Space::shared: {
       const uint32_t offset = shared_offset(warp, lane, address, bytes, "writes");
-      const std::string race = shared_.record_write(clocks_, warp.index, thread, offset, bytes, false);
-      if (!race.empty()) fail(warp, lane, "writes shared memory at byte " + std::to_string(offset) + " " + race);
       if (!shared_.idle(offset, bytes))
         fail(warp, lane, "writes shared memory to which a cp.async is under way, at byte " + std::to_string(offset));
+      to = shared_.data(offset);
+      const std::string race = shared_.record_write(clocks_, warp.index, thread, offset, bytes, false);
+      if (!race.empty() && std::memcmp(to, value, bytes) != 0)
+        fail(warp, lane, "writes shared memory at byte " + std::to_string(offset) + " " + race);
       shared_.set_state(offset, bytes, ByteState::written);
-      return shared_.data(offset);
+      break;
     }
-    case Space::local: return local(warp, lane, address, bytes, true);
+    case Space::local: to = local(warp, lane, address, bytes, true); break;
     case Space::parameter: fail(warp, lane, "writes to the parameters");
     default: {
-      if (address % bytes != 0)
+      if (address % bytes != 0) {
         fail(warp, lane,
              "writes " + std::to_string(bytes) + " bytes at " + hexadecimal(address) + ", which is not aligned");
-      const std::string wrong = global_->write(thread, address, bytes, false);
+      }
+      const std::string wrong = global_->write(thread, address, bytes, value);
       if (!wrong.empty()) fail(warp, lane, "writes global memory: " + wrong);
-      return reinterpret_cast<unsigned char*>(address);
+      to = reinterpret_cast<unsigned char*>(address);
     }
   }
+  std::memcpy(to, value, bytes);
 }
 
 // An atomic operation.
@@ -168,7 +174,7 @@ unsigned char* Block::update(Warp& warp, int lane, Space space, uint64_t address
     }
     case Space::global: {
       if (address % bytes != 0) fail(warp, lane, "an atomic operation at an address that is not aligned");
-      const std::string wrong = global_->write(thread, address, bytes, true);
+      const std::string wrong = global_->write(thread, address, bytes, nullptr);
       if (!wrong.empty()) fail(warp, lane, "an atomic operation on global memory: " + wrong);
       return reinterpret_cast<unsigned char*>(address);
     }

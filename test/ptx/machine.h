@@ -83,8 +83,9 @@ class Block {
   // ---- What instructions need.
   [[noreturn]] void fail(const Warp& warp, int lane, const std::string& message);
   // The bytes at an address, checked: state space, alignment to `alignment`, bounds, that they were written.
-  const unsigned char* read(Warp& warp, int lane, Space space, uint64_t address, uint32_t bytes, bool read_only);
-  unsigned char* write(Warp& warp, int lane, Space space, uint64_t address, uint32_t bytes);
+  const unsigned char* read(Warp& warp, int lane, Space space, uint64_t address, uint32_t bytes, bool read_only,
+                            uint32_t used);
+  void write(Warp& warp, int lane, Space space, uint64_t address, uint32_t bytes, const unsigned char* value);
   unsigned char* update(Warp& warp, int lane, Space space, uint64_t address, uint32_t bytes);
   // Shared memory that a whole warp reads, the row's address being given by a lane.
   const unsigned char* read_row(Warp& warp, int lane, uint64_t address, uint32_t bytes);

@@ -31,7 +31,7 @@ void load(Warp& warp, const Instruction& in, const uint32_t* o, uint32_t lanes) 
   for (uint32_t left = lanes; left; left &= left - 1) {
     const int lane = std::countr_zero(left);
     const unsigned char* const from =
-        warp.block->read(warp, lane, form.space, address_of(warp, in, form, o[0], lane), bytes, form.read_only);
+        warp.block->read(warp, lane, form.space, address_of(warp, in, form, o[0], lane), bytes, form.read_only, form.used);
     for (uint32_t i = 0; i < form.count; ++i) {
       uint64_t value = 0;
       std::memcpy(&value, from + i * form.bytes, form.bytes);
@@ -54,14 +54,14 @@ void store(Warp& warp, const Instruction& in, const uint32_t* o, uint32_t lanes)
   const MemoryForm& form = warp.block->form(in);
   const uint32_t bytes = uint32_t{form.bytes} * form.count;
   for_lanes(warp, lanes, [&](int lane) {
-    unsigned char* const to =
-        warp.block->write(warp, lane, form.space, address_of(warp, in, form, o[0], lane), bytes);
+    unsigned char values[16];
     for (uint32_t i = 0; i < form.count; ++i) {
       const uint32_t* const row = warp.rows + o[1 + i];
       const uint64_t value =
           form.register_bytes[i] == 8 ? reinterpret_cast<const uint64_t*>(row)[lane] : row[lane];
-      std::memcpy(to + i * form.bytes, &value, form.bytes);
+      std::memcpy(values + i * form.bytes, &value, form.bytes);
     }
+    warp.block->write(warp, lane, form.space, address_of(warp, in, form, o[0], lane), bytes, values);
   });
 }
 

@@ -47,6 +47,7 @@ struct MemoryForm {
   bool read_only = false;          // ld.global.nc
   bool address_is_64_bits = true;  // of the address's row
   uint8_t register_bytes[4] = {};  // of the elements
+  uint32_t used = ~0u;             // ld: the bytes that are needed, a bit each; the others need not have been written
 };
 
 constexpr int32_t kNoGuard = -1;
