@@ -4,6 +4,7 @@
 //   --architectures A,B      (default: sm_80,sm_90a)
 //   --seeds N                orders of threads: 0, in which lanes run together, to N - 1 (default: 1)
 //   --jobs N                 processes (default: 2)
+//   --checks                 runs the checks of the interpreter instead, and prints [{"name", "wrong": null or text}, ...]
 //   --only TEXT              the calls whose name contains it; then kernels that no call reaches are no failure
 #include <omp.h>
 #include <sys/mman.h>
@@ -21,6 +22,7 @@
 #include "cases.h"
 #include "comparison.h"
 #include "executor.h"
+#include "interpreter_checks.h"
 
 namespace diffqkv::ptx {
 namespace {
@@ -98,7 +100,7 @@ bool run_case(const Case& c, Device* device, int seeds, std::FILE* report) {
   return true;
 }
 
-std::string quoted(const std::string& text) {
+std::string json_text(const std::string& text) {
   std::string out = "\"";
   for (const char c : text) {
     if (c == '"' || c == '\\') out += '\\';
@@ -109,7 +111,7 @@ std::string quoted(const std::string& text) {
 
 void print_list(const char* name, const std::vector<std::string>& items) {
   std::printf("\"%s\": [", name);
-  for (size_t i = 0; i < items.size(); ++i) std::printf("%s\n  %s", i ? "," : "", quoted(items[i]).c_str());
+  for (size_t i = 0; i < items.size(); ++i) std::printf("%s\n  %s", i ? "," : "", json_text(items[i]).c_str());
   std::printf("]");
 }
 
@@ -199,6 +201,25 @@ int run(const Options& options) {
   return failures.empty() ? 0 : 1;
 }
 
+int run_checks() {
+  bool failed = false;
+  const char* separator = "[";
+  for (const check::Check& check : interpreter_checks()) {
+    std::string wrong;
+    try {
+      wrong = check.run();
+    } catch (const std::exception& error) {
+      wrong = std::string("it threw: ") + error.what();
+    }
+    failed |= !wrong.empty();
+    std::printf("%s\n  {\"name\": %s, \"wrong\": %s}", separator, json_text(check.name).c_str(),
+                wrong.empty() ? "null" : json_text(wrong).c_str());
+    separator = ",";
+  }
+  std::printf("\n]\n");
+  return failed ? 1 : 0;
+}
+
 std::vector<std::string> split(const std::string& text) {
   std::vector<std::string> parts(1);
   for (const char c : text) {
@@ -225,6 +246,7 @@ int main(int argc, char** argv) {
     if (name == "--only") options.only = value;
   }
   try {
+    if (argc == 2 && std::string(argv[1]) == "--checks") return diffqkv::ptx::run_checks();
     return diffqkv::ptx::run(options);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "ptx_check: %s\n", error.what());
