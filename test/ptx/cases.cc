@@ -176,7 +176,7 @@ void add_others(std::vector<Case>* cases) {
 }  // namespace
 
 std::vector<Case> all_cases() {
-  std::vector<Case> cases;
+  std::vector<Case> cases = wrapper_cases();
   for (NamedCall& call : operator_calls()) cases.push_back({call.name, std::move(call.make)});
   add_decode(&cases);
   add_prefill(&cases);

@@ -20,6 +20,8 @@ struct Case {
   Shape shape = {};
 };
 
+// Everything, and of that the functions of the device layer.
 std::vector<Case> all_cases();
+std::vector<Case> wrapper_cases();
 
 }  // namespace diffqkv::ptx

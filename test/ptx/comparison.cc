@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 
 namespace diffqkv::ptx {
 namespace {
@@ -56,6 +57,22 @@ std::string value_difference(const std::vector<float>& actual, const std::vector
   return cosine <= tolerance.cosine ? "" : "cosine difference " + std::to_string(cosine);
 }
 
+// The same bits, but for which NaN a number of f32 is.
+std::string bit_difference(DType dtype, const std::vector<uint8_t>& actual, const std::vector<uint8_t>& expected) {
+  const size_t size = dtype == DType::f32 ? 4 : 1;
+  for (size_t i = 0; i < expected.size(); i += size) {
+    if (std::memcmp(&actual[i], &expected[i], size) == 0) continue;
+    float a = 0, e = 0;
+    if (size == 4) {
+      std::memcpy(&a, &actual[i], 4);
+      std::memcpy(&e, &expected[i], 4);
+    }
+    if (!(a != a && e != e))
+      return "byte " + std::to_string(i) + " is " + std::to_string(actual[i]) + ", expected " + std::to_string(expected[i]);
+  }
+  return "";
+}
+
 // Codes may differ by one step in a hundredth of the bytes.
 std::string pool_difference(const std::vector<uint8_t>& actual, const std::vector<uint8_t>& expected) {
   size_t different = 0;
@@ -84,9 +101,7 @@ std::string difference(const emulated::Call& call, const Contents& actual, const
     if (output == call.outputs.end()) return tensor.name + ", an input, has changed";
     std::string wrong;
     if (output->comparison == Comparison::bits) {
-      const auto [a, e] = std::mismatch(actual[t].begin(), actual[t].end(), expected[t].begin());
-      wrong = "byte " + std::to_string(a - actual[t].begin()) + " is " + std::to_string(*a) + ", expected " +
-              std::to_string(*e);
+      wrong = bit_difference(tensor.dtype, actual[t], expected[t]);
     } else if (output->comparison == Comparison::quantized_pool) {
       wrong = pool_difference(actual[t], expected[t]);
     } else {

@@ -62,13 +62,14 @@ std::string Block::deadlock() const {
 
 Space Block::resolve(Space space, uint64_t* address) const {
   if (space != Space::generic) return space;
-  const uint64_t window = *address & kWindowMask;
-  if (window == 0) return Space::global;
-  *address -= window;
-  return window == kSharedWindow      ? Space::shared
-         : window == kLocalWindow     ? Space::local
-         : window == kParameterWindow ? Space::parameter
-                                      : Space::global;
+  constexpr std::pair<uint64_t, Space> kWindows[] = {
+      {kSharedWindow, Space::shared}, {kLocalWindow, Space::local}, {kParameterWindow, Space::parameter}};
+  for (const auto& [window, inside] : kWindows) {
+    if ((*address & kWindowMask) != (window & kWindowMask)) continue;
+    *address -= window;
+    return inside;
+  }
+  return Space::global;
 }
 
 uint32_t Block::shared_offset(Warp& warp, int lane, uint64_t address, uint32_t bytes, const char* what) {

@@ -122,10 +122,12 @@ struct Module {
 std::unique_ptr<Module> read_module(const std::string& file);
 std::unique_ptr<Module> parse_module(const std::string& file, std::string text);
 
-// Where things are in their state spaces. A generic address lies in a window, or is global. The parameter and local
-// spaces do not begin at 0, and dynamic shared memory is no better aligned than it asks for.
-constexpr uint64_t kSharedWindow = uint64_t{1} << 56, kLocalWindow = uint64_t{2} << 56, kParameterWindow = uint64_t{3} << 56;
+// Where things are in their state spaces. A generic address lies in a window, which its upper byte tells, or is global.
+// The lower half of a generic address is none of a state space; the parameter and local spaces do not begin at 0; and
+// dynamic shared memory is no better aligned than it asks for.
 constexpr uint64_t kWindowMask = uint64_t{0xff} << 56;
+constexpr uint64_t kSharedWindow = 0x01000000'5b000000, kLocalWindow = 0x02000000'5c000000,
+                   kParameterWindow = 0x03000000'5d000000;
 constexpr uint32_t kSharedBase = 1024 + 128, kLocalBase = 64, kParameterBase = 512;
 
 }  // namespace diffqkv::ptx
