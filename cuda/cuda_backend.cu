@@ -137,6 +137,7 @@ class CudaBackend : public Backend, private Context {
     if (!gpu_.lost) return;
     cudaSetDevice(ordinal_);
     const cudaError_t status = cudaDeviceReset();
+    gpu_.kernels_with_all_shared_memory.clear();
     ++gpu_.generation;
     if (status != cudaSuccess) {
       fail(ErrorCode::device_unavailable, "%s was lost and does not come back (%s): start the process again",

@@ -136,6 +136,16 @@ void use_gpu(int ordinal) {
   check_cuda(cudaSetDevice(ordinal), "cudaSetDevice");
 }
 
+void allow_all_shared_memory(const void* kernel, const char* name) {
+  Gpu& state = gpu(current_ordinal);
+  std::lock_guard lock(state.kernels_mutex);
+  if (state.kernels_with_all_shared_memory.count(kernel) != 0) return;
+  int bytes = 0;
+  check_cuda(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, current_ordinal), name);
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), name);
+  state.kernels_with_all_shared_memory.insert(kernel);
+}
+
 void check_cuda(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
   const std::string text = cudaGetErrorString(status);

@@ -5,6 +5,7 @@
 #include <mutex>
 #include <shared_mutex>
 #include <string>
+#include <unordered_set>
 #include <vector>
 
 #include "backend/backend.h"
@@ -23,6 +24,8 @@ struct Gpu {
   std::atomic<bool> lost{false};
   std::mutex reason_mutex;
   std::string reason;  // of the loss
+  std::mutex kernels_mutex;
+  std::unordered_set<const void*> kernels_with_all_shared_memory;  // since the last reset
 };
 Gpu& gpu(int ordinal);
 

@@ -21,34 +21,28 @@ struct LaunchShape {
 // device, with `what` in front. Clears the runtime's last error.
 void check_cuda(cudaError_t status, const char* what);
 
-#if !defined(DIFFQKV_EMULATION)
+// Dynamic shared memory that any kernel may have.
+constexpr size_t kSharedBytesWithoutAttribute = 48 * 1024;
+
+// Allows the kernel all shared memory that the calling thread's GPU has for a block. Only the first call for a kernel
+// and GPU reaches the driver. The limit is the kernel's, whoever launches it: a limit for one launch could be too low
+// for another thread's launch of the same kernel.
+void allow_all_shared_memory(const void* kernel, const char* name);
 
 template <typename... Parameters, typename... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t stream,
             const Arguments&... arguments) {
-  if (shape.shared_bytes > 48 * 1024) {
-    check_cuda(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes)),
-        name);
-  }
+  if (shape.shared_bytes > kSharedBytesWithoutAttribute)
+    allow_all_shared_memory(reinterpret_cast<const void*>(kernel), name);
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(shape.grid[0], shape.grid[1], shape.grid[2]);
-  config.blockDim = dim3(shape.threads);
+  config.gridDim = dim3{shape.grid[0], shape.grid[1], shape.grid[2]};
+  config.blockDim = dim3{shape.threads};
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = stream;
+#if defined(DIFFQKV_EMULATION)
+  config.kernel_name = name;
+#endif
   check_cuda(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), name);
 }
-
-#else
-
-template <typename... Parameters, typename... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t stream,
-            const Arguments&... arguments) {
-  check_cuda(enqueue_kernel(stream, name, {shape.grid[0], shape.grid[1], shape.grid[2]}, shape.threads,
-                            shape.shared_bytes, [=] { kernel(Parameters(arguments)...); }),
-             name);
-}
-
-#endif
 
 }  // namespace diffqkv::DIFFQKV_DEVICE_NS

@@ -6,6 +6,8 @@
 // - fresh memory is all 0xff bytes, which is NaN in every float type;
 // - blocking copies wait for the default stream and not for streams made with cudaStreamNonBlocking.
 //
+// A launch with more dynamic shared memory than 48 KiB, or than cudaFuncSetAttribute has allowed the kernel, fails.
+//
 // A kernel that faults leaves a sticky cudaErrorLaunchFailure whose text names kernel, block and thread; cudaDeviceReset
 // takes it away, with all memory.
 //
@@ -13,10 +15,14 @@
 // launch of the process fails), DIFFQKV_EMULATED_SEED (of the order in which threads run; default 0, one after another).
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
+#include <memory>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+#include "emulation/engine.h"
 
 #define CUDART_VERSION 13000
 
@@ -51,6 +57,7 @@ enum cudaDeviceAttr {
   cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
   cudaDevAttrMemoryPoolsSupported = 115,
 };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold = 4 };
 
 constexpr unsigned cudaStreamDefault = 0, cudaStreamNonBlocking = 1;
@@ -140,8 +147,38 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event);
 cudaError_t cudaEventQuery(cudaEvent_t event);
 cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t start, cudaEvent_t stop);
 
-// What stands for <<<...>>>: cudaErrorInvalidConfiguration where no GPU could run it.
-cudaError_t enqueue_kernel(cudaStream_t stream, const char* name, const std::array<unsigned, 3>& grid, unsigned threads,
-                           size_t shared_bytes, std::function<void()> body);
+cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribute, int value);
+
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+};
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes = 0;
+  cudaStream_t stream = nullptr;
+  const char* kernel_name = "a kernel";  // CUDA has no such member
+};
+
+cudaError_t enqueue_kernel(cudaStream_t stream, KernelLaunch launch);
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments&&... arguments) {
+  static_assert((std::is_trivially_copyable_v<Parameters> && ...), "a launch copies the bytes of its parameters");
+  KernelLaunch launch;
+  launch.name = config->kernel_name;
+  launch.function = reinterpret_cast<const void*>(kernel);
+  launch.grid = {config->gridDim.x, config->gridDim.y, config->gridDim.z};
+  launch.threads = config->blockDim.x * config->blockDim.y * config->blockDim.z;
+  launch.shared_bytes = config->dynamicSmemBytes;
+  const auto values = std::make_shared<const std::tuple<Parameters...>>(std::forward<Arguments>(arguments)...);
+  std::apply(
+      [&](const Parameters&... value) {
+        launch.parameters = {KernelParameter{&value, sizeof(Parameters), alignof(Parameters)}...};
+      },
+      *values);
+  launch.body = [kernel, values] { std::apply(kernel, *values); };
+  return enqueue_kernel(config->stream, std::move(launch));
+}
 
 }  // namespace diffqkv::emulated

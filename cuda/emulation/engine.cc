@@ -30,6 +30,11 @@ Settings& settings() {
   return settings;
 }
 
+Executor& executor() {
+  static Executor executor;
+  return executor;
+}
+
 std::string run_grid(const Grid& grid, const std::function<void()>& body) {
   const Settings& s = settings();
   const int64_t blocks = int64_t{1} * grid.grid[0] * grid.grid[1] * grid.grid[2];

@@ -9,11 +9,13 @@
 //   allocated, or not aligned, is a fault that names kernel, block, thread and line.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <map>
 #include <string>
+#include <vector>
 
 namespace diffqkv::emulated {
 
@@ -83,5 +85,24 @@ struct Grid {
 };
 // Empty, or what went wrong.
 std::string run_grid(const Grid& grid, const std::function<void()>& body);
+
+struct KernelParameter {
+  const void* data;
+  size_t size, alignment;
+};
+// A launch as the emulated runtime hands it to what runs kernels.
+struct KernelLaunch {
+  const char* name;      // a string literal
+  const void* function;  // the kernel's address
+  std::array<unsigned, 3> grid;
+  unsigned threads;
+  size_t shared_bytes;
+  std::vector<KernelParameter> parameters;  // in order; `body` owns the values
+  std::function<void()> body;               // calls the kernel, as one thread of it
+};
+// Runs the kernels that streams come to. Returns nothing, or what went wrong. If empty, run_grid runs them. To be replaced
+// only while no stream runs.
+using Executor = std::function<std::string(const KernelLaunch&)>;
+Executor& executor();
 
 }  // namespace diffqkv::emulated

@@ -12,6 +12,8 @@ namespace diffqkv::emulated {
 
 namespace {
 
+constexpr size_t kMaxSharedBytes = 99 * 1024;  // of a block, the least that a supported GPU has
+
 thread_local cudaError_t last_error = cudaSuccess;
 
 uint64_t from_environment(const char* name, uint64_t otherwise) {
@@ -147,8 +149,8 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   *properties = {};
   std::strcpy(properties->name, "emulated GPU");
   properties->totalGlobalMem = memory_limit();
-  // The least that the kernels run on, and few multiprocessors: splits stay few.
-  properties->sharedMemPerBlockOptin = 99 * 1024;
+  // Few multiprocessors: splits stay few.
+  properties->sharedMemPerBlockOptin = kMaxSharedBytes;
   properties->major = 8;
   properties->minor = 6;
   properties->multiProcessorCount = 16;
@@ -188,6 +190,7 @@ cudaError_t cudaDeviceReset() {
   }
   d.memory.clear();
   d.used = 0;
+  d.max_dynamic_shared.clear();
   d.sticky = cudaSuccess;
   d.sticky_text.clear();
   last_error = cudaSuccess;
@@ -346,25 +349,55 @@ cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t start, cudaEvent_t stop)
 
 // ---- Kernels.
 
-cudaError_t enqueue_kernel(cudaStream_t stream, const char* name, const std::array<unsigned, 3>& grid, unsigned threads,
-                           size_t shared_bytes, std::function<void()> body) {
-  constexpr size_t kMaxShared = 99 * 1024;  // what cudaGetDeviceProperties says, and the least that a served GPU has
-  if (threads < 1 || threads > 1024 || threads % 32 != 0 || shared_bytes > kMaxShared || grid[0] < 1 ||
-      grid[0] > 0x7fffffffu || grid[1] < 1 || grid[1] > 65535 || grid[2] < 1 || grid[2] > 65535)
+cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribute, int value) {
+  if (const cudaError_t fault = injected("cudaFuncSetAttribute")) return answer(fault);
+  Device& d = device();
+  std::lock_guard lock(d.mutex);
+  if (d.sticky != cudaSuccess) return answer(d.sticky);
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 ||
+      static_cast<size_t>(value) > kMaxSharedBytes)
+    return answer(cudaErrorInvalidValue);
+  d.max_dynamic_shared[function] = static_cast<size_t>(value);
+  return cudaSuccess;
+}
+
+namespace {
+
+// How much dynamic shared memory a launch of the kernel may have.
+size_t max_dynamic_shared(const void* function) {
+  std::lock_guard lock(device().mutex);
+  const auto found = device().max_dynamic_shared.find(function);
+  return found != device().max_dynamic_shared.end() ? found->second : 48 * 1024;
+}
+
+std::string run_kernel(const KernelLaunch& launch) {
+  if (executor()) return executor()(launch);
+  const auto& [x, y, z] = launch.grid;
+  return run_grid({launch.name, {x, y, z}, launch.threads, launch.shared_bytes}, launch.body);
+}
+
+}  // namespace
+
+cudaError_t enqueue_kernel(cudaStream_t stream, KernelLaunch launch) {
+  const auto& [x, y, z] = launch.grid;
+  if (launch.threads < 1 || launch.threads > 1024 || launch.threads % 32 != 0 || x < 1 || x > 0x7fffffffu || y < 1 ||
+      y > 65535 || z < 1 || z > 65535)
     return answer(cudaErrorInvalidConfiguration);
+  if (launch.shared_bytes > max_dynamic_shared(launch.function)) return answer(cudaErrorInvalidValue);
   if (const cudaError_t fault = injected("cudaLaunchKernelEx")) return answer(fault);
-  return enqueue(stream, [=, kernel = std::string(name), body = std::move(body)] {
+  return enqueue(stream, [launch = std::move(launch)] {
     if (sticky() != cudaSuccess || injected("kernel") != cudaSuccess) return;
-    uint64_t launch;
+    uint64_t number;
     {
       std::lock_guard lock(device().mutex);
-      launch = ++device().launches;
+      number = ++device().launches;
     }
-    if (launch == failing_launch()) {
-      set_sticky(kernel + ": launch " + std::to_string(launch) + " fails, as DIFFQKV_EMULATED_FAIL_LAUNCH has it");
+    if (number == failing_launch()) {
+      set_sticky(std::string(launch.name) + ": launch " + std::to_string(number) +
+                 " fails, as DIFFQKV_EMULATED_FAIL_LAUNCH has it");
       return;
     }
-    const std::string problem = run_grid({kernel.c_str(), {grid[0], grid[1], grid[2]}, threads, shared_bytes}, body);
+    const std::string problem = run_kernel(launch);
     if (!problem.empty()) set_sticky(problem);
   });
 }

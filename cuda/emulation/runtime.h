@@ -48,6 +48,7 @@ struct Device {
   Stream default_stream;
   std::set<Stream*> streams{&default_stream};
   MemoryPool pool;
+  std::map<const void*, size_t> max_dynamic_shared;  // of kernels, by cudaFuncSetAttribute
   uint64_t launches = 0;
   EmulatedFault fault;
   uint64_t fault_calls = 0;  // of the fault's call since it was set
