@@ -188,11 +188,12 @@ void add_mixed_integers(Forms* forms) {
   add(forms, {"mad.wide.u32"}, [](uint32_t x, uint32_t y, uint64_t z) { return uint64_t{x} * y + z; });
   add(forms, {"mul.hi.s32"}, [](int32_t x, int32_t y) { return static_cast<int32_t>(int64_t{x} * y >> 32); });
   add(forms, {"mul.hi.u32"}, [](uint32_t x, uint32_t y) { return static_cast<uint32_t>(uint64_t{x} * y >> 32); });
-  add(forms, {"mul.hi.u64"}, [](uint64_t x, uint64_t y) {
-    return static_cast<uint64_t>(static_cast<unsigned __int128>(x) * y >> 64);
-  });
-  add(forms, {"bfi.b32"}, [](uint32_t from, uint32_t to, uint32_t at, uint32_t n) { return insert_bits(from, to, at, n); });
-  add(forms, {"bfi.b64"}, [](uint64_t from, uint64_t to, uint32_t at, uint32_t n) { return insert_bits(from, to, at, n); });
+  add(forms, {"mul.hi.u64"},
+      [](uint64_t x, uint64_t y) { return static_cast<uint64_t>(static_cast<unsigned __int128>(x) * y >> 64); });
+  add(forms, {"bfi.b32"},
+      [](uint32_t from, uint32_t to, uint32_t at, uint32_t n) { return insert_bits(from, to, at, n); });
+  add(forms, {"bfi.b64"},
+      [](uint64_t from, uint64_t to, uint32_t at, uint32_t n) { return insert_bits(from, to, at, n); });
   add(forms, {"prmt.b32"}, [](uint32_t a, uint32_t b, uint32_t selector) { return permute_bytes(a, b, selector); });
   add(forms, {"lop3.b32"}, [](uint32_t a, uint32_t b, uint32_t c, uint32_t t) { return logic3(a, b, c, t); });
   // The upper word of hi:lo shifted left, and the lower word of it shifted right, by at most 32 or modulo 32.
@@ -288,14 +289,20 @@ void add_floats(Forms* forms, const std::string& type) {
 
 void add_float_functions(Forms* forms) {
   add(forms, {"fma.rm.f32"}, [](float x, float y, float z) { return fma_down(x, y, z); });
-  add(forms, {"ex2.approx.ftz.f32"}, [](float x) { return flushed(static_cast<float>(std::exp2(static_cast<double>(flushed(x))))); });
+  add(forms, {"ex2.approx.ftz.f32"},
+      [](float x) { return flushed(static_cast<float>(std::exp2(static_cast<double>(flushed(x))))); });
   add(forms, {"ex2.approx.f32"}, [](float x) { return static_cast<float>(std::exp2(static_cast<double>(x))); });
-  add(forms, {"lg2.approx.ftz.f32"}, [](float x) { return canonical(static_cast<float>(std::log2(static_cast<double>(flushed(x))))); });
-  add(forms, {"lg2.approx.f32"}, [](float x) { return canonical(static_cast<float>(std::log2(static_cast<double>(x)))); });
-  add(forms, {"rcp.approx.ftz.f32"}, [](float x) { return flushed(canonical(static_cast<float>(1 / static_cast<double>(flushed(x))))); });
+  add(forms, {"lg2.approx.ftz.f32"},
+      [](float x) { return canonical(static_cast<float>(std::log2(static_cast<double>(flushed(x))))); });
+  add(forms, {"lg2.approx.f32"},
+      [](float x) { return canonical(static_cast<float>(std::log2(static_cast<double>(x)))); });
+  add(forms, {"rcp.approx.ftz.f32"},
+      [](float x) { return flushed(canonical(static_cast<float>(1 / static_cast<double>(flushed(x))))); });
   add(forms, {"rcp.approx.f32"}, [](float x) { return canonical(static_cast<float>(1 / static_cast<double>(x))); });
-  add(forms, {"rsqrt.approx.ftz.f32"}, [](float x) { return flushed(canonical(static_cast<float>(1 / std::sqrt(static_cast<double>(flushed(x)))))); });
-  add(forms, {"rsqrt.approx.f32"}, [](float x) { return canonical(static_cast<float>(1 / std::sqrt(static_cast<double>(x)))); });
+  add(forms, {"rsqrt.approx.ftz.f32"},
+      [](float x) { return flushed(canonical(static_cast<float>(1 / std::sqrt(static_cast<double>(flushed(x)))))); });
+  add(forms, {"rsqrt.approx.f32"},
+      [](float x) { return canonical(static_cast<float>(1 / std::sqrt(static_cast<double>(x)))); });
   // About 20 bits of the result are right, and its lower word is 0.
   add(forms, {"rcp.approx.ftz.f64"}, [](double x) {
     const double y = canonical(1 / x);
@@ -317,8 +324,10 @@ void add_float_functions(Forms* forms) {
   add(forms, {"cvt.rn.f16.f32"}, [](float x) { return round_to_f16(x); });
   add(forms, {"cvt.rn.bf16.f32"}, [](float x) { return round_to_bf16(x); });
   // The first source is the upper half.
-  add(forms, {"cvt.rn.f16x2.f32"}, [](float x, float y) { return static_cast<uint32_t>(round_to_f16(x)) << 16 | round_to_f16(y); });
-  add(forms, {"cvt.rn.bf16x2.f32"}, [](float x, float y) { return static_cast<uint32_t>(round_to_bf16(x)) << 16 | round_to_bf16(y); });
+  add(forms, {"cvt.rn.f16x2.f32"},
+      [](float x, float y) { return static_cast<uint32_t>(round_to_f16(x)) << 16 | round_to_f16(y); });
+  add(forms, {"cvt.rn.bf16x2.f32"},
+      [](float x, float y) { return static_cast<uint32_t>(round_to_bf16(x)) << 16 | round_to_bf16(y); });
   add(forms, {"fma.rn.f16x2"}, [](uint32_t x, uint32_t y, uint32_t z) { return fma_f16x2(x, y, z); });
   add(forms, {"fma.rn.bf16x2"}, [](uint32_t x, uint32_t y, uint32_t z) { return fma_bf16x2(x, y, z); });
 

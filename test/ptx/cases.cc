@@ -161,8 +161,9 @@ void add_others(std::vector<Case>* cases) {
   for (const DType dtype : {kF32, kF16, kBf16}) {
     cases->push_back({"silu_mul, " + name_of(dtype) + ", not aligned", [=] { return shifted_silu_mul(dtype, 300); }});
     for (const DType out : {kF32, kF16, kBf16}) {
-      cases->push_back({"embed, " + name_of(dtype) + " to " + name_of(out) + ", rows not aligned",
-                        [=] { return embed_call({dtype, out, 3, 33}); }});
+      cases->push_back({"embed, " + name_of(dtype) + " to " + name_of(out) + ", rows not aligned", [=] {
+                          return embed_call({dtype, out, 3, 33});
+                        }});
     }
   }
   cases->push_back({"kv_append, rows not aligned", [] { return kv_append_call({kF16, kBf16, kF32, {10, 9}, true}); }});

@@ -42,9 +42,9 @@ class Clocks {
 
 // An access to a word.
 struct Stamp {
-  uint32_t clock = 0;   // of its warp; 0: none
+  uint32_t clock = 0;  // of its warp; 0: none
   uint16_t thread = 0;
-  uint8_t bytes = 0;    // of the word, a bit each
+  uint8_t bytes = 0;  // of the word, a bit each
   bool atomic = false;
 };
 
@@ -86,7 +86,8 @@ class SharedMemory {
     return for_words(offset, bytes, used, [&](size_t word, uint8_t mask) -> std::string {
       const Stamp& writer = writers_[word];
       if (races(clocks, warp, thread, writer, mask)) return told("written", writer);
-      const Stamp stamp = {clocks.now(warp), static_cast<uint16_t>(thread < 0 ? kWholeWarp + warp : thread), mask, false};
+      const Stamp stamp = {clocks.now(warp), static_cast<uint16_t>(thread < 0 ? kWholeWarp + warp : thread), mask,
+                           false};
       Readers& readers = readers_[word];
       // Of two readers that are not ordered both are kept; of three, two.
       Stamp& first = readers.stamps[0];

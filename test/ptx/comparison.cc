@@ -68,7 +68,8 @@ std::string bit_difference(DType dtype, const std::vector<uint8_t>& actual, cons
       std::memcpy(&e, &expected[i], 4);
     }
     if (!(a != a && e != e))
-      return "byte " + std::to_string(i) + " is " + std::to_string(actual[i]) + ", expected " + std::to_string(expected[i]);
+      return "byte " + std::to_string(i) + " is " + std::to_string(actual[i]) + ", expected " +
+             std::to_string(expected[i]);
   }
   return "";
 }

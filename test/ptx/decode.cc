@@ -20,13 +20,15 @@ struct Register {
 struct Token {
   enum Kind { reg, immediate, symbol, address, sink } kind = sink;
   Register reg_ = {};
-  bool has_base = false;   // address: whether reg_ is its base
-  int64_t offset = 0;      // address
-  std::string_view text;   // immediate, symbol
+  bool has_base = false;  // address: whether reg_ is its base
+  int64_t offset = 0;     // address
+  std::string_view text;  // immediate, symbol
 };
 
 bool starts(std::string_view text, std::string_view with) { return text.substr(0, with.size()) == with; }
-bool is_name(char c) { return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '$' || c == '%' || c == '.'; }
+bool is_name(char c) {
+  return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '$' || c == '%' || c == '.';
+}
 
 class Decoder {
  public:
@@ -174,10 +176,10 @@ class Decoder {
       if (found != scopes_[i].end()) return found->second;
     }
     static const std::map<std::string_view, Special> specials = {
-        {"%tid.x", Special::tid_x},         {"%tid.y", Special::tid_y},         {"%tid.z", Special::tid_z},
-        {"%ntid.x", Special::ntid_x},       {"%ntid.y", Special::ntid_y},       {"%ntid.z", Special::ntid_z},
-        {"%ctaid.x", Special::ctaid_x},     {"%ctaid.y", Special::ctaid_y},     {"%ctaid.z", Special::ctaid_z},
-        {"%nctaid.x", Special::nctaid_x},   {"%nctaid.y", Special::nctaid_y},   {"%nctaid.z", Special::nctaid_z},
+        {"%tid.x", Special::tid_x},       {"%tid.y", Special::tid_y},       {"%tid.z", Special::tid_z},
+        {"%ntid.x", Special::ntid_x},     {"%ntid.y", Special::ntid_y},     {"%ntid.z", Special::ntid_z},
+        {"%ctaid.x", Special::ctaid_x},   {"%ctaid.y", Special::ctaid_y},   {"%ctaid.z", Special::ctaid_z},
+        {"%nctaid.x", Special::nctaid_x}, {"%nctaid.y", Special::nctaid_y}, {"%nctaid.z", Special::nctaid_z},
         {"%laneid", Special::laneid}};
     const auto special = specials.find(name);
     if (special == specials.end()) return std::nullopt;
@@ -258,8 +260,10 @@ class Decoder {
 
   uint64_t value_of(const Token& t, char letter) const {
     if (t.kind == Token::symbol) return *symbol(t.text);
-    const bool is_float = starts(t.text, "0f") || starts(t.text, "0F"), is_double = starts(t.text, "0d") || starts(t.text, "0D");
-    if ((is_float && letter != 'w') || (is_double && letter != 'd')) fail("a number of another type: " + std::string(t.text));
+    const bool is_float = starts(t.text, "0f") || starts(t.text, "0F"),
+               is_double = starts(t.text, "0d") || starts(t.text, "0D");
+    if ((is_float && letter != 'w') || (is_double && letter != 'd'))
+      fail("a number of another type: " + std::string(t.text));
     const uint64_t value = is_float || is_double ? std::stoull(std::string(t.text.substr(2)), nullptr, 16)
                                                  : static_cast<uint64_t>(integer(t.text));
     return letter == 'h' ? value & 0xffff : letter == 'w' ? value & 0xffffffff : value;
@@ -294,7 +298,8 @@ class Decoder {
     fail("a source of the wrong type");
   }
   uint32_t destination(const Token& t, char letter) {
-    if (t.kind == Token::sink) return new_register(letter == 'p' ? Class::predicate : letter == 'd' ? Class::bits64 : Class::bits32).at;
+    if (t.kind == Token::sink)
+      return new_register(letter == 'p' ? Class::predicate : letter == 'd' ? Class::bits64 : Class::bits32).at;
     if (t.kind != Token::reg || !fits(t.reg_.type, letter)) fail("a destination of the wrong type");
     return t.reg_.at;
   }
@@ -336,7 +341,8 @@ class Decoder {
     }
     const bool is_move = starts(name, "mov.b");
     if (is_move && starts(text, "{")) return unpack(name, text);
-    if (is_move && text.find('{') != std::string_view::npos) return arithmetic(in, name, *arithmetic_form("pack." + std::string(name.substr(4))), text);
+    if (is_move && text.find('{') != std::string_view::npos)
+      return arithmetic(in, name, *arithmetic_form("pack." + std::string(name.substr(4))), text);
     if (const Form* form = arithmetic_form(name)) return arithmetic(in, name, *form, text);
     if (const Form* form = warp_form(name)) return collective(in, *form, text);
     const MemoryInstruction memory = memory_instruction(name);
@@ -391,10 +397,15 @@ class Decoder {
       return emit(in, {source(all[0], 'w'), all.size() == 2 ? source(all[1], 'w') : constant(0, false)});
     }
     const std::string_view letters = form.operands;
-    if (starts(letters, "wpw") && all.size() + 1 == letters.size()) all.insert(all.begin() + 1, Token{});  // shfl without |p
+    if (starts(letters, "wpw") && all.size() + 1 == letters.size())
+      all.insert(all.begin() + 1, Token{});  // shfl without |p
     if (all.size() != letters.size()) fail("another number of operands");
     // The number of destinations: all elements of the first vector, or one, or a pair.
-    const size_t destinations = letters == "wwwwwwwwwwwwww" ? 4 : letters.back() == 'a' ? letters.size() - 1 : starts(letters, "wpw") ? 2 : letters.empty() || letters == "m" ? 0 : 1;
+    const size_t destinations = letters == "wwwwwwwwwwwwww"         ? 4
+                                : letters.back() == 'a'             ? letters.size() - 1
+                                : starts(letters, "wpw")            ? 2
+                                : letters.empty() || letters == "m" ? 0
+                                                                    : 1;
     std::vector<uint32_t> operands;
     if (form.flow == Flow::collective) operands.push_back(constant(kAllLanes, false));
     for (size_t i = 0; i < all.size(); ++i) {

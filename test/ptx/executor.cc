@@ -25,9 +25,9 @@ std::vector<unsigned char> lay_out(const Entry& entry, const emulated::KernelLau
     const Parameter& parameter = entry.parameters[i];
     const emulated::KernelParameter& value = launch.parameters[i];
     if (value.size != parameter.bytes || value.alignment != parameter.alignment) {
-      throw Fault("parameter " + std::to_string(i) + " has " + std::to_string(parameter.bytes) +
-                  " bytes aligned to " + std::to_string(parameter.alignment) + " in the PTX, and " +
-                  std::to_string(value.size) + " aligned to " + std::to_string(value.alignment) + " in C++");
+      throw Fault("parameter " + std::to_string(i) + " has " + std::to_string(parameter.bytes) + " bytes aligned to " +
+                  std::to_string(parameter.alignment) + " in the PTX, and " + std::to_string(value.size) +
+                  " aligned to " + std::to_string(value.alignment) + " in C++");
     }
     bytes.resize(parameter.offset + parameter.bytes);
     std::memcpy(&bytes[parameter.offset], value.data, value.size);
@@ -51,7 +51,8 @@ std::string short_name(const Entry& entry) {
   return name;
 }
 
-Device::Device(std::string architecture, const std::vector<std::string>& files) : architecture_(std::move(architecture)) {
+Device::Device(std::string architecture, const std::vector<std::string>& files)
+    : architecture_(std::move(architecture)) {
   for (const std::string& file : files) {
     modules_.push_back(read_module(file));
     if (modules_.back()->target != architecture_)
@@ -106,10 +107,10 @@ std::string Device::run(const emulated::KernelLaunch& launch, uint64_t seed) {
     }
     GlobalMemory global(launch.threads);
     for (const uint32_t block : order) {
-      block_.run(grid, global,
-                 {block % launch.grid[0], block / launch.grid[0] % launch.grid[1],
-                  block / launch.grid[0] / launch.grid[1]},
-                 block);
+      block_.run(
+          grid, global,
+          {block % launch.grid[0], block / launch.grid[0] % launch.grid[1], block / launch.grid[0] / launch.grid[1]},
+          block);
     }
   } catch (const Fault& fault) {
     return short_name(*entry) + ", " + architecture_ + ": " + fault.what();

@@ -50,8 +50,8 @@ bool GlobalMemory::has_acquired(int thread) const {
 std::string GlobalMemory::conflict(uint32_t index, int thread, bool is_write) const {
   const Event& event = events_[index];
   const auto told = [&](const char* lack) {
-    return std::string(is_write ? "writes" : "reads") + " a byte that thread " + std::to_string(event.thread) + " of block " +
-           std::to_string(event.block) + " has written, " + lack;
+    return std::string(is_write ? "writes" : "reads") + " a byte that thread " + std::to_string(event.thread) +
+           " of block " + std::to_string(event.block) + " has written, " + lack;
   };
   if (event.block == block_) return is_ordered(event, thread) ? "" : told("with no barrier between");
   if (!is_released(index)) return told("with no fence after it");

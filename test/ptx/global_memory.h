@@ -33,8 +33,8 @@ class GlobalMemory {
   };
   // What is known of an allocation that is written, or read by ld.global.nc.
   struct Tracked {
-    std::vector<uint32_t> writers;    // of each byte: an index of events_, or 0
-    std::vector<uint8_t> read_only;   // whether ld.global.nc has read it
+    std::vector<uint32_t> writers;   // of each byte: an index of events_, or 0
+    std::vector<uint8_t> read_only;  // whether ld.global.nc has read it
   };
   struct Releases {
     std::vector<uint32_t> clocks;  // of each warp: what it wrote before is released

@@ -10,8 +10,8 @@ namespace diffqkv::ptx {
 
 namespace {
 
-// More than any launch here takes: a block that gets there does not end.
-constexpr uint64_t kMostSteps = uint64_t{1} << 32;
+// Of a block, in instructions of its warps; more than any block here takes.
+constexpr uint64_t kMostSteps = uint64_t{1} << 27;
 
 std::string hexadecimal(uint64_t value) {
   char text[24];
@@ -52,8 +52,9 @@ std::string Block::deadlock() const {
     if (waiting == 0 || shown++ >= 4) continue;
     const int lane = std::countr_zero(waiting);
     const int line = program_->code[warp.pc[static_cast<size_t>(lane)]].line;
-    text += " " + std::to_string(std::popcount(waiting)) + " threads of warp " + std::to_string(warp.index) +
-            " wait at PTX line " + std::to_string(line) + " (" + line_of(*grid_->entry->module, line) + ");";
+    text += std::string(" ") + std::to_string(std::popcount(waiting)) + " threads of warp " +
+            std::to_string(warp.index) + " wait at PTX line " + std::to_string(line) + " (" +
+            line_of(*grid_->entry->module, line) + ");";
   }
   return text + " " + std::to_string(ended) + " threads have ended";
 }
@@ -199,8 +200,8 @@ void Block::begin_copy(Warp& warp, int lane, uint64_t shared, uint64_t global, u
   const int thread = warp.first_thread() + lane;
   const uint32_t offset = shared_offset(warp, lane, shared, bytes, "copies to");
   if (global % bytes != 0)
-    fail(warp, lane, "cp.async of " + std::to_string(bytes) + " bytes from " + hexadecimal(global) +
-                         ", which is not aligned");
+    fail(warp, lane,
+         "cp.async of " + std::to_string(bytes) + " bytes from " + hexadecimal(global) + ", which is not aligned");
   if (valid_bytes > 0) {
     const std::string wrong = global_->read(thread, global, valid_bytes, false);
     if (!wrong.empty()) fail(warp, lane, "cp.async reads global memory: " + wrong);
@@ -290,8 +291,18 @@ void Block::reset(const std::array<unsigned, 3>& index) {
     for (const SpecialRow& special : program_->specials) {
       for (int lane = 0; lane < kLanes; ++lane) {
         const unsigned thread = static_cast<unsigned>(i * kLanes + lane);
-        const unsigned values[] = {thread,    0,         0,         grid_->threads, 1, 1, index[0], index[1],
-                                   index[2],  grid_->size[0], grid_->size[1], grid_->size[2],
+        const unsigned values[] = {thread,
+                                   0,
+                                   0,
+                                   grid_->threads,
+                                   1,
+                                   1,
+                                   index[0],
+                                   index[1],
+                                   index[2],
+                                   grid_->size[0],
+                                   grid_->size[1],
+                                   grid_->size[2],
                                    static_cast<unsigned>(lane)};
         warp.rows[special.row + static_cast<uint32_t>(lane)] = values[static_cast<size_t>(special.special)];
       }
@@ -376,9 +387,9 @@ void Block::run_lanes(Warp& warp, uint32_t group) {
   const auto leave = [&](uint32_t which, uint32_t at) {
     for (uint32_t left = which; left; left &= left - 1) warp.pc[static_cast<size_t>(std::countr_zero(left))] = at;
   };
-  uint64_t steps = 0;
   for (;;) {
-    if (pc >= next || ++steps > kMostSteps) break;
+    if (pc >= next) break;
+    if (++steps_ > kMostSteps) fail(warp, std::countr_zero(lanes), "the block does not end");
     const Instruction& in = code[pc];
     running_pc_ = pc;
     uint32_t active = lanes;
@@ -435,7 +446,6 @@ void Block::run_lanes(Warp& warp, uint32_t group) {
     }
     break;
   }
-  if (steps > kMostSteps) fail(warp, std::countr_zero(lanes), "the block does not end");
   leave(lanes, pc);
 }
 
@@ -525,6 +535,7 @@ void Block::run(const Grid& grid, GlobalMemory& global, const std::array<unsigne
   global_ = &global;
   linear_index_ = linear_index;
   running_ = 0;
+  steps_ = 0;
   reset(index);
   int warp;
   uint32_t lanes;

@@ -136,6 +136,7 @@ class Block {
   int running_ = 0;  // warp
   uint32_t running_pc_ = 0;
   uint64_t instructions_ = 0;
+  uint64_t steps_ = 0;  // of this block
 };
 
 }  // namespace diffqkv::ptx

@@ -2,7 +2,8 @@
 // PTX, and compares. Prints JSON: failures, and for each architecture how many kernels there are and were run.
 //   --ptx FOLDER             has FILE.cu.ARCHITECTURE[.*].ptx
 //   --architectures A,B      (default: sm_80,sm_90a)
-//   --seeds N                orders of threads: 0, in which lanes run together, to N - 1 (default: 1)
+//   --seeds N                orders of threads for each architecture (default: 1): 0, in which lanes run together, to
+//                            N - 1, and for the next architecture the next N
 //   --jobs N                 processes (default: 2)
 //   --checks                 runs the checks of the interpreter instead, and prints [{"name", "wrong": null or text}, ...]
 //   --only TEXT              the calls whose name contains it; then kernels that no call reaches are no failure
@@ -33,9 +34,7 @@ struct Options {
   int seeds = 1, jobs = 2;
 };
 
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 std::vector<std::string> files_of(const std::string& folder, const std::string& architecture) {
   std::vector<std::string> files;
@@ -65,7 +64,7 @@ std::string run_call(emulated::Call& call, const Shape& shape) {
 
 // Runs a case: as C++, and from PTX in all orders. Returns whether all is well. Reports failures, and the kernels that
 // have run and were found right.
-bool run_case(const Case& c, Device* device, int seeds, std::FILE* report) {
+bool run_case(const Case& c, Device* device, int first_seed, int seeds, std::FILE* report) {
   const double started = now();
   const auto fail = [&](const std::string& where, const std::string& wrong) {
     std::fprintf(report, "failure\t%s, %s: %s\n", c.name.c_str(), where.c_str(), wrong.c_str());
@@ -82,7 +81,7 @@ bool run_case(const Case& c, Device* device, int seeds, std::FILE* report) {
   const double compared = now();
   device->executed().clear();
   const uint64_t before = device->instructions();
-  for (int seed = 0; seed < seeds; ++seed) {
+  for (int seed = first_seed; seed < first_seed + seeds; ++seed) {
     emulated::executor() = [&](const emulated::KernelLaunch& launch) {
       return device->run(launch, static_cast<uint64_t>(seed));
     };
@@ -94,7 +93,8 @@ bool run_case(const Case& c, Device* device, int seeds, std::FILE* report) {
   const char* const architecture = device->architecture().c_str();
   std::fprintf(report, "instructions\t%s\t%llu\n", architecture,
                static_cast<unsigned long long>(device->instructions() - before));
-  for (const Entry* entry : device->executed()) std::fprintf(report, "kernel\t%s\t%s\n", architecture, entry->name.c_str());
+  for (const Entry* entry : device->executed())
+    std::fprintf(report, "kernel\t%s\t%s\n", architecture, entry->name.c_str());
   std::fprintf(report, "time\t%6.3f as C++, %6.3f from PTX\t%s, %s\n", compared - started, now() - compared,
                c.name.c_str(), architecture);
   return true;
@@ -140,7 +140,9 @@ int run(const Options& options) {
     bool ok = true;
     for (size_t i = shared->next++; ok && i < num_works; i = ok ? shared->next++ : 0) {
       std::fprintf(report, "begin\t%zu\n", i);
-      ok = run_case(cases[i / devices.size()], devices[i % devices.size()].get(), options.seeds, report);
+      const size_t d = i % devices.size();
+      ok = run_case(cases[i / devices.size()], devices[d].get(), static_cast<int>(d) * options.seeds, options.seeds,
+                    report);
       std::fprintf(report, "end\t%zu\n", i);
     }
     _exit(0);
@@ -204,7 +206,9 @@ int run(const Options& options) {
 int run_checks() {
   bool failed = false;
   const char* separator = "[";
-  for (const check::Check& check : interpreter_checks()) {
+  std::vector<check::Check> checks = instruction_checks();
+  for (const auto& more : {warp_checks(), fault_checks()}) checks.insert(checks.end(), more.begin(), more.end());
+  for (const check::Check& check : checks) {
     std::string wrong;
     try {
       wrong = check.run();

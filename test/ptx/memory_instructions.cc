@@ -30,8 +30,8 @@ void load(Warp& warp, const Instruction& in, const uint32_t* o, uint32_t lanes) 
   const uint32_t bytes = uint32_t{form.bytes} * form.count;
   for (uint32_t left = lanes; left; left &= left - 1) {
     const int lane = std::countr_zero(left);
-    const unsigned char* const from =
-        warp.block->read(warp, lane, form.space, address_of(warp, in, form, o[0], lane), bytes, form.read_only, form.used);
+    const unsigned char* const from = warp.block->read(warp, lane, form.space, address_of(warp, in, form, o[0], lane),
+                                                       bytes, form.read_only, form.used);
     for (uint32_t i = 0; i < form.count; ++i) {
       uint64_t value = 0;
       std::memcpy(&value, from + i * form.bytes, form.bytes);
@@ -57,8 +57,7 @@ void store(Warp& warp, const Instruction& in, const uint32_t* o, uint32_t lanes)
     unsigned char values[16];
     for (uint32_t i = 0; i < form.count; ++i) {
       const uint32_t* const row = warp.rows + o[1 + i];
-      const uint64_t value =
-          form.register_bytes[i] == 8 ? reinterpret_cast<const uint64_t*>(row)[lane] : row[lane];
+      const uint64_t value = form.register_bytes[i] == 8 ? reinterpret_cast<const uint64_t*>(row)[lane] : row[lane];
       std::memcpy(values + i * form.bytes, &value, form.bytes);
     }
     warp.block->write(warp, lane, form.space, address_of(warp, in, form, o[0], lane), bytes, values);
@@ -70,8 +69,7 @@ template <typename Function, bool kReturns>
 void atomic(Warp& warp, const Instruction& in, const uint32_t* o, uint32_t lanes) {
   const MemoryForm& form = warp.block->form(in);
   for_lanes(warp, lanes, [&](int lane) {
-    unsigned char* const at =
-        warp.block->update(warp, lane, form.space, address_of(warp, in, form, o[0], lane), 4);
+    unsigned char* const at = warp.block->update(warp, lane, form.space, address_of(warp, in, form, o[0], lane), 4);
     uint32_t before;
     std::memcpy(&before, at, 4);
     const uint32_t* const values = o + (kReturns ? 2 : 1);
@@ -88,7 +86,8 @@ void begin_copies(Warp& warp, const Instruction& in, const uint32_t* o, uint32_t
   for_lanes(warp, lanes, [&](int lane) {
     const uint32_t* const shared = warp.rows + o[0];
     const uint64_t to = form.address_is_64_bits ? reinterpret_cast<const uint64_t*>(shared)[lane] : shared[lane];
-    const uint64_t from = reinterpret_cast<const uint64_t*>(warp.rows + o[1])[lane] + static_cast<uint64_t>(in.immediate);
+    const uint64_t from =
+        reinterpret_cast<const uint64_t*>(warp.rows + o[1])[lane] + static_cast<uint64_t>(in.immediate);
     warp.block->begin_copy(warp, lane, to, from, warp.rows[o[2] + static_cast<uint32_t>(lane)],
                            warp.rows[o[3] + static_cast<uint32_t>(lane)]);
   });
@@ -155,8 +154,7 @@ MemoryInstruction load_or_store(Parts parts, bool is_store) {
   parts.take("weak");
   form.space = take_space(&parts);
   form.read_only = parts.take("nc");
-  while (parts.take("L1::no_allocate") || parts.take("L2::256B") || parts.take("L2::128B") || parts.take("L2::64B")) {
-  }
+  while (parts.take("L1::no_allocate") || parts.take("L2::256B") || parts.take("L2::128B") || parts.take("L2::64B")) {}
   form.count = parts.take("v2") ? 2 : parts.take("v4") ? 4 : 1;
   if (!take_type(&parts, &form) || (form.read_only && (is_store || form.space != Space::global))) return {};
   instruction.handler = is_store ? store : load;
@@ -211,8 +209,7 @@ MemoryInstruction memory_instruction(std::string_view name) {
   } else if (parts.take("wait_all") && parts.ended()) {
     instruction.handler = wait_all_copies;
   } else if ((parts.take("cg") || parts.take("ca")) && parts.take("shared") && parts.take("global")) {
-    while (parts.take("L2::256B") || parts.take("L2::128B") || parts.take("L2::64B")) {
-    }
+    while (parts.take("L2::256B") || parts.take("L2::128B") || parts.take("L2::64B")) {}
     if (parts.ended()) instruction.handler = begin_copies;
   }
   return instruction;

@@ -13,9 +13,7 @@ inline float canonical(float x) { return x == x ? x : std::bit_cast<float>(0x7ff
 inline double canonical(double x) { return x; }
 
 // .ftz: a subnormal number is a zero of its sign.
-inline float flushed(float x) {
-  return std::fabs(x) < std::numeric_limits<float>::min() ? std::copysign(0.0f, x) : x;
-}
+inline float flushed(float x) { return std::fabs(x) < std::numeric_limits<float>::min() ? std::copysign(0.0f, x) : x; }
 
 // If one is NaN, the other; -0 is less than +0.
 template <typename F>

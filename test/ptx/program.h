@@ -57,10 +57,10 @@ struct Instruction {
   uint32_t operands = 0;     // the first of them, in Program::operands
   int32_t guard = kNoGuard;  // a predicate, doubled, plus 1 if it is negated
   Flow flow = Flow::next;
-  bool aligned = false;     // collective: all lanes of the warp stand at this very instruction
-  int32_t line = 0;         // of the file
-  uint32_t form = 0;        // in Program::forms
-  int64_t immediate = 0;    // branch: its target; memory: what is added to the address
+  bool aligned = false;   // collective: all lanes of the warp stand at this very instruction
+  int32_t line = 0;       // of the file
+  uint32_t form = 0;      // in Program::forms
+  int64_t immediate = 0;  // branch: its target; memory: what is added to the address
 };
 
 // A row that holds the same value in all lanes.
@@ -70,7 +70,21 @@ struct Constant {
   bool is_64_bits;
 };
 
-enum class Special : uint8_t { tid_x, tid_y, tid_z, ntid_x, ntid_y, ntid_z, ctaid_x, ctaid_y, ctaid_z, nctaid_x, nctaid_y, nctaid_z, laneid };
+enum class Special : uint8_t {
+  tid_x,
+  tid_y,
+  tid_z,
+  ntid_x,
+  ntid_y,
+  ntid_z,
+  ctaid_x,
+  ctaid_y,
+  ctaid_z,
+  nctaid_x,
+  nctaid_y,
+  nctaid_z,
+  laneid
+};
 struct SpecialRow {
   Special special;
   uint32_t row;
@@ -84,9 +98,9 @@ struct Program {
   std::vector<Constant> constants;
   std::vector<std::pair<uint32_t, uint32_t>> constant_predicates;  // index, bits
   std::vector<SpecialRow> specials;
-  uint32_t num_words = 0;       // of a warp's rows
+  uint32_t num_words = 0;  // of a warp's rows
   uint32_t num_predicates = 0;
-  uint32_t local_bytes = 0;     // of a thread
+  uint32_t local_bytes = 0;  // of a thread
 };
 
 struct Parameter {

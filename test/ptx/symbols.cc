@@ -41,7 +41,8 @@ Functions read_symbols() {
       const Elf64_Sym& symbol = symbols[s];
       const std::string name = names + symbol.st_name;
       if (ELF64_ST_TYPE(symbol.st_info) == STT_FILE) stem = name.substr(0, name.find('.'));
-      if (ELF64_ST_TYPE(symbol.st_info) != STT_FUNC || symbol.st_shndx == SHN_UNDEF || name.rfind("_Z", 0) != 0) continue;
+      if (ELF64_ST_TYPE(symbol.st_info) != STT_FUNC || symbol.st_shndx == SHN_UNDEF || name.rfind("_Z", 0) != 0)
+        continue;
       const bool is_local = ELF64_ST_BIND(symbol.st_info) == STB_LOCAL;
       functions.emplace(base + symbol.st_value, FunctionName{is_local ? stem : "", common_name(name)});
     }

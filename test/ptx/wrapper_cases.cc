@@ -20,10 +20,9 @@ std::vector<Case> wrapper_cases() {
                        const uint8_t* const in = add_tensor(call, "in", DType::i32, bytes);
                        const bool are_bits = wrapper.input == Input::bits;
                        // A sum is judged by its warp's largest, an approximation by itself.
-                       uint8_t* const out =
-                           add_output(call, "out", are_bits ? DType::i32 : DType::f32, size_t{kBlocks} * 32 * kOut,
-                                      wrapper.exact ? Comparison::bits : Comparison::values,
-                                      wrapper.approximate ? 1 : 32 * kOut);
+                       uint8_t* const out = add_output(
+                           call, "out", are_bits ? DType::i32 : DType::f32, size_t{kBlocks} * 32 * kOut,
+                           wrapper.exact ? Comparison::bits : Comparison::values, wrapper.approximate ? 1 : 32 * kOut);
                        call.enqueue = [wrapper, in, out](Context& context) {
                          LaunchShape shape;
                          shape.grid[0] = kBlocks;
