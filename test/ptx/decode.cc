@@ -503,7 +503,7 @@ class Decoder {
 
 }  // namespace
 
-const Program& Entry::decoded() {
+Program& Entry::decoded() {
   if (!program) {
     auto made = std::make_unique<Program>();
     Decoder(*this, made.get()).decode();

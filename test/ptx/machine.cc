@@ -382,6 +382,7 @@ void Block::run_lanes(Warp& warp, uint32_t group) {
   }
   running_ = warp.index;
   const Instruction* const code = program_->code.data();
+  uint8_t* const executed = program_->executed;
   const uint32_t* const operands = program_->operands.data();
   const uint64_t width = static_cast<uint64_t>(std::popcount(lanes));
   const auto leave = [&](uint32_t which, uint32_t at) {
@@ -398,6 +399,7 @@ void Block::run_lanes(Warp& warp, uint32_t group) {
       active &= in.guard & 1 ? ~predicate : predicate;
     }
     instructions_ += width;
+    if (executed && active) executed[pc] = 1;
     switch (in.flow) {
       case Flow::next:
         if (active) in.handler(warp, in, operands + in.operands, active);

@@ -93,6 +93,7 @@ struct SpecialRow {
 // The decoded body of an entry. Operands that are rows are offsets in words.
 struct Program {
   std::vector<Instruction> code;
+  uint8_t* executed = nullptr;  // of each instruction, whether a thread has executed it; null: nobody asks
   std::vector<uint32_t> operands;
   std::vector<MemoryForm> forms;
   std::vector<Constant> constants;
@@ -120,7 +121,7 @@ struct Entry {
   std::unique_ptr<Program> program;
 
   // Decodes the body when it is first asked for. Throws Fault on what is not known.
-  const Program& decoded();
+  Program& decoded();
 };
 
 // One file. There are no functions other than entries, and no memory but parameters, dynamic shared memory and the

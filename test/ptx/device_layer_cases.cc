@@ -7,7 +7,7 @@
 
 namespace diffqkv::ptx {
 
-std::vector<Case> wrapper_cases() {
+std::vector<Case> device_layer_cases() {
   using namespace emulated;
   constexpr int kBlocks = 8;
   std::vector<Case> cases;
