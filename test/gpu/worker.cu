@@ -14,9 +14,7 @@ DeviceShape device_shape() {
   DeviceShape shape;
   shape.multiprocessors = properties.multiProcessorCount;
   shape.shared_bytes = properties.sharedMemPerBlockOptin;
-#if !defined(DIFFQKV_EMULATION)
   shape.l2_bytes = static_cast<size_t>(properties.l2CacheSize);
-#endif
   return shape;
 }
 
