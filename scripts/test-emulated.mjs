@@ -24,7 +24,7 @@ const args =
   given.length > 0
     ? given
     : [
-        '--testPathIgnorePatterns=test/(behaviour|bench\\w*|cli|compare|convert\\w*|isa|kv_quality|tokenizer)\\.test\\.ts$',
+        '--testPathIgnorePatterns=test/(behaviour|bench\\w*|cli|compare|convert\\w*|isa|kv_quality|ptx|tokenizer)\\.test\\.ts$',
       ];
 run([join(root, 'node_modules', 'jest', 'bin', 'jest.js'), ...args], {
   DIFFQKV_MODULE: join(root, 'build-cmake', 'diffqkv-test.node'),
