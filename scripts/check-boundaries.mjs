@@ -57,7 +57,7 @@ function imported(line, path) {
 
 /** The asm statements of a file that the compiler may move past accesses of memory, or into a branch, and must not. */
 function orderedStatements(path, text) {
-  return [...text.matchAll(/\basm\b(\s+volatile)?\s*\(\s*"(\S+)([^;]*;)?[\s\S]*?\);/g)].flatMap(
+  return [...text.matchAll(/\basm\b(\s+volatile)?\s*\(\s*"([^\s";]+)[\s\S]*?\);/g)].flatMap(
     ([whole, volatile, name]) => {
       const touchesMemory =
         /^(cp|ldmatrix|stmatrix|bar|barrier|mbarrier|membar|fence|atom|red|st|ld)\b/.test(name) &&
@@ -184,7 +184,10 @@ const RULES = [
       [...files].flatMap(([path, text]) => (within(path, 'cuda/device') ? orderedStatements(path, text) : [])),
     breaks: [
       ['cuda/device/async.h', 'asm("cp.async.commit_group;" : : : "memory");'],
-      ['cuda/device/async.h', 'asm volatile("cp.async.wait_group %0;" : : "n"(kNewest));'],
+      [
+        'cuda/device/async.h',
+        'asm volatile("cp.async.commit_group;" : : : "memory");\nasm volatile("cp.async.wait_group 0;");',
+      ],
       ['cuda/device/base.h', 'asm volatile("bar.sync %0, %1;" : : "r"(barrier), "r"(threads));'],
       [
         'cuda/device/mma.h',

@@ -78,11 +78,13 @@ if (status !== 0 && status !== 1) stop(`ptx_check ended with status ${status}: $
 if (jsonFile) writeFileSync(jsonFile, stdout);
 const result = JSON.parse(stdout);
 for (const failure of result.failures) console.log(`FAIL ${failure}`);
-for (const [architecture, { kernels, compared, instructions }] of Object.entries(result.architectures))
+for (const [name, { kernels, compared, code, codeExecuted, executed }] of Object.entries(result.architectures))
   console.log(
-    `${architecture}: ${compared} of ${kernels} kernels executed from PTX and compared, ${(instructions / 1e9).toFixed(2)}e9 instructions`,
+    `${name}: ${compared} of ${kernels} kernels executed from PTX and compared; ` +
+      `${((100 * codeExecuted) / code).toFixed(1)} % of their ${code} instructions, ${(executed / 1e9).toFixed(2)}e9 in all`,
   );
 console.log(
-  `test-ptx: ${result.cases} calls, ${result.seeds} orders of threads each, ${result.failures.length} failures, ${result.seconds} s`,
+  `test-ptx: ${result.cases} calls, ${result.seeds} orders of threads for each and architecture, ` +
+    `${result.failures.length} failures, ${result.seconds} s`,
 );
 process.exit(status);

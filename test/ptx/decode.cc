@@ -17,10 +17,12 @@ struct Register {
   uint32_t at;  // a row's offset in words, or a predicate's index
 };
 
+// One operand as it is written. sink: "_", which drops what is written to it.
+enum class Kind : uint8_t { sink, reg, immediate, symbol, address };
 struct Token {
-  enum Kind { reg, immediate, symbol, address, sink } kind = sink;
-  Register reg_ = {};
-  bool has_base = false;  // address: whether reg_ is its base
+  Kind kind = Kind::sink;
+  Register reg = {};      // of an address: its base, if it has one
+  bool has_base = false;  // address
   int64_t offset = 0;     // address
   std::string_view text;  // immediate, symbol
 };
@@ -32,7 +34,7 @@ bool is_name(char c) {
 
 class Decoder {
  public:
-  Decoder(const Entry& entry, Program* program) : entry_(entry), p_(*program), line_(entry.line) { scopes_.resize(1); }
+  Decoder(const Entry& entry, Program* program) : entry_(entry), program_(*program), line_(entry.line) {}
 
   void decode() {
     std::string_view rest = entry_.body;
@@ -47,7 +49,7 @@ class Decoder {
         scopes_.pop_back();
         rest.remove_prefix(1);
       } else if (const size_t colon = label_length(rest)) {
-        labels_[std::string(rest.substr(0, colon))] = static_cast<uint32_t>(p_.code.size());
+        labels_[std::string(rest.substr(0, colon))] = static_cast<uint32_t>(program_.code.size());
         rest.remove_prefix(colon + 1);
       } else {
         const size_t end = rest.find(';');
@@ -61,7 +63,7 @@ class Decoder {
     for (const auto& [at, label] : branches_) {
       const auto found = labels_.find(label);
       if (found == labels_.end()) fail("a branch to " + label + ", which is not there");
-      p_.code[at].immediate = found->second;
+      program_.code[at].immediate = found->second;
     }
   }
 
@@ -97,8 +99,8 @@ class Decoder {
   // ---- Rows.
 
   uint32_t new_row(bool is_64_bits) {
-    const uint32_t at = p_.num_words;
-    p_.num_words += is_64_bits ? 2 * kLanes : kLanes;
+    const uint32_t at = program_.num_words;
+    program_.num_words += is_64_bits ? 2 * kLanes : kLanes;
     return at;
   }
   uint32_t constant(uint64_t value, bool is_64_bits) {
@@ -106,19 +108,19 @@ class Decoder {
     const auto found = constants_.find(key);
     if (found != constants_.end()) return found->second;
     const uint32_t row = new_row(is_64_bits);
-    p_.constants.push_back({row, value, is_64_bits});
+    program_.constants.push_back({row, value, is_64_bits});
     return constants_[key] = row;
   }
   uint32_t constant_predicate(bool value) {
     uint32_t& at = value ? true_ : false_;
     if (at == ~0u) {
-      at = p_.num_predicates++;
-      p_.constant_predicates.emplace_back(at, value ? kAllLanes : 0);
+      at = program_.num_predicates++;
+      program_.constant_predicates.emplace_back(at, value ? kAllLanes : 0);
     }
     return at;
   }
   Register new_register(Class type) {
-    if (type == Class::predicate) return {type, p_.num_predicates++};
+    if (type == Class::predicate) return {type, program_.num_predicates++};
     return {type, new_row(type == Class::bits64)};
   }
 
@@ -163,9 +165,9 @@ class Decoder {
       fail("local memory of a kind that is not known");
     const std::string name(text.substr(0, text.find('[')));
     const uint32_t bytes = static_cast<uint32_t>(std::atoi(std::string(text.substr(text.find('[') + 1)).c_str()));
-    const uint32_t at = (p_.local_bytes + alignment - 1) / alignment * alignment;
+    const uint32_t at = (program_.local_bytes + alignment - 1) / alignment * alignment;
     locals_[name] = kLocalBase + at;
-    p_.local_bytes = (at + bytes + 15) / 16 * 16;
+    program_.local_bytes = (at + bytes + 15) / 16 * 16;
   }
 
   // ---- Operands.
@@ -184,7 +186,7 @@ class Decoder {
     const auto special = specials.find(name);
     if (special == specials.end()) return std::nullopt;
     const uint32_t row = new_row(false);
-    p_.specials.push_back({special->second, row});
+    program_.specials.push_back({special->second, row});
     return scopes_[0][std::string(name)] = Register{Class::bits32, row};
   }
 
@@ -210,7 +212,7 @@ class Decoder {
     t.text = text;
     if (text == "_") return t;
     if (starts(text, "[")) {
-      t.kind = Token::address;
+      t.kind = Kind::address;
       text = text.substr(1, text.size() - 2);
       trim(&text);
       size_t n = 0;
@@ -221,7 +223,7 @@ class Decoder {
       if (starts(offset, "+")) offset.remove_prefix(1);
       if (!offset.empty()) t.offset = integer(offset);
       if (const auto found = find_register(base)) {
-        t.reg_ = *found;
+        t.reg = *found;
         t.has_base = true;
       } else if (const auto address = symbol(base)) {
         t.offset += static_cast<int64_t>(*address);
@@ -231,12 +233,12 @@ class Decoder {
       return t;
     }
     if (std::isdigit(static_cast<unsigned char>(text[0])) || text[0] == '-') {
-      t.kind = Token::immediate;
+      t.kind = Kind::immediate;
     } else if (const auto found = find_register(text)) {
-      t.kind = Token::reg;
-      t.reg_ = *found;
+      t.kind = Kind::reg;
+      t.reg = *found;
     } else if (symbol(text)) {
-      t.kind = Token::symbol;
+      t.kind = Kind::symbol;
     } else {
       fail("an operand that is not known: " + std::string(text));
     }
@@ -259,7 +261,7 @@ class Decoder {
   }
 
   uint64_t value_of(const Token& t, char letter) const {
-    if (t.kind == Token::symbol) return *symbol(t.text);
+    if (t.kind == Kind::symbol) return *symbol(t.text);
     const bool is_float = starts(t.text, "0f") || starts(t.text, "0F"),
                is_double = starts(t.text, "0d") || starts(t.text, "0D");
     if ((is_float && letter != 'w') || (is_double && letter != 'd'))
@@ -282,32 +284,32 @@ class Decoder {
 
   // A source: a register of the letter's type, or, for cvt alone, a wider one.
   uint32_t source(const Token& t, char letter, bool may_be_wider = false) {
-    if (t.kind == Token::immediate || t.kind == Token::symbol) {
+    if (t.kind == Kind::immediate || t.kind == Kind::symbol) {
       if (letter == 'p') return constant_predicate(integer(t.text) != 0);
       return constant(value_of(t, letter), letter == 'd');
     }
-    if (t.kind != Token::reg) fail("a source that is none");
-    if (fits(t.reg_.type, letter)) return t.reg_.at;
-    if (may_be_wider && letter != 'p' && width(t.reg_.type) > width(letter)) {
-      if (t.reg_.type != Class::bits64) return t.reg_.at;  // the lower bits of a word
+    if (t.kind != Kind::reg) fail("a source that is none");
+    if (fits(t.reg.type, letter)) return t.reg.at;
+    if (may_be_wider && letter != 'p' && width(t.reg.type) > width(letter)) {
+      if (t.reg.type != Class::bits64) return t.reg.at;  // the lower bits of a word
       const uint32_t row = new_row(false);
       const Form* const low = arithmetic_form("low.b64");
-      emit(Instruction{.handler = low->handler, .guard = guard_, .line = line_}, {row, t.reg_.at});
+      emit(Instruction{.handler = low->handler, .guard = guard_, .line = line_}, {row, t.reg.at});
       return row;
     }
     fail("a source of the wrong type");
   }
   uint32_t destination(const Token& t, char letter) {
-    if (t.kind == Token::sink)
+    if (t.kind == Kind::sink)
       return new_register(letter == 'p' ? Class::predicate : letter == 'd' ? Class::bits64 : Class::bits32).at;
-    if (t.kind != Token::reg || !fits(t.reg_.type, letter)) fail("a destination of the wrong type");
-    return t.reg_.at;
+    if (t.kind != Kind::reg || !fits(t.reg.type, letter)) fail("a destination of the wrong type");
+    return t.reg.at;
   }
 
   void emit(Instruction in, const std::vector<uint32_t>& operands) {
-    in.operands = static_cast<uint32_t>(p_.operands.size());
-    p_.operands.insert(p_.operands.end(), operands.begin(), operands.end());
-    p_.code.push_back(in);
+    in.operands = static_cast<uint32_t>(program_.operands.size());
+    program_.operands.insert(program_.operands.end(), operands.begin(), operands.end());
+    program_.code.push_back(in);
   }
 
   // ---- Statements.
@@ -332,7 +334,7 @@ class Decoder {
     Instruction in = {.guard = guard_, .line = line_};
     if (name == "bra" || name == "bra.uni") {
       in.flow = Flow::branch;
-      branches_.emplace_back(p_.code.size(), std::string(text));
+      branches_.emplace_back(program_.code.size(), std::string(text));
       return emit(in, {});
     }
     if (name == "ret" || name == "exit") {
@@ -379,10 +381,8 @@ class Decoder {
     if (all.size() != 3 || (!wide && name != "mov.b32")) fail("a move that is not known");
     const uint32_t from = source(all[2], wide ? 'd' : 'w');
     for (size_t i = 0; i < 2; ++i) {
-      // Through a row of its own if the lower half overwrites what the upper half comes from.
       const Form* const form = arithmetic_form((i == 0 ? "low" : "high") + std::string(name.substr(3)));
       const uint32_t to = destination(all[i], wide ? 'w' : 'h');
-      if (to == from) fail("a move onto its own source");
       emit(Instruction{.handler = form->handler, .guard = guard_, .line = line_}, {to, from});
     }
   }
@@ -391,44 +391,37 @@ class Decoder {
     std::vector<Token> all = tokens(text);
     in.handler = form.handler;
     in.flow = form.flow;
-    in.aligned = form.aligned;
     if (form.flow == Flow::barrier) {
       if (all.empty() || all.size() > 2) fail("a barrier with another number of operands");
       return emit(in, {source(all[0], 'w'), all.size() == 2 ? source(all[1], 'w') : constant(0, false)});
     }
     const std::string_view letters = form.operands;
-    if (starts(letters, "wpw") && all.size() + 1 == letters.size())
-      all.insert(all.begin() + 1, Token{});  // shfl without |p
+    if (form.destinations == 2 && all.size() + 1 == letters.size())
+      all.insert(all.begin() + 1, Token{});  // shfl without its predicate
     if (all.size() != letters.size()) fail("another number of operands");
-    // The number of destinations: all elements of the first vector, or one, or a pair.
-    const size_t destinations = letters == "wwwwwwwwwwwwww"         ? 4
-                                : letters.back() == 'a'             ? letters.size() - 1
-                                : starts(letters, "wpw")            ? 2
-                                : letters.empty() || letters == "m" ? 0
-                                                                    : 1;
     std::vector<uint32_t> operands;
     if (form.flow == Flow::collective) operands.push_back(constant(kAllLanes, false));
     for (size_t i = 0; i < all.size(); ++i) {
       if (letters[i] == 'm') {
         operands[0] = source(all[i], 'w');
       } else if (letters[i] == 'a') {
-        if (all[i].kind != Token::address) fail("expected an address");
+        if (all[i].kind != Kind::address) fail("expected an address");
         in.immediate = all[i].offset;
-        if (all[i].has_base && all[i].reg_.type != Class::bits32) fail("an address of another size");
-        operands.push_back(all[i].has_base ? all[i].reg_.at : constant(0, false));
+        if (all[i].has_base && all[i].reg.type != Class::bits32) fail("an address of another size");
+        operands.push_back(all[i].has_base ? all[i].reg.at : constant(0, false));
       } else {
-        operands.push_back(i < destinations ? destination(all[i], letters[i]) : source(all[i], letters[i]));
+        operands.push_back(i < form.destinations ? destination(all[i], letters[i]) : source(all[i], letters[i]));
       }
     }
     emit(in, operands);
   }
 
   uint32_t base_row(const Token& t, MemoryForm* form) {
-    if (t.kind != Token::address) fail("expected an address");
+    if (t.kind != Kind::address) fail("expected an address");
     if (!t.has_base) return constant(0, true);
-    if (t.reg_.type != Class::bits64 && t.reg_.type != Class::bits32) fail("an address of another size");
-    form->address_is_64_bits = t.reg_.type == Class::bits64;
-    return t.reg_.at;
+    if (t.reg.type != Class::bits64 && t.reg.type != Class::bits32) fail("an address of another size");
+    form->address_is_64_bits = t.reg.type == Class::bits64;
+    return t.reg.at;
   }
 
   void access(Instruction in, const MemoryInstruction& memory, std::string_view name, std::string_view text) {
@@ -442,7 +435,7 @@ class Decoder {
         for (const Token& t : all) operands.push_back(source(t, 'w'));
         if (operands.size() != std::strlen(memory.operands)) fail("another number of operands");
       } else {
-        const int64_t bytes = all[2].kind == Token::immediate ? integer(all[2].text) : 0;
+        const int64_t bytes = all[2].kind == Kind::immediate ? integer(all[2].text) : 0;
         if (bytes != 16 && !(name.find(".ca.") != std::string_view::npos && (bytes == 4 || bytes == 8)))
           fail("cp.async of a number of bytes that it cannot copy");
         if (all.size() > 4) fail("another number of operands");
@@ -463,10 +456,10 @@ class Decoder {
       for (size_t i = 0; i < form.count; ++i) {
         const Token& t = all[memory.is_store ? i + 1 : i];
         const char letter = form.bytes == 8 ? 'd' : form.bytes == 4 ? 'w' : 'h';
-        if (t.kind == Token::reg) {
-          if (t.reg_.type == Class::predicate || width(t.reg_.type) < form.bytes * 8) fail("a register too small");
-          form.register_bytes[i] = static_cast<uint8_t>(width(t.reg_.type) / 8);
-          operands.push_back(t.reg_.at);
+        if (t.kind == Kind::reg) {
+          if (t.reg.type == Class::predicate || width(t.reg.type) < form.bytes * 8) fail("a register too small");
+          form.register_bytes[i] = static_cast<uint8_t>(width(t.reg.type) / 8);
+          operands.push_back(t.reg.at);
         } else {
           form.register_bytes[i] = letter == 'd' ? 8 : 4;
           operands.push_back(memory.is_store ? source(t, letter) : destination(t, letter));
@@ -483,17 +476,17 @@ class Decoder {
         operands.push_back(i < values ? source(all[1 + returns + i], memory.operands[i]) : constant(0, false));
     }
     form.used = used_bytes_;
-    in.form = static_cast<uint32_t>(p_.forms.size());
-    p_.forms.push_back(form);
+    in.form = static_cast<uint32_t>(program_.forms.size());
+    program_.forms.push_back(form);
     emit(in, operands);
   }
 
   const Entry& entry_;
-  Program& p_;
+  Program& program_;
   int line_;
   int32_t guard_ = kNoGuard;
-  uint32_t used_bytes_ = ~0u;  // of the next ld
-  std::vector<std::unordered_map<std::string, Register>> scopes_;
+  uint32_t used_bytes_ = ~0u;                                         // of the next ld
+  std::vector<std::unordered_map<std::string, Register>> scopes_{1};  // the outermost first
   std::unordered_map<std::string, uint32_t> labels_;
   std::vector<std::pair<size_t, std::string>> branches_;
   std::map<std::pair<uint64_t, bool>, uint32_t> constants_;

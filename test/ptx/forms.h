@@ -7,13 +7,13 @@
 
 namespace diffqkv::ptx {
 
-// Operands, in order, a letter each: p predicate, h 16 bits, w 32 bits, d 64 bits. For a collective operation the row of
-// the mask of lanes comes first, and for a barrier its number and count, wherever the text has them.
+// Operands, in order, a letter each: p predicate, h 16 bits, w 32 bits, d 64 bits; a an address in shared memory, m a mask
+// of lanes. To the handler of a collective operation the mask comes first, all lanes if the text has none.
 struct Form {
   const char* operands = nullptr;
   Handler handler = nullptr;
   Flow flow = Flow::next;
-  bool aligned = false;
+  size_t destinations = 1;  // the first of the operands
 };
 
 // Null if it is not known.

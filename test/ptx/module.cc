@@ -81,14 +81,13 @@ class Reader {
   // ".shared .align 128 .b8 name[];": dynamic shared memory.
   void read_shared() {
     expect(".shared");
-    int alignment = 1;
-    if (take(".align")) alignment = static_cast<int>(number());
+    if (take(".align") && kSharedBase % number() != 0) fail("shared memory of such an alignment is not known");
     expect(".b8");
     const std::string name = word();
     expect("[");
     expect("]");
     expect(";");
-    module_.shared_symbols[name] = alignment;
+    module_.shared_symbols.insert(name);
   }
 
   void read_entry() {

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -57,7 +58,6 @@ struct Instruction {
   uint32_t operands = 0;     // the first of them, in Program::operands
   int32_t guard = kNoGuard;  // a predicate, doubled, plus 1 if it is negated
   Flow flow = Flow::next;
-  bool aligned = false;   // collective: all lanes of the warp stand at this very instruction
   int32_t line = 0;       // of the file
   uint32_t form = 0;      // in Program::forms
   int64_t immediate = 0;  // branch: its target; memory: what is added to the address
@@ -130,7 +130,7 @@ struct Module {
   std::string file, text;  // text: comments are blanks
   std::string target;      // "sm_90a"
   std::vector<Entry> entries;
-  std::map<std::string, int, std::less<>> shared_symbols;  // dynamic shared memory, by name: its alignment
+  std::set<std::string, std::less<>> shared_symbols;  // names of the dynamic shared memory
 };
 
 // Reads a file. Throws Fault.
