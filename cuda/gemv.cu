@@ -136,13 +136,14 @@ gemv_tensor(GemvParams p) {
   int64_t column = static_cast<int64_t>(kPieceColumns) * place.slice;
   read(weights, column);
   for (; column < end; column += step) {
+    // Before x, so that no wait for x holds a load of weights back. Past the end it reads nothing.
+    read(next, column + step);
     DIFFQKV_UNROLL
     for (int chunk = 0; chunk < kChunks; ++chunk) {
       const int64_t at = column + 32 * chunk + 8 * t;
       tokens[chunk] = Words4{};
       if (at < x_end) tokens[chunk] = load(reinterpret_cast<const Words4*>(x + at));
     }
-    read(next, column + step);  // past the end it reads nothing
     DIFFQKV_UNROLL
     for (int chunk = 0; chunk < kChunks; ++chunk) {
       const uint32_t(&first)[4] = weights[0][chunk].w;

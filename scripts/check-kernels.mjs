@@ -1,13 +1,17 @@
 // npm run check:kernels [-- ARCHITECTURE ...] (default: sm_80 sm_90a sm_120): what the compiler made of each kernel: registers,
 // shared memory that is not dynamic, spills, stack. Fails on any spill or stack in a kernel that is not on the list of cold
 // ones below. Needs nvcc, no GPU. What did not change since the last time comes from build/kernel-reports/.
-//   --json FILE   writes the table there too
+//   --json FILE        writes the table there too
+// With a disassembler (nvdisasm on PATH or in NVDISASM) it also reads the main loops in the machine code (sass.js). It fails if
+// they are worse than in bench/results/sass-ARCHITECTURE.json, a table for one version of nvcc.
+//   --sass-json FILE   writes the main loops of one architecture to FILE and compares nothing
 
 import { execFileSync, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { dirname, join } from 'node:path';
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { dirname, join, relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { checkSass, findDisassembler } from './check-sass.js';
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 const reports = join(root, 'build', 'kernel-reports');
@@ -16,8 +20,9 @@ const reports = join(root, 'build', 'kernel-reports');
 const COLD = [[/^sample_kernel\b/, 'once a token, in one block']];
 
 const given = process.argv.slice(2);
-const jsonAt = given.indexOf('--json');
-const jsonFile = jsonAt >= 0 ? given.splice(jsonAt, 2)[1] : undefined;
+const takeOption = (name) => (given.includes(name) ? given.splice(given.indexOf(name), 2)[1] : undefined);
+const jsonFile = takeOption('--json');
+const sassFile = takeOption('--sass-json');
 // Rows of any size and type, one element at a time.
 const readsBytes = new Set(['attention_plain.cu', 'kv_gather.cu']);
 const architectures = given.length > 0 ? given : ['sm_80', 'sm_90a', 'sm_120'];
@@ -29,24 +34,27 @@ if (version.error || version.status !== 0) {
   process.exit(0);
 }
 
+const disassembler = findDisassembler();
+if (sassFile && (!disassembler || architectures.length !== 1)) {
+  console.error('check-kernels: --sass-json wants nvdisasm on PATH or in NVDISASM, and one architecture');
+  process.exit(1);
+}
+
 const headers = ['cuda', 'cuda/device', 'csrc/backend'].flatMap((folder) =>
   readdirSync(join(root, folder))
     .filter((name) => name.endsWith('.h'))
     .map((name) => join(root, folder, name)),
 );
 
-/** ptxas' words on one file for one architecture. */
+/** ptxas' words on one file for one architecture; and, if there is a disassembler for it, the cubin's path. */
 function compile(file, architecture) {
   const options = ['-std=c++20', '-O3', `-arch=${architecture}`, '-Xptxas', '-v', '-Icuda', '-Icsrc'];
   const hash = createHash('sha256').update(version.stdout + options.join(' '));
   for (const path of [fileURLToPath(import.meta.url), join(root, 'cuda', file), ...headers])
     hash.update(path.slice(root.length)).update(readFileSync(path));
   const cached = join(reports, `${file}.${architecture}.${hash.digest('hex').slice(0, 16)}.txt`);
-  try {
-    return readFileSync(cached, 'utf8');
-  } catch {
-    // Not there: compiled now.
-  }
+  const cubin = disassembler && cached.replace(/txt$/, 'cubin');
+  if (existsSync(cached) && (!cubin || existsSync(cubin))) return { words: readFileSync(cached, 'utf8'), cubin };
   const kept = join(reports, `${file}.${architecture}.${process.pid}`);
   mkdirSync(kept, { recursive: true });
   const { status, stderr } = spawnSync(
@@ -55,6 +63,7 @@ function compile(file, architecture) {
     { cwd: root, encoding: 'utf8', maxBuffer: 1 << 28 },
   );
   const ptx = status === 0 ? readFileSync(join(kept, file.replace(/\.cu$/, '.ptx')), 'utf8') : '';
+  const machineCode = status === 0 ? readFileSync(join(kept, 'out.cubin')) : undefined;
   rmSync(kept, { recursive: true, force: true });
   if (status !== 0) throw new Error(`${file} does not compile for ${architecture}:\n${stderr}`);
   // No fast kernel reads elements of one byte: such a load is a wide one that the compiler took apart. (Of local memory the
@@ -64,8 +73,9 @@ function compile(file, architecture) {
     throw new Error(`${file} for ${architecture}: ${bytes} loads of single bytes, where wide ones were asked for`);
   for (const name of readdirSync(reports))
     if (name.startsWith(`${file}.${architecture}.`)) rmSync(join(reports, name), { force: true });
+  if (cubin) writeFileSync(cubin, machineCode);
   writeFileSync(cached, stderr);
-  return stderr;
+  return { words: stderr, cubin };
 }
 
 function parse(text, file, architecture) {
@@ -113,10 +123,16 @@ const shorten = (name) =>
 
 mkdirSync(reports, { recursive: true });
 const kernels = [];
+const builds = [];
 for (const file of readdirSync(join(root, 'cuda'))
   .filter((name) => name.endsWith('.cu'))
-  .sort())
-  for (const architecture of architectures) kernels.push(...parse(compile(file, architecture), file, architecture));
+  .sort()) {
+  for (const architecture of architectures) {
+    const { words, cubin } = compile(file, architecture);
+    kernels.push(...parse(words, file, architecture));
+    builds.push({ file, architecture, cubin });
+  }
+}
 const names = demangle(kernels.map(({ mangled }) => mangled));
 for (const [i, kernel] of kernels.entries()) kernel.kernel = shorten(names[i]);
 
@@ -137,8 +153,26 @@ for (const kernel of kernels) {
   console.log(`${numbers.map((number) => String(number).padStart(8)).join(' ')}  ${kernel.kernel}${note}`);
 }
 if (jsonFile) writeFileSync(jsonFile, `${JSON.stringify(kernels, null, 1)}\n`);
+
+let slower = 0;
+if (disassembler) {
+  const nameOf = new Map(kernels.map(({ mangled, kernel }) => [mangled, kernel]));
+  for (const architecture of architectures) {
+    slower += checkSass({
+      disassembler,
+      architecture,
+      nvcc: /release .*/.exec(version.stdout)?.[0],
+      builds: builds.filter((build) => build.architecture === architecture),
+      nameOf: (mangled) => nameOf.get(mangled),
+      table: sassFile ?? relative(process.cwd(), join(root, 'bench', 'results', `sass-${architecture}.json`)),
+      write: sassFile !== undefined,
+    });
+  }
+} else {
+  console.log('\nSASS: SKIPPED: no nvdisasm on PATH or in NVDISASM');
+}
 const most = Math.max(...kernels.map(({ registers }) => registers));
 console.log(
   `\ncheck-kernels: ${kernels.length} kernels for ${architectures.join(', ')}, at most ${most} registers; ${bad.length} with spills or stack that must have none`,
 );
-process.exitCode = bad.length > 0 ? 1 : 0;
+process.exitCode = bad.length + slower > 0 ? 1 : 0;
