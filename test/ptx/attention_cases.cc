@@ -41,11 +41,10 @@ Call twisted(Call call, const Twist& twist, void (*launcher)(const Params&, Cont
       if (tensor.name[0] == 'k' || tensor.name[0] == 'v')
         if (tensor.name != "kv_lens") spoil(&tensor);
   }
-  if (twist.bad_lengths) {
-    const std::vector<int32_t> lengths = {-3, static_cast<int32_t>(p.kv_len) + 5};
-    std::vector<int32_t> given(static_cast<size_t>(p.batch_size));
-    for (size_t i = 0; i < given.size(); ++i) given[i] = lengths[i % 2];
-    p.kv_lens = add_integers(call, "bad kv_lens", given);
+  if (twist.bad_lengths) {  // of one sequence: which of two is reported would depend on the order of blocks
+    std::vector<int32_t> lengths(static_cast<size_t>(p.batch_size), static_cast<int32_t>(p.kv_len));
+    lengths[0] = p.head_dim_vo % 64 == 0 ? -3 : lengths[0] + 5;
+    p.kv_lens = add_integers(call, "bad kv_lens", lengths);
   }
   if (twist.without_lse) p.lse = nullptr;
   if (twist.negative_scale) p.sm_scale = -p.sm_scale;

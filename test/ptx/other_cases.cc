@@ -71,7 +71,7 @@ void add_elementwise(std::vector<Case>* cases) {
       cases->push_back({name + ", a token that is none",
                         [=] {
                           return with_integers(embed_call({dtype, out, 3, dtype == out ? 64 : 33}),
-                                               &EmbedParams::tokens, {3, 50, -1}, embed);
+                                               &EmbedParams::tokens, {3, dtype == kF32 ? -1 : 50, 1}, embed);
                         },
                         {},
                         true});
@@ -125,7 +125,8 @@ void add_cache(std::vector<Case>* cases) {
     cases->push_back({"kv_append, " + name_of(dtype) + ", a position that is none",
                       [=] {
                         return with_integers(kv_append_call({dtype, kBf16, kI8, {10, dtype == kF32 ? 9 : 64}, true}),
-                                             &KvAppendParams::positions, {0, 71, 1, -1, 64}, kv_append);
+                                             &KvAppendParams::positions, {0, dtype == kF16 ? -1 : 71, 1, 2, 64},
+                                             kv_append);
                       },
                       {},
                       true});
