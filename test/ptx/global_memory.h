@@ -51,8 +51,8 @@ class GlobalMemory {
   uint32_t block_ = 0;
   const Clocks* clocks_ = nullptr;
   emulated::RecentMemory memory_;
-  emulated::Range range_;  // of the last access
-  Tracked* tracked_ = nullptr;      // of that range; null if there is nothing to know
+  emulated::Range range_;       // of the last access
+  Tracked* tracked_ = nullptr;  // of that range; null if there is nothing to know
   std::map<uintptr_t, Tracked> allocations_;
   std::vector<Event> events_{1};
   std::map<uint32_t, Releases> releases_;  // by block
