@@ -111,17 +111,13 @@ DIFFQKV_DEVICE void ldmatrix_x4_trans`,
     finds: /a device launches with more shared memory than another allows itself meanwhile/,
   },
   {
-    name: 'GEMV: 16-byte loads 8 bytes past an aligned address',
-    edits: inline(
-      'cuda/gemv.cu',
-      'tokens[chunk] = load(reinterpret_cast<const Words4*>(x + at));',
-      'tokens[chunk] = load(reinterpret_cast<const Words4*>(x + at + 4));',
-    ),
-    check: ptx('cuda/gemv.cu', 'GEMV'),
-    finds: /aligned/,
+    name: 'load_streaming: 16 bytes from 8 bytes past an aligned address',
+    edits: inline('cuda/device/memory.h', '{%0, %1, %2, %3}, [%4];"', '{%0, %1, %2, %3}, [%4 + 8];"'),
+    check: wrapper('load_streaming'),
+    finds: /^device layer: load_streaming, sm_90a.*align/,
   },
   {
-    name: 'GEMV: 16-byte loads 8 bytes past an aligned address, as C++',
+    name: 'GEMV: 16-byte loads 8 bytes past an aligned address',
     edits: inline(
       'cuda/gemv.cu',
       'tokens[chunk] = load(reinterpret_cast<const Words4*>(x + at));',
