@@ -124,7 +124,7 @@ const listed = `require(${JSON.stringify(join(root, 'dist', 'lib', 'index.js'))}
 const usable = `${listed}.some(({ kind, usable }) => kind === 'cuda' && usable)`;
 if (spawnSync(process.execPath, ['-e', `process.exit(${usable} ? 0 : 1)`]).status === 0) {
   const others =
-    'test/(behaviour|bench\\w*|cli|compare|convert\\w*|counters|docs|emulation|emulated_device|isa|kv_quality|ptx|tokenizer)\\.test\\.ts$';
+    'test/(behaviour|bench\\w*|cli|compare|convert\\w*|counters|docs|emulation|emulated_device|gpu_shapes|isa|kv_quality|ptx|tokenizer)\\.test\\.ts$';
   passes.push(pass('gpu', [`--testPathIgnorePatterns=${others}`, '/node_modules/'], { DIFFQKV_TEST_DEVICES: 'cuda' }));
 }
 const sum = (field) => passes.reduce((total, counts) => total + (counts[field] ?? 0), 0);
