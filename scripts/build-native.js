@@ -6,9 +6,9 @@
 //   node scripts/build-native.js [--clean] [--verbose] [--test] [-DNAME=VALUE ...]
 //
 // --test builds what the tests need instead, and leaves it in build-cmake/: the module with the emulated device, the
-// checks of the emulation, and the interpreter of the kernels' PTX. CMake options given once are remembered by
-// build-cmake/; DIFFQKV_CMAKE_ARGS in the environment adds to them, DIFFQKV_BUILD_DIR names another folder than
-// build-cmake/, and DIFFQKV_OUTPUT_DIR another than build/Release/.
+// checks of the emulation, the interpreter of the kernels' PTX, and gpu_driver on the emulated device. CMake options given
+// once are remembered by build-cmake/; DIFFQKV_CMAKE_ARGS in the environment adds to them, DIFFQKV_BUILD_DIR names another
+// folder than build-cmake/, and DIFFQKV_OUTPUT_DIR another than build/Release/.
 'use strict';
 
 const { spawnSync } = require('node:child_process');

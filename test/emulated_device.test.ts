@@ -33,7 +33,10 @@ const run = (name: string, env: Record<string, string> = {}): Promise<Record<str
       const later = outcome.later as { code: string; message: string }[];
       expect(later.length).toBe(8);
       for (const error of later)
-        expect(error).toMatchObject({ code: 'ERR_DEVICE_UNAVAILABLE', message: expect.stringMatching(/lost.*: start the process again$/) });
+        expect(error).toMatchObject({
+          code: 'ERR_DEVICE_UNAVAILABLE',
+          message: expect.stringMatching(/lost.*: start the process again$/),
+        });
       expect(outcome.difference).toBeLessThan(1e-6);
     },
   );

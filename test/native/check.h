@@ -16,6 +16,8 @@ struct Check {
 };
 
 std::vector<Check> hazard_checks();
+std::vector<Check> race_checks();        // of those, races within a block
+std::vector<Check> block_race_checks();  // and between blocks
 std::vector<Check> device_layer_checks();
 std::vector<Check> counter_checks();
 std::vector<Check> launch_checks();

@@ -23,12 +23,12 @@ std::string same_as_contiguous(const AttentionCase& paged, Call (*make)(const At
 
 // f32: the row times its scale, which is exact.
 std::string check_gather(DType cache, int64_t heads, int64_t dim) {
-  Rows rows;
-  Call call = kv_gather_call({cache, DType::f32, 150, heads, dim}, &rows);
+  Call call = kv_gather_call({cache, DType::f32, 150, heads, dim});
+  const Rows rows = random_rows(cache, static_cast<size_t>(150 * heads), dim, kGatherSeed);
   const std::string wrong = run_call(call, nullptr, 3, nullptr);
   if (!wrong.empty()) return wrong;
-  const std::vector<float> elements = floats_of_bytes(cache, rows.elements);
-  const std::vector<float> scales = floats_of_bytes(DType::bf16, rows.scales);
+  const std::vector<float> elements = floats_of_bytes(cache, rows.elements.values());
+  const std::vector<float> scales = floats_of_bytes(DType::bf16, rows.scales.values());
   const std::vector<float> out = floats_of_bytes(DType::f32, call.tensor("out").memory.values());
   for (size_t i = 0; i < elements.size(); ++i) {
     const float want = is_quantised(cache) ? elements[i] * scales[i / static_cast<size_t>(dim)] : elements[i];

@@ -14,14 +14,14 @@ void GlobalMemory::begin_block(uint32_t block, const Clocks* clocks) {
 // Makes range_ and tracked_ those of the access.
 std::string GlobalMemory::find(uint64_t address, uint32_t bytes) {
   if (address >= range_.begin && address + bytes <= range_.end) return "";
-  const emulated::Range range = emulated::find_memory(address, address + bytes);
-  if (range.begin == range.end) {
+  const emulated::Range* const range = memory_.find(address, address + bytes);
+  if (range == nullptr) {
     char text[32];
     std::snprintf(text, sizeof(text), "0x%llx", static_cast<unsigned long long>(address));
     return std::string("address ") + text + ", " + emulated::describe_address(address);
   }
-  range_ = range;
-  const auto found = allocations_.find(range.begin);
+  range_ = *range;
+  const auto found = allocations_.find(range_.begin);
   tracked_ = found == allocations_.end() ? nullptr : &found->second;
   return "";
 }

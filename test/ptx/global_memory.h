@@ -50,7 +50,8 @@ class GlobalMemory {
   unsigned threads_;
   uint32_t block_ = 0;
   const Clocks* clocks_ = nullptr;
-  emulated::Range range_ = {0, 0};  // of the last access
+  emulated::RecentMemory memory_;
+  emulated::Range range_;  // of the last access
   Tracked* tracked_ = nullptr;      // of that range; null if there is nothing to know
   std::map<uintptr_t, Tracked> allocations_;
   std::vector<Event> events_{1};

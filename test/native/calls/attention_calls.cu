@@ -9,18 +9,25 @@
 namespace diffqkv::DIFFQKV_DEVICE_NS {
 namespace {
 
-PoolShape pools_of(const AttentionCase& c) { return {c.types.k, c.types.v, c.heads, c.dims, c.page_tokens, c.lengths}; }
+PoolShape pools_of(const AttentionCase& c) {
+  std::vector<int32_t> lengths = c.lengths;
+  if (c.shared_cache) lengths = {static_cast<int32_t>(c.kv_len)};
+  return {c.types.k, c.types.v, c.heads, c.dims, c.page_tokens, lengths};
+}
 
-void add_contiguous(Call& call, const AttentionCase& c, int64_t caches, Rows k, const Rows& v) {
-  const size_t row_bytes = count_of({c.heads.k, c.dims.qk}) * dtype_size(c.types.k);
-  for (int64_t j = c.distinct_keys; c.distinct_keys > 0 && j < caches * c.kv_len; ++j) {
-    std::memcpy(&k.elements[static_cast<size_t>(j) * row_bytes],
-                &k.elements[static_cast<size_t>(j % c.distinct_keys) * row_bytes], row_bytes);
+void add_contiguous(Call& call, const AttentionCase& c, int64_t caches, Rows k, Rows v) {
+  if (c.distinct_keys > 0) {
+    const size_t row_bytes = count_of({c.heads.k, c.dims.qk}) * dtype_size(c.types.k);
+    const size_t rows = count_of({caches, c.kv_len}), distinct = static_cast<size_t>(c.distinct_keys);
+    std::vector<uint8_t> bytes = k.elements.values();
+    for (size_t j = distinct; j < rows; ++j)
+      std::memcpy(&bytes[j * row_bytes], &bytes[j % distinct * row_bytes], row_bytes);
+    k.elements.upload(bytes);
   }
-  add_tensor(call, "k", c.types.k, k.elements);
-  add_tensor(call, "v", c.types.v, v.elements);
-  if (is_quantised(c.types.k)) add_tensor(call, "k_scales", DType::bf16, k.scales);
-  if (is_quantised(c.types.v)) add_tensor(call, "v_scales", DType::bf16, v.scales);
+  add_memory(call, "k", c.types.k, std::move(k.elements));
+  add_memory(call, "v", c.types.v, std::move(v.elements));
+  if (is_quantised(c.types.k)) add_memory(call, "k_scales", DType::bf16, std::move(k.scales));
+  if (is_quantised(c.types.v)) add_memory(call, "v_scales", DType::bf16, std::move(v.scales));
 }
 
 // What prefill and decode have in common.
@@ -49,16 +56,17 @@ Params attention_params(Call& call, const AttentionCase& c) {
   p.lse = reinterpret_cast<float*>(add_output(call, "lse", DType::f32, rows, Comparison::lse));
   p.q = add_random(call, "q", c.types.q, rows * count_of({c.dims.qk}), 0.1f, 1);
   if (!c.lengths.empty()) p.kv_lens = add_integers(call, "kv_lens", c.lengths);
-  const Rows k = random_rows(c.types.k, count_of({caches, c.kv_len, c.heads.k}), c.dims.qk, 2);
-  const Rows v = random_rows(c.types.v, count_of({caches, c.kv_len, c.heads.v}), c.dims.vo, 3);
+  Rows k = random_rows(c.types.k, count_of({caches, c.kv_len, c.heads.k}), c.dims.qk, 2);
+  Rows v = random_rows(c.types.v, count_of({caches, c.kv_len, c.heads.v}), c.dims.vo, 3);
   if (c.page_tokens > 0) {
     p.pages = add_pools(call, pools_of(c), c.kv_len, &k, &v);
+    p.pages_shared = c.shared_cache;
     p.page_tokens = c.page_tokens;
     p.k_page_offset = kKPageOffset;
     p.v_page_offset = kVPageOffset;
     return p;
   }
-  add_contiguous(call, c, caches, k, v);
+  add_contiguous(call, c, caches, std::move(k), std::move(v));
   p.k = call.tensor("k").memory.data();
   p.v = call.tensor("v").memory.data();
   if (is_quantised(c.types.k)) p.k_scales = call.tensor("k_scales").memory.data();
@@ -299,8 +307,24 @@ std::vector<NamedCall> more_attention_calls() {
     return c;
   };
   std::vector<NamedCall> calls;
-  for (const PagedCase& c : paged_decode_cases()) calls.push_back(decode(", " + c.name, contiguous(c.attention)));
-  for (const PagedCase& c : paged_prefill_cases()) calls.push_back(prefill(", " + c.name, contiguous(c.attention)));
+  for (const PagedCase& c : paged_decode_cases())
+    calls.push_back(decode(", contiguous, " + c.name, contiguous(c.attention)));
+  for (const PagedCase& c : paged_prefill_cases())
+    calls.push_back(prefill(", contiguous, " + c.name, contiguous(c.attention)));
+  // As a session's prompt with selective V, and a session's chunk, have it.
+  AttentionCase shared = {.heads = {8, 2, 4},
+                          .dims = {64, 64},
+                          .kv_len = 100,
+                          .lengths = {98, 99, 100},
+                          .page_tokens = 64,
+                          .shared_cache = true};
+  calls.push_back(decode(", paged, one cache for all", shared));
+  shared.top_k = 20;
+  calls.push_back(decode(", paged, one cache for all, top 20", shared));
+  shared.top_k = 0;
+  shared.lengths = {100};
+  shared.q_len = 20;
+  calls.push_back(prefill(", paged, one cache for all", shared));
   return calls;
 }
 

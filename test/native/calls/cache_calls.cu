@@ -1,6 +1,6 @@
 // Calls of what works on a KV cache: pools of pages, kv_append, kv_gather and quantize; and their tables.
+#include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "calls/call.h"
 #include "random.h"
@@ -8,10 +8,8 @@
 namespace diffqkv::DIFFQKV_DEVICE_NS {
 
 Rows random_rows(DType dtype, size_t count, int64_t dim, uint64_t seed) {
-  Rows rows;
-  rows.elements = random_bytes(dtype, count * static_cast<size_t>(dim), 0.1f, seed);
-  if (is_quantised(dtype)) rows.scales = random_scales(count, seed + 100);
-  return rows;
+  return {random_memory(dtype, count * static_cast<size_t>(dim), 0.1f, seed),
+          random_scale_memory(is_quantised(dtype) ? count : 0, seed + 100)};
 }
 
 namespace {
@@ -22,27 +20,31 @@ struct PoolPlan {
   const Rows* rows;
 };
 
-// The pages of all sequences, of which `order` says where each lies in the pool.
-std::vector<uint8_t> pool_bytes(const PoolPlan& plan, const PoolShape& shape, int64_t kv_len,
-                                const std::vector<size_t>& order, size_t page_bytes) {
-  const size_t tokens = static_cast<size_t>(shape.page_tokens);
+void copy(uint8_t* to, const Memory<uint8_t>& from, size_t at, size_t bytes) {
+  check_cuda(cudaMemcpyAsync(to, from.data() + at, bytes, cudaMemcpyDeviceToDevice), "copy");
+}
+
+// The pages of all sequences, of which `order` says where each is in the pool.
+Memory<uint8_t> make_pool(const PoolPlan& plan, const PoolShape& shape, int64_t kv_len,
+                          const std::vector<size_t>& order, size_t page_bytes) {
   const size_t row = count_of({plan.heads, plan.dim}) * dtype_size(plan.dtype);
   const size_t scale_row = static_cast<size_t>(plan.heads) * 2;
-  std::vector<uint8_t> bytes(order.size() * page_bytes, 0xff);
-  if (plan.rows == nullptr) return bytes;
-  size_t page = 0;
+  Memory<uint8_t> pool(order.size() * page_bytes);
+  if (plan.rows == nullptr) return pool;
+  auto place = order.begin();
   for (size_t b = 0; b < shape.lengths.size(); ++b) {
-    const size_t length = static_cast<size_t>(shape.lengths[b]);
-    for (size_t token = 0; token < length; ++token) {
-      uint8_t* const layer = &bytes[order[page + token / tokens] * page_bytes] + plan.offset;
-      const size_t from = b * static_cast<size_t>(kv_len) + token;
-      std::memcpy(layer + token % tokens * row, &plan.rows->elements[from * row], row);
+    for (int64_t token = 0; token < shape.lengths[b]; token += shape.page_tokens, ++place) {
+      uint8_t* const layer = pool.data() + *place * page_bytes + plan.offset;
+      const size_t from = b * static_cast<size_t>(kv_len) + static_cast<size_t>(token);
+      const size_t count = static_cast<size_t>(std::min<int64_t>(shape.page_tokens, shape.lengths[b] - token));
+      copy(layer, plan.rows->elements, from * row, count * row);
       if (!is_quantised(plan.dtype)) continue;
-      std::memcpy(layer + tokens * row + token % tokens * scale_row, &plan.rows->scales[from * scale_row], scale_row);
+      uint8_t* const scales = layer + static_cast<size_t>(shape.page_tokens) * row;
+      copy(scales, plan.rows->scales, from * scale_row, count * scale_row);
     }
-    page += (length + tokens - 1) / tokens;
   }
-  return bytes;
+  check_cuda(cudaDeviceSynchronize(), "copy");
+  return pool;
 }
 
 }  // namespace
@@ -61,7 +63,7 @@ const KvPage* const* add_pools(Call& call, const PoolShape& shape, int64_t kv_le
   const auto add = [&](const char* name, const PoolPlan& plan, void* KvPage::*start) {
     const int64_t layer = kv_page_layer_bytes(plan.dtype, shape.page_tokens, plan.heads, plan.dim);
     const size_t page_bytes = static_cast<size_t>(layer + plan.offset + 255) / 256 * 256;
-    uint8_t* const pool = add_tensor(call, name, plan.dtype, pool_bytes(plan, shape, kv_len, order, page_bytes));
+    uint8_t* const pool = add_memory(call, name, plan.dtype, make_pool(plan, shape, kv_len, order, page_bytes));
     for (size_t i = 0; i < order.size(); ++i) pages[i].*start = pool + order[i] * page_bytes;
   };
   add("k_pool", {shape.k, shape.heads.k, shape.dims.qk, kKPageOffset, k}, &KvPage::k);
@@ -81,8 +83,15 @@ const KvPage* const* add_pools(Call& call, const PoolShape& shape, int64_t kv_le
 }
 
 Call kv_append_call(const KvAppendCase& c) {
-  const Heads heads = {8, 2, 4};
-  const std::vector<int32_t> sequences = {1, 0, 1, 0, 1}, positions = {0, 70, 1, 3, 64};
+  const Heads heads = c.heads;
+  std::vector<int32_t> sequences = {1, 0, 1, 0, 1}, positions = {0, 70, 1, 3, 64}, lengths = {71, 65};
+  if (c.num_tokens > 0) {
+    constexpr int32_t kFirst = 100;
+    sequences.assign(static_cast<size_t>(c.num_tokens), 0);
+    positions.resize(sequences.size());
+    for (size_t i = 0; i < positions.size(); ++i) positions[i] = kFirst + static_cast<int32_t>(i);
+    lengths = {kFirst + static_cast<int32_t>(c.num_tokens)};
+  }
   const int64_t num_tokens = static_cast<int64_t>(sequences.size());
   Call call;
   KvAppendParams p;
@@ -91,7 +100,7 @@ Call kv_append_call(const KvAppendCase& c) {
   p.sequences = add_integers(call, "sequences", sequences);
   p.positions = add_integers(call, "positions", positions);
   if (c.rotate) p.inv_freq = add_frequencies(call, c.dims.qk);
-  p.pages = add_pools(call, {c.k, c.v, heads, c.dims, 64, {71, 65}}, 0, nullptr, nullptr);
+  p.pages = add_pools(call, {c.k, c.v, heads, c.dims, 64, lengths}, 0, nullptr, nullptr);
   // RoPE rounds as the device's compiler has it; all else is data movement.
   const Comparison k_comparison = !c.rotate           ? Comparison::bits
                                   : is_quantised(c.k) ? Comparison::quantized_pool
@@ -105,7 +114,7 @@ Call kv_append_call(const KvAppendCase& c) {
   p.k_cache_dtype = c.k;
   p.v_cache_dtype = c.v;
   p.num_tokens = num_tokens;
-  p.max_kv_len = 71;
+  p.max_kv_len = lengths[0];
   p.num_k_heads = heads.k;
   p.num_v_heads = heads.v;
   p.head_dim_qk = c.dims.qk;
@@ -117,11 +126,11 @@ Call kv_append_call(const KvAppendCase& c) {
   return call;
 }
 
-Call kv_gather_call(const KvGatherCase& c, Rows* rows) {
+Call kv_gather_call(const KvGatherCase& c) {
   Call call;
   KvGatherParams p;
   p.out = add_output(call, "out", c.out, count_of({c.num_keys, c.heads, c.dim}), Comparison::bits);
-  const Rows k = random_rows(c.cache, count_of({c.num_keys, c.heads}), c.dim, 2);
+  const Rows k = random_rows(c.cache, count_of({c.num_keys, c.heads}), c.dim, kGatherSeed);
   const Rows v = random_rows(DType::bf16, count_of({c.num_keys}), 32, 3);
   const PoolShape shape = {c.cache, DType::bf16, {1, c.heads, 1}, {c.dim, 32}, 64, {static_cast<int32_t>(c.num_keys)}};
   add_pools(call, shape, c.num_keys, &k, &v);
@@ -134,16 +143,14 @@ Call kv_gather_call(const KvGatherCase& c, Rows* rows) {
   p.page_tokens = 64;
   p.k_page_offset = kKPageOffset;
   set_operator(call, kv_gather, p);
-  if (rows != nullptr) *rows = k;
   return call;
 }
 
 Call quantize_call(const QuantizeCase& c) {
-  constexpr int64_t kRows = 70;
   check::Random random(5);
-  std::vector<float> values(count_of({kRows, c.dim}));
+  std::vector<float> values(count_of({c.num_rows, c.dim}));
   const auto row_of = [&](int64_t row) { return values.begin() + row * c.dim; };
-  for (int64_t row = 0; row < kRows; ++row) {
+  for (int64_t row = 0; row < c.num_rows; ++row) {
     const float size = row == 3 ? 0.0f : row == 4 ? 0x1p-110f : std::exp2(random.normal(10));
     for (int64_t d = 0; d < c.dim; ++d) row_of(row)[d] = random.normal(size);
   }
@@ -153,10 +160,10 @@ Call quantize_call(const QuantizeCase& c) {
   QuantizeParams p;
   p.x = add_tensor(call, "x", c.x, bytes_of_floats(c.x, values));
   p.out = add_output(call, "out", c.out, values.size(), Comparison::bits);
-  p.scales = add_output(call, "scales", DType::bf16, count_of({kRows}), Comparison::bits);
+  p.scales = add_output(call, "scales", DType::bf16, count_of({c.num_rows}), Comparison::bits);
   p.x_dtype = c.x;
   p.out_dtype = c.out;
-  p.num_rows = kRows;
+  p.num_rows = c.num_rows;
   p.head_dim = c.dim;
   set_operator(call, quantize, p);
   return call;
@@ -170,6 +177,11 @@ constexpr DType kF32 = DType::f32, kF16 = DType::f16, kBf16 = DType::bf16, kI8 =
 
 NamedCall append(const KvAppendCase& c) {
   return {std::string("kv_append, ") + dtype_name(c.k) + " and " + dtype_name(c.v), [c] { return kv_append_call(c); }};
+}
+// Appends rows of the cache's own type, with RoPE.
+NamedCall append_same(DType dtype, int64_t dim) {
+  const KvAppendCase c = {dtype, dtype, dtype, {dim, dim}, true};
+  return {std::string("kv_append, all in ") + dtype_name(dtype), [c] { return kv_append_call(c); }};
 }
 NamedCall gather(const std::string& name, const KvGatherCase& c) {
   return {"kv_gather" + name, [c] { return kv_gather_call(c); }};
@@ -187,9 +199,8 @@ std::vector<NamedCall> seeded_cache_calls() {
 }
 
 std::vector<NamedCall> more_cache_calls() {
-  std::vector<NamedCall> calls = {
-      append({kBf16, kBf16, kBf16, {64, 64}, true}), append({kF16, kF16, kF16, {64, 64}, true}),
-      append({kF32, kF32, kF32, {10, 10}, true}), append({kBf16, kF8, kF8, {128, 128}, true})};
+  std::vector<NamedCall> calls = {append_same(kBf16, 64), append_same(kF16, 64), append_same(kF32, 10),
+                                  append({kBf16, kF8, kF8, {128, 128}, true})};
   for (const DType cache : {kF32, kF16, kBf16, kI8, kF8}) {
     const std::string name = std::string(" of ") + dtype_name(cache);
     calls.push_back(gather(name, {cache, kF32, 150, 4, 64}));

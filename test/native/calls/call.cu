@@ -9,19 +9,71 @@ namespace diffqkv::DIFFQKV_DEVICE_NS {
 namespace {
 
 // Number `index` of the stream `seed`: 64 random bits (the finalizer of SplitMix64).
-uint64_t random_word(uint64_t seed, uint64_t index) {
+DIFFQKV_HOST_DEVICE uint64_t random_word(uint64_t seed, uint64_t index) {
   uint64_t x = (seed << 40) + index + 0x9e3779b97f4a7c15u;
   x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
   x = (x ^ x >> 27) * 0x94d049bb133111ebu;
   return x ^ x >> 31;
 }
 
-// Roughly normal, of standard deviation `scale`: the sum of four 16-bit numbers, which is exact, so that host and device
-// agree on every bit.
-float random_normal(uint64_t seed, uint64_t index, float scale) {
+// Roughly normal, of standard deviation 1: the sum of four 16-bit numbers. Each operation is exact but the last, so that
+// host and device agree on every bit.
+DIFFQKV_HOST_DEVICE float random_normal(uint64_t seed, uint64_t index, float scale) {
   const uint64_t word = random_word(seed, index);
   const int sum = static_cast<int>((word & 0xffff) + (word >> 16 & 0xffff) + (word >> 32 & 0xffff) + (word >> 48));
   return static_cast<float>(sum - 2 * 0xffff) * (scale * 0x1.bb67aep-16f);  // sqrt(3) / 2^16
+}
+
+// Any code but NaN.
+DIFFQKV_HOST_DEVICE uint8_t random_code(DType dtype, uint64_t seed, uint64_t index) {
+  const uint8_t code = static_cast<uint8_t>(random_word(seed, index) >> 8);
+  return dtype == DType::f8e4m3 && (code & 0x7f) == 0x7f ? code & 0xfe : code;  // 448 for NaN
+}
+
+DIFFQKV_HOST_DEVICE float random_scale(uint64_t seed, uint64_t index) {
+  return 1e-5f * static_cast<float>(50 + random_word(seed, index) % 150);
+}
+
+struct FillParams {
+  void* data;
+  DType dtype;
+  bool scales;  // random_scale in bf16
+  int64_t count;
+  float scale;
+  uint64_t seed;
+};
+
+constexpr int kFillThreads = 256;
+
+DIFFQKV_KERNEL(kFillThreads, 4) fill_kernel(FillParams p) {
+  const int64_t step = static_cast<int64_t>(grid_x()) * kFillThreads;
+  for (int64_t i = static_cast<int64_t>(block_x()) * kFillThreads + thread_index(); i < p.count; i += step) {
+    if (p.scales) {
+      store_any(p.data, DType::bf16, i, random_scale(p.seed, i));
+    } else if (is_quantised(p.dtype)) {
+      store(static_cast<uint8_t*>(p.data) + i, random_code(p.dtype, p.seed, i));
+    } else {
+      store_any(p.data, p.dtype, i, random_normal(p.seed, i, p.scale));
+    }
+  }
+}
+
+void run_fill(const FillParams& p) {
+  if (p.count == 0) return;
+  LaunchShape shape;
+  shape.grid[0] = static_cast<unsigned>(std::min<int64_t>((p.count + kFillThreads - 1) / kFillThreads, 4096));
+  shape.threads = kFillThreads;
+  launch("fill", fill_kernel, shape, nullptr, p);
+  check_cuda(cudaDeviceSynchronize(), "fill");
+}
+
+// On a GPU the kernel is faster from some size on; on the emulated device the host always is.
+bool fill_on_device(size_t count) {
+#if defined(DIFFQKV_EMULATION)
+  return count > SIZE_MAX / 2;
+#else
+  return count > size_t{1} << 18;
+#endif
 }
 
 }  // namespace
@@ -89,10 +141,7 @@ std::vector<float> floats_of_bytes(DType dtype, const std::vector<uint8_t>& byte
 std::vector<uint8_t> random_bytes(DType dtype, size_t count, float scale, uint64_t seed) {
   if (is_quantised(dtype)) {
     std::vector<uint8_t> codes(count);
-    for (size_t i = 0; i < count; ++i) {
-      const uint8_t code = static_cast<uint8_t>(random_word(seed, i) >> 8);
-      codes[i] = dtype == DType::f8e4m3 && (code & 0x7f) == 0x7f ? code & 0xfe : code;  // 448, not NaN
-    }
+    for (size_t i = 0; i < count; ++i) codes[i] = random_code(dtype, seed, i);
     return codes;
   }
   std::vector<float> values(count);
@@ -102,17 +151,43 @@ std::vector<uint8_t> random_bytes(DType dtype, size_t count, float scale, uint64
 
 std::vector<uint8_t> random_scales(size_t count, uint64_t seed) {
   std::vector<float> scales(count);
-  for (size_t i = 0; i < count; ++i) scales[i] = 1e-5f * static_cast<float>(50 + random_word(seed, i) % 150);
+  for (size_t i = 0; i < count; ++i) scales[i] = random_scale(seed, i);
   return bytes_of_floats(DType::bf16, scales);
 }
 
-uint8_t* add_tensor(Call& call, const char* name, DType dtype, const std::vector<uint8_t>& bytes) {
-  call.tensors.push_back({name, dtype, Memory<uint8_t>(bytes)});
+void fill_random(void* data, DType dtype, size_t count, float scale, uint64_t seed) {
+  run_fill({data, dtype, false, static_cast<int64_t>(count), scale, seed});
+}
+
+void fill_scales(void* data, size_t count, uint64_t seed) {
+  run_fill({data, DType::bf16, true, static_cast<int64_t>(count), 0, seed});
+}
+
+Memory<uint8_t> random_memory(DType dtype, size_t count, float scale, uint64_t seed) {
+  if (!fill_on_device(count)) return Memory<uint8_t>(random_bytes(dtype, count, scale, seed));
+  Memory<uint8_t> memory(count * dtype_size(dtype));
+  fill_random(memory.data(), dtype, count, scale, seed);
+  return memory;
+}
+
+Memory<uint8_t> random_scale_memory(size_t count, uint64_t seed) {
+  if (!fill_on_device(count)) return Memory<uint8_t>(random_scales(count, seed));
+  Memory<uint8_t> memory(count * 2);
+  fill_scales(memory.data(), count, seed);
+  return memory;
+}
+
+uint8_t* add_memory(Call& call, const char* name, DType dtype, Memory<uint8_t> memory) {
+  call.tensors.push_back({name, dtype, std::move(memory)});
   return call.tensors.back().memory.data();
 }
 
+uint8_t* add_tensor(Call& call, const char* name, DType dtype, const std::vector<uint8_t>& bytes) {
+  return add_memory(call, name, dtype, Memory<uint8_t>(bytes));
+}
+
 uint8_t* add_random(Call& call, const char* name, DType dtype, size_t count, float scale, uint64_t seed) {
-  return add_tensor(call, name, dtype, random_bytes(dtype, count, scale, seed));
+  return add_memory(call, name, dtype, random_memory(dtype, count, scale, seed));
 }
 
 const int32_t* add_integers(Call& call, const char* name, const std::vector<int32_t>& values) {

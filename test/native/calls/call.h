@@ -45,10 +45,11 @@ struct Call {
 
   // The tensor with this name, which must be there.
   Tensor& tensor(const std::string& name);
+  const Tensor& tensor(const std::string& name) const { return const_cast<Call*>(this)->tensor(name); }
 };
 
 struct NamedCall {
-  std::string name;
+  std::string name;  // unlike all others
   std::function<Call()> make;
 };
 
@@ -56,6 +57,8 @@ struct NamedCall {
 std::vector<NamedCall> seeded_calls();
 // Every operator at small shapes: those, and more.
 std::vector<NamedCall> operator_calls();
+// Every operator at the shapes of Sigma-1.5B and Sigma-10B (arXiv 2501.13629, table 14), for a GPU.
+std::vector<NamedCall> sigma_calls();
 
 // A context whose scratch memory starts as NaN at each request, so that nothing depends on what an earlier call left.
 class CallContext : public Context {
@@ -81,7 +84,15 @@ class CallContext : public Context {
 std::vector<uint8_t> random_bytes(DType dtype, size_t count, float scale, uint64_t seed);
 // bf16 scales that give rows of such codes a standard deviation of about 0.1.
 std::vector<uint8_t> random_scales(size_t count, uint64_t seed);
-// Both add a tensor to the call and return its memory.
+// Write random_bytes and random_scales of the same arguments, by a kernel; and wait.
+void fill_random(void* data, DType dtype, size_t count, float scale, uint64_t seed);
+void fill_scales(void* data, size_t count, uint64_t seed);
+// Device memory with random_bytes or random_scales of the same arguments.
+Memory<uint8_t> random_memory(DType dtype, size_t count, float scale, uint64_t seed);
+Memory<uint8_t> random_scale_memory(size_t count, uint64_t seed);
+
+// These add a tensor to the call and return its memory.
+uint8_t* add_memory(Call& call, const char* name, DType dtype, Memory<uint8_t> memory);
 uint8_t* add_tensor(Call& call, const char* name, DType dtype, const std::vector<uint8_t>& bytes);
 uint8_t* add_random(Call& call, const char* name, DType dtype, size_t count, float scale, uint64_t seed);
 const int32_t* add_integers(Call& call, const char* name, const std::vector<int32_t>& values);
@@ -125,7 +136,7 @@ struct AttentionCase {
   std::vector<int32_t> lengths = {};
   int64_t batch = 1;
   int64_t page_tokens = 0;    // 0: contiguous
-  bool shared_cache = false;  // one cache for all sequences, contiguous
+  bool shared_cache = false;  // one cache for all sequences
   int64_t distinct_keys = 0;  // rows of K that differ; 0: all do. Contiguous
   int64_t q_len = 1;          // prefill
   bool causal = true;         // prefill
@@ -158,30 +169,34 @@ struct PoolShape {
 constexpr int64_t kKPageOffset = 384, kVPageOffset = 128;
 // What attention has contiguously, [batch, kv_len, heads] rows, to be put into pages.
 struct Rows {
-  std::vector<uint8_t> elements, scales;  // no scales where the type has none
+  Memory<uint8_t> elements, scales;  // no scales where the type has none
 };
 Rows random_rows(DType dtype, size_t count, int64_t dim, uint64_t seed);
 // Adds the tensors `k_pool` and `v_pool`, filled with `k` and `v` if they are given, and the tables, which it returns.
 const KvPage* const* add_pools(Call& call, const PoolShape& shape, int64_t kv_len, const Rows* k, const Rows* v);
 
-// Tokens of two sequences, appended to pools of `lengths` 71 and 65.
+// Without num_tokens, five tokens of two sequences; else that many new tokens of one sequence.
 struct KvAppendCase {
   DType dtype;  // of the new rows
   DType k, v;   // of the caches
   Dims dims;
   bool rotate;
+  Heads heads = {8, 2, 4};
+  int64_t num_tokens = 0;
 };
 Call kv_append_call(const KvAppendCase& c);
 struct KvGatherCase {
   DType cache, out;
   int64_t num_keys, heads, dim;
 };
-// `rows`: what the pool holds.
-Call kv_gather_call(const KvGatherCase& c, Rows* rows = nullptr);
+// The pool holds random_rows(c.cache, num_keys * heads, dim, kGatherSeed).
+constexpr uint64_t kGatherSeed = 2;
+Call kv_gather_call(const KvGatherCase& c);
 // Rows of all magnitudes, with zeros, tiny ones, NaN and infinity among them.
 struct QuantizeCase {
   DType x, out;
   int64_t dim;
+  int64_t num_rows = 70;
 };
 Call quantize_call(const QuantizeCase& c);
 
@@ -189,6 +204,7 @@ struct MatmulCase {
   DType dtype;  // of x and the weights
   int64_t num_tokens, in_features, out_features;
   bool accumulate = false;  // into f32
+  bool f32_out = false;
 };
 Call matmul_call(const MatmulCase& c);
 struct AugmentedQCase {
@@ -207,6 +223,7 @@ Call rms_norm_call(const RmsNormCase& c);
 struct EmbedCase {
   DType table, out;
   int64_t num_tokens, hidden_size;
+  int64_t vocab_size = 50;
 };
 Call embed_call(const EmbedCase& c);
 struct RopeCase {

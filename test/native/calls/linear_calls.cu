@@ -7,7 +7,7 @@
 namespace diffqkv::DIFFQKV_DEVICE_NS {
 
 Call matmul_call(const MatmulCase& c) {
-  const DType out_dtype = c.accumulate ? DType::f32 : c.dtype;
+  const DType out_dtype = c.accumulate || c.f32_out ? DType::f32 : c.dtype;
   const size_t outputs = count_of({c.num_tokens, c.out_features});
   Call call;
   MatmulParams p;
@@ -77,18 +77,18 @@ Call rms_norm_call(const RmsNormCase& c) {
 }
 
 Call embed_call(const EmbedCase& c) {
-  constexpr int64_t kVocabSize = 50;
   std::vector<int32_t> tokens(static_cast<size_t>(c.num_tokens));
-  for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>((49 + 17 * i) % kVocabSize);
+  for (size_t i = 0; i < tokens.size(); ++i)
+    tokens[i] = static_cast<int32_t>((c.vocab_size - 1 + 17 * static_cast<int64_t>(i)) % c.vocab_size);
   Call call;
   EmbedParams p;
-  p.table = add_random(call, "table", c.table, count_of({kVocabSize, c.hidden_size}), 0.1f, 1);
+  p.table = add_random(call, "table", c.table, count_of({c.vocab_size, c.hidden_size}), 0.1f, 1);
   p.tokens = add_integers(call, "tokens", tokens);
   p.out = add_output(call, "out", c.out, count_of({c.num_tokens, c.hidden_size}), Comparison::bits);
   p.table_dtype = c.table;
   p.out_dtype = c.out;
   p.num_tokens = c.num_tokens;
-  p.vocab_size = kVocabSize;
+  p.vocab_size = c.vocab_size;
   p.hidden_size = c.hidden_size;
   set_operator(call, embed, p);
   return call;

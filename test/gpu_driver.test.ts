@@ -1,0 +1,137 @@
+// gpu_driver (test/gpu) on the emulated device: its checks pass, its timings run through, and a case that hangs, crashes or
+// fails is named while the others go on.
+
+import { spawnSync } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import { tolerances } from './compare';
+
+const program = join(__dirname, '..', 'build-cmake', 'gpu_driver_emulated');
+
+interface Line {
+  part: string;
+  case: string;
+  outcome: string;
+  wrong?: string;
+  [detail: string]: unknown;
+}
+
+function driver(...args: string[]): { status: number | null; device: Line; cases: Line[]; summary: Line } {
+  const { status, stdout, stderr, error } = spawnSync(program, args, { encoding: 'utf8', maxBuffer: 1 << 26 });
+  if (error) throw error;
+  const lines = stdout
+    .split('\n')
+    .filter((line) => line !== '')
+    .map((line) => JSON.parse(line) as Line);
+  const [device, summary] = [lines[0], lines.at(-1)];
+  if (device?.part !== 'device' || summary?.part !== 'summary')
+    throw new Error(`gpu_driver ${args.join(' ')} ended with status ${status}: ${stderr.slice(-1000)}`);
+  return { status, device, cases: lines.slice(1, -1), summary };
+}
+
+const notOk = (cases: Line[]): Line[] => cases.filter(({ outcome }) => outcome !== 'ok');
+
+/** The names of each operator's checks. */
+const operators: Record<string, RegExp> = {
+  embed: /^embed/,
+  rms_norm: /^RMSNorm/,
+  matmul: /^(GEM[MV]|product)/,
+  augmented_q: /^augmented Q/,
+  silu_mul: /^silu_mul/,
+  rope: /^rope/,
+  kv_append: /^kv_append/,
+  kv_gather: /^kv_gather/,
+  quantize: /^quantize/,
+  attention_prefill: /^prefill attention/,
+  attention_decode: /^(decode attention|selective V)/,
+  sample: /^(greedy|sampled) token/,
+};
+
+if (!existsSync(program)) {
+  it.skip(`SKIPPED: ${program} is not built (npm run build:test)`, () => {});
+} else {
+  it('every small call of every operator is as its plain kernel has it', () => {
+    const { status, cases, summary } = driver('correctness', '--shapes', 'small');
+    expect(notOk(cases)).toEqual([]);
+    expect(status).toBe(0);
+    expect(summary).toMatchObject({ ok: cases.length, FAILED: 0, TIMEOUT: 0, CRASHED: 0, SKIPPED: 0 });
+    expect(cases.length).toBeGreaterThanOrEqual(158);
+    for (const [operator, names] of Object.entries(operators))
+      expect([operator, cases.some((c) => names.test(c.case))]).toEqual([operator, true]);
+  });
+
+  it('its limits are those of compare.ts', () => {
+    const { bf16, f16, f32, f32Elementwise, lse } = tolerances;
+    const { device } = driver('correctness', '--shapes', 'small', '--only', 'embed, f32 to f32');
+    expect(device.tolerances).toEqual({ bf16, f16, f32, f32Elementwise, lse });
+  });
+
+  it('the small timings run through', () => {
+    const { status, device, cases } = driver('timings', '--shapes', 'small');
+    expect(notOk(cases)).toEqual([]);
+    expect(status).toBe(0);
+    expect(device).toMatchObject({ kind: 'emulated' });
+    for (const { case: name, us } of cases) expect([name, us]).toEqual([name, expect.any(Number)]);
+    expect(cases.map((c) => c.case)).toEqual(
+      expect.arrayContaining([
+        'small: limit: device read',
+        expect.stringContaining('decode step of'),
+        expect.stringContaining('decode attention'),
+        expect.stringContaining('prefill attention'),
+        expect.stringContaining('FFN'),
+        expect.stringContaining('sampled token'),
+      ]),
+    );
+  });
+
+  it('a case that hangs, crashes, aborts or fails is named, and the others go on', () => {
+    const breaks = ['hang', 'crash', 'abort', 'fail'].flatMap((kind) => ['--break', kind]);
+    const args = ['correctness', '--shapes', 'small', '--only', 'RMSNorm', '--case-seconds', '5', ...breaks];
+    const { status, cases, summary } = driver(...args);
+    expect(status).toBe(1);
+    expect(notOk(cases).map((c) => [c.case, c.outcome])).toEqual([
+      ['deliberate: hang', 'TIMEOUT'],
+      ['deliberate: crash', 'CRASHED'],
+      ['deliberate: abort', 'CRASHED'],
+      ['deliberate: fail', 'FAILED'],
+    ]);
+    const [, crash, abort, fail] = notOk(cases);
+    expect(crash?.wrong).toMatch(/device is lost/);
+    expect(abort?.wrong).toMatch(/ended by Aborted/);
+    expect(fail?.wrong).toMatch(/out: \d+ of 192 elements differ/);
+    expect(cases.filter(({ outcome }) => outcome === 'ok').length).toBeGreaterThan(4);
+    expect(summary).toMatchObject({ ok: cases.length - 4, FAILED: 1, TIMEOUT: 1, CRASHED: 2, SKIPPED: 0 });
+  });
+
+  it('what the time limit leaves is listed as skipped', () => {
+    const { status, cases, summary } = driver('correctness', '--shapes', 'small', '--seconds', '0.5');
+    expect(status).toBe(4);
+    const skipped = cases.filter(({ outcome }) => outcome === 'SKIPPED');
+    expect(skipped.length).toBeGreaterThan(0);
+    expect(summary).toMatchObject({ SKIPPED: skipped.length, FAILED: 0, CRASHED: 0, TIMEOUT: 0 });
+  });
+
+  it('lists the cases, which have different names', () => {
+    const { status, stdout } = spawnSync(program, ['list', '--shapes', 'all'], { encoding: 'utf8' });
+    const names = stdout.trim().split('\n');
+    expect(status).toBe(0);
+    expect(names.length).toBeGreaterThan(400);
+    expect(names.filter((name, i) => names.indexOf(name) !== i)).toEqual([]);
+  });
+
+  it('in one process: the same cases, and what comes after a device error is skipped', () => {
+    const args = ['correctness', '--shapes', 'small', '--only', 'rope', '--in-process'];
+    expect(driver(...args).status).toBe(0);
+    const { status, cases } = driver(...args, '--break', 'crash');
+    expect(status).toBe(1);
+    expect(cases.map(({ outcome }) => outcome).slice(0, 3)).toEqual(['ok', 'CRASHED', 'SKIPPED']);
+  });
+
+  it('says what is wrong with its arguments', () => {
+    for (const args of [[], ['speed'], ['correctness', '--shapes', 'huge'], ['list', '--seconds', '-1']]) {
+      const { status, stderr } = spawnSync(program, args, { encoding: 'utf8' });
+      expect([args, status]).toEqual([args, 2]);
+      expect(stderr).toMatch(/gpu_driver: /);
+    }
+  });
+}
