@@ -29,7 +29,7 @@ std::string check_case(const Case& c) {
 }
 
 constexpr Run kPlain = {}, kShared = {.shared_bytes = 2048}, kTwoWarps = {.threads = 64, .shared_bytes = 2048},
-              kFourWarps = {.threads = 128, .shared_bytes = 2048}, kFourBlocks = {.blocks = 4};
+              kFourWarps = {.threads = 128, .shared_bytes = 2048}, kFourBlocks = {.blocks = 4, .shared_bytes = 16};
 
 std::vector<Case> addresses() {
   return {
@@ -209,10 +209,31 @@ std::vector<Case> races() {
         add.s64 %rd3, %rd3, %rd1;
         ld.global.u32 %r10, [%rd3];)"},
       {"the last block reads: fences", "", kFourBlocks, last_block("membar.gl;", "membar.gl;"), 8},
-      {"the last block reads: no fence after the write", "no fence after it", kFourBlocks,
+      {"the last block reads: no fence after the write", "with no fence and atomic", kFourBlocks,
        last_block("", "membar.gl;")},
-      {"the last block reads: no fence before the read", "without a fence", kFourBlocks, last_block("membar.gl;", "")},
-      {"the last block reads: fences of a block only", "no fence after it", kFourBlocks,
+      {"the last block reads: no fence before the read", "without an atomic operation and a fence", kFourBlocks,
+       last_block("membar.gl;", "")},
+      {"the last block reads: a fence that is too late", "with no fence and atomic", kFourBlocks,
+       with(last_block("", "membar.gl;"), "setp.ne.u32 %p2", "membar.gl; setp.ne.u32 %p2")},
+      {"the last block reads: another thread's fence", "without an atomic operation and a fence", kFourBlocks, R"(
+        mov.u32 %r2, %ctaid.x;
+        mul.wide.u32 %rd3, %r2, 4;
+        add.s64 %rd3, %rd3, %rd1;
+        setp.ne.u32 %p1, %r1, 0;
+        @%p1 bra ALL;
+        st.global.u32 [%rd3+16], 7;
+        membar.gl;
+        atom.global.add.u32 %r3, [%rd1], 1;
+        st.shared.u32 [shared], %r3;
+      ALL:
+        bar.sync 0;
+        ld.shared.u32 %r3, [shared];
+        setp.ne.u32 %p2, %r3, 3;
+        @%p2 bra END;
+        membar.gl;
+        ld.global.u32 %r10, [%rd1+16];
+      END:)"},
+      {"the last block reads: fences of a block only", "with no fence and atomic", kFourBlocks,
        last_block("membar.cta;", "membar.cta;")},
       {"ld.global.nc of what the kernel has written", "has written", kPlain,
        "st.global.u32 [%rd2], %r1; ld.global.nc.u32 %r10, [%rd2];"},

@@ -1,5 +1,7 @@
 #include "global_memory.h"
 
+#include <algorithm>
+#include <cstdio>
 #include <cstring>
 
 namespace diffqkv::ptx {
@@ -7,7 +9,8 @@ namespace diffqkv::ptx {
 void GlobalMemory::begin_block(uint32_t block, const Clocks* clocks) {
   block_ = block;
   clocks_ = clocks;
-  atomics_.assign(threads_, 0);
+  fences_.assign(threads_, {});
+  atomics_.assign(threads_, false);
   acquires_.assign(threads_, 0);
 }
 
@@ -33,8 +36,8 @@ bool GlobalMemory::is_ordered(const Event& event, int thread) const {
 bool GlobalMemory::is_released(uint32_t index) const {
   const Event& event = events_[index];
   if (event.atomic) return true;
-  const auto found = releases_.find(event.block);
-  return found != releases_.end() &&
+  const auto found = released_.find(event.block);
+  return found != released_.end() &&
          (event.clock < found->second.clocks[event.thread / 32] || index < found->second.events[event.thread]);
 }
 
@@ -54,9 +57,9 @@ std::string GlobalMemory::conflict(uint32_t index, int thread, bool is_write) co
            " of block " + std::to_string(event.block) + " has written, " + lack;
   };
   if (event.block == block_) return is_ordered(event, thread) ? "" : told("with no barrier between");
-  if (!is_released(index)) return told("with no fence after it");
-  if (event.atomic && is_write && atomics_[static_cast<size_t>(thread)] != 0) return "";  // it has seen the last value
-  return has_acquired(thread) ? "" : told("without a fence after an atomic operation");
+  if (!is_released(index)) return told("with no fence and atomic operation after it");
+  if (event.atomic && is_write && atomics_[static_cast<size_t>(thread)]) return "";  // it has seen the last value
+  return has_acquired(thread) ? "" : told("without an atomic operation and a fence before");
 }
 
 std::string GlobalMemory::read(int thread, uint64_t address, uint32_t bytes, bool read_only) {
@@ -101,7 +104,10 @@ std::string GlobalMemory::write(int thread, uint64_t address, uint32_t bytes, co
     wrong = conflict(index, thread, true);
     if (!wrong.empty()) return wrong;
   }
-  if (atomic) atomics_[static_cast<size_t>(thread)] = clocks_->now(thread / 32);
+  if (atomic) {
+    atomics_[static_cast<size_t>(thread)] = true;
+    release(thread);
+  }
   const uint32_t event = static_cast<uint32_t>(events_.size());
   events_.push_back({block_, clocks_->now(thread / 32), static_cast<uint16_t>(thread), atomic});
   for (size_t i = first; i < first + bytes; ++i) tracked_->writers[i] = event;
@@ -110,21 +116,24 @@ std::string GlobalMemory::write(int thread, uint64_t address, uint32_t bytes, co
 
 void GlobalMemory::fence(int thread) {
   const int warp = thread / 32, num_warps = static_cast<int>(threads_ / 32);
-  Releases& releases = releases_[block_];
-  if (releases.clocks.empty()) {
-    releases.clocks.resize(static_cast<size_t>(num_warps));
-    releases.events.resize(threads_);
-  }
-  for (int other = 0; other < num_warps; ++other) {
-    uint32_t& released = releases.clocks[static_cast<size_t>(other)];
-    released = std::max(released, clocks_->known(warp, other));
-  }
-  releases.events[static_cast<size_t>(thread)] = static_cast<uint32_t>(events_.size());
-  for (int other = 0; other < static_cast<int>(threads_); ++other) {
-    const uint32_t clock = atomics_[static_cast<size_t>(other)];
-    if (clock != 0 && (other == thread || clock < clocks_->known(warp, other / 32)))
-      acquires_[static_cast<size_t>(thread)] = clocks_->now(warp);
-  }
+  Fence& fence = fences_[static_cast<size_t>(thread)];
+  fence.clocks.resize(static_cast<size_t>(num_warps));
+  for (int other = 0; other < num_warps; ++other)
+    fence.clocks[static_cast<size_t>(other)] = clocks_->known(warp, other);
+  fence.events = static_cast<uint32_t>(events_.size());
+  if (atomics_[static_cast<size_t>(thread)]) acquires_[static_cast<size_t>(thread)] = clocks_->now(warp);
+}
+
+// An atomic operation releases what is ordered before the thread's last fence.
+void GlobalMemory::release(int thread) {
+  const Fence& fence = fences_[static_cast<size_t>(thread)];
+  if (fence.clocks.empty()) return;
+  Released& released = released_[block_];
+  released.clocks.resize(fence.clocks.size());
+  released.events.resize(threads_);
+  for (size_t warp = 0; warp < fence.clocks.size(); ++warp)
+    released.clocks[warp] = std::max(released.clocks[warp], fence.clocks[warp]);
+  released.events[static_cast<size_t>(thread)] = fence.events;
 }
 
 }  // namespace diffqkv::ptx
