@@ -1,4 +1,4 @@
-// npm run test:mutations [-- NAME ...]: breaks the CUDA sources in ways that a GPU would show, one at a time, and shows that a
+// npm run test:mutations [-- NAME ...]: breaks the CUDA sources, one error at a time, and shows that a
 // named check finds each one without a GPU. Works on a copy of the tracked files in build-mutations/. Fails if a check passes
 // on a broken source, if it is another check that fails, or if a check fails on the unbroken copy. Needs nvcc, takes about an
 // hour on two cores. NAME: a part of a mutation's name.
@@ -19,6 +19,7 @@ function run(command, args, env = {}) {
     cwd: copy,
     encoding: 'utf8',
     maxBuffer: 1 << 28,
+    timeout: 1_800_000,
     env: { ...process.env, ...env },
   });
   if (error) throw error;

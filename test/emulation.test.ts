@@ -13,7 +13,7 @@ interface Result {
   wrong: string | null;
 }
 
-/** The number of checks of each part: a program that forgets some does not pass. And the emulated GPU. */
+/** For each part: the number of checks, so that a missing check fails the test, and the emulated GPU. */
 const parts: [part: string, count: number, gpu: string][] = [
   ['hazards', 99, 'small'],
   ['device_layer', 18, 'small'],

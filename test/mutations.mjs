@@ -7,13 +7,13 @@ const ptx = (source, only) => ({ kind: 'ptx', source, only });
 const wrapper = (name) => ptx('test/ptx/wrappers.cu', `device layer: ${name}`);
 const lint = { kind: 'lint' };
 
-/** The asm statement of one instruction, as it stands in a file and changed. */
-const inline = (file, from, to) => [{ file, from, to }];
+/** One replacement in one file. */
+const edit = (file, from, to) => [{ file, from, to }];
 
 export const mutations = [
   {
     name: 'mma: the two words of B swapped',
-    edits: inline(
+    edits: edit(
       'cuda/device/mma.h',
       `.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "`,
       `.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%9, %8}, "`,
@@ -23,7 +23,7 @@ export const mutations = [
   },
   {
     name: 'mma: two words of A swapped, in a kernel',
-    edits: inline(
+    edits: edit(
       'cuda/device/mma.h',
       `.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "`,
       `.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %6, %5, %7}, {%8, %9}, "`,
@@ -33,7 +33,7 @@ export const mutations = [
   },
   {
     name: 'ldmatrix: without its "memory" clobber',
-    edits: inline(
+    edits: edit(
       'cuda/device/mma.h',
       `: "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(at)
@@ -50,13 +50,13 @@ DIFFQKV_DEVICE void ldmatrix_x4_trans`,
   },
   {
     name: 'movmatrix: not volatile',
-    edits: inline('cuda/device/mma.h', 'asm volatile("movmatrix', 'asm("movmatrix'),
+    edits: edit('cuda/device/mma.h', 'asm volatile("movmatrix', 'asm("movmatrix'),
     check: lint,
     finds: /movmatrix\S* without volatile/,
   },
   {
     name: 'cp.async: 8 bytes for 16',
-    edits: inline(
+    edits: edit(
       'cuda/device/async.h',
       'cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;',
       'cp.async.ca.shared.global.L2::256B [%0], [%1], 8, %2;',
@@ -66,23 +66,19 @@ DIFFQKV_DEVICE void ldmatrix_x4_trans`,
   },
   {
     name: 'decode attention: no fence before the atomic that counts blocks',
-    edits: inline(decode, '    fence_device();\n    const uint32_t before', '    const uint32_t before'),
+    edits: edit(decode, '    fence_device();\n    const uint32_t before', '    const uint32_t before'),
     check: operators,
     finds: /seeds: decode attention 32\/4\/16 x 64: .*no chain of fence/,
   },
   {
     name: 'decode attention: no fence behind the atomic that counts blocks',
-    edits: inline(
-      decode,
-      'plan.arrived + unit.index, 1u);\n    fence_device();\n',
-      'plan.arrived + unit.index, 1u);\n',
-    ),
+    edits: edit(decode, 'plan.arrived + unit.index, 1u);\n    fence_device();\n', 'plan.arrived + unit.index, 1u);\n'),
     check: operators,
     finds: /seeds: decode attention 32\/4\/16 x 64: .*no chain of fence/,
   },
   {
     name: 'decode attention: the fence before the barrier that it needs in front',
-    edits: inline(
+    edits: edit(
       decode,
       `  sync_block();
   uint32_t* const is_last = reinterpret_cast<uint32_t*>(queries);
@@ -100,7 +96,7 @@ DIFFQKV_DEVICE void ldmatrix_x4_trans`,
   },
   {
     name: 'launch: the shared memory of a kernel set to what one launch needs',
-    edits: inline(
+    edits: edit(
       'cuda/device/launch.h',
       '    allow_all_shared_memory(reinterpret_cast<const void*>(kernel), name);',
       `    check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
@@ -112,13 +108,13 @@ DIFFQKV_DEVICE void ldmatrix_x4_trans`,
   },
   {
     name: 'load_streaming: 16 bytes from 8 bytes past an aligned address',
-    edits: inline('cuda/device/memory.h', '{%0, %1, %2, %3}, [%4];"', '{%0, %1, %2, %3}, [%4 + 8];"'),
+    edits: edit('cuda/device/memory.h', '{%0, %1, %2, %3}, [%4];"', '{%0, %1, %2, %3}, [%4 + 8];"'),
     check: wrapper('load_streaming'),
     finds: /^device layer: load_streaming, sm_90a.*align/,
   },
   {
     name: 'GEMV: 16-byte loads 8 bytes past an aligned address',
-    edits: inline(
+    edits: edit(
       'cuda/gemv.cu',
       'tokens[chunk] = load(reinterpret_cast<const Words4*>(x + at));',
       'tokens[chunk] = load(reinterpret_cast<const Words4*>(x + at + 4));',

@@ -43,7 +43,7 @@ if (!existsSync(program)) {
       const { stdout, stderr } = spawnSync(
         process.execPath,
         [script, '--no-build', '--seeds', String(seeds), '--json', json],
-        { encoding: 'utf8', maxBuffer: 1 << 26 },
+        { encoding: 'utf8', maxBuffer: 1 << 26, timeout: 1_100_000 },
       );
       console.log(stdout);
       if (!existsSync(json)) throw new Error(`${stdout}${stderr}`);

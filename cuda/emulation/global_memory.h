@@ -1,8 +1,8 @@
 // Global memory as one block sees it. It sees what an earlier launch wrote, and what happened before by the block's clock
 // or, in other blocks, by a chain of fences and atomics (launch.h). Anything else that it reads or writes is a conflict,
-// whatever the values are; a store buffer would find the error only if the values differ. Of reads there is no record
-// but those of load_streaming: a write that should have waited for a read is found in those orders of threads and blocks
-// in which the write comes first.
+// whatever the values are; a store buffer would find the error only if the values differ. Only reads by
+// load_streaming are recorded. A write that races with another read is found only in the orders of threads and blocks in
+// which the write comes first.
 #pragma once
 
 #include <cstddef>
