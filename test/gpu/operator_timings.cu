@@ -350,7 +350,7 @@ std::vector<Case> attention_timings(bool small) {
   }
   for (const int64_t dim : {64, 128}) {
     for (const Heads& heads : {kSigmaHeads, kStandardHeads}) {
-      for (const int64_t length : {512, 2048, 8192, 32768})
+      for (const int64_t length : {512, 1024, 2048, 4096, 8192, 16384, 32768})
         cases.push_back(prefill_timing({heads, dim, length, length}));
     }
     for (const int64_t kv_len : {4096, 32768}) cases.push_back(prefill_timing({kSigmaHeads, dim, 512, kv_len}));

@@ -171,6 +171,8 @@ class Supervisor {
       } else if (line.rfind("{", 0) == 0) {
         forward(line);
         in_case = false;
+      } else {
+        std::fprintf(stderr, "%s\n", line.c_str());
       }
       deadline = deadline_in(options_.case_seconds);
     }

@@ -9,14 +9,15 @@
 namespace diffqkv::DIFFQKV_DEVICE_NS {
 
 DeviceShape device_shape() {
-  cudaDeviceProp properties;
-  check_cuda(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
-  DeviceShape shape;
-  shape.multiprocessors = properties.multiProcessorCount;
-  shape.shared_bytes = properties.sharedMemPerBlockOptin;
-#if !defined(DIFFQKV_EMULATION)
-  shape.l2_bytes = static_cast<size_t>(properties.l2CacheSize);
-#endif
+  static const DeviceShape shape = [] {
+    cudaDeviceProp properties;
+    check_cuda(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
+    DeviceShape known;
+    known.multiprocessors = properties.multiProcessorCount;
+    known.shared_bytes = properties.sharedMemPerBlockOptin;
+    known.l2_bytes = static_cast<size_t>(properties.l2CacheSize);
+    return known;
+  }();
   return shape;
 }
 

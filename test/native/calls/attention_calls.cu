@@ -9,7 +9,11 @@
 namespace diffqkv::DIFFQKV_DEVICE_NS {
 namespace {
 
-PoolShape pools_of(const AttentionCase& c) { return {c.types.k, c.types.v, c.heads, c.dims, c.page_tokens, c.lengths}; }
+PoolShape pools_of(const AttentionCase& c) {
+  std::vector<int32_t> lengths = c.lengths;
+  if (c.shared_cache) lengths = {static_cast<int32_t>(c.kv_len)};
+  return {c.types.k, c.types.v, c.heads, c.dims, c.page_tokens, lengths};
+}
 
 void add_contiguous(Call& call, const AttentionCase& c, int64_t caches, Rows k, Rows v) {
   if (c.distinct_keys > 0) {
@@ -56,6 +60,7 @@ Params attention_params(Call& call, const AttentionCase& c) {
   Rows v = random_rows(c.types.v, count_of({caches, c.kv_len, c.heads.v}), c.dims.vo, 3);
   if (c.page_tokens > 0) {
     p.pages = add_pools(call, pools_of(c), c.kv_len, &k, &v);
+    p.pages_shared = c.shared_cache;
     p.page_tokens = c.page_tokens;
     p.k_page_offset = kKPageOffset;
     p.v_page_offset = kVPageOffset;
@@ -302,8 +307,24 @@ std::vector<NamedCall> more_attention_calls() {
     return c;
   };
   std::vector<NamedCall> calls;
-  for (const PagedCase& c : paged_decode_cases()) calls.push_back(decode(", " + c.name, contiguous(c.attention)));
-  for (const PagedCase& c : paged_prefill_cases()) calls.push_back(prefill(", " + c.name, contiguous(c.attention)));
+  for (const PagedCase& c : paged_decode_cases())
+    calls.push_back(decode(", contiguous, " + c.name, contiguous(c.attention)));
+  for (const PagedCase& c : paged_prefill_cases())
+    calls.push_back(prefill(", contiguous, " + c.name, contiguous(c.attention)));
+  // As a session's prompt with selective V, and a session's chunk, have it.
+  AttentionCase shared = {.heads = {8, 2, 4},
+                          .dims = {64, 64},
+                          .kv_len = 100,
+                          .lengths = {98, 99, 100},
+                          .page_tokens = 64,
+                          .shared_cache = true};
+  calls.push_back(decode(", paged, one cache for all", shared));
+  shared.top_k = 20;
+  calls.push_back(decode(", paged, one cache for all, top 20", shared));
+  shared.top_k = 0;
+  shared.lengths = {100};
+  shared.q_len = 20;
+  calls.push_back(prefill(", paged, one cache for all", shared));
   return calls;
 }
 

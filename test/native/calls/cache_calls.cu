@@ -178,6 +178,11 @@ constexpr DType kF32 = DType::f32, kF16 = DType::f16, kBf16 = DType::bf16, kI8 =
 NamedCall append(const KvAppendCase& c) {
   return {std::string("kv_append, ") + dtype_name(c.k) + " and " + dtype_name(c.v), [c] { return kv_append_call(c); }};
 }
+// Appends rows of the cache's own type, with RoPE.
+NamedCall append_same(DType dtype, int64_t dim) {
+  const KvAppendCase c = {dtype, dtype, dtype, {dim, dim}, true};
+  return {std::string("kv_append, all in ") + dtype_name(dtype), [c] { return kv_append_call(c); }};
+}
 NamedCall gather(const std::string& name, const KvGatherCase& c) {
   return {"kv_gather" + name, [c] { return kv_gather_call(c); }};
 }
@@ -194,9 +199,8 @@ std::vector<NamedCall> seeded_cache_calls() {
 }
 
 std::vector<NamedCall> more_cache_calls() {
-  std::vector<NamedCall> calls = {
-      append({kBf16, kBf16, kBf16, {64, 64}, true}), append({kF16, kF16, kF16, {64, 64}, true}),
-      append({kF32, kF32, kF32, {10, 10}, true}), append({kBf16, kF8, kF8, {128, 128}, true})};
+  std::vector<NamedCall> calls = {append_same(kBf16, 64), append_same(kF16, 64), append_same(kF32, 10),
+                                  append({kBf16, kF8, kF8, {128, 128}, true})};
   for (const DType cache : {kF32, kF16, kBf16, kI8, kF8}) {
     const std::string name = std::string(" of ") + dtype_name(cache);
     calls.push_back(gather(name, {cache, kF32, 150, 4, 64}));

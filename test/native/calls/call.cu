@@ -159,6 +159,10 @@ void fill_random(void* data, DType dtype, size_t count, float scale, uint64_t se
   run_fill({data, dtype, false, static_cast<int64_t>(count), scale, seed});
 }
 
+void fill_scales(void* data, size_t count, uint64_t seed) {
+  run_fill({data, DType::bf16, true, static_cast<int64_t>(count), 0, seed});
+}
+
 Memory<uint8_t> random_memory(DType dtype, size_t count, float scale, uint64_t seed) {
   if (!fill_on_device(count)) return Memory<uint8_t>(random_bytes(dtype, count, scale, seed));
   Memory<uint8_t> memory(count * dtype_size(dtype));
@@ -169,7 +173,7 @@ Memory<uint8_t> random_memory(DType dtype, size_t count, float scale, uint64_t s
 Memory<uint8_t> random_scale_memory(size_t count, uint64_t seed) {
   if (!fill_on_device(count)) return Memory<uint8_t>(random_scales(count, seed));
   Memory<uint8_t> memory(count * 2);
-  run_fill({memory.data(), DType::bf16, true, static_cast<int64_t>(count), 0, seed});
+  fill_scales(memory.data(), count, seed);
   return memory;
 }
 

@@ -49,7 +49,7 @@ struct Call {
 };
 
 struct NamedCall {
-  std::string name;
+  std::string name;  // unlike all others
   std::function<Call()> make;
 };
 
@@ -84,8 +84,9 @@ class CallContext : public Context {
 std::vector<uint8_t> random_bytes(DType dtype, size_t count, float scale, uint64_t seed);
 // bf16 scales that give rows of such codes a standard deviation of about 0.1.
 std::vector<uint8_t> random_scales(size_t count, uint64_t seed);
-// Writes random_bytes of the same arguments, by a kernel; and waits. For f32, f16 and bf16.
+// Write random_bytes and random_scales of the same arguments, by a kernel; and wait.
 void fill_random(void* data, DType dtype, size_t count, float scale, uint64_t seed);
+void fill_scales(void* data, size_t count, uint64_t seed);
 // Device memory with random_bytes or random_scales of the same arguments.
 Memory<uint8_t> random_memory(DType dtype, size_t count, float scale, uint64_t seed);
 Memory<uint8_t> random_scale_memory(size_t count, uint64_t seed);
@@ -135,7 +136,7 @@ struct AttentionCase {
   std::vector<int32_t> lengths = {};
   int64_t batch = 1;
   int64_t page_tokens = 0;    // 0: contiguous
-  bool shared_cache = false;  // one cache for all sequences, contiguous
+  bool shared_cache = false;  // one cache for all sequences
   int64_t distinct_keys = 0;  // rows of K that differ; 0: all do. Contiguous
   int64_t q_len = 1;          // prefill
   bool causal = true;         // prefill
