@@ -190,17 +190,20 @@ attention_decode_kernel(AttentionDecodeParams p, Plan plan, Finding* finding) {
   merge_warps<T, kDimVo, kTiles>(p, plan, unit, rows);
   if (unit.used_splits == 1) return;
 
-  fence_device();
+  // The last block of the unit merges. One thread's fences stand for the block: the first is behind a barrier, so that it
+  // covers what all threads stored, and the second is before one, so that what it acquires holds for all threads.
   sync_block();
   uint32_t* const is_last = reinterpret_cast<uint32_t*>(queries);
   if (thread_index() == 0) {
+    fence_device();
     const uint32_t before = atomic_add(plan.arrived + unit.index, 1u);
-    store_shared(is_last, before + 1 == static_cast<uint32_t>(unit.used_splits) ? 1u : 0u);
+    fence_device();
+    const bool last = before + 1 == static_cast<uint32_t>(unit.used_splits);
+    if (last) store(plan.arrived + unit.index, 0u);
+    store_shared(is_last, last ? 1u : 0u);
   }
   sync_block();
   if (load_shared(is_last) == 0) return;
-  if (thread_index() == 0) store(plan.arrived + unit.index, 0u);
-  fence_device();
   merge_splits<T, kDimVo>(p, plan, unit);
 }
 

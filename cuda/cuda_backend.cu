@@ -128,20 +128,17 @@ class CudaBackend : public Backend, private Context {
   bool is_lost() const { return gpu_.lost || gpu_.generation != generation_; }
   [[noreturn]] void fail_lost() {
     std::lock_guard lock(gpu_.reason_mutex);
-    fail(ErrorCode::device_unavailable,
-         "%s is lost, and all that was on it: %s; open it again, and where that fails, start the process again",
+    fail(ErrorCode::device_unavailable, "%s is lost, with all that was on it (%s): start the process again",
          info_.id.c_str(), gpu_.reason.c_str());
   }
   void reset_if_lost() {
     std::unique_lock lock(gpu_.mutex);
     if (!gpu_.lost) return;
-    cudaSetDevice(ordinal_);
-    const cudaError_t status = cudaDeviceReset();
-    gpu_.kernels_with_all_shared_memory.clear();
-    ++gpu_.generation;
+    const cudaError_t status = reset_gpu(ordinal_);
     if (status != cudaSuccess) {
-      fail(ErrorCode::device_unavailable, "%s was lost and does not come back (%s): start the process again",
-           info_.id.c_str(), cudaGetErrorString(status));
+      fail(ErrorCode::device_unavailable,
+           "%s was lost, and a reset does not bring it back (%s): start the process again", info_.id.c_str(),
+           cudaGetErrorString(status));
     }
     gpu_.lost = false;
   }

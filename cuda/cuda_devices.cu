@@ -79,7 +79,8 @@ DeviceInfo gpu_info(int ordinal, int driver) {
   return info;
 }
 
-// Errors after which the GPU's context answers every call with the same error.
+// Errors after which the GPU's context answers every call with the same error. CUDA promises nothing but a new process
+// then; a reset often does not help.
 bool takes_context_along(cudaError_t status) {
   switch (static_cast<int>(status)) {
     case 214:  // cudaErrorECCUncorrectable
@@ -136,6 +137,16 @@ void use_gpu(int ordinal) {
   check_cuda(cudaSetDevice(ordinal), "cudaSetDevice");
 }
 
+cudaError_t reset_gpu(int ordinal) {
+  Gpu& state = gpu(ordinal);
+  cudaSetDevice(ordinal);
+  const cudaError_t status = cudaDeviceReset();
+  ++state.generation;
+  std::lock_guard lock(state.kernels_mutex);
+  state.kernels_with_all_shared_memory.clear();
+  return status;
+}
+
 void allow_all_shared_memory(const void* kernel, const char* name) {
   Gpu& state = gpu(current_ordinal);
   std::lock_guard lock(state.kernels_mutex);
@@ -163,7 +174,9 @@ void check_cuda(cudaError_t status, const char* what) {
     if (!state.lost) state.reason = text;
     state.lost = true;
   }
-  fail(ErrorCode::device_unavailable, "the GPU failed (%s): %s; the device is lost: open it again", what, text.c_str());
+  fail(ErrorCode::device_unavailable,
+       "the GPU failed (%s): %s; the device is lost, with all that was on it: start the process again", what,
+       text.c_str());
 }
 
 }  // namespace diffqkv::DIFFQKV_DEVICE_NS

@@ -29,6 +29,9 @@ struct Gpu {
 };
 Gpu& gpu(int ordinal);
 
+// Resets the GPU for all of this process. Nothing else may use the GPU meanwhile.
+cudaError_t reset_gpu(int ordinal);
+
 // The GPU that this thread works on: cudaSetDevice, and where check_cuda leaves word of a loss.
 void use_gpu(int ordinal);
 

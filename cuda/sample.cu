@@ -262,8 +262,10 @@ DIFFQKV_DEVICE bool make_keys(const SampleParams& p, const Scratch& s, Finding* 
     if (token < 0 || token >= p.vocab_size) {
       atomic_max_shared(&shared->bad_history, ~static_cast<uint32_t>(i));
     } else if (p.repetition_penalty != 1) {
+      // An atomic, as several threads may have the same token.
       const float logit = load(p.logits + token);
-      store(s.keys + token, key_of(logit > 0 ? logit / p.repetition_penalty : logit * p.repetition_penalty));
+      const float penalized = logit > 0 ? logit / p.repetition_penalty : logit * p.repetition_penalty;
+      atomic_compare_exchange(s.keys + token, key_of(logit), key_of(penalized));
     }
   }
   sync_block();

@@ -5,9 +5,10 @@
 //
 //   node scripts/build-native.js [--clean] [--verbose] [--test] [-DNAME=VALUE ...]
 //
-// --test builds what the tests need instead, and leaves it in build-cmake/: the module with the emulated device, the checks
-// of the emulation, and gpu_driver on the emulated device. CMake options given once are remembered by build-cmake/; DIFFQKV_CMAKE_ARGS in the environment
-// adds to them, DIFFQKV_BUILD_DIR names another folder than build-cmake/, and DIFFQKV_OUTPUT_DIR another than build/Release/.
+// --test builds what the tests need instead, and leaves it in build-cmake/: the module with the emulated device, the
+// checks of the emulation, the interpreter of the kernels' PTX, and gpu_driver on the emulated device. CMake options given
+// once are remembered by build-cmake/; DIFFQKV_CMAKE_ARGS in the environment adds to them, DIFFQKV_BUILD_DIR names another
+// folder than build-cmake/, and DIFFQKV_OUTPUT_DIR another than build/Release/.
 'use strict';
 
 const { spawnSync } = require('node:child_process');
@@ -100,7 +101,7 @@ if (!fs.existsSync(path.join(work, file)))
   console.log(
     `diffqkv: compiling the native module${args.includes('--test') ? ' of the tests' : ''}, which takes a few minutes`,
   );
-const targets = args.includes('--test') ? ['--target', 'addon_test', 'emulation_check', 'gpu_driver_emulated'] : [];
+const targets = args.includes('--test') ? ['--target', 'test_programs'] : [];
 run('cmake', ['--build', work, '--parallel', String(os.availableParallelism()), ...targets]);
 if (args.includes('--test')) process.exit(0);
 

@@ -55,6 +55,24 @@ function imported(line, path) {
   return name.startsWith('.') ? posix.join(dirname(path), name) : name;
 }
 
+/** The asm statements of a file that the compiler may move past accesses of memory, or into a branch, and must not. */
+function orderedStatements(path, text) {
+  return [...text.matchAll(/\basm\b(\s+volatile)?\s*\(\s*"([^\s";]+)[\s\S]*?\);/g)].flatMap(
+    ([whole, volatile, name]) => {
+      const touchesMemory =
+        /^(cp|ldmatrix|stmatrix|bar|barrier|mbarrier|membar|fence|atom|red|st|ld)\b/.test(name) &&
+        !name.startsWith('ld.global.nc'); // of memory that nobody writes
+      if (!touchesMemory && !/\.sync\b/.test(name)) return [];
+      const lacks = [
+        !volatile && 'volatile',
+        touchesMemory && !/:\s*"memory"\s*\);$/.test(whole) && 'a "memory" clobber',
+      ];
+      const line = text.slice(0, text.indexOf(whole)).split('\n').length;
+      return lacks.filter(Boolean).map((what) => `${path}:${line}: ${name} without ${what}`);
+    },
+  );
+}
+
 const LIMITS = [
   // The guides of docs/design.md (400, 250, 150, 150), and what is past them by more than can be a matter of taste.
   [/^(csrc\/backend|csrc\/model|cuda)\//, 450],
@@ -157,6 +175,26 @@ const RULES = [
     breaks: [
       ['cuda/attention_decode.cu', '  asm volatile("cp.async.commit_group;\\n" ::);'],
       ['cuda/emulation/engine.cc', '  asm("nop");'],
+    ],
+  },
+  {
+    // nvcc keeps the order that the source has even where it need not, so no test of the compiled code would notice.
+    name: 'inline PTX that touches memory or waits for other threads is volatile, and clobbers memory',
+    check: (files) =>
+      [...files].flatMap(([path, text]) => (within(path, 'cuda/device') ? orderedStatements(path, text) : [])),
+    breaks: [
+      ['cuda/device/async.h', 'asm("cp.async.commit_group;" : : : "memory");'],
+      [
+        'cuda/device/async.h',
+        'asm volatile("cp.async.commit_group;" : : : "memory");\nasm volatile("cp.async.wait_group 0;");',
+      ],
+      ['cuda/device/base.h', 'asm volatile("bar.sync %0, %1;" : : "r"(barrier), "r"(threads));'],
+      [
+        'cuda/device/mma.h',
+        'asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0}, [%1];"\n : "=r"(r) : "r"(at));',
+      ],
+      ['cuda/device/mma.h', 'asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(word));'],
+      ['cuda/device/memory.h', 'asm volatile("ld.global.u32 %0, [%1];" : "=r"(r) : "l"(p));'],
     ],
   },
   {

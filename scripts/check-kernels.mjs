@@ -53,8 +53,10 @@ function compile(file, architecture) {
   for (const path of [fileURLToPath(import.meta.url), join(root, 'cuda', file), ...headers])
     hash.update(path.slice(root.length)).update(readFileSync(path));
   const cached = join(reports, `${file}.${architecture}.${hash.digest('hex').slice(0, 16)}.txt`);
+  const keptPtx = cached.replace(/txt$/, 'ptx'); // scripts/test-ptx.mjs executes it
   const cubin = disassembler && cached.replace(/txt$/, 'cubin');
-  if (existsSync(cached) && (!cubin || existsSync(cubin))) return { words: readFileSync(cached, 'utf8'), cubin };
+  if (existsSync(cached) && existsSync(keptPtx) && (!cubin || existsSync(cubin)))
+    return { words: readFileSync(cached, 'utf8'), cubin };
   const kept = join(reports, `${file}.${architecture}.${process.pid}`);
   mkdirSync(kept, { recursive: true });
   const { status, stderr } = spawnSync(
@@ -73,6 +75,7 @@ function compile(file, architecture) {
     throw new Error(`${file} for ${architecture}: ${bytes} loads of single bytes, where wide ones were asked for`);
   for (const name of readdirSync(reports))
     if (name.startsWith(`${file}.${architecture}.`)) rmSync(join(reports, name), { force: true });
+  writeFileSync(keptPtx, ptx);
   if (cubin) writeFileSync(cubin, machineCode);
   writeFileSync(cached, stderr);
   return { words: stderr, cubin };

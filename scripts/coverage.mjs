@@ -17,6 +17,8 @@ import { availableParallelism } from 'node:os';
 import { dirname, join, relative } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 
+import { emulation, everyDevice } from './suites.mjs';
+
 const LIMIT = 90;
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 const work = join(root, 'build-coverage');
@@ -27,16 +29,7 @@ const module = join(work, 'diffqkv-test.node');
 
 // What runs on the emulated device: the suites for every device but the longest, which take three quarters of its time, and these.
 const tooLong = ['checkpoint_shapes', 'fixtures', 'generate', 'kv_append', 'kv_cache'];
-const others = [
-  'convert',
-  'counters',
-  'decoder',
-  'device_choice',
-  'device_lost',
-  'emulated_device',
-  'emulation',
-  'tokenizer',
-];
+const others = ['convert', 'decoder', 'device_choice', 'tokenizer', ...emulation];
 const levels = ['baseline', 'avx2', 'avx512', 'avx512_bf16', 'amx'];
 const operators = [
   ...['attention_decode', 'attention_prefill', 'augmented_q', 'embed', 'kv_append', 'matmul', 'mixed_and_empty'],
@@ -51,17 +44,11 @@ function cannot(why) {
 }
 
 /** The suites for every device that run here on the emulated one. */
-function emulatedSuites() {
-  return readdirSync(join(root, 'test'))
-    .filter((name) => name.endsWith('.test.ts'))
-    .filter((file) => readFileSync(join(root, 'test', file), 'utf8').includes('onEveryDevice'))
-    .map((file) => file.replace('.test.ts', ''))
-    .filter((name) => !tooLong.includes(name));
-}
+const emulatedSuites = everyDevice.filter((name) => !tooLong.includes(name));
 
 /** The runs of Jest: a name, the suites, what the environment has besides. */
 function runs() {
-  const emulated = [...emulatedSuites(), ...others];
+  const emulated = [...emulatedSuites, ...others];
   const usable = usableLevels();
   return [
     ...usable.map((level) => [
@@ -308,7 +295,7 @@ if (!/Free Software/.test(spawnSync(gcov, ['--version'], { encoding: 'utf8' }).s
   cannot('the C++ compiler is not gcc, or has no gcov');
 
 if (process.argv.includes('--list')) {
-  console.log(JSON.stringify({ emulated: emulatedSuites(), whole: others }));
+  console.log(JSON.stringify({ emulated: emulatedSuites, whole: others }));
   process.exit(0);
 }
 let passed = true;

@@ -1,32 +1,30 @@
-// npm run gpu:pack [-- --fat] [--out FILE]: one archive (64 MiB at most) with which a GPU machine that has neither Node nor a
-// network checks this checkout: Node, the module with its CUDA part (for 9.0a; with --fat for all GPUs that are served), the
-// tests' module, the package, the tests as JavaScript, Jest, and scripts/gpu-check.mjs. There:
-//   mkdir check && tar -xJf diffqkv-gpu.tar.xz -C check && check/gpu-check.sh
+// npm run gpu:pack [-- --plan]: makes build-gpu/diffqkv-gpu.tar.xz, with which scripts/gpu-check.sh runs on a machine with an
+// H200 (or another GPU of compute capability 9.0) that has neither Node nor a network. See docs/guides/gpu-check.md.
+//
+// The archive has Node, the module and the programs for 9.0a, the tests for every device as JavaScript, Jest, and the
+// headers to compile the module again. It has no checkpoints and no sources: they are tracked files, and the archive
+// travels with the checkout. Both together may have LIMIT bytes; the command fails if they have more.
+//
+// --plan builds nothing and prints what the archive is made of and what travels, as JSON.
 
 import { spawnSync } from 'node:child_process';
-import {
-  chmodSync,
-  cpSync,
-  existsSync,
-  mkdirSync,
-  readdirSync,
-  readFileSync,
-  rmSync,
-  statSync,
-  writeFileSync,
-} from 'node:fs';
+import { createHash } from 'node:crypto';
+import { cpSync, existsSync, lstatSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { availableParallelism } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
-const LIMIT = 64 * 2 ** 20;
+import { everyDevice } from './suites.mjs';
+
+const MIB = 2 ** 20;
+const LIMIT = 60 * MIB;
+/** The limit of the archive, which the test of the total reckons with before there is one. */
+const EXPECTED_ARCHIVE = 28 * MIB;
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 const work = join(root, 'build-gpu');
 const stage = join(work, 'stage');
-const given = process.argv.slice(2);
-const outAt = given.indexOf('--out');
-const out = outAt >= 0 ? given[outAt + 1] : join(work, 'diffqkv-gpu.tar.xz');
+const archive = join(work, 'diffqkv-gpu.tar.xz');
 const require = createRequire(import.meta.url);
 
 function run(command, args, env = {}) {
@@ -38,11 +36,44 @@ function run(command, args, env = {}) {
   }
 }
 
-/** The folders of `names` and of all that they depend on, as paths below the root. */
-function closure(names) {
+function output(command, args) {
+  const { status, stdout, stderr, error } = spawnSync(command, args, {
+    cwd: root,
+    encoding: 'utf8',
+    maxBuffer: 1 << 28,
+  });
+  if (error) throw error;
+  if (status !== 0) throw new Error(`${command} ${args.join(' ')}: ${stderr}`);
+  return stdout;
+}
+
+/** The files that travel with the archive: tracked ones, and those that git does not ignore. */
+const traveling = () =>
+  output('git', ['ls-files', '-z', '--cached', '--others', '--exclude-standard'])
+    .split('\0')
+    .filter((path) => path && existsSync(join(root, path)));
+
+/** The TypeScript files that these load, themselves included. */
+function sourceClosure(paths) {
+  const found = new Set();
+  const visit = (path) => {
+    if (found.has(path)) return;
+    found.add(path);
+    const text = readFileSync(join(root, path), 'utf8');
+    for (const [, name] of text.matchAll(/(?:from|import|import\(|require\(|mock\()\s*'(\.\.?\/[^']+)'/g)) {
+      const next = join(dirname(path), `${name}.ts`);
+      if (existsSync(join(root, next))) visit(next);
+    }
+  };
+  for (const path of paths) visit(path);
+  return [...found].sort();
+}
+
+/** The folders of these packages and of all that they depend on, as paths below the root. */
+function packageClosure(names) {
   const found = new Set();
   const visit = (name, from) => {
-    // As Node looks for it: in node_modules of the one who asks, then further up.
+    // Node's own search: node_modules of the folder that asks, then of each folder above it.
     for (let folder = from; ; folder = dirname(folder)) {
       const path = join(folder, 'node_modules', name);
       if (existsSync(join(path, 'package.json'))) {
@@ -57,87 +88,114 @@ function closure(names) {
     }
   };
   for (const name of names) visit(name, root);
-  return found;
+  return [...found];
 }
 
-function transpile(folder) {
-  const { transformFileSync } = require('@swc/core');
-  for (const name of readdirSync(join(root, folder))) {
-    if (!name.endsWith('.ts') || name.endsWith('.d.ts')) continue;
-    const { code } = transformFileSync(join(root, folder, name), {
-      swcrc: false,
-      module: { type: 'commonjs' },
-      jsc: { target: 'es2022', parser: { syntax: 'typescript', explicitResourceManagement: true } },
-    });
-    mkdirSync(join(stage, folder), { recursive: true });
-    writeFileSync(join(stage, folder, name.replace(/\.ts$/, '.js')), code);
-  }
+const plan = () => ({
+  /** Programs of build-gpu. */
+  programs: {
+    'diffqkv.node': 'build/Release/diffqkv.node',
+    gpu_driver: 'build-cmake/gpu_driver',
+    device_check: 'build-cmake/device_check',
+  },
+  /** Copied as they are. */
+  files: [
+    ...['dist/lib', 'dist/bench/shapes.js', 'package.json', 'scripts/gpu-check.sh', 'scripts/suites.mjs'],
+    ...['steps.sh', 'limits.py', 'models.cjs', 'stand_in'].map((name) => `test/gpu/${name}`),
+    ...packageClosure(['jest', 'node-gyp-build', '@huggingface/jinja', '@huggingface/tokenizers']),
+    ...packageClosure(['node-addon-api', 'node-api-headers']),
+  ],
+  /** TypeScript that goes in as JavaScript. */
+  sources: sourceClosure(everyDevice.map((stem) => `test/${stem}.test.ts`)),
+});
+
+/** Bytes that travel, and the limit. */
+function budget() {
+  const tracked = traveling().reduce((total, path) => total + lstatSync(join(root, path)).size, 0);
+  const made = existsSync(archive) ? statSync(archive).size : null;
+  return { tracked, archive: made, expectedArchive: EXPECTED_ARCHIVE, limit: LIMIT };
 }
 
-const copy = (from, to = from) =>
-  cpSync(join(root, from), join(stage, to), {
+function transpile(path) {
+  const { code } = require('@swc/core').transformFileSync(join(root, path), {
+    swcrc: false,
+    module: { type: 'commonjs' },
+    jsc: { target: 'es2022', parser: { syntax: 'typescript', explicitResourceManagement: true } },
+  });
+  const to = join(stage, path.replace(/\.ts$/, '.js'));
+  mkdirSync(dirname(to), { recursive: true });
+  writeFileSync(to, code);
+}
+
+const copy = (from, to) =>
+  cpSync(from, join(stage, to), {
     recursive: true,
     dereference: true,
-    filter: (path) => !/\.(map|d\.m?ts)$/.test(path),
+    filter: (path) => !/\.(map|d\.m?ts|md)$/.test(path),
   });
 
-// The machine need not have oneDNN.
-const options = ['-DDIFFQKV_CUDA=ON', '-DDIFFQKV_ONEDNN=OFF'];
-options.push(given.includes('--fat') ? '-DDIFFQKV_FAT=ON' : '-DDIFFQKV_FAT=OFF');
-run('cmake', ['-S', root, '-B', work, '-DCMAKE_BUILD_TYPE=Release', ...options]);
-const targets = ['addon', 'addon_test', 'emulation_check', 'device_check', 'gpu_ceilings'];
-run('cmake', ['--build', work, '--parallel', String(availableParallelism()), '--target', ...targets]);
-run(process.execPath, [join(root, 'node_modules', 'typescript', 'bin', 'tsc'), '-p', '.']);
-
-rmSync(stage, { recursive: true, force: true });
-mkdirSync(join(stage, 'bin'), { recursive: true });
-cpSync(process.execPath, join(stage, 'bin', 'node'), { dereference: true });
-run('strip', [join(stage, 'bin', 'node')]);
-for (const name of ['libstdc++.so.6', 'libgomp.so.1', 'libgcc_s.so.1']) {
-  const { stdout } = spawnSync(process.env.CXX || 'g++', [`-print-file-name=${name}`], { encoding: 'utf8' });
-  cpSync(stdout.trim(), join(stage, 'system', name), { dereference: true });
-}
-for (const [from, to] of [
-  ['diffqkv.node', 'build/Release/diffqkv.node'],
-  ['diffqkv-test.node', 'build-cmake/diffqkv-test.node'],
-  ['emulation_check', 'build-cmake/emulation_check'],
-  ['device_check', 'build-cmake/device_check'],
-  ['gpu_ceilings', 'build-cmake/gpu_ceilings'],
-]) {
-  cpSync(join(work, from), join(stage, to));
+function strippedCopy(from, to) {
+  copy(from, to);
   run('strip', ['--strip-unneeded', join(stage, to)]);
 }
-for (const path of ['dist', 'models', 'package.json', 'test/fixtures', 'test/children', 'scripts/gpu-check.mjs'])
-  copy(path);
-transpile('lib');
-transpile('test');
-for (const path of closure(['jest', 'node-gyp-build', '@huggingface/jinja', '@huggingface/tokenizers', 'commander']))
-  copy(path);
-writeFileSync(
-  join(stage, 'jest.config.js'),
-  `module.exports = ${JSON.stringify({
+
+/** The folder with nlohmann/json.hpp, as CMake has found it. */
+function jsonHeaders() {
+  const found = /^NLOHMANN_JSON_INCLUDE_DIR:PATH=(.*)$/m.exec(readFileSync(join(work, 'CMakeCache.txt'), 'utf8'));
+  return join(found[1], 'nlohmann');
+}
+
+function make() {
+  const { programs, files, sources } = plan();
+  rmSync(archive, { force: true });
+  // The machine need not have oneDNN.
+  const options = ['-DDIFFQKV_CUDA=ON', '-DDIFFQKV_ONEDNN=OFF', '-DCMAKE_CUDA_ARCHITECTURES=90a-real'];
+  run('cmake', ['-S', root, '-B', work, '-DCMAKE_BUILD_TYPE=Release', ...options]);
+  const targets = ['addon', 'gpu_driver', 'device_check'];
+  run('cmake', ['--build', work, '--parallel', String(availableParallelism()), '--target', ...targets]);
+  run(process.execPath, [join(root, 'node_modules', 'typescript', 'bin', 'tsc'), '-p', '.']);
+
+  rmSync(stage, { recursive: true, force: true });
+  strippedCopy(process.execPath, 'bin/node');
+  for (const name of ['libstdc++.so.6', 'libgomp.so.1', 'libgcc_s.so.1'])
+    copy(output(process.env.CXX || 'g++', [`-print-file-name=${name}`]).trim(), `system/${name}`);
+  for (const [from, to] of Object.entries(programs)) strippedCopy(join(work, from), to);
+  for (const path of files) copy(join(root, path), path);
+  copy(jsonHeaders(), 'include/nlohmann');
+  for (const path of sources) transpile(path);
+  const jest = {
     testEnvironment: 'node',
     testMatch: ['<rootDir>/test/**/*.test.js'],
     transform: {},
     moduleNameMapper: { '^diffqkv$': '<rootDir>/lib/index.js' },
     testTimeout: 180_000,
-    maxWorkers: 2,
-  })};\n`,
-);
-const { stdout: commit } = spawnSync('git', ['describe', '--always', '--dirty'], { cwd: root, encoding: 'utf8' });
-writeFileSync(join(stage, 'commit'), (commit ?? '').trim());
-writeFileSync(
-  join(stage, 'gpu-check.sh'),
-  `#!/bin/sh
-# Runs scripts/gpu-check.mjs with what this archive brought.
-here=$(cd "$(dirname "$0")" && pwd)
-export LD_LIBRARY_PATH="$here/system\${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
-export PATH="$here/bin:$PATH"
-exec "$here/bin/node" "$here/scripts/gpu-check.mjs" "$@"
-`,
-);
-chmodSync(join(stage, 'gpu-check.sh'), 0o755);
-run('tar', ['-cJf', out, '-C', stage, '.'], { XZ_OPT: '-6 -T0' });
-const { size } = statSync(out);
-console.log(`gpu-pack: ${out}: ${(size / 2 ** 20).toFixed(1)} MiB of 64 at most`);
-process.exitCode = size > LIMIT ? 1 : 0;
+  };
+  writeFileSync(join(stage, 'jest.config.js'), `module.exports = ${JSON.stringify(jest)};\n`);
+  writeFileSync(join(stage, 'commit'), output('git', ['describe', '--always', '--dirty']).trim());
+  // By which the script tells whether the checkout that it runs in has changed since.
+  const compiled = traveling().filter((path) => /^(csrc|cuda|lib|test)\/.*\.(cc|h|cu|ts)$|^CMakeLists/.test(path));
+  const sum = (path) =>
+    createHash('sha256')
+      .update(readFileSync(join(root, path)))
+      .digest('hex');
+  writeFileSync(join(stage, 'sources.sha256'), compiled.map((path) => `${sum(path)}  ${path}\n`).join(''));
+
+  const xz = '--x86 --lzma2=preset=9'; // the filter for x86 code takes 4 % off
+  run('tar', ['--sort=name', '-cJf', archive, '-C', stage, '.'], { XZ_OPT: xz });
+}
+
+const given = process.argv.slice(2);
+if (given.includes('--plan')) {
+  console.log(JSON.stringify({ ...plan(), ...budget() }));
+} else {
+  make();
+  const { tracked, archive: made } = budget();
+  const mib = (bytes) => `${(bytes / MIB).toFixed(1)} MiB`;
+  console.log(
+    `gpu-pack: ${archive}: ${mib(made)}; with ${mib(tracked)} of tracked files ${mib(made + tracked)} of ${mib(LIMIT)}`,
+  );
+  if (made > EXPECTED_ARCHIVE || made + tracked > LIMIT) {
+    console.error(`gpu-pack: too large to travel: the archive may have ${mib(EXPECTED_ARCHIVE)}`);
+    process.exitCode = 1;
+  }
+}

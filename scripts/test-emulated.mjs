@@ -1,9 +1,12 @@
-// npm run test:emulated [-- JEST_ARGUMENTS]: builds the tests' module, whose device `emulated` runs the CUDA kernels as
-// C++, and runs the test suite on that device alone.
+// npm run test:emulated [-- [--gpu NAME] JEST_ARGUMENTS]: builds the tests' module, whose device `emulated` runs the CUDA
+// kernels as C++, and runs on that device the tests for every device, then the tests of the emulation. --gpu: which GPU the
+// device describes itself as, by default small (cuda/emulation/gpu_shape.cc).
 
 import { spawnSync } from 'node:child_process';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+
+import { emulation, everyDevice, pattern } from './suites.mjs';
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 
@@ -18,16 +21,16 @@ function run(args, env = {}) {
 }
 
 run([join(root, 'scripts', 'build-native.js'), '--test']);
-// The files that try out the CPU device, the command line and the process have nothing to say here.
 const given = process.argv.slice(2);
-const args =
-  given.length > 0
-    ? given
-    : [
-        '--testPathIgnorePatterns=test/(behaviour|bench\\w*|cli|compare|convert\\w*|isa|kv_quality|tokenizer)\\.test\\.ts$',
-      ];
+const gpu = given[0] === '--gpu' ? given.splice(0, 2)[1] : '';
+if (gpu === undefined) {
+  console.error('--gpu needs a name');
+  process.exit(1);
+}
+const args = given.length > 0 ? given : [`--testPathPatterns=${pattern([...everyDevice, ...emulation])}`];
 run([join(root, 'node_modules', 'jest', 'bin', 'jest.js'), ...args], {
   DIFFQKV_MODULE: join(root, 'build-cmake', 'diffqkv-test.node'),
   DIFFQKV_TEST_DEVICES: 'emulated',
+  ...(gpu ? { DIFFQKV_EMULATED_GPU: gpu } : {}),
   OMP_WAIT_POLICY: 'passive',
 });

@@ -9,6 +9,8 @@ import { existsSync, mkdirSync, readFileSync, rmSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
+import { everyDevice, pattern } from './suites.mjs';
+
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 const results = join(root, 'build', 'test-results');
 const jest = join(root, 'node_modules', 'jest', 'bin', 'jest.js');
@@ -104,13 +106,12 @@ if (run(process.execPath, [join(root, 'scripts', 'soak.mjs'), '--minutes', '0.5'
 }
 // What the run for coverage does on `emulated` is not done twice.
 const { emulated: counted, whole } = coverageSuites();
-const files = (stems) => `/test/(${stems.join('|')})\\.test\\.ts$`;
 // Two processes with a thread per core each: threads that wait must not spin, or they take the time of those that work.
 const quiet = { ...module, OMP_WAIT_POLICY: 'passive' };
 const passes = [
-  pass('parallel', [`--testPathIgnorePatterns=${alone}`, files([...counted, ...whole]), '/node_modules/'], quiet),
+  pass('parallel', [`--testPathIgnorePatterns=${alone}`, pattern([...counted, ...whole]), '/node_modules/'], quiet),
   ...(counted.length > 0
-    ? [pass('cpu', [`--testPathPatterns=${files(counted)}`], { ...quiet, DIFFQKV_TEST_DEVICES: 'cpu' })]
+    ? [pass('cpu', [`--testPathPatterns=${pattern(counted)}`], { ...quiet, DIFFQKV_TEST_DEVICES: 'cpu' })]
     : []),
   pass('alone', ['--runInBand', `--testPathPatterns=${alone}`]),
 ];
@@ -123,9 +124,7 @@ if (counted.length > 0) passes.push({ name: 'emulated', status: 0, ...readCounts
 const listed = `require(${JSON.stringify(join(root, 'dist', 'lib', 'index.js'))}).listDevices()`;
 const usable = `${listed}.some(({ kind, usable }) => kind === 'cuda' && usable)`;
 if (spawnSync(process.execPath, ['-e', `process.exit(${usable} ? 0 : 1)`]).status === 0) {
-  const others =
-    'test/(behaviour|bench\\w*|cli|compare|convert\\w*|counters|docs|emulation|emulated_device|gpu_driver|isa|kv_quality|tokenizer)\\.test\\.ts$';
-  passes.push(pass('gpu', [`--testPathIgnorePatterns=${others}`, '/node_modules/'], { DIFFQKV_TEST_DEVICES: 'cuda' }));
+  passes.push(pass('gpu', [`--testPathPatterns=${pattern(everyDevice)}`], { DIFFQKV_TEST_DEVICES: 'cuda' }));
 }
 const sum = (field) => passes.reduce((total, counts) => total + (counts[field] ?? 0), 0);
 failed ||= passes.some(({ status, success }) => status !== 0 || !success);

@@ -13,10 +13,14 @@ const run = (name: string): Promise<{ tried: number; refused?: number }> =>
   runScript('device_lost.cjs', [name, directory, trials], { timeoutMs: 900_000 });
 
 (there ? describe : describe.skip)('the emulated device', () => {
-  it('a fault that stays: the device is lost and says so, at once and from then on; others go on', async () => {
+  it('a fault that stays: the device is lost and says to start the process again, from then on; others go on', async () => {
     const { tried } = await run('lost');
     expect(tried).toBeGreaterThan(12);
   }, 900_000);
+
+  it('a device that a reset does not bring back: the error says to start the process again', async () => {
+    expect(await run('notBack')).toEqual({ tried: 2 });
+  });
 
   it('a launch that is refused: the error of that call, and the device stays usable', async () => {
     const { tried } = await run('refused');

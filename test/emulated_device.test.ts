@@ -33,10 +33,19 @@ const run = (name: string, env: Record<string, string> = {}): Promise<Record<str
       const later = outcome.later as { code: string; message: string }[];
       expect(later.length).toBe(8);
       for (const error of later)
-        expect(error).toMatchObject({ code: 'ERR_DEVICE_UNAVAILABLE', message: expect.stringMatching(/lost/) });
+        expect(error).toMatchObject({
+          code: 'ERR_DEVICE_UNAVAILABLE',
+          message: expect.stringMatching(/lost.*: start the process again$/),
+        });
       expect(outcome.difference).toBeLessThan(1e-6);
     },
   );
+
+  it('two devices launch a kernel with different amounts of shared memory at once', async () => {
+    const { differences, attributeCalls } = await run('twoDevices');
+    expect(differences).toEqual([0, 0]);
+    expect(attributeCalls).toBe(1);
+  });
 
   it('a failing launch within a model ends the generation and nothing else', async () => {
     const outcome = await run('lostModel', { DIFFQKV_EMULATED_FAIL_LAUNCH: '200' });

@@ -13,10 +13,20 @@ interface Result {
   wrong: string | null;
 }
 
-/** The number of checks of each part: a program that forgets some does not pass. */
-const parts = { hazards: 33, device_layer: 18, counters: 15, operators: 106 };
+/** For each part: the number of checks, so that a missing check fails the test, and the emulated GPU. */
+const parts: [part: string, count: number, gpu: string][] = [
+  ['hazards', 99, 'small'],
+  ['device_layer', 18, 'small'],
+  ['counters', 15, 'small'],
+  ['launches', 5, 'small'],
+  ['launches', 5, 'h200'],
+  ['operators', 93, 'small'],
+  ['traffic', 9, 'small'],
+  ['traffic', 9, 'h200'],
+  ['traffic', 9, 'rtx5090'],
+];
 
-describe.each(Object.entries(parts))('%s', (part, count) => {
+describe.each(parts)('%s: %i checks on %s', (part, count, gpu) => {
   if (!existsSync(program)) {
     it.skip(`SKIPPED: ${program} is not built (npm run build:test)`, () => {});
     return;
@@ -24,7 +34,11 @@ describe.each(Object.entries(parts))('%s', (part, count) => {
   let results: Result[] = [];
 
   beforeAll(() => {
-    const { stdout, stderr, signal, error } = spawnSync(program, [part], { encoding: 'utf8', maxBuffer: 1 << 26 });
+    const { stdout, stderr, signal, error } = spawnSync(program, [part], {
+      env: { ...process.env, DIFFQKV_EMULATED_GPU: gpu },
+      encoding: 'utf8',
+      maxBuffer: 1 << 26,
+    });
     if (error || signal)
       throw error ?? new Error(`emulation_check ended by ${signal}: ${stdout.slice(-500)} ${stderr}`);
     results = JSON.parse(stdout) as Result[];

@@ -2,11 +2,9 @@
 // processes of their own, since a process picks its level once. A level that the CPU lacks is skipped.
 
 import { spawnSync } from 'node:child_process';
-import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
-import { builtIndex, runNode } from './children';
-import { projectRoot } from './fixtures';
+import { existsSync } from 'node:fs';
+import { builtIndex } from './children';
+import { passSuites } from './suites';
 
 const levels = ['baseline', 'avx2', 'avx512', 'avx512_bf16', 'amx'];
 // Other numbers of threads than the CPU has cores divide the work in other places.
@@ -60,43 +58,12 @@ describe('DIFFQKV_CPU_ISA', () => {
     (usable.has(level) ? it : it.skip)(
       `${level}${threads[level] ? ` on ${threads[level]} threads` : ''}: operators and models`,
       async () => {
-        const directory = mkdtempSync(join(tmpdir(), 'diffqkv-isa-'));
-        const report = join(directory, 'report.json');
-        try {
-          const outcome = await runNode(
-            [
-              join(projectRoot, 'node_modules', 'jest', 'bin', 'jest.js'),
-              '--runInBand',
-              '--silent',
-              '--json',
-              `--outputFile=${report}`,
-              ...suites.map((suite) => `/test/${suite}\\.test\\.ts$`),
-            ],
-            {
-              env: {
-                DIFFQKV_CPU_ISA: level,
-                DIFFQKV_TEST_REDUCED: '1',
-                DIFFQKV_TEST_DEVICES: 'cpu',
-                OMP_WAIT_POLICY: 'passive',
-                ...(threads[level] ? { OMP_NUM_THREADS: threads[level] } : {}),
-              },
-              timeoutMs: 580_000,
-            },
-          );
-          if (!existsSync(report))
-            throw new Error(`${level}: ended with ${outcome.status ?? outcome.signal}\n${outcome.stderr.slice(-4000)}`);
-          const { success, numPassedTests, numPassedTestSuites, testResults } = JSON.parse(
-            readFileSync(report, 'utf8'),
-          );
-          const failed = testResults.flatMap((suite: { message: string }) =>
-            suite.message ? [suite.message.slice(0, 3000)] : [],
-          );
-          expect(failed).toEqual([]);
-          expect({ success, numPassedTestSuites }).toEqual({ success: true, numPassedTestSuites: suites.length });
-          expect(numPassedTests).toBeGreaterThan(200);
-        } finally {
-          rmSync(directory, { recursive: true });
-        }
+        const numPassed = await passSuites(suites, {
+          DIFFQKV_CPU_ISA: level,
+          DIFFQKV_TEST_DEVICES: 'cpu',
+          ...(threads[level] ? { OMP_NUM_THREADS: threads[level] } : {}),
+        });
+        expect(numPassed).toBeGreaterThan(200);
       },
       600_000,
     );

@@ -28,6 +28,11 @@ const shapes: [number, number, number][] = [
   [65, 320, 33],
   [129, 65, 70],
 ];
+// The longest rows of weights that a Sigma model has, and the most of them. The other sizes are small.
+const modelShapes: [inFeatures: number, outFeatures: number][] = [
+  [14336, 72],
+  [16, 128256],
+];
 const smallShapes = shapes.filter(([tokens, inFeatures]) => tokens < 64 && inFeatures < 512);
 
 onEveryDevice((device) => {
@@ -90,6 +95,21 @@ onEveryDevice((device) => {
           );
           expectClose(await out.read(), matmul(x, weight, numTokens, 40, 20), tolerances[type], 20);
         });
+      }
+    });
+  });
+
+  it.each(modelShapes)('bf16 at the sizes of a model: %i -> %i', async (inFeatures, outFeatures) => {
+    const random = new Random(inFeatures);
+    const weight = random.normals(outFeatures * inFeatures, 0.1, 'bf16');
+    await withTensors(device(), async (tensors) => {
+      const deviceWeight = tensors.make('bf16', [outFeatures, inFeatures], weight);
+      for (const numTokens of [1, 8, 9]) {
+        const x = random.normals(numTokens * inFeatures, 0.1, 'bf16');
+        const out = tensors.out('bf16', [numTokens, outFeatures]);
+        await kernels.matmul({ x: tensors.make('bf16', [numTokens, inFeatures], x), weight: deviceWeight, out });
+        const expected = matmul(x, weight, numTokens, inFeatures, outFeatures);
+        expectClose(await out.read(), expected, tolerances.bf16, outFeatures);
       }
     });
   });

@@ -26,7 +26,7 @@ DIFFQKV_DEVICE void cp_async_wait() {
 
 #else
 
-// Nothing lands before its wait, and what the copy reads is what is there then.
+// A copy is carried out at its wait. Until then nobody may access what it writes, or write what it reads.
 DIFFQKV_DEVICE void cp_async_16(void* shared, const void* global, int valid_bytes = 16 DIFFQKV_SITE) {
   async_copy(shared, global, valid_bytes, site);
 }

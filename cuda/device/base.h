@@ -73,10 +73,7 @@ DIFFQKV_DEVICE int num_threads() { return self().num_threads; }
 DIFFQKV_DEVICE int block_x() { return self().block[0]; }
 DIFFQKV_DEVICE int grid_x() { return self().grid[0]; }
 DIFFQKV_DEVICE void sync_block(DIFFQKV_ONLY_SITE) { block_barrier(0, 0, site); }
-DIFFQKV_DEVICE void sync_warp(DIFFQKV_ONLY_SITE) {
-  warp_collective(
-      "sync_warp", nullptr, [](void* const*) {}, site);
-}
+DIFFQKV_DEVICE void sync_warp(DIFFQKV_ONLY_SITE) { warp_barrier(site); }
 DIFFQKV_DEVICE void sync_named(int barrier, int threads DIFFQKV_SITE) { block_barrier(barrier, threads, site); }
 DIFFQKV_DEVICE unsigned char* dynamic_shared() { return shared_base(); }
 

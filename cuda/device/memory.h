@@ -60,7 +60,9 @@ DIFFQKV_DEVICE void store_shared(T* p, const T& value) {
   store(p, value);
 }
 
-// What this thread wrote before is seen by every thread of the device that sees what it writes after.
+// How blocks hand on what they stored: this fence and then an atomic by one thread, an atomic on the same address and then
+// this fence by a thread of another block. Each fence is for its own thread alone. Barriers extend the chain to the other
+// threads of both blocks: one before the first fence, one after the second.
 DIFFQKV_DEVICE void fence_device() { __threadfence(); }
 
 // Atomics on global memory; they return what was there before.
@@ -87,7 +89,12 @@ DIFFQKV_DEVICE void store(T* p, const T& value DIFFQKV_SITE) {
   check_access(p, sizeof(T), Access::global_store, site);
   std::memcpy(p, &value, sizeof(T));
 }
-DIFFQKV_DEVICE Words4 load_streaming(const void* p DIFFQKV_SITE) { return load(static_cast<const Words4*>(p), site); }
+DIFFQKV_DEVICE Words4 load_streaming(const void* p DIFFQKV_SITE) {
+  check_streaming_load(p, site);
+  Words4 value;
+  std::memcpy(&value, p, 16);
+  return value;
+}
 template <typename T>
 DIFFQKV_DEVICE T load_shared(const T* p DIFFQKV_SITE) {
   check_access(p, sizeof(T), Access::shared_load, site);
@@ -100,27 +107,18 @@ DIFFQKV_DEVICE void store_shared(T* p, const T& value DIFFQKV_SITE) {
   check_access(p, sizeof(T), Access::shared_store, site);
   std::memcpy(p, &value, sizeof(T));
 }
-DIFFQKV_DEVICE void fence_device() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+DIFFQKV_DEVICE void fence_device() { fence(); }
 DIFFQKV_DEVICE uint32_t atomic_add(uint32_t* p, uint32_t value DIFFQKV_SITE) {
-  check_access(p, 4, Access::global_atomic, site);
-  return __atomic_fetch_add(p, value, __ATOMIC_SEQ_CST);
+  return global_atomic(p, {AtomicUpdate::Op::add, value}, site);
 }
 DIFFQKV_DEVICE uint32_t atomic_compare_exchange(uint32_t* p, uint32_t expected, uint32_t value DIFFQKV_SITE) {
-  check_access(p, 4, Access::global_atomic, site);
-  __atomic_compare_exchange_n(p, &expected, value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
-  return expected;
+  return global_atomic(p, {AtomicUpdate::Op::compare_exchange, value, expected}, site);
 }
 DIFFQKV_DEVICE uint32_t atomic_add_shared(uint32_t* p, uint32_t value DIFFQKV_SITE) {
-  check_access(p, 4, Access::shared_atomic, site);
-  const uint32_t before = *p;
-  *p = before + value;
-  return before;
+  return shared_atomic(p, {AtomicUpdate::Op::add, value}, site);
 }
 DIFFQKV_DEVICE uint32_t atomic_max_shared(uint32_t* p, uint32_t value DIFFQKV_SITE) {
-  check_access(p, 4, Access::shared_atomic, site);
-  const uint32_t before = *p;
-  *p = before > value ? before : value;
-  return before;
+  return shared_atomic(p, {AtomicUpdate::Op::maximum, value}, site);
 }
 
 #endif

@@ -12,7 +12,8 @@
 // takes it away, with all memory.
 //
 // From the environment, read once: DIFFQKV_EMULATED_MEMORY_MB (default 4096), DIFFQKV_EMULATED_FAIL_LAUNCH (n: the n-th
-// launch of the process fails), DIFFQKV_EMULATED_SEED (of the order in which threads run; default 0, one after another).
+// launch of the process fails), DIFFQKV_EMULATED_SEED (of the order in which threads run; default 0, one after another),
+// DIFFQKV_EMULATED_GPU (the number of multiprocessors, the shared memory and the like: gpu_shape.cc).
 #pragma once
 
 #include <cstddef>
@@ -52,6 +53,7 @@ enum cudaMemcpyKind {
 };
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount = 16,
+  cudaDevAttrL2CacheSize = 38,
   cudaDevAttrComputeCapabilityMajor = 75,
   cudaDevAttrComputeCapabilityMinor = 76,
   cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
@@ -74,7 +76,7 @@ using cudaMemPool_t = MemoryPool*;
 struct cudaDeviceProp {
   char name[256];
   size_t totalGlobalMem, sharedMemPerBlockOptin;
-  int major, minor, multiProcessorCount;
+  int major, minor, multiProcessorCount, l2CacheSize;
 };
 
 cudaError_t cudaDriverGetVersion(int* version);

@@ -78,7 +78,7 @@ void mma_lanes_bf16(void* const* lanes) { mma_lanes<bf16>(lanes); }
 void mma_lanes_f16(void* const* lanes) { mma_lanes<f16>(lanes); }
 
 void check_ldmatrix_row(const void* row, int num_matrices, Site site) {
-  if (lane_index() < 8 * num_matrices) check_access(row, 16, Access::shared_load, site);
+  if (lane_index() < 8 * num_matrices) check_warp_load(row, site);
 }
 
 void ldmatrix_lanes(void* const* lanes) {

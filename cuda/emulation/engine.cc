@@ -14,7 +14,17 @@ void warp_collective(const char* name, void* lane, void (*perform)(void* const*)
   machine->collective(name, lane, perform, site);
 }
 void block_barrier(int barrier, int threads, Site site) { machine->barrier(barrier, threads, site); }
+void warp_barrier(Site site) { machine->warp_barrier(site); }
 void check_access(const void* p, size_t bytes, Access access, Site site) { machine->access(p, bytes, access, site); }
+void check_streaming_load(const void* p, Site site) { machine->streaming_load(p, site); }
+void check_warp_load(const void* p, Site site) { machine->warp_load(p, site); }
+uint32_t global_atomic(uint32_t* p, const AtomicUpdate& update, Site site) {
+  return machine->global_atomic(p, update, site);
+}
+uint32_t shared_atomic(uint32_t* p, const AtomicUpdate& update, Site site) {
+  return machine->shared_atomic(p, update, site);
+}
+void fence() { machine->fence(); }
 void async_copy(void* shared, const void* global, int valid_bytes, Site site) {
   machine->copy(shared, global, valid_bytes, site);
 }
@@ -39,11 +49,7 @@ std::string run_grid(const Grid& grid, const std::function<void()>& body) {
   const Settings& s = settings();
   const int64_t blocks = int64_t{1} * grid.grid[0] * grid.grid[1] * grid.grid[2];
   const bool counting = s.counters || s.counters_by_kernel;
-  const auto position = [&](int64_t block) {
-    return std::array<int, 3>{static_cast<int>(block % grid.grid[0]),
-                              static_cast<int>(block / grid.grid[0] % grid.grid[1]),
-                              static_cast<int>(block / grid.grid[0] / grid.grid[1])};
-  };
+  Launch launch(grid);
   static thread_local std::unique_ptr<Machine> own;
   if (counting || s.seed != 0 || blocks == 1) {
     if (!own) own = std::make_unique<Machine>();
@@ -59,7 +65,7 @@ std::string run_grid(const Grid& grid, const std::function<void()>& body) {
         std::swap(order[static_cast<size_t>(i)], order[dice.below(static_cast<uint32_t>(i + 1))]);
     }
     for (const int64_t block : order) {
-      std::string fault = own->run_block(grid, body, position(block), s.seed, traffic.get());
+      std::string fault = own->run_block(&launch, body, block, s.seed, traffic.get());
       if (!fault.empty()) return fault;
     }
     if (traffic) {
@@ -76,7 +82,7 @@ std::string run_grid(const Grid& grid, const std::function<void()>& body) {
   for (int64_t block = 0; block < blocks; ++block) {
     if (failed.load(std::memory_order_relaxed)) continue;
     if (!own) own = std::make_unique<Machine>();
-    std::string found = own->run_block(grid, body, position(block), 0, nullptr);
+    std::string found = own->run_block(&launch, body, block, 0, nullptr);
     if (found.empty()) continue;
     std::lock_guard lock(mutex);
     if (!failed.exchange(true)) fault = found;

@@ -1,12 +1,24 @@
 // Runs kernels that were compiled as C++: each thread of a block is a fiber, one block at a time per thread of the
 // system. A fiber runs until it must wait for others, at a warp-wide operation or a barrier. What hardware leaves open is
-// taken away:
+// decided against the kernel:
 //
-// - the order of fibers is drawn from a seed, and one warp runs as far ahead as it can, another lags behind;
-// - shared memory starts as NaN, and reading a byte of it that nobody wrote is a fault;
-// - a cp.async lands at its wait and not before;
-// - a warp-wide operation that not all lanes reach, a barrier that not all threads reach, an access outside of what was
-//   allocated, or not aligned, is a fault that names kernel, block, thread and line.
+// - The order of fibers and blocks is drawn from a seed. One warp runs as far ahead as it can, another lags behind, and
+//   each block is the last to come in some seed.
+// - Reading a byte of shared memory that nobody wrote is a fault.
+// - A race is a fault, whatever the values are: two accesses of the same bytes, one of them a write, that nothing orders.
+//   Atomics do not race with each other. What orders accesses:
+//   - in a block: the program order of a thread, sync_warp, sync_named and sync_block. Shuffles, votes, mma and ldmatrix
+//     order nothing. ldmatrix reads each row on behalf of all lanes (clock.h, shared_memory.h);
+//   - between blocks: a fence of a thread, then an atomic of the same thread; an atomic of another thread on that
+//     address, later; then a fence of that other thread. The first fence covers what happened before it in its block, and
+//     what follows the second by a barrier sees it (launch.h, global_memory.h).
+// - The bytes that a cp.async writes belong to it from its issue to the wait of its thread.
+// - A launch that writes what it reads by load_streaming, in whatever order, is a fault.
+// - A warp-wide operation that not all lanes reach, a barrier that not all threads reach, and an access outside of what
+//   was allocated, or not aligned, are faults.
+//
+// A fault names kernel, block, thread and line, and a race also the other thread and line. A write to global memory that
+// should have waited for a read is found only in the seeds in which the write comes first: reads are not on record there.
 #pragma once
 
 #include <array>
@@ -39,11 +51,29 @@ unsigned char* shared_base();
 // pointers, when the last has come.
 void warp_collective(const char* name, void* lane, void (*perform)(void* const* lanes), Site site);
 
+// The warp's barrier. Other warp-wide operations order no accesses to memory.
+void warp_barrier(Site site);
 // `threads` threads, whole warps, wait for each other; barrier 0 with 0 threads is that of the whole block.
 void block_barrier(int barrier, int threads, Site site);
 
 enum class Access { global_load, global_store, global_atomic, shared_load, shared_store, shared_atomic };
+// A plain load or store of a power of two of bytes, at most 16.
 void check_access(const void* p, size_t bytes, Access access, Site site);
+// 16 bytes of global memory that nobody may write in this launch.
+void check_streaming_load(const void* p, Site site);
+// 16 bytes of shared memory that one lane names and all lanes of the warp read.
+void check_warp_load(const void* p, Site site);
+
+struct AtomicUpdate {
+  enum class Op { add, maximum, compare_exchange } op;
+  uint32_t value;
+  uint32_t expected = 0;  // of compare_exchange, which changes nothing else
+};
+// Return what was there before.
+uint32_t global_atomic(uint32_t* p, const AtomicUpdate& update, Site site);
+uint32_t shared_atomic(uint32_t* p, const AtomicUpdate& update, Site site);
+// Of device scope.
+void fence();
 
 void async_copy(void* shared, const void* global, int valid_bytes, Site site);
 void async_commit();

@@ -1,20 +1,14 @@
 #include "emulation/machine.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
-
-#include "emulation/memory.h"
 
 namespace diffqkv::emulated {
 
 constinit thread_local Machine* machine = nullptr;
 
 namespace {
-
-std::string text_of(Site site) {
-  const char* slash = std::strrchr(site.file, '/');
-  return std::string(slash ? slash + 1 : site.file) + ":" + std::to_string(site.line);
-}
 
 // Texts that stand in one object file are mostly one and the same.
 bool differ(const char* a, const char* b) { return a != b && std::strcmp(a, b) != 0; }
@@ -130,6 +124,11 @@ void Machine::collective(const char* name, void* lane, void (*perform)(void* con
   warp.ready |= ~(1u << index);
 }
 
+void Machine::warp_barrier(Site site) {
+  collective(
+      "sync_warp", nullptr, [](void* const*) { machine->clock_.synchronize_warp(machine->running_ / 32); }, site);
+}
+
 void Machine::barrier(int index, int threads, Site site) {
   if (index < 0 || index > 15) stop("there is no barrier " + std::to_string(index), site);
   const bool whole = threads == 0;
@@ -148,8 +147,12 @@ void Machine::barrier(int index, int threads, Site site) {
     barrier.waiting.push_back(running_);
     return next(false);
   }
+  uint32_t warps = 1u << running_ / 32;
+  for (const int fiber : barrier.waiting) warps |= 1u << fiber / 32;
+  if (std::popcount(warps) * 32 != expected) stop("a barrier that not all threads of each warp reach", site);
   for (const int fiber : barrier.waiting) warp_of(fiber).ready |= 1u << (fiber & 31);
   barrier.waiting.clear();
+  clock_.synchronize(warps);
   if (traffic_) {
     for (int warp = 0; warp < num_warps_; ++warp) traffic_->flush(warp);
   }
@@ -160,100 +163,175 @@ void Machine::barrier(int index, int threads, Site site) {
   }
 }
 
-void Machine::shared_range(const void* p, size_t bytes, const char* what, Site site, size_t* offset) {
-  const uintptr_t at = reinterpret_cast<uintptr_t>(p), base = reinterpret_cast<uintptr_t>(shared_.get());
-  if (at < base || at + bytes > base + shared_bytes_) {
-    stop(std::string(what) + " of " + std::to_string(bytes) + " bytes at byte " +
-             std::to_string(static_cast<int64_t>(at - base)) + " of " + std::to_string(shared_bytes_) +
-             " bytes of shared memory",
+size_t Machine::shared_offset(const void* p, size_t bytes, const char* what, Site site) {
+  const uintptr_t at = reinterpret_cast<uintptr_t>(p), base = reinterpret_cast<uintptr_t>(shared_.data());
+  if (at < base || at + bytes > base + shared_.bytes()) {
+    stop(std::string(what) + " shared memory of " + std::to_string(bytes) + " bytes at byte " +
+             std::to_string(static_cast<int64_t>(at - base)) + " of " + std::to_string(shared_.bytes()),
          site);
   }
-  *offset = at - base;
+  return at - base;
 }
 
-void Machine::global_range(const void* p, size_t bytes, const char* what, Site site) {
+const Range& Machine::global_range(const void* p, size_t bytes, const char* what, Site site) {
   const uintptr_t at = reinterpret_cast<uintptr_t>(p);
-  const Range range = find_memory(at, at + bytes);
-  if (range.end == 0) {
-    const std::string where = describe_address(at);
-    stop(std::string(what) + " of " + std::to_string(bytes) + " bytes " + where, site);
+  const Range* const range = recent_.find(at, at + bytes);
+  if (!range) {
+    stop(std::string(what) + " global memory of " + std::to_string(bytes) + " bytes " + describe_address(at), site);
   }
-  if (traffic_ && (what[0] == 'r')) traffic_->read_from(range.begin, bytes);
+  return *range;
 }
 
 void Machine::log(const void* p, size_t bytes, Access access, Site site) {
   if (traffic_) traffic_->add(running_, {reinterpret_cast<uintptr_t>(p), static_cast<uint32_t>(bytes), access, site});
 }
 
+void Machine::stop_access(const char* what, size_t bytes, const std::string& conflict, const void* p, Site site) {
+  const uintptr_t at = reinterpret_cast<uintptr_t>(p), offset = at - reinterpret_cast<uintptr_t>(shared_.data());
+  const bool shared = offset < shared_.bytes();
+  stop(std::string(what) + (shared ? " shared memory " : " global memory ") + conflict + ", " + std::to_string(bytes) +
+           " bytes " + (shared ? "at byte " + std::to_string(offset) : describe_address(at)),
+       site);
+}
+
 void Machine::access(const void* p, size_t bytes, Access access, Site site) {
-  static constexpr const char* kWhat[] = {"read of global memory", "write to global memory", "atomic on global memory",
-                                          "read of shared memory", "write to shared memory", "atomic on shared memory"};
+  static constexpr const char* kWhat[] = {"read of", "write to", "atomic on", "read of", "write to", "atomic on"};
   const char* what = kWhat[static_cast<int>(access)];
-  if (reinterpret_cast<uintptr_t>(p) % bytes != 0)
-    stop(std::string(what) + " of " + std::to_string(bytes) + " bytes, not aligned to its size", site);
+  const uintptr_t at = reinterpret_cast<uintptr_t>(p);
+  if ((at & (bytes - 1)) != 0) {
+    stop(std::string(what) + (access < Access::shared_load ? " global" : " shared") + " memory of " +
+             std::to_string(bytes) + " bytes, not aligned to its size",
+         site);
+  }
   if (access >= Access::shared_load) {
-    size_t offset;
-    shared_range(p, bytes, what, site, &offset);
-    if (access == Access::shared_store) {
-      std::memset(written_.data() + offset, 1, bytes);
-    } else if (std::memchr(written_.data() + offset, 0, bytes)) {
-      stop("read of shared memory that nobody wrote, at byte " + std::to_string(offset), site);
-    }
+    const size_t offset = shared_offset(p, bytes, what, site);
+    const SharedAccess by = shared_access(sites_.id(site));
+    const bool fine = access == Access::shared_load    ? shared_.load(offset, bytes, by)
+                      : access == Access::shared_store ? shared_.store(offset, bytes, by)
+                                                       : shared_.atomic(offset, bytes, by);
+    if (!fine) stop_access(what, bytes, shared_.conflict(), p, site);
   } else {
-    global_range(p, bytes, what, site);
+    const Range& range = global_range(p, bytes, what, site);
+    if (access == Access::global_load) {
+      if (!global_.load(range, at, bytes, running_)) stop_access(what, bytes, global_.conflict(), p, site);
+      if (traffic_) traffic_->read_from(range.begin, bytes);
+    } else if (access == Access::global_store && !global_.store(range, at, bytes, running_, sites_.id(site))) {
+      stop_access(what, bytes, global_.conflict(), p, site);
+    }
   }
   log(p, bytes, access, site);
+}
+
+void Machine::streaming_load(const void* p, Site site) {
+  const uintptr_t at = reinterpret_cast<uintptr_t>(p);
+  if (at % 16 == 0 && !global_.load_streaming(global_range(p, 16, "read of", site), at, running_, sites_.id(site)))
+    stop_access("read of", 16, global_.conflict(), p, site);
+  access(p, 16, Access::global_load, site);
+}
+
+void Machine::warp_load(const void* p, Site site) {
+  if (reinterpret_cast<uintptr_t>(p) % 16 != 0) stop("ldmatrix of a row that is not aligned to 16 bytes", site);
+  const size_t offset = shared_offset(p, 16, "read of", site);
+  const int warp = running_ / 32;
+  if (!shared_.load(offset, 16, {clock_.time(warp), sites_.id(site), warp, SharedAccess::kSeveralLanes}))
+    stop_access("read of", 16, shared_.conflict(), p, site);
+  log(p, 16, Access::shared_load, site);
+}
+
+uint32_t Machine::global_atomic(uint32_t* p, const AtomicUpdate& update, Site site) {
+  access(p, 4, Access::global_atomic, site);
+  const Range& range = global_range(p, 4, "atomic on", site);
+  const std::optional<uint32_t> before = global_.atomic(range, p, update, running_, sites_.id(site));
+  if (!before) stop_access("atomic on", 4, global_.conflict(), p, site);
+  return *before;
+}
+
+uint32_t Machine::shared_atomic(uint32_t* p, const AtomicUpdate& update, Site site) {
+  access(p, 4, Access::shared_atomic, site);
+  const uint32_t before = *p;
+  *p = updated(before, update);
+  return before;
 }
 
 void Machine::copy(void* shared, const void* global, int valid_bytes, Site site) {
   if (valid_bytes < 0 || valid_bytes > 16) stop("cp.async of " + std::to_string(valid_bytes) + " bytes", site);
   if (reinterpret_cast<uintptr_t>(shared) % 16 != 0 || reinterpret_cast<uintptr_t>(global) % 16 != 0)
     stop("cp.async of 16 bytes, not aligned to 16", site);
-  size_t offset;
-  shared_range(shared, 16, "cp.async into shared memory", site, &offset);
-  if (valid_bytes > 0) {
-    global_range(global, static_cast<size_t>(valid_bytes), "read by cp.async", site);
-    log(global, static_cast<size_t>(valid_bytes), Access::global_load, site);
+  const size_t offset = shared_offset(shared, 16, "write by cp.async to", site),
+               bytes = static_cast<size_t>(valid_bytes);
+  const uint16_t site_id = sites_.id(site);
+  Shadow* shadow = nullptr;
+  if (bytes > 0) {
+    const Range& range = global_range(global, bytes, "read by cp.async of", site);
+    if (!global_.load(range, reinterpret_cast<uintptr_t>(global), bytes, running_))
+      stop_access("read by cp.async of", bytes, global_.conflict(), global, site);
+    shadow = range.shadow.get();
+    if (traffic_) traffic_->read_from(range.begin, bytes);
+    log(global, bytes, Access::global_load, site);
   }
+  if (!shared_.begin_copy(offset, shared_access(site_id)))
+    stop_access("write by cp.async to", 16, shared_.conflict(), shared, site);
   log(shared, 16, Access::shared_store, site);
-  // What was there is gone from now on, and what will be there is not there yet.
-  std::memset(written_.data() + offset, 0, 16);
-  std::memset(shared, 0xff, 16);
-  current().open.push_back({shared, global, valid_bytes, site});
+  current().copies.push_back({offset, global, shadow, valid_bytes, site_id, clock_.now()});
+}
+
+void Machine::commit() {
+  Fiber& fiber = current();
+  fiber.group_sizes.push_back(fiber.copies.size() - fiber.closed);
+  fiber.closed = fiber.copies.size();
 }
 
 void Machine::wait(int newest) {
   Fiber& fiber = current();
-  const size_t keep = static_cast<size_t>(newest);
-  while (fiber.groups.size() > keep) {
-    for (const Copy& copy : fiber.groups.front()) {
-      unsigned char bytes[16] = {};
-      if (copy.valid_bytes > 0) std::memcpy(bytes, copy.global, static_cast<size_t>(copy.valid_bytes));
-      std::memcpy(copy.shared, bytes, 16);
-      std::memset(written_.data() + (static_cast<unsigned char*>(copy.shared) - shared_.get()), 1, 16);
+  while (fiber.group_sizes.size() - fiber.num_ended_groups > static_cast<size_t>(newest)) {
+    for (size_t left = fiber.group_sizes[fiber.num_ended_groups++]; left > 0; --left) {
+      const Copy& copy = fiber.copies[fiber.ended++];
+      const size_t bytes = static_cast<size_t>(copy.valid_bytes);
+      unsigned char* const to = shared_.data() + copy.offset;
+      if (bytes > 0) {
+        const uintptr_t from = reinterpret_cast<uintptr_t>(copy.global);
+        if (!global_.end_copy(*copy.shadow, from, bytes, running_, copy.issued))
+          stop_access("read by cp.async of", bytes, global_.conflict(), copy.global, site_of(copy.site));
+        std::memcpy(to, copy.global, bytes);
+      }
+      std::memset(to + bytes, 0, 16 - bytes);
+      shared_.end_copy(copy.offset, shared_access(copy.site));
     }
-    fiber.groups.erase(fiber.groups.begin());
+  }
+  // What has ended is dropped now and then.
+  if (fiber.ended == fiber.copies.size() || fiber.ended >= 1024) {
+    const auto drop = [](auto& list, size_t count) {
+      list.erase(list.begin(), list.begin() + static_cast<int64_t>(count));
+    };
+    drop(fiber.copies, fiber.ended);
+    drop(fiber.group_sizes, fiber.num_ended_groups);
+    fiber.closed -= fiber.ended;
+    fiber.ended = fiber.num_ended_groups = 0;
   }
 }
 
-std::string Machine::run_block(const Grid& grid, const std::function<void()>& body, const std::array<int, 3>& block,
-                               uint64_t seed, Traffic* traffic) {
-  grid_ = &grid, body_ = &body, traffic_ = traffic, seed_ = seed;
+std::string Machine::run_block(Launch* launch, const std::function<void()>& body, int64_t number, uint64_t seed,
+                               Traffic* traffic) {
+  const Grid& grid = launch->grid();
+  const int64_t x = grid.grid[0], y = grid.grid[1];
+  const std::array<int, 3> block = {static_cast<int>(number % x), static_cast<int>(number / x % y),
+                                    static_cast<int>(number / x / y)};
+  body_ = &body;
+  traffic_ = traffic;
+  seed_ = seed;
   num_fibers_ = static_cast<int>(grid.threads), num_warps_ = num_fibers_ / 32, num_done_ = 0;
   stacks_.reserve(grid.threads);
   if (fibers_.size() < grid.threads) fibers_.resize(grid.threads);
   if (warps_.size() < static_cast<size_t>(num_warps_)) warps_.resize(static_cast<size_t>(num_warps_));
   for (int i = 0; i < num_warps_; ++i) warps_[i] = Warp{}, warps_[i].ready = ~0u;
   for (Barrier& barrier : barriers_) barrier.waiting.clear();
-  if (grid.shared_bytes > shared_capacity_) {
-    shared_storage_ = std::make_unique<unsigned char[]>(grid.shared_bytes + 128);
-    shared_capacity_ = grid.shared_bytes;
-    const uintptr_t at = reinterpret_cast<uintptr_t>(shared_storage_.get());
-    shared_.p = shared_storage_.get() + ((at + 127) / 128 * 128 - at);
+  if (clock_.is_nearly_over()) {
+    clock_.reset();
+    shared_.forget();
   }
-  shared_bytes_ = grid.shared_bytes;
-  written_.assign(shared_bytes_, 0);
-  if (shared_bytes_) std::memset(shared_.get(), 0xff, shared_bytes_);
+  clock_.start_block(num_warps_);
+  shared_.start_block(grid.shared_bytes, num_warps_);
+  global_.start_block(launch, static_cast<int32_t>(number), num_fibers_);
   fault_.clear();
   for (int i = 0; i < num_fibers_; ++i) {
     Fiber& fiber = fibers_[i];
@@ -263,7 +341,9 @@ std::string Machine::run_block(const Grid& grid, const std::function<void()>& bo
       fiber.thread.grid[axis] = static_cast<int>(grid.grid[axis]);
     }
     fiber.done = false, fiber.waits_for = "", fiber.site = {"", 0};
-    fiber.groups.clear(), fiber.open.clear();
+    fiber.copies.clear();
+    fiber.group_sizes.clear();
+    fiber.ended = fiber.closed = fiber.num_ended_groups = 0;
     make_context(&fiber.context, stacks_.bottom(static_cast<size_t>(i)), entry);
   }
   dice_.seed(seed * 1000003 + static_cast<uint64_t>(block[0]) * 8191 + static_cast<uint64_t>(block[1]) * 131 +
@@ -281,6 +361,10 @@ std::string Machine::run_block(const Grid& grid, const std::function<void()>& bo
   switch_context(&main_, &fibers_[running_].context);
   machine = nullptr;
   current_thread = nullptr;
+  for (int i = 0; i < num_fibers_; ++i) {
+    const Fiber& fiber = fibers_[i];
+    for (size_t copy = fiber.ended; copy < fiber.copies.size(); ++copy) shared_.abandon_copy(fiber.copies[copy].offset);
+  }
   if (fault_.empty()) return "";
   return std::string(grid.name) + ": " + fault_ + " in block (" + std::to_string(block[0]) + ", " +
          std::to_string(block[1]) + ", " + std::to_string(block[2]) + ")";

@@ -3,10 +3,15 @@
 
 #include <array>
 #include <memory>
+#include <optional>
 #include <vector>
 
+#include "emulation/clock.h"
 #include "emulation/engine.h"
 #include "emulation/fiber.h"
+#include "emulation/global_memory.h"
+#include "emulation/shared_memory.h"
+#include "emulation/sites.h"
 #include "emulation/traffic.h"
 
 namespace diffqkv::emulated {
@@ -24,11 +29,14 @@ class Dice {
   uint64_t state_ = 1;
 };
 
+// A cp.async that has not ended.
 struct Copy {
-  void* shared;
+  size_t offset;  // in shared memory
   const void* global;
+  Shadow* shadow;  // of the memory that is read
   int valid_bytes;
-  Site site;
+  uint16_t site;
+  Time issued;
 };
 
 struct Fiber {
@@ -37,8 +45,10 @@ struct Fiber {
   bool done = false;
   const char* waits_for = "";  // what it stands at, for messages
   Site site = {"", 0};
-  std::vector<std::vector<Copy>> groups;  // closed, oldest first
-  std::vector<Copy> open;
+  std::vector<Copy> copies;         // oldest first; those before `ended` have ended
+  std::vector<size_t> group_sizes;  // of the closed groups, oldest first
+  size_t ended = 0, closed = 0;     // copies that have, and that are in a closed group
+  size_t num_ended_groups = 0;
 };
 
 struct Warp {
@@ -58,17 +68,24 @@ struct Barrier {
 
 class Machine {
  public:
-  std::string run_block(const Grid& grid, const std::function<void()>& body, const std::array<int, 3>& block,
-                        uint64_t seed, Traffic* traffic);
+  // `block`: its number in the grid.
+  std::string run_block(Launch* launch, const std::function<void()>& body, int64_t block, uint64_t seed,
+                        Traffic* traffic);
 
   void collective(const char* name, void* lane, void (*perform)(void* const*), Site site);
+  void warp_barrier(Site site);
   void barrier(int index, int threads, Site site);
   void access(const void* p, size_t bytes, Access access, Site site);
+  void streaming_load(const void* p, Site site);
+  void warp_load(const void* p, Site site);
+  uint32_t global_atomic(uint32_t* p, const AtomicUpdate& update, Site site);
+  uint32_t shared_atomic(uint32_t* p, const AtomicUpdate& update, Site site);
+  void fence() { global_.fence(running_); }
   void copy(void* shared, const void* global, int valid_bytes, Site site);
-  void commit() { current().groups.push_back(std::move(current().open)), current().open.clear(); }
+  void commit();
   void wait(int newest);
   [[noreturn]] void stop(const std::string& message, Site site);
-  unsigned char* shared() { return shared_.get(); }
+  unsigned char* shared() { return shared_.data(); }
   Traffic* traffic() { return traffic_; }
 
  private:
@@ -78,12 +95,13 @@ class Machine {
   void next(bool ended);
   int pick();
   int pick_warp();
-  void shared_range(const void* p, size_t bytes, const char* what, Site site, size_t* offset);
-  void global_range(const void* p, size_t bytes, const char* what, Site site);
+  SharedAccess shared_access(uint16_t site) { return {clock_.time(running_ / 32), site, running_ / 32, running_ & 31}; }
+  size_t shared_offset(const void* p, size_t bytes, const char* what, Site site);
+  const Range& global_range(const void* p, size_t bytes, const char* what, Site site);
   void log(const void* p, size_t bytes, Access access, Site site);
+  [[noreturn]] void stop_access(const char* what, size_t bytes, const std::string& conflict, const void* p, Site site);
   std::string deadlock();
 
-  const Grid* grid_ = nullptr;
   const std::function<void()>* body_ = nullptr;
   Stacks stacks_;
   std::vector<Fiber> fibers_;
@@ -94,13 +112,11 @@ class Machine {
   int running_ = 0, num_done_ = 0, num_fibers_ = 0, num_warps_ = 0;
   uint64_t seed_ = 0;
   Dice dice_;
-  std::unique_ptr<unsigned char[]> shared_storage_;
-  struct Unowned {
-    unsigned char* p = nullptr;
-    unsigned char* get() const { return p; }
-  } shared_;
-  std::vector<uint8_t> written_;  // of each byte of shared memory
-  size_t shared_capacity_ = 0, shared_bytes_ = 0;
+  BlockClock clock_;
+  SharedMemory shared_{clock_};
+  GlobalMemory global_{clock_};
+  RecentMemory recent_;
+  SiteIds sites_;
   std::string fault_;
   Traffic* traffic_ = nullptr;
 };

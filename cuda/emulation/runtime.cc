@@ -2,7 +2,6 @@
 #include "emulation/runtime.h"
 
 #include <cstdlib>
-#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -12,20 +11,14 @@ namespace diffqkv::emulated {
 
 namespace {
 
-constexpr size_t kMaxSharedBytes = 99 * 1024;  // of a block, the least that a supported GPU has
-
 thread_local cudaError_t last_error = cudaSuccess;
+
+}  // namespace
 
 uint64_t from_environment(const char* name, uint64_t otherwise) {
   const char* text = std::getenv(name);
   return text != nullptr && *text != '\0' ? std::strtoull(text, nullptr, 10) : otherwise;
 }
-uint64_t failing_launch() {
-  static const uint64_t launch = from_environment("DIFFQKV_EMULATED_FAIL_LAUNCH", 0);
-  return launch;
-}
-
-}  // namespace
 
 // Never destroyed: threads may still stand in it as the process ends.
 Device& device() {
@@ -144,39 +137,13 @@ cudaError_t cudaGetDeviceCount(int* count) {
   *count = 1;
   return cudaSuccess;
 }
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
-  if (device != 0) return answer(cudaErrorInvalidDevice);
-  *properties = {};
-  std::strcpy(properties->name, "emulated GPU");
-  properties->totalGlobalMem = memory_limit();
-  // Few multiprocessors: splits stay few.
-  properties->sharedMemPerBlockOptin = kMaxSharedBytes;
-  properties->major = 8;
-  properties->minor = 6;
-  properties->multiProcessorCount = 16;
-  return cudaSuccess;
-}
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
-  cudaDeviceProp properties;
-  const cudaError_t status = cudaGetDeviceProperties(&properties, device);
-  if (status != cudaSuccess) return status;
-  switch (attribute) {
-    case cudaDevAttrMultiProcessorCount: *value = properties.multiProcessorCount; return cudaSuccess;
-    case cudaDevAttrComputeCapabilityMajor: *value = properties.major; return cudaSuccess;
-    case cudaDevAttrComputeCapabilityMinor: *value = properties.minor; return cudaSuccess;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-      *value = static_cast<int>(properties.sharedMemPerBlockOptin);
-      return cudaSuccess;
-    case cudaDevAttrMemoryPoolsSupported: *value = 1; return cudaSuccess;
-  }
-  return answer(cudaErrorInvalidValue);
-}
 cudaError_t cudaSetDevice(int device) {
   if (const cudaError_t fault = injected("cudaSetDevice")) return answer(fault);
   return device == 0 ? answer(sticky()) : answer(cudaErrorInvalidDevice);
 }
 cudaError_t cudaDeviceSynchronize() { return finish_all(true); }
 cudaError_t cudaDeviceReset() {
+  if (const cudaError_t fault = injected("cudaDeviceReset")) return answer(fault);
   Device& d = device();
   std::lock_guard running(d.running);
   std::lock_guard lock(d.mutex);
@@ -345,61 +312,6 @@ cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t start, cudaEvent_t stop)
   if (!start->mark->reached || !stop->mark->reached) return answer(cudaErrorNotReady);
   *ms = std::chrono::duration<float, std::milli>(stop->mark->time - start->mark->time).count();
   return cudaSuccess;
-}
-
-// ---- Kernels.
-
-cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribute, int value) {
-  if (const cudaError_t fault = injected("cudaFuncSetAttribute")) return answer(fault);
-  Device& d = device();
-  std::lock_guard lock(d.mutex);
-  if (d.sticky != cudaSuccess) return answer(d.sticky);
-  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 ||
-      static_cast<size_t>(value) > kMaxSharedBytes)
-    return answer(cudaErrorInvalidValue);
-  d.max_dynamic_shared[function] = static_cast<size_t>(value);
-  return cudaSuccess;
-}
-
-namespace {
-
-// How much dynamic shared memory a launch of the kernel may have.
-size_t max_dynamic_shared(const void* function) {
-  std::lock_guard lock(device().mutex);
-  const auto found = device().max_dynamic_shared.find(function);
-  return found != device().max_dynamic_shared.end() ? found->second : 48 * 1024;
-}
-
-std::string run_kernel(const KernelLaunch& launch) {
-  if (executor()) return executor()(launch);
-  const auto& [x, y, z] = launch.grid;
-  return run_grid({launch.name, {x, y, z}, launch.threads, launch.shared_bytes}, launch.body);
-}
-
-}  // namespace
-
-cudaError_t enqueue_kernel(cudaStream_t stream, KernelLaunch launch) {
-  const auto& [x, y, z] = launch.grid;
-  if (launch.threads < 1 || launch.threads > 1024 || launch.threads % 32 != 0 || x < 1 || x > 0x7fffffffu || y < 1 ||
-      y > 65535 || z < 1 || z > 65535)
-    return answer(cudaErrorInvalidConfiguration);
-  if (launch.shared_bytes > max_dynamic_shared(launch.function)) return answer(cudaErrorInvalidValue);
-  if (const cudaError_t fault = injected("cudaLaunchKernelEx")) return answer(fault);
-  return enqueue(stream, [launch = std::move(launch)] {
-    if (sticky() != cudaSuccess || injected("kernel") != cudaSuccess) return;
-    uint64_t number;
-    {
-      std::lock_guard lock(device().mutex);
-      number = ++device().launches;
-    }
-    if (number == failing_launch()) {
-      set_sticky(std::string(launch.name) + ": launch " + std::to_string(number) +
-                 " fails, as DIFFQKV_EMULATED_FAIL_LAUNCH has it");
-      return;
-    }
-    const std::string problem = run_kernel(launch);
-    if (!problem.empty()) set_sticky(problem);
-  });
 }
 
 }  // namespace diffqkv::emulated

@@ -37,6 +37,17 @@ struct Allocation {
   bool host;  // of cudaHostAlloc: not counted
 };
 
+// What a kernel may count on: DIFFQKV_EMULATED_GPU names one of a table.
+struct GpuShape {
+  const char* name;
+  int num_multiprocessors;
+  size_t max_shared_bytes;  // of a block, if a kernel's attribute allows it
+  size_t l2_bytes;
+  int major, minor;  // compute capability
+};
+// Throws if DIFFQKV_EMULATED_GPU is none of the table.
+const GpuShape& gpu_shape();
+
 struct Device {
   // Locked for moments; never while work runs, so that a thread which only puts work in does not wait for it.
   std::mutex mutex;
@@ -50,6 +61,8 @@ struct Device {
   MemoryPool pool;
   std::map<const void*, size_t> max_dynamic_shared;  // of kernels, by cudaFuncSetAttribute
   uint64_t launches = 0;
+  // Of a test: called in each launch before its kernel's attribute is looked at. Set while nobody launches.
+  std::function<void()> before_launch;
   EmulatedFault fault;
   uint64_t fault_calls = 0;  // of the fault's call since it was set
   cudaError_t sticky = cudaSuccess;
@@ -65,6 +78,7 @@ void set_sticky(std::string text, cudaError_t error = cudaErrorLaunchFailure);
 // What the fault that a test has set makes of a call of the runtime; of most of them, cudaSuccess.
 cudaError_t injected(const char* call);
 size_t memory_limit();
+uint64_t from_environment(const char* name, uint64_t otherwise);
 
 Stream* of(cudaStream_t stream);  // null is the default stream
 // Puts work into a stream's queue; `position` gets what the stream's `done` will be after it.

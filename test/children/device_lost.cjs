@@ -72,7 +72,7 @@ function* places(count) {
 
 function isLost(error) {
   assert.strictEqual(error?.code, 'ERR_DEVICE_UNAVAILABLE', String(error?.stack));
-  assert.match(error.message, /lost/);
+  assert.match(error.message, /\blost\b.*: start the process again$/);
 }
 
 const ways = {
@@ -127,6 +127,31 @@ const ways = {
     }
     assert.deepStrictEqual(await siluMul(cpu), onCpu);
     return { tried, counts };
+  },
+
+  /** No device comes back: the reset fails, or succeeds although the GPU still fails, as CUDA may have it in this process. */
+  async notBack() {
+    const expected = await siluMul(await openDevice('cpu'));
+    const ways = { cudaDeviceReset: 1, cudaSetDevice: 2 }; // the first cudaSetDevice is for the reset
+    for (const [call, place] of Object.entries(ways)) {
+      const device = await openDevice('emulated');
+      emulatedFault('kernel', 1, 1, kIllegalAddress);
+      isLost(await thrown(() => siluMul(device)));
+      for (let times = 0; times < 2; times++) {
+        emulatedFault(call, place, 1, kIllegalAddress);
+        const error = await thrown(() => openDevice('emulated'));
+        isLost(error);
+        assert.match(error.message, call === 'cudaDeviceReset' ? /a reset does not bring it back/ : /cudaSetDevice/);
+        isLost(await thrown(() => siluMul(device)));
+      }
+      emulatedFault(...kOff);
+      const again = await openDevice('emulated');
+      const found = await siluMul(again);
+      assert(found.every((x, i) => Math.abs(x - expected[i]) < 1e-6));
+      again.dispose();
+      device.dispose();
+    }
+    return { tried: Object.keys(ways).length };
   },
 
   /** A launch that the GPU refuses is the error of its call alone. */

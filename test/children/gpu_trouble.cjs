@@ -1,6 +1,7 @@
 // What goes wrong on a GPU, by name, on the emulated device. Prints what happened.
 //   node gpu_trouble.cjs NAME MODEL_DIRECTORY
 const { Model, kernels, openDevice } = require('../../dist/lib/index.js');
+const { addon } = require('../../dist/lib/addon.js');
 
 const [name, directory] = process.argv.slice(2);
 
@@ -52,6 +53,31 @@ const troubles = {
     other?.dispose();
     const expected = await siluMul(await openDevice('cpu'));
     return { first, later, difference: Math.max(...result.map((x, i) => Math.abs(x - expected[i]))) };
+  },
+
+  /** Two handles of one GPU; the larger heads of K need more shared memory in the same kernel. */
+  async twoDevices() {
+    const { emulatedFault } = addon();
+    const kvLen = 40;
+    const numbers = (length) => Float32Array.from({ length }, (_, i) => Math.sin(i) / 10);
+    const open = async (dim) => {
+      const device = await openDevice('emulated');
+      const q = device.tensor('bf16', [1, 8, dim], numbers(8 * dim));
+      const k = device.tensor('bf16', [1, kvLen, 1, dim], numbers(kvLen * dim));
+      const v = device.tensor('bf16', [1, kvLen, 2, 64], numbers(kvLen * 2 * 64));
+      return async () => (await kernels.attentionDecode({ q, k, v })).read();
+    };
+    const decodes = [await open(32), await open(256)];
+    emulatedFault('cudaFuncSetAttribute', 0, 0, 0);
+    const results = await Promise.all(
+      decodes.map(async (decode) => {
+        const all = await Promise.all(Array.from({ length: 100 }, decode));
+        return { all, last: await decode() };
+      }),
+    );
+    const attributeCalls = emulatedFault('', 0, 0, 0);
+    const differences = results.map(({ all, last }) => Math.max(...all.flatMap((one) => [...one].map((x, i) => Math.abs(x - last[i])))));
+    return { differences, attributeCalls };
   },
 
   async lostModel() {

@@ -17,11 +17,13 @@ using driver::Result;
 using Clock = std::chrono::steady_clock;
 
 #if defined(DIFFQKV_EMULATION)
-constexpr double kBatchUs = 0, kMaxUs = 0;  // emulated times mean nothing: one run a batch
+constexpr double kBatchUs = 0, kMaxUs = 0;  // emulated times mean nothing: one run a batch, on one copy of an input
 constexpr int kMinBatches = 2;
+constexpr size_t kL2Times = 0;
 #else
 constexpr double kBatchUs = 3000, kMaxUs = 200e3;
 constexpr int kMinBatches = 5;
+constexpr size_t kL2Times = 3;
 #endif
 constexpr int kMaxBatches = 20, kMaxRuns = 1000;
 
@@ -176,7 +178,7 @@ Arena& arena() {
 
 int64_t copies_past_l2(size_t bytes) {
   static const size_t l2_bytes = device_shape().l2_bytes;
-  return std::max<int64_t>(1, static_cast<int64_t>((3 * l2_bytes + bytes - 1) / bytes));
+  return std::max<int64_t>(1, static_cast<int64_t>((kL2Times * l2_bytes + bytes - 1) / bytes));
 }
 
 // ---- The limits.

@@ -15,9 +15,7 @@ DeviceShape device_shape() {
     DeviceShape known;
     known.multiprocessors = properties.multiProcessorCount;
     known.shared_bytes = properties.sharedMemPerBlockOptin;
-#if !defined(DIFFQKV_EMULATION)
     known.l2_bytes = static_cast<size_t>(properties.l2CacheSize);
-#endif
     return known;
   }();
   return shape;

@@ -16,11 +16,17 @@ struct Check {
 };
 
 std::vector<Check> hazard_checks();
+std::vector<Check> race_checks();        // of those, races within a block
+std::vector<Check> block_race_checks();  // and between blocks
 std::vector<Check> device_layer_checks();
 std::vector<Check> counter_checks();
+std::vector<Check> launch_checks();
 std::vector<Check> operator_checks();
 std::vector<Check> kv_cache_checks();   // of those, what works on a KV cache
 std::vector<Check> selective_checks();  // and selective V
+std::vector<Check> traffic_checks();
+std::string check_paged_traffic();      // of those, on a KV cache
+std::string check_selective_traffic();  // and of selective V
 
 // Runs a kernel on the spot. Returns what went wrong.
 template <typename... Parameters, typename... Arguments>

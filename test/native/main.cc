@@ -5,7 +5,7 @@
 #include <map>
 
 #include "check.h"
-#include "emulation/cuda_runtime.h"
+#include "cuda_devices.h"
 
 namespace {
 
@@ -28,10 +28,9 @@ std::string quoted(const std::string& text) {
 
 int main(int argc, char** argv) {
   using namespace diffqkv::check;
-  const std::map<std::string, std::vector<Check> (*)()> parts = {{"hazards", hazard_checks},
-                                                                 {"device_layer", device_layer_checks},
-                                                                 {"counters", counter_checks},
-                                                                 {"operators", operator_checks}};
+  const std::map<std::string, std::vector<Check> (*)()> parts = {
+      {"hazards", hazard_checks},  {"device_layer", device_layer_checks}, {"counters", counter_checks},
+      {"launches", launch_checks}, {"operators", operator_checks},        {"traffic", traffic_checks}};
   std::vector<std::string> chosen(argv + 1, argv + argc);
   if (chosen.empty()) {
     for (const auto& part : parts) chosen.push_back(part.first);
@@ -52,7 +51,7 @@ int main(int argc, char** argv) {
         wrong = std::string("it threw: ") + error.what();
       }
       failed |= !wrong.empty();
-      if (!wrong.empty()) diffqkv::emulated::cudaDeviceReset();  // a fault must not reach the next check
+      if (!wrong.empty()) diffqkv::emulated::reset_gpu(0);  // a fault must not reach the next check
       std::printf("%s\n  {\"name\": %s, \"wrong\": %s}", separator, quoted(part + ": " + check.name).c_str(),
                   wrong.empty() ? "null" : quoted(wrong).c_str());
       separator = ",";

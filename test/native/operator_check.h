@@ -5,17 +5,19 @@
 
 #include "calls/call.h"
 #include "check.h"
+#include "emulation/runtime.h"
 
 namespace diffqkv::check {
 
 using namespace emulated;
 
 constexpr int kSeeds = 50;
+constexpr int kFewMultiprocessors = 6;  // so that there are few blocks to run in many orders
 
 // Returns what is wrong. `left`: the bytes of all tensors afterwards, inputs as well, unless something is wrong.
 inline std::string run_call(Call& call, Counters* counters, uint64_t seed, std::vector<std::vector<uint8_t>>* left,
-                            size_t* scratch_bytes = nullptr, int multiprocessors = 6) {
-  CallContext context(multiprocessors, 99 * 1024);
+                            size_t* scratch_bytes = nullptr, int multiprocessors = kFewMultiprocessors) {
+  CallContext context(multiprocessors, gpu_shape().max_shared_bytes);
   settings().seed = seed;
   settings().counters = counters;
   std::string wrong;
@@ -32,6 +34,11 @@ inline std::string run_call(Call& call, Counters* counters, uint64_t seed, std::
   }
   if (scratch_bytes) *scratch_bytes = context.scratch_bytes();
   return wrong;
+}
+
+// What a call does on all multiprocessors of the emulated GPU.
+inline std::string count_traffic(Call& call, Counters* counters, size_t* scratch_bytes = nullptr) {
+  return run_call(call, counters, 0, nullptr, scratch_bytes, gpu_shape().num_multiprocessors);
 }
 
 // The same bits with each of the seeds.

@@ -1,17 +1,17 @@
 // Every operator's kernels through their launchers: the same bits whatever the order in which threads run, and the
-// traffic that the design promises.
+// traffic that the design promises, on the GPU that DIFFQKV_EMULATED_GPU names.
 #include "operator_check.h"
 
 namespace diffqkv::check {
 namespace {
 
 // Reads, writes, sectors and conflicts of one decode step over 4,096 tokens. `*bytes`: what it read in all.
-std::string check_decode_traffic(Heads heads, int64_t dim, int multiprocessors, double* bytes) {
+std::string check_decode_traffic(Heads heads, int64_t dim, double* bytes) {
   constexpr int64_t kTokens = 4096;
   Call call = decode_call({.heads = heads, .dims = {dim, dim}, .kv_len = kTokens});
   Counters c;
   size_t partials = 0;
-  std::string wrong = run_call(call, &c, 0, nullptr, &partials, multiprocessors);
+  std::string wrong = count_traffic(call, &c, &partials);
   if (!wrong.empty()) return wrong;
   const Tensor &k = call.tensor("k"), &v = call.tensor("v");
   const double kv = bytes_of(k) + bytes_of(v);
@@ -29,25 +29,31 @@ std::string check_decode_traffic(Heads heads, int64_t dim, int multiprocessors, 
   return wrong;
 }
 
-std::string check_decode_saving(int64_t dim, int multiprocessors) {
+std::string check_decode_saving(int64_t dim) {
   double sigma = 0, standard = 0;
-  std::string wrong = check_decode_traffic({32, 4, 16}, dim, multiprocessors, &sigma);
-  wrong += check_decode_traffic({32, 16, 16}, dim, multiprocessors, &standard);
+  std::string wrong = check_decode_traffic({32, 4, 16}, dim, &sigma);
+  wrong += check_decode_traffic({32, 16, 16}, dim, &standard);
   return wrong + within("bytes read by 32/4/16 over 32/16/16", sigma / standard, 0.615, 0.635);
 }
 
-// One tile of queries reads each K and V row once, however many heads share them; more tiles, once each.
+// A block reads each K and V row once for all its query positions, however many heads share the row. With more shared
+// memory it takes more positions, as long as every multiprocessor has a block.
 std::string check_prefill_traffic(int64_t dim) {
+  const bool is_large = gpu_shape().max_shared_bytes > 200 * 1024;
+  const int64_t positions = dim == 64 ? 32 : is_large ? 32 : 16;        // of a block
+  const int64_t most_blocks = gpu_shape().num_multiprocessors / 4 + 1;  // of each K head
   std::string wrong;
-  for (const int64_t q_len : {int64_t{8}, int64_t{256}}) {
+  for (const int64_t blocks : {int64_t{1}, most_blocks}) {
+    const int64_t q_len = blocks == 1 ? 8 : positions * blocks;
+    // 16 tiles of keys, and 6 if there are many blocks: more than the stages that are loaded ahead.
+    const int64_t kv_len = blocks == 1 ? 512 : 192;
     Call call =
-        prefill_call({.heads = {32, 4, 16}, .dims = {dim, dim}, .kv_len = 512, .q_len = q_len, .causal = false});
+        prefill_call({.heads = {32, 4, 16}, .dims = {dim, dim}, .kv_len = kv_len, .q_len = q_len, .causal = false});
     Counters c;
-    wrong += run_call(call, &c, 0, nullptr);
+    wrong += count_traffic(call, &c);
     const double k = read_from(c, call.tensor("k")) / bytes_of(call.tensor("k"));
     const double v = read_from(c, call.tensor("v")) / bytes_of(call.tensor("v"));
-    const double tiles = q_len == 8 ? 1 : dim == 64 ? 8 : 16;  // 32 positions a tile, or 16
-    wrong += within("K read", k, tiles, tiles);
+    wrong += within("K read", k, static_cast<double>(blocks), static_cast<double>(blocks));
     wrong += within("V read over K read", v / k, 1, 1);
   }
   return wrong;
@@ -56,11 +62,11 @@ std::string check_prefill_traffic(int64_t dim) {
 std::string check_gemv_traffic(int64_t num_tokens) {
   Call call = matmul_call({DType::bf16, num_tokens, 1024, 768});
   Counters c;
-  std::string wrong = run_call(call, &c, 0, nullptr);
+  std::string wrong = count_traffic(call, &c);
   wrong += within("weights read", read_from(c, call.tensor("weight")) / bytes_of(call.tensor("weight")), 1, 1);
   Call gated = augmented_q_call({DType::bf16, num_tokens, 512, 384, 256});
   Counters g;
-  wrong += run_call(gated, &g, 0, nullptr);
+  wrong += count_traffic(gated, &g);
   for (const char* name : {"gate", "up", "down"})
     wrong += within("gate, up, down read", read_from(g, gated.tensor(name)) / bytes_of(gated.tensor(name)), 1, 1);
   return wrong;
@@ -74,21 +80,24 @@ std::vector<Check> operator_checks() {
     checks.push_back(
         {std::to_string(kSeeds) + " seeds: " + call.name, [make = call.make] { return same_in_all_seeds(make); }});
   }
-  for (const int multiprocessors : {6, 132}) {
-    for (const int64_t dim : {64, 128}) {
-      checks.push_back({"traffic: decode attention x " + std::to_string(dim) + ", " + std::to_string(multiprocessors) +
-                            " multiprocessors",
-                        [=] { return check_decode_saving(dim, multiprocessors); }});
-    }
-  }
-  checks.push_back({"traffic: prefill attention x 64", [] { return check_prefill_traffic(64); }});
-  checks.push_back({"traffic: prefill attention x 128", [] { return check_prefill_traffic(128); }});
-  for (const int64_t num_tokens : {1, 4, 8}) {
-    checks.push_back({"traffic: GEMV, " + std::to_string(num_tokens) + " tokens",
-                      [num_tokens] { return check_gemv_traffic(num_tokens); }});
-  }
   for (Check& check : kv_cache_checks()) checks.push_back(std::move(check));
   for (Check& check : selective_checks()) checks.push_back(std::move(check));
+  return checks;
+}
+
+std::vector<Check> traffic_checks() {
+  std::vector<Check> checks;
+  for (const int64_t dim : {64, 128}) {
+    const std::string size = " x " + std::to_string(dim);
+    checks.push_back({"decode attention" + size, [dim] { return check_decode_saving(dim); }});
+    checks.push_back({"prefill attention" + size, [dim] { return check_prefill_traffic(dim); }});
+  }
+  for (const int64_t num_tokens : {1, 4, 8}) {
+    checks.push_back(
+        {"GEMV, " + std::to_string(num_tokens) + " tokens", [num_tokens] { return check_gemv_traffic(num_tokens); }});
+  }
+  checks.push_back({"decode attention, paged", check_paged_traffic});
+  checks.push_back({"selective V", check_selective_traffic});
   return checks;
 }
 

@@ -1,0 +1,23 @@
+// Which test files run on which devices. Every script that picks test files by device reads the lists here.
+//
+//   node scripts/suites.mjs     a pattern for Jest: the files that run on every device
+
+import { readdirSync, readFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { fileURLToPath, pathToFileURL } from 'node:url';
+
+const tests = join(dirname(fileURLToPath(import.meta.url)), '..', 'test');
+
+/** Test files (without `.test.ts`) that run the same tests on each device. On a GPU only these have something to test. */
+export const everyDevice = readdirSync(tests)
+  .filter((name) => /\.test\.[jt]s$/.test(name))
+  .filter((name) => /^\(?(0, _devices\.)?onEveryDevice\)?\(/m.test(readFileSync(join(tests, name), 'utf8')))
+  .map((name) => name.replace(/\.test\.[jt]s$/, ''));
+
+/** Test files for the emulated device itself. */
+export const emulation = ['counters', 'device_lost', 'emulated_device', 'emulation'];
+
+/** A pattern for Jest's --testPathPatterns that matches these files only. */
+export const pattern = (stems) => `/test/(${stems.join('|')})\\.test\\.[jt]s$`;
+
+if (import.meta.url === pathToFileURL(process.argv[1]).href) console.log(pattern(everyDevice));

@@ -1,0 +1,254 @@
+// scripts/gpu-check.sh without a GPU: a rehearsal with the stand-ins of gpu/stand_in and a driver that only prints lines; and
+// what travels to a machine with a GPU.
+
+import { execFileSync, spawn, spawnSync } from 'node:child_process';
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
+import { join } from 'node:path';
+import { setTimeout } from 'node:timers/promises';
+import { temporaryDirectories } from './checkpoints';
+import { projectRoot } from './fixtures';
+
+const MIB = 2 ** 20;
+const LOG_LIMIT = (640 + 192) * 1024; // of a step in log.txt
+const script = join(projectRoot, 'scripts', 'gpu-check.sh');
+const testModule = process.env.DIFFQKV_MODULE ?? join(projectRoot, 'build-cmake', 'diffqkv-test.node');
+
+const directories = temporaryDirectories();
+afterAll(() => directories.cleanUp());
+
+/** A folder for --rehearse whose driver runs this shell script. */
+function rehearsal(driver: string): string {
+  const folder = directories.make();
+  const program = join(folder, 'gpu_driver_emulated');
+  writeFileSync(program, `#!/bin/bash\n${driver}\n`);
+  chmodSync(program, 0o755);
+  symlinkSync(testModule, join(folder, 'diffqkv-test.node'));
+  return folder;
+}
+
+interface Step {
+  outcome: string;
+  line: string;
+}
+
+function readSummary(out: string): Map<string, Step> {
+  const [, ...rows] = readFileSync(join(out, 'summary.txt'), 'utf8').trimEnd().split('\n');
+  return new Map(
+    rows.map((row) => {
+      const [, name, outcome, line] = /^(\w+) +(\S.*?) +[\d.]+ s {2}(.*)$/.exec(row) as unknown as string[];
+      return [name as string, { outcome: outcome as string, line: line as string }];
+    }),
+  );
+}
+
+/** A run of the script, on what this checkout has built unless `args` name an archive. */
+function check(args: string[]): { status: number | null; stdout: string; out: string; steps: Map<string, Step> } {
+  const out = directories.make();
+  const { status, stdout } = spawnSync('bash', [script, '--archive', 'none', ...args], {
+    encoding: 'utf8',
+    env: { ...process.env, OUT: out },
+    maxBuffer: 64 * MIB,
+  });
+  return { status, stdout, out, steps: readSummary(out) };
+}
+
+const alive = (marker: string): boolean =>
+  readdirSync('/proc')
+    .filter((name) => /^\d+$/.test(name))
+    .some((pid) => {
+      try {
+        return readFileSync(join('/proc', pid, 'environ'), 'latin1').includes(marker);
+      } catch {
+        return false; // it has ended, or is another user's
+      }
+    });
+
+it('no step and no kill can make the run longer than 525 s', () => {
+  const lines = execFileSync('bash', [script, '--list'], { encoding: 'utf8' }).trim().split('\n');
+  const steps = lines.slice(0, -1).map((line) => Number(line.split(' ')[1]));
+  const [grace, margin] = ['GRACE', 'MARGIN'].map((name) =>
+    Number(new RegExp(`^${name}=(\\d+)`, 'm').exec(readFileSync(script, 'utf8'))?.[1]),
+  ) as [number, number];
+  expect(grace).toBe(5);
+  const total = steps.reduce((sum, limit) => sum + limit + grace + margin, 0);
+  expect(lines.at(-1)).toBe(`total ${total}`);
+  expect(total).toBeLessThanOrEqual(525);
+});
+
+const describeHere =
+  process.platform === 'linux' && process.arch === 'x64' && existsSync(testModule) ? describe : describe.skip;
+
+describeHere('a rehearsal with steps that hang, crash and fail', () => {
+  let run: ReturnType<typeof check>;
+
+  beforeAll(() => {
+    const driver = `
+      case "$1 $2 $3" in
+        list*) echo one ;;
+        *) echo '{"part": "'$1'", "case": "a case", "outcome": "ok", "seconds": 0.1}' ;;
+      esac
+      case "$*" in
+        'correctness --shapes small --seconds '*)
+          echo '{"part": "correctness", "case": "another case", "outcome": "FAILED", "seconds": 0.1, "wrong": "x"}'
+          exit 1 ;;
+        timings*) head -c 3000000 /dev/zero | tr '\\0' '.'; echo; echo 'the last line'; exit 4 ;;
+      esac`;
+    run = check(['--rehearse', rehearsal(driver), '--break', 'hang,crash,fail']);
+  });
+
+  it('names all three, with their outcomes', () => {
+    expect(run.steps.get('break_hang')?.outcome).toMatch(/^TIMEOUT/);
+    expect(run.steps.get('break_crash')?.outcome).toBe('CRASHED SIGSEGV');
+    expect(run.steps.get('break_fail')?.outcome).toBe('FAILED (1)');
+    expect(run.status).toBe(1);
+  });
+
+  it('has the result of every other step', () => {
+    const outcomes = Object.fromEntries([...run.steps].map(([name, { outcome }]) => [name, outcome]));
+    expect(outcomes).toMatchObject({
+      ...{ machine: 'passed', unpack: expect.stringMatching(/SKIPPED|passed/), device_layer: 'passed' },
+      ...{ correctness: 'FAILED (1)', timings: 'INCOMPLETE', limits: expect.stringMatching(/SKIPPED|passed/) },
+      ...{ fixtures: 'passed', models: 'passed', jest: 'passed' },
+      ...{ memcheck: 'passed', racecheck: 'passed', synccheck: 'passed', ncu: 'passed' },
+    });
+    expect(run.steps.size).toBe(16);
+    expect(run.steps.get('correctness')?.line).toBe('1 ok, 1 FAILED: another case');
+    expect(run.steps.get('jest')?.line).toMatch(/passed/);
+    expect(run.steps.get('models')?.line).toMatch(/sigma-1.5b.*tokens\/s.*sigma-10b.*tokens\/s/);
+    expect(run.stdout.trimEnd().split('\n').at(-1)).toMatch(/^ncu /); // the summary is the end
+  });
+
+  it('leaves few files, none of them large, with the head and the tail of what was printed', () => {
+    const files = readdirSync(run.out).sort();
+    const known = [
+      'correctness.jsonl',
+      'limits.jsonl',
+      'log.txt',
+      'models.jsonl',
+      'ncu.csv',
+      'summary.txt',
+      'timings.jsonl',
+    ];
+    expect(known).toEqual(expect.arrayContaining(files));
+    expect(files.length).toBeGreaterThanOrEqual(known.length - 1); // limits.jsonl only where Python has torch
+    for (const file of files) expect(statSync(join(run.out, file)).size).toBeLessThan(16 * MIB);
+    const log = readFileSync(join(run.out, 'log.txt'), 'utf8');
+    expect(log).toMatch(/\[\.\.\. \d+ bytes left out \.\.\.\][^[]*\nthe last line\n==== timings: INCOMPLETE/);
+    expect(log.length).toBeLessThan(3 * LOG_LIMIT);
+    expect(16 * LOG_LIMIT).toBeLessThan(16 * MIB);
+  });
+
+  it('leaves no process behind', () => {
+    expect(alive('.break_hang')).toBe(false);
+  });
+});
+
+describeHere('the end of a run', () => {
+  it('a run that is stopped has a summary, and skips the rest', async () => {
+    const out = directories.make();
+    const folder = rehearsal('[ "$1" = list ] || exec sleep 100');
+    const child = spawn('bash', [script, '--archive', 'none', '--rehearse', folder, '--only', 'correctness,timings'], {
+      env: { ...process.env, OUT: out },
+      stdio: 'ignore',
+    });
+    const ended = new Promise((resolve) => child.on('close', resolve));
+    while (!existsSync(join(out, 'summary.txt')) || readSummary(out).get('correctness') === undefined)
+      await setTimeout(50);
+    expect(readSummary(out).get('correctness')?.outcome).toBe('running'); // so a run that is killed says how far it came
+    await setTimeout(200);
+    child.kill('SIGTERM');
+    expect(await ended).toBe(1);
+    expect(readSummary(out).get('correctness')?.outcome).toMatch(/^(FAILED|CRASHED)/);
+    expect(readSummary(out).get('timings')).toEqual({ outcome: 'SKIPPED', line: 'stopped by SIGTERM' });
+  });
+
+  it('steps for which no time is left are skipped', () => {
+    const { status, steps } = check([
+      '--rehearse',
+      rehearsal('exit 0'),
+      '--seconds',
+      '7',
+      '--only',
+      'machine,correctness',
+    ]);
+    expect(steps.get('correctness')).toEqual({ outcome: 'SKIPPED', line: 'no time left' });
+    expect(status).toBe(1); // nothing was shown
+  });
+
+  it('a step whose output lacks the result does not pass', () => {
+    const { status, steps } = check(['--rehearse', rehearsal('exit 0'), '--only', 'correctness']);
+    expect(steps.get('correctness')).toEqual({ outcome: 'FAILED (no result)', line: 'no case ended' });
+    expect(status).toBe(1);
+  });
+});
+
+it('unpacks an archive, takes what it brings, and names the sources that have changed since', () => {
+  const archived = directories.make();
+  const archive = join(directories.make(), 'archive.tar.xz');
+  mkdirSync(join(archived, 'bin'));
+  writeFileSync(join(archived, 'commit'), 'v1-2-gabc');
+  writeFileSync(join(archived, 'sources.sha256'), `${'0'.repeat(64)}  package.json\n`);
+  execFileSync('tar', ['-cJf', archive, '-C', archived, '.']);
+  const { steps } = check(['--rehearse', rehearsal('exit 0'), '--archive', archive, '--only', 'models']);
+  expect(steps.get('unpack')).toEqual({
+    outcome: 'passed',
+    line: 'archive of commit v1-2-gabc; 1 sources differ from it, first package.json',
+  });
+  expect(steps.get('models')).toEqual({ outcome: 'SKIPPED', line: 'dist/lib/index.js is not built' });
+});
+
+(existsSync('/dev/nvidia0') ? it.skip : it)('without a GPU nothing runs', () => {
+  const { status, stdout } = spawnSync('bash', [script], { encoding: 'utf8' });
+  expect({ status, stdout }).toEqual({
+    status: 0,
+    stdout: 'gpu-check: SKIPPED: no GPU here (nvidia-smi does not answer)\n',
+  });
+});
+
+describe('what travels', () => {
+  interface Plan {
+    files: string[];
+    sources: string[];
+    tracked: number;
+    archive: number | null;
+    expectedArchive: number;
+    limit: number;
+  }
+  let plan: Plan;
+  beforeAll(() => {
+    const pack = join(projectRoot, 'scripts', 'gpu-pack.mjs');
+    plan = JSON.parse(execFileSync(process.execPath, [pack, '--plan'], { encoding: 'utf8', cwd: projectRoot }));
+  });
+
+  it('is under 60 MiB: tracked files and the archive', () => {
+    expect(plan.limit).toBe(60 * MIB);
+    expect(plan.tracked + (plan.archive ?? plan.expectedArchive)).toBeLessThanOrEqual(plan.limit);
+  });
+
+  it('the archive has the tests for every device, and nothing that they do not load', () => {
+    const tests = plan.sources.filter((path) => path.endsWith('.test.ts'));
+    expect(tests).toContain('test/attention_decode.test.ts');
+    for (const path of tests) expect(readFileSync(join(projectRoot, path), 'utf8')).toContain('onEveryDevice');
+    expect(plan.sources.filter((path) => !/^(lib|test)\//.test(path))).toEqual([]);
+    const packages = plan.files.filter((path) => path.startsWith('node_modules/'));
+    expect(packages).toContain('node_modules/jest');
+    const unused = /node_modules\/(openai|vega|typedoc|typescript|@biomejs|@swc|cmake-js|commander)/;
+    expect(packages.filter((path) => unused.test(path))).toEqual([]);
+  });
+
+  it('every step has a command that the script knows', () => {
+    const names = execFileSync('bash', [script, '--list'], { encoding: 'utf8' }).match(/^\w+(?= \d+$)/gm) as string[];
+    const text = readFileSync(join(projectRoot, 'test', 'gpu', 'steps.sh'), 'utf8');
+    for (const name of names.filter((name) => name !== 'total'))
+      expect(text).toMatch(new RegExp(`^step_${name}\\(\\)`, 'm'));
+  });
+});

@@ -1,0 +1,125 @@
+// What scripts/test-mutations.mjs does to the CUDA sources. `edits`: texts that are in a file once, and what replaces them.
+// `check`: what must fail; `finds`: the name of the failing check, and what it says.
+
+const decode = 'cuda/attention_decode.cu';
+const operators = { kind: 'emulation_check', part: 'operators' };
+const ptx = (source, only) => ({ kind: 'ptx', source, only });
+const wrapper = (name) => ptx('test/ptx/wrappers.cu', `device layer: ${name}`);
+const lint = { kind: 'lint' };
+
+/** One replacement in one file. */
+const edit = (file, from, to) => [{ file, from, to }];
+
+export const mutations = [
+  {
+    name: 'mma: the two words of B swapped',
+    edits: edit(
+      'cuda/device/mma.h',
+      `.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "`,
+      `.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%9, %8}, "`,
+    ),
+    check: wrapper('mma bf16'),
+    finds: /^device layer: mma bf16/,
+  },
+  {
+    name: 'mma: two words of A swapped, in a kernel',
+    edits: edit(
+      'cuda/device/mma.h',
+      `.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "`,
+      `.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %6, %5, %7}, {%8, %9}, "`,
+    ),
+    check: ptx('cuda/gemm.cu', 'GEMM, large tiles'),
+    finds: /^GEMM, large tiles/,
+  },
+  {
+    name: 'ldmatrix: without its "memory" clobber',
+    edits: edit(
+      'cuda/device/mma.h',
+      `: "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(at)
+               : "memory");
+}
+DIFFQKV_DEVICE void ldmatrix_x4_trans`,
+      `: "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(at));
+}
+DIFFQKV_DEVICE void ldmatrix_x4_trans`,
+    ),
+    check: lint,
+    finds: /ldmatrix\S* without a "memory" clobber/,
+  },
+  {
+    name: 'movmatrix: not volatile',
+    edits: edit('cuda/device/mma.h', 'asm volatile("movmatrix', 'asm("movmatrix'),
+    check: lint,
+    finds: /movmatrix\S* without volatile/,
+  },
+  {
+    name: 'cp.async: 8 bytes for 16',
+    edits: edit(
+      'cuda/device/async.h',
+      'cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;',
+      'cp.async.ca.shared.global.L2::256B [%0], [%1], 8, %2;',
+    ),
+    check: wrapper('cp.async'),
+    finds: /^device layer: cp.async/,
+  },
+  {
+    name: 'decode attention: no fence before the atomic that counts blocks',
+    edits: edit(decode, '    fence_device();\n    const uint32_t before', '    const uint32_t before'),
+    check: operators,
+    finds: /seeds: decode attention 32\/4\/16 x 64: .*no chain of fence/,
+  },
+  {
+    name: 'decode attention: no fence behind the atomic that counts blocks',
+    edits: edit(decode, 'plan.arrived + unit.index, 1u);\n    fence_device();\n', 'plan.arrived + unit.index, 1u);\n'),
+    check: operators,
+    finds: /seeds: decode attention 32\/4\/16 x 64: .*no chain of fence/,
+  },
+  {
+    name: 'decode attention: the fence before the barrier that it needs in front',
+    edits: edit(
+      decode,
+      `  sync_block();
+  uint32_t* const is_last = reinterpret_cast<uint32_t*>(queries);
+  if (thread_index() == 0) {
+    fence_device();
+`,
+      `  fence_device();
+  sync_block();
+  uint32_t* const is_last = reinterpret_cast<uint32_t*>(queries);
+  if (thread_index() == 0) {
+`,
+    ),
+    check: operators,
+    finds: /seeds: decode attention 32\/4\/16 x 64: .*no chain of fence/,
+  },
+  {
+    name: 'launch: the shared memory of a kernel set to what one launch needs',
+    edits: edit(
+      'cuda/device/launch.h',
+      '    allow_all_shared_memory(reinterpret_cast<const void*>(kernel), name);',
+      `    check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                    cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes)),
+               name);`,
+    ),
+    check: { kind: 'emulation_check', part: 'launches' },
+    finds: /a device launches with more shared memory than another allows itself meanwhile/,
+  },
+  {
+    name: 'load_streaming: 16 bytes from 8 bytes past an aligned address',
+    edits: edit('cuda/device/memory.h', '{%0, %1, %2, %3}, [%4];"', '{%0, %1, %2, %3}, [%4 + 8];"'),
+    check: wrapper('load_streaming'),
+    finds: /^device layer: load_streaming, sm_90a.*align/,
+  },
+  {
+    name: 'GEMV: 16-byte loads 8 bytes past an aligned address',
+    edits: edit(
+      'cuda/gemv.cu',
+      'tokens[chunk] = load(reinterpret_cast<const Words4*>(x + at));',
+      'tokens[chunk] = load(reinterpret_cast<const Words4*>(x + at + 4));',
+    ),
+    check: operators,
+    finds: /seeds: GEMV: .*not aligned/,
+  },
+];

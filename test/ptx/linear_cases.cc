@@ -1,0 +1,84 @@
+// Products: gemv_tensor<T, kGated, kHalves>, gemv_plain<W, kGated, kTokens>, gemv_any<kGated> and
+// gemm_kernel<T, Config, kGated, kAligned>, each at sizes that leave parts of tiles over.
+#include "cases.h"
+
+namespace diffqkv::ptx {
+namespace {
+
+using namespace emulated;
+
+constexpr DType kF32 = DType::f32, kF16 = DType::f16, kBf16 = DType::bf16;
+// The launchers choose larger tiles the fewer multiprocessors there are.
+constexpr Shape kTiny = {1, 99 * 1024}, kSmall = {6, 99 * 1024}, kLarge = {132, 227 * 1024};
+
+// x of f32, where the weights are of 16 bits.
+template <typename Params>
+Call with_wide_x(Call call, int64_t count, void (*launcher)(const Params&, Context&)) {
+  Params p = std::get<Params>(call.params);
+  p.x = add_random(call, "x in f32", kF32, static_cast<size_t>(count), 0.1f, 9);
+  p.x_dtype = kF32;
+  set_operator(call, launcher, p);
+  return call;
+}
+
+void add_product(std::vector<Case>* cases, const MatmulCase& c, const Shape& shape, bool wide_x = false) {
+  cases->push_back({std::string("product of ") + dtype_name(c.dtype) + (wide_x ? " by f32" : "") + ", " +
+                        std::to_string(c.num_tokens) + " x " + std::to_string(c.in_features) + " x " +
+                        std::to_string(c.out_features) + (c.accumulate ? ", accumulated" : "") + ", " +
+                        std::to_string(shape.multiprocessors) + " multiprocessors",
+                    [=] {
+                      return wide_x ? with_wide_x<MatmulParams>(matmul_call(c), c.num_tokens * c.in_features, matmul)
+                                    : matmul_call(c);
+                    },
+                    shape});
+}
+void add_gated(std::vector<Case>* cases, const AugmentedQCase& c, const Shape& shape, bool wide_x = false) {
+  cases->push_back(
+      {std::string("augmented Q of ") + dtype_name(c.dtype) + (wide_x ? " by f32" : "") + ", " +
+           std::to_string(c.num_tokens) + " x " + std::to_string(c.in_features) + " x " + std::to_string(c.inner_size) +
+           " x " + std::to_string(c.out_features) + (c.accumulate ? ", accumulated" : "") + ", " +
+           std::to_string(shape.multiprocessors) + " multiprocessors",
+       [=] {
+         return wide_x ? with_wide_x<AugmentedQParams>(augmented_q_call(c), c.num_tokens * c.in_features, augmented_q)
+                       : augmented_q_call(c);
+       },
+       shape});
+}
+
+}  // namespace
+
+std::vector<Case> linear_cases() {
+  std::vector<Case> cases;
+  for (const DType dtype : {kBf16, kF16}) {
+    for (const bool accumulate : {false, true}) {
+      add_product(&cases, {dtype, 2, 264, 24, accumulate}, kLarge);
+      add_product(&cases, {dtype, 8, 4104, 21, accumulate}, kLarge);
+      add_product(&cases, {dtype, 5, 1032, 203, accumulate}, kSmall);
+      add_product(&cases, {dtype, 20, 387, 51, accumulate}, kTiny);
+      add_product(&cases, {dtype, 70, 515, 130, accumulate}, kTiny);
+      add_product(&cases, {dtype, 20, 328, 320, accumulate}, kSmall);
+      add_product(&cases, {dtype, 12, 264, 136, accumulate}, kLarge);
+      add_product(&cases, {dtype, 150, 264, 136, accumulate}, kTiny);
+      add_gated(&cases, {dtype, 12, 264, 72, 136, accumulate}, kLarge);
+    }
+    add_gated(&cases, {dtype, 6, 1032, 83, 40}, kSmall);
+    add_gated(&cases, {dtype, 70, 387, 35, 40}, kTiny);
+    add_gated(&cases, {dtype, 20, 264, 136, 72}, kSmall);
+    add_gated(&cases, {dtype, 11, 264, 1100, 24}, kTiny);
+    add_gated(&cases, {dtype, 150, 264, 136, 136}, kTiny);
+  }
+  for (const DType dtype : {kF32, kF16, kBf16}) {
+    for (const int64_t tokens : {1, 3, 11}) {
+      add_product(&cases, {dtype, tokens, 264, 41}, kSmall, true);
+      add_product(&cases, {dtype, tokens, 2056, 9, true}, kLarge, true);
+      add_product(&cases, {dtype, tokens, 131, 9, tokens == 3}, kSmall, true);
+      add_gated(&cases, {dtype, tokens, 1032, 49, 40}, kSmall, true);
+      add_gated(&cases, {dtype, tokens, 131, 11, 7}, kSmall, true);
+    }
+    for (const bool accumulate : {false, true}) add_product(&cases, {dtype, 3, 131, 51, accumulate}, kLarge);
+    add_gated(&cases, {dtype, 3, 67, 34, 40}, kSmall);
+  }
+  return cases;
+}
+
+}  // namespace diffqkv::ptx
