@@ -149,7 +149,7 @@ class Supervisor {
     std::fflush(stdout);
     if (describes_device) return;
     Outcome outcome = Outcome::crashed;
-    for (const Outcome o : {Outcome::ok, Outcome::failed}) {
+    for (const Outcome o : {Outcome::ok, Outcome::failed, Outcome::skipped}) {
       if (line.find(std::string("\"outcome\": \"") + outcome_name(o) + '"') != std::string::npos) outcome = o;
     }
     ++counts_[outcome];
