@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -31,6 +32,11 @@ std::string json_object(const Fields& fields);
 struct Result {
   std::string wrong;  // empty if all is well
   Fields details;
+};
+
+// Thrown by a case that cannot run on this device.
+struct Skipped : std::runtime_error {
+  using std::runtime_error::runtime_error;
 };
 
 struct Case {

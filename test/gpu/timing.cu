@@ -134,12 +134,40 @@ Timing measure(Context& context, const std::function<void(int64_t i)>& run) {
   return timing;
 }
 
+namespace {
+
+constexpr int kClearThreads = 256;
+
+struct ClearParams {
+  uint32_t* words;
+  int64_t count;
+};
+
+DIFFQKV_KERNEL(kClearThreads, 4) clear_last_bits(ClearParams p) {
+  const int64_t step = static_cast<int64_t>(grid_x()) * kClearThreads;
+  for (int64_t i = static_cast<int64_t>(block_x()) * kClearThreads + thread_index(); i < p.count; i += step)
+    store(p.words + i, load(p.words + i) & 0xfffefffeu);
+}
+
+}  // namespace
+
 uint8_t* Arena::get(size_t bytes) {
-  if (!memory_ || memory_->bytes() < bytes) {
-    memory_.reset();
-    memory_.emplace((bytes + 255) / 256 * 256);
-    fill_random(memory_->data(), DType::bf16, memory_->bytes() / 2, 0.02f, 77);
+  if (memory_ && memory_->bytes() >= bytes) return memory_->data();
+  memory_.reset();
+  size_t free_bytes = 0, total = 0;
+  check_cuda(cudaMemGetInfo(&free_bytes, &total), "cudaMemGetInfo");
+  if (bytes > free_bytes - free_bytes / 32) {
+    throw driver::Skipped("needs " + std::to_string(bytes) + " bytes of device memory, " + std::to_string(free_bytes) +
+                          " are free");
   }
+  memory_.emplace((bytes + 255) / 256 * 256);
+  fill_random(memory_->data(), DType::bf16, memory_->bytes() / 2, 0.02f, 77);
+  const ClearParams p = {reinterpret_cast<uint32_t*>(memory_->data()), static_cast<int64_t>(memory_->bytes() / 4)};
+  LaunchShape shape;
+  shape.grid[0] = static_cast<unsigned>(std::min<int64_t>((p.count + kClearThreads - 1) / kClearThreads, 4096));
+  shape.threads = kClearThreads;
+  launch("clear_last_bits", clear_last_bits, shape, nullptr, p);
+  check_cuda(cudaDeviceSynchronize(), "clear_last_bits");
   return memory_->data();
 }
 

@@ -33,10 +33,11 @@ struct Timing {
 // Times run(i), i rising, which enqueues to the context's stream: one batch as a warm-up, then batches of several runs.
 Timing measure(Context& context, const std::function<void(int64_t i)>& run);
 
-// Random bf16 numbers of standard deviation 0.02 that serve as weights, caches and queries. Grown as cases ask for more.
+// Random bf16 numbers of standard deviation 0.02 that serve as weights, caches and queries. Their last bit is 0, so that
+// neither of their bytes is the NaN of f8e4m3. Grown as cases ask for more.
 class Arena {
  public:
-  // At least `bytes` of them. What was given out before is gone.
+  // At least `bytes` of them. What was given out before is gone. Throws driver::Skipped if the device has not so many.
   uint8_t* get(size_t bytes);
 
  private:

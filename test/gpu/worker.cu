@@ -65,6 +65,8 @@ Ended run_case(const Case& c) {
     Ended ended = {result.wrong.empty() ? Outcome::ok : Outcome::failed, result.details};
     if (!result.wrong.empty()) ended.details.insert(ended.details.begin(), {"wrong", json_text(result.wrong)});
     return ended;
+  } catch (const Skipped& skipped) {
+    return {Outcome::skipped, {{"wrong", json_text(skipped.what())}}};
   } catch (const std::exception& error) {
     // After a fault every call of this process answers with the same error.
     const bool lost = cudaDeviceSynchronize() != cudaSuccess;
