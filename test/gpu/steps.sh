@@ -71,7 +71,7 @@ step_machine() {
 }
 
 step_unpack() {
-  [ -n "$CHECK_ARCHIVE" ] || skip 'no archive: takes what is built here'
+  [ -n "$CHECK_ARCHIVE" ] || skip "nothing to unpack: takes what is in $CHECK_KIT"
   echo "$(stat -c %s "$CHECK_ARCHIVE") bytes in $CHECK_ARCHIVE"
   if has xz; then
     tar -xJf "$CHECK_ARCHIVE" -C "$CHECK_KIT" || exit 1
