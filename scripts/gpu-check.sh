@@ -242,6 +242,8 @@ main() {
   else
     find_gpu
   fi
+  # While nothing holds the GPU open, its driver may take it down and start it again for each process.
+  if [ -r /dev/nvidia0 ]; then exec 9</dev/nvidia0; fi
   mkdir -p "$out" || exit 1
   rm -f "$out"/{summary.txt,log.txt,correctness.jsonl,timings.jsonl,limits.jsonl,models.jsonl,ncu.csv}
   work=$(mktemp -d) || exit 1

@@ -116,7 +116,7 @@ describeHere('a rehearsal with steps that hang, crash and fail', () => {
     expect(run.steps.size).toBe(16);
     expect(run.steps.get('correctness')?.line).toBe('1 ok, 1 FAILED: another case');
     expect(run.steps.get('jest')?.line).toMatch(/passed/);
-    expect(run.steps.get('models')?.line).toMatch(/sigma-1.5b.*tokens\/s.*sigma-10b.*tokens\/s/);
+    expect(run.steps.get('models')?.line).toMatch(/sigma-10b.*tokens\/s.*sigma-1.5b.*tokens\/s/);
     expect(run.stdout.trimEnd().split('\n').at(-1)).toMatch(/^ncu /); // the summary is the end
   });
 

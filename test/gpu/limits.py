@@ -57,6 +57,7 @@ def microseconds(call, inputs):
         return statistics.median(times) / len(inputs)
 
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())  # which has made the inputs
     with torch.cuda.stream(stream):  # warms up outside of the capture: libraries create their handles and plans
         for values in inputs[:3]:
             call(*values)

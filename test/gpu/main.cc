@@ -19,7 +19,8 @@ timings:     bandwidth, launches, operators and whole decode steps; the small sh
 list:        the names of the cases of both.
 
 Prints one JSON object a line on stdout as each case ends: {"part", "case", "outcome", "seconds", ...}. "outcome" is ok,
-FAILED, TIMEOUT, CRASHED or SKIPPED (for lack of time or of device memory). The first line describes the device, the last one is a summary.
+FAILED, TIMEOUT, CRASHED, or SKIPPED for lack of time or of device memory. The first line describes the device, the last
+one is a summary.
 
 --shapes         small, or those of Sigma-1.5B and Sigma-10B (default: all; for timings sigma)
 --seconds        limit of the whole run; the cases that are left then are SKIPPED

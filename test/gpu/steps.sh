@@ -16,13 +16,13 @@
 # they make up the limit of the whole run.
 STEPS='machine 6
 unpack 18
-device_layer 8
+device_layer 12
 correctness 52
 timings 52
 limits 34
-fixtures 15
+fixtures 20
 models 38
-jest 68
+jest 59
 memcheck 66
 racecheck 26
 synccheck 22
@@ -43,7 +43,11 @@ need() { has "$1" || skip "${2:-no $1 on PATH}"; }
 need_file() { [ -e "$1" ] || skip "${1#"$CHECK_KIT"/} is not built"; }
 
 # Runs a program of the archive. It may need the archive's libraries; other programs must not see them.
-own() { ${CHECK_LIBRARIES:+env LD_LIBRARY_PATH="$CHECK_LIBRARIES"} "$@"; }
+# The machine's own libraries come first: the driver's may be in no other place.
+own() {
+  local machine=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}/usr/local/nvidia/lib64
+  ${CHECK_LIBRARIES:+env LD_LIBRARY_PATH="$machine:$CHECK_LIBRARIES"} "$@"
+}
 
 # The last seconds of a step belong to the program, which then ends by itself.
 driver_seconds() { echo $((CHECK_STEP_SECONDS > 10 ? CHECK_STEP_SECONDS - 4 : CHECK_STEP_SECONDS - 1)); }
@@ -152,7 +156,7 @@ step_models() {
   need_node
   need_file "$CHECK_KIT/dist/lib/index.js"
   local status=0 name
-  for name in sigma-1.5b sigma-10b; do
+  for name in sigma-10b sigma-1.5b; do
     node_here "$CHECK_KIT/test/gpu/models.cjs" "$name" "$CHECK_DEVICE" || status=$?
   done
   return $status
@@ -177,7 +181,7 @@ sanitize() {
   need_file "$CHECK_DRIVER"
   own compute-sanitizer --tool "$1" --error-exitcode 9 --target-processes all \
     "$CHECK_DRIVER" correctness --shapes small --in-process --no-emulation \
-    --seconds "$(driver_seconds)" ${2:+--only "$2"}
+    --seconds $((CHECK_STEP_SECONDS * 7 / 10)) ${2:+--only "$2"} # the tool takes its time before and after
 }
 
 step_memcheck() { sanitize memcheck ''; }
@@ -222,7 +226,8 @@ step_ncu() {
     own timeout -k 1 $(((CHECK_STEP_SECONDS - SECONDS) / left - 1)) \
       ncu --clock-control none --csv --page raw --metrics "${NCU_METRICS//$'\n'/,}" --log-file "$CHECK_WORK/ncu.csv" \
       --kernel-name "regex:$kernel" --launch-skip 3 --launch-count 1 --kill yes \
-      "$CHECK_DRIVER" timings ${CHECK_REHEARSAL:+--shapes small} --in-process --only "$case" >"$CHECK_WORK/ncu.out" 2>&1
+      "$CHECK_DRIVER" timings ${CHECK_REHEARSAL:+--shapes small} --in-process --only "$case" \
+      </dev/null >"$CHECK_WORK/ncu.out" 2>&1
     cat "$CHECK_WORK/ncu.csv"
     if ! grep -qE '^"[0-9]+",' "$CHECK_WORK/ncu.csv"; then
       status=1

@@ -23,6 +23,7 @@ using Clock = std::chrono::steady_clock;
 
 // What a worker may take to open the device, and a killed one to end: a driver that frees a hung GPU needs seconds.
 constexpr double kStartSeconds = 60, kEndSeconds = 10;
+constexpr double kStoppedSeconds = 2;  // and if this program is to end itself
 
 volatile std::sig_atomic_t terminated = 0;
 void on_terminate(int) { terminated = 1; }
@@ -87,7 +88,7 @@ class Worker {
     const Clock::time_point start = Clock::now();
     int status = 0;
     while (waitpid(process_, &status, WNOHANG) == 0) {
-      if (seconds_since(start) > kEndSeconds) return -1;
+      if (seconds_since(start) > (terminated != 0 ? kStoppedSeconds : kEndSeconds)) return -1;
       usleep(5000);
     }
     return status;

@@ -51,6 +51,7 @@ float as_float(uint32_t bits) {
 int main() {
   using namespace diffqkv;
   using namespace diffqkv::check;
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);  // a run that is killed has told what it has found
   const std::vector<cuda::Wrapper> wrappers = cuda::wrappers();
   bool failed = false;
   for (size_t i = 0; i < wrappers.size(); ++i) {

@@ -18,8 +18,8 @@ template <typename T>
 class Memory {
  public:
   explicit Memory(size_t count) : count_(count), guard_bytes_(count > 0 ? guard_bytes : 0) {
-    check_cuda(cudaMalloc(&data_, bytes() + guard_bytes_), "cudaMalloc");
     if (count_ == 0) return;
+    check_cuda(cudaMalloc(&data_, bytes() + guard_bytes_), "cudaMalloc");
     check_cuda(cudaMemset(data_, 0xff, bytes()), "cudaMemset");
     if (guard_bytes_ > 0) check_cuda(cudaMemset(guard(), kGuardByte, guard_bytes_), "cudaMemset");
     check_cuda(cudaDeviceSynchronize(), "cudaMemset");
@@ -38,7 +38,10 @@ class Memory {
   size_t size() const { return count_; }
   size_t bytes() const { return count_ * sizeof(T); }
   void upload(const std::vector<T>& values) {
-    if (count_ > 0) check_cuda(cudaMemcpy(data_, values.data(), bytes(), cudaMemcpyHostToDevice), "upload");
+    if (count_ == 0) return;
+    check_cuda(cudaMemcpy(data_, values.data(), bytes(), cudaMemcpyHostToDevice), "upload");
+    // cudaMemcpy may return before the bytes have arrived, and streams made with cudaStreamNonBlocking do not wait.
+    check_cuda(cudaDeviceSynchronize(), "upload");
   }
   std::vector<T> values() const {
     std::vector<T> values(count_);
