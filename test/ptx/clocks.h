@@ -131,7 +131,7 @@ class SharedMemory {
   static bool races(const Clocks& clocks, int warp, int thread, const Stamp& other, uint8_t mask) {
     if (other.clock == 0 || !(other.bytes & mask)) return false;
     const int other_warp = other.thread >= kWholeWarp ? other.thread - kWholeWarp : other.thread / 32;
-    if (other.thread == thread || other.thread == kWholeWarp + warp) return false;  // the latter: a collective read
+    if (other.thread == thread) return false;
     return other.clock >= clocks.known(warp, other_warp);
   }
   static std::string told(const char* what, const Stamp& other) {

@@ -151,7 +151,14 @@ std::string last_block(const char* release, const char* acquire) {
 }
 
 std::vector<Case> races() {
-  const std::string store = kStore;
+  const std::string store = kStore, matrices = R"(
+    mov.u32 %r5, shared;
+    shl.b32 %r6, %r1, 4;
+    add.s32 %r6, %r5, %r6;
+    st.shared.v4.u32 [%r6], {%r1, %r1, %r1, %r1};
+    bar.warp.sync -1;
+    ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r10, %r11, %r12, %r13}, [%r6];
+  )";
   const std::string of_the_neighbor = "xor.b32 %r7, %r6, 4; ld.shared.u32 %r10, [%r7];";
   const std::string of_the_other_warp = R"(
     xor.b32 %r7, %r1, 32;
@@ -202,6 +209,10 @@ std::vector<Case> races() {
         add.s32 %r6, %r5, %r6;
         st.shared.v4.u32 [%r6], {%r1, %r1, %r1, %r1};
         ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r10, %r11, %r12, %r13}, [%r6];)"},
+      {"ldmatrix of what is overwritten then, without bar.warp.sync", "no barrier", kShared,
+       matrices + "st.shared.u32 [%r6], 5;"},
+      {"ldmatrix of what is overwritten after bar.warp.sync", "", kShared,
+       matrices + "bar.warp.sync -1; st.shared.u32 [%r6], 5;", 8},
       {"global memory: another thread's, without a barrier", "no barrier", kPlain, R"(
         st.global.u32 [%rd2], %r1;
         xor.b32 %r3, %r1, 1;
