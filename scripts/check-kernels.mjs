@@ -20,7 +20,13 @@ const reports = join(root, 'build', 'kernel-reports');
 const COLD = [[/^sample_kernel\b/, 'once a token, in one block']];
 
 const given = process.argv.slice(2);
-const takeOption = (name) => (given.includes(name) ? given.splice(given.indexOf(name), 2)[1] : undefined);
+function takeOption(name) {
+  if (!given.includes(name)) return undefined;
+  const [, value] = given.splice(given.indexOf(name), 2);
+  if (value !== undefined && !value.startsWith('-')) return value;
+  console.error(`check-kernels: ${name} needs a file`);
+  process.exit(1);
+}
 const jsonFile = takeOption('--json');
 const sassFile = takeOption('--sass-json');
 // Rows of any size and type, one element at a time.

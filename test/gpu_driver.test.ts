@@ -63,6 +63,14 @@ if (!existsSync(program)) {
       expect([operator, cases.some((c) => names.test(c.case))]).toEqual([operator, true]);
   });
 
+  it('compares small calls with the emulation, as on a GPU', () => {
+    const { status, cases } = driver('correctness', '--shapes', 'small', '--emulation', '--only', 'silu_mul');
+    expect(notOk(cases)).toEqual([]);
+    expect(status).toBe(0);
+    expect(cases.length).toBeGreaterThan(2);
+    for (const { case: name, emulation } of cases) expect([name, emulation]).toEqual([name, true]);
+  });
+
   it('its limits are those of compare.ts', () => {
     const { bf16, f16, f32, f32Elementwise, lse } = tolerances;
     const { device } = driver('correctness', '--shapes', 'small', '--only', 'embed, f32 to f32');

@@ -212,11 +212,13 @@ Result check_call(Call& call, const std::vector<Bytes>* emulated) { return Check
 
 std::vector<Case> correctness_cases(const Options& options) {
 #if defined(DIFFQKV_EMULATION)
-  // The device is the emulation, which checks every access by itself.
-  const bool guard = false, emulation = false;
+  constexpr bool kOnGpu = false;
 #else
-  const bool guard = !options.in_process, emulation = options.emulation;
+  constexpr bool kOnGpu = true;
 #endif
+  const bool emulation = options.emulation.value_or(kOnGpu);
+  // Without a guard the emulated device, or compute-sanitizer, finds an access past an end by itself.
+  const bool guard = !options.in_process && (kOnGpu || emulation);
   std::vector<Case> cases = {{"random inputs", check_fill}};
   if (options.small_shapes) {
     for (const NamedCall& named : operator_calls()) cases.push_back(check_of(named, guard, emulation));

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -20,7 +21,7 @@ struct Options {
   double case_seconds = 20;         // for a case
   std::vector<std::string> breaks;  // cases that go wrong deliberately
   bool in_process = false;          // no worker process: for tools that watch one process
-  bool emulation = true;            // small calls are compared with the emulation too
+  std::optional<bool> emulation;    // small calls are compared with the emulation too; by default on a GPU
 };
 
 // The members of a JSON object: names and JSON texts.

@@ -12,7 +12,8 @@ namespace {
 
 constexpr const char* kUsageText =
     R"(gpu_driver correctness|timings|list [--shapes small|sigma|all] [--only SUBSTRING] [--seconds N]
-           [--case-seconds N] [--break hang|crash|abort|fail]... [--in-process] [--no-emulation]
+           [--case-seconds N] [--break hang|crash|abort|fail]... [--in-process]
+           [--emulation | --no-emulation]
 
 correctness: every operator against plain float32 kernels, at small shapes also against the emulation of this device.
 timings:     bandwidth, launches, operators and whole decode steps; the small shapes only show that the program works.
@@ -27,7 +28,8 @@ one is a summary.
 --case-seconds   limit of a case (default 20); one that takes longer is killed and is a TIMEOUT
 --break          adds a case that hangs, that ends in a device error, that ends the process, or whose result is wrong
 --in-process     runs the cases in this process, for compute-sanitizer: without time limits of cases
---no-emulation   leaves the comparison with the emulation out
+--emulation      compares small calls with the emulation, and looks for writes past an end (default on a GPU)
+--no-emulation   compares with the plain kernels alone (default on the emulated device)
 
 Exit status: 0 all cases are ok; 1 some are not; 2 usage; 3 no usable GPU; 4 nothing failed, but cases were skipped.
 )";
@@ -63,8 +65,8 @@ std::string parse(const std::vector<std::string>& arguments, CommandLine* line) 
       options.in_process = true;
       continue;
     }
-    if (name == "--no-emulation") {
-      options.emulation = false;
+    if (name == "--emulation" || name == "--no-emulation") {
+      options.emulation = name == "--emulation";
       continue;
     }
     if (i + 1 == arguments.size()) return "unknown option '" + name + "', or its value is missing";
