@@ -49,14 +49,18 @@ export class Tokenizer {
   /** The id of `eos_token` in tokenizer_config.json; null where it names none. */
   readonly eosTokenId: number | null;
 
-  private constructor(directory: string, json: Json, config: Json, jinjaFile: string | null) {
-    this.#decoderConfig = (json.decoder as DecoderConfig | null | undefined) ?? null;
-    if (this.#decoderConfig !== null) createDecoder(this.#decoderConfig, new Set(), false); // refuses what it doesn't know
-    this.#pieces = readPieces(json); // before anything else: an absurd id would make the encoder's tables absurdly long
-    // A part that is absent is as one that is null, but the encoder wants to see the null.
-    const parts = { normalizer: null, pre_tokenizer: null, post_processor: null, decoder: null, ...json };
+  private constructor(
+    directory: string,
+    decoderConfig: DecoderConfig | null,
+    pieces: (string | undefined)[],
+    encoder: Encoder,
+    config: Json,
+    jinjaFile: string | null,
+  ) {
     this.#directory = directory;
-    this.#encoder = new Encoder(parts, { ...config, clean_up_tokenization_spaces: false });
+    this.#decoderConfig = decoderConfig;
+    this.#pieces = pieces;
+    this.#encoder = encoder;
     const added = [...this.#encoder.get_added_tokens_decoder().values()];
     this.#literals = new Set(added.map((token) => token.content));
     this.#specialTokens = new Set(added.filter((token) => token.special).map((token) => token.id));
@@ -88,10 +92,19 @@ export class Tokenizer {
     if (json === null) return null;
     const config = (await readJson(join(directory, 'tokenizer_config.json'))) ?? {};
     const jinjaFile = await readText(join(directory, 'chat_template.jinja'));
-    await nextTick(); // building the tables takes a while: let others run first
     json.added_tokens ??= [];
+    // Building the tables takes a while, so the event loop runs between the steps.
     try {
-      return new Tokenizer(directory, json, config, jinjaFile);
+      await nextTick();
+      const decoderConfig = (json.decoder as DecoderConfig | null | undefined) ?? null;
+      if (decoderConfig !== null) createDecoder(decoderConfig, new Set(), false); // throws if it is of an unknown kind
+      const pieces = readPieces(json); // before the encoder, whose tables an absurd id would make absurdly long
+      await nextTick();
+      // The encoder requires every part: null if it is absent.
+      const parts = { normalizer: null, pre_tokenizer: null, post_processor: null, decoder: null, ...json };
+      const encoder = new Encoder(parts, { ...config, clean_up_tokenization_spaces: false });
+      await nextTick();
+      return new Tokenizer(directory, decoderConfig, pieces, encoder, config, jinjaFile);
     } catch (error) {
       const { code, message } = error as { code?: string; message: string };
       if (code === 'ERR_OUT_OF_MEMORY') throw error;
