@@ -154,11 +154,15 @@ function checkSass({ disassembler, architecture, nvcc, builds, nameOf, table, wr
   }
   const committed = JSON.parse(readFileSync(table, 'utf8'));
   if (committed.nvcc !== nvcc) {
-    console.log(`SASS: SKIPPED: ${count} main loops of ${architecture} not compared: ${table} is of nvcc ${committed.nvcc}`);
+    console.log(
+      `SASS: SKIPPED: ${count} main loops of ${architecture} not compared: ${table} is of nvcc ${committed.nvcc}`,
+    );
     return 0;
   }
   if (Object.keys(kernels).some((key) => / _Z/.test(key))) {
-    console.log(`SASS: SKIPPED: ${count} main loops of ${architecture} not compared: no c++filt, so kernels have no names`);
+    console.log(
+      `SASS: SKIPPED: ${count} main loops of ${architecture} not compared: no c++filt, so kernels have no names`,
+    );
     return 0;
   }
   const { worse, better } = compareLoops(committed.kernels, kernels);
