@@ -8,7 +8,11 @@ import { megabytes, ProgressBar } from './progress';
 import { printable, type StoredTensor } from './safetensors';
 
 /** Resolves to the exit status: 0, or 128 and the number of the signal that ended it. */
-export async function convert(input: string, output: string, command: ConvertCommand): Promise<number> {
+export async function convert(
+  input: string,
+  output: string,
+  command: ConvertCommand,
+): Promise<number> {
   const interrupt = new AbortController();
   let status = 0;
   const onSignal = (signal: NodeJS.Signals) => {
@@ -45,13 +49,21 @@ async function run(input: string, output: string, command: ConvertCommand, signa
     augmentedQ: before.some(({ name }) => /\.self_attn\.q_(gate|up|down)_proj\.weight$/.test(name)),
     lmHead: before.some(({ name }) => name === 'lm_head.weight'),
   };
-  const config = convertConfig(configPath, files.config, shape, plan.to, found, command.kvGroupSharing === true);
+  const config = convertConfig(
+    configPath,
+    files.config,
+    shape,
+    plan.to,
+    found,
+    command.kvGroupSharing === true,
+  );
 
   const directory = await OutputDirectory.create(target, signal);
   const bar = new ProgressBar('converting', megabytes);
   try {
     await directory.write('config.json', [config]);
-    if (index) await directory.write(indexName, [newIndex(join(input, indexName), index, shards, plan)]);
+    if (index)
+      await directory.write(indexName, [newIndex(join(input, indexName), index, shards, plan)]);
     for (const name of files.others) await directory.write(name, fileBytes(join(input, name)));
     const total = bytesOf(after);
     let done = 0;
@@ -83,12 +95,14 @@ function bytesOf(tensors: StoredTensor[]): number {
 
 function reportText(report: Report): string {
   const { numKHeads, numVHeads, keyHeadDim, weightBytes, leftOut } = report;
-  const change = ({ from, to }: { from: number; to: number }) => (from === to ? `${to}` : `${from} -> ${to}`);
+  const change = ({ from, to }: { from: number; to: number }) =>
+    from === to ? `${to}` : `${from} -> ${to}`;
   const size = (bytes: number) => `${(bytes / 1e6).toFixed(1)} MB`;
   const lines = [
     `${report.directory}: K heads ${change(numKHeads)}, V heads ${change(numVHeads)}, size of a K head ${change(keyHeadDim)}`,
     `${report.convertedTensors} tensors converted, weights ${size(weightBytes.from)} -> ${size(weightBytes.to)}`,
   ];
-  if (leftOut.length > 0) lines.push(`left out, as no part of the checkpoint: ${leftOut.map(printable).join(', ')}`);
+  if (leftOut.length > 0)
+    lines.push(`left out, as no part of the checkpoint: ${leftOut.map(printable).join(', ')}`);
   return `${lines.join('\n')}\n`;
 }

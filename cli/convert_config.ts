@@ -59,7 +59,8 @@ export function readShape(path: string, text: Uint8Array): ModelShape {
   };
   const hiddenSize = integer('hidden_size', 2 ** 20);
   const queryHeadDim = integer('head_dim', MAX_HEAD_DIM, hiddenSize / numQHeads);
-  const ownSize = (key: string) => (sigma ? integer(key, MAX_HEAD_DIM, queryHeadDim) : queryHeadDim);
+  const ownSize = (key: string) =>
+    sigma ? integer(key, MAX_HEAD_DIM, queryHeadDim) : queryHeadDim;
   return {
     architecture,
     numQHeads,
@@ -75,24 +76,39 @@ export function readShape(path: string, text: Uint8Array): ModelShape {
 }
 
 /** Q, K and V are all of one head size, as in a Llama. */
-export function oneHeadSize({ queryHeadDim, keyHeadDim, valueHeadDim, lifted }: ModelShape): boolean {
+export function oneHeadSize({
+  queryHeadDim,
+  keyHeadDim,
+  valueHeadDim,
+  lifted,
+}: ModelShape): boolean {
   return !lifted && keyHeadDim === queryHeadDim && valueHeadDim === queryHeadDim;
 }
 
 function readArchitecture(path: string, config: Record<string, unknown>): Architecture {
   const unsupported = (what: string) => new CliError('ERR_UNSUPPORTED_MODEL', `${path}: ${what}`);
   const list = config.architectures ?? [];
-  if (!Array.isArray(list)) throw broken(path, `architectures is ${shown(list)}; an array is wanted`);
+  if (!Array.isArray(list))
+    throw broken(path, `architectures is ${shown(list)}; an array is wanted`);
   const given: unknown[] = config.model_type == null ? list : [...list, config.model_type];
   for (const name of given) {
-    if (typeof name !== 'string') throw broken(path, `architectures and model_type have ${shown(name)} in them`);
+    if (typeof name !== 'string')
+      throw broken(path, `architectures and model_type have ${shown(name)} in them`);
     if (!Object.hasOwn(names, name))
-      throw unsupported(`the architecture '${printable(name)}' is not supported; Sigma (DiffQKV) and Llama are`);
+      throw unsupported(
+        `the architecture '${printable(name)}' is not supported; Sigma (DiffQKV) and Llama are`,
+      );
   }
   const hasK = config.num_key_heads != null;
   const hasV = config.num_value_heads != null;
   if (hasK && hasV) return 'sigma';
-  if (!hasK && !hasV && given.length > 0 && given.every((name) => names[name as string] === 'llama')) return 'llama';
+  if (
+    !hasK &&
+    !hasV &&
+    given.length > 0 &&
+    given.every((name) => names[name as string] === 'llama')
+  )
+    return 'llama';
   throw unsupported('neither a Llama, nor DiffQKV, which has num_key_heads and num_value_heads');
 }
 
@@ -109,14 +125,26 @@ export function convertConfig(
   kvGroupSharing: boolean,
 ): Buffer {
   const config = parseObject(path, text);
-  const plain = to.numKHeads === to.numVHeads && oneHeadSize(from) && to.keyHeadDim === from.keyHeadDim;
+  const plain =
+    to.numKHeads === to.numVHeads && oneHeadSize(from) && to.keyHeadDim === from.keyHeadDim;
   const fields: Record<string, unknown> = {};
   const llama = plain && (kvGroupSharing ? !augmentedQ : from.architecture === 'llama');
   if (llama) {
-    if (kvGroupSharing || to.numKHeads !== from.numKHeads) fields.num_key_value_heads = to.numKHeads;
+    if (kvGroupSharing || to.numKHeads !== from.numKHeads)
+      fields.num_key_value_heads = to.numKHeads;
     if (from.architecture === 'sigma') {
-      Object.assign(fields, { architectures: ['LlamaForCausalLM'], model_type: 'llama', auto_map: undefined });
-      for (const key of ['num_key_heads', 'num_value_heads', 'aug_q_dim', 'key_head_dim', 'value_head_dim'])
+      Object.assign(fields, {
+        architectures: ['LlamaForCausalLM'],
+        model_type: 'llama',
+        auto_map: undefined,
+      });
+      for (const key of [
+        'num_key_heads',
+        'num_value_heads',
+        'aug_q_dim',
+        'key_head_dim',
+        'value_head_dim',
+      ])
         fields[key] = undefined;
       fields.tie_word_embeddings = config.tie_word_embeddings ?? !lmHead; // left out, it is false to other readers
     }
@@ -125,9 +153,16 @@ export function convertConfig(
     const both = plain && (kvGroupSharing || config.num_key_value_heads != null);
     fields.num_key_value_heads = both ? to.numKHeads : undefined;
     if (from.architecture === 'llama') {
-      Object.assign(fields, { architectures: ['SigmaForCausalLM'], model_type: 'sigma', auto_map: undefined });
+      Object.assign(fields, {
+        architectures: ['SigmaForCausalLM'],
+        model_type: 'sigma',
+        auto_map: undefined,
+      });
       // Llama's defaults, which Sigma does not have.
-      const rope = (config.rope_parameters ?? config.rope_scaling) as Record<string, unknown> | null | undefined;
+      const rope = (config.rope_parameters ?? config.rope_scaling) as
+        | Record<string, unknown>
+        | null
+        | undefined;
       if (rope?.rope_theta === undefined) fields.rope_theta = config.rope_theta ?? 10000;
       fields.rms_norm_eps = config.rms_norm_eps ?? 1e-6;
     }
@@ -157,7 +192,9 @@ function withFields(
   const runs = formatObject(path, config).match(/#+/g) ?? [];
   const mark = '#'.repeat(1 + runs.reduce((longest, run) => Math.max(longest, run.length), 0));
   const token = /"(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*/g;
-  const marked = JSON.parse(source.replace(token, (t) => (t.startsWith('"') ? t : `"${mark}${t}"`)));
+  const marked = JSON.parse(
+    source.replace(token, (t) => (t.startsWith('"') ? t : `"${mark}${t}"`)),
+  );
   Object.assign(marked, Object.fromEntries(changed));
   const written = formatObject(path, marked).replace(new RegExp(`"${mark}([^"]*)"`, 'g'), '$1');
   return Buffer.from(written);

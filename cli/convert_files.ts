@@ -58,7 +58,8 @@ export async function readCheckpointFiles(directory: string): Promise<Checkpoint
   let index: ShardIndex | undefined;
   let shardNames = [singleName];
   if (!names.includes(singleName)) {
-    if (!names.includes(indexName)) throw broken(directory, `has neither ${singleName} nor ${indexName} in it`);
+    if (!names.includes(indexName))
+      throw broken(directory, `has neither ${singleName} nor ${indexName} in it`);
     index = await readIndex(join(directory, indexName));
     shardNames = [...new Set(Object.values(index.weightMap))].sort();
   }
@@ -68,14 +69,18 @@ export async function readCheckpointFiles(directory: string): Promise<Checkpoint
     const file = await readSafetensors(join(directory, name));
     for (const tensor of file.tensors) {
       const owner = owners.get(tensor.name);
-      if (owner !== undefined) throw broken(file.path, `the tensor '${printable(tensor.name)}' is in ${owner} too`);
+      if (owner !== undefined)
+        throw broken(file.path, `the tensor '${printable(tensor.name)}' is in ${owner} too`);
       owners.set(tensor.name, name);
     }
     shards.push({ name, file });
   }
   for (const [tensor, name] of Object.entries(index?.weightMap ?? {})) {
     if (owners.get(tensor) !== name)
-      throw broken(join(directory, name), `has no tensor '${printable(tensor)}', which ${indexName} places there`);
+      throw broken(
+        join(directory, name),
+        `has no tensor '${printable(tensor)}', which ${indexName} places there`,
+      );
   }
   const taken = new Set(['config.json', ...shardNames, ...(index ? [indexName] : [])]);
   const path = join(directory, index ? indexName : singleName);
@@ -88,7 +93,11 @@ async function readIndex(path: string): Promise<ShardIndex> {
   const { weight_map: map } = parseObject(path, text);
   if (!isObject(map)) throw broken(path, 'weight_map is missing, or no object');
   for (const [tensor, shard] of Object.entries(map)) {
-    const plain = typeof shard === 'string' && /^[^/\\\0]{1,255}$/.test(shard) && shard !== '.' && shard !== '..';
+    const plain =
+      typeof shard === 'string' &&
+      /^[^/\\\0]{1,255}$/.test(shard) &&
+      shard !== '.' &&
+      shard !== '..';
     if (!plain)
       throw broken(
         path,
@@ -103,7 +112,10 @@ const otherWeights =
   /\.(safetensors|gguf|onnx|pth|h5|msgpack|ot)$|^(pytorch_model|consolidated|adapter_model)\b.*\.(bin|pt)$|\.(safetensors|bin)\.index\.json$/;
 const unrelated = new Set(['.git', '.cache']);
 
-async function listOthers(directory: string, taken: Set<string>): Promise<{ others: string[]; leftOut: string[] }> {
+async function listOthers(
+  directory: string,
+  taken: Set<string>,
+): Promise<{ others: string[]; leftOut: string[] }> {
   const others: string[] = [];
   const leftOut: string[] = [];
   const visit = async (folder: string): Promise<void> => {
@@ -118,7 +130,9 @@ async function listOthers(directory: string, taken: Set<string>): Promise<{ othe
         continue;
       }
       // Through links: a hub's cache is made of them.
-      const isFile = (await reading(join(directory, path), () => stat(join(directory, path)))).isFile();
+      const isFile = (
+        await reading(join(directory, path), () => stat(join(directory, path)))
+      ).isFile();
       (isFile && !otherWeights.test(entry.name) ? others : leftOut).push(path);
     }
   };
@@ -126,7 +140,8 @@ async function listOthers(directory: string, taken: Set<string>): Promise<{ othe
   return { others, leftOut };
 }
 
-const refused = (path: string, what: string) => new CliError('ERR_INVALID_ARGUMENT', `${path}: ${what}`);
+const refused = (path: string, what: string) =>
+  new CliError('ERR_INVALID_ARGUMENT', `${path}: ${what}`);
 
 /** Where the output is to stand: nowhere yet or an empty directory, and not in the input. */
 export async function checkOutput(input: string, output: string): Promise<string> {
@@ -140,7 +155,10 @@ export async function checkOutput(input: string, output: string): Promise<string
   try {
     target = exists ? await realpath(path) : join(await realpath(dirname(path)), basename(path));
   } catch {
-    throw refused(output, exists ? 'a link to nowhere' : `there is no directory ${dirname(path)} to make it in`);
+    throw refused(
+      output,
+      exists ? 'a link to nowhere' : `there is no directory ${dirname(path)} to make it in`,
+    );
   }
   if (target === source || target.startsWith(source + sep))
     throw refused(output, `the input ${input} itself, or in it; name another directory`);
@@ -150,7 +168,10 @@ export async function checkOutput(input: string, output: string): Promise<string
       'exists already, and nothing is overwritten; name a directory that is not there, or is empty',
     );
   if (exists && (await stat(target)).dev !== (await stat(dirname(target))).dev)
-    throw refused(output, 'a file system is mounted there, so it cannot be replaced; name a new directory in it');
+    throw refused(
+      output,
+      'a file system is mounted there, so it cannot be replaced; name a new directory in it',
+    );
   return target;
 }
 

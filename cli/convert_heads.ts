@@ -50,13 +50,18 @@ export async function* convertedHeads(
       for (const [i, head] of heads.entries()) {
         await read(bytes.subarray(0, rows * rowBytes), (head * headRows + row) * rowBytes);
         for (let kept = 1; rowStep > 1 && kept < keptRows; kept++)
-          bytes.copyWithin(kept * rowBytes, kept * rowStep * rowBytes, (kept * rowStep + 1) * rowBytes);
+          bytes.copyWithin(
+            kept * rowBytes,
+            kept * rowStep * rowBytes,
+            (kept * rowStep + 1) * rowBytes,
+          );
         if (heads.length === 1) break;
         // The first is stored, not added to 0: the mean of -0 and -0 is -0.
         if (i === 0) for (let j = 0; j < size; j++) sums[j] = decode(words[j] as number);
         else for (let j = 0; j < size; j++) (sums[j] as number) += decode(words[j] as number);
       }
-      if (heads.length > 1) for (let j = 0; j < size; j++) words[j] = encode((sums[j] as number) / heads.length);
+      if (heads.length > 1)
+        for (let j = 0; j < size; j++) words[j] = encode((sums[j] as number) / heads.length);
       yield bytes.subarray(0, keptRows * rowBytes);
     }
   }
@@ -136,5 +141,7 @@ function decodeF16(bits: number): number {
   const exponent = (bits >>> 10) & 31;
   const mantissa = bits & 0x3ff;
   if (exponent === 31) return mantissa ? Number.NaN : sign * Number.POSITIVE_INFINITY;
-  return exponent === 0 ? sign * mantissa * 2 ** -24 : sign * (1024 + mantissa) * 2 ** (exponent - 25);
+  return exponent === 0
+    ? sign * mantissa * 2 ** -24
+    : sign * (1024 + mantissa) * 2 ** (exponent - 25);
 }

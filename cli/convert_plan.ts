@@ -33,8 +33,15 @@ const invalid = (message: string) => new CliError('ERR_INVALID_ARGUMENT', messag
 
 export function makePlan(files: CheckpointFiles, shape: ModelShape, command: ConvertCommand): Plan {
   const { keyHeads, valueHeads, keyHeadDim, kvGroupSharing } = command;
-  if (keyHeads === undefined && valueHeads === undefined && keyHeadDim === undefined && !kvGroupSharing)
-    throw invalid('nothing to do: give --key-heads, --value-heads, --key-head-dim or --kv-group-sharing');
+  if (
+    keyHeads === undefined &&
+    valueHeads === undefined &&
+    keyHeadDim === undefined &&
+    !kvGroupSharing
+  )
+    throw invalid(
+      'nothing to do: give --key-heads, --value-heads, --key-head-dim or --kv-group-sharing',
+    );
   const kGroups = groups('--key-heads', keyHeads, shape.numKHeads, 'K');
   const vGroups = groups('--value-heads', valueHeads, shape.numVHeads, 'V');
   const half = keyHeadDim !== undefined;
@@ -66,15 +73,20 @@ export function makePlan(files: CheckpointFiles, shape: ModelShape, command: Con
 function groups(option: string, wanted: number | undefined, present: number, what: string): number {
   if (wanted === undefined) return present;
   if (!Number.isSafeInteger(wanted) || wanted < 1 || present % wanted !== 0)
-    throw invalid(`${option} is ${wanted}; it must divide the ${present} ${what} heads that the model has`);
+    throw invalid(
+      `${option} is ${wanted}; it must divide the ${present} ${what} heads that the model has`,
+    );
   return wanted;
 }
 
 function checkHalf(wanted: string, { keyHeadDim, lifted }: ModelShape): void {
   if (wanted !== 'half') throw invalid(`--key-head-dim must be 'half', not '${printable(wanted)}'`);
-  if (lifted) throw invalid('--key-head-dim half: K has a lift already, by the key_lift of config.json');
+  if (lifted)
+    throw invalid('--key-head-dim half: K has a lift already, by the key_lift of config.json');
   if (keyHeadDim % 4 !== 0)
-    throw invalid(`--key-head-dim half: the head size ${keyHeadDim} is no multiple of 4, and RoPE turns pairs of dims`);
+    throw invalid(
+      `--key-head-dim half: the head size ${keyHeadDim} is no multiple of 4, and RoPE turns pairs of dims`,
+    );
 }
 
 function leastCommonMultiple(a: number, b: number): number {
@@ -85,19 +97,31 @@ function leastCommonMultiple(a: number, b: number): number {
 
 const attentionPart = /^model\.layers\.(\d+)\.self_attn\.([kv])_(.*)$/;
 
-function planTensors(files: CheckpointFiles, shape: ModelShape, k: HeadPlan, v: HeadPlan): Map<string, TensorChange> {
+function planTensors(
+  files: CheckpointFiles,
+  shape: ModelShape,
+  k: HeadPlan,
+  v: HeadPlan,
+): Map<string, TensorChange> {
   const changes = new Map<string, TensorChange>();
   const seen = new Set<string>();
   for (const { file } of files.shards) {
     for (const tensor of file.tensors) {
       const [, layer, part, rest] = attentionPart.exec(tensor.name) ?? [];
-      if (layer === undefined || (files.index && !Object.hasOwn(files.index.weightMap, tensor.name))) continue;
+      if (
+        layer === undefined ||
+        (files.index && !Object.hasOwn(files.index.weightMap, tensor.name))
+      )
+        continue;
       if (part === 'k' && shape.lifted && rest?.startsWith('lift_')) continue;
       const fail = (what: string) => `${file.path}: the tensor '${printable(tensor.name)}' ${what}`;
       if (rest !== 'proj.weight')
         throw new CliError('ERR_UNSUPPORTED_MODEL', fail('is no part of a Sigma or Llama layer'));
       if (Number(layer) >= shape.numLayers)
-        throw new CliError('ERR_INVALID_CHECKPOINT', fail(`is of a layer past the ${shape.numLayers} of config.json`));
+        throw new CliError(
+          'ERR_INVALID_CHECKPOINT',
+          fail(`is of a layer past the ${shape.numLayers} of config.json`),
+        );
       const change = planTensor(fail, tensor, shape, part === 'k' ? k : v);
       seen.add(tensor.name);
       if (change) changes.set(tensor.name, change);
@@ -112,7 +136,11 @@ function planTensors(files: CheckpointFiles, shape: ModelShape, k: HeadPlan, v: 
   const made = new Set([...changes.values()].map(({ lift }) => lift?.name));
   for (const { file } of files.shards) {
     const clash = file.tensors.find(({ name }) => made.has(name)); // one that the index leaves out
-    if (clash) throw broken(file.path, `the tensor '${clash.name}' is there already, and the conversion is to make it`);
+    if (clash)
+      throw broken(
+        file.path,
+        `the tensor '${clash.name}' is there already, and the conversion is to make it`,
+      );
   }
   return changes;
 }
@@ -132,16 +160,30 @@ function planTensor(
       fail(`has shape [${stored.join(', ')}]; by config.json it must be [${wanted.join(', ')}]`),
     );
   if (!isWeightType(dtype))
-    throw new CliError('ERR_UNSUPPORTED_MODEL', fail(`is of type ${dtype}; BF16, F16 and F32 are supported`));
-  const same = heads.rowStep === 1 && heads.sources.length === numHeads && heads.sources.every((s) => s.length === 1);
+    throw new CliError(
+      'ERR_UNSUPPORTED_MODEL',
+      fail(`is of type ${dtype}; BF16, F16 and F32 are supported`),
+    );
+  const same =
+    heads.rowStep === 1 &&
+    heads.sources.length === numHeads &&
+    heads.sources.every((s) => s.length === 1);
   if (same) return undefined;
   const make = (name: string, rows: number, columns: number) => {
-    return { name, dtype, shape: [rows, columns], bytes: rows * columns * (dtype === 'F32' ? 4 : 2) };
+    return {
+      name,
+      dtype,
+      shape: [rows, columns],
+      bytes: rows * columns * (dtype === 'F32' ? 4 : 2),
+    };
   };
   const rows = heads.headRows / heads.rowStep;
   return {
     to: make(name, heads.sources.length * rows, shape.hiddenSize),
     heads,
-    lift: heads.rowStep === 2 ? make(name.replace('k_proj', 'k_lift_proj'), heads.headRows, rows) : undefined,
+    lift:
+      heads.rowStep === 2
+        ? make(name.replace('k_proj', 'k_lift_proj'), heads.headRows, rows)
+        : undefined,
   };
 }

@@ -58,7 +58,12 @@ export async function* fileBytes(path: string): AsyncGenerator<Uint8Array> {
 
 const copyBuffer = new Uint8Array(8 << 20);
 
-async function* copied(path: string, file: FileHandle, position: number, bytes: number): AsyncGenerator<Uint8Array> {
+async function* copied(
+  path: string,
+  file: FileHandle,
+  position: number,
+  bytes: number,
+): AsyncGenerator<Uint8Array> {
   for (let done = 0; done < bytes; ) {
     const piece = copyBuffer.subarray(0, Math.min(copyBuffer.length, bytes - done));
     await readFully(path, file, piece, position + done);
@@ -68,7 +73,12 @@ async function* copied(path: string, file: FileHandle, position: number, bytes: 
 }
 
 /** The index with the new tensors in it and its totals brought up to date; the old bytes where nothing changes. */
-export function newIndex(path: string, { text, weightMap }: ShardIndex, shards: Shard[], plan: Plan): Buffer {
+export function newIndex(
+  path: string,
+  { text, weightMap }: ShardIndex,
+  shards: Shard[],
+  plan: Plan,
+): Buffer {
   if (plan.changes.size === 0) return text;
   const index = parseObject(path, text);
   const entries = Object.entries(weightMap).flatMap(([name, shard]) => {
@@ -85,11 +95,17 @@ export function newIndex(path: string, { text, weightMap }: ShardIndex, shards: 
   if (isObject(metadata)) {
     const elements = ({ shape }: StoredTensor) => shape.reduce((a, b) => a * b, 1);
     const growth = (size: (tensor: StoredTensor) => number): number => {
-      const sum = (tensors: StoredTensor[]) => tensors.reduce((total, tensor) => total + size(tensor), 0);
-      return sum(shards.flatMap((shard) => newTensors(shard, plan))) - sum(shards.flatMap(({ file }) => file.tensors));
+      const sum = (tensors: StoredTensor[]) =>
+        tensors.reduce((total, tensor) => total + size(tensor), 0);
+      return (
+        sum(shards.flatMap((shard) => newTensors(shard, plan))) -
+        sum(shards.flatMap(({ file }) => file.tensors))
+      );
     };
-    if (typeof metadata.total_size === 'number') metadata.total_size += growth(({ bytes }) => bytes);
-    if (typeof metadata.total_parameters === 'number') metadata.total_parameters += growth(elements);
+    if (typeof metadata.total_size === 'number')
+      metadata.total_size += growth(({ bytes }) => bytes);
+    if (typeof metadata.total_parameters === 'number')
+      metadata.total_parameters += growth(elements);
   }
   return Buffer.from(formatObject(path, index));
 }

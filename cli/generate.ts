@@ -84,23 +84,26 @@ async function run(command: GenerateCommand, prompt: string, signal: AbortSignal
       const { maxTokens, temperature, topK, topP, minP, repetitionPenalty, seed, stop } = command;
       const session = await model.createSession(sessionOptions(command));
       const reading = new ProgressBar('prompt', tokens);
-      const generation = model.generate(command.chat ? [{ role: 'user', content: prompt }] : prompt, {
-        maxTokens,
-        temperature,
-        topK,
-        topP,
-        minP,
-        repetitionPenalty,
-        seed,
-        stop,
-        signal,
-        session,
-        onPrefillProgress: ({ doneTokens, totalTokens }) => {
-          if (doneTokens < totalTokens)
-            reading.update(doneTokens, totalTokens); // one chunk alone needs no bar
-          else reading.clear();
+      const generation = model.generate(
+        command.chat ? [{ role: 'user', content: prompt }] : prompt,
+        {
+          maxTokens,
+          temperature,
+          topK,
+          topP,
+          minP,
+          repetitionPenalty,
+          seed,
+          stop,
+          signal,
+          session,
+          onPrefillProgress: ({ doneTokens, totalTokens }) => {
+            if (doneTokens < totalTokens)
+              reading.update(doneTokens, totalTokens); // one chunk alone needs no bar
+            else reading.clear();
+          },
         },
-      });
+      );
       return await write(generation, command.json === true).finally(() => reading.clear());
     } finally {
       model.dispose();
@@ -110,7 +113,12 @@ async function run(command: GenerateCommand, prompt: string, signal: AbortSignal
   }
 }
 
-function sessionOptions({ kType, vType, selectiveV, renormalize }: GenerateCommand): SessionOptions {
+function sessionOptions({
+  kType,
+  vType,
+  selectiveV,
+  renormalize,
+}: GenerateCommand): SessionOptions {
   if (renormalize && selectiveV === undefined) {
     throw new CliError('ERR_INVALID_ARGUMENT', '--renormalize goes with --selective-v');
   }

@@ -10,7 +10,8 @@ export interface InfoCommand {
 /** Prints the devices, and with --model what it is and what its cache costs. Resolves to the exit status. */
 export async function info(command: InfoCommand): Promise<number> {
   const devices = listDevices();
-  const model = command.model === undefined ? undefined : await describe(command.model, command.device);
+  const model =
+    command.model === undefined ? undefined : await describe(command.model, command.device);
   if (command.json) {
     process.stdout.write(`${JSON.stringify({ devices, model })}\n`);
     return 0;
@@ -37,12 +38,12 @@ async function describe(directory: string, device: string) {
     const { config, dtype, numParameters, weightBytes } = model;
     const { numLayers, numKHeads, numVHeads, headDimQk, headDimK, headDimVo } = config;
     // 8-bit rows of a head have a scale of 2 bytes.
-    const row = (size: number, type: CacheType) => (elementBytes[type] === 1 ? size + 2 : size * elementBytes[type]);
+    const row = (size: number, type: CacheType) =>
+      elementBytes[type] === 1 ? size + 2 : size * elementBytes[type];
     const byType = (heads: number, size: number) =>
-      Object.fromEntries(cacheTypes.map((type) => [type, numLayers * heads * row(size, type)])) as Record<
-        CacheType,
-        number
-      >;
+      Object.fromEntries(
+        cacheTypes.map((type) => [type, numLayers * heads * row(size, type)]),
+      ) as Record<CacheType, number>;
     const types = { k: byType(numKHeads, headDimK), v: byType(numVHeads, headDimVo) };
     const [k, v] = [types.k[dtype as CacheType], types.v[dtype as CacheType]];
     // The paper's measure: against a cache that has as many K heads as V heads, of Q's size (equation 1).
@@ -85,7 +86,8 @@ function modelLines({
   tokenizer,
 }: ModelInfo): string[] {
   const { k, v, saving, types } = kvBytesPerToken;
-  const listed = (of: Record<CacheType, number>) => cacheTypes.map((type) => `${type} ${of[type]}`).join(', ');
+  const listed = (of: Record<CacheType, number>) =>
+    cacheTypes.map((type) => `${type} ${of[type]}`).join(', ');
   const heads = `Q ${config.numQHeads}, K ${config.numKHeads}, V ${config.numVHeads}`;
   const rows: [string, string][] = [
     ['model', directory],
@@ -94,20 +96,30 @@ function modelLines({
     ...(config.keyLift
       ? [['K lift', `${config.keyLift}, from ${config.headDimK} in the cache`] as [string, string]]
       : []),
-    ['sizes', `hidden ${config.hiddenSize}, FFN ${config.intermediateSize}, augmented Q ${config.augQSize || 'none'}`],
-    ['vocabulary', `${config.vocabSize}${tokenizer ? `, tokenizer ${tokenizer.vocabSize}` : ', no tokenizer'}`],
+    [
+      'sizes',
+      `hidden ${config.hiddenSize}, FFN ${config.intermediateSize}, augmented Q ${config.augQSize || 'none'}`,
+    ],
+    [
+      'vocabulary',
+      `${config.vocabSize}${tokenizer ? `, tokenizer ${tokenizer.vocabSize}` : ', no tokenizer'}`,
+    ],
     ['context', `${config.maxPositionEmbeddings} tokens, RoPE theta ${config.ropeTheta}`],
     ['parameters', `${(numParameters / 1e6).toFixed(2)} M`],
     ['weights', `${bytes(weightBytes)} as ${dtype} on ${device}`],
     ['KV cache', `${k + v} bytes per token: K ${k}, V ${v}`],
     ['K by type', `${listed(types.k)} bytes per token`],
     ['V by type', `${listed(types.v)} bytes per token`],
-    ['saving', `${(100 * saving).toFixed(1)} % against a cache with V's ${config.numVHeads} heads for K too`],
+    [
+      'saving',
+      `${(100 * saving).toFixed(1)} % against a cache with V's ${config.numVHeads} heads for K too`,
+    ],
   ];
   return rows.map(([name, value]) => `${name.padEnd(13)} ${value}`);
 }
 
 function bytes(count: number): string {
-  const [unit, name] = count >= 2 ** 30 ? [2 ** 30, 'GiB'] : count >= 2 ** 20 ? [2 ** 20, 'MiB'] : [2 ** 10, 'KiB'];
+  const [unit, name] =
+    count >= 2 ** 30 ? [2 ** 30, 'GiB'] : count >= 2 ** 20 ? [2 ** 20, 'MiB'] : [2 ** 10, 'KiB'];
   return `${(count / unit).toFixed(1)} ${name}`;
 }

@@ -6,7 +6,9 @@ import { Command, CommanderError } from 'commander';
 import { CliError, errorLine } from './errors';
 import { packageRoot } from './paths';
 
-const { version } = JSON.parse(readFileSync(`${packageRoot}/package.json`, 'utf8')) as { version: string };
+const { version } = JSON.parse(readFileSync(`${packageRoot}/package.json`, 'utf8')) as {
+  version: string;
+};
 
 const program = new Command('diffqkv')
   .description('DiffQKV attention and Sigma models')
@@ -24,7 +26,8 @@ const number = (name: string) => (text: string) => {
 };
 
 const integer = (name: string) => (text: string) => {
-  if (!/^[+-]?\d+$/.test(text)) throw new CliError('ERR_INVALID_ARGUMENT', `${name} must be an integer, not '${text}'`);
+  if (!/^[+-]?\d+$/.test(text))
+    throw new CliError('ERR_INVALID_ARGUMENT', `${name} must be an integer, not '${text}'`);
   return BigInt(text);
 };
 
@@ -38,9 +41,18 @@ program
   .option('--temperature <t>', '0: greedy', number('--temperature'), 0)
   .option('--top-k <n>', 'only the n most likely tokens; 0: all', number('--top-k'), 0)
   .option('--top-p <p>', 'only the most likely tokens that add up to p', number('--top-p'), 1)
-  .option('--min-p <p>', 'only tokens p times as likely as the most likely one', number('--min-p'), 0)
+  .option(
+    '--min-p <p>',
+    'only tokens p times as likely as the most likely one',
+    number('--min-p'),
+    0,
+  )
   .option('--repetition-penalty <r>', '1: off', number('--repetition-penalty'), 1)
-  .option('--seed <n>', 'the same seed gives the same text (default: a random one)', integer('--seed'))
+  .option(
+    '--seed <n>',
+    'the same seed gives the same text (default: a random one)',
+    integer('--seed'),
+  )
   .option(
     '--stop <text>',
     'stop at this text; may be given several times',
@@ -75,13 +87,29 @@ program
 
 program
   .command('convert')
-  .description('make a checkpoint with fewer or smaller K and V heads out of a Llama or Sigma checkpoint')
+  .description(
+    'make a checkpoint with fewer or smaller K and V heads out of a Llama or Sigma checkpoint',
+  )
   .argument('<in>', 'the checkpoint directory; it is only read')
   .argument('<out>', 'the new one: a directory that is not there yet, or is empty')
-  .option('--key-heads <n>', 'mean-pool the K heads to n, which divides their count', number('--key-heads'))
-  .option('--value-heads <n>', 'mean-pool the V heads to n, which divides their count', number('--value-heads'))
-  .option('--key-head-dim <size>', "half: cache half of each K head, with a linear lift back to Q's head size")
-  .option('--kv-group-sharing', 'then copy heads until K and V have one count, for frameworks that know only one')
+  .option(
+    '--key-heads <n>',
+    'mean-pool the K heads to n, which divides their count',
+    number('--key-heads'),
+  )
+  .option(
+    '--value-heads <n>',
+    'mean-pool the V heads to n, which divides their count',
+    number('--value-heads'),
+  )
+  .option(
+    '--key-head-dim <size>',
+    "half: cache half of each K head, with a linear lift back to Q's head size",
+  )
+  .option(
+    '--kv-group-sharing',
+    'then copy heads until K and V have one count, for frameworks that know only one',
+  )
   .option('--json', 'print one JSON object')
   .addHelpText(
     'after',

@@ -32,5 +32,6 @@ export class ProgressBar {
   }
 }
 
-export const megabytes = (done: number, total: number) => `${(done / 1e6).toFixed(1)}/${(total / 1e6).toFixed(1)} MB`;
+export const megabytes = (done: number, total: number) =>
+  `${(done / 1e6).toFixed(1)}/${(total / 1e6).toFixed(1)} MB`;
 export const tokens = (done: number, total: number) => `${done}/${total} tokens`;

@@ -25,7 +25,19 @@ const MAX_RANK = 16;
 
 // Bits of one element.
 const typeBits: Record<string, number> = {
-  ...{ F64: 64, I64: 64, U64: 64, C64: 64, F32: 32, I32: 32, U32: 32, BF16: 16, F16: 16, I16: 16, U16: 16 },
+  ...{
+    F64: 64,
+    I64: 64,
+    U64: 64,
+    C64: 64,
+    F32: 32,
+    I32: 32,
+    U32: 32,
+    BF16: 16,
+    F16: 16,
+    I16: 16,
+    U16: 16,
+  },
   ...{ I8: 8, U8: 8, BOOL: 8, F8_E4M3: 8, F8_E5M2: 8, F8_E8M0: 8, F8_E4M3FNUZ: 8, F8_E5M2FNUZ: 8 },
   ...{ F6_E2M3: 6, F6_E3M2: 6, F4: 4 },
 };
@@ -39,7 +51,8 @@ export function printable(text: string): string {
 /** A value from a JSON file, for a message. */
 export function shown(value: unknown): string {
   if (typeof value === 'object' && value !== null && !Array.isArray(value)) return 'an object';
-  if (Array.isArray(value) && value.some((item) => typeof item === 'object' && item !== null)) return 'a nested array';
+  if (Array.isArray(value) && value.some((item) => typeof item === 'object' && item !== null))
+    return 'a nested array';
   return printable(JSON.stringify(value) ?? 'missing');
 }
 
@@ -67,7 +80,10 @@ export async function openFile(path: string): Promise<{ file: FileHandle; size: 
 }
 
 /** Opens a regular file, hands it to `use`, and closes it. */
-export async function withFile<T>(path: string, use: (file: FileHandle, size: number) => Promise<T>): Promise<T> {
+export async function withFile<T>(
+  path: string,
+  use: (file: FileHandle, size: number) => Promise<T>,
+): Promise<T> {
   const { file, size } = await openFile(path);
   try {
     return await use(file, size);
@@ -77,11 +93,17 @@ export async function withFile<T>(path: string, use: (file: FileHandle, size: nu
 }
 
 /** Fills `buffer` from `position` on. */
-export async function readFully(path: string, file: FileHandle, buffer: Uint8Array, position: number): Promise<void> {
+export async function readFully(
+  path: string,
+  file: FileHandle,
+  buffer: Uint8Array,
+  position: number,
+): Promise<void> {
   for (let done = 0; done < buffer.length; ) {
     const rest = buffer.length - done;
     const { bytesRead } = await reading(path, () => file.read(buffer, done, rest, position + done));
-    if (bytesRead === 0) throw broken(path, `ends at byte ${position + done}; it has become shorter`);
+    if (bytesRead === 0)
+      throw broken(path, `ends at byte ${position + done}; it has become shorter`);
     done += bytesRead;
   }
 }
@@ -118,10 +140,14 @@ export function readSafetensors(path: string): Promise<SafetensorsFile> {
     const start = Buffer.alloc(8);
     await readFully(path, file, start, 0);
     const length = start.readBigUInt64LE();
-    if (length > MAX_HEADER_BYTES) throw broken(path, `a header of ${length} bytes; the limit is ${MAX_HEADER_BYTES}`);
+    if (length > MAX_HEADER_BYTES)
+      throw broken(path, `a header of ${length} bytes; the limit is ${MAX_HEADER_BYTES}`);
     const headerBytes = Number(length);
     if (headerBytes > size - 8)
-      throw broken(path, `truncated: a header of ${headerBytes} bytes, and only ${size - 8} bytes follow its length`);
+      throw broken(
+        path,
+        `truncated: a header of ${headerBytes} bytes, and only ${size - 8} bytes follow its length`,
+      );
     const text = Buffer.alloc(headerBytes);
     await readFully(path, file, text, 8);
     return parseHeader(path, text, size);
@@ -130,7 +156,10 @@ export function readSafetensors(path: string): Promise<SafetensorsFile> {
 
 function parseHeader(path: string, text: Uint8Array, size: number): SafetensorsFile {
   const { __metadata__: metadata, ...entries } = parseObject(path, text, 'the header: ');
-  if (metadata !== undefined && !(isObject(metadata) && Object.values(metadata).every((v) => typeof v === 'string')))
+  if (
+    metadata !== undefined &&
+    !(isObject(metadata) && Object.values(metadata).every((v) => typeof v === 'string'))
+  )
     throw broken(path, '__metadata__ is not an object of strings');
   const dataStart = 8 + text.length;
   const tensors = Object.entries(entries).map(([name, entry]) => {
@@ -142,23 +171,39 @@ function parseHeader(path: string, text: Uint8Array, size: number): SafetensorsF
   let previous = '';
   for (const { name, position, bytes } of tensors) {
     if (position < covered)
-      throw broken(path, `the bytes of tensor '${printable(name)}' overlap those of '${printable(previous)}'`);
+      throw broken(
+        path,
+        `the bytes of tensor '${printable(name)}' overlap those of '${printable(previous)}'`,
+      );
     if (position > covered)
-      throw broken(path, `tensor '${printable(name)}': before its bytes is a hole, which no tensor covers`);
+      throw broken(
+        path,
+        `tensor '${printable(name)}': before its bytes is a hole, which no tensor covers`,
+      );
     covered += bytes;
     previous = name;
   }
   if (covered !== size)
-    throw broken(path, `its tensors cover ${covered - dataStart} of ${size - dataStart} bytes of data`);
+    throw broken(
+      path,
+      `its tensors cover ${covered - dataStart} of ${size - dataStart} bytes of data`,
+    );
   return { path, metadata: metadata as Record<string, string> | undefined, tensors };
 }
 
-function parseEntry(path: string, name: string, entry: unknown, dataBytes: number): StoredTensor & { begin: number } {
+function parseEntry(
+  path: string,
+  name: string,
+  entry: unknown,
+  dataBytes: number,
+): StoredTensor & { begin: number } {
   const fail = (what: string) => broken(path, `tensor '${printable(name)}': ${what}`);
   if (!isObject(entry)) throw fail('not described by an object');
   const { dtype, shape, data_offsets: offsets } = entry;
-  const isSize = (value: unknown): value is number => Number.isSafeInteger(value) && (value as number) >= 0;
-  if (typeof dtype !== 'string' || !Object.hasOwn(typeBits, dtype)) throw fail(`dtype is ${shown(dtype)}`);
+  const isSize = (value: unknown): value is number =>
+    Number.isSafeInteger(value) && (value as number) >= 0;
+  if (typeof dtype !== 'string' || !Object.hasOwn(typeBits, dtype))
+    throw fail(`dtype is ${shown(dtype)}`);
   if (!Array.isArray(shape) || shape.length > MAX_RANK || !shape.every(isSize))
     throw fail(`shape is ${shown(shape)}; at most ${MAX_RANK} integers from 0 on are wanted`);
   if (!Array.isArray(offsets) || offsets.length !== 2 || !offsets.every(isSize))
@@ -166,15 +211,22 @@ function parseEntry(path: string, name: string, entry: unknown, dataBytes: numbe
   const [begin, end] = offsets as [number, number];
   if (begin > end) throw fail(`data_offsets [${begin}, ${end}) end before they begin`);
   if (end > dataBytes)
-    throw fail(`data_offsets [${begin}, ${end}) reach past the end of ${dataBytes} bytes of data; truncated?`);
+    throw fail(
+      `data_offsets [${begin}, ${end}) reach past the end of ${dataBytes} bytes of data; truncated?`,
+    );
   const bits = shape.reduce((a, b) => a * BigInt(b), BigInt(typeBits[dtype] as number));
   if (bits !== 8n * BigInt(end - begin))
-    throw fail(`its data_offsets are ${end - begin} bytes, and ${dtype} of shape ${shown(shape)} needs ${bits / 8n}`);
+    throw fail(
+      `its data_offsets are ${end - begin} bytes, and ${dtype} of shape ${shown(shape)} needs ${bits / 8n}`,
+    );
   return { name, dtype, shape, begin, bytes: end - begin };
 }
 
 /** The start of a file that holds these tensors, one after another. */
-export function safetensorsHeader(metadata: Record<string, string> | undefined, tensors: StoredTensor[]): Buffer {
+export function safetensorsHeader(
+  metadata: Record<string, string> | undefined,
+  tensors: StoredTensor[],
+): Buffer {
   let offset = 0;
   const entries = tensors.map(({ name, dtype, shape, bytes }) => {
     const data_offsets = [offset, offset + bytes];

@@ -6,7 +6,8 @@ type Signals = AbortSignal | undefined | readonly (AbortSignal | undefined)[];
 /** Throws ABORT_ERR where the signal has fired, and ERR_INVALID_ARGUMENT where it is no AbortSignal. */
 export function throwIfAborted(signals: Signals): void {
   for (const signal of listOf(signals)) {
-    if (signal.aborted) throw new DiffqkvError('ABORT_ERR', 'the signal was aborted before the call');
+    if (signal.aborted)
+      throw new DiffqkvError('ABORT_ERR', 'the signal was aborted before the call');
   }
 }
 
@@ -35,7 +36,8 @@ function listOf(signals: Signals): AbortSignal[] {
   const list = Array.isArray(signals) ? signals : [signals];
   return list.filter((signal): signal is AbortSignal => {
     // By its shape: a signal may come from another realm.
-    if (signal === undefined || typeof signal?.addEventListener === 'function') return signal !== undefined;
+    if (signal === undefined || typeof signal?.addEventListener === 'function')
+      return signal !== undefined;
     throw invalid('signal', 'an AbortSignal', signal);
   });
 }

@@ -224,7 +224,11 @@ export interface NativeSession {
   readonly kCacheBytes: number;
   readonly vCacheBytes: number;
   /** Appends tokens; fills `logits` ([vocabSize]) with those of the last one. */
-  forward(tokens: Int32Array, logits: Float32Array, cancel: NativeCancel | undefined): Promise<void>;
+  forward(
+    tokens: Int32Array,
+    logits: Float32Array,
+    cancel: NativeCancel | undefined,
+  ): Promise<void>;
   truncate(kvLen: number): Promise<void>;
   fork(): Promise<NativeSession>;
   dispose(): void;
@@ -251,7 +255,9 @@ let loaded: NativeAddon | undefined;
  */
 export function addon(): NativeAddon {
   if (loaded === undefined) {
-    const load = require('node-gyp-build') as ((root: string) => NativeAddon) & { path(root: string): string };
+    const load = require('node-gyp-build') as ((root: string) => NativeAddon) & {
+      path(root: string): string;
+    };
     let file = '';
     // OpenMP's threads wait for each other by spinning, by default for some 16 ms: on a busy machine that takes the core
     // from the thread they wait for. 3,000 turns cost nothing on an idle one, and made products of a busy one 2 to 7 times

@@ -55,11 +55,15 @@ export interface AttentionDecodeArguments extends Omit<AttentionPrefillArguments
 }
 
 /** The two numbers that the addon takes; topK 0 is off. */
-export function checkSelectiveV(selectiveV: SelectiveV | undefined): { topK: number; renormalize: boolean } {
+export function checkSelectiveV(selectiveV: SelectiveV | undefined): {
+  topK: number;
+  renormalize: boolean;
+} {
   if (selectiveV === undefined) return { topK: 0, renormalize: false };
   checkObject('selectiveV', selectiveV);
   const { topK, renormalize = false } = selectiveV;
   checkInteger('selectiveV.topK', topK, 1);
-  if (typeof renormalize !== 'boolean') throw invalid('selectiveV.renormalize', 'a boolean', renormalize);
+  if (typeof renormalize !== 'boolean')
+    throw invalid('selectiveV.renormalize', 'a boolean', renormalize);
   return { topK, renormalize };
 }

@@ -61,7 +61,10 @@ export class ChatTemplate {
 }
 
 /** The template of a checkpoint: chat_template.jinja where there is one, else `chat_template` of tokenizer_config.json. */
-export function chatTemplateSource(config: Record<string, unknown>, jinjaFile: string | null): string | null {
+export function chatTemplateSource(
+  config: Record<string, unknown>,
+  jinjaFile: string | null,
+): string | null {
   if (jinjaFile !== null) return jinjaFile;
   const template = config.chat_template;
   if (typeof template === 'string') return template;

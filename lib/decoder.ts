@@ -45,7 +45,8 @@ class Utf8 {
 // next one from U+0100 on.
 const BYTE_OF_CHAR = new Map<string, number>();
 for (let byte = 0, next = 256; byte < 256; byte++) {
-  const printable = (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte <= 0xac) || byte >= 0xae;
+  const printable =
+    (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte <= 0xac) || byte >= 0xae;
   BYTE_OF_CHAR.set(String.fromCharCode(printable ? byte : next++), byte);
 }
 
@@ -55,7 +56,9 @@ function byteLevel(literals: ReadonlySet<string>): DecoderStep {
     push(piece) {
       if (literals.has(piece)) return utf8.flush() + piece; // an added token stands for its own text
       const bytes = Array.from(piece, (char) => BYTE_OF_CHAR.get(char));
-      return utf8.push(bytes.includes(undefined) ? Buffer.from(piece) : Uint8Array.from(bytes as number[]));
+      return utf8.push(
+        bytes.includes(undefined) ? Buffer.from(piece) : Uint8Array.from(bytes as number[]),
+      );
     },
     flush: () => utf8.flush(),
   };
@@ -67,7 +70,9 @@ function byteFallback(): DecoderStep {
   return {
     push(piece) {
       const byte = /^<0x([0-9A-Fa-f]{2})>$/.exec(piece);
-      return byte ? utf8.push(Uint8Array.of(Number.parseInt(byte[1] as string, 16))) : utf8.flush() + piece;
+      return byte
+        ? utf8.push(Uint8Array.of(Number.parseInt(byte[1] as string, 16)))
+        : utf8.flush() + piece;
     },
     flush: () => utf8.flush(),
   };
@@ -132,7 +137,14 @@ function steps(
   continued: boolean,
   fused: { done: boolean },
 ): DecoderStep[] {
-  const { content = '', start = 0, stop = 0, replacement = '\u2581', prefix = '##', suffix = '</w>' } = config;
+  const {
+    content = '',
+    start = 0,
+    stop = 0,
+    replacement = '\u2581',
+    prefix = '##',
+    suffix = '</w>',
+  } = config;
   switch (config.type) {
     case 'Sequence':
       return (config.decoders ?? []).flatMap((step) => steps(step, literals, continued, fused));
@@ -151,22 +163,34 @@ function steps(
       if (text !== undefined) return [stateless((piece) => piece.replaceAll(text, () => content))];
       const pattern = new RegExp(config.pattern?.Regex as string, 'gu');
       const replace = (piece: string) => piece.replaceAll(pattern, () => content);
-      return [stateless((piece) => withTimeLimit("the decoder's pattern", 5000, () => replace(piece)))];
+      return [
+        stateless((piece) => withTimeLimit("the decoder's pattern", 5000, () => replace(piece))),
+      ];
     }
     case 'Metaspace': {
       const spaces = (piece: string) => piece.replaceAll(replacement, ' ');
       const keeps = config.prepend_scheme === 'never' || config.add_prefix_space === false;
-      return [firstDiffers((piece) => (keeps ? spaces(piece) : spaces(piece).replace(/^ /, '')), spaces, continued)];
+      return [
+        firstDiffers(
+          (piece) => (keeps ? spaces(piece) : spaces(piece).replace(/^ /, '')),
+          spaces,
+          continued,
+        ),
+      ];
     }
     case 'WordPiece': {
-      const rest = (piece: string) => (piece.startsWith(prefix) ? piece.slice(prefix.length) : ` ${piece}`);
+      const rest = (piece: string) =>
+        piece.startsWith(prefix) ? piece.slice(prefix.length) : ` ${piece}`;
       return [firstDiffers((piece) => piece, rest, continued)];
     }
     case 'BPEDecoder':
       return [wordSuffix(suffix)];
     default:
       if (typeof config.type !== 'string') throw new TypeError('a decoder has no type');
-      throw new DiffqkvError('ERR_UNSUPPORTED_MODEL', `a decoder of type ${config.type} is not supported`);
+      throw new DiffqkvError(
+        'ERR_UNSUPPORTED_MODEL',
+        `a decoder of type ${config.type} is not supported`,
+      );
   }
 }
 
@@ -192,6 +216,7 @@ export function createDecoder(
       ];
   return {
     push: (piece) => chain.reduce((text, step) => (text === '' ? '' : step.push(text)), piece),
-    flush: () => chain.reduce((text, step) => (text === '' ? '' : step.push(text)) + step.flush(), ''),
+    flush: () =>
+      chain.reduce((text, step) => (text === '' ? '' : step.push(text)) + step.flush(), ''),
   };
 }

@@ -11,7 +11,8 @@ export class Output {
 
   constructor({ config, tokenizer }: Model, stops: string[]) {
     this.#endTokens = new Set(config.eosTokenIds);
-    if (tokenizer !== null && tokenizer.eosTokenId !== null) this.#endTokens.add(tokenizer.eosTokenId);
+    if (tokenizer !== null && tokenizer.eosTokenId !== null)
+      this.#endTokens.add(tokenizer.eosTokenId);
     this.#stream = tokenizer?.stream({ continued: true }) ?? null;
     this.#filter = new StopFilter(stops);
   }

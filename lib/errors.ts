@@ -56,8 +56,13 @@ export function translate(error: unknown): unknown {
   const { code, message } = error as { code?: unknown; message?: unknown };
   // Of node-addon-api itself, which has no codes.
   if (code === undefined && message === 'std::bad_alloc')
-    return new DiffqkvError('ERR_OUT_OF_MEMORY', 'the process is out of host memory; free what is not needed');
-  return typeof code === 'string' && codes.has(code) ? new DiffqkvError(code as ErrorCode, String(message)) : error;
+    return new DiffqkvError(
+      'ERR_OUT_OF_MEMORY',
+      'the process is out of host memory; free what is not needed',
+    );
+  return typeof code === 'string' && codes.has(code)
+    ? new DiffqkvError(code as ErrorCode, String(message))
+    : error;
 }
 
 /** Calls the addon; its errors come out as DiffqkvError. */
@@ -84,15 +89,20 @@ export function invalid(name: string, wanted: string, value: unknown): DiffqkvEr
 }
 
 function show(value: unknown): string {
-  if (typeof value === 'string') return JSON.stringify(value.length > 60 ? `${value.slice(0, 60)}...` : value);
+  if (typeof value === 'string')
+    return JSON.stringify(value.length > 60 ? `${value.slice(0, 60)}...` : value);
   if (typeof value === 'function') return 'a function';
-  if (typeof value !== 'object' || value === null) return typeof value === 'bigint' ? `${value}n` : String(value);
-  return Array.isArray(value) ? `an array of ${value.length}` : Object.prototype.toString.call(value).slice(1, -1);
+  if (typeof value !== 'object' || value === null)
+    return typeof value === 'bigint' ? `${value}n` : String(value);
+  return Array.isArray(value)
+    ? `an array of ${value.length}`
+    : Object.prototype.toString.call(value).slice(1, -1);
 }
 
 /** Throws ERR_INVALID_ARGUMENT unless `value` is an object (not null, an array or a function). */
 export function checkObject(name: string, value: unknown): void {
-  if (typeof value !== 'object' || value === null || Array.isArray(value)) throw invalid(name, 'an object', value);
+  if (typeof value !== 'object' || value === null || Array.isArray(value))
+    throw invalid(name, 'an object', value);
 }
 
 /** Throws ERR_INVALID_ARGUMENT where `value` is null: to leave an option out is undefined. */
@@ -106,11 +116,18 @@ export function checkBoolean(name: string, value: unknown): void {
 }
 
 /** Throws ERR_INVALID_ARGUMENT unless `value` is an integer in [min, max]. */
-export function checkInteger(name: string, value: unknown, min: number, max: number = Number.MAX_SAFE_INTEGER): void {
+export function checkInteger(
+  name: string,
+  value: unknown,
+  min: number,
+  max: number = Number.MAX_SAFE_INTEGER,
+): void {
   if (!Number.isSafeInteger(value) || (value as number) < min || (value as number) > max) {
     throw invalid(
       name,
-      max === Number.MAX_SAFE_INTEGER ? `an integer of at least ${min}` : `an integer from ${min} to ${max}`,
+      max === Number.MAX_SAFE_INTEGER
+        ? `an integer of at least ${min}`
+        : `an integer from ${min} to ${max}`,
       value,
     );
   }

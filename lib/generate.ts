@@ -53,7 +53,10 @@ async function produce(
 ): Promise<GenerationResult> {
   checkObject('options', options);
   const { maxTokens = DEFAULT_MAX_TOKENS, session, signal, onPrefillProgress } = options;
-  if (maxTokens !== Number.POSITIVE_INFINITY && !(Number.isSafeInteger(maxTokens) && maxTokens >= 1)) {
+  if (
+    maxTokens !== Number.POSITIVE_INFINITY &&
+    !(Number.isSafeInteger(maxTokens) && maxTokens >= 1)
+  ) {
     throw invalid('maxTokens', 'an integer of at least 1, or Infinity', maxTokens);
   }
   if (session !== undefined && !isSession(session)) throw invalid('session', 'a session', session);
@@ -100,7 +103,9 @@ async function withSession<T>(
   work: (session: Session) => Promise<T>,
 ): Promise<T> {
   if (session === undefined) {
-    const own = await model.createSession({ maxKvLen: Math.min(model.config.maxPositionEmbeddings, length) });
+    const own = await model.createSession({
+      maxKvLen: Math.min(model.config.maxPositionEmbeddings, length),
+    });
     try {
       return await work(own);
     } finally {
@@ -109,7 +114,9 @@ async function withSession<T>(
   }
   if (session.model !== model) throw refuse('the session belongs to another model');
   if (busySessions.has(session)) {
-    throw refuse('the session serves another generation: await its result first, or fork the session');
+    throw refuse(
+      'the session serves another generation: await its result first, or fork the session',
+    );
   }
   busySessions.add(session);
   try {
@@ -119,21 +126,32 @@ async function withSession<T>(
   }
 }
 
-function encodePrompt({ config, tokenizer }: Model, prompt: Prompt, continues: boolean): Int32Array {
+function encodePrompt(
+  { config, tokenizer }: Model,
+  prompt: Prompt,
+  continues: boolean,
+): Int32Array {
   if (typeof prompt !== 'string' && !Array.isArray(prompt)) {
     throw invalid('prompt', 'a string, an array of tokens or of messages', prompt);
   }
   if (typeof prompt !== 'string' && (prompt.length === 0 || typeof prompt[0] !== 'object')) {
     return checkTokens(prompt, config.vocabSize);
   }
-  if (tokenizer === null) throw refuse('the model has no tokenizer (no tokenizer.json): give the prompt as tokens');
+  if (tokenizer === null)
+    throw refuse('the model has no tokenizer (no tokenizer.json): give the prompt as tokens');
   if (typeof prompt === 'string') {
-    return checkTokens(tokenizer.encode(prompt, { addSpecialTokens: !continues }), config.vocabSize);
+    return checkTokens(
+      tokenizer.encode(prompt, { addSpecialTokens: !continues }),
+      config.vocabSize,
+    );
   }
   // The template writes the special tokens itself, begin-of-text among them, which a session that goes on has already.
   const text = tokenizer.applyChatTemplate(prompt as readonly ChatMessage[]);
   const tokens = tokenizer.encode(text, { addSpecialTokens: false });
-  return checkTokens(continues && tokens[0] === tokenizer.bosTokenId ? tokens.slice(1) : tokens, config.vocabSize);
+  return checkTokens(
+    continues && tokens[0] === tokenizer.bosTokenId ? tokens.slice(1) : tokens,
+    config.vocabSize,
+  );
 }
 
 function refuse(message: string): DiffqkvError {

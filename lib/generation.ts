@@ -36,7 +36,10 @@ export interface GenerationResult {
 }
 
 /** Draws tokens, giving each to `emit`, until done or until `stop` fires. */
-export type Producer = (emit: (token: GeneratedToken) => void, stop: AbortSignal) => Promise<GenerationResult>;
+export type Producer = (
+  emit: (token: GeneratedToken) => void,
+  stop: AbortSignal,
+) => Promise<GenerationResult>;
 
 /**
  * A running generation: iterate over it, await `result`, or both. It starts at once and runs ahead of a slow reader.

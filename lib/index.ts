@@ -1,10 +1,22 @@
 export type { ChatMessage, ChatTemplateOptions } from './chat';
-export { Device, type DeviceCounters, type DeviceId, type DeviceInfo, listDevices, openDevice } from './device';
+export {
+  Device,
+  type DeviceCounters,
+  type DeviceId,
+  type DeviceInfo,
+  listDevices,
+  openDevice,
+} from './device';
 export type { PrefillProgress } from './draw';
 export { DiffqkvError, type ErrorCode } from './errors';
 export type { GenerateOptions, Prompt } from './generate';
 export type { GeneratedToken, Generation, GenerationResult } from './generation';
-export { type AttentionDecodeArguments, type AttentionPrefillArguments, kernels, type SelectiveV } from './kernels';
+export {
+  type AttentionDecodeArguments,
+  type AttentionPrefillArguments,
+  kernels,
+  type SelectiveV,
+} from './kernels';
 export {
   defaultModelDirectory,
   type KvCacheUsage,

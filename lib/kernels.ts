@@ -1,5 +1,9 @@
 import type { NativeDevice, NativeTensor } from './addon';
-import { type AttentionDecodeArguments, type AttentionPrefillArguments, checkSelectiveV } from './attention';
+import {
+  type AttentionDecodeArguments,
+  type AttentionPrefillArguments,
+  checkSelectiveV,
+} from './attention';
 import { nativeDevice } from './device';
 import { awaitNative, checkObject, invalid, refuseNull } from './errors';
 import { createTensor, type DType, isTensor, nativeTensor, type Tensor } from './tensor';
@@ -50,7 +54,19 @@ export const kernels = {
    */
   async attentionDecode(args: AttentionDecodeArguments): Promise<Tensor> {
     checkObject('arguments', args);
-    const { q, k, v, kScales, vScales, smScale, kvLens, numSplits = 0, selectiveV, out, lse } = args;
+    const {
+      q,
+      k,
+      v,
+      kScales,
+      vScales,
+      smScale,
+      kvLens,
+      numSplits = 0,
+      selectiveV,
+      out,
+      lse,
+    } = args;
     refuseNull('smScale', 'a number', smScale);
     const { topK, renormalize } = checkSelectiveV(selectiveV);
     const [b, h] = axes('q', q, 3);
@@ -79,7 +95,12 @@ export const kernels = {
    * infinity has values of 0 and the scale NaN, so that all of it reads as NaN. Resolves to `values`, of type `dtype` and the
    * shape of x (`out` where given), and `scales`, bf16, of the shape of x without its last axis.
    */
-  async quantize(args: { x: Tensor; dtype: 'i8' | 'f8e4m3'; out?: Tensor; scales?: Tensor }): Promise<{
+  async quantize(args: {
+    x: Tensor;
+    dtype: 'i8' | 'f8e4m3';
+    out?: Tensor;
+    scales?: Tensor;
+  }): Promise<{
     /** Of type `dtype`, and the shape of x. */
     values: Tensor;
     /** bf16, of the shape of x without its last axis. */
@@ -90,8 +111,10 @@ export const kernels = {
     native('x', x);
     if (dtype !== 'i8' && dtype !== 'f8e4m3') throw invalid('dtype', "'i8' or 'f8e4m3'", dtype);
     optional('out', out);
-    if (out !== undefined && out.dtype !== dtype) throw invalid('the type of out', `${dtype}, as dtype`, out.dtype);
-    const scales = given === undefined ? createTensor(x.device, 'bf16', x.shape.slice(0, -1), null) : given;
+    if (out !== undefined && out.dtype !== dtype)
+      throw invalid('the type of out', `${dtype}, as dtype`, out.dtype);
+    const scales =
+      given === undefined ? createTensor(x.device, 'bf16', x.shape.slice(0, -1), null) : given;
     try {
       const values = await run(x, out, dtype, x.shape, (device, to) =>
         device.quantize(native('x', x), to, native('scales', scales)),
@@ -107,11 +130,23 @@ export const kernels = {
    * down( silu(x gate^T) * (x up^T) ): x [tokens, qDim], gate and up [augQ, qDim], down [qDim, augQ] -> [tokens, qDim]
    * (arXiv 2501.13629, section 2). gate, up and down are of one type.
    */
-  async augmentedQ(args: { x: Tensor; gate: Tensor; up: Tensor; down: Tensor; out?: Tensor }): Promise<Tensor> {
+  async augmentedQ(args: {
+    x: Tensor;
+    gate: Tensor;
+    up: Tensor;
+    down: Tensor;
+    out?: Tensor;
+  }): Promise<Tensor> {
     checkObject('arguments', args);
     const { x, gate, up, down, out } = args;
     return run(x, out, x?.dtype, [axes('x', x, 2)[0], axes('down', down, 2)[0]], (device, to) =>
-      device.augmentedQ(native('x', x), native('gate', gate), native('up', up), native('down', down), to),
+      device.augmentedQ(
+        native('x', x),
+        native('gate', gate),
+        native('up', up),
+        native('down', down),
+        to,
+      ),
     );
   },
 
@@ -128,11 +163,23 @@ export const kernels = {
    * h / sqrt(mean(h^2) + eps) * weight (arXiv 1910.07467): x [tokens, hidden], weight [hidden]. h = x; where `residual`
    * [tokens, hidden] is given, x is added to it in place first, and h = residual. `eps` is at least 0. -> [tokens, hidden]
    */
-  async rmsNorm(args: { x: Tensor; weight: Tensor; eps: number; residual?: Tensor; out?: Tensor }): Promise<Tensor> {
+  async rmsNorm(args: {
+    x: Tensor;
+    weight: Tensor;
+    eps: number;
+    residual?: Tensor;
+    out?: Tensor;
+  }): Promise<Tensor> {
     checkObject('arguments', args);
     const { x, weight, eps, residual, out } = args;
     return run(x, out, x?.dtype, x?.shape, (device, to) =>
-      device.rmsNorm(native('x', x), native('weight', weight), to, optional('residual', residual), eps),
+      device.rmsNorm(
+        native('x', x),
+        native('weight', weight),
+        to,
+        optional('residual', residual),
+        eps,
+      ),
     );
   },
 
@@ -161,8 +208,12 @@ export const kernels = {
   async embed(args: { table: Tensor; tokens: Tensor; out?: Tensor }): Promise<Tensor> {
     checkObject('arguments', args);
     const { table, tokens, out } = args;
-    return run(table, out, table?.dtype, [axes('tokens', tokens, 1)[0], axes('table', table, 2)[1]], (device, to) =>
-      device.embed(native('table', table), native('tokens', tokens), to),
+    return run(
+      table,
+      out,
+      table?.dtype,
+      [axes('tokens', tokens, 1)[0], axes('table', table, 2)[1]],
+      (device, to) => device.embed(native('table', table), native('tokens', tokens), to),
     );
   },
 };

@@ -2,7 +2,15 @@ import { join } from 'node:path';
 import { throwIfAborted, withCancel } from './abort';
 import type { NativeModel, NativeModelConfig, NativeModelOptions } from './addon';
 import { Device, type DeviceId, nativeDevice, openDevice } from './device';
-import { awaitNative, callNative, checkInteger, checkObject, DiffqkvError, invalid, refuseNull } from './errors';
+import {
+  awaitNative,
+  callNative,
+  checkInteger,
+  checkObject,
+  DiffqkvError,
+  invalid,
+  refuseNull,
+} from './errors';
 import { type GenerateOptions, generate, type Prompt } from './generate';
 import type { Generation } from './generation';
 import { packageRoot } from './paths';
@@ -89,7 +97,12 @@ export class Model implements Disposable {
     scheduler = (model) => model.#scheduler;
   }
 
-  private constructor(native: NativeModel, device: Device, ownsDevice: boolean, tokenizer: Tokenizer | null) {
+  private constructor(
+    native: NativeModel,
+    device: Device,
+    ownsDevice: boolean,
+    tokenizer: Tokenizer | null,
+  ) {
     this.#native = native;
     this.#ownsDevice = ownsDevice;
     this.#scheduler = new Scheduler((turns) => native.step(turns));
@@ -107,14 +120,17 @@ export class Model implements Disposable {
    * ERR_UNSUPPORTED_MODEL, ERR_OUT_OF_MEMORY, ERR_DEVICE_UNAVAILABLE, ABORT_ERR.
    */
   static async load(directory: string, options: LoadOptions = {}): Promise<Model> {
-    if (typeof directory !== 'string' || directory === '') throw invalid('directory', 'a path', directory);
+    if (typeof directory !== 'string' || directory === '')
+      throw invalid('directory', 'a path', directory);
     checkObject('options', options);
     const { onProgress, signal } = options;
     const nativeOptions = nativeModelOptions(options);
     if (onProgress !== undefined && typeof onProgress !== 'function')
       throw invalid('onProgress', 'a function', onProgress);
     throwIfAborted(signal);
-    const report = onProgress && ((loadedBytes: number, totalBytes: number) => onProgress({ loadedBytes, totalBytes }));
+    const report =
+      onProgress &&
+      ((loadedBytes: number, totalBytes: number) => onProgress({ loadedBytes, totalBytes }));
     return Model.#onDevice(options.device, async (device, ownsDevice) => {
       const native = await withCancel(signal, (cancel) =>
         nativeDevice(device).loadModel(directory, nativeOptions, report, cancel),
@@ -147,7 +163,9 @@ export class Model implements Disposable {
     if (typeof seed !== 'bigint' && !Number.isSafeInteger(seed))
       throw invalid('seed', 'an integer from 0 to 2^64 - 1', seed);
     return Model.#onDevice(options.device, async (device, ownsDevice) => {
-      const native = await awaitNative(() => nativeDevice(device).randomModel(json, nativeOptions, BigInt(seed)));
+      const native = await awaitNative(() =>
+        nativeDevice(device).randomModel(json, nativeOptions, BigInt(seed)),
+      );
       return callNative(() => new Model(native, device, ownsDevice, null));
     });
   }
@@ -199,10 +217,16 @@ export class Model implements Disposable {
   }
 }
 
-function nativeModelOptions({ dtype, kvCacheBytes, prefixCacheBytes }: ModelOptions): NativeModelOptions {
+function nativeModelOptions({
+  dtype,
+  kvCacheBytes,
+  prefixCacheBytes,
+}: ModelOptions): NativeModelOptions {
   refuseNull('dtype', "'f32', 'f16' or 'bf16'", dtype);
-  if (kvCacheBytes !== undefined) checkInteger('kvCacheBytes', kvCacheBytes, 0, Number.MAX_SAFE_INTEGER);
-  if (prefixCacheBytes !== undefined) checkInteger('prefixCacheBytes', prefixCacheBytes, 0, Number.MAX_SAFE_INTEGER);
+  if (kvCacheBytes !== undefined)
+    checkInteger('kvCacheBytes', kvCacheBytes, 0, Number.MAX_SAFE_INTEGER);
+  if (prefixCacheBytes !== undefined)
+    checkInteger('prefixCacheBytes', prefixCacheBytes, 0, Number.MAX_SAFE_INTEGER);
   return { dtype, kvCacheBytes, prefixCacheBytes };
 }
 
@@ -216,6 +240,9 @@ function configJson(config: unknown): string {
   try {
     return JSON.stringify(config);
   } catch (error) {
-    throw new DiffqkvError('ERR_INVALID_ARGUMENT', `config is not JSON: ${(error as Error).message}`);
+    throw new DiffqkvError(
+      'ERR_INVALID_ARGUMENT',
+      `config is not JSON: ${(error as Error).message}`,
+    );
   }
 }

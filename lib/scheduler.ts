@@ -1,5 +1,11 @@
 import { throwIfAborted } from './abort';
-import { addon, type NativeSampling, type NativeSession, type NativeTurn, type NativeTurnResult } from './addon';
+import {
+  addon,
+  type NativeSampling,
+  type NativeSession,
+  type NativeTurn,
+  type NativeTurnResult,
+} from './addon';
 import { awaitNative, callNative, DiffqkvError, translate } from './errors';
 
 /** Tokens to be appended to a session, and one to be drawn after them: after a prompt, or after the last token drawn. */
@@ -133,7 +139,8 @@ export class Scheduler {
   /** Takes back the parts of the prompt that were done. */
   async #fail(turn: Waiting, error: unknown): Promise<void> {
     try {
-      if (turn.done > 0) await awaitNative(() => turn.session.truncate(turn.session.kvLen - turn.done));
+      if (turn.done > 0)
+        await awaitNative(() => turn.session.truncate(turn.session.kvLen - turn.done));
     } catch {
       // disposed, or the device is lost: there is nothing to take back
     }

@@ -35,7 +35,8 @@ export class Session implements Disposable {
 
   static {
     nativeSession = (session) => session.#native;
-    isSession = (value): value is Session => typeof value === 'object' && value !== null && #native in value;
+    isSession = (value): value is Session =>
+      typeof value === 'object' && value !== null && #native in value;
     createSession = (model, native) => new Session(model, native);
   }
 
@@ -112,8 +113,12 @@ export class Session implements Disposable {
 }
 
 /** Tokens as the addon takes them. Throws ERR_INVALID_ARGUMENT where there are none, or one is no token. */
-export function checkTokens(tokens: readonly number[] | Int32Array | Uint32Array, vocabSize: number): Int32Array {
-  const isList = Array.isArray(tokens) || (ArrayBuffer.isView(tokens) && !(tokens instanceof DataView));
+export function checkTokens(
+  tokens: readonly number[] | Int32Array | Uint32Array,
+  vocabSize: number,
+): Int32Array {
+  const isList =
+    Array.isArray(tokens) || (ArrayBuffer.isView(tokens) && !(tokens instanceof DataView));
   if (!isList) throw invalid('tokens', 'an array of token ids', tokens);
   if (tokens.length === 0) throw invalid('tokens', 'at least one token id', tokens);
   const list = new Int32Array(tokens.length);

@@ -5,7 +5,8 @@ export function resolveStop(stop: string | readonly string[] | undefined): strin
   if (stop === undefined) return [];
   const stops: unknown[] = Array.isArray(stop) ? stop : [stop];
   for (const text of stops) {
-    if (typeof text !== 'string' || text === '') throw invalid('stop', 'a non-empty string, or an array of such', text);
+    if (typeof text !== 'string' || text === '')
+      throw invalid('stop', 'a non-empty string, or an array of such', text);
   }
   return stops as string[];
 }

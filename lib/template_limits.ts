@@ -11,7 +11,10 @@ const MAX_CREATED = 2 ** 24; // elements of the arrays and characters of the str
 const PER_CHARACTER = 256; // and so many more for each character of the messages
 
 const tooMuch = (what: string) =>
-  new DiffqkvError('ERR_INVALID_CHECKPOINT', `the chat template takes too ${what}: it may not come to an end`);
+  new DiffqkvError(
+    'ERR_INVALID_CHECKPOINT',
+    `the chat template takes too ${what}: it may not come to an end`,
+  );
 
 // The library's declarations lose the types of these on their way.
 interface Evaluator {
@@ -31,7 +34,10 @@ class LimitedInterpreter extends BaseInterpreter {
     this.#created = MAX_CREATED + characters * PER_CHARACTER;
   }
 
-  override evaluate(statement: { type: string } | undefined, environment: unknown): { value: unknown } {
+  override evaluate(
+    statement: { type: string } | undefined,
+    environment: unknown,
+  ): { value: unknown } {
     if (--this.#steps < 0) throw tooMuch('many steps');
     const result = super.evaluate(statement, environment);
     const before = this.#last;
@@ -41,7 +47,8 @@ class LimitedInterpreter extends BaseInterpreter {
     // A name or a member gives what is there already; a sum of strings shares its left side, and its right side came last.
     const isSum = type === 'BinaryExpression' && typeof result.value === 'string';
     if (isSum) this.#created -= Math.min(length, before);
-    else if (type !== 'Identifier' && (type !== 'MemberExpression' || computed)) this.#created -= length;
+    else if (type !== 'Identifier' && (type !== 'MemberExpression' || computed))
+      this.#created -= length;
     if (this.#created < 0) throw tooMuch('much memory');
     return result;
   }
@@ -58,7 +65,11 @@ function range(first: number, last: number | undefined, step = 1): number[] {
 const strftime = new Template('{{ strftime_now(format) }}'); // the library does not export its own
 
 /** `template.render(variables)` within the limits: past them ERR_INVALID_CHECKPOINT. `what` stands in its message. */
-export function renderLimited(what: string, template: Template, variables: Record<string, unknown>): string {
+export function renderLimited(
+  what: string,
+  template: Template,
+  variables: Record<string, unknown>,
+): string {
   const environment = new Environment();
   const globals = {
     ...{ true: true, false: false, none: null, True: true, False: false, None: null, range },
@@ -71,5 +82,7 @@ export function renderLimited(what: string, template: Template, variables: Recor
   for (const [name, value] of Object.entries(globals)) environment.set(name, value);
   const characters = JSON.stringify(variables).length;
   const interpreter = new LimitedInterpreter(environment, characters);
-  return withTimeLimit(what, MAX_MILLISECONDS, () => String(interpreter.run(template.parsed).value));
+  return withTimeLimit(what, MAX_MILLISECONDS, () =>
+    String(interpreter.run(template.parsed).value),
+  );
 }

@@ -10,7 +10,12 @@ export type TensorData = Float32Array | Uint16Array | Uint8Array | Int8Array | I
 
 export let nativeTensor: (tensor: Tensor) => NativeTensor;
 export let isTensor: (value: unknown) => value is Tensor;
-export let createTensor: (device: Device, dtype: DType, shape: readonly number[], data?: TensorData | null) => Tensor;
+export let createTensor: (
+  device: Device,
+  dtype: DType,
+  shape: readonly number[],
+  data?: TensorData | null,
+) => Tensor;
 
 /**
  * An array in a device's memory, row-major, the last axis contiguous. Made by {@link Device.tensor} and by {@link kernels}. Use
@@ -29,11 +34,17 @@ export class Tensor implements Disposable {
 
   static {
     nativeTensor = (tensor) => tensor.#native;
-    isTensor = (value): value is Tensor => typeof value === 'object' && value !== null && #native in value;
+    isTensor = (value): value is Tensor =>
+      typeof value === 'object' && value !== null && #native in value;
     createTensor = (device, dtype, shape, data) => new Tensor(device, dtype, shape, data);
   }
 
-  private constructor(device: Device, dtype: DType, shape: readonly number[], data?: TensorData | null) {
+  private constructor(
+    device: Device,
+    dtype: DType,
+    shape: readonly number[],
+    data?: TensorData | null,
+  ) {
     if (!Array.isArray(shape)) throw invalid('shape', 'an array of integers', shape);
     this.device = device;
     this.dtype = dtype;

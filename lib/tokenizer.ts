@@ -1,7 +1,13 @@
 import { join } from 'node:path';
 import { setImmediate as nextTick } from 'node:timers/promises';
 import { Tokenizer as Encoder } from '@huggingface/tokenizers';
-import { type ChatMessage, ChatTemplate, type ChatTemplateOptions, chatTemplateSource, checkMessages } from './chat';
+import {
+  type ChatMessage,
+  ChatTemplate,
+  type ChatTemplateOptions,
+  chatTemplateSource,
+  checkMessages,
+} from './chat';
 import { createDecoder, type DecoderConfig } from './decoder';
 import { checkBoolean, checkInteger, checkObject, DiffqkvError, invalid } from './errors';
 import { withTimeLimit } from './time_limit';
@@ -71,10 +77,13 @@ export class Tokenizer {
     );
     this.bosTokenId = this.#encoder.token_to_id(variables.bos_token ?? '') ?? null;
     this.eosTokenId = this.#encoder.token_to_id(variables.eos_token ?? '') ?? null;
-    for (const id of [this.bosTokenId, this.eosTokenId]) if (id !== null) this.#specialTokens.add(id);
+    for (const id of [this.bosTokenId, this.eosTokenId])
+      if (id !== null) this.#specialTokens.add(id);
     // Older checkpoints leave the BOS to the code around the tokenizer: add_bos_token, but no post_processor that does it.
     this.#prependsBos =
-      config.add_bos_token === true && this.bosTokenId !== null && this.#encode('', true)[0] !== this.bosTokenId;
+      config.add_bos_token === true &&
+      this.bosTokenId !== null &&
+      this.#encode('', true)[0] !== this.bosTokenId;
     const source = chatTemplateSource(config, jinjaFile);
     this.#chatTemplate = source === null ? null : new ChatTemplate(directory, source, variables);
     this.#encode('a 1.\u00e9', true); // a tokenizer that cannot encode is found here, with its file's name
@@ -101,7 +110,13 @@ export class Tokenizer {
       const pieces = readPieces(json); // before the encoder, whose tables an absurd id would make absurdly long
       await nextTick();
       // The encoder requires every part: null if it is absent.
-      const parts = { normalizer: null, pre_tokenizer: null, post_processor: null, decoder: null, ...json };
+      const parts = {
+        normalizer: null,
+        pre_tokenizer: null,
+        post_processor: null,
+        decoder: null,
+        ...json,
+      };
       const encoder = new Encoder(parts, { ...config, clean_up_tokenization_spaces: false });
       await nextTick();
       return new Tokenizer(directory, decoderConfig, pieces, encoder, config, jinjaFile);
@@ -131,7 +146,8 @@ export class Tokenizer {
 
   /** The text of tokens. Ill-formed UTF-8 becomes U+FFFD; ids that the tokenizer doesn't know have no text. ERR_INVALID_ARGUMENT. */
   decode(tokens: ArrayLike<number>, options: DecodeOptions = {}): string {
-    if (typeof tokens !== 'object' || tokens === null) throw invalid('tokens', 'an array of token ids', tokens);
+    if (typeof tokens !== 'object' || tokens === null)
+      throw invalid('tokens', 'an array of token ids', tokens);
     checkInteger('the length of tokens', tokens.length, 0, 2 ** 32 - 1);
     const stream = this.stream(options);
     return Array.from(tokens, (token) => stream.push(token)).join('') + stream.flush();
@@ -148,7 +164,9 @@ export class Tokenizer {
       push: (token) => {
         checkInteger('token', token, 0);
         const piece = this.#pieces[token];
-        return piece === undefined || (skipSpecialTokens && this.#specialTokens.has(token)) ? '' : decoder.push(piece);
+        return piece === undefined || (skipSpecialTokens && this.#specialTokens.has(token))
+          ? ''
+          : decoder.push(piece);
       },
       flush: () => decoder.flush(),
     };
@@ -174,8 +192,10 @@ export class Tokenizer {
   #encode(text: string, addSpecialTokens: boolean): number[] {
     // Its patterns may be such as never come to an end.
     const limit = 10_000 + Math.ceil(text.length / 10);
-    const { ids }: { ids: (number | undefined)[] } = withTimeLimit(`${this.#directory}: its tokenizer`, limit, () =>
-      this.#encoder.encode(text, { add_special_tokens: addSpecialTokens }),
+    const { ids }: { ids: (number | undefined)[] } = withTimeLimit(
+      `${this.#directory}: its tokenizer`,
+      limit,
+      () => this.#encoder.encode(text, { add_special_tokens: addSpecialTokens }),
     );
     // An id is undefined where the vocabulary lacks a piece and there is no unk_token to stand for it: nothing does.
     const tokens = ids.filter((id) => id !== undefined);

@@ -11,7 +11,8 @@ export function readPieces(json: Json): (string | undefined)[] {
   if (typeof vocab !== 'object' || vocab === null) throw new TypeError('model.vocab is missing');
   const pieces: (string | undefined)[] = [];
   const put = (piece: unknown, id: unknown) => {
-    if (typeof piece !== 'string') throw new TypeError(`the piece of token ${String(id)} is not a string`);
+    if (typeof piece !== 'string')
+      throw new TypeError(`the piece of token ${String(id)} is not a string`);
     if (typeof id !== 'number' || !Number.isInteger(id) || id < 0 || id >= MAX_TOKENS) {
       throw new RangeError(
         `token ${JSON.stringify(piece)} has the id ${String(id)}, not an integer from 0 to ${MAX_TOKENS - 1}`,
@@ -19,7 +20,9 @@ export function readPieces(json: Json): (string | undefined)[] {
     }
     pieces[id] = piece;
   };
-  const entries = Array.isArray(vocab) ? vocab.map((entry, id) => [entry?.[0], id]) : Object.entries(vocab);
+  const entries = Array.isArray(vocab)
+    ? vocab.map((entry, id) => [entry?.[0], id])
+    : Object.entries(vocab);
   for (const [piece, id] of entries) put(piece, id);
   for (const token of json.added_tokens as Json[]) put(token?.content, token?.id);
   return pieces;
@@ -37,7 +40,10 @@ export async function readText(file: string): Promise<string | null> {
     return await readFile(file, 'utf8');
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null;
-    throw new DiffqkvError('ERR_INVALID_CHECKPOINT', `${file} cannot be read: ${(error as Error).message}`);
+    throw new DiffqkvError(
+      'ERR_INVALID_CHECKPOINT',
+      `${file} cannot be read: ${(error as Error).message}`,
+    );
   }
 }
 
@@ -49,7 +55,10 @@ export async function readJson(file: string): Promise<Json | null> {
   try {
     value = JSON.parse(text);
   } catch (error) {
-    throw new DiffqkvError('ERR_INVALID_CHECKPOINT', `${file} is not JSON: ${(error as Error).message}`);
+    throw new DiffqkvError(
+      'ERR_INVALID_CHECKPOINT',
+      `${file} is not JSON: ${(error as Error).message}`,
+    );
   }
   if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value as Json;
   throw new DiffqkvError('ERR_INVALID_CHECKPOINT', `${file} must hold a JSON object`);
