@@ -1,19 +1,21 @@
 import { addon, type NativeCancel } from './addon';
-import { awaitNative, callNative, DiffqkvError, invalid } from './errors';
+import { aborted, awaitNative, callNative, invalid } from './errors';
 
 type Signals = AbortSignal | undefined | readonly (AbortSignal | undefined)[];
 
-/** Throws ABORT_ERR where the signal has fired, and ERR_INVALID_ARGUMENT where it is no AbortSignal. */
+/**
+ * Throws ABORT_ERR if one of the signals is aborted, ERR_INVALID_ARGUMENT if one is not an
+ * AbortSignal.
+ */
 export function throwIfAborted(signals: Signals): void {
   for (const signal of listOf(signals)) {
-    if (signal.aborted)
-      throw new DiffqkvError('ABORT_ERR', 'the signal was aborted before the call');
+    if (signal.aborted) throw aborted('before the call');
   }
 }
 
 /**
- * Runs a native call that ends early, with ABORT_ERR, when one of the signals fires. Where one has fired already, the
- * call is not made. Listeners are gone when the promise settles.
+ * Runs a native call that rejects early, with ABORT_ERR, when one of the signals is aborted. If one
+ * is aborted already, does not make the call. Removes its listeners when the promise settles.
  */
 export async function withCancel<T>(
   signals: Signals,
@@ -35,9 +37,9 @@ export async function withCancel<T>(
 function listOf(signals: Signals): AbortSignal[] {
   const list = Array.isArray(signals) ? signals : [signals];
   return list.filter((signal): signal is AbortSignal => {
-    // By its shape: a signal may come from another realm.
-    if (signal === undefined || typeof signal?.addEventListener === 'function')
-      return signal !== undefined;
+    if (signal === undefined) return false;
+    // Not instanceof: a signal may come from another realm.
+    if (typeof signal?.addEventListener === 'function') return true;
     throw invalid('signal', 'an AbortSignal', signal);
   });
 }

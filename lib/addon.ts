@@ -128,7 +128,7 @@ export interface NativeModel {
   readonly kvCache: NativeKvCache;
   createSession(options: NativeSessionOptions): Promise<NativeSession>;
   /** One step of continuous batching; results in the order of the turns. Each turn's session is another one, of this model. */
-  step(turns: NativeTurn[]): Promise<NativeTurnResult[]>;
+  step(items: NativeBatchItem[]): Promise<NativeBatchResult[]>;
   dispose(): void;
 }
 
@@ -140,7 +140,7 @@ export interface NativeKvCache {
   maxBytes?: number;
 }
 
-export interface NativeTurn {
+export interface NativeBatchItem {
   session: NativeSession;
   /** Appended to the session: one, a step of decoding; more, a prompt, of which one chunk is done in a step. */
   tokens: Int32Array;
@@ -151,7 +151,7 @@ export interface NativeTurn {
   cancel: NativeCancel | undefined;
 }
 
-export interface NativeTurnResult {
+export interface NativeBatchResult {
   /** How many of the tokens are in the session now. */
   consumed: number;
   /** The token drawn, where all are and one was asked for. */

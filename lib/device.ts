@@ -1,105 +1,111 @@
 import { addon, type NativeDevice, type NativeDeviceInfo } from './addon';
 import { awaitNative, callNative, DiffqkvError, invalid } from './errors';
-import { createTensor, type DType, type Tensor, type TensorData } from './tensor';
+import { native } from './internal';
+import { type DType, Tensor, type TensorData } from './tensor';
 
-/** 'auto': the first usable GPU, else the CPU. 'cuda': the first usable GPU. 'cuda:N': that GPU. */
+/** 'auto': the first usable GPU, else the CPU. 'cuda': the first usable GPU. 'cuda:N': GPU N. */
 export type DeviceId = 'auto' | 'cpu' | 'cuda' | `cuda:${number}`;
 
 /** A device of this machine, usable or not. */
 export interface DeviceInfo {
   /** 'cpu', 'cuda:0', ...; 'cuda' for the one entry that says why there is no GPU. */
   id: string;
-  /** 'emulated' is the CUDA kernels as C++, in the tests' module alone. */
+  /** 'emulated': the CUDA kernels compiled as C++, in the test module only. */
   kind: 'cpu' | 'cuda' | 'emulated';
-  /** Of the CPU or GPU, as the system tells it. */
+  /** Name of the CPU or GPU as the operating system or driver reports it. */
   name: string;
   /** Whether `openDevice` can open it. */
   usable: boolean;
-  /** Why it is not usable, and the remedy. */
+  /** If not usable: the cause and the remedy. */
   reason?: string;
-  /** Bytes; 0 where it cannot be asked. */
+  /** Bytes of memory; 0 if unknown. */
   totalMemory: number;
-  /** Of a GPU: '9.0'. */
+  /** Compute capability of a GPU, for example '9.0'. */
   computeCapability?: string;
-  /** What else there is to say, in words: SIMD level, who computes the linear layers, threads, driver. */
+  /** Further properties: SIMD level, library for linear layers, threads, driver version. */
   details: Record<string, string>;
 }
 
-/** What the kernels did that have run on `emulated`, the device of the tests' module, since `resetCounters()`. */
+/** Work done since `resetCounters()` by the kernels of `emulated`, the device of the test module. */
 export interface DeviceCounters {
-  /** Of global memory. Bytes that lanes of a warp share in one access count once. */
+  /**
+   * Bytes read from global memory. Bytes that several lanes of a warp read in one access count
+   * once.
+   */
   bytesRead: number;
-  /** Likewise, of global memory. */
+  /** Bytes written to global memory, counted in the same way. */
   bytesWritten: number;
-  /** Pieces of 32 bytes of global memory, read or written, for each access of a warp. */
+  /** 32-byte sectors of global memory that were read or written, counted per warp access. */
   sectors: number;
-  /** Passes over the banks of shared memory beyond those that an access needs for its bytes alone. */
+  /** Passes over the banks of shared memory beyond those that an access needs for its bytes. */
   bankConflicts: number;
-  /** Matrix instructions m16n8k16, each of a warp: 4096 FLOPs. */
+  /** m16n8k16 matrix instructions executed by a warp: 4096 FLOPs each. */
   mmaOps: number;
 }
 
 /**
- * All devices: the CPU first, then every GPU. Where there is no usable GPU part, one entry 'cuda' says why. Throws
- * ERR_DEVICE_UNAVAILABLE where the native module is missing or does not load.
+ * Lists all devices: the CPU first, then every GPU. If no GPU can be listed, one entry 'cuda' has
+ * the reason. Throws ERR_DEVICE_UNAVAILABLE if the native module is missing or cannot be loaded.
  */
 export function listDevices(): DeviceInfo[] {
   return callNative(() => addon().listDevices());
 }
 
-export let nativeDevice: (device: Device) => NativeDevice;
-let createDevice: (native: NativeDevice, fallbackReason: string | null) => Device;
-
 /**
- * An open device. Calls on it run one after another on a thread of its own, in the order in which they were made;
- * nothing computes on the event loop. Copies and conversions in and out of typed arrays do run on the JS thread: hundreds
- * of MB at once will be felt. Disposing of it disposes of all that was made on it; calls made before are finished,
- * and later ones are ERR_DISPOSED.
+ * An open device. Its calls run one after another, in the order in which they were made, on a
+ * thread of the device: nothing computes on the event loop. Only copies and conversions to and from
+ * typed arrays run on the JavaScript thread; hundreds of MB at once block it noticeably.
  */
 export class Device implements Disposable {
   /** 'cpu', 'cuda:0', ... */
   readonly id: string;
-  /** What `listDevices` says of it. */
+  /** This device's entry of `listDevices`. */
   readonly info: DeviceInfo;
-  /** Why 'auto' took the CPU; null where it took a GPU, or where the device was asked for by id. */
+  /** Why 'auto' chose the CPU. Null if it chose a GPU or if the device was opened by another id. */
   readonly fallbackReason: string | null;
   readonly #native: NativeDevice;
 
-  static {
-    nativeDevice = (device) => device.#native;
-    createDevice = (native, fallbackReason) => new Device(native, fallbackReason);
-  }
-
-  private constructor(native: NativeDevice, fallbackReason: string | null) {
-    this.#native = native;
-    this.info = callNative(() => native.info);
+  private constructor(device: NativeDevice, fallbackReason: string | null) {
+    this.#native = device;
+    this.info = callNative(() => device.info);
     this.id = this.info.id;
     this.fallbackReason = fallbackReason;
   }
 
-  /**
-   * Makes a tensor of `shape` (integers of at least 0), zero where no `data` is given. `data` has one element for each
-   * of the tensor's, row-major: a Float32Array for every float type (rounded to nearest, ties to even), or the raw typed
-   * array of the type (f16 and bf16: Uint16Array, f8e4m3: Uint8Array, i8: Int8Array, i32: Int32Array). It is copied
-   * before the call returns. Throws ERR_INVALID_ARGUMENT, ERR_OUT_OF_MEMORY, ERR_DISPOSED.
-   */
-  tensor(dtype: DType, shape: readonly number[], data?: TensorData): Tensor {
-    if (data === null) throw invalid('data', 'a typed array', data);
-    return createTensor(this, dtype, shape, data);
+  /** @internal */
+  static async open(id: string, fallbackReason: string | null): Promise<Device> {
+    return new Device(await awaitNative(() => addon().openDevice(id)), fallbackReason);
+  }
+
+  /** @internal */
+  get [native](): NativeDevice {
+    return this.#native;
   }
 
   /**
-   * Resolves when all calls made before are done. Rejects with what a kernel found wrong in device memory meanwhile
-   * (ERR_INVALID_ARGUMENT), ERR_DEVICE_UNAVAILABLE where the device is lost, ERR_DISPOSED.
+   * Creates a tensor of `shape` (integers of at least 0), zero-filled if `data` is omitted. `data`
+   * has as many elements as the tensor, in row-major order. It is a Float32Array for any float type
+   * (rounded to nearest, ties to even) or the typed array of the dtype: Uint16Array for f16 and
+   * bf16, Uint8Array for f8e4m3, Int8Array for i8, Int32Array for i32. It is copied before the call
+   * returns. Throws ERR_INVALID_ARGUMENT, ERR_OUT_OF_MEMORY or ERR_DISPOSED.
+   */
+  tensor(dtype: DType, shape: readonly number[], data?: TensorData): Tensor {
+    if (data === null) throw invalid('data', 'a typed array', data);
+    return Tensor.create(this, dtype, shape, data);
+  }
+
+  /**
+   * Resolves when all earlier calls are done. Rejects with ERR_INVALID_ARGUMENT if a kernel found
+   * an invalid value in device memory, ERR_DEVICE_UNAVAILABLE if the device is lost, ERR_DISPOSED.
    */
   async synchronize(): Promise<void> {
     return awaitNative(() => this.#native.synchronize());
   }
 
   /**
-   * Runs `work`, waits for its promise, and resolves to the milliseconds on the device's own clock between a time stamp
-   * queued before it and one queued after it: CUDA events on a GPU, the wall clock on the CPU. What `work` throws is passed
-   * on; rejects otherwise as `synchronize` does.
+   * Calls `work`, waits for its promise, and resolves to the time in milliseconds between two time
+   * stamps in the device's queue, one before `work` and one after it. The clock is CUDA events on
+   * a GPU and the wall clock on the CPU. Rejects with the error of `work`, and like `synchronize`.
    */
   async time(work: () => Promise<unknown> | unknown): Promise<number> {
     if (typeof work !== 'function') throw invalid('work', 'a function', work);
@@ -109,60 +115,69 @@ export class Device implements Disposable {
     return awaitNative(() => this.#native.elapsedMs(start, stop));
   }
 
-  /** Of kernels that have run (`synchronize()` first). null before the first `resetCounters()`, and on every device but `emulated`. */
+  /**
+   * Counters of the kernels that have run; call `synchronize()` first. Null before the first
+   * `resetCounters()`, and on every device but `emulated`.
+   */
   get counters(): DeviceCounters | null {
     return callNative(() => this.#native.counters());
   }
 
   /**
-   * Sets the counters to 0. From the first time on until the device is disposed, kernels are counted, which makes them slower.
-   * Those that are queued now count too: `synchronize()` first. Throws ERR_DEVICE_UNAVAILABLE on every device but `emulated`.
+   * Sets the counters to 0. The first call turns counting on, which makes kernels slower, until the
+   * device is disposed. Call `synchronize()` first, or queued kernels count too. Throws
+   * ERR_DEVICE_UNAVAILABLE on every device but `emulated`.
    */
   resetCounters(): void {
     callNative(() => this.#native.resetCounters());
   }
 
-  /** Frees the device, its tensors, models and sessions, once the calls that were made are done. Again: does nothing. */
+  /**
+   * Disposes of the device and of its tensors, models and sessions. Earlier calls complete; later
+   * calls fail with ERR_DISPOSED. A second call does nothing.
+   */
   dispose(): void {
     this.#native.dispose();
   }
 
-  /** `dispose`, for `using`. */
+  /** Calls `dispose`. */
   [Symbol.dispose](): void {
     this.dispose();
   }
 }
 
 /**
- * Opens a device. Rejects with ERR_DEVICE_UNAVAILABLE where it is not there or cannot be used, and says why. 'auto' (the
- * default) takes the CPU then, gives the reason in `fallbackReason`, and warns once where there is a GPU that cannot be used.
+ * Opens a device. Rejects with ERR_DEVICE_UNAVAILABLE, and the reason, if the device does not exist
+ * or cannot be used. The default 'auto' then opens the CPU instead and sets `fallbackReason`. If
+ * the machine has a GPU that cannot be used, it also emits a process warning, once per reason.
  */
 export async function openDevice(id: DeviceId = 'auto'): Promise<Device> {
   if (typeof id !== 'string') throw invalid('device id', "'auto', 'cpu', 'cuda' or 'cuda:N'", id);
-  if (id !== 'auto') return createDevice(await awaitNative(() => addon().openDevice(id)), null);
+  if (id !== 'auto') return Device.open(id, null);
   const gpus = listDevices().filter(({ kind }) => kind === 'cuda');
   const reasons = gpus.filter(({ usable }) => !usable).map(reasonOf);
-  let there = gpus.some(isThere);
+  let gpuExists = gpus.some(indicatesGpu);
   for (const gpu of gpus.filter(({ usable }) => usable)) {
     try {
-      return createDevice(await awaitNative(() => addon().openDevice(gpu.id)), null);
+      return await Device.open(gpu.id, null);
     } catch (error) {
       if (!(error instanceof DiffqkvError)) throw error;
       reasons.push(`${gpu.id}: ${error.message}`);
-      there = true;
+      gpuExists = true;
     }
   }
   const reason = reasons.join('; ');
-  if (there) warnOnce(reason);
-  return createDevice(await awaitNative(() => addon().openDevice('cpu')), reason);
+  if (gpuExists) warnOnce(reason);
+  return Device.open('cpu', reason);
 }
 
 function reasonOf({ id, name, reason }: NativeDeviceInfo): string {
   return id === 'cuda' ? String(reason) : `${id} (${name}): ${reason}`;
 }
 
-// A driver without a GPU to show is no GPU; one that is too old to be asked stands for a GPU.
-function isThere({ id, details }: NativeDeviceInfo): boolean {
+// The entry 'cuda' stands for a missing GPU. If it names a driver, the driver was too old to list
+// devices: assume that a GPU exists.
+function indicatesGpu({ id, details }: NativeDeviceInfo): boolean {
   return id !== 'cuda' || details.driver !== undefined;
 }
 
@@ -171,7 +186,7 @@ const warned = new Set<string>();
 function warnOnce(reason: string): void {
   if (warned.has(reason)) return;
   warned.add(reason);
-  process.emitWarning(`the GPU is not used, the CPU is: ${reason}`, {
+  process.emitWarning(`using the CPU because the GPU cannot be used: ${reason}`, {
     type: 'DiffqkvWarning',
     code: 'DIFFQKV_FALLBACK',
   });

@@ -1,4 +1,4 @@
-/** The codes of all errors that this package makes. */
+/** The codes of all errors that this package creates. */
 export type ErrorCode =
   | 'ERR_INVALID_ARGUMENT'
   | 'ERR_DEVICE_UNAVAILABLE'
@@ -11,26 +11,26 @@ export type ErrorCode =
   | 'ERR_INTERNAL';
 
 /**
- * What this package throws and rejects with. The message gives the value, the limit and the way out; the call that
- * failed leaves its objects usable.
+ * The error that this package throws and rejects with. The message states the value, the limit and
+ * the remedy. The objects of a failed call stay usable.
  *
  * | code | when |
  * |---|---|
- * | ERR_INVALID_ARGUMENT | wrong type, shape, dtype, head counts, token outside the vocabulary, NaN |
- * | ERR_DEVICE_UNAVAILABLE | no such device, no driver, driver too old, no kernel for this GPU |
- * | ERR_OUT_OF_MEMORY | an allocation failed; the device stays usable |
- * | ERR_INVALID_CHECKPOINT | a missing, truncated or malformed file, or a tensor that does not fit |
- * | ERR_UNSUPPORTED_MODEL | another architecture, dtype or feature |
- * | ERR_KV_CACHE_FULL | prefill or decode past maxKvLen, or past the kvCacheBytes of the model; the cache is as before |
+ * | ERR_INVALID_ARGUMENT | wrong type, shape, dtype or head count, a token outside the vocabulary, NaN |
+ * | ERR_DEVICE_UNAVAILABLE | no such device, no driver, driver too old, no kernel for this GPU, device lost |
+ * | ERR_OUT_OF_MEMORY | an allocation failed |
+ * | ERR_INVALID_CHECKPOINT | a missing, truncated or malformed file, or a tensor of the wrong shape |
+ * | ERR_UNSUPPORTED_MODEL | an architecture, dtype or feature that is not supported |
+ * | ERR_KV_CACHE_FULL | an append past maxKvLen, or past the model's kvCacheBytes; the cache is unchanged |
  * | ERR_DISPOSED | use after dispose |
- * | ABORT_ERR | the signal fired; `name` is 'AbortError' |
- * | ERR_INTERNAL | a defect of this package: please report it |
+ * | ABORT_ERR | the signal was aborted; `name` is 'AbortError' |
+ * | ERR_INTERNAL | a bug in this package: please report it |
  */
 export class DiffqkvError extends Error {
-  /** Which of the table above; stable, where messages are not. */
+  /** One of the codes in the table above. Codes are stable; messages are not. */
   readonly code: ErrorCode;
 
-  /** `name` becomes 'AbortError' for ABORT_ERR, else 'DiffqkvError'. */
+  /** `name` is 'AbortError' if the code is ABORT_ERR, else 'DiffqkvError'. */
   constructor(code: ErrorCode, message: string) {
     super(message);
     this.code = code;
@@ -50,22 +50,52 @@ const codes: ReadonlySet<string> = new Set<ErrorCode>([
   'ERR_INTERNAL',
 ]);
 
-// The addon's errors are made where no JavaScript runs, so they have no stack, and in the realm that loaded the addon.
+/** ERR_INVALID_ARGUMENT: "`name` must be `expected`, not `value`". */
+export function invalid(name: string, expected: string, value: unknown): DiffqkvError {
+  return invalidArgument(`${name} must be ${expected}, not ${show(value)}`);
+}
+
+/** ERR_INVALID_ARGUMENT for a message that {@link invalid} cannot express. */
+export function invalidArgument(message: string): DiffqkvError {
+  return new DiffqkvError('ERR_INVALID_ARGUMENT', message);
+}
+
+/** ERR_INVALID_CHECKPOINT: "`path`: `problem`". */
+export function invalidCheckpoint(path: string, problem: string): DiffqkvError {
+  return new DiffqkvError('ERR_INVALID_CHECKPOINT', `${path}: ${problem}`);
+}
+
+/** ERR_UNSUPPORTED_MODEL: "`path`: `problem`". */
+export function unsupportedModel(path: string, problem: string): DiffqkvError {
+  return new DiffqkvError('ERR_UNSUPPORTED_MODEL', `${path}: ${problem}`);
+}
+
+/** ABORT_ERR. `when` completes "the signal was aborted ...". */
+export function aborted(when: string): DiffqkvError {
+  return new DiffqkvError('ABORT_ERR', `the signal was aborted ${when}`);
+}
+
+/**
+ * Converts an error of the addon to a DiffqkvError. The addon creates its errors where no
+ * JavaScript runs, so they have no stack, and they belong to the realm that loaded the addon.
+ * Returns any other value unchanged.
+ */
 export function translate(error: unknown): unknown {
   if (error instanceof DiffqkvError || typeof error !== 'object' || error === null) return error;
   const { code, message } = error as { code?: unknown; message?: unknown };
-  // Of node-addon-api itself, which has no codes.
-  if (code === undefined && message === 'std::bad_alloc')
+  // node-addon-api throws this one itself, without a code.
+  if (code === undefined && message === 'std::bad_alloc') {
     return new DiffqkvError(
       'ERR_OUT_OF_MEMORY',
-      'the process is out of host memory; free what is not needed',
+      'the process is out of host memory: dispose of objects that are not needed',
     );
+  }
   return typeof code === 'string' && codes.has(code)
     ? new DiffqkvError(code as ErrorCode, String(message))
     : error;
 }
 
-/** Calls the addon; its errors come out as DiffqkvError. */
+/** Calls the addon and translates what it throws. */
 export function callNative<T>(call: () => T): T {
   try {
     return call();
@@ -74,7 +104,7 @@ export function callNative<T>(call: () => T): T {
   }
 }
 
-/** The same for calls that return a promise; everything that fails rejects. */
+/** Like {@link callNative} for a call that returns a promise. A synchronous error rejects too. */
 export async function awaitNative<T>(call: () => Promise<T>): Promise<T> {
   try {
     return await call();
@@ -83,36 +113,37 @@ export async function awaitNative<T>(call: () => Promise<T>): Promise<T> {
   }
 }
 
-/** ERR_INVALID_ARGUMENT: "`name` must be `wanted`, not ...". */
-export function invalid(name: string, wanted: string, value: unknown): DiffqkvError {
-  return new DiffqkvError('ERR_INVALID_ARGUMENT', `${name} must be ${wanted}, not ${show(value)}`);
-}
-
 function show(value: unknown): string {
-  if (typeof value === 'string')
+  if (typeof value === 'string') {
     return JSON.stringify(value.length > 60 ? `${value.slice(0, 60)}...` : value);
+  }
   if (typeof value === 'function') return 'a function';
-  if (typeof value !== 'object' || value === null)
-    return typeof value === 'bigint' ? `${value}n` : String(value);
-  return Array.isArray(value)
-    ? `an array of ${value.length}`
-    : Object.prototype.toString.call(value).slice(1, -1);
+  if (typeof value === 'bigint') return `${value}n`;
+  if (typeof value !== 'object' || value === null) return String(value);
+  if (Array.isArray(value)) return `an array of ${value.length}`;
+  return Object.prototype.toString.call(value).slice(1, -1);
 }
 
 /** Throws ERR_INVALID_ARGUMENT unless `value` is an object (not null, an array or a function). */
 export function checkObject(name: string, value: unknown): void {
-  if (typeof value !== 'object' || value === null || Array.isArray(value))
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) {
     throw invalid(name, 'an object', value);
+  }
 }
 
-/** Throws ERR_INVALID_ARGUMENT where `value` is null: to leave an option out is undefined. */
-export function refuseNull(name: string, wanted: string, value: unknown): void {
-  if (value === null) throw invalid(name, wanted, value);
+/** Throws ERR_INVALID_ARGUMENT if `value` is null. An option is omitted by undefined only. */
+export function checkNotNull(name: string, expected: string, value: unknown): void {
+  if (value === null) throw invalid(name, expected, value);
 }
 
 /** Throws ERR_INVALID_ARGUMENT unless `value` is a boolean. */
 export function checkBoolean(name: string, value: unknown): void {
   if (typeof value !== 'boolean') throw invalid(name, 'a boolean', value);
+}
+
+/** Throws ERR_INVALID_ARGUMENT unless `value` is undefined or a function. */
+export function checkCallback(name: string, value: unknown): void {
+  if (value !== undefined && typeof value !== 'function') throw invalid(name, 'a function', value);
 }
 
 /** Throws ERR_INVALID_ARGUMENT unless `value` is an integer in [min, max]. */
@@ -122,13 +153,7 @@ export function checkInteger(
   min: number,
   max: number = Number.MAX_SAFE_INTEGER,
 ): void {
-  if (!Number.isSafeInteger(value) || (value as number) < min || (value as number) > max) {
-    throw invalid(
-      name,
-      max === Number.MAX_SAFE_INTEGER
-        ? `an integer of at least ${min}`
-        : `an integer from ${min} to ${max}`,
-      value,
-    );
-  }
+  if (Number.isSafeInteger(value) && (value as number) >= min && (value as number) <= max) return;
+  const range = max === Number.MAX_SAFE_INTEGER ? `of at least ${min}` : `from ${min} to ${max}`;
+  throw invalid(name, `an integer ${range}`, value);
 }

@@ -1,101 +1,212 @@
 import type { ChatMessage } from './chat';
-import { draw, Output, type PrefillProgress } from './draw';
-import { checkObject, DiffqkvError, invalid } from './errors';
+import { checkCallback, checkObject, invalid, invalidArgument } from './errors';
 import { type GeneratedToken, Generation, type GenerationResult } from './generation';
-import { type Model, scheduler } from './model';
+import { native } from './internal';
+import type { Model } from './model';
 import { resolveSampling, type SamplingOptions } from './sampling';
-import { checkTokens, isSession, nativeSession, type Session } from './session';
-import { resolveStop } from './stop';
+import type { Scheduler } from './scheduler';
+import { checkTokens, Session } from './session';
+import { resolveStop, StopFilter } from './stop';
+import type { TokenStream } from './tokenizer';
 
-/** How {@link Model.generate} goes on, where it stops, and how it draws. */
+/** Options of {@link Model.generate}: how tokens are drawn and when to stop. */
 export interface GenerateOptions extends SamplingOptions {
-  /** At most this many new tokens: an integer of at least 1, or Infinity for as many as the context holds. Default 256. */
+  /**
+   * Maximum number of new tokens: an integer of at least 1, or Infinity for as many as the context
+   * has room for. Default 256.
+   */
   maxTokens?: number;
-  /** Text at which to stop; it is not part of the output. Needs a tokenizer. */
+  /** Stop at this text, which is not part of the output. Requires a tokenizer. */
   stop?: string | readonly string[];
-  /** Ends the generation within one chunk of the prompt or one token: `result` then has finishReason 'abort'. */
+  /**
+   * Stops the generation within one chunk of the prompt or one token. `result` then has
+   * finishReason 'abort'.
+   */
   signal?: AbortSignal;
   /**
-   * Go on with this session: the prompt is appended to what it holds, without another begin-of-text token. It is not
-   * disposed, and serves one generation at a time. Afterwards it holds the prompt and all of `result.tokens`; where
-   * aborted within the prompt, what it held before.
+   * Continue this session: the prompt is appended to its cache, without a begin-of-text token if
+   * the cache is not empty. A session serves one generation at a time and is not disposed of.
+   * Afterwards its cache also has the prompt and all of `result.tokens`. If the generation was
+   * aborted within the prompt, the cache is unchanged.
    */
   session?: Session;
   /**
-   * Hears of each chunk of the prompt that is done. What it throws ends the generation, as its error, and the session
-   * holds what it held before.
+   * Called after each chunk of the prompt. If it throws, the generation fails with that error and
+   * the cache of `session` is unchanged.
    */
   onPrefillProgress?: (progress: PrefillProgress) => void;
 }
 
-/** Text, tokens, or a conversation that the checkpoint's chat template writes out. */
+/** How much of the prompt is in the cache. */
+export interface PrefillProgress {
+  /** Tokens of the prompt that are in the cache. */
+  doneTokens: number;
+  /** All tokens of the prompt. */
+  totalTokens: number;
+}
+
+/** Text, tokens, or a conversation to format with the checkpoint's chat template. */
 export type Prompt = string | readonly number[] | readonly ChatMessage[];
 
-const DEFAULT_MAX_TOKENS = 256;
 const busySessions = new WeakSet<Session>();
 
 /**
- * Model.generate: draws tokens one after another, together with the other generations of the model. Never throws by itself: what is wrong with the arguments comes as the
- * error of the generation. Whenever the signal fires, be it before the call, the result has finishReason 'abort'.
+ * Implements {@link Model.generate}: generates one token after another, batched by `scheduler` with
+ * the other generations of the model. Never throws: an invalid argument is the error of the
+ * generation, and a signal that is aborted already gives finishReason 'abort'.
  */
-export function generate(model: Model, prompt: Prompt, options: GenerateOptions = {}): Generation {
-  return new Generation((emit, left) => produce(model, prompt, options, emit, left));
+export function generate(
+  model: Model,
+  scheduler: Scheduler,
+  prompt: Prompt,
+  options: GenerateOptions = {},
+): Generation {
+  return new Generation((emit, stop) => run({ model, scheduler, prompt, options, emit, stop }));
 }
 
-type Emit = (token: GeneratedToken) => void;
+interface Run {
+  model: Model;
+  scheduler: Scheduler;
+  prompt: Prompt;
+  options: GenerateOptions;
+  emit(token: GeneratedToken): void;
+  stop: AbortSignal;
+}
 
-async function produce(
-  model: Model,
-  prompt: Prompt,
-  options: GenerateOptions,
-  emit: Emit,
-  left: AbortSignal,
-): Promise<GenerationResult> {
+async function run(request: Run): Promise<GenerationResult> {
+  const { model, scheduler, prompt, options, emit, stop } = request;
   checkObject('options', options);
-  const { maxTokens = DEFAULT_MAX_TOKENS, session, signal, onPrefillProgress } = options;
-  if (
-    maxTokens !== Number.POSITIVE_INFINITY &&
-    !(Number.isSafeInteger(maxTokens) && maxTokens >= 1)
-  ) {
+  const { maxTokens = 256, session, signal, onPrefillProgress } = options;
+  const isCount = Number.isSafeInteger(maxTokens) && maxTokens >= 1;
+  if (!isCount && maxTokens !== Number.POSITIVE_INFINITY) {
     throw invalid('maxTokens', 'an integer of at least 1, or Infinity', maxTokens);
   }
-  if (session !== undefined && !isSession(session)) throw invalid('session', 'a session', session);
-  if (onPrefillProgress !== undefined && typeof onPrefillProgress !== 'function') {
-    throw invalid('onPrefillProgress', 'a function', onPrefillProgress);
+  if (session !== undefined && !(session instanceof Session)) {
+    throw invalid('session', 'a session', session);
   }
+  checkCallback('onPrefillProgress', onPrefillProgress);
   const stops = resolveStop(options.stop);
   if (stops.length > 0 && model.tokenizer === null) {
-    throw refuse('stop needs text to look in, and the model has no tokenizer (no tokenizer.json)');
+    throw invalidArgument(
+      'stop requires a tokenizer, and the model has no tokenizer.json: omit stop',
+    );
   }
   const sampling = resolveSampling(options);
   const tokens = encodePrompt(model, prompt, session !== undefined && session.kvLen > 0);
   const output = new Output(model, stops);
-  const signals = signal === undefined ? [left] : [left, signal];
-  const aborted = () => signals.some((one) => one.aborted);
+  const signals = signal === undefined ? [stop] : [stop, signal];
 
   return withSession(model, session, tokens.length + maxTokens, async (used) => {
-    const native = nativeSession(used);
     const room = used.maxKvLen - used.kvLen - tokens.length;
-    // A session that goes on must have room for the last token too; in our own that one is never looked at again.
+    // The last token is appended to a session of the caller, so it needs room there. In a session
+    // of this generation it is not.
     const limit = Math.min(maxTokens, session === undefined ? room + 1 : room);
     const onProgress =
       onPrefillProgress &&
       ((doneTokens: number, totalTokens: number) => onPrefillProgress({ doneTokens, totalTokens }));
-    const next = (some: Int32Array, count: number): Promise<number> => {
-      const turn = { session: native, tokens: some, sampling, draw: count };
-      // A token is soon done and not cancelled half way, so that the cache holds each that was given out but the last.
-      return scheduler(model).next(count === 0 ? { ...turn, signals, onProgress } : turn);
+    const next = (appended: Int32Array, draw: number): Promise<number> => {
+      const item = { session: used[native], tokens: appended, sampling, draw };
+      // Only the prompt is cancelled midway. A single token is soon done, and completing it keeps
+      // the cache in step with the tokens that were emitted.
+      return scheduler.next(draw === 0 ? { ...item, signals, onProgress } : item);
     };
-    const result = await draw(next, { prompt: tokens, output, limit, aborted, emit });
+    const isAborted = () => signals.some(({ aborted }) => aborted);
+    const result = await drawTokens({ prompt: tokens, next, output, limit, isAborted, emit });
     const last = result.tokens.at(-1);
     if (session !== undefined && last !== undefined) {
-      await scheduler(model).next({ session: native, tokens: Int32Array.of(last), draw: 0 });
+      await scheduler.next({ session: used[native], tokens: Int32Array.of(last), draw: 0 });
     }
     return result;
   });
 }
 
-/** Runs `work` with the given session, or with one of its own that has room for `length` tokens. */
+interface DrawRequest {
+  prompt: Int32Array;
+  /** Appends tokens to the session and draws the next one. `draw` counts the tokens drawn before. */
+  next(tokens: Int32Array, draw: number): Promise<number>;
+  output: Output;
+  /** Maximum number of tokens. Below 1, only the prompt is appended. */
+  limit: number;
+  isAborted(): boolean;
+  emit(token: GeneratedToken): void;
+}
+
+/** Draws tokens until the output, the limit or a signal ends the generation. */
+async function drawTokens(request: DrawRequest): Promise<GenerationResult> {
+  const { prompt, next, output, limit, isAborted, emit } = request;
+  const tokens: number[] = [];
+  const texts: string[] = [];
+  const startMs = performance.now();
+  let firstTokenMs = startMs;
+  let lastTokenMs = startMs;
+  const result = (finishReason: GenerationResult['finishReason']): GenerationResult => {
+    const decodeMs = lastTokenMs - firstTokenMs;
+    return {
+      text: texts.join(''),
+      tokens,
+      finishReason,
+      usage: { promptTokens: prompt.length, completionTokens: tokens.length },
+      timings: {
+        prefillMs: firstTokenMs - startMs,
+        decodeMs,
+        tokensPerSecond: decodeMs > 0 ? ((tokens.length - 1) / decodeMs) * 1000 : 0,
+      },
+    };
+  };
+
+  let token = 0;
+  let promptAborted = false;
+  try {
+    token = await next(prompt, 0);
+  } catch (error) {
+    if ((error as { code?: string }).code !== 'ABORT_ERR') throw error;
+    promptAborted = true;
+  }
+  firstTokenMs = performance.now();
+  lastTokenMs = firstTokenMs;
+  if (promptAborted) return result('abort');
+  while (tokens.length < limit) {
+    const abort = isAborted();
+    tokens.push(token);
+    const isLast = abort || tokens.length === limit;
+    const { text, stopped } = output.push(token, { isLast });
+    texts.push(text);
+    emit({ token, text });
+    if (stopped) return result('stop');
+    if (abort) return result('abort');
+    if (tokens.length === limit) break;
+    token = await next(Int32Array.of(token), tokens.length);
+    lastTokenMs = performance.now();
+  }
+  return result('length');
+}
+
+/** Decodes tokens to text and detects end-of-text tokens and stop strings. */
+class Output {
+  readonly #endTokens: Set<number>;
+  readonly #stream: TokenStream | null;
+  readonly #filter: StopFilter;
+
+  constructor({ config, tokenizer }: Model, stops: string[]) {
+    this.#endTokens = new Set(config.eosTokenIds);
+    const eosTokenId = tokenizer?.eosTokenId ?? null;
+    if (eosTokenId !== null) this.#endTokens.add(eosTokenId);
+    this.#stream = tokenizer?.stream({ continued: true }) ?? null;
+    this.#filter = new StopFilter(stops);
+  }
+
+  /** `isLast`: no token follows, so no text is withheld. */
+  push(token: number, { isLast }: { isLast: boolean }): { text: string; stopped: boolean } {
+    const isEnd = this.#endTokens.has(token);
+    let text = isEnd ? '' : this.#filter.push(this.#stream?.push(token) ?? '');
+    if (isEnd || isLast) {
+      text += this.#filter.push(this.#stream?.flush() ?? '') + this.#filter.flush();
+    }
+    return { text, stopped: isEnd || this.#filter.stopped };
+  }
+}
+
+/** Calls `work` with the given session, or with a temporary one for at most `length` tokens. */
 async function withSession<T>(
   model: Model,
   session: Session | undefined,
@@ -103,19 +214,20 @@ async function withSession<T>(
   work: (session: Session) => Promise<T>,
 ): Promise<T> {
   if (session === undefined) {
-    const own = await model.createSession({
-      maxKvLen: Math.min(model.config.maxPositionEmbeddings, length),
-    });
+    const maxKvLen = Math.min(model.config.maxPositionEmbeddings, length);
+    const temporary = await model.createSession({ maxKvLen });
     try {
-      return await work(own);
+      return await work(temporary);
     } finally {
-      own.dispose();
+      temporary.dispose();
     }
   }
-  if (session.model !== model) throw refuse('the session belongs to another model');
+  if (session.model !== model) {
+    throw invalidArgument('session belongs to another model: use a session of this model');
+  }
   if (busySessions.has(session)) {
-    throw refuse(
-      'the session serves another generation: await its result first, or fork the session',
+    throw invalidArgument(
+      'session is in use by another generation: await its result first, or fork the session',
     );
   }
   busySessions.add(session);
@@ -126,34 +238,30 @@ async function withSession<T>(
   }
 }
 
+/** `continues`: the session has a begin-of-text token already, so none is added. */
 function encodePrompt(
   { config, tokenizer }: Model,
   prompt: Prompt,
   continues: boolean,
 ): Int32Array {
   if (typeof prompt !== 'string' && !Array.isArray(prompt)) {
-    throw invalid('prompt', 'a string, an array of tokens or of messages', prompt);
+    throw invalid('prompt', 'a string, an array of tokens or an array of messages', prompt);
   }
   if (typeof prompt !== 'string' && (prompt.length === 0 || typeof prompt[0] !== 'object')) {
     return checkTokens(prompt, config.vocabSize);
   }
-  if (tokenizer === null)
-    throw refuse('the model has no tokenizer (no tokenizer.json): give the prompt as tokens');
-  if (typeof prompt === 'string') {
-    return checkTokens(
-      tokenizer.encode(prompt, { addSpecialTokens: !continues }),
-      config.vocabSize,
+  if (tokenizer === null) {
+    throw invalidArgument(
+      'a prompt of text requires a tokenizer, and the model has no tokenizer.json: pass tokens',
     );
   }
-  // The template writes the special tokens itself, begin-of-text among them, which a session that goes on has already.
+  if (typeof prompt === 'string') {
+    const tokens = tokenizer.encode(prompt, { addSpecialTokens: !continues });
+    return checkTokens(tokens, config.vocabSize);
+  }
+  // The template writes the special tokens itself, including begin-of-text.
   const text = tokenizer.applyChatTemplate(prompt as readonly ChatMessage[]);
   const tokens = tokenizer.encode(text, { addSpecialTokens: false });
-  return checkTokens(
-    continues && tokens[0] === tokenizer.bosTokenId ? tokens.slice(1) : tokens,
-    config.vocabSize,
-  );
-}
-
-function refuse(message: string): DiffqkvError {
-  return new DiffqkvError('ERR_INVALID_ARGUMENT', message);
+  const hasSecondBos = continues && tokens[0] === tokenizer.bosTokenId;
+  return checkTokens(hasSecondBos ? tokens.slice(1) : tokens, config.vocabSize);
 }

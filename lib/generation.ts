@@ -1,74 +1,79 @@
-/** One token as it comes. */
+/** One token of a generation. */
 export interface GeneratedToken {
-  /** The token drawn, from 0 to vocabSize - 1. */
+  /** The token, from 0 to vocabSize - 1. */
   token: number;
-  /** The text that this token settles; '' while a character, or what may become a stop string, is incomplete. */
+  /**
+   * The text that is known after this token. Empty while a character is incomplete, or while the
+   * text may become a stop string.
+   */
   text: string;
 }
 
 /** The outcome of a generation. */
 export interface GenerationResult {
-  /** The texts of all tokens, joined: without special tokens, and without the stop string. */
+  /** The joined texts of all tokens, without special tokens and without the stop string. */
   text: string;
-  /** The tokens drawn, an end-of-text token included. */
+  /** The generated tokens, including an end-of-text token. */
   tokens: number[];
   /**
-   * 'stop': the model ended its text, or a stop string came. 'length': maxTokens or the end of the cache was reached.
-   * 'abort': the signal fired, or the iteration was left early.
+   * 'stop': the model generated an end-of-text token, or a stop string was found. 'length':
+   * maxTokens or the end of the cache was reached. 'abort': the signal was aborted, or the
+   * iteration was left early.
    */
   finishReason: 'stop' | 'length' | 'abort';
-  /** In tokens. */
+  /** Numbers of tokens. */
   usage: {
-    /** Of the prompt, special tokens included; with a `session`, without what that held before. */
+    /** Tokens of the prompt, including special tokens, excluding earlier tokens of `session`. */
     promptTokens: number;
     /** The length of `tokens`. */
     completionTokens: number;
   };
-  /** Wall clock. */
+  /** Wall-clock times. */
   timings: {
-    /** Milliseconds until the first token was drawn. */
+    /** Milliseconds until the first token. */
     prefillMs: number;
     /** Milliseconds from the first token to the last. */
     decodeMs: number;
-    /** (completionTokens - 1) per second of decodeMs; 0 where there are fewer than two tokens. */
+    /** (completionTokens - 1) per second of decodeMs; 0 if there are fewer than two tokens. */
     tokensPerSecond: number;
   };
 }
 
-/** Draws tokens, giving each to `emit`, until done or until `stop` fires. */
+/** Generates tokens and passes each to `emit`, until it is done or `stop` is aborted. */
 export type Producer = (
   emit: (token: GeneratedToken) => void,
   stop: AbortSignal,
 ) => Promise<GenerationResult>;
 
 /**
- * A running generation: iterate over it, await `result`, or both. It starts at once and runs ahead of a slow reader.
- * Iterating again gives all tokens from the first on. Leaving a `for await` early stops it, waits until it has let go of its session, and `result`
- * resolves with what was drawn and finishReason 'abort'. An error is thrown by the iteration and rejects `result`; whoever uses only one of them
- * gets it there, and no unhandled rejection.
+ * A running generation. Iterate over it, await `result`, or both. It starts at once and does not
+ * wait for a slow reader. A second iteration yields all tokens from the first one again. Leaving a
+ * `for await` early stops the generation: the loop ends when the session is free, and `result`
+ * resolves to the tokens so far with finishReason 'abort'. An error is thrown by the iteration and
+ * rejects `result`. If only one of them is used, the other causes no unhandled rejection.
  */
 export class Generation implements AsyncIterable<GeneratedToken> {
-  /** Resolves when the generation has ended, whether or not anybody iterates; rejects with what ended it otherwise. */
+  /** Settles when the generation ends, whether or not anything iterates over it. */
   readonly result: Promise<GenerationResult>;
   readonly #tokens: GeneratedToken[] = [];
   readonly #stop = new AbortController();
   #ended = false;
-  #change = signalled();
+  #change = deferred();
 
   /** @internal */
   constructor(produce: Producer) {
     const emit = (token: GeneratedToken) => {
       this.#tokens.push(token);
-      this.#changed();
+      this.#notify();
     };
     this.result = produce(emit, this.#stop.signal).finally(() => {
       this.#ended = true;
-      this.#changed();
+      this.#notify();
     });
-    this.result.catch(() => {}); // whoever awaits it still gets the error
+    this.result.catch(() => {}); // no unhandled rejection if only the iteration is used
   }
 
-  /** All tokens from the first on. Leaving it early ends the generation. */
+  /** Yields all tokens from the first one. Leaving it early stops the generation. */
   async *[Symbol.asyncIterator](): AsyncGenerator<GeneratedToken, void, undefined> {
     try {
       for (let i = 0; ; ) {
@@ -84,19 +89,19 @@ export class Generation implements AsyncIterable<GeneratedToken> {
       }
       await this.result;
     } finally {
-      this.#stop.abort(); // does nothing where it has ended
+      this.#stop.abort(); // no effect if the generation has ended
       await this.result.catch(() => {});
     }
   }
 
-  #changed(): void {
+  #notify(): void {
     const { resolve } = this.#change;
-    this.#change = signalled();
+    this.#change = deferred();
     resolve();
   }
 }
 
-function signalled(): { promise: Promise<void>; resolve: () => void } {
+function deferred(): { promise: Promise<void>; resolve: () => void } {
   let resolve!: () => void;
   const promise = new Promise<void>((done) => {
     resolve = done;

@@ -1,4 +1,5 @@
-// The same for ES modules: one implementation, so that objects of both kinds of import are the same.
+// The exports for ES modules. Both kinds of import share one implementation, so that their objects
+// are the same.
 export {
   defaultModelDirectory,
   Device,

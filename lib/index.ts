@@ -7,9 +7,8 @@ export {
   listDevices,
   openDevice,
 } from './device';
-export type { PrefillProgress } from './draw';
 export { DiffqkvError, type ErrorCode } from './errors';
-export type { GenerateOptions, Prompt } from './generate';
+export type { GenerateOptions, PrefillProgress, Prompt } from './generate';
 export type { GeneratedToken, Generation, GenerationResult } from './generation';
 export {
   type AttentionDecodeArguments,

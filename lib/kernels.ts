@@ -1,47 +1,101 @@
 import type { NativeDevice, NativeTensor } from './addon';
 import {
-  type AttentionDecodeArguments,
-  type AttentionPrefillArguments,
-  checkSelectiveV,
-} from './attention';
-import { nativeDevice } from './device';
-import { awaitNative, checkObject, invalid, refuseNull } from './errors';
-import { createTensor, type DType, isTensor, nativeTensor, type Tensor } from './tensor';
-
-export {
-  type AttentionDecodeArguments,
-  type AttentionPrefillArguments,
-  checkSelectiveV,
-  type SelectiveV,
-} from './attention';
+  awaitNative,
+  checkBoolean,
+  checkInteger,
+  checkNotNull,
+  checkObject,
+  invalid,
+} from './errors';
+import { native } from './internal';
+import { type DType, Tensor } from './tensor';
 
 /**
- * The operators of the model, called directly. Each resolves to its output: `out` where given, else a new tensor of the
- * type of its first input (`quantize`: of `dtype`). Tensors are row-major and of one device. Q head i reads K head
- * floor(i numKHeads / numQHeads) and V head floor(i numVHeads / numQHeads); numQHeads must be a multiple of both. What
- * does not fit is ERR_INVALID_ARGUMENT, and ERR_DISPOSED what is disposed. Tensors are f32, f16 or bf16, where nothing else
- * is said.
+ * Selective V: each query reads only the V rows of its highest scores (arXiv 2501.13629, B.2).
+ */
+export interface SelectiveV {
+  /** V rows to read per query head, at least 1. If scores are equal, the earlier key is used. */
+  topK: number;
+  /**
+   * Scale the weights of these rows so that their sum is 1. Default false: the softmax is over all
+   * keys, as in the paper.
+   */
+  renormalize?: boolean;
+}
+
+/**
+ * Arguments of {@link kernels}.attentionPrefill. q and out may each be f32, f16 or bf16. k and v may
+ * each be f32, f16, bf16, i8 or f8e4m3, in any combination. i8 and f8e4m3 require scales, one for
+ * each token and head: the value of an element is the element times the scale of its row.
+ * {@link kernels}.quantize makes both.
+ */
+export interface AttentionPrefillArguments {
+  /** [batch, qLen, numQHeads, headDimQk]; f32, f16 or bf16. */
+  q: Tensor;
+  /** [batch, kvLen, numKHeads, headDimQk]. numQHeads is a multiple of numKHeads. */
+  k: Tensor;
+  /** [batch, kvLen, numVHeads, headDimVo]. numQHeads is a multiple of numVHeads. */
+  v: Tensor;
+  /** bf16 [batch, kvLen, numKHeads]. Required if k is i8 or f8e4m3, else not allowed. */
+  kScales?: Tensor;
+  /** bf16 [batch, kvLen, numVHeads]. Required if v is i8 or f8e4m3, else not allowed. */
+  vScales?: Tensor;
+  /** Query i attends to the keys j <= kvLen - qLen + i only. Default false. */
+  causal?: boolean;
+  /** Factor of the scores. Default 1 / sqrt(headDimQk). */
+  smScale?: number;
+  /** i32 [batch]: number of keys of each sequence, from 0 to kvLen. Default: kvLen. */
+  kvLens?: Tensor;
+  /** [batch, qLen, numQHeads, headDimVo]. Default: a new tensor of the dtype of q. */
+  out?: Tensor;
+  /** Output, f32 [batch, numQHeads, qLen]: log(sum(exp(smScale q.k))). */
+  lse?: Tensor;
+}
+
+/**
+ * Arguments of {@link kernels}.attentionDecode, which has one query per sequence. k, v and their
+ * scales are the same as for prefill.
+ */
+export interface AttentionDecodeArguments extends Omit<AttentionPrefillArguments, 'causal'> {
+  /** [batch, numQHeads, headDimQk]; f32, f16 or bf16. */
+  q: Tensor;
+  /** [batch, numQHeads, headDimVo]. Default: a new tensor of the dtype of q. */
+  out?: Tensor;
+  /** Output, f32 [batch, numQHeads]: log(sum(exp(smScale q.k))) over all keys. */
+  lse?: Tensor;
+  /** Number of parts to split the keys of a sequence into. Default 0: the device chooses. */
+  numSplits?: number;
+  /** Read only some of the V rows. Default: read all. */
+  selectiveV?: SelectiveV;
+}
+
+/**
+ * The operators of the model. Each resolves to its output: `out` if given, else a new tensor of the
+ * dtype of the first input (`quantize`: of `dtype`). Tensors are row-major, on one device, and f32,
+ * f16 or bf16 unless stated otherwise. Q head i reads K head floor(i numKHeads / numQHeads) and V
+ * head floor(i numVHeads / numQHeads); numQHeads is a multiple of both. Rejects with
+ * ERR_INVALID_ARGUMENT if a shape, a dtype or a value is invalid, ERR_OUT_OF_MEMORY, ERR_DISPOSED.
  */
 export const kernels = {
   /**
-   * Softmax attention of many queries: out = softmax(smScale q k^T) v (arXiv 2501.13629, equation 3). A query that sees
-   * no key gives 0, and -Infinity in `lse`.
+   * Softmax attention of many queries: out = softmax(smScale q k^T) v (arXiv 2501.13629,
+   * equation 3). For a query without keys, out is 0 and `lse` is -Infinity.
    */
   async attentionPrefill(args: AttentionPrefillArguments): Promise<Tensor> {
     checkObject('arguments', args);
     const { q, k, v, kScales, vScales, causal = false, smScale, kvLens, out, lse } = args;
-    refuseNull('smScale', 'a number', smScale);
+    checkNotNull('smScale', 'a number', smScale);
     const [b, l, h] = axes('q', q, 4);
     return run(q, out, q?.dtype, [b, l, h, axes('v', v, 4)[3]], (device, to) =>
       device.attentionPrefill(
-        native('q', q),
-        native('k', k),
-        native('v', v),
-        optional('kScales', kScales),
-        optional('vScales', vScales),
+        nativeTensor('q', q),
+        nativeTensor('k', k),
+        nativeTensor('v', v),
+        optionalTensor('kScales', kScales),
+        optionalTensor('vScales', vScales),
         to,
-        optional('lse', lse),
-        optional('kvLens', kvLens),
+        optionalTensor('lse', lse),
+        optionalTensor('kvLens', kvLens),
         causal,
         smScale,
       ),
@@ -49,8 +103,8 @@ export const kernels = {
   },
 
   /**
-   * Softmax attention of one query per sequence (arXiv 2501.13629, equation 3; selective V: its B.2): out [batch, numQHeads,
-   * headDimVo]; `lse` is [batch, numQHeads], over all keys.
+   * Softmax attention of one query per sequence (arXiv 2501.13629, equation 3; selective V: B.2).
+   * Resolves to out, [batch, numQHeads, headDimVo].
    */
   async attentionDecode(args: AttentionDecodeArguments): Promise<Tensor> {
     checkObject('arguments', args);
@@ -67,19 +121,19 @@ export const kernels = {
       out,
       lse,
     } = args;
-    refuseNull('smScale', 'a number', smScale);
+    checkNotNull('smScale', 'a number', smScale);
     const { topK, renormalize } = checkSelectiveV(selectiveV);
     const [b, h] = axes('q', q, 3);
     return run(q, out, q?.dtype, [b, h, axes('v', v, 4)[3]], (device, to) =>
       device.attentionDecode(
-        native('q', q),
-        native('k', k),
-        native('v', v),
-        optional('kScales', kScales),
-        optional('vScales', vScales),
+        nativeTensor('q', q),
+        nativeTensor('k', k),
+        nativeTensor('v', v),
+        optionalTensor('kScales', kScales),
+        optionalTensor('vScales', vScales),
         to,
-        optional('lse', lse),
-        optional('kvLens', kvLens),
+        optionalTensor('lse', lse),
+        optionalTensor('kvLens', kvLens),
         smScale,
         numSplits,
         topK,
@@ -89,11 +143,11 @@ export const kernels = {
   },
 
   /**
-   * Symmetric quantisation of each row (the last axis) of x, f32, f16 or bf16 of 2 to 4 axes, by its largest magnitude m:
-   * scale = m / 127 for i8 or m / 448 for f8e4m3, computed in f32 and rounded up to bf16, and value = x / scale, divided in
-   * f32 and rounded to nearest, ties to even. Where m is below 2^-100, scale and values are 0. A row with a NaN or an
-   * infinity has values of 0 and the scale NaN, so that all of it reads as NaN. Resolves to `values`, of type `dtype` and the
-   * shape of x (`out` where given), and `scales`, bf16, of the shape of x without its last axis.
+   * Symmetric quantization of each row (the last axis) of x, which has 2 to 4 axes. With m the
+   * largest magnitude of the row, scale = m / 127 for i8 and m / 448 for f8e4m3, computed in f32 and
+   * rounded up to bf16. value = x / scale, divided in f32 and rounded to nearest, ties to even. If m
+   * is below 2^-100, scale and values are 0. If a row has a NaN or an infinity, its values are 0 and
+   * its scale is NaN, so that every element dequantizes to NaN.
    */
   async quantize(args: {
     x: Tensor;
@@ -101,23 +155,23 @@ export const kernels = {
     out?: Tensor;
     scales?: Tensor;
   }): Promise<{
-    /** Of type `dtype`, and the shape of x. */
+    /** Quantized elements, of type `dtype` and the shape of x; `out` if given. */
     values: Tensor;
-    /** bf16, of the shape of x without its last axis. */
+    /** bf16, with the shape of x without its last axis. */
     scales: Tensor;
   }> {
     checkObject('arguments', args);
     const { x, dtype, out, scales: given } = args;
-    native('x', x);
+    nativeTensor('x', x);
     if (dtype !== 'i8' && dtype !== 'f8e4m3') throw invalid('dtype', "'i8' or 'f8e4m3'", dtype);
-    optional('out', out);
+    optionalTensor('out', out);
     if (out !== undefined && out.dtype !== dtype)
       throw invalid('the type of out', `${dtype}, as dtype`, out.dtype);
     const scales =
-      given === undefined ? createTensor(x.device, 'bf16', x.shape.slice(0, -1), null) : given;
+      given === undefined ? Tensor.create(x.device, 'bf16', x.shape.slice(0, -1), null) : given;
     try {
       const values = await run(x, out, dtype, x.shape, (device, to) =>
-        device.quantize(native('x', x), to, native('scales', scales)),
+        device.quantize(nativeTensor('x', x), to, nativeTensor('scales', scales)),
       );
       return { values, scales };
     } catch (error) {
@@ -127,8 +181,9 @@ export const kernels = {
   },
 
   /**
-   * down( silu(x gate^T) * (x up^T) ): x [tokens, qDim], gate and up [augQ, qDim], down [qDim, augQ] -> [tokens, qDim]
-   * (arXiv 2501.13629, section 2). gate, up and down are of one type.
+   * Augmented Q: (silu(x gate^T) * (x up^T)) down^T (arXiv 2501.13629, section 2). x is [tokens,
+   * qDim], gate and up [augQ, qDim], down [qDim, augQ], the output [tokens, qDim]. gate, up and down
+   * have the same dtype.
    */
   async augmentedQ(args: {
     x: Tensor;
@@ -141,27 +196,28 @@ export const kernels = {
     const { x, gate, up, down, out } = args;
     return run(x, out, x?.dtype, [axes('x', x, 2)[0], axes('down', down, 2)[0]], (device, to) =>
       device.augmentedQ(
-        native('x', x),
-        native('gate', gate),
-        native('up', up),
-        native('down', down),
+        nativeTensor('x', x),
+        nativeTensor('gate', gate),
+        nativeTensor('up', up),
+        nativeTensor('down', down),
         to,
       ),
     );
   },
 
-  /** x weight^T: x [tokens, in], weight [out, in] -> [tokens, out]. Sums in float32. */
+  /** x weight^T. x is [tokens, in], weight [out, in], the output [tokens, out]. Sums in float32. */
   async matmul(args: { x: Tensor; weight: Tensor; out?: Tensor }): Promise<Tensor> {
     checkObject('arguments', args);
     const { x, weight, out } = args;
     return run(x, out, x?.dtype, [axes('x', x, 2)[0], axes('weight', weight, 2)[0]], (device, to) =>
-      device.matmul(native('x', x), native('weight', weight), to),
+      device.matmul(nativeTensor('x', x), nativeTensor('weight', weight), to),
     );
   },
 
   /**
-   * h / sqrt(mean(h^2) + eps) * weight (arXiv 1910.07467): x [tokens, hidden], weight [hidden]. h = x; where `residual`
-   * [tokens, hidden] is given, x is added to it in place first, and h = residual. `eps` is at least 0. -> [tokens, hidden]
+   * RMSNorm: h / sqrt(mean(h^2) + eps) * weight (arXiv 1910.07467). x and the output are [tokens,
+   * hidden], weight is [hidden], `eps` is at least 0. h = x. If `residual`, [tokens, hidden], is
+   * given, x is first added to it in place, and h = residual.
    */
   async rmsNorm(args: {
     x: Tensor;
@@ -174,37 +230,44 @@ export const kernels = {
     const { x, weight, eps, residual, out } = args;
     return run(x, out, x?.dtype, x?.shape, (device, to) =>
       device.rmsNorm(
-        native('x', x),
-        native('weight', weight),
+        nativeTensor('x', x),
+        nativeTensor('weight', weight),
         to,
-        optional('residual', residual),
+        optionalTensor('residual', residual),
         eps,
       ),
     );
   },
 
   /**
-   * Rotates the pairs (d, d + headDim/2) of each head by positions[t] theta^(-2d/headDim) radians (arXiv 2104.09864):
-   * x [tokens, heads, headDim] with headDim even, positions i32 [tokens], theta at least 1. `out`, of the type of x, may be x.
+   * Rotary position embedding: rotates each pair (d, d + headDim/2) of a head by
+   * positions[t] theta^(-2d/headDim) radians (arXiv 2104.09864). x is [tokens, heads, headDim] with
+   * an even headDim, positions i32 [tokens], theta at least 1. `out` has the dtype of x and may be x.
    */
   async rope(args: { x: Tensor; positions: Tensor; theta: number; out?: Tensor }): Promise<Tensor> {
     checkObject('arguments', args);
     const { x, positions, theta, out } = args;
     return run(x, out, x?.dtype, x?.shape, (device, to) =>
-      device.rope(native('x', x), native('positions', positions), to, theta),
+      device.rope(nativeTensor('x', x), nativeTensor('positions', positions), to, theta),
     );
   },
 
-  /** silu(gate) * up, elementwise, with silu(a) = a / (1 + exp(-a)) (arXiv 2002.05202); one shape and type. `out` may be gate or up. */
+  /**
+   * silu(gate) * up, elementwise, with silu(a) = a / (1 + exp(-a)) (arXiv 2002.05202). gate, up and
+   * the output have the same shape and dtype. `out` may be gate or up.
+   */
   async siluMul(args: { gate: Tensor; up: Tensor; out?: Tensor }): Promise<Tensor> {
     checkObject('arguments', args);
     const { gate, up, out } = args;
     return run(gate, out, gate?.dtype, gate?.shape, (device, to) =>
-      device.siluMul(native('gate', gate), native('up', up), to),
+      device.siluMul(nativeTensor('gate', gate), nativeTensor('up', up), to),
     );
   },
 
-  /** Rows of a table: table [vocab, hidden], tokens i32 [tokens], each from 0 to vocab - 1 -> [tokens, hidden]. */
+  /**
+   * Rows of a table. table is [vocab, hidden], tokens i32 [tokens] with values from 0 to vocab - 1,
+   * the output [tokens, hidden].
+   */
   async embed(args: { table: Tensor; tokens: Tensor; out?: Tensor }): Promise<Tensor> {
     checkObject('arguments', args);
     const { table, tokens, out } = args;
@@ -213,25 +276,28 @@ export const kernels = {
       out,
       table?.dtype,
       [axes('tokens', tokens, 1)[0], axes('table', table, 2)[1]],
-      (device, to) => device.embed(native('table', table), native('tokens', tokens), to),
+      (device, to) =>
+        device.embed(nativeTensor('table', table), nativeTensor('tokens', tokens), to),
     );
   },
 };
 
-function native(name: string, value: Tensor): NativeTensor {
-  if (!isTensor(value)) throw invalid(name, 'a tensor', value);
-  return nativeTensor(value);
+function nativeTensor(name: string, value: Tensor): NativeTensor {
+  if (!(value instanceof Tensor)) throw invalid(name, 'a tensor', value);
+  return value[native];
 }
 
-function optional(name: string, value: Tensor | undefined): NativeTensor | undefined {
-  return value === undefined ? undefined : native(name, value);
+function optionalTensor(name: string, value: Tensor | undefined): NativeTensor | undefined {
+  return value === undefined ? undefined : nativeTensor(name, value);
 }
 
-// The sizes from which the shape of the output is made. The addon checks that all shapes fit.
+// Returns the shape of an input, from which that of the output is made. The addon checks that the
+// shapes of all arguments match.
 function axes(name: string, value: Tensor, rank: number): readonly number[] {
-  native(name, value);
-  if (value.shape.length !== rank)
+  nativeTensor(name, value);
+  if (value.shape.length !== rank) {
     throw invalid(`the shape of ${name}`, `of ${rank} axes`, `[${value.shape.join(', ')}]`);
+  }
   return value.shape;
 }
 
@@ -242,14 +308,27 @@ async function run(
   shape: readonly (number | undefined)[],
   call: (device: NativeDevice, out: NativeTensor) => Promise<void>,
 ): Promise<Tensor> {
-  native('the first tensor', first);
-  const to = out === undefined ? createTensor(first.device, dtype, shape as number[], null) : out;
+  nativeTensor('the first tensor', first);
+  const to = out === undefined ? Tensor.create(first.device, dtype, shape as number[], null) : out;
   try {
-    const nativeOut = native('out', to);
-    await awaitNative(() => call(nativeDevice(first.device), nativeOut));
+    const nativeOut = nativeTensor('out', to);
+    await awaitNative(() => call(first.device[native], nativeOut));
   } catch (error) {
     if (out === undefined) to.dispose();
     throw error;
   }
   return to;
+}
+
+/** Converts `selectiveV` to the two values of the addon. topK 0 means off. */
+export function checkSelectiveV(selectiveV: SelectiveV | undefined): {
+  topK: number;
+  renormalize: boolean;
+} {
+  if (selectiveV === undefined) return { topK: 0, renormalize: false };
+  checkObject('selectiveV', selectiveV);
+  const { topK, renormalize = false } = selectiveV;
+  checkInteger('selectiveV.topK', topK, 1);
+  checkBoolean('selectiveV.renormalize', renormalize);
+  return { topK, renormalize };
 }

@@ -1,156 +1,161 @@
 import { join } from 'node:path';
 import { throwIfAborted, withCancel } from './abort';
 import type { NativeModel, NativeModelConfig, NativeModelOptions } from './addon';
-import { Device, type DeviceId, nativeDevice, openDevice } from './device';
+import { Device, type DeviceId, openDevice } from './device';
 import {
   awaitNative,
   callNative,
+  checkCallback,
   checkInteger,
+  checkNotNull,
   checkObject,
-  DiffqkvError,
   invalid,
-  refuseNull,
+  invalidArgument,
 } from './errors';
 import { type GenerateOptions, generate, type Prompt } from './generate';
 import type { Generation } from './generation';
+import { native } from './internal';
 import { packageRoot } from './paths';
 import { presets } from './presets';
+import { checkSeed } from './sampling';
 import { Scheduler } from './scheduler';
-import { createSession, nativeSessionOptions, type Session, type SessionOptions } from './session';
+import { nativeSessionOptions, Session, type SessionOptions } from './session';
 import type { DType } from './tensor';
 import { Tokenizer } from './tokenizer';
 
 /**
- * A model's shape, in this project's words, whatever config.json calls it. A Llama is the case numKHeads = numVHeads.
+ * A model's shape, in this project's terms, whatever config.json calls it. A Llama model is the case
+ * numKHeads = numVHeads.
  * @interface
  */
 export type ModelConfig = Readonly<NativeModelConfig>;
 
-/** Where a model goes. */
+/** Options of {@link Model.load} and {@link Model.random}: the device, the dtype, cache limits. */
 export interface ModelOptions {
-  /** An open device, which stays open when the model is disposed, or the id of one, which closes with it. Default 'auto'. */
+  /**
+   * An open device, which stays open when the model is disposed of, or the id of a device to open,
+   * which the model disposes of with itself. Default 'auto'.
+   */
   device?: Device | DeviceId;
-  /** Type of weights and activations: 'f32', 'f16' or 'bf16'. Default: the checkpoint's. */
+  /** Type of weights and activations: 'f32', 'f16' or 'bf16'. Default: the checkpoint's type. */
   dtype?: DType;
   /**
-   * The most bytes of pages that all sessions may use together. Past it, whoever asks for more gets ERR_KV_CACHE_FULL. Memory is
-   * taken in slabs of 8 pages for each pair of cache types, so that it may be somewhat more. Default: as much as the device has.
+   * Maximum bytes of KV cache pages in use, for all sessions and the prefix cache together. A call
+   * that needs more rejects with ERR_KV_CACHE_FULL. Pages are allocated in slabs of 8 for each pair
+   * of cache types, so allocated memory may exceed the limit. Default: limited by the device's
+   * memory only.
    */
   kvCacheBytes?: number;
   /**
-   * Of those, how many the prefix cache may keep: pages of 64 tokens that outlive their sessions, so that a prompt which begins
-   * as an earlier one did skips their prefill. What is skipped is not computed again, so that logits may differ in the last bits
-   * from those of a whole prefill. Default 0: no prefix cache.
+   * Maximum bytes, out of kvCacheBytes, of pages that the prefix cache keeps after their sessions
+   * are disposed of. A prompt that begins like an earlier one skips the prefill of the kept pages
+   * (64 tokens each). Its logits may differ in the last bits from those of a full prefill. Default
+   * 0: no prefix cache.
    */
   prefixCacheBytes?: number;
 }
 
-/** The KV caches of a model's sessions, taken together. */
+/** Use of the KV cache by all sessions of a model. */
 export interface KvCacheUsage {
-  /** Tokens that a page holds. */
+  /** Tokens per page. */
   pageTokens: number;
-  /** Pages in use, each counted once whoever shares it. */
+  /** Pages in use. A shared page counts once. */
   pages: number;
-  /** Of those, how many the prefix cache keeps. */
+  /** Pages in use that the prefix cache keeps. */
   prefixPages: number;
-  /** Bytes of the pages in use, K and V. */
+  /** Bytes of the pages in use, K and V together. */
   bytes: number;
-  /** The limit, where one was given. */
+  /** The limit `kvCacheBytes`; absent if it was not set. */
   maxBytes?: number;
 }
 
-/** How {@link Model.load} loads. */
+/** Options of {@link Model.load}. */
 export interface LoadOptions extends ModelOptions {
-  /** Called as weights come in. What it throws ends the load, as its error. */
+  /** Called as weights are loaded. If it throws, the load rejects with that error. */
   onProgress?: (progress: { loadedBytes: number; totalBytes: number }) => void;
-  /** Ends the load: it rejects with code ABORT_ERR. */
+  /** Aborts the load, which rejects with ABORT_ERR. */
   signal?: AbortSignal;
 }
 
-/** The directory of the embedded model: a small Sigma that writes command-line help pages. */
+/** Directory of the embedded model, a small Sigma model that writes help pages of commands. */
 export const defaultModelDirectory: string = join(packageRoot, 'models', 'sigma-tldr');
 
-export let scheduler: (model: Model) => Scheduler;
-
 /**
- * A model on a device. Its weights do not change; any number of sessions share them. Use after `dispose`, or after its device's,
- * is ERR_DISPOSED.
+ * A model on a device. Its weights do not change, and any number of sessions share them. After
+ * `dispose`, or after its device is disposed of, methods throw or reject with ERR_DISPOSED.
  */
 export class Model implements Disposable {
-  /** Its shape, as config.json gives it. */
+  /** The shape, read from config.json. */
   readonly config: ModelConfig;
-  /** Where it runs. */
+  /** The device of the weights and of all sessions. */
   readonly device: Device;
-  /** Null where the directory has no tokenizer.json, and for random models. */
+  /** Null if the directory has no tokenizer.json, and for random models. */
   readonly tokenizer: Tokenizer | null;
   /** Type of weights and activations. */
   readonly dtype: DType;
-  /** Parameters of the checkpoint; a tied embedding counts once. */
+  /** Number of parameters in the checkpoint. A tied embedding counts once. */
   readonly numParameters: number;
-  /** Bytes that the weights take in device memory. */
+  /** Bytes of the weights in device memory. */
   readonly weightBytes: number;
   readonly #native: NativeModel;
   readonly #ownsDevice: boolean;
   readonly #scheduler: Scheduler;
 
-  static {
-    scheduler = (model) => model.#scheduler;
-  }
-
   private constructor(
-    native: NativeModel,
-    device: Device,
-    ownsDevice: boolean,
+    model: NativeModel,
+    { device, ownsDevice }: DeviceOfModel,
     tokenizer: Tokenizer | null,
   ) {
-    this.#native = native;
+    this.#native = model;
     this.#ownsDevice = ownsDevice;
-    this.#scheduler = new Scheduler((turns) => native.step(turns));
+    this.#scheduler = new Scheduler((items) => model.step(items));
     this.device = device;
     this.tokenizer = tokenizer;
-    this.config = Object.freeze(native.config);
-    this.dtype = native.dtype;
-    this.numParameters = native.numParameters;
-    this.weightBytes = native.weightBytes;
+    this.config = Object.freeze(model.config);
+    this.dtype = model.dtype;
+    this.numParameters = model.numParameters;
+    this.weightBytes = model.weightBytes;
   }
 
   /**
-   * Loads a checkpoint in Hugging Face form: config.json, model.safetensors or its index and shards, and where they are
-   * there tokenizer.json and tokenizer_config.json. Rejects with ERR_INVALID_CHECKPOINT (names file and tensor),
-   * ERR_UNSUPPORTED_MODEL, ERR_OUT_OF_MEMORY, ERR_DEVICE_UNAVAILABLE, ABORT_ERR.
+   * Loads a checkpoint in Hugging Face format: config.json, model.safetensors (or its index and
+   * shards), and, if present, tokenizer.json, tokenizer_config.json and chat_template.jinja. Rejects
+   * with ERR_INVALID_ARGUMENT, ERR_INVALID_CHECKPOINT (the message names file and tensor),
+   * ERR_UNSUPPORTED_MODEL, ERR_OUT_OF_MEMORY, ERR_DEVICE_UNAVAILABLE or ABORT_ERR.
    */
   static async load(directory: string, options: LoadOptions = {}): Promise<Model> {
-    if (typeof directory !== 'string' || directory === '')
+    if (typeof directory !== 'string' || directory === '') {
       throw invalid('directory', 'a path', directory);
+    }
     checkObject('options', options);
     const { onProgress, signal } = options;
     const nativeOptions = nativeModelOptions(options);
-    if (onProgress !== undefined && typeof onProgress !== 'function')
-      throw invalid('onProgress', 'a function', onProgress);
+    checkCallback('onProgress', onProgress);
     throwIfAborted(signal);
     const report =
       onProgress &&
       ((loadedBytes: number, totalBytes: number) => onProgress({ loadedBytes, totalBytes }));
-    return Model.#onDevice(options.device, async (device, ownsDevice) => {
-      const native = await withCancel(signal, (cancel) =>
-        nativeDevice(device).loadModel(directory, nativeOptions, report, cancel),
+    return Model.#onDevice(options.device, async (where) => {
+      const model = await withCancel(signal, (cancel) =>
+        where.device[native].loadModel(directory, nativeOptions, report, cancel),
       );
       try {
         const tokenizer = await Tokenizer.fromDirectory(directory);
         throwIfAborted(signal);
-        return callNative(() => new Model(native, device, ownsDevice, tokenizer));
+        return callNative(() => new Model(model, where, tokenizer));
       } catch (error) {
-        native.dispose();
+        model.dispose();
         throw error;
       }
     });
   }
 
   /**
-   * A model with random weights, for benchmarks: `config` is an object as in config.json, or the name of one of the
-   * paper's models (arXiv 2501.13629, tables 2 and 14). `seed`: an integer in [0, 2^64), default 0; the same seed gives the
-   * same weights. Rejects with ERR_INVALID_ARGUMENT, ERR_INVALID_CHECKPOINT or ERR_UNSUPPORTED_MODEL (what is wrong with the
-   * config), ERR_OUT_OF_MEMORY, ERR_DEVICE_UNAVAILABLE.
+   * Creates a model with random weights, for benchmarks. `config` is an object with the fields of
+   * config.json, or the name of a model of the paper (arXiv 2501.13629, tables 2 and 14). `seed` is
+   * an integer from 0 to 2^64 - 1, by default 0; the same seed gives the same weights. Rejects with
+   * ERR_INVALID_ARGUMENT, ERR_INVALID_CHECKPOINT or ERR_UNSUPPORTED_MODEL if the config is invalid,
+   * ERR_OUT_OF_MEMORY, ERR_DEVICE_UNAVAILABLE.
    */
   static async random(
     config: keyof typeof presets | Record<string, unknown>,
@@ -158,91 +163,95 @@ export class Model implements Disposable {
   ): Promise<Model> {
     const json = configJson(config);
     checkObject('options', options);
-    const { seed = 0 } = options;
+    const seed = checkSeed(options.seed === undefined ? 0 : options.seed);
     const nativeOptions = nativeModelOptions(options);
-    if (typeof seed !== 'bigint' && !Number.isSafeInteger(seed))
-      throw invalid('seed', 'an integer from 0 to 2^64 - 1', seed);
-    return Model.#onDevice(options.device, async (device, ownsDevice) => {
-      const native = await awaitNative(() =>
-        nativeDevice(device).randomModel(json, nativeOptions, BigInt(seed)),
+    return Model.#onDevice(options.device, async (where) => {
+      const model = await awaitNative(() =>
+        where.device[native].randomModel(json, nativeOptions, seed),
       );
-      return callNative(() => new Model(native, device, ownsDevice, null));
+      return callNative(() => new Model(model, where, null));
     });
   }
 
   static async #onDevice(
-    where: Device | DeviceId | undefined,
-    make: (device: Device, owns: boolean) => Promise<Model>,
+    device: Device | DeviceId | undefined,
+    create: (where: DeviceOfModel) => Promise<Model>,
   ): Promise<Model> {
-    if (where instanceof Device) return make(where, false);
-    const device = await openDevice(where);
+    if (device instanceof Device) return create({ device, ownsDevice: false });
+    const opened = await openDevice(device);
     try {
-      return await make(device, true);
+      return await create({ device: opened, ownsDevice: true });
     } catch (error) {
-      device.dispose();
+      opened.dispose();
       throw error;
     }
   }
 
-  /** Starts a sequence with an empty cache. ERR_INVALID_ARGUMENT, ERR_OUT_OF_MEMORY, ERR_DISPOSED. */
+  /**
+   * Creates a sequence with an empty KV cache. Rejects with ERR_INVALID_ARGUMENT, ERR_OUT_OF_MEMORY
+   * or ERR_DISPOSED.
+   */
   async createSession(options: SessionOptions = {}): Promise<Session> {
-    const native = nativeSessionOptions(options);
-    return createSession(this, await awaitNative(() => this.#native.createSession(native)));
+    const nativeOptions = nativeSessionOptions(options);
+    const session = await awaitNative(() => this.#native.createSession(nativeOptions));
+    return Session.create(this, session);
   }
 
-  /** What the caches of all sessions take now. */
+  /** Current use of the KV cache by all sessions of this model. */
   get kvCache(): KvCacheUsage {
     return callNative(() => this.#native.kvCache);
   }
 
   /**
-   * Writes on from a prompt: iterate over the result for tokens and text as they come, or await its `result`. Never throws
-   * by itself: what is wrong with the arguments is the error of the generation (ERR_INVALID_ARGUMENT;
-   * ERR_UNSUPPORTED_MODEL for messages without a chat template), and so is ERR_KV_CACHE_FULL for a prompt that is too long,
-   * ERR_OUT_OF_MEMORY, ERR_DISPOSED. Generations of a model that run at once are batched.
+   * Generates tokens that continue a prompt. Iterate over the returned object for tokens and text,
+   * or await its `result`. Concurrent generations of a model are batched. This method never throws.
+   * The generation fails with ERR_INVALID_ARGUMENT if an argument is invalid, ERR_UNSUPPORTED_MODEL
+   * if the prompt is messages and the checkpoint has no chat template, ERR_KV_CACHE_FULL if the
+   * prompt is too long, ERR_OUT_OF_MEMORY, ERR_DISPOSED.
    */
   generate(prompt: Prompt, options?: GenerateOptions): Generation {
-    return generate(this, prompt, options);
+    return generate(this, this.#scheduler, prompt, options);
   }
 
-  /** Frees the weights, the sessions and a device of its own, once the calls that were made are done. Again: does nothing. */
+  /**
+   * Frees the weights, the sessions, and the device if the model opened it, after earlier calls are
+   * done. A second call does nothing.
+   */
   dispose(): void {
     this.#native.dispose();
     if (this.#ownsDevice) this.device.dispose();
   }
 
-  /** `dispose`, for `using`. */
+  /** Calls `dispose`. */
   [Symbol.dispose](): void {
     this.dispose();
   }
 }
 
-function nativeModelOptions({
-  dtype,
-  kvCacheBytes,
-  prefixCacheBytes,
-}: ModelOptions): NativeModelOptions {
-  refuseNull('dtype', "'f32', 'f16' or 'bf16'", dtype);
-  if (kvCacheBytes !== undefined)
-    checkInteger('kvCacheBytes', kvCacheBytes, 0, Number.MAX_SAFE_INTEGER);
-  if (prefixCacheBytes !== undefined)
-    checkInteger('prefixCacheBytes', prefixCacheBytes, 0, Number.MAX_SAFE_INTEGER);
+interface DeviceOfModel {
+  device: Device;
+  ownsDevice: boolean;
+}
+
+function nativeModelOptions(options: ModelOptions): NativeModelOptions {
+  const { dtype, kvCacheBytes, prefixCacheBytes } = options;
+  checkNotNull('dtype', "'f32', 'f16' or 'bf16'", dtype);
+  if (kvCacheBytes !== undefined) checkInteger('kvCacheBytes', kvCacheBytes, 0);
+  if (prefixCacheBytes !== undefined) checkInteger('prefixCacheBytes', prefixCacheBytes, 0);
   return { dtype, kvCacheBytes, prefixCacheBytes };
 }
 
 function configJson(config: unknown): string {
   if (typeof config === 'string') {
-    if (!Object.hasOwn(presets, config))
+    if (!Object.hasOwn(presets, config)) {
       throw invalid('config', `an object, or one of ${Object.keys(presets).join(', ')}`, config);
+    }
     return JSON.stringify(presets[config as keyof typeof presets]);
   }
   checkObject('config', config);
   try {
     return JSON.stringify(config);
   } catch (error) {
-    throw new DiffqkvError(
-      'ERR_INVALID_ARGUMENT',
-      `config is not JSON: ${(error as Error).message}`,
-    );
+    throw invalidArgument(`config cannot be written as JSON: ${(error as Error).message}`);
   }
 }

@@ -3,32 +3,44 @@ import type { NativeSampling } from './addon';
 import { invalid } from './errors';
 
 /**
- * How the next token is drawn from the logits, in this order: repetition penalty, temperature, topK, topP, minP, then one
- * random number. What is out of range is ERR_INVALID_ARGUMENT.
+ * How the next token is drawn from the logits. The steps are applied in this order: repetition
+ * penalty, temperature, topK, topP, minP, then one random number. A value out of range is
+ * ERR_INVALID_ARGUMENT.
  */
 export interface SamplingOptions {
-  /** 0 (the default) takes the most likely token; above 0, up to 1e6, the logits are divided by it. */
+  /**
+   * Divides the logits, from 0 to 1e6. 0, the default, is greedy: it selects the most likely token.
+   */
   temperature?: number;
-  /** Only the `topK` most likely tokens, an integer; 0 (the default) for all. */
+  /** Keep only the `topK` most likely tokens: an integer. Default 0: keep all. */
   topK?: number;
-  /** Only the most likely tokens whose probabilities add up to `topP`, in (0, 1] (arXiv 1904.09751). Default 1. */
+  /**
+   * Keep only the most likely tokens whose probabilities add up to `topP`, above 0 and at most 1
+   * (arXiv 1904.09751). Default 1: keep all.
+   */
   topP?: number;
-  /** Only tokens at least `minP` times as likely as the most likely one, in [0, 1] (arXiv 2407.01082). Default 0. */
+  /**
+   * Keep only tokens whose probability is at least `minP` times the highest one, from 0 to 1
+   * (arXiv 2407.01082). Default 0: keep all.
+   */
   minP?: number;
   /**
-   * Logits of tokens already in the sequence are divided (where positive) or multiplied by it (arXiv 1909.05858); from 1e-6 to
-   * 1e6, and 1 (the default) is off.
+   * For tokens that are in the sequence already: divides a positive logit, multiplies a negative
+   * one (arXiv 1909.05858). From 1e-6 to 1e6. Default 1: no penalty.
    */
   repetitionPenalty?: number;
-  /** The same seed (the key of Philox-4x32-10) gives the same tokens on the same device: an integer in [0, 2^64). Default: a random one. */
+  /**
+   * Key of the Philox-4x32-10 generator: an integer from 0 to 2^64 - 1. The same seed gives the
+   * same tokens on the same device. Default: random.
+   */
   seed?: number | bigint;
 }
 
 const MAX_SEED = 2n ** 64n - 1n;
-const MAX_FACTOR = 1e6; // far past any use, and within float32, in which devices sample
+const MAX_FACTOR = 1e6; // within float32, the type in which devices sample
 const MAX_TOP_K = 2 ** 31 - 1;
 
-/** Checks the options and fills in the defaults. Throws ERR_INVALID_ARGUMENT with the value and its limit. */
+/** Checks the options and fills in the defaults. Throws ERR_INVALID_ARGUMENT. */
 export function resolveSampling(options: SamplingOptions): NativeSampling {
   const { temperature = 0, topK = 0, topP = 1, minP = 0, repetitionPenalty = 1, seed } = options;
   check(
@@ -51,19 +63,27 @@ export function resolveSampling(options: SamplingOptions): NativeSampling {
     () => repetitionPenalty >= 1 / MAX_FACTOR && repetitionPenalty <= MAX_FACTOR,
     `a number from ${1 / MAX_FACTOR} to ${MAX_FACTOR} (1: off)`,
   );
-  return { temperature, topK, topP, minP, repetitionPenalty, seed: resolveSeed(seed) };
+  const random = () => randomBytes(8).readBigUInt64LE();
+  return {
+    temperature,
+    topK,
+    topP,
+    minP,
+    repetitionPenalty,
+    seed: seed === undefined ? random() : checkSeed(seed),
+  };
 }
 
-function check(name: string, value: unknown, valid: () => boolean, wanted: string): void {
-  // The type first: comparisons coerce ('0.5' > 0), and throw an error of their own for a symbol.
-  if (typeof value !== 'number' || !valid()) throw invalid(name, wanted, value);
-}
-
-function resolveSeed(seed: number | bigint | undefined): bigint {
-  if (seed === undefined) return randomBytes(8).readBigUInt64LE();
+/** Converts a seed to 64 bits. Throws ERR_INVALID_ARGUMENT. */
+export function checkSeed(seed: number | bigint): bigint {
   if (typeof seed === 'bigint' || Number.isSafeInteger(seed)) {
     const value = BigInt(seed);
     if (value >= 0n && value <= MAX_SEED) return value;
   }
-  throw invalid('seed', 'an integer from 0 to 2^64 - 1 (above 2^53 - 1 a bigint)', seed);
+  throw invalid('seed', 'an integer from 0 to 2^64 - 1 (a bigint above 2^53 - 1)', seed);
+}
+
+function check(name: string, value: unknown, isValid: () => boolean, expected: string): void {
+  // The type first: comparisons coerce ('0.5' > 0) and throw a TypeError for a symbol.
+  if (typeof value !== 'number' || !isValid()) throw invalid(name, expected, value);
 }

@@ -1,149 +1,151 @@
 import { throwIfAborted } from './abort';
 import {
   addon,
+  type NativeBatchItem,
+  type NativeBatchResult,
   type NativeSampling,
   type NativeSession,
-  type NativeTurn,
-  type NativeTurnResult,
 } from './addon';
-import { awaitNative, callNative, DiffqkvError, translate } from './errors';
+import { aborted, awaitNative, callNative, translate } from './errors';
 
-/** Tokens to be appended to a session, and one to be drawn after them: after a prompt, or after the last token drawn. */
-export interface TurnRequest {
+/** Tokens to append to a session, and whether to draw the token that follows them. */
+export interface BatchRequest {
   session: NativeSession;
-  /** Appended to the session. One token is a step of decoding; more are a prompt. */
+  /** One token is a decoding step; more are a prompt. */
   tokens: Int32Array;
-  /** None: no token is drawn, and -1 stands for it. */
+  /** If undefined, no token is drawn, and -1 is returned. */
   sampling?: NativeSampling;
-  /** Counts the tokens that a generation has drawn, from 0. */
+  /** Number of tokens that the generation has drawn before. */
   draw: number;
-  /** End the turn with ABORT_ERR, before its step or within the prompt. */
+  /** Reject the request with ABORT_ERR, before its step or within the prompt. */
   signals?: readonly AbortSignal[];
-  /** Hears of each part of a prompt that is done; what it throws ends the turn. */
+  /** Called after each chunk of a prompt. If it throws, the request rejects with that error. */
   onProgress?: (doneTokens: number, totalTokens: number) => void;
 }
 
-interface Waiting extends TurnRequest {
-  cancel: NativeTurn['cancel'];
+interface PendingRequest extends BatchRequest {
+  cancel: NativeBatchItem['cancel'];
+  /** Tokens that are in the session. */
   done: number;
   settle(outcome: { token: number } | { error: unknown }): void;
 }
 
 /**
- * Continuous batching: the generations of a model that run at once advance together. A step is the next token of each
- * that waits for one, and one chunk of the prompt that came first; whoever comes while it runs is in the next.
+ * Continuous batching: concurrent generations of a model advance together. A batch step has the
+ * next token of every generation that waits for one, and one chunk of the prompt that came first.
+ * Requests that arrive during a step join the next one.
  */
 export class Scheduler {
-  readonly #step: (turns: NativeTurn[]) => Promise<NativeTurnResult[]>;
-  #waiting: Waiting[] = [];
-  #active = false;
+  readonly #step: (items: NativeBatchItem[]) => Promise<NativeBatchResult[]>;
+  #pending: PendingRequest[] = [];
+  #running = false;
 
-  constructor(step: (turns: NativeTurn[]) => Promise<NativeTurnResult[]>) {
+  constructor(step: (items: NativeBatchItem[]) => Promise<NativeBatchResult[]>) {
     this.#step = step;
   }
 
-  /** Resolves to the token drawn. Where it rejects, the session is as it was. */
-  async next(request: TurnRequest): Promise<number> {
+  /** Resolves to the token drawn. If it rejects, the session is unchanged. */
+  async next(request: BatchRequest): Promise<number> {
     const { signals = [] } = request;
     throwIfAborted(signals);
     const cancel = signals.length > 0 ? callNative(() => addon().createCancel()) : undefined;
     let onAbort: (() => void) | undefined;
     try {
       return await new Promise<number>((resolve, reject) => {
-        const settle: Waiting['settle'] = (outcome) =>
+        const settle: PendingRequest['settle'] = (outcome) =>
           'error' in outcome ? reject(outcome.error) : resolve(outcome.token);
-        const turn: Waiting = { ...request, cancel, done: 0, settle };
+        const pending: PendingRequest = { ...request, cancel, done: 0, settle };
         onAbort = () => {
           cancel?.cancel();
-          const index = this.#waiting.indexOf(turn);
-          if (index < 0) return; // its step runs, and sees the flag
-          this.#waiting.splice(index, 1);
-          void this.#fail(turn, new DiffqkvError('ABORT_ERR', 'the generation was aborted'));
+          const index = this.#pending.indexOf(pending);
+          if (index < 0) return; // its step is running and checks `cancel`
+          this.#pending.splice(index, 1);
+          void this.#fail(pending, aborted('during the generation'));
         };
         for (const signal of signals) signal.addEventListener('abort', onAbort);
-        this.#waiting.push(turn);
-        this.#wake();
+        this.#pending.push(pending);
+        this.#schedule();
       });
     } finally {
       if (onAbort) for (const signal of signals) signal.removeEventListener('abort', onAbort);
     }
   }
 
-  #wake(): void {
-    if (this.#active || this.#waiting.length === 0) return;
-    this.#active = true;
-    // Not at once: all that the last step has let go on asks for its next token first.
+  #schedule(): void {
+    if (this.#running || this.#pending.length === 0) return;
+    this.#running = true;
+    // Deferred, so that the generations of the last step request their next tokens first.
     setImmediate(() => void this.#run());
   }
 
   async #run(): Promise<void> {
-    const turns = this.#take();
-    const native = turns.map(({ session, tokens, done, sampling, draw, cancel }) => {
+    const batch = this.#nextBatch();
+    const items = batch.map(({ session, tokens, done, sampling, draw, cancel }) => {
       return { session, tokens: tokens.subarray(done), sampling, draw, cancel };
     });
     try {
-      const results = turns.length > 0 ? await awaitNative(() => this.#step(native)) : [];
-      turns.forEach((turn, i) => {
-        this.#settle(turn, results[i] as NativeTurnResult);
+      const results = batch.length > 0 ? await awaitNative(() => this.#step(items)) : [];
+      batch.forEach((request, i) => {
+        this.#finish(request, results[i] as NativeBatchResult);
       });
     } catch (error) {
-      for (const turn of turns) void this.#fail(turn, error);
+      for (const request of batch) void this.#fail(request, error);
     }
-    this.#active = false;
-    this.#wake();
+    this.#running = false;
+    this.#schedule();
   }
 
-  /** The turns of the next step, out of those that wait. */
-  #take(): Waiting[] {
-    const taken: Waiting[] = [];
-    const left: Waiting[] = [];
+  /** Removes the requests of the next step from the pending ones. */
+  #nextBatch(): PendingRequest[] {
+    const batch: PendingRequest[] = [];
+    const later: PendingRequest[] = [];
     let hasPrompt = false;
-    for (const turn of this.#waiting) {
-      const isPrompt = turn.tokens.length - turn.done > 1;
+    for (const request of this.#pending) {
+      const isPrompt = request.tokens.length - request.done > 1;
       if (isPrompt && hasPrompt) {
-        left.push(turn);
+        later.push(request);
         continue;
       }
       try {
-        turn.session.kvLen; // a session that was disposed meanwhile is its own turn's error
+        request.session.kvLen; // throws if the session was disposed: only this request fails
       } catch (error) {
-        turn.settle({ error: translate(error) });
+        request.settle({ error: translate(error) });
         continue;
       }
       hasPrompt ||= isPrompt;
-      taken.push(turn);
+      batch.push(request);
     }
-    this.#waiting = left;
-    return taken;
+    this.#pending = later;
+    return batch;
   }
 
-  #settle(turn: Waiting, result: NativeTurnResult): void {
-    turn.done += result.consumed;
+  #finish(request: PendingRequest, result: NativeBatchResult): void {
+    request.done += result.consumed;
     if (result.error !== undefined) {
-      void this.#fail(turn, translate(result.error));
+      void this.#fail(request, translate(result.error));
       return;
     }
     try {
-      turn.onProgress?.(turn.done, turn.tokens.length);
+      request.onProgress?.(request.done, request.tokens.length);
     } catch (error) {
-      void this.#fail(turn, error);
+      void this.#fail(request, error);
       return;
     }
-    if (turn.done === turn.tokens.length) {
-      turn.settle({ token: result.token ?? -1 });
+    if (request.done === request.tokens.length) {
+      request.settle({ token: result.token ?? -1 });
       return;
     }
-    this.#waiting.unshift(turn); // the rest of the prompt, before all that came later
+    this.#pending.unshift(request); // the rest of the prompt comes before later prompts
   }
 
-  /** Takes back the parts of the prompt that were done. */
-  async #fail(turn: Waiting, error: unknown): Promise<void> {
+  /** Removes the chunks of the prompt that are in the session, then rejects the request. */
+  async #fail(request: PendingRequest, error: unknown): Promise<void> {
+    const { session, done } = request;
     try {
-      if (turn.done > 0)
-        await awaitNative(() => turn.session.truncate(turn.session.kvLen - turn.done));
+      if (done > 0) await awaitNative(() => session.truncate(session.kvLen - done));
     } catch {
-      // disposed, or the device is lost: there is nothing to take back
+      // The session is disposed or the device is lost, so its tokens no longer matter.
     }
-    turn.settle({ error });
+    request.settle({ error });
   }
 }

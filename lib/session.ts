@@ -1,74 +1,94 @@
 import { withCancel } from './abort';
 import type { NativeSession, NativeSessionOptions } from './addon';
-import { awaitNative, callNative, checkInteger, checkObject, invalid, refuseNull } from './errors';
+import {
+  awaitNative,
+  callNative,
+  checkInteger,
+  checkNotNull,
+  checkObject,
+  invalid,
+} from './errors';
+import { native } from './internal';
 import { checkSelectiveV, type SelectiveV } from './kernels';
 import type { Model } from './model';
 import type { DType } from './tensor';
 
-/** How `model.createSession` sets up a sequence. */
+/** Options of {@link Model.createSession}. */
 export interface SessionOptions {
-  /** The most tokens that the cache may hold; memory is taken as it fills. Default: the config's maxPositionEmbeddings. */
+  /**
+   * Maximum number of tokens in the cache: an integer of at least 1. Memory is allocated as the
+   * cache grows. Default: the model's `maxPositionEmbeddings`.
+   */
   maxKvLen?: number;
   /**
-   * Element type of the K cache: 'f32', 'f16', 'bf16', or 'i8' or 'f8e4m3', quantised as tokens are appended, with one scale per
-   * token and head. Default: the model's.
+   * Element type of the K cache: 'f32', 'f16', 'bf16', 'i8' or 'f8e4m3'. The last two are quantized
+   * as tokens are appended, with one scale per token and head. Default: the model's dtype.
    */
   kType?: DType;
-  /** The same of the V cache; any pair goes together. Default: the model's. */
+  /** The same for the V cache. K and V may have different types. Default: the model's dtype. */
   vType?: DType;
-  /** Fetch only the V rows of the highest scores, for every query of this session. */
+  /** Read only the V rows of the highest scores of each query, in prefill too. Default: all. */
   selectiveV?: SelectiveV;
 }
 
-export let nativeSession: (session: Session) => NativeSession;
-export let isSession: (value: unknown) => value is Session;
-export let createSession: (model: Model, native: NativeSession) => Session;
-
 /**
- * One sequence of a model: its KV cache. Made by {@link Model.createSession}. Calls on it run in the order in which they were
- * made. Use after `dispose` is ERR_DISPOSED.
+ * One sequence of a model, with its KV cache. Created by {@link Model.createSession}. Calls run in
+ * the order in which they were made. Methods throw or reject with ERR_DISPOSED after `dispose`.
  */
 export class Session implements Disposable {
-  /** The model that it is a sequence of. */
+  /** The model of this sequence. */
   readonly model: Model;
   readonly #native: NativeSession;
 
-  static {
-    nativeSession = (session) => session.#native;
-    isSession = (value): value is Session =>
-      typeof value === 'object' && value !== null && #native in value;
-    createSession = (model, native) => new Session(model, native);
-  }
-
-  private constructor(model: Model, native: NativeSession) {
+  private constructor(model: Model, session: NativeSession) {
     this.model = model;
-    this.#native = native;
+    this.#native = session;
   }
 
-  /** Tokens in the cache, after the calls that are done. */
+  /** @internal */
+  static create(model: Model, session: NativeSession): Session {
+    return new Session(model, session);
+  }
+
+  /**
+   * True only for an object that this class created. A Proxy of a session, or another object with
+   * this prototype, has no native session.
+   * @internal
+   */
+  static [Symbol.hasInstance](value: unknown): value is Session {
+    return typeof value === 'object' && value !== null && #native in value;
+  }
+
+  /** @internal */
+  get [native](): NativeSession {
+    return this.#native;
+  }
+
+  /** Number of tokens in the cache, after the calls that are done. */
   get kvLen(): number {
     return callNative(() => this.#native.kvLen);
   }
 
-  /** The most tokens that the cache may hold. */
+  /** Maximum number of tokens in the cache. */
   get maxKvLen(): number {
     return callNative(() => this.#native.maxKvLen);
   }
 
-  /** Bytes of the pages that the cache holds now, K and V apart; pages shared with forks count in full. */
+  /** Bytes of the cache's pages, for K and V separately. Pages shared with forks count in full. */
   get kvCacheBytes(): {
-    /** Of K. */
+    /** Bytes of K pages. */
     k: number;
-    /** Of V. */
+    /** Bytes of V pages. */
     v: number;
   } {
     return callNative(() => ({ k: this.#native.kCacheBytes, v: this.#native.vCacheBytes }));
   }
 
   /**
-   * Appends tokens (at least one) to the cache and resolves to the logits of the last one, float32 [vocabSize]. Long
-   * prompts run in chunks; `signal` ends the call within one, with ABORT_ERR. On any error the cache is as it was:
-   * ERR_INVALID_ARGUMENT (a token outside the vocabulary), ERR_KV_CACHE_FULL, ERR_OUT_OF_MEMORY, ERR_DISPOSED.
+   * Appends tokens (at least one, each from 0 to vocabSize - 1) to the cache and resolves to the
+   * logits of the last one, float32 [vocabSize]. Long prompts run in chunks. `signal` makes the
+   * call reject with ABORT_ERR within one chunk. Also rejects with ERR_INVALID_ARGUMENT,
+   * ERR_KV_CACHE_FULL, ERR_OUT_OF_MEMORY or ERR_DISPOSED. After any error the cache is unchanged.
    */
   async prefill(
     tokens: readonly number[] | Int32Array | Uint32Array,
@@ -81,7 +101,10 @@ export class Session implements Disposable {
     return logits;
   }
 
-  /** The same for one more token, from 0 to vocabSize - 1. */
+  /**
+   * Appends one token, from 0 to vocabSize - 1, and resolves to its logits, float32 [vocabSize].
+   * Rejects like `prefill`.
+   */
   async decode(token: number): Promise<Float32Array> {
     const { vocabSize } = this.model.config;
     checkInteger('token', token, 0, vocabSize - 1);
@@ -90,29 +113,38 @@ export class Session implements Disposable {
     return logits;
   }
 
-  /** Keeps the first `kvLen` tokens of the cache and drops the rest; from 0 to the present length, else ERR_INVALID_ARGUMENT. */
+  /**
+   * Keeps the first `kvLen` tokens of the cache and drops the rest. Rejects with
+   * ERR_INVALID_ARGUMENT unless `kvLen` is an integer from 0 to the current length.
+   */
   async truncate(kvLen: number): Promise<void> {
     checkInteger('kvLen', kvLen, 0, 2 ** 31 - 1);
     return awaitNative(() => this.#native.truncate(kvLen));
   }
 
-  /** A second session that goes on from here. It shares the cache so far: only a page that one of them writes to is copied. ERR_DISPOSED. */
+  /**
+   * Resolves to a new session with the same tokens in its cache. The two share their pages; a page
+   * is copied when one of them writes to it. Rejects with ERR_DISPOSED.
+   */
   async fork(): Promise<Session> {
     return new Session(this.model, await awaitNative(() => this.#native.fork()));
   }
 
-  /** Frees the cache once the calls that were made are done. Again: does nothing. */
+  /** Frees the cache after earlier calls are done. A second call does nothing. */
   dispose(): void {
     this.#native.dispose();
   }
 
-  /** `dispose`, for `using`. */
+  /** Calls `dispose`. */
   [Symbol.dispose](): void {
     this.dispose();
   }
 }
 
-/** Tokens as the addon takes them. Throws ERR_INVALID_ARGUMENT where there are none, or one is no token. */
+/**
+ * Copies tokens to the array type of the addon. Throws ERR_INVALID_ARGUMENT if the list is empty or
+ * an element is not an integer from 0 to vocabSize - 1.
+ */
 export function checkTokens(
   tokens: readonly number[] | Int32Array | Uint32Array,
   vocabSize: number,
@@ -129,13 +161,13 @@ export function checkTokens(
   return list;
 }
 
-/** What the addon takes for SessionOptions; types are checked there. */
+/** Checks session options and converts them for the addon, which checks the cache types. */
 export function nativeSessionOptions(options: SessionOptions): NativeSessionOptions {
   checkObject('options', options);
   const { maxKvLen, kType, vType, selectiveV } = options;
   if (maxKvLen !== undefined) checkInteger('maxKvLen', maxKvLen, 1, 2 ** 31 - 1);
-  refuseNull('kType', 'an element type', kType);
-  refuseNull('vType', 'an element type', vType);
+  checkNotNull('kType', 'an element type', kType);
+  checkNotNull('vType', 'an element type', vType);
   const { topK, renormalize } = checkSelectiveV(selectiveV);
   return { maxKvLen, kType, vType, selectiveTopK: topK, renormalize };
 }

@@ -1,61 +1,78 @@
 import type { NativeTensor } from './addon';
-import { type Device, nativeDevice } from './device';
+import type { Device } from './device';
 import { awaitNative, callNative, invalid } from './errors';
+import { native } from './internal';
 
 /** Element types. f8e4m3 is the OCP format: no infinity, largest value 448. */
 export type DType = 'f32' | 'f16' | 'bf16' | 'i32' | 'i8' | 'f8e4m3';
 
-/** A typed array that a tensor is made of or read into: see `Device.tensor` for which goes with which type. */
+/**
+ * A typed array to create a tensor from or to read one into. {@link Device.tensor} lists the typed
+ * array of each dtype.
+ */
 export type TensorData = Float32Array | Uint16Array | Uint8Array | Int8Array | Int32Array;
 
-export let nativeTensor: (tensor: Tensor) => NativeTensor;
-export let isTensor: (value: unknown) => value is Tensor;
-export let createTensor: (
-  device: Device,
-  dtype: DType,
-  shape: readonly number[],
-  data?: TensorData | null,
-) => Tensor;
-
 /**
- * An array in a device's memory, row-major, the last axis contiguous. Made by {@link Device.tensor} and by {@link kernels}. Use
- * after `dispose` is ERR_DISPOSED.
+ * An array in a device's memory, row-major, with the last axis contiguous. Created by
+ * {@link Device.tensor} and by {@link kernels}. Methods throw or reject with ERR_DISPOSED after
+ * `dispose`.
  */
 export class Tensor implements Disposable {
-  /** Where it lies. */
+  /** The device whose memory the tensor is in. */
   readonly device: Device;
   /** Type of the elements. */
   readonly dtype: DType;
-  /** Sizes of the axes, from the outermost; frozen. */
+  /** Sizes of the axes, outermost first. Frozen. */
   readonly shape: readonly number[];
-  /** Bytes: elements times element size. */
+  /** Size in bytes: number of elements times element size. */
   readonly byteLength: number;
   readonly #native: NativeTensor;
-
-  static {
-    nativeTensor = (tensor) => tensor.#native;
-    isTensor = (value): value is Tensor =>
-      typeof value === 'object' && value !== null && #native in value;
-    createTensor = (device, dtype, shape, data) => new Tensor(device, dtype, shape, data);
-  }
 
   private constructor(
     device: Device,
     dtype: DType,
     shape: readonly number[],
-    data?: TensorData | null,
+    data: TensorData | null | undefined,
   ) {
     if (!Array.isArray(shape)) throw invalid('shape', 'an array of integers', shape);
     this.device = device;
     this.dtype = dtype;
     this.shape = Object.freeze([...shape]);
-    this.#native = callNative(() => nativeDevice(device).tensor(dtype, [...shape], data));
+    this.#native = callNative(() => device[native].tensor(dtype, [...shape], data));
     this.byteLength = this.#native.byteLength;
   }
 
   /**
-   * All elements as float32, whatever the type, row-major, as they are after the calls made before. Rejects with what a
-   * kernel found wrong meanwhile (ERR_INVALID_ARGUMENT), ERR_DEVICE_UNAVAILABLE where the device is lost, ERR_DISPOSED.
+   * `data`: undefined for zeros, null to leave the memory uninitialized.
+   * @internal
+   */
+  static create(
+    device: Device,
+    dtype: DType,
+    shape: readonly number[],
+    data?: TensorData | null,
+  ): Tensor {
+    return new Tensor(device, dtype, shape, data);
+  }
+
+  /**
+   * True only for an object that this class created. A Proxy of a tensor, or another object with
+   * this prototype, has no native tensor.
+   * @internal
+   */
+  static [Symbol.hasInstance](value: unknown): value is Tensor {
+    return typeof value === 'object' && value !== null && #native in value;
+  }
+
+  /** @internal */
+  get [native](): NativeTensor {
+    return this.#native;
+  }
+
+  /**
+   * Resolves to all elements in row-major order, converted to float32, as they are after all
+   * earlier calls. Rejects with ERR_INVALID_ARGUMENT if a kernel found an invalid value in device
+   * memory, ERR_DEVICE_UNAVAILABLE if the device is lost, ERR_DISPOSED.
    */
   async read(): Promise<Float32Array> {
     const out = new Float32Array(this.shape.reduce((product, size) => product * size, 1));
@@ -64,25 +81,29 @@ export class Tensor implements Disposable {
   }
 
   /**
-   * Fills a typed array with all elements: a Float32Array (converted), or the raw typed array of the type. It is written
-   * just before the promise resolves. Rejects as `read` does, and with ERR_INVALID_ARGUMENT for another type or length, or
-   * where the array is detached meanwhile.
+   * Copies all elements into a typed array of the same length: a Float32Array (elements are
+   * converted) or the typed array of the dtype. The array is written just before the promise
+   * resolves. Rejects like `read`, and with ERR_INVALID_ARGUMENT if the array has another type or
+   * length or becomes detached before then.
    */
   async readInto(array: TensorData): Promise<void> {
     return awaitNative(() => this.#native.readInto(array));
   }
 
-  /** Replaces all elements; `array` is as for `Device.tensor`, and copied before the call returns. ERR_INVALID_ARGUMENT, ERR_DISPOSED. */
+  /**
+   * Replaces all elements. `array` has the type and length that `Device.tensor` requires, and is
+   * copied before the call returns. Rejects with ERR_INVALID_ARGUMENT or ERR_DISPOSED.
+   */
   async write(array: TensorData): Promise<void> {
     return awaitNative(() => this.#native.write(array));
   }
 
-  /** Frees the memory once the calls that use it are done. Again: does nothing. */
+  /** Frees the memory after the calls that use it are done. A second call does nothing. */
   dispose(): void {
     this.#native.dispose();
   }
 
-  /** `dispose`, for `using`. */
+  /** Calls `dispose`. */
   [Symbol.dispose](): void {
     this.dispose();
   }

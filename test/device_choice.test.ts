@@ -51,7 +51,7 @@ it('a GPU that is too old: the CPU, the reason, and a warning once', async () =>
   }
   expect(warning.mock.calls).toEqual([
     [
-      'the GPU is not used, the CPU is: cuda:0 (name of cuda:0): compute capability 7.5',
+      'using the CPU because the GPU cannot be used: cuda:0 (name of cuda:0): compute capability 7.5',
       { type: 'DiffqkvWarning', code: 'DIFFQKV_FALLBACK' },
     ],
   ]);

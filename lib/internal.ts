@@ -1,0 +1,7 @@
+/**
+ * The key of the accessor by which the files of lib/ reach the native object behind a Device, a
+ * Tensor or a Session. index.ts does not export it, and stripInternal removes the accessors from
+ * the declarations.
+ * @internal
+ */
+export const native: unique symbol = Symbol('diffqkv.native');
