@@ -1,8 +1,8 @@
-// The typed contract with csrc/addon, all of it, and the search for the .node file.
+// The typed interface of csrc/addon, and the loading of the native module.
 //
-// Every method that takes time returns a promise and runs on the device's executor thread, first in, first out. Errors
-// are thrown, or reject, as an Error with a `code` of lib/errors.ts. Arrays given in are copied before the call returns;
-// arrays to be filled are written on the JS thread just before the promise resolves.
+// A method that returns a promise runs on the device's executor thread, in the order of the calls.
+// Errors are Errors with a `code` of lib/errors.ts. Input arrays are copied before the call
+// returns. Output arrays are written on the JavaScript thread just before the promise resolves.
 
 import { DiffqkvError } from './errors';
 import { packageRoot } from './paths';
@@ -17,16 +17,16 @@ export interface NativeDeviceInfo {
   reason?: string;
   totalMemory: number;
   computeCapability?: string;
-  /** What `diffqkv info` prints besides, e.g. { simd: 'avx512_bf16+amx', linear: 'oneDNN 2.6.3', threads: '2' }. */
+  /** For example { simd: 'avx512_bf16+amx', linear: 'oneDNN 2.6.3', threads: '2' }. */
   details: Record<string, string>;
 }
 
-/** Ends a running call early: it rejects with code ABORT_ERR. */
+/** `cancel` makes the call that it was passed to reject with ABORT_ERR. */
 export interface NativeCancel {
   cancel(): void;
 }
 
-/** csrc/backend/emulated_counters.h says what they are. */
+/** Counters of the emulated device; defined in csrc/backend/emulated_counters.h. */
 export interface NativeCounters {
   bytesRead: number;
   bytesWritten: number;
@@ -37,7 +37,7 @@ export interface NativeCounters {
 
 export interface NativeTensor {
   readonly byteLength: number;
-  /** Fills `out` (Float32Array: converted; else the raw element type, same length). */
+  /** Fills `out`, a Float32Array (converted) or the typed array of the dtype, of equal length. */
   readInto(out: ArrayBufferView): Promise<void>;
   write(data: ArrayBufferView): Promise<void>;
   dispose(): void;
@@ -45,19 +45,20 @@ export interface NativeTensor {
 
 export interface NativeDevice {
   readonly info: NativeDeviceInfo;
-  /** `data` undefined: zeros; null: left as the memory is, for what is written whole before it is read. */
+  /** `data`: undefined for zeros, null to leave the memory uninitialized. */
   tensor(dtype: NativeDType, shape: number[], data?: ArrayBufferView | null): NativeTensor;
   synchronize(): Promise<void>;
-  /** Takes a time stamp in the device's queue; resolves to a handle for elapsedMs. */
+  /** Queues a time stamp and returns its handle, for `elapsedMs`. */
   recordEvent(): object;
   elapsedMs(start: object, stop: object): Promise<number>;
-  /** null before the first reset, and on every device but `emulated`. */
+  /** Null before the first reset, and on every device but `emulated`. */
   counters(): NativeCounters | null;
   /** Throws ERR_DEVICE_UNAVAILABLE on every device but `emulated`. */
   resetCounters(): void;
   dispose(): void;
 
-  // Operators. Shapes, types and head counts are checked here, before anything is queued (thrown synchronously).
+  // Operators. They check shapes, types and head counts before they queue anything, and throw
+  // synchronously.
   attentionPrefill(
     q: NativeTensor,
     k: NativeTensor,
@@ -120,14 +121,17 @@ export interface NativeModelOptions {
 }
 
 export interface NativeModel {
-  /** The config in this project's words (camelCase), as csrc/model/config read it; plus eosTokenIds, bosTokenId. */
+  /** The config that csrc/model/config.cc read. */
   readonly config: NativeModelConfig;
   readonly dtype: NativeDType;
   readonly numParameters: number;
   readonly weightBytes: number;
   readonly kvCache: NativeKvCache;
   createSession(options: NativeSessionOptions): Promise<NativeSession>;
-  /** One step of continuous batching; results in the order of the turns. Each turn's session is another one, of this model. */
+  /**
+   * One step of continuous batching. Each item has a different session of this model. The results
+   * are in the order of the items.
+   */
   step(items: NativeBatchItem[]): Promise<NativeBatchResult[]>;
   dispose(): void;
 }
@@ -142,62 +146,67 @@ export interface NativeKvCache {
 
 export interface NativeBatchItem {
   session: NativeSession;
-  /** Appended to the session: one, a step of decoding; more, a prompt, of which one chunk is done in a step. */
+  /** Appended to the session. Of several (a prompt), one step appends one chunk. */
   tokens: Int32Array;
-  /** None: no token is drawn. */
+  /** If undefined, no token is drawn. */
   sampling: NativeSampling | undefined;
-  /** Counts the tokens drawn by one generate call, from 0. */
+  /** Number of tokens that the generation has drawn before. */
   draw: number;
   cancel: NativeCancel | undefined;
 }
 
 export interface NativeBatchResult {
-  /** How many of the tokens are in the session now. */
+  /** Tokens of the item that were appended. */
   consumed: number;
-  /** The token drawn, where all are and one was asked for. */
+  /** The token drawn; absent if tokens remain to be appended or `sampling` is undefined. */
   token?: number;
-  /** The session is as before the step. */
+  /** The error of this item; its session is as before the step. */
   error?: unknown;
 }
 
 export interface NativeModelConfig {
-  /** Which family of checkpoints it is. */
+  /** Family of checkpoints. */
   architecture: 'sigma' | 'llama';
   /** Elements of a token's row between layers. */
   hiddenSize: number;
-  /** Of the FFN. */
+  /** Inner size of the FFN. */
   intermediateSize: number;
-  /** Of the MLP that augments Q (arXiv 2501.13629, section 2); 0 where there is none. */
+  /** Inner size of the MLP of augmented Q (arXiv 2501.13629, section 2); 0 without augmented Q. */
   augQSize: number;
-  /** Layers. */
+  /** Number of layers. */
   numLayers: number;
-  /** Tokens are integers from 0 to vocabSize - 1. */
+  /** Size of the vocabulary. Tokens are integers from 0 to vocabSize - 1. */
   vocabSize: number;
-  /** Query heads: a multiple of numKHeads and of numVHeads. */
+  /** Number of query heads, a multiple of numKHeads and of numVHeads. */
   numQHeads: number;
-  /** K heads; Q head i reads K head floor(i numKHeads / numQHeads). */
+  /** Number of K heads. Q head i reads K head floor(i numKHeads / numQHeads). */
   numKHeads: number;
-  /** V heads; Q head i reads V head floor(i numVHeads / numQHeads). */
+  /** Number of V heads. Q head i reads V head floor(i numVHeads / numQHeads). */
   numVHeads: number;
-  /** Elements of a head of Q, and of K as attention reads it. */
+  /** Elements of a Q head, and of a K head in the dot product with Q. */
   headDimQk: number;
-  /** Elements of a head of V, and of attention's output. */
+  /** Elements of a V head and of a head of the attention output. */
   headDimVo: number;
-  /** Of K as it is cached: headDimQk, but where K is lifted (keyLift). */
+  /** Elements of a K head in the cache: headDimQk, or fewer with a keyLift. */
   headDimK: number;
-  /** 'linear after RoPE', 'swiglu before RoPE', ...: half K dim; absent where K is cached as attention reads it. */
+  /**
+   * Layer that lifts a cached K head to headDimQk ("half K dim"), for example 'linear after RoPE'
+   * or 'swiglu before RoPE'. Absent without one.
+   */
   keyLift?: string;
-  /** The base of RoPE's angles: pair d turns by theta^(-2d/headDimQk) radians a position. */
+  /**
+   * Base of the RoPE angles: pair d is rotated by ropeTheta^(-2d/headDimQk) radians per position.
+   */
   ropeTheta: number;
   /** Added to the mean square in RMSNorm. */
   rmsNormEps: number;
-  /** The context: the most tokens of a sequence. */
+  /** Context length: the maximum number of tokens of a sequence. */
   maxPositionEmbeddings: number;
-  /** Whether the embedding is the last layer too. */
+  /** Whether the output layer shares the weights of the embedding. */
   tieWordEmbeddings: boolean;
-  /** The token that begins a text, where config.json names one. */
+  /** Begin-of-text token of config.json; absent if config.json has none. */
   bosTokenId?: number;
-  /** The tokens that end a text; empty where config.json names none. */
+  /** End-of-text tokens of config.json and generation_config.json; may be empty. */
   eosTokenIds: number[];
 }
 
@@ -211,7 +220,8 @@ export interface NativeSessionOptions {
 
 export interface NativeSampling {
   temperature: number;
-  topK: number; // 0: all
+  /** 0: all tokens. */
+  topK: number;
   topP: number;
   minP: number;
   repetitionPenalty: number;
@@ -223,7 +233,7 @@ export interface NativeSession {
   readonly maxKvLen: number;
   readonly kCacheBytes: number;
   readonly vCacheBytes: number;
-  /** Appends tokens; fills `logits` ([vocabSize]) with those of the last one. */
+  /** Appends tokens and fills `logits` ([vocabSize]) with the logits of the last one. */
   forward(
     tokens: Int32Array,
     logits: Float32Array,
@@ -235,53 +245,67 @@ export interface NativeSession {
 }
 
 export interface NativeAddon {
-  /** 'onednn' or 'plain', and whether CUDA was built in. */
+  /** `linear`: 'onednn' or 'plain'. `cuda`: whether the module has CUDA kernels. */
   readonly build: { linear: string; cuda: boolean; version: string };
   listDevices(): NativeDeviceInfo[];
-  /** Throws ERR_DEVICE_UNAVAILABLE. */
+  /** Rejects with ERR_DEVICE_UNAVAILABLE if there is no such device or it cannot be used. */
   openDevice(id: string): Promise<NativeDevice>;
   createCancel(): NativeCancel;
-  /** Throws ERR_OUT_OF_MEMORY where the process could not start one more thread now. */
+  /** Throws ERR_OUT_OF_MEMORY if the process cannot start another thread now. */
   demandThread(): void;
-  /** In the tests' module alone: csrc/backend/emulated_faults.h. */
+  /** In the test module only; defined in csrc/backend/emulated_faults.h. */
   emulatedFault?(call: string, first: number, times: number, status: number): number;
 }
 
 let loaded: NativeAddon | undefined;
 
 /**
- * The native module: build/Release, where it was compiled here, else the one of prebuilds/ for this platform.
- * DIFFQKV_MODULE in the environment names another file, as the tests do to load the one that has the emulated device.
+ * Loads the native module once: from build/Release if it was compiled here, else the module in
+ * prebuilds/ for this platform. The environment variable DIFFQKV_MODULE names another file; the
+ * tests use it to load the module with the emulated device.
  */
 export function addon(): NativeAddon {
-  if (loaded === undefined) {
-    const load = require('node-gyp-build') as ((root: string) => NativeAddon) & {
-      path(root: string): string;
-    };
-    let file = '';
-    // OpenMP's threads wait for each other by spinning, by default for some 16 ms: on a busy machine that takes the core
-    // from the thread they wait for. 3,000 turns cost nothing on an idle one, and made products of a busy one 2 to 7 times
-    // faster. The library reads this once, as it loads; afterwards it goes, so that child processes do not inherit it.
-    const { GOMP_SPINCOUNT, OMP_WAIT_POLICY } = process.env;
-    const limitSpinning = GOMP_SPINCOUNT === undefined && OMP_WAIT_POLICY === undefined;
-    if (limitSpinning) process.env.GOMP_SPINCOUNT = '3000';
-    try {
-      const named = process.env.DIFFQKV_MODULE;
-      file = named || load.path(packageRoot);
-      loaded = named ? (require(named) as NativeAddon) : load(packageRoot);
-    } catch (error) {
-      const cause = (error as Error).message.split('\n')[0];
-      throw new DiffqkvError(
-        /failed to map segment|cannot allocate memory/i.test(String(cause))
-          ? 'ERR_OUT_OF_MEMORY'
-          : 'ERR_DEVICE_UNAVAILABLE',
-        file === ''
-          ? `the native module is not there for ${process.platform}-${process.arch}: run \`npx diffqkv build\` (in a checkout: npm run build)`
-          : `the native module ${file} does not load: ${cause}`,
-      );
-    } finally {
-      if (limitSpinning) delete process.env.GOMP_SPINCOUNT;
-    }
-  }
+  loaded ??= withLimitedSpinning(load);
   return loaded;
+}
+
+function load(): NativeAddon {
+  const find = require('node-gyp-build') as { path(root: string): string };
+  const platform = `${process.platform}-${process.arch}`;
+  let file = process.env.DIFFQKV_MODULE || '';
+  try {
+    if (file === '') file = find.path(packageRoot);
+    return require(file) as NativeAddon;
+  } catch (error) {
+    const cause = String((error as Error).message.split('\n')[0]);
+    if (file === '') {
+      throw new DiffqkvError(
+        'ERR_DEVICE_UNAVAILABLE',
+        `no native module for ${platform}: run \`npx diffqkv build\` (in a clone: npm run build)`,
+      );
+    }
+    const isOutOfMemory = /failed to map segment|cannot allocate memory/i.test(cause);
+    throw new DiffqkvError(
+      isOutOfMemory ? 'ERR_OUT_OF_MEMORY' : 'ERR_DEVICE_UNAVAILABLE',
+      `cannot load the native module ${file}: ${cause}`,
+    );
+  }
+}
+
+/**
+ * Calls `work` with a limit on how long OpenMP threads spin while they wait for each other. By
+ * default they spin for about 16 ms, and on a busy machine they occupy the core of the thread that
+ * they wait for. A limit of 3,000 iterations costs nothing on an idle machine, and made products
+ * on a busy machine 2 to 7 times faster. libgomp reads the variable once, when it is loaded. The
+ * variable is deleted afterwards, so that child processes do not inherit it.
+ */
+function withLimitedSpinning<T>(work: () => T): T {
+  const { GOMP_SPINCOUNT, OMP_WAIT_POLICY } = process.env;
+  if (GOMP_SPINCOUNT !== undefined || OMP_WAIT_POLICY !== undefined) return work();
+  process.env.GOMP_SPINCOUNT = '3000';
+  try {
+    return work();
+  } finally {
+    delete process.env.GOMP_SPINCOUNT;
+  }
 }

@@ -1,66 +1,67 @@
 import { Template } from '@huggingface/jinja';
-import { DiffqkvError, invalid } from './errors';
+import { DiffqkvError, invalid, invalidArgument, invalidCheckpoint } from './errors';
 import { renderLimited } from './template_limits';
 
-/** One turn of a conversation. */
+/** One message of a conversation. */
 export interface ChatMessage {
-  /** 'system', 'user', 'assistant', or what else the model's chat template knows. */
+  /** 'system', 'user', 'assistant', or another role that the chat template supports. */
   role: string;
-  /** What was said, as plain text. */
+  /** The message as plain text. */
   content: string;
 }
 
-/** How {@link Tokenizer.applyChatTemplate} writes out a conversation. */
+/** Options of {@link Tokenizer.applyChatTemplate}. */
 export interface ChatTemplateOptions {
-  /** End with the opening of the assistant's turn, so that the model answers. Default true. */
+  /** End with the start of an assistant message, so that the model answers. Default true. */
   addGenerationPrompt?: boolean;
 }
 
-/** A model's chat template (Jinja), compiled at its first use. */
+/** A model's chat template (Jinja), compiled when it is first used. */
 export class ChatTemplate {
-  readonly #file: string;
+  readonly #path: string;
   readonly #source: string;
   readonly #variables: Record<string, string>;
   #template: Template | undefined;
 
-  /** `file` is named in errors; `variables` are bos_token and its kin. */
-  constructor(file: string, source: string, variables: Record<string, string>) {
-    this.#file = file;
+  /** `path` is named in errors. `variables` are the special tokens: bos_token and so on. */
+  constructor(path: string, source: string, variables: Record<string, string>) {
+    this.#path = path;
     this.#source = source;
     this.#variables = variables;
   }
 
   /**
-   * The text of the conversation as the model was trained to see it, special tokens included.
-   * Throws ERR_INVALID_ARGUMENT where the template refuses the messages, ERR_INVALID_CHECKPOINT where the template itself
-   * does not parse, or does not come to an end.
+   * Returns the text of the conversation in the format of the model's training data, including
+   * special tokens. Throws ERR_INVALID_ARGUMENT if the template rejects the messages,
+   * ERR_INVALID_CHECKPOINT if the template has a syntax error or exceeds a limit.
    */
   render(messages: readonly ChatMessage[], options: ChatTemplateOptions = {}): string {
-    if (this.#template === undefined) {
-      try {
-        this.#template = new Template(this.#source);
-      } catch (error) {
-        throw new DiffqkvError(
-          'ERR_INVALID_CHECKPOINT',
-          `${this.#file}: chat template does not parse: ${reason(error)}`,
-        );
-      }
-    }
+    const add_generation_prompt = options.addGenerationPrompt ?? true;
+    const variables = { ...this.#variables, messages, add_generation_prompt };
+    this.#template ??= this.#parse();
     try {
-      const add_generation_prompt = options.addGenerationPrompt ?? true;
-      const variables = { ...this.#variables, messages, add_generation_prompt };
-      return renderLimited(`${this.#file}: its chat template`, this.#template, variables);
+      return renderLimited(this.#path, this.#template, variables);
     } catch (error) {
       if (error instanceof DiffqkvError) throw error;
-      throw new DiffqkvError(
-        'ERR_INVALID_ARGUMENT',
-        `the chat template of ${this.#file} refuses these messages: ${reason(error)}`,
+      throw invalidArgument(
+        `the chat template of ${this.#path} rejects these messages: ${reason(error)}`,
       );
+    }
+  }
+
+  #parse(): Template {
+    try {
+      return new Template(this.#source);
+    } catch (error) {
+      throw invalidCheckpoint(this.#path, `the chat template has a syntax error: ${reason(error)}`);
     }
   }
 }
 
-/** The template of a checkpoint: chat_template.jinja where there is one, else `chat_template` of tokenizer_config.json. */
+/**
+ * The chat template of a checkpoint: chat_template.jinja if it exists, else `chat_template` of
+ * tokenizer_config.json, else null.
+ */
 export function chatTemplateSource(
   config: Record<string, unknown>,
   jinjaFile: string | null,
@@ -69,12 +70,12 @@ export function chatTemplateSource(
   const template = config.chat_template;
   if (typeof template === 'string') return template;
   if (!Array.isArray(template)) return null;
-  // The list form names several; 'default' is the one for plain conversations.
+  // A list of named templates. 'default' is the one for plain conversations.
   const named = template.find((entry) => entry?.name === 'default');
   return typeof named?.template === 'string' ? named.template : null;
 }
 
-/** Throws ERR_INVALID_ARGUMENT where these are not messages. */
+/** Throws ERR_INVALID_ARGUMENT unless `messages` is a non-empty array of messages. */
 export function checkMessages(messages: readonly ChatMessage[]): void {
   if (!Array.isArray(messages) || messages.length === 0) {
     throw invalid('messages', 'a non-empty array of { role, content }', messages);

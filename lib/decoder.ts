@@ -1,17 +1,20 @@
-// From token strings to text, token by token. A tokenizer.json describes its decoder as a chain of steps over a list of
-// token strings; here each step is a small machine that takes one piece at a time, so that decoding all at once and
-// decoding as tokens come are the same code and cannot differ.
+// Token strings ("pieces") to text. The decoder of a tokenizer.json is a chain of steps over a list
+// of pieces. Here each step is a state machine that accepts one piece at a time. Decoding a whole
+// list pushes all its pieces, so streamed text and whole text cannot differ.
 
 import { DiffqkvError } from './errors';
 import { withTimeLimit } from './time_limit';
 
-/** One step of the chain. `push` takes the next piece and gives what is settled by it; `flush` gives the rest. */
+/**
+ * One step of the chain. `push` accepts the next piece and returns the text that cannot change any
+ * more. `flush` returns the rest at the end.
+ */
 export interface DecoderStep {
   push(piece: string): string;
   flush(): string;
 }
 
-/** The `decoder` object of a tokenizer.json, as far as it is read here. */
+/** The fields of the `decoder` object of tokenizer.json that are used here. */
 export interface DecoderConfig {
   type: string;
   decoders?: DecoderConfig[];
@@ -26,9 +29,17 @@ export interface DecoderConfig {
   suffix?: string;
 }
 
+/** What the steps of a decoder need besides its config. */
+export interface DecoderContext {
+  /** The added tokens, whose pieces are plain text. */
+  literals: ReadonlySet<string>;
+  /** The text continues an earlier one, so a space at its start is kept. */
+  continued: boolean;
+}
+
 const stateless = (map: (piece: string) => string): DecoderStep => ({ push: map, flush: () => '' });
 
-/** Runs of UTF-8 bytes to text. Ill-formed bytes become U+FFFD as soon as they are known to be ill-formed. */
+/** Decodes UTF-8 in parts. Ill-formed bytes become U+FFFD as soon as they are known to be. */
 class Utf8 {
   readonly #decoder = new TextDecoder('utf-8', { ignoreBOM: true });
 
@@ -41,8 +52,8 @@ class Utf8 {
   }
 }
 
-// GPT-2's alphabet: each byte is written as one printable character, its own where it is printable in Latin-1, else the
-// next one from U+0100 on.
+// The alphabet of GPT-2 writes each byte as one printable character: its Latin-1 character if that
+// is printable, else the next unused one from U+0100.
 const BYTE_OF_CHAR = new Map<string, number>();
 for (let byte = 0, next = 256; byte < 256; byte++) {
   const printable =
@@ -54,7 +65,7 @@ function byteLevel(literals: ReadonlySet<string>): DecoderStep {
   const utf8 = new Utf8();
   return {
     push(piece) {
-      if (literals.has(piece)) return utf8.flush() + piece; // an added token stands for its own text
+      if (literals.has(piece)) return utf8.flush() + piece;
       const bytes = Array.from(piece, (char) => BYTE_OF_CHAR.get(char));
       return utf8.push(
         bytes.includes(undefined) ? Buffer.from(piece) : Uint8Array.from(bytes as number[]),
@@ -64,7 +75,7 @@ function byteLevel(literals: ReadonlySet<string>): DecoderStep {
   };
 }
 
-/** SentencePiece's byte tokens, `<0x00>` to `<0xFF>`, among ordinary ones. */
+/** Decodes the byte tokens of SentencePiece, `<0x00>` to `<0xFF>`. Other pieces are plain text. */
 function byteFallback(): DecoderStep {
   const utf8 = new Utf8();
   return {
@@ -86,7 +97,10 @@ function strip(text: string, content: string, start: number, stop: number): stri
   return text.slice(from, to);
 }
 
-/** Strip on the whole text: the first `start` characters, and the last `stop`, withheld until more text comes. */
+/**
+ * Strips `content` from the whole text: up to `start` times at its start and `stop` times at its
+ * end. Withholds text that `stop` removes if no more text follows.
+ */
 function stripWhole(content: string, start: number, stop: number): DecoderStep {
   let leading = start;
   let tail = '';
@@ -99,11 +113,11 @@ function stripWhole(content: string, start: number, stop: number): DecoderStep {
       tail = text.slice(settled.length);
       return settled;
     },
-    flush: () => '', // what is withheld is what Strip takes away
+    flush: () => '', // the withheld text is at the end, so it is stripped
   };
 }
 
-/** What differs between the first piece of a text and the rest. */
+/** Applies `first` to the first piece of a text, `rest` to the others. */
 function firstDiffers(
   first: (piece: string) => string,
   rest: (piece: string) => string,
@@ -117,42 +131,37 @@ function firstDiffers(
   });
 }
 
-/** GPT-1 style word ends: the suffix is a space, but at the very end of the text it is nothing. */
+/** Word ends as in GPT-1: replaces the suffix by a space, and by nothing at the end of the text. */
 function wordSuffix(suffix: string): DecoderStep {
-  let held: string | null = null;
-  const take = (end: string) => (held === null ? '' : held.replaceAll(suffix, end));
+  let last: string | null = null;
+  const lastWithEnd = (end: string) => (last === null ? '' : last.replaceAll(suffix, end));
   return {
     push(piece) {
-      const text = take(' ');
-      held = piece;
+      const text = lastWithEnd(' ');
+      last = piece;
       return text;
     },
-    flush: () => take(''),
+    flush: () => lastWithEnd(''),
   };
 }
 
+/** `fused.done` becomes true at a Fuse step. */
 function steps(
   config: DecoderConfig,
-  literals: ReadonlySet<string>,
-  continued: boolean,
+  context: DecoderContext,
   fused: { done: boolean },
 ): DecoderStep[] {
-  const {
-    content = '',
-    start = 0,
-    stop = 0,
-    replacement = '\u2581',
-    prefix = '##',
-    suffix = '</w>',
-  } = config;
+  const { literals, continued } = context;
+  const { content = '', start = 0, stop = 0 } = config;
+  const { replacement = '\u2581', prefix = '##', suffix = '</w>' } = config;
   switch (config.type) {
     case 'Sequence':
-      return (config.decoders ?? []).flatMap((step) => steps(step, literals, continued, fused));
+      return (config.decoders ?? []).flatMap((step) => steps(step, context, fused));
     case 'ByteLevel':
       return [byteLevel(literals)];
     case 'ByteFallback':
       return [byteFallback()];
-    case 'Fuse': // joins all pieces into one; what it changes is the meaning of a Strip behind it
+    case 'Fuse': // joins all pieces, so a later Strip applies to the whole text
       fused.done = true;
       return [];
     case 'Strip':
@@ -164,7 +173,9 @@ function steps(
       const pattern = new RegExp(config.pattern?.Regex as string, 'gu');
       const replace = (piece: string) => piece.replaceAll(pattern, () => content);
       return [
-        stateless((piece) => withTimeLimit("the decoder's pattern", 5000, () => replace(piece))),
+        stateless((piece) =>
+          withTimeLimit('the pattern of the decoder', 5000, () => replace(piece)),
+        ),
       ];
     }
     case 'Metaspace': {
@@ -195,25 +206,16 @@ function steps(
 }
 
 /**
- * A fresh decoder. `config` is null where the tokenizer has none: pieces are then joined by spaces. `literals` are the
- * added tokens, which stand for themselves. `continued`: the text goes on from an earlier one, so that a space which
- * the decoder takes off the start of a text stays. Throws ERR_UNSUPPORTED_MODEL
- * where the config asks for a step that isn't known here.
+ * Creates a decoder in its initial state. If `config` is null, pieces are joined by spaces. Throws
+ * ERR_UNSUPPORTED_MODEL if the config has a step of an unknown type.
  */
-export function createDecoder(
-  config: DecoderConfig | null,
-  literals: ReadonlySet<string>,
-  continued: boolean,
-): DecoderStep {
-  const chain = config
-    ? steps(config, literals, continued, { done: false })
-    : [
-        firstDiffers(
-          (piece) => piece,
-          (piece) => ` ${piece}`,
-          continued,
-        ),
-      ];
+export function createDecoder(config: DecoderConfig | null, context: DecoderContext): DecoderStep {
+  const joined = firstDiffers(
+    (piece) => piece,
+    (piece) => ` ${piece}`,
+    context.continued,
+  );
+  const chain = config ? steps(config, context, { done: false }) : [joined];
   return {
     push: (piece) => chain.reduce((text, step) => (text === '' ? '' : step.push(text)), piece),
     flush: () =>

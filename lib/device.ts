@@ -26,7 +26,9 @@ export interface DeviceInfo {
   details: Record<string, string>;
 }
 
-/** Work done since `resetCounters()` by the kernels of `emulated`, the device of the test module. */
+/**
+ * Work done since `resetCounters()` by the kernels of `emulated`, the device of the test module.
+ */
 export interface DeviceCounters {
   /**
    * Bytes read from global memory. Bytes that several lanes of a warp read in one access count

@@ -16,12 +16,12 @@ export type ErrorCode =
  *
  * | code | when |
  * |---|---|
- * | ERR_INVALID_ARGUMENT | wrong type, shape, dtype or head count, a token outside the vocabulary, NaN |
- * | ERR_DEVICE_UNAVAILABLE | no such device, no driver, driver too old, no kernel for this GPU, device lost |
+ * | ERR_INVALID_ARGUMENT | wrong type, shape, dtype or head count, a token out of range, NaN |
+ * | ERR_DEVICE_UNAVAILABLE | unknown or lost device, no usable driver, no kernel for the GPU |
  * | ERR_OUT_OF_MEMORY | an allocation failed |
- * | ERR_INVALID_CHECKPOINT | a missing, truncated or malformed file, or a tensor of the wrong shape |
+ * | ERR_INVALID_CHECKPOINT | a file is missing or malformed, a tensor has the wrong shape |
  * | ERR_UNSUPPORTED_MODEL | an architecture, dtype or feature that is not supported |
- * | ERR_KV_CACHE_FULL | an append past maxKvLen, or past the model's kvCacheBytes; the cache is unchanged |
+ * | ERR_KV_CACHE_FULL | maxKvLen or the model's kvCacheBytes is exceeded; the cache is unchanged |
  * | ERR_DISPOSED | use after dispose |
  * | ABORT_ERR | the signal was aborted; `name` is 'AbortError' |
  * | ERR_INTERNAL | a bug in this package: please report it |

@@ -122,7 +122,9 @@ async function run(request: Run): Promise<GenerationResult> {
 
 interface DrawRequest {
   prompt: Int32Array;
-  /** Appends tokens to the session and draws the next one. `draw` counts the tokens drawn before. */
+  /**
+   * Appends tokens to the session and draws the next one. `draw` counts the tokens drawn before.
+   */
   next(tokens: Int32Array, draw: number): Promise<number>;
   output: Output;
   /** Maximum number of tokens. Below 1, only the prompt is appended. */

@@ -24,9 +24,9 @@ export interface SelectiveV {
 }
 
 /**
- * Arguments of {@link kernels}.attentionPrefill. q and out may each be f32, f16 or bf16. k and v may
- * each be f32, f16, bf16, i8 or f8e4m3, in any combination. i8 and f8e4m3 require scales, one for
- * each token and head: the value of an element is the element times the scale of its row.
+ * Arguments of {@link kernels}.attentionPrefill. q and out may each be f32, f16 or bf16. k and v
+ * may each be f32, f16, bf16, i8 or f8e4m3, in any combination. i8 and f8e4m3 require scales, one
+ * for each token and head: the value of an element is the element times the scale of its row.
  * {@link kernels}.quantize makes both.
  */
 export interface AttentionPrefillArguments {
@@ -144,10 +144,10 @@ export const kernels = {
 
   /**
    * Symmetric quantization of each row (the last axis) of x, which has 2 to 4 axes. With m the
-   * largest magnitude of the row, scale = m / 127 for i8 and m / 448 for f8e4m3, computed in f32 and
-   * rounded up to bf16. value = x / scale, divided in f32 and rounded to nearest, ties to even. If m
-   * is below 2^-100, scale and values are 0. If a row has a NaN or an infinity, its values are 0 and
-   * its scale is NaN, so that every element dequantizes to NaN.
+   * largest magnitude of the row, scale = m / 127 for i8 and m / 448 for f8e4m3, computed in f32
+   * and rounded up to bf16. value = x / scale, divided in f32 and rounded to nearest, ties to even.
+   * If m is below 2^-100, scale and values are 0. If a row has a NaN or an infinity, its values are
+   * 0 and its scale is NaN, so that every element dequantizes to NaN.
    */
   async quantize(args: {
     x: Tensor;
@@ -182,8 +182,8 @@ export const kernels = {
 
   /**
    * Augmented Q: (silu(x gate^T) * (x up^T)) down^T (arXiv 2501.13629, section 2). x is [tokens,
-   * qDim], gate and up [augQ, qDim], down [qDim, augQ], the output [tokens, qDim]. gate, up and down
-   * have the same dtype.
+   * qDim], gate and up [augQ, qDim], down [qDim, augQ], the output [tokens, qDim]. gate, up and
+   * down have the same dtype.
    */
   async augmentedQ(args: {
     x: Tensor;
@@ -240,9 +240,9 @@ export const kernels = {
   },
 
   /**
-   * Rotary position embedding: rotates each pair (d, d + headDim/2) of a head by
-   * positions[t] theta^(-2d/headDim) radians (arXiv 2104.09864). x is [tokens, heads, headDim] with
-   * an even headDim, positions i32 [tokens], theta at least 1. `out` has the dtype of x and may be x.
+   * Rotary position embedding: rotates each pair (d, d + headDim/2) of a head by positions[t]
+   * theta^(-2d/headDim) radians (arXiv 2104.09864). x is [tokens, heads, headDim] with an even
+   * headDim, positions i32 [tokens], theta at least 1. `out` has the dtype of x and may be x.
    */
   async rope(args: { x: Tensor; positions: Tensor; theta: number; out?: Tensor }): Promise<Tensor> {
     checkObject('arguments', args);

@@ -24,8 +24,8 @@ import type { DType } from './tensor';
 import { Tokenizer } from './tokenizer';
 
 /**
- * A model's shape, in this project's terms, whatever config.json calls it. A Llama model is the case
- * numKHeads = numVHeads.
+ * A model's shape, in this project's terms, whatever config.json calls it. A Llama model is the
+ * case numKHeads = numVHeads.
  * @interface
  */
 export type ModelConfig = Readonly<NativeModelConfig>;
@@ -119,8 +119,8 @@ export class Model implements Disposable {
 
   /**
    * Loads a checkpoint in Hugging Face format: config.json, model.safetensors (or its index and
-   * shards), and, if present, tokenizer.json, tokenizer_config.json and chat_template.jinja. Rejects
-   * with ERR_INVALID_ARGUMENT, ERR_INVALID_CHECKPOINT (the message names file and tensor),
+   * shards), and, if present, tokenizer.json, tokenizer_config.json and chat_template.jinja.
+   * Rejects with ERR_INVALID_ARGUMENT, ERR_INVALID_CHECKPOINT (the message names file and tensor),
    * ERR_UNSUPPORTED_MODEL, ERR_OUT_OF_MEMORY, ERR_DEVICE_UNAVAILABLE or ABORT_ERR.
    */
   static async load(directory: string, options: LoadOptions = {}): Promise<Model> {

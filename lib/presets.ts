@@ -1,4 +1,4 @@
-/** The two models of arXiv 2501.13629 (tables 2 and 14, appendix E), as their config.json would say it. */
+/** config.json of the two models of arXiv 2501.13629 (tables 2 and 14, appendix E). */
 export const presets = {
   'sigma-1.5b': {
     model_type: 'sigma',

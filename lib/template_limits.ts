@@ -1,22 +1,19 @@
 import { Environment, Interpreter, Template } from '@huggingface/jinja';
-import { DiffqkvError } from './errors';
+import { invalidCheckpoint } from './errors';
 import { withTimeLimit } from './time_limit';
 
-// A template is a program. These are limits that no real one comes near; past them one that was made to hangs the event loop, or
-// ends the process for lack of memory.
+// A chat template is a program. Without limits, a malicious one could block the event loop or
+// exhaust the memory of the process. No real template comes near these limits.
 const MAX_MILLISECONDS = 5000;
 const MAX_RANGE = 100_000;
-const MAX_STEPS = 1_000_000; // statements and expressions evaluated, some hundred a message
-const MAX_CREATED = 2 ** 24; // elements of the arrays and characters of the strings that they gave, taken together
-const PER_CHARACTER = 256; // and so many more for each character of the messages
+const MAX_STEPS = 1_000_000; // statements and expressions; a message needs about a hundred
+const MAX_CREATED = 2 ** 24; // array elements and string characters created by all steps
+const EXTRA_PER_CHARACTER = 256; // added to both limits for each character of the messages
 
-const tooMuch = (what: string) =>
-  new DiffqkvError(
-    'ERR_INVALID_CHECKPOINT',
-    `the chat template takes too ${what}: it may not come to an end`,
-  );
+/** A limit was exceeded. The message completes "the chat template ...". */
+class LimitError extends Error {}
 
-// The library's declarations lose the types of these on their way.
+// The library's declarations do not have the types of these members.
 interface Evaluator {
   evaluate(statement: { type: string } | undefined, environment: unknown): { value: unknown };
   run(program: unknown): { value: unknown };
@@ -24,49 +21,65 @@ interface Evaluator {
 const BaseInterpreter = Interpreter as unknown as new (environment: unknown) => Evaluator;
 
 class LimitedInterpreter extends BaseInterpreter {
-  #steps: number;
-  #created: number;
-  #last = 0; // the length of what was evaluated last
+  readonly #maxSteps: number;
+  readonly #maxCreated: number;
+  #steps = 0;
+  #created = 0;
+  #lastLength = 0; // length of the value that was evaluated last
 
   constructor(environment: unknown, characters: number) {
     super(environment);
-    this.#steps = MAX_STEPS + characters * PER_CHARACTER;
-    this.#created = MAX_CREATED + characters * PER_CHARACTER;
+    this.#maxSteps = MAX_STEPS + characters * EXTRA_PER_CHARACTER;
+    this.#maxCreated = MAX_CREATED + characters * EXTRA_PER_CHARACTER;
   }
 
   override evaluate(
     statement: { type: string } | undefined,
     environment: unknown,
   ): { value: unknown } {
-    if (--this.#steps < 0) throw tooMuch('many steps');
+    this.#steps++;
+    if (this.#steps > this.#maxSteps) {
+      throw new LimitError(`takes more than ${this.#maxSteps} steps`);
+    }
     const result = super.evaluate(statement, environment);
-    const before = this.#last;
+    const rightLength = this.#lastLength;
     const length = Number((result.value as { length?: unknown } | null | undefined)?.length) || 0;
-    this.#last = length;
+    this.#lastLength = length;
     const { type, computed } = (statement ?? {}) as { type?: string; computed?: boolean };
-    // A name or a member gives what is there already; a sum of strings shares its left side, and its right side came last.
+    // The sum of two strings shares its left operand. Its right operand was evaluated last.
     const isSum = type === 'BinaryExpression' && typeof result.value === 'string';
-    if (isSum) this.#created -= Math.min(length, before);
-    else if (type !== 'Identifier' && (type !== 'MemberExpression' || computed))
-      this.#created -= length;
-    if (this.#created < 0) throw tooMuch('much memory');
+    // An identifier or a member that is not computed returns a value that exists already.
+    const exists = type === 'Identifier' || (type === 'MemberExpression' && !computed);
+    if (isSum) this.#created += Math.min(length, rightLength);
+    else if (!exists) this.#created += length;
+    if (this.#created > this.#maxCreated) {
+      throw new LimitError(
+        `takes too much memory: more than ${this.#maxCreated} array elements and characters`,
+      );
+    }
     return result;
   }
 }
 
-/** In place of the library's, which fills the memory where a long one is asked for. */
+/** Replaces the library's function, which allocates a range of any length. */
 function range(first: number, last: number | undefined, step = 1): number[] {
   const [start, stop] = last === undefined ? [0, first] : [first, last];
   const length = Math.ceil((stop - start) / step);
-  if (!(length <= MAX_RANGE)) throw tooMuch(`long a range (${length}; the limit is ${MAX_RANGE})`);
+  if (!(length <= MAX_RANGE)) {
+    throw new LimitError(`has a range of ${length} elements; the limit is ${MAX_RANGE}`);
+  }
   return Array.from({ length: Math.max(0, length) }, (_, i) => start + i * step);
 }
 
-const strftime = new Template('{{ strftime_now(format) }}'); // the library does not export its own
+// The library does not export its strftime_now, so it is called through a template.
+const strftime = new Template('{{ strftime_now(format) }}');
 
-/** `template.render(variables)` within the limits: past them ERR_INVALID_CHECKPOINT. `what` stands in its message. */
+/**
+ * `template.render(variables)` within limits on time and memory. Throws ERR_INVALID_CHECKPOINT,
+ * with `path` in the message, if the template exceeds one.
+ */
 export function renderLimited(
-  what: string,
+  path: string,
   template: Template,
   variables: Record<string, unknown>,
 ): string {
@@ -82,7 +95,12 @@ export function renderLimited(
   for (const [name, value] of Object.entries(globals)) environment.set(name, value);
   const characters = JSON.stringify(variables).length;
   const interpreter = new LimitedInterpreter(environment, characters);
-  return withTimeLimit(what, MAX_MILLISECONDS, () =>
-    String(interpreter.run(template.parsed).value),
-  );
+  try {
+    return withTimeLimit(`${path}: the chat template`, MAX_MILLISECONDS, () =>
+      String(interpreter.run(template.parsed).value),
+    );
+  } catch (error) {
+    if (!(error instanceof LimitError)) throw error;
+    throw invalidCheckpoint(path, `the chat template ${error.message}`);
+  }
 }

@@ -2,19 +2,22 @@ import { type Context, createContext, Script } from 'node:vm';
 import { addon } from './addon';
 import { callNative, DiffqkvError } from './errors';
 
-// A function that runs on, in a template or a regular expression, can be stopped from a script of node:vm alone.
+// Only a script of node:vm can be stopped while it runs, so `work` is called from one.
 let context: (Context & { work?: () => unknown }) | undefined;
 const script = new Script('work()');
 
 /**
- * Runs what a checkpoint has programmed: its chat template, its patterns. Throws ERR_INVALID_CHECKPOINT, with `what` in the
- * message, where that takes more than `milliseconds`: it may never end, and the event loop stands still meanwhile. Costs some
- * 0.2 ms. Node watches the time on a thread, and ends the process where it cannot have one: so it is tried beforehand, and ERR_OUT_OF_MEMORY.
+ * Runs code that a checkpoint contains: a chat template or a regular expression. Such code may
+ * never end, and it blocks the event loop. Throws ERR_INVALID_CHECKPOINT if it takes more than
+ * `milliseconds`; `what` is the subject of the message. Costs about 0.2 ms.
+ *
+ * Node measures the time on another thread, and aborts the process if it cannot start one. So this
+ * first checks that a thread can be started, and throws ERR_OUT_OF_MEMORY if not.
  */
 export function withTimeLimit<T>(what: string, milliseconds: number, work: () => T): T {
   callNative(() => addon().demandThread());
   context ??= createContext({});
-  const before = context.work;
+  const outer = context.work; // calls may be nested
   context.work = work;
   try {
     return script.runInContext(context, { timeout: milliseconds }) as T;
@@ -22,9 +25,9 @@ export function withTimeLimit<T>(what: string, milliseconds: number, work: () =>
     if ((error as NodeJS.ErrnoException).code !== 'ERR_SCRIPT_EXECUTION_TIMEOUT') throw error;
     throw new DiffqkvError(
       'ERR_INVALID_CHECKPOINT',
-      `${what} takes more than ${milliseconds / 1000} s, and was stopped`,
+      `${what} was stopped after ${milliseconds / 1000} s, the time limit`,
     );
   } finally {
-    context.work = before;
+    context.work = outer;
   }
 }

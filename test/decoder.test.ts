@@ -5,7 +5,7 @@ import { createDecoder, type DecoderConfig } from '../lib/decoder';
 
 /** What each piece gives out, and last what the end does. */
 function pushed(config: DecoderConfig | null, pieces: string[], continued = false): string[] {
-  const decoder = createDecoder(config, new Set(), continued);
+  const decoder = createDecoder(config, { literals: new Set(), continued });
   return [...pieces.map((piece) => decoder.push(piece)), decoder.flush()];
 }
 
@@ -51,8 +51,9 @@ it('without a decoder pieces are joined by spaces', () => {
 });
 
 it('refuses a step without a type, and one that it does not know, by name', () => {
-  expect(() => createDecoder({} as DecoderConfig, new Set(), false)).toThrow('a decoder has no type');
-  expect(() => createDecoder({ type: 'Telepathy' }, new Set(), false)).toThrow(
+  const context = { literals: new Set<string>(), continued: false };
+  expect(() => createDecoder({} as DecoderConfig, context)).toThrow('a decoder has no type');
+  expect(() => createDecoder({ type: 'Telepathy' }, context)).toThrow(
     expect.objectContaining({ code: 'ERR_UNSUPPORTED_MODEL', message: expect.stringContaining('Telepathy') }),
   );
 });
