@@ -7,7 +7,7 @@ import { fileBytes, newIndex, newTensors, shardBytes } from './convert_write';
 import { megabytes, ProgressBar } from './progress';
 import { printable, type StoredTensor } from './safetensors';
 
-/** Resolves to the exit status: 0, or 128 and the number of the signal that ended it. */
+/** Resolves to the exit status: 0, or 128 plus the number of the signal that ended it. */
 export async function convert(
   input: string,
   output: string,
@@ -17,7 +17,7 @@ export async function convert(
   let status = 0;
   const onSignal = (signal: NodeJS.Signals) => {
     status = 128 + constants.signals[signal];
-    if (interrupt.signal.aborted) process.exit(status); // the second time: at once
+    if (interrupt.signal.aborted) process.exit(status); // a second signal exits at once
     interrupt.abort();
   };
   process.on('SIGINT', onSignal).on('SIGTERM', onSignal);
@@ -27,7 +27,7 @@ export async function convert(
     return 0;
   } catch (error) {
     if (error !== interrupt.signal.reason) throw error;
-    process.stderr.write('\n'); // the terminal has written ^C
+    process.stderr.write('\n'); // after the ^C that the terminal printed
     return status;
   } finally {
     process.off('SIGINT', onSignal).off('SIGTERM', onSignal);
@@ -45,7 +45,7 @@ async function run(input: string, output: string, command: ConvertCommand, signa
   const plan = makePlan(files, shape, command);
   const before = shards.flatMap(({ file }) => file.tensors);
   const after = shards.flatMap((shard) => newTensors(shard, plan));
-  const found = {
+  const facts = {
     augmentedQ: before.some(({ name }) => /\.self_attn\.q_(gate|up|down)_proj\.weight$/.test(name)),
     lmHead: before.some(({ name }) => name === 'lm_head.weight'),
   };
@@ -54,7 +54,7 @@ async function run(input: string, output: string, command: ConvertCommand, signa
     files.config,
     shape,
     plan.to,
-    found,
+    facts,
     command.kvGroupSharing === true,
   );
 
@@ -76,7 +76,7 @@ async function run(input: string, output: string, command: ConvertCommand, signa
     await directory.finish();
   } finally {
     bar.clear();
-    await directory.discard(); // once it is finished there is nothing to remove
+    await directory.discard(); // no effect after finish()
   }
   return {
     directory: output,
@@ -99,10 +99,12 @@ function reportText(report: Report): string {
     from === to ? `${to}` : `${from} -> ${to}`;
   const size = (bytes: number) => `${(bytes / 1e6).toFixed(1)} MB`;
   const lines = [
-    `${report.directory}: K heads ${change(numKHeads)}, V heads ${change(numVHeads)}, size of a K head ${change(keyHeadDim)}`,
-    `${report.convertedTensors} tensors converted, weights ${size(weightBytes.from)} -> ${size(weightBytes.to)}`,
+    `${report.directory}: K heads ${change(numKHeads)}, V heads ${change(numVHeads)}, ` +
+      `K head size ${change(keyHeadDim)}`,
+    `${report.convertedTensors} tensors converted, ` +
+      `weights ${size(weightBytes.from)} -> ${size(weightBytes.to)}`,
   ];
   if (leftOut.length > 0)
-    lines.push(`left out, as no part of the checkpoint: ${leftOut.map(printable).join(', ')}`);
+    lines.push(`not copied, as not part of the checkpoint: ${leftOut.map(printable).join(', ')}`);
   return `${lines.join('\n')}\n`;
 }

@@ -1,15 +1,15 @@
-// A model's heads in config.json: read, and written in the form that the new ones ask for. Beside csrc/model/config.cc
-// the one file that knows the names of Hugging Face's config.json.
+// Reads a model's heads from config.json, and writes the config.json of the converted model. Only
+// this file and csrc/model/config.cc use the names of Hugging Face's config.json.
 
 import { CliError } from './errors';
-import { broken, formatObject, parseObject, printable, shown } from './safetensors';
+import { formatObject, invalidCheckpoint, parseObject, printable, shown } from './safetensors';
 
 type Architecture = 'sigma' | 'llama';
 
 export interface Heads {
   numKHeads: number;
   numVHeads: number;
-  /** Size of a cached head of K. */
+  /** Elements of a K head in the cache. */
   keyHeadDim: number;
 }
 
@@ -18,14 +18,14 @@ export interface ModelShape extends Heads {
   numQHeads: number;
   queryHeadDim: number;
   valueHeadDim: number;
-  /** K is cached in another form than that in which it meets Q. */
+  /** A layer lifts cached K heads to queryHeadDim (key_lift). */
   lifted: boolean;
   hiddenSize: number;
   numLayers: number;
 }
 
-/** What the checkpoint's tensors say that config.json may leave out. */
-export interface Found {
+/** Properties of the checkpoint's tensors that config.json may omit. */
+export interface TensorFacts {
   augmentedQ: boolean;
   lmHead: boolean;
 }
@@ -45,7 +45,10 @@ export function readShape(path: string, text: Uint8Array): ModelShape {
   const integer = (key: string, max: number, otherwise?: number): number => {
     const value = config[key] ?? otherwise;
     if (!Number.isSafeInteger(value) || (value as number) < 1 || (value as number) > max)
-      throw broken(path, `${key} is ${shown(value)}; 1 to ${max} is wanted`);
+      throw invalidCheckpoint(
+        path,
+        `${key} is ${shown(value)}; it must be an integer from 1 to ${max}`,
+      );
     return value as number;
   };
   const architecture = readArchitecture(path, config);
@@ -54,7 +57,10 @@ export function readShape(path: string, text: Uint8Array): ModelShape {
   const heads = (key: string) => {
     const count = integer(key, numQHeads, numQHeads);
     if (numQHeads % count !== 0)
-      throw broken(path, `num_attention_heads (${numQHeads}) is no multiple of ${key} (${count})`);
+      throw invalidCheckpoint(
+        path,
+        `num_attention_heads (${numQHeads}) must be a multiple of ${key} (${count})`,
+      );
     return count;
   };
   const hiddenSize = integer('hidden_size', 2 ** 20);
@@ -75,7 +81,7 @@ export function readShape(path: string, text: Uint8Array): ModelShape {
   };
 }
 
-/** Q, K and V are all of one head size, as in a Llama. */
+/** Whether Q, K and V have the same head size, as in a Llama model. */
 export function oneHeadSize({
   queryHeadDim,
   keyHeadDim,
@@ -89,11 +95,14 @@ function readArchitecture(path: string, config: Record<string, unknown>): Archit
   const unsupported = (what: string) => new CliError('ERR_UNSUPPORTED_MODEL', `${path}: ${what}`);
   const list = config.architectures ?? [];
   if (!Array.isArray(list))
-    throw broken(path, `architectures is ${shown(list)}; an array is wanted`);
+    throw invalidCheckpoint(path, `architectures is ${shown(list)}; it must be an array`);
   const given: unknown[] = config.model_type == null ? list : [...list, config.model_type];
   for (const name of given) {
     if (typeof name !== 'string')
-      throw broken(path, `architectures and model_type have ${shown(name)} in them`);
+      throw invalidCheckpoint(
+        path,
+        `architectures and model_type must be strings, not ${shown(name)}`,
+      );
     if (!Object.hasOwn(names, name))
       throw unsupported(
         `the architecture '${printable(name)}' is not supported; Sigma (DiffQKV) and Llama are`,
@@ -109,19 +118,19 @@ function readArchitecture(path: string, config: Record<string, unknown>): Archit
     given.every((name) => names[name as string] === 'llama')
   )
     return 'llama';
-  throw unsupported('neither a Llama, nor DiffQKV, which has num_key_heads and num_value_heads');
+  throw unsupported('neither Llama nor DiffQKV, which has num_key_heads and num_value_heads');
 }
 
 /**
- * The text of the new config.json: byte for byte the old one where nothing changes. `kvGroupSharing`: for readers that
- * know one head count for K and V, and Llama where the model is one.
+ * Returns the text of the new config.json: the old bytes if nothing changes. `kvGroupSharing`: for
+ * frameworks with one head count for K and V; the result is a Llama config if the model allows it.
  */
 export function convertConfig(
   path: string,
   text: Buffer,
   from: ModelShape,
   to: Heads,
-  { augmentedQ, lmHead }: Found,
+  { augmentedQ, lmHead }: TensorFacts,
   kvGroupSharing: boolean,
 ): Buffer {
   const config = parseObject(path, text);
@@ -146,7 +155,8 @@ export function convertConfig(
         'value_head_dim',
       ])
         fields[key] = undefined;
-      fields.tie_word_embeddings = config.tie_word_embeddings ?? !lmHead; // left out, it is false to other readers
+      // Other readers take an omitted tie_word_embeddings as false.
+      fields.tie_word_embeddings = config.tie_word_embeddings ?? !lmHead;
     }
   } else {
     Object.assign(fields, { num_key_heads: to.numKHeads, num_value_heads: to.numVHeads });
@@ -158,7 +168,7 @@ export function convertConfig(
         model_type: 'sigma',
         auto_map: undefined,
       });
-      // Llama's defaults, which Sigma does not have.
+      // Llama has defaults for these, Sigma does not.
       const rope = (config.rope_parameters ?? config.rope_scaling) as
         | Record<string, unknown>
         | null
@@ -175,7 +185,10 @@ export function convertConfig(
   return withFields(path, text, config, fields);
 }
 
-/** Sets fields of a JSON object's text; undefined removes one. Numbers that do not change stay as they are written. */
+/**
+ * Sets fields in the text of a JSON object; undefined removes a field. Numbers that do not change
+ * keep their spelling.
+ */
 function withFields(
   path: string,
   text: Buffer,
@@ -186,9 +199,10 @@ function withFields(
     ([key, value]) => JSON.stringify(value) !== JSON.stringify(config[key]),
   );
   if (changed.length === 0) return text;
-  // Through JSON.parse and back 50000.0 would become 50000, no float any more to readers that tell the two apart.
+  // JSON.parse and JSON.stringify would turn 50000.0 into 50000, an integer for some readers. So
+  // numbers are parsed as strings that begin with a mark.
   const source = text.toString();
-  // The mark is in no string of the value: longer than each run of # in one, written as \u0023 or not.
+  // No string of the object has the mark: it is longer than every run of #, escaped or not.
   const runs = formatObject(path, config).match(/#+/g) ?? [];
   const mark = '#'.repeat(1 + runs.reduce((longest, run) => Math.max(longest, run.length), 0));
   const token = /"(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*/g;

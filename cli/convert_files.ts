@@ -1,4 +1,5 @@
-// The files of a checkpoint directory, read and checked; and a directory that comes into being whole or not at all.
+// Reads and checks the files of a checkpoint directory, and writes an output directory that appears
+// complete or not at all.
 
 import { randomBytes } from 'node:crypto';
 import { existsSync } from 'node:fs';
@@ -6,19 +7,19 @@ import { lstat, mkdir, open, readdir, realpath, rename, rm, rmdir, stat } from '
 import { basename, dirname, join, resolve, sep } from 'node:path';
 import { CliError } from './errors';
 import {
-  broken,
+  invalidCheckpoint,
   isObject,
   parseObject,
   printable,
-  reading,
   readSafetensors,
+  reportReadErrors,
   type SafetensorsFile,
   shown,
   withFile,
 } from './safetensors';
 
 export interface Shard {
-  /** Of the file, in its directory. */
+  /** Name of the file in the checkpoint directory. */
   name: string;
   file: SafetensorsFile;
 }
@@ -29,15 +30,15 @@ export interface ShardIndex {
 }
 
 export interface CheckpointFiles {
-  /** model.safetensors or the index: where a tensor that is not there was looked for. */
+  /** model.safetensors or the index, to be named if a tensor is missing. */
   path: string;
   config: Buffer;
   shards: Shard[];
-  /** Undefined where there is model.safetensors alone. */
+  /** Undefined if the weights are one file, model.safetensors. */
   index?: ShardIndex;
-  /** All that is to be copied as it is, by path in the directory. */
+  /** Files to copy unchanged, by path in the directory. */
   others: string[];
-  /** What is no part of the checkpoint as it is read here: weights in other forms, links to folders, pipes. */
+  /** Paths that are not copied: weights in other formats, links to folders, pipes. */
   leftOut: string[];
 }
 
@@ -47,19 +48,20 @@ const MAX_TEXT_BYTES = 64 << 20;
 
 export async function readText(path: string): Promise<Buffer> {
   return withFile(path, async (file, size) => {
-    if (size > MAX_TEXT_BYTES) throw broken(path, `${size} bytes; the limit is ${MAX_TEXT_BYTES}`);
-    return reading(path, () => file.readFile());
+    if (size > MAX_TEXT_BYTES)
+      throw invalidCheckpoint(path, `${size} bytes; the limit is ${MAX_TEXT_BYTES}`);
+    return reportReadErrors(path, () => file.readFile());
   });
 }
 
 export async function readCheckpointFiles(directory: string): Promise<CheckpointFiles> {
-  const names = await reading(directory, () => readdir(directory));
+  const names = await reportReadErrors(directory, () => readdir(directory));
   const config = await readText(join(directory, 'config.json'));
   let index: ShardIndex | undefined;
   let shardNames = [singleName];
   if (!names.includes(singleName)) {
     if (!names.includes(indexName))
-      throw broken(directory, `has neither ${singleName} nor ${indexName} in it`);
+      throw invalidCheckpoint(directory, `has neither ${singleName} nor ${indexName}`);
     index = await readIndex(join(directory, indexName));
     shardNames = [...new Set(Object.values(index.weightMap))].sort();
   }
@@ -70,28 +72,31 @@ export async function readCheckpointFiles(directory: string): Promise<Checkpoint
     for (const tensor of file.tensors) {
       const owner = owners.get(tensor.name);
       if (owner !== undefined)
-        throw broken(file.path, `the tensor '${printable(tensor.name)}' is in ${owner} too`);
+        throw invalidCheckpoint(
+          file.path,
+          `the tensor '${printable(tensor.name)}' is in ${owner} too`,
+        );
       owners.set(tensor.name, name);
     }
     shards.push({ name, file });
   }
   for (const [tensor, name] of Object.entries(index?.weightMap ?? {})) {
     if (owners.get(tensor) !== name)
-      throw broken(
+      throw invalidCheckpoint(
         join(directory, name),
-        `has no tensor '${printable(tensor)}', which ${indexName} places there`,
+        `does not contain the tensor '${printable(tensor)}', which ${indexName} assigns to it`,
       );
   }
-  const taken = new Set(['config.json', ...shardNames, ...(index ? [indexName] : [])]);
+  const known = new Set(['config.json', ...shardNames, ...(index ? [indexName] : [])]);
   const path = join(directory, index ? indexName : singleName);
-  return { path, config, shards, index, ...(await listOthers(directory, taken)) };
+  return { path, config, shards, index, ...(await listOthers(directory, known)) };
 }
 
-/** Its shards are plain names: nothing outside the directory is read or written. */
+/** Requires that shards are plain file names, so that no path leaves the directory. */
 async function readIndex(path: string): Promise<ShardIndex> {
   const text = await readText(path);
   const { weight_map: map } = parseObject(path, text);
-  if (!isObject(map)) throw broken(path, 'weight_map is missing, or no object');
+  if (!isObject(map)) throw invalidCheckpoint(path, 'weight_map must be an object');
   for (const [tensor, shard] of Object.entries(map)) {
     const plain =
       typeof shard === 'string' &&
@@ -99,53 +104,61 @@ async function readIndex(path: string): Promise<ShardIndex> {
       shard !== '.' &&
       shard !== '..';
     if (!plain)
-      throw broken(
+      throw invalidCheckpoint(
         path,
-        `weight_map: tensor '${printable(tensor)}': its shard ${shown(shard)} is not the plain name of a file`,
+        `weight_map: the shard of ${printable(tensor)} is ${shown(shard)}, not a plain file name`,
       );
   }
   return { text, weightMap: map as Record<string, string> };
 }
 
-// Weights as other programs keep them: beside the new ones they would be another model.
-const otherWeights =
-  /\.(safetensors|gguf|onnx|pth|h5|msgpack|ot)$|^(pytorch_model|consolidated|adapter_model)\b.*\.(bin|pt)$|\.(safetensors|bin)\.index\.json$/;
+// Weights in other formats. They would not match the converted weights, so they are not copied.
+const otherWeights = [
+  /\.(safetensors|gguf|onnx|pth|h5|msgpack|ot)$/,
+  /^(pytorch_model|consolidated|adapter_model)\b.*\.(bin|pt)$/,
+  /\.(safetensors|bin)\.index\.json$/,
+];
 const unrelated = new Set(['.git', '.cache']);
 
 async function listOthers(
   directory: string,
-  taken: Set<string>,
+  known: Set<string>,
 ): Promise<{ others: string[]; leftOut: string[] }> {
   const others: string[] = [];
   const leftOut: string[] = [];
   const visit = async (folder: string): Promise<void> => {
-    const entries = await reading(join(directory, folder), () =>
+    const entries = await reportReadErrors(join(directory, folder), () =>
       readdir(join(directory, folder), { withFileTypes: true }),
     );
     for (const entry of entries.sort((a, b) => (a.name < b.name ? -1 : 1))) {
       const path = join(folder, entry.name);
-      if (taken.has(path) || unrelated.has(entry.name)) continue;
+      if (known.has(path) || unrelated.has(entry.name)) continue;
       if (entry.isDirectory()) {
         await visit(path);
         continue;
       }
-      // Through links: a hub's cache is made of them.
+      // stat follows links: the cache of the Hugging Face hub consists of links to files.
       const isFile = (
-        await reading(join(directory, path), () => stat(join(directory, path)))
+        await reportReadErrors(join(directory, path), () => stat(join(directory, path)))
       ).isFile();
-      (isFile && !otherWeights.test(entry.name) ? others : leftOut).push(path);
+      (isFile && !otherWeights.some((pattern) => pattern.test(entry.name)) ? others : leftOut).push(
+        path,
+      );
     }
   };
   await visit('');
   return { others, leftOut };
 }
 
-const refused = (path: string, what: string) =>
+const invalidOutput = (path: string, what: string) =>
   new CliError('ERR_INVALID_ARGUMENT', `${path}: ${what}`);
 
-/** Where the output is to stand: nowhere yet or an empty directory, and not in the input. */
+/**
+ * Resolves to the real path of the output. It must not exist or be an empty directory, and must not
+ * be in the input directory.
+ */
 export async function checkOutput(input: string, output: string): Promise<string> {
-  const source = await reading(input, () => realpath(input));
+  const source = await reportReadErrors(input, () => realpath(input));
   const path = resolve(output);
   const exists = await lstat(path).then(
     () => true,
@@ -155,27 +168,33 @@ export async function checkOutput(input: string, output: string): Promise<string
   try {
     target = exists ? await realpath(path) : join(await realpath(dirname(path)), basename(path));
   } catch {
-    throw refused(
+    throw invalidOutput(
       output,
-      exists ? 'a link to nowhere' : `there is no directory ${dirname(path)} to make it in`,
+      exists ? 'this link has no target' : `the directory ${dirname(path)} does not exist`,
     );
   }
   if (target === source || target.startsWith(source + sep))
-    throw refused(output, `the input ${input} itself, or in it; name another directory`);
-  if (exists && !((await stat(target)).isDirectory() && (await readdir(target)).length === 0))
-    throw refused(
+    throw invalidOutput(
       output,
-      'exists already, and nothing is overwritten; name a directory that is not there, or is empty',
+      `this is the input directory ${input} or in it; choose another directory`,
+    );
+  if (exists && !((await stat(target)).isDirectory() && (await readdir(target)).length === 0))
+    throw invalidOutput(
+      output,
+      'exists already and is not overwritten; choose a new directory or an empty one',
     );
   if (exists && (await stat(target)).dev !== (await stat(dirname(target))).dev)
-    throw refused(
+    throw invalidOutput(
       output,
-      'a file system is mounted there, so it cannot be replaced; name a new directory in it',
+      'a file system is mounted there, so it cannot be replaced; choose a new directory in it',
     );
   return target;
 }
 
-/** Files are written beside `target`, under a name with `.partial-` in it, and become `target` in one step at the end. */
+/**
+ * An output directory. Its files are written to a directory next to `target` with `.partial-` in
+ * its name, which `finish` renames to `target` in one step.
+ */
 export class OutputDirectory {
   readonly #target: string;
   readonly #partial: string;
@@ -189,28 +208,31 @@ export class OutputDirectory {
 
   static async create(target: string, signal: AbortSignal): Promise<OutputDirectory> {
     const output = new OutputDirectory(target, signal);
-    await writing(target, () => mkdir(output.#partial));
+    await reportWriteErrors(target, () => mkdir(output.#partial));
     return output;
   }
 
-  /** Writes one file; `onBytes` hears of each piece. Once the signal has fired, its reason is thrown. */
+  /**
+   * Writes one file, and calls `onBytes` after each piece. Throws the reason of the signal if it is
+   * aborted.
+   */
   async write(
     name: string,
     pieces: Iterable<Uint8Array> | AsyncIterable<Uint8Array>,
     onBytes?: (bytes: number) => void,
   ): Promise<void> {
     const path = join(this.#partial, name);
-    const shown = join(this.#target, name);
-    await writing(shown, () => mkdir(dirname(path), { recursive: true }));
-    const file = await writing(shown, () => open(path, 'wx'));
+    const shownPath = join(this.#target, name);
+    await reportWriteErrors(shownPath, () => mkdir(dirname(path), { recursive: true }));
+    const file = await reportWriteErrors(shownPath, () => open(path, 'wx'));
     try {
       for await (const piece of pieces) {
         this.#signal.throwIfAborted();
         for (let done = 0; done < piece.length; )
-          done += (await writing(shown, () => file.write(piece, done))).bytesWritten;
+          done += (await reportWriteErrors(shownPath, () => file.write(piece, done))).bytesWritten;
         onBytes?.(piece.length);
       }
-      await writing(shown, () => file.datasync());
+      await reportWriteErrors(shownPath, () => file.datasync());
     } finally {
       await file.close();
     }
@@ -218,23 +240,23 @@ export class OutputDirectory {
 
   async finish(): Promise<void> {
     this.#signal.throwIfAborted();
-    await writing(this.#target, async () => {
-      // Elsewhere an empty directory is replaced.
+    await reportWriteErrors(this.#target, async () => {
+      // On other systems, rename replaces an empty directory.
       if (process.platform === 'win32' && existsSync(this.#target)) await rmdir(this.#target);
       await rename(this.#partial, this.#target);
     });
   }
 
-  /** Removes what was written. */
+  /** Removes the files that were written. Does nothing after `finish`. */
   async discard(): Promise<void> {
     await rm(this.#partial, { recursive: true, force: true });
   }
 }
 
-async function writing<T>(path: string, call: () => Promise<T>): Promise<T> {
+async function reportWriteErrors<T>(path: string, call: () => Promise<T>): Promise<T> {
   try {
     return await call();
   } catch (error) {
-    throw refused(path, `cannot be written: ${(error as Error).message}`);
+    throw invalidOutput(path, `cannot be written: ${(error as Error).message}`);
   }
 }

@@ -1,26 +1,27 @@
-// New heads of k_proj and v_proj from the rows of the old ones, in pieces of bounded size. A tensor here is
-// [heads * rows of a head, hidden size].
+// Computes new heads of k_proj and v_proj from the rows of the old ones, in pieces of bounded size.
+// A tensor is [heads * rows of a head, hidden size].
 
-/** How the heads of one tensor are made. */
+/** How the heads of one tensor are computed. */
 export interface HeadPlan {
-  /** Of each new head, the heads that it is the mean of. One alone is copied, bit for bit. */
+  /** For each new head, the old heads that it is the mean of. A single one is copied exactly. */
   sources: number[][];
   /** Rows of one old head, a multiple of rowStep. */
   headRows: number;
-  /** Of each head's rows, keep the first and every `rowStep`-th after it. */
+  /** Keep the first row of a head and every `rowStep`-th row after it. */
   rowStep: 1 | 2;
 }
 
-/** Fills the buffer from this byte of the old tensor on. */
+/** Fills the buffer with the old tensor's bytes from `offset`. */
 export type ReadBytes = (buffer: Uint8Array, offset: number) => Promise<void>;
 
-const PIECE_ELEMENTS = 1 << 20; // of the new tensor; no hidden size is larger
+const PIECE_ELEMENTS = 1 << 20; // at least one row: the limit of hidden sizes is 2^20
 const scratch = new ArrayBuffer(2 * 4 * PIECE_ELEMENTS);
 const sums = new Float64Array(PIECE_ELEMENTS);
 
 /**
- * The old heads, `from` of them, fall into `groups` groups of neighbours. New head g of `count` is the mean of group
- * floor(g * groups / count), as a query finds its K or V head. `groups` divides `from`.
+ * Divides the `from` old heads into `groups` groups of adjacent heads; `from` is a multiple of
+ * `groups`. New head g of `count` is the mean of group floor(g * groups / count), the same formula
+ * by which a query head finds its K or V head.
  */
 export function headSources(from: number, groups: number, count: number): number[][] {
   const size = from / groups;
@@ -30,7 +31,7 @@ export function headSources(from: number, groups: number, count: number): number
   });
 }
 
-/** The bytes of the new tensor, piece by piece; each piece is gone when the next one is asked for. */
+/** Yields the bytes of the new tensor. A piece is valid until the next one is requested. */
 export async function* convertedHeads(
   { sources, headRows, rowStep }: HeadPlan,
   dtype: WeightType,
@@ -56,7 +57,7 @@ export async function* convertedHeads(
             (kept * rowStep + 1) * rowBytes,
           );
         if (heads.length === 1) break;
-        // The first is stored, not added to 0: the mean of -0 and -0 is -0.
+        // The first is stored, not added to 0, so that the mean of -0 and -0 is -0.
         if (i === 0) for (let j = 0; j < size; j++) sums[j] = decode(words[j] as number);
         else for (let j = 0; j < size; j++) (sums[j] as number) += decode(words[j] as number);
       }
@@ -68,8 +69,8 @@ export async function* convertedHeads(
 }
 
 /**
- * The lift [headRows, headRows / 2] that puts the kept rows of a head back in their places and leaves 0 in the others:
- * the start for training it.
+ * The lift [headRows, headRows / 2] that moves the kept rows of a head to their old places and sets
+ * the others to 0. Training starts from it.
  */
 export function liftMatrix(dtype: WeightType, headRows: number): Uint8Array {
   const { Words, encode } = weightTypes[dtype];
@@ -85,7 +86,8 @@ export function isWeightType(dtype: string): dtype is WeightType {
   return Object.hasOwn(weightTypes, dtype);
 }
 
-// Every type as float64 and back: decoding is exact, encoding rounds once, to the nearest, ties to even.
+// Conversion to float64 and back. Decoding is exact. Encoding rounds once, to nearest, ties to
+// even.
 const weightTypes = {
   // The store into a Float32Array rounds.
   F32: { Words: Float32Array, decode: (value: number) => value, encode: (value: number) => value },
@@ -102,8 +104,9 @@ function floatOf(bits: number): number {
 }
 
 /**
- * The bits of the f32 that a float64 is rounded to by "round to odd": towards 0, and the last bit set where something
- * was lost. Rounding that to a type of at least two bits less gives what rounding the float64 at once would.
+ * Returns the bits of a float64 rounded to f32 by "round to odd": toward 0, with the last bit set
+ * if the result is inexact. Rounding the result to a type with at least two bits less is the same
+ * as rounding the float64 directly.
  */
 function oddFloatBits(value: number): number {
   float[0] = value;
@@ -123,16 +126,16 @@ function encodeF16(value: number): number {
   if (Number.isNaN(value)) return 0x7e00;
   const bits = oddFloatBits(value);
   const sign = (bits >>> 16) & 0x8000;
-  const exponent = ((bits >>> 23) & 0xff) - 112; // of f16
+  const exponent = ((bits >>> 23) & 0xff) - 112; // of the f16
   if (exponent >= 31) return sign | 0x7c00;
-  if (exponent < -10) return sign; // below half of the smallest
+  if (exponent < -10) return sign; // below half of the smallest f16
   const mantissa = bits & 0x7fffff;
   const significand = exponent > 0 ? (exponent << 23) | mantissa : mantissa | 0x800000;
   const shift = exponent > 0 ? 13 : 14 - exponent;
   const kept = significand >>> shift;
   const rest = significand & ((1 << shift) - 1);
   const half = 1 << (shift - 1);
-  // A carry into the exponent is right, up to infinity.
+  // A carry into the exponent is correct, including one to infinity.
   return sign | (kept + (rest > half || (rest === half && (kept & 1) === 1) ? 1 : 0));
 }
 

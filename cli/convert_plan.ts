@@ -1,10 +1,10 @@
-// What a conversion makes of each tensor.
+// Plans what a conversion does with each tensor.
 
 import { type Heads, type ModelShape, oneHeadSize } from './convert_config';
 import type { CheckpointFiles } from './convert_files';
 import { type HeadPlan, headSources, isWeightType, type WeightType } from './convert_heads';
 import { CliError } from './errors';
-import { broken, printable, type StoredTensor } from './safetensors';
+import { invalidCheckpoint, printable, type StoredTensor } from './safetensors';
 
 export interface ConvertCommand {
   keyHeads?: number;
@@ -14,18 +14,18 @@ export interface ConvertCommand {
   json?: boolean;
 }
 
-/** How a tensor of K or V changes. */
+/** How a k_proj or v_proj tensor changes. */
 export interface TensorChange {
   to: StoredTensor & { dtype: WeightType };
   heads: HeadPlan;
-  /** What is written after it. */
+  /** A lift tensor to write after it. */
   lift?: StoredTensor;
 }
 
 export interface Plan {
   to: Heads;
   hiddenSize: number;
-  /** By the old tensor's name; the others stay as they are. */
+  /** Changes by the name of the old tensor. Other tensors are copied. */
   changes: Map<string, TensorChange>;
 }
 
@@ -40,7 +40,7 @@ export function makePlan(files: CheckpointFiles, shape: ModelShape, command: Con
     !kvGroupSharing
   )
     throw invalid(
-      'nothing to do: give --key-heads, --value-heads, --key-head-dim or --kv-group-sharing',
+      'nothing to do: pass --key-heads, --value-heads, --key-head-dim or --kv-group-sharing',
     );
   const kGroups = groups('--key-heads', keyHeads, shape.numKHeads, 'K');
   const vGroups = groups('--value-heads', valueHeads, shape.numVHeads, 'V');
@@ -48,9 +48,10 @@ export function makePlan(files: CheckpointFiles, shape: ModelShape, command: Con
   if (half) checkHalf(keyHeadDim, shape);
   if (kvGroupSharing && (half || !oneHeadSize(shape)))
     throw invalid(
-      '--kv-group-sharing is for frameworks that know one head count and one head size; here K or V has a size of its own',
+      '--kv-group-sharing requires one head size for Q, K and V: use a model with one size, ' +
+        'without --key-head-dim',
     );
-  // The smallest count that K's and V's heads can both be copied to: the larger one, where the smaller divides it.
+  // The smallest head count to which both K and V heads can be copied.
   const shared = kvGroupSharing ? leastCommonMultiple(kGroups, vGroups) : undefined;
   const to = {
     numKHeads: shared ?? kGroups,
@@ -70,22 +71,24 @@ export function makePlan(files: CheckpointFiles, shape: ModelShape, command: Con
   return { to, hiddenSize: shape.hiddenSize, changes: planTensors(files, shape, k, v) };
 }
 
-function groups(option: string, wanted: number | undefined, present: number, what: string): number {
-  if (wanted === undefined) return present;
-  if (!Number.isSafeInteger(wanted) || wanted < 1 || present % wanted !== 0)
+/**
+ * The number of groups to pool `present` heads into. Throws unless it is a divisor of `present`.
+ */
+function groups(option: string, count: number | undefined, present: number, what: string): number {
+  if (count === undefined) return present;
+  if (!Number.isSafeInteger(count) || count < 1 || present % count !== 0)
     throw invalid(
-      `${option} is ${wanted}; it must divide the ${present} ${what} heads that the model has`,
+      `${option} is ${count}; it must be a divisor of the model's ${present} ${what} heads`,
     );
-  return wanted;
+  return count;
 }
 
-function checkHalf(wanted: string, { keyHeadDim, lifted }: ModelShape): void {
-  if (wanted !== 'half') throw invalid(`--key-head-dim must be 'half', not '${printable(wanted)}'`);
-  if (lifted)
-    throw invalid('--key-head-dim half: K has a lift already, by the key_lift of config.json');
+function checkHalf(size: string, { keyHeadDim, lifted }: ModelShape): void {
+  if (size !== 'half') throw invalid(`--key-head-dim must be 'half', not '${printable(size)}'`);
+  if (lifted) throw invalid('--key-head-dim half: K has a lift already (key_lift in config.json)');
   if (keyHeadDim % 4 !== 0)
     throw invalid(
-      `--key-head-dim half: the head size ${keyHeadDim} is no multiple of 4, and RoPE turns pairs of dims`,
+      `--key-head-dim half: K head size ${keyHeadDim} must be a multiple of 4 (RoPE rotates pairs)`,
     );
 }
 
@@ -116,11 +119,14 @@ function planTensors(
       if (part === 'k' && shape.lifted && rest?.startsWith('lift_')) continue;
       const fail = (what: string) => `${file.path}: the tensor '${printable(tensor.name)}' ${what}`;
       if (rest !== 'proj.weight')
-        throw new CliError('ERR_UNSUPPORTED_MODEL', fail('is no part of a Sigma or Llama layer'));
+        throw new CliError(
+          'ERR_UNSUPPORTED_MODEL',
+          fail('does not belong to a Sigma or Llama layer'),
+        );
       if (Number(layer) >= shape.numLayers)
         throw new CliError(
           'ERR_INVALID_CHECKPOINT',
-          fail(`is of a layer past the ${shape.numLayers} of config.json`),
+          fail(`belongs to layer ${layer}, but config.json has ${shape.numLayers} layers`),
         );
       const change = planTensor(fail, tensor, shape, part === 'k' ? k : v);
       seen.add(tensor.name);
@@ -130,16 +136,17 @@ function planTensors(
   for (let layer = 0; layer < shape.numLayers; layer++) {
     for (const part of ['k', 'v']) {
       const name = `model.layers.${layer}.self_attn.${part}_proj.weight`;
-      if (!seen.has(name)) throw broken(files.path, `the tensor '${name}' is missing`);
+      if (!seen.has(name)) throw invalidCheckpoint(files.path, `the tensor '${name}' is missing`);
     }
   }
   const made = new Set([...changes.values()].map(({ lift }) => lift?.name));
   for (const { file } of files.shards) {
-    const clash = file.tensors.find(({ name }) => made.has(name)); // one that the index leaves out
+    // A tensor that the index does not list may have the name of a new one.
+    const clash = file.tensors.find(({ name }) => made.has(name));
     if (clash)
-      throw broken(
+      throw invalidCheckpoint(
         file.path,
-        `the tensor '${clash.name}' is there already, and the conversion is to make it`,
+        `the tensor '${clash.name}' exists already, and the conversion would create it`,
       );
   }
   return changes;
@@ -153,16 +160,16 @@ function planTensor(
 ): TensorChange | undefined {
   const isK = name.endsWith('k_proj.weight');
   const numHeads = isK ? shape.numKHeads : shape.numVHeads;
-  const wanted = [numHeads * heads.headRows, shape.hiddenSize];
-  if (stored.join() !== wanted.join())
+  const expected = [numHeads * heads.headRows, shape.hiddenSize];
+  if (stored.join() !== expected.join())
     throw new CliError(
       'ERR_INVALID_CHECKPOINT',
-      fail(`has shape [${stored.join(', ')}]; by config.json it must be [${wanted.join(', ')}]`),
+      fail(`has shape [${stored.join(', ')}]; config.json requires [${expected.join(', ')}]`),
     );
   if (!isWeightType(dtype))
     throw new CliError(
       'ERR_UNSUPPORTED_MODEL',
-      fail(`is of type ${dtype}; BF16, F16 and F32 are supported`),
+      fail(`has dtype ${dtype}; supported are BF16, F16 and F32`),
     );
   const same =
     heads.rowStep === 1 &&

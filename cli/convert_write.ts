@@ -1,4 +1,4 @@
-// The bytes of the new files, piece by piece; each piece is gone when the next one is asked for.
+// Generators of the bytes of the new files. A piece is valid until the next one is requested.
 
 import type { FileHandle } from 'node:fs/promises';
 import type { Shard, ShardIndex } from './convert_files';
@@ -14,7 +14,7 @@ import {
   safetensorsHeader,
 } from './safetensors';
 
-/** The tensors of the new file, in their order. */
+/** The tensors of the new file, in file order. */
 export function newTensors({ file }: Shard, { changes }: Plan): StoredTensor[] {
   return file.tensors.flatMap((tensor) => {
     const change = changes.get(tensor.name);
@@ -23,7 +23,7 @@ export function newTensors({ file }: Shard, { changes }: Plan): StoredTensor[] {
   });
 }
 
-/** The new file's bytes: the old one's where no tensor changes. */
+/** The bytes of the new file: the old bytes if no tensor changes. */
 export async function* shardBytes(shard: Shard, plan: Plan): AsyncGenerator<Uint8Array> {
   const { path, metadata, tensors } = shard.file;
   if (!tensors.some(({ name }) => plan.changes.has(name))) return yield* fileBytes(path);
@@ -72,7 +72,7 @@ async function* copied(
   }
 }
 
-/** The index with the new tensors in it and its totals brought up to date; the old bytes where nothing changes. */
+/** The new index, with the new tensors and totals: the old bytes if nothing changes. */
 export function newIndex(
   path: string,
   { text, weightMap }: ShardIndex,

@@ -1,4 +1,4 @@
-/** An error of the command line itself. */
+/** An error of the command line. `code` is one of lib's error codes. */
 export class CliError extends Error {
   readonly code: string;
 
@@ -8,8 +8,9 @@ export class CliError extends Error {
   }
 }
 
-/** `diffqkv: message (CODE)`, always one line. */
+/** Formats an error as one line: `diffqkv: message (CODE)`. */
 export function errorLine(error: unknown): string {
   const { message = String(error), code } = (error ?? {}) as { message?: string; code?: string };
-  return `diffqkv: ${message.trim().replace(/\s*\n\s*/g, '; ')}${code === undefined ? '' : ` (${code})`}\n`;
+  const line = message.trim().replace(/\s*\n\s*/g, '; ');
+  return `diffqkv: ${line}${code === undefined ? '' : ` (${code})`}\n`;
 }

@@ -39,12 +39,12 @@ export async function generate(command: GenerateCommand): Promise<number> {
   let interrupted = false;
   let outputGone = false;
   const onInterrupt = () => {
-    if (interrupted) process.exit(INTERRUPTED); // the second time: at once
+    if (interrupted) process.exit(INTERRUPTED); // a second Ctrl-C exits at once
     interrupted = true;
     interrupt.abort();
   };
   process.on('SIGINT', onInterrupt);
-  // The reader of our output has gone (`| head`): there is nobody left to write for, and nothing to complain about.
+  // EPIPE: the reader of stdout has exited (`| head`). Stop quietly.
   process.stdout.on('error', (error: NodeJS.ErrnoException) => {
     if (error.code !== 'EPIPE') throw error;
     outputGone = true;
@@ -56,7 +56,7 @@ export async function generate(command: GenerateCommand): Promise<number> {
     if (!outputGone) process.stderr.write(summary);
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== 'ABORT_ERR') throw error;
-    if (interrupted) process.stderr.write('\n'); // the terminal has written ^C
+    if (interrupted) process.stderr.write('\n'); // after the ^C that the terminal printed
   } finally {
     process.off('SIGINT', onInterrupt);
   }
@@ -65,9 +65,12 @@ export async function generate(command: GenerateCommand): Promise<number> {
 
 async function readPrompt(signal: AbortSignal): Promise<string> {
   if (process.stdin.isTTY) {
-    throw new CliError('ERR_INVALID_ARGUMENT', 'no prompt: give --prompt TEXT, or pipe one in');
+    throw new CliError(
+      'ERR_INVALID_ARGUMENT',
+      'no prompt: pass --prompt TEXT, or pipe the prompt to standard input',
+    );
   }
-  // A stream that the signal destroys, so that Ctrl-C also ends the waiting for a prompt.
+  // The signal destroys the stream, so that Ctrl-C also ends the wait for a prompt.
   return readAll(addAbortSignal(signal, process.stdin));
 }
 
@@ -83,7 +86,7 @@ async function run(command: GenerateCommand, prompt: string, signal: AbortSignal
     try {
       const { maxTokens, temperature, topK, topP, minP, repetitionPenalty, seed, stop } = command;
       const session = await model.createSession(sessionOptions(command));
-      const reading = new ProgressBar('prompt', tokens);
+      const prefill = new ProgressBar('prompt', tokens);
       const generation = model.generate(
         command.chat ? [{ role: 'user', content: prompt }] : prompt,
         {
@@ -98,13 +101,13 @@ async function run(command: GenerateCommand, prompt: string, signal: AbortSignal
           signal,
           session,
           onPrefillProgress: ({ doneTokens, totalTokens }) => {
-            if (doneTokens < totalTokens)
-              reading.update(doneTokens, totalTokens); // one chunk alone needs no bar
-            else reading.clear();
+            // No bar for a prompt of one chunk.
+            if (doneTokens < totalTokens) prefill.update(doneTokens, totalTokens);
+            else prefill.clear();
           },
         },
       );
-      return await write(generation, command.json === true).finally(() => reading.clear());
+      return await write(generation, command.json === true).finally(() => prefill.clear());
     } finally {
       model.dispose();
     }
@@ -120,7 +123,7 @@ function sessionOptions({
   renormalize,
 }: GenerateCommand): SessionOptions {
   if (renormalize && selectiveV === undefined) {
-    throw new CliError('ERR_INVALID_ARGUMENT', '--renormalize goes with --selective-v');
+    throw new CliError('ERR_INVALID_ARGUMENT', '--renormalize requires --selective-v');
   }
   return {
     kType: kType as DType | undefined,
@@ -129,7 +132,7 @@ function sessionOptions({
   };
 }
 
-/** Writes the text, or the JSON, to stdout. Resolves to the line about it for stderr. */
+/** Writes the text or the JSON object to stdout. Resolves to the summary line for stderr. */
 async function write(generation: Generation, json: boolean): Promise<string> {
   if (json) {
     process.stdout.write(`${JSON.stringify(await generation.result)}\n`);
@@ -146,6 +149,7 @@ async function write(generation: Generation, json: boolean): Promise<string> {
   const rate = timings.tokensPerSecond.toFixed(0);
   return (
     `${usage.promptTokens} prompt tokens in ${timings.prefillMs.toFixed(0)} ms, ` +
-    `${usage.completionTokens} tokens in ${timings.decodeMs.toFixed(0)} ms (${rate} tokens/s), ${finishReason}\n`
+    `${usage.completionTokens} tokens in ${timings.decodeMs.toFixed(0)} ms (${rate} tokens/s), ` +
+    `${finishReason}\n`
   );
 }

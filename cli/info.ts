@@ -7,7 +7,10 @@ export interface InfoCommand {
   json?: boolean;
 }
 
-/** Prints the devices, and with --model what it is and what its cache costs. Resolves to the exit status. */
+/**
+ * Prints the devices and, with --model, the model's shape and the size of its KV cache. Resolves to
+ * the exit status.
+ */
 export async function info(command: InfoCommand): Promise<number> {
   const devices = listDevices();
   const model =
@@ -37,7 +40,7 @@ async function describe(directory: string, device: string) {
   try {
     const { config, dtype, numParameters, weightBytes } = model;
     const { numLayers, numKHeads, numVHeads, headDimQk, headDimK, headDimVo } = config;
-    // 8-bit rows of a head have a scale of 2 bytes.
+    // A row of 8-bit elements has a scale of 2 bytes.
     const row = (size: number, type: CacheType) =>
       elementBytes[type] === 1 ? size + 2 : size * elementBytes[type];
     const byType = (heads: number, size: number) =>
@@ -46,7 +49,8 @@ async function describe(directory: string, device: string) {
       ) as Record<CacheType, number>;
     const types = { k: byType(numKHeads, headDimK), v: byType(numVHeads, headDimVo) };
     const [k, v] = [types.k[dtype as CacheType], types.v[dtype as CacheType]];
-    // The paper's measure: against a cache that has as many K heads as V heads, of Q's size (equation 1).
+    // Equation 1 of the paper compares with a cache that has as many K heads as V heads, of Q's
+    // size.
     const shared = numLayers * numVHeads * row(headDimQk, dtype as CacheType) + v;
     const tokenizer = model.tokenizer === null ? null : { vocabSize: model.tokenizer.vocabSize };
     const kvBytesPerToken = { k, v, saving: 1 - (k + v) / shared, types };
@@ -92,13 +96,14 @@ function modelLines({
   const rows: [string, string][] = [
     ['model', directory],
     ['architecture', `${config.architecture}, ${config.numLayers} layers`],
-    ['heads', `${heads}; size ${config.headDimQk} of Q and K, ${config.headDimVo} of V`],
+    ['heads', `${heads}; size Q and K ${config.headDimQk}, V ${config.headDimVo}`],
     ...(config.keyLift
       ? [['K lift', `${config.keyLift}, from ${config.headDimK} in the cache`] as [string, string]]
       : []),
     [
       'sizes',
-      `hidden ${config.hiddenSize}, FFN ${config.intermediateSize}, augmented Q ${config.augQSize || 'none'}`,
+      `hidden ${config.hiddenSize}, FFN ${config.intermediateSize}, ` +
+        `augmented Q ${config.augQSize || 'none'}`,
     ],
     [
       'vocabulary',
@@ -112,7 +117,8 @@ function modelLines({
     ['V by type', `${listed(types.v)} bytes per token`],
     [
       'saving',
-      `${(100 * saving).toFixed(1)} % against a cache with V's ${config.numVHeads} heads for K too`,
+      `${(100 * saving).toFixed(1)} % less than with ${config.numVHeads} K heads ` +
+        `of size ${config.headDimQk}`,
     ],
   ];
   return rows.map(([name, value]) => `${name.padEnd(13)} ${value}`);

@@ -1,6 +1,6 @@
 #!/usr/bin/env node
-// diffqkv: the command line. Each command is loaded when it is called, so that `build` and `--help` work where the
-// native module is not built.
+// The command line. A command's module is loaded when the command runs, so that `build` and
+// `--help` work without the native module.
 import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
 import { CliError, errorLine } from './errors';
@@ -33,42 +33,51 @@ const integer = (name: string) => (text: string) => {
 
 program
   .command('generate')
-  .description('write text by a model: to stdout as it comes, timings to stderr')
+  .description('generate text: write it to stdout as it is generated, timings to stderr')
   .option('--model <dir>', 'a checkpoint directory (default: the embedded model)')
   .option('--prompt <text>', 'the prompt (default: standard input)')
-  .option('--chat', "give the prompt as a user's message, by the model's chat template")
-  .option('--max-tokens <n>', 'at most this many new tokens', number('--max-tokens'), 256)
-  .option('--temperature <t>', '0: greedy', number('--temperature'), 0)
-  .option('--top-k <n>', 'only the n most likely tokens; 0: all', number('--top-k'), 0)
-  .option('--top-p <p>', 'only the most likely tokens that add up to p', number('--top-p'), 1)
+  .option('--chat', "format the prompt as a user message with the model's chat template")
+  .option('--max-tokens <n>', 'maximum number of new tokens', number('--max-tokens'), 256)
+  .option('--temperature <t>', 'divide the logits by t; 0: greedy', number('--temperature'), 0)
+  .option('--top-k <n>', 'keep only the n most likely tokens; 0: all', number('--top-k'), 0)
+  .option(
+    '--top-p <p>',
+    'keep only the most likely tokens whose probabilities add up to p',
+    number('--top-p'),
+    1,
+  )
   .option(
     '--min-p <p>',
-    'only tokens p times as likely as the most likely one',
+    'keep only tokens at least p times as likely as the most likely one',
     number('--min-p'),
     0,
   )
-  .option('--repetition-penalty <r>', '1: off', number('--repetition-penalty'), 1)
   .option(
-    '--seed <n>',
-    'the same seed gives the same text (default: a random one)',
-    integer('--seed'),
+    '--repetition-penalty <r>',
+    'penalize tokens that are in the sequence already; 1: off',
+    number('--repetition-penalty'),
+    1,
   )
+  .option('--seed <n>', 'the same seed gives the same text (default: random)', integer('--seed'))
   .option(
     '--stop <text>',
-    'stop at this text; may be given several times',
+    'stop at this text; repeat the option for several texts',
     (text: string, before: string[]) => [...before, text],
     [],
   )
-  .option('--k-type <type>', "of the K cache: f32, f16, bf16, i8 or f8e4m3 (default: the model's)")
-  .option('--v-type <type>', 'the same of the V cache')
+  .option(
+    '--k-type <type>',
+    "type of the K cache: f32, f16, bf16, i8, f8e4m3 (default: the model's dtype)",
+  )
+  .option('--v-type <type>', 'type of the V cache, likewise')
   .option(
     '--selective-v <k>',
-    'fetch only the V rows of the k highest scores of each query head',
+    'read only the V rows of the k highest scores of each query head',
     number('--selective-v'),
   )
-  .option('--renormalize', 'with --selective-v: let the kept weights add up to 1')
+  .option('--renormalize', 'with --selective-v: scale the weights of the rows to sum 1')
   .option('--device <id>', 'auto, cpu, cuda or cuda:N', 'auto')
-  .option('--json', 'print one JSON object at the end instead of text as it comes')
+  .option('--json', 'print one JSON object at the end instead of the text')
   .action(async (options) => {
     const { generate } = await import('./generate.js');
     process.exitCode = await generate(options);
@@ -76,9 +85,9 @@ program
 
 program
   .command('info')
-  .description("the devices; with --model, the model's shapes, memory and KV bytes per token")
+  .description("print the devices; with --model, the model's shape, memory and KV bytes per token")
   .option('--model <dir>', 'a checkpoint directory')
-  .option('--device <id>', 'where to load the model: auto, cpu, cuda or cuda:N', 'auto')
+  .option('--device <id>', 'device for the model: auto, cpu, cuda or cuda:N', 'auto')
   .option('--json', 'print one JSON object')
   .action(async (options) => {
     const { info } = await import('./info.js');
@@ -87,36 +96,35 @@ program
 
 program
   .command('convert')
-  .description(
-    'make a checkpoint with fewer or smaller K and V heads out of a Llama or Sigma checkpoint',
-  )
-  .argument('<in>', 'the checkpoint directory; it is only read')
-  .argument('<out>', 'the new one: a directory that is not there yet, or is empty')
+  .description('convert a Llama or Sigma checkpoint to one with fewer or smaller K and V heads')
+  .argument('<in>', 'checkpoint directory; it is not modified')
+  .argument('<out>', 'output directory; it must not exist or must be empty')
   .option(
     '--key-heads <n>',
-    'mean-pool the K heads to n, which divides their count',
+    'mean-pool the K heads to n, a divisor of their number',
     number('--key-heads'),
   )
   .option(
     '--value-heads <n>',
-    'mean-pool the V heads to n, which divides their count',
+    'mean-pool the V heads to n, a divisor of their number',
     number('--value-heads'),
   )
   .option(
     '--key-head-dim <size>',
-    "half: cache half of each K head, with a linear lift back to Q's head size",
+    "half: cache half of each K head; a linear layer lifts it to Q's head size",
   )
   .option(
     '--kv-group-sharing',
-    'then copy heads until K and V have one count, for frameworks that know only one',
+    'copy heads so that K and V have the same number, as other frameworks require',
   )
   .option('--json', 'print one JSON object')
   .addHelpText(
     'after',
     `
-Pooled and halved checkpoints are where training goes on from (as for GQA, arXiv 2305.13245), not finished models;
-copied heads compute what the original does. Files beside the weights are copied as they are. The output is written
-under OUT.partial-... and takes its name when it is whole.`,
+A checkpoint with pooled or halved heads is a start for training (as for GQA, arXiv 2305.13245),
+not a finished model. A checkpoint with copied heads computes the same logits as the original.
+Other files of the checkpoint are copied unchanged. The output is written to OUT.partial-... and
+renamed to OUT at the end.`,
   )
   .action(async (input: string, output: string, options) => {
     const { convert } = await import('./convert.js');
@@ -125,7 +133,7 @@ under OUT.partial-... and takes its name when it is whole.`,
 
 program
   .command('bench')
-  .description('the benchmarks: diffqkv bench SUITE ...; diffqkv bench --help lists them')
+  .description('run benchmarks: diffqkv bench SUITE ...; diffqkv bench --help lists the suites')
   .argument('[args...]')
   .allowUnknownOption()
   .helpOption(false)
@@ -137,7 +145,7 @@ program
 program
   .command('build')
   .description('compile the native module from source')
-  .argument('[args...]', 'for scripts/build-native.js: --clean, --verbose, -DNAME=VALUE')
+  .argument('[args...]', 'options of scripts/build-native.js: --clean, --verbose, -DNAME=VALUE')
   .allowUnknownOption()
   .action(async (args: string[]) => {
     const { build } = await import('./build.js');
@@ -146,9 +154,9 @@ program
 
 program.parseAsync().catch((error: unknown) => {
   if (error instanceof CommanderError) {
-    process.exitCode = error.exitCode; // 0 for --help and --version, which have printed already
+    process.exitCode = error.exitCode; // 0 for --help and --version, whose text is printed already
     if (error.exitCode === 0) return;
-    if (error.code === 'commander.help') return; // no command: the help is the answer
+    if (error.code === 'commander.help') return; // no command: commander has printed the help
     error = new CliError('ERR_INVALID_ARGUMENT', error.message.replace(/^error: /, ''));
   }
   process.stderr.write(errorLine(error));

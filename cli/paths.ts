@@ -1,4 +1,4 @@
 import { dirname, join } from 'node:path';
 
-/** The folder of package.json: this file runs as dist/cli/paths.js. */
+/** The folder of package.json. This file runs as dist/cli/paths.js. */
 export const packageRoot = join(dirname(__dirname), '..');

@@ -1,7 +1,7 @@
 const WIDTH = 30;
 const REDRAW_MS = 50;
 
-/** A progress bar on stderr; nothing at all where stderr is not a terminal. */
+/** A progress bar on stderr. Writes nothing if stderr is not a terminal. */
 export class ProgressBar {
   readonly #label: string;
   readonly #unit: (done: number, total: number) => string;
@@ -9,7 +9,7 @@ export class ProgressBar {
   #drawnAt = 0;
   #drawn = false;
 
-  /** `unit` writes how far it has come, e.g. '3.1/14.9 MB'. */
+  /** `unit` formats the progress, for example '3.1/14.9 MB'. */
   constructor(label: string, unit: (done: number, total: number) => string) {
     this.#label = label;
     this.#unit = unit;
@@ -25,7 +25,7 @@ export class ProgressBar {
     process.stderr.write(`\r\x1b[K${this.#label} [${bar}] ${this.#unit(done, total)}`);
   }
 
-  /** Takes the bar away: what follows begins on an empty line. */
+  /** Removes the bar and leaves the cursor on an empty line. */
   clear(): void {
     if (this.#drawn) process.stderr.write('\r\x1b[K');
     this.#drawn = false;

@@ -1,12 +1,12 @@
-// The safetensors format: 8 bytes of header length, a header in JSON, then the bytes of the tensors. Here only headers
-// are held in memory.
+// The safetensors format: the header length in 8 bytes, a JSON header, then the bytes of the
+// tensors. Only headers are kept in memory.
 
 import { type FileHandle, open, stat } from 'node:fs/promises';
 import { CliError } from './errors';
 
 export interface StoredTensor {
   name: string;
-  /** As the file says it: 'BF16', 'F32', 'I64', ... */
+  /** The dtype in the file: 'BF16', 'F32', 'I64', ... */
   dtype: string;
   shape: number[];
   bytes: number;
@@ -14,16 +14,16 @@ export interface StoredTensor {
 
 export interface SafetensorsFile {
   path: string;
-  /** `__metadata__`, where there is one. */
+  /** `__metadata__`, if present. */
   metadata?: Record<string, string>;
-  /** In the order of their bytes; `position` is the first one's, from the start of the file. */
+  /** In the order of their bytes. `position` is the offset of the first byte in the file. */
   tensors: (StoredTensor & { position: number })[];
 }
 
-const MAX_HEADER_BYTES = 100_000_000; // the limit of the format's own reader
+const MAX_HEADER_BYTES = 100_000_000; // the limit of the reference implementation
 const MAX_RANK = 16;
 
-// Bits of one element.
+// Bits per element.
 const typeBits: Record<string, number> = {
   ...{
     F64: 64,
@@ -42,7 +42,7 @@ const typeBits: Record<string, number> = {
   ...{ F6_E2M3: 6, F6_E3M2: 6, F4: 4 },
 };
 
-/** Text from a file, fit for a message: not too long, control characters escaped. */
+/** Text of a file for a message: at most 120 characters, with control characters escaped. */
 export function printable(text: string): string {
   const short = text.length > 120 ? `${text.slice(0, 120)}...` : text;
   return short.replace(/\p{Cc}/gu, (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, '0')}`);
@@ -56,30 +56,34 @@ export function shown(value: unknown): string {
   return printable(JSON.stringify(value) ?? 'missing');
 }
 
-/** ERR_INVALID_CHECKPOINT: the file, and what is wrong with it. */
-export function broken(path: string, what: string): CliError {
+/** ERR_INVALID_CHECKPOINT: "`path`: `problem`". */
+export function invalidCheckpoint(path: string, what: string): CliError {
   return new CliError('ERR_INVALID_CHECKPOINT', `${path}: ${what}`);
 }
 
-/** Calls the file system about an input; what fails is ERR_INVALID_CHECKPOINT. */
-export async function reading<T>(path: string, call: () => Promise<T>): Promise<T> {
+/** Calls the file system. A system error becomes ERR_INVALID_CHECKPOINT. */
+export async function reportReadErrors<T>(path: string, call: () => Promise<T>): Promise<T> {
   try {
     return await call();
   } catch (error) {
     const { code, message } = error as NodeJS.ErrnoException;
     if (error instanceof CliError || code === undefined) throw error;
-    throw broken(path, code === 'ENOENT' ? 'there is no such file' : `cannot be read: ${message}`);
+    throw invalidCheckpoint(
+      path,
+      code === 'ENOENT' ? 'no such file' : `cannot be read: ${message}`,
+    );
   }
 }
 
 /** Opens a regular file for reading. */
 export async function openFile(path: string): Promise<{ file: FileHandle; size: number }> {
-  const info = await reading(path, () => stat(path)); // before it is opened: opening a pipe would wait
-  if (!info.isFile()) throw broken(path, 'is not a file');
-  return { file: await reading(path, () => open(path)), size: info.size };
+  // Before opening: opening a pipe would wait.
+  const info = await reportReadErrors(path, () => stat(path));
+  if (!info.isFile()) throw invalidCheckpoint(path, 'not a regular file');
+  return { file: await reportReadErrors(path, () => open(path)), size: info.size };
 }
 
-/** Opens a regular file, hands it to `use`, and closes it. */
+/** Opens a regular file, passes it to `use`, and closes it. */
 export async function withFile<T>(
   path: string,
   use: (file: FileHandle, size: number) => Promise<T>,
@@ -92,7 +96,7 @@ export async function withFile<T>(
   }
 }
 
-/** Fills `buffer` from `position` on. */
+/** Fills `buffer` with the bytes of the file from `position`. */
 export async function readFully(
   path: string,
   file: FileHandle,
@@ -101,9 +105,11 @@ export async function readFully(
 ): Promise<void> {
   for (let done = 0; done < buffer.length; ) {
     const rest = buffer.length - done;
-    const { bytesRead } = await reading(path, () => file.read(buffer, done, rest, position + done));
+    const { bytesRead } = await reportReadErrors(path, () =>
+      file.read(buffer, done, rest, position + done),
+    );
     if (bytesRead === 0)
-      throw broken(path, `ends at byte ${position + done}; it has become shorter`);
+      throw invalidCheckpoint(path, `ends at byte ${position + done}: the file became shorter`);
     done += bytesRead;
   }
 }
@@ -114,18 +120,18 @@ export function parseObject(path: string, bytes: Uint8Array, what = ''): Record<
   try {
     value = JSON.parse(new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes));
   } catch (error) {
-    throw broken(path, `${what}not valid JSON: ${printable((error as Error).message)}`);
+    throw invalidCheckpoint(path, `${what}not valid JSON: ${printable((error as Error).message)}`);
   }
-  if (!isObject(value)) throw broken(path, `${what}a JSON object is wanted`);
+  if (!isObject(value)) throw invalidCheckpoint(path, `${what}not a JSON object`);
   return value;
 }
 
-/** The other way round, for files that people read. */
+/** Formats an object as indented JSON. */
 export function formatObject(path: string, value: Record<string, unknown>): string {
   try {
     return `${JSON.stringify(value, null, 2)}\n`;
   } catch {
-    throw broken(path, 'nested too deep');
+    throw invalidCheckpoint(path, 'nested too deeply');
   }
 }
 
@@ -133,20 +139,24 @@ export function isObject(value: unknown): value is Record<string, unknown> {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
-/** Reads and checks the header: the tensors that it gives lie in the file, and cover its data whole, each byte once. */
+/** Reads the header, and checks that its tensors cover each byte of the data exactly once. */
 export function readSafetensors(path: string): Promise<SafetensorsFile> {
   return withFile(path, async (file, size) => {
-    if (size < 8) throw broken(path, `${size} bytes: too short for a safetensors file`);
+    if (size < 8)
+      throw invalidCheckpoint(path, `has ${size} bytes; a safetensors file has at least 8`);
     const start = Buffer.alloc(8);
     await readFully(path, file, start, 0);
     const length = start.readBigUInt64LE();
     if (length > MAX_HEADER_BYTES)
-      throw broken(path, `a header of ${length} bytes; the limit is ${MAX_HEADER_BYTES}`);
+      throw invalidCheckpoint(
+        path,
+        `the header has ${length} bytes; the limit is ${MAX_HEADER_BYTES}`,
+      );
     const headerBytes = Number(length);
     if (headerBytes > size - 8)
-      throw broken(
+      throw invalidCheckpoint(
         path,
-        `truncated: a header of ${headerBytes} bytes, and only ${size - 8} bytes follow its length`,
+        `truncated: the header has ${headerBytes} bytes, but only ${size - 8} follow`,
       );
     const text = Buffer.alloc(headerBytes);
     await readFully(path, file, text, 8);
@@ -160,7 +170,7 @@ function parseHeader(path: string, text: Uint8Array, size: number): SafetensorsF
     metadata !== undefined &&
     !(isObject(metadata) && Object.values(metadata).every((v) => typeof v === 'string'))
   )
-    throw broken(path, '__metadata__ is not an object of strings');
+    throw invalidCheckpoint(path, '__metadata__ is not an object of strings');
   const dataStart = 8 + text.length;
   const tensors = Object.entries(entries).map(([name, entry]) => {
     const { begin, ...tensor } = parseEntry(path, name, entry, size - dataStart);
@@ -171,22 +181,22 @@ function parseHeader(path: string, text: Uint8Array, size: number): SafetensorsF
   let previous = '';
   for (const { name, position, bytes } of tensors) {
     if (position < covered)
-      throw broken(
+      throw invalidCheckpoint(
         path,
         `the bytes of tensor '${printable(name)}' overlap those of '${printable(previous)}'`,
       );
     if (position > covered)
-      throw broken(
+      throw invalidCheckpoint(
         path,
-        `tensor '${printable(name)}': before its bytes is a hole, which no tensor covers`,
+        `tensor '${printable(name)}': no tensor covers the bytes before it`,
       );
     covered += bytes;
     previous = name;
   }
   if (covered !== size)
-    throw broken(
+    throw invalidCheckpoint(
       path,
-      `its tensors cover ${covered - dataStart} of ${size - dataStart} bytes of data`,
+      `the tensors cover ${covered - dataStart} of ${size - dataStart} bytes of data`,
     );
   return { path, metadata: metadata as Record<string, string> | undefined, tensors };
 }
@@ -197,32 +207,30 @@ function parseEntry(
   entry: unknown,
   dataBytes: number,
 ): StoredTensor & { begin: number } {
-  const fail = (what: string) => broken(path, `tensor '${printable(name)}': ${what}`);
-  if (!isObject(entry)) throw fail('not described by an object');
+  const fail = (what: string) => invalidCheckpoint(path, `tensor '${printable(name)}': ${what}`);
+  if (!isObject(entry)) throw fail('its entry must be an object');
   const { dtype, shape, data_offsets: offsets } = entry;
   const isSize = (value: unknown): value is number =>
     Number.isSafeInteger(value) && (value as number) >= 0;
   if (typeof dtype !== 'string' || !Object.hasOwn(typeBits, dtype))
-    throw fail(`dtype is ${shown(dtype)}`);
+    throw fail(`dtype is ${shown(dtype)}, which is unknown`);
   if (!Array.isArray(shape) || shape.length > MAX_RANK || !shape.every(isSize))
-    throw fail(`shape is ${shown(shape)}; at most ${MAX_RANK} integers from 0 on are wanted`);
+    throw fail(`shape is ${shown(shape)}; it must be at most ${MAX_RANK} non-negative integers`);
   if (!Array.isArray(offsets) || offsets.length !== 2 || !offsets.every(isSize))
-    throw fail(`data_offsets is ${shown(offsets)}; two integers from 0 on are wanted`);
+    throw fail(`data_offsets is ${shown(offsets)}; it must be two non-negative integers`);
   const [begin, end] = offsets as [number, number];
-  if (begin > end) throw fail(`data_offsets [${begin}, ${end}) end before they begin`);
+  if (begin > end) throw fail(`data_offsets [${begin}, ${end}): the end is before the start`);
   if (end > dataBytes)
-    throw fail(
-      `data_offsets [${begin}, ${end}) reach past the end of ${dataBytes} bytes of data; truncated?`,
-    );
+    throw fail(`data_offsets [${begin}, ${end}) exceed the ${dataBytes} bytes of data; truncated?`);
   const bits = shape.reduce((a, b) => a * BigInt(b), BigInt(typeBits[dtype] as number));
   if (bits !== 8n * BigInt(end - begin))
     throw fail(
-      `its data_offsets are ${end - begin} bytes, and ${dtype} of shape ${shown(shape)} needs ${bits / 8n}`,
+      `data_offsets span ${end - begin} bytes; ${dtype} of shape ${shown(shape)} has ${bits / 8n}`,
     );
   return { name, dtype, shape, begin, bytes: end - begin };
 }
 
-/** The start of a file that holds these tensors, one after another. */
+/** The header length and the header of a file with these tensors, one after another. */
 export function safetensorsHeader(
   metadata: Record<string, string> | undefined,
   tensors: StoredTensor[],
@@ -235,7 +243,8 @@ export function safetensorsHeader(
   });
   const all = metadata === undefined ? entries : [['__metadata__', metadata], ...entries];
   const text = Buffer.from(JSON.stringify(Object.fromEntries(all)));
-  const header = Buffer.alloc(8 + Math.ceil(text.length / 8) * 8, ' '); // the data begins at a multiple of 8
+  // The data must start at a multiple of 8.
+  const header = Buffer.alloc(8 + Math.ceil(text.length / 8) * 8, ' ');
   header.writeBigUInt64LE(BigInt(header.length - 8));
   text.copy(header, 8);
   return header;

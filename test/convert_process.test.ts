@@ -261,7 +261,7 @@ describe('an end before the end', () => {
     ]);
     expect(stderr).toBe('');
     expect(stdout).toMatch(
-      /^.*out: K heads 2 -> 1, V heads 1, size of a K head 128\n1 tensors converted, weights .*\n$/,
+      /^.*out: K heads 2 -> 1, V heads 1, K head size 128\n1 tensors converted, weights .*\n$/,
     );
   });
 });
