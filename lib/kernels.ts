@@ -240,9 +240,10 @@ export const kernels = {
   },
 
   /**
-   * Rotary position embedding: rotates each pair (d, d + headDim/2) of a head by positions[t]
-   * theta^(-2d/headDim) radians (arXiv 2104.09864). x is [tokens, heads, headDim] with an even
-   * headDim, positions i32 [tokens], theta at least 1. `out` has the dtype of x and may be x.
+   * Rotary position embedding (RoPE): rotates each pair (d, d + headDim/2) of a head by
+   * positions[t] theta^(-2d/headDim) radians (arXiv 2104.09864). x is
+   * [tokens, heads, headDim], positions i32 [tokens]. The last axis of x is even, and theta is at
+   * least 1. `out` has the dtype of x and may be x.
    */
   async rope(args: { x: Tensor; positions: Tensor; theta: number; out?: Tensor }): Promise<Tensor> {
     checkObject('arguments', args);

@@ -260,8 +260,6 @@ describe('an end before the end', () => {
       '1',
     ]);
     expect(stderr).toBe('');
-    expect(stdout).toMatch(
-      /^.*out: K heads 2 -> 1, V heads 1, K head size 128\n1 tensors converted, weights .*\n$/,
-    );
+    expect(stdout).toMatch(/^.*out: K heads 2 -> 1, V heads 1, K head size 128\n1 tensors converted, weights .*\n$/);
   });
 });
