@@ -1,6 +1,6 @@
-// npm run lint: the linter and formatter of TypeScript, the house rules, and the format of C++ where clang-format is
-// there. Every check runs, whatever the others found. With --fix (npm run format) what can be mended is mended. With
-// DIFFQKV_REPORT_DIR in the environment the counts go to lint.json there.
+// npm run lint: biome for TypeScript, the house rules, the columns of Markdown, and clang-format for C++ if it is
+// installed. Every check runs, even after another has failed. --fix (npm run format) fixes what the tools can fix. If
+// DIFFQKV_REPORT_DIR is set, lint.json there gets the counts.
 import { spawnSync } from 'node:child_process';
 import { mkdirSync, readdirSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
@@ -27,6 +27,7 @@ function sources(folder) {
 const biome = createRequire(import.meta.url).resolve('@biomejs/biome/bin/biome');
 check('biome', process.execPath, [biome, 'check', '--error-on-warnings', ...(fix ? ['--write'] : [])]);
 check('boundaries', process.execPath, ['scripts/check-boundaries.mjs']);
+check('markdown', process.execPath, ['scripts/check-markdown.mjs']);
 // Versions differ in what they make of the same style, so one of them judges: that of Debian 12.
 const { stdout } = spawnSync('clang-format', ['--version'], { encoding: 'utf8' });
 if (/version 14\./.test(stdout ?? '')) {

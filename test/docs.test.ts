@@ -9,6 +9,7 @@
 // - `<!-- not run: WHY -->`: it does not run here, and is listed as skipped; ts is still type-checked. `<!-- not run (A, B): WHY -->`:
 //   of a shell block only the lines that begin with A or B.
 // - `<!-- text -->`: an indented block that is no shell.
+// - `<!-- declarations: NAME ... -->`: what scripts/api.mjs writes; the test compares.
 
 import { spawnSync } from 'node:child_process';
 import {
@@ -26,7 +27,7 @@ import { delimiter, join } from 'node:path';
 import { randomCheckpoint, writeCheckpoint } from './checkpoints';
 import { builtCli, builtIndex } from './children';
 import { projectRoot } from './fixtures';
-import { type Block, blocksOf, deadEnds, isExcerpt, pages } from './markdown';
+import { allPages, type Block, blocksOf, deadEnds, isExcerpt, pages } from './markdown';
 
 /** Blocks that are one module. */
 interface Program {
@@ -38,8 +39,9 @@ const blocks = pages().flatMap(blocksOf);
 const at = ({ page, line, language }: Block): string => `${page}:${line} ${language}`;
 const markedAs = (name: string) => (block: Block) => block.marker?.name === name;
 const [isExcerpted, isText, isNotRun] = [markedAs('from'), markedAs('text'), markedAs('not run')];
+const isDeclarations = markedAs('declarations');
 const runnable = (language: string) => (block: Block) =>
-  block.language === language && !isExcerpted(block) && !isText(block);
+  block.language === language && !isExcerpted(block) && !isText(block) && !isDeclarations(block);
 
 const programs: Program[] = [];
 for (const block of blocks.filter(runnable('ts'))) {
@@ -107,7 +109,7 @@ beforeAll(() => {
 
 afterAll(() => rmSync(directory, { recursive: true, force: true }));
 
-it.each(pages())('%s: what it points to is there', (page) => {
+it.each(allPages())('%s: what it points to is there', (page) => {
   expect(deadEnds(page)).toEqual([]);
 });
 
@@ -154,6 +156,82 @@ it('counts of the decode kernel are those of counters.json', () => {
     expect(page).toContain(`| ${heads} | ${bytes} | ${least} | ${(row.bytesRead / row.ideal.bytesRead).toFixed(3)} |`);
     expect(page).toContain(` = ${mma} |`);
   }
+});
+
+it('docs/api.md has the declarations of every public name, and the check finds what differs', () => {
+  const page = readFileSync(join(projectRoot, 'docs', 'api.md'), 'utf8');
+  const changes: [name: string, from: string, to: string, message: string][] = [
+    ['signature', 'truncate(kvLen: number): Promise<void>;', 'truncate(kvLen: number): void;', 'truncate'],
+    ['member', '  vType?: DType;\n', '', 'vType'],
+    ['lacks', 'declarations: DiffqkvError ErrorCode', 'declarations: DiffqkvError', 'ErrorCode is exported'],
+    ['twice', 'declarations: DType', 'declarations: Tensor DType', 'Tensor is declared twice'],
+    ['unknown', 'declarations: DType', 'declarations: NoSuchName DType', 'NoSuchName is not exported'],
+  ];
+  const files = changes.map(([name, from, to]) => {
+    const text = page.replace(from, to);
+    expect(text).not.toBe(page);
+    writeFileSync(join(directory, `${name}.md`), text);
+    return join(directory, `${name}.md`);
+  });
+  const script = join(projectRoot, 'scripts', 'api.mjs');
+  const args = [script, '--check', join(projectRoot, 'docs', 'api.md'), ...files];
+  const { status, stderr } = spawnSync(process.execPath, args, { encoding: 'utf8' });
+  const lines = stderr.trim().split('\n');
+  expect(lines).toEqual(
+    changes.map(([, , , message], i) => expect.stringMatching(new RegExp(`^${files[i]}: .*${message}`))),
+  );
+  expect(status).toBe(1);
+});
+
+it("the README's figures are those of bench/results", () => {
+  type Result = { figures: { name: string; value: number; bytes?: number }[]; device: { details: { simd: string } } };
+  const read = (path: string) => readFileSync(join(projectRoot, path), 'utf8');
+  const result = (name: string): Result => JSON.parse(read(`bench/results/${name}.json`));
+  const [peers, ket, ceet] = [result('peers'), result('ket'), result('ceet')];
+  const figure = ({ figures }: Result, name: string) => {
+    const found = figures.find((one) => one.name === name);
+    if (!found) throw new Error(`no figure is named ${name}`);
+    return found;
+  };
+  const count = (value: number, digits: number) =>
+    value.toLocaleString('en-US', { maximumFractionDigits: digits, minimumFractionDigits: digits });
+  const value = (result: Result, name: string, digits: number) => count(figure(result, name).value, digits);
+  const gigabytes = (name: string) => count((figure(ket, name).bytes as number) / 1e9, 1);
+  const percent = (result: Result, name: string) => {
+    const saving = figure(result, name).value;
+    return `${count(Math.abs(saving), 1)} % ${saving < 0 ? 'lost' : 'saved'}`;
+  };
+  const attention = 'decode attention 32/8/8 x 64 f16, 8192 tokens';
+  const [sigma, std] = ['KET at 32k, Sigma 32/4/16', 'KET at 32k, STD 32/16/16'];
+  const bytes = [sigma, std].map((name) => figure(ket, name).bytes as number) as [number, number];
+  const rows = [
+    [
+      `${value(peers, 'decode after 128 tokens: diffqkv', 1)} tokens/s`,
+      `llama.cpp F16: ${value(peers, 'decode after 128 tokens: llama.cpp F16', 1)} tokens/s`,
+      `${value(peers, 'decode: tokens per second over those of llama.cpp F16', 1)} times as fast`,
+    ],
+    [
+      `${value(peers, 'prefill after 0 tokens: diffqkv', 0)} tokens/s`,
+      `llama.cpp F16: ${value(peers, 'prefill after 0 tokens: llama.cpp F16', 0)} tokens/s`,
+      `${value(peers, 'prefill: tokens per second over those of llama.cpp F16', 1)} times as fast`,
+    ],
+    [
+      `${value(peers, `${attention}: diffqkv`, 2)} ms`,
+      `onnxruntime: ${value(peers, `${attention}: onnxruntime, cache in place`, 1)} ms`,
+      `${value(peers, 'decode attention 32/8/8 x 64 f16: times as fast as onnxruntime (cache in place)', 1)} times as fast`,
+    ],
+    [
+      `32/4/16: ${gigabytes(sigma)} GB`,
+      `32/16/16: ${gigabytes(std)} GB`,
+      `${count(100 * (1 - bytes[0] / bytes[1]), 1)} % saved`,
+    ],
+    [`32/4/16: ${value(ket, sigma, 0)} ms`, `32/16/16: ${value(ket, std, 0)} ms`, percent(ket, 'KET at 32k, saving')],
+    [percent(ceet, 'CEET, 64k after 64k: saving, total')],
+    [percent(ceet, 'CEET, 32k after 0: saving, total')],
+  ];
+  const page = read('README.md');
+  for (const cells of rows) expect(page).toContain(`| ${cells.join(' | ')} |`);
+  for (const { device } of [peers, ket, ceet]) expect(device.details.simd).toBe('avx512_bf16+amx');
 });
 
 it('json is json', () => {

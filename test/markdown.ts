@@ -15,21 +15,21 @@ export interface Block {
   marker?: { name: string; of: string[]; text: string };
 }
 
-const MARKER = /^<!--\s*(not run|from|text)(?:\s*\(([^)]*)\))?:?\s*(.*?)\s*-->$/;
+const MARKER = /^<!--\s*(not run|from|text|declarations)(?:\s*\(([^)]*)\))?:?\s*(.*?)\s*-->$/;
 
-/** README.md, docs and the pages of the examples, relative to the root. */
-export function pages(): string[] {
-  const found = ['README.md'];
-  const walk = (folder: string): void => {
-    for (const entry of readdirSync(join(projectRoot, folder), { withFileTypes: true })) {
-      const path = `${folder}/${entry.name}`;
-      if (entry.isDirectory() && entry.name !== 'node_modules') walk(path);
-      else if (entry.name.endsWith('.md')) found.push(path);
-    }
-  };
-  for (const folder of ['docs', 'examples']) if (existsSync(join(projectRoot, folder))) walk(folder);
-  return found;
+/** Every page of the project, relative to the root. */
+export function allPages(): string[] {
+  const walk = (folder: string): string[] =>
+    readdirSync(join(projectRoot, folder), { withFileTypes: true }).flatMap((entry) => {
+      const path = posix.join(folder, entry.name);
+      if (entry.isDirectory()) return /^(node_modules|dist|build.*|\..*)$/.test(entry.name) ? [] : walk(path);
+      return entry.isFile() && entry.name.endsWith('.md') ? [path] : [];
+    });
+  return walk('.');
 }
+
+/** The pages whose code runs: README.md, docs and the pages of the examples. */
+export const pages = (): string[] => allPages().filter((page) => /^(README\.md|docs\/|examples\/)/.test(page));
 
 export function blocksOf(page: string): Block[] {
   const lines = readFileSync(join(projectRoot, page), 'utf8').split('\n');
