@@ -1,9 +1,8 @@
 // npm run coverage [-- --report]: which lines of lib/, csrc/ and cuda/ the tests run. Builds the tests' module once more in
-// build-coverage/, with gcc's counters, and runs on it suites of the device `emulated`, the operators on the CPU at every
-// level of instructions that it has, and the command line. Prints the share of lines of each folder, writes
-// build/coverage/summary.json, which names the lines that nothing ran, and fails where lib/, csrc/ or cuda/ is below the limit.
-// --report says again what the last run left; --list names the suites for
-// every device that it runs on `emulated`, and those of which it runs all.
+// build-coverage/, with gcc's counters, and runs on it, with fewer sizes, suites of the device `emulated`, the operators on the
+// CPU at every level of instructions that it has, and the command line. Prints the share of lines of each folder, writes
+// build/coverage/summary.json, which names the lines that nothing ran, and fails if lib/, csrc/ or cuda/ is below the limit.
+// --report prints again what the last run left.
 //
 // A line of a template or header counts as run if any instance of it ran. What the preprocessor leaves out of this build is no
 // line of it: PTX and all else that nvcc alone compiles, oneDNN's part (this build has the plain loops that take its place;
@@ -17,19 +16,18 @@ import { availableParallelism } from 'node:os';
 import { dirname, join, relative } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 
-import { emulation, everyDevice } from './suites.mjs';
+import { everyDevice } from './suites.mjs';
 
 const LIMIT = 90;
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 const work = join(root, 'build-coverage');
 const out = join(root, 'build', 'coverage');
-const testResults = join(root, 'build', 'test-results');
 const jest = join(root, 'node_modules', 'jest', 'bin', 'jest.js');
 const module = join(work, 'diffqkv-test.node');
 
-// What runs on the emulated device: the suites for every device but the longest, which take three quarters of its time, and these.
+// What runs on the emulated device: the suites for every device but the longest, and these.
 const tooLong = ['checkpoint_shapes', 'fixtures', 'generate', 'kv_append', 'kv_cache'];
-const others = ['convert', 'decoder', 'device_choice', 'tokenizer', ...emulation];
+const others = ['convert', 'counters', 'decoder', 'device_choice', 'device_lost', 'emulated_device', 'tokenizer'];
 const levels = ['baseline', 'avx2', 'avx512', 'avx512_bf16', 'amx'];
 const operators = [
   ...['attention_decode', 'attention_prefill', 'augmented_q', 'embed', 'kv_append', 'matmul', 'mixed_and_empty'],
@@ -43,18 +41,15 @@ function cannot(why) {
   process.exit(0);
 }
 
-/** The suites for every device that run here on the emulated one. */
-const emulatedSuites = everyDevice.filter((name) => !tooLong.includes(name));
-
 /** The runs of Jest: a name, the suites, what the environment has besides. */
 function runs() {
-  const emulated = [...emulatedSuites, ...others];
+  const emulated = [...everyDevice.filter((name) => !tooLong.includes(name)), ...others];
   const usable = usableLevels();
   return [
     ...usable.map((level) => [
       `the CPU at ${level}`,
       level === usable[0] || level === usable.at(-1) ? [...operators, ...onTwoLevels] : operators,
-      { DIFFQKV_CPU_ISA: level, DIFFQKV_TEST_DEVICES: 'cpu', DIFFQKV_TEST_REDUCED: '1' },
+      { DIFFQKV_CPU_ISA: level, DIFFQKV_TEST_DEVICES: 'cpu' },
     ]),
     ['the command line', ['cli'], { NODE_V8_COVERAGE: join(out, 'processes') }],
     ...emulated.map((name) => [name, [name], { DIFFQKV_TEST_DEVICES: 'emulated' }]),
@@ -62,7 +57,7 @@ function runs() {
 }
 
 /** One run of Jest on the counting module; what it prints is shown if it fails. */
-function suite([name, suites, env], index, counts) {
+function suite([name, suites, env], index) {
   const report = join(out, 'jest', `${index}.json`);
   const started = Date.now();
   const child = spawn(
@@ -84,7 +79,7 @@ function suite([name, suites, env], index, counts) {
       env: {
         ...process.env,
         DIFFQKV_MODULE: module,
-        DIFFQKV_EMULATION_CHECK: join(work, 'emulation_check'),
+        DIFFQKV_TEST_REDUCED: '1',
         OMP_NUM_THREADS: '1', // as many processes as cores; and threads of one process fight over its counters
         ...env,
       },
@@ -101,7 +96,6 @@ function suite([name, suites, env], index, counts) {
       } catch (error) {
         output += `\n${report} is no report: ${error.message}`;
       }
-      for (const key of Object.keys(counts)) counts[key] += result[key] ?? 0;
       const good = status === 0 && result.success;
       if (!good) console.error(output);
       const seconds = Math.round((Date.now() - started) / 1000);
@@ -111,22 +105,16 @@ function suite([name, suites, env], index, counts) {
   });
 }
 
-/** All runs, as many at once as there are cores; their counts go to where npm test and CI add them up. */
+/** All runs, as many at once as there are cores. */
 async function runAll() {
-  const counts = {
-    ...{ numTotalTests: 0, numPassedTests: 0, numFailedTests: 0, numPendingTests: 0, numTodoTests: 0 },
-    numRuntimeErrorTestSuites: 0,
-  };
   const waiting = [...runs().entries()];
   let success = true;
   const worker = async () => {
     for (let next = waiting.shift(); next; next = waiting.shift()) {
-      if (!(await suite(next[1], next[0], counts))) success = false;
+      if (!(await suite(next[1], next[0]))) success = false;
     }
   };
   await Promise.all(Array.from({ length: availableParallelism() }, worker));
-  mkdirSync(testResults, { recursive: true });
-  writeFileSync(join(testResults, 'emulated.json'), JSON.stringify({ success, ...counts }));
   return success;
 }
 
@@ -294,10 +282,6 @@ const gcov = (stdout ?? '').trim() || 'gcov';
 if (!/Free Software/.test(spawnSync(gcov, ['--version'], { encoding: 'utf8' }).stdout ?? ''))
   cannot('the C++ compiler is not gcc, or has no gcov');
 
-if (process.argv.includes('--list')) {
-  console.log(JSON.stringify({ emulated: emulatedSuites, whole: others }));
-  process.exit(0);
-}
 let passed = true;
 if (!process.argv.includes('--report')) {
   const started = Date.now();

@@ -15,9 +15,15 @@ export const everyDevice = readdirSync(tests)
   .map((name) => name.replace(/\.test\.[jt]s$/, ''));
 
 /** Test files for the emulated device itself. */
-export const emulation = ['counters', 'device_lost', 'emulated_device', 'emulation'];
+export const emulation = ['counters', 'device_lost', 'emulated_device', 'emulation', 'gpu_driver', 'gpu_shapes'];
+
+/** Test files in which time or memory counts, so nothing may run beside them; isa.test.ts runs suites on more threads. */
+export const alone = ['behaviour', 'cli', 'isa', 'out_of_memory'];
+
+/** Test files that take too long for npm test: npm run ci runs them. */
+export const slow = ['bench', 'convert_process', 'gpu_check', 'http_example', 'ptx'];
 
 /** A pattern for Jest's --testPathPatterns that matches these files only. */
 export const pattern = (stems) => `/test/(${stems.join('|')})\\.test\\.[jt]s$`;
 
-if (import.meta.url === pathToFileURL(process.argv[1]).href) console.log(pattern(everyDevice));
+if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) console.log(pattern(everyDevice));

@@ -2,7 +2,7 @@
 
 import { Model } from '../lib/index';
 import { firstBitDifference } from './compare';
-import { errorOf, onEveryDevice } from './devices';
+import { errorOf, long, onEveryDevice } from './devices';
 import { tldrDirectory } from './fixtures';
 
 onEveryDevice((device) => {
@@ -110,7 +110,7 @@ onEveryDevice((device) => {
       session.dispose();
     });
 
-    it('generate: an abort within a long prompt leaves the session as it was', async () => {
+    long('generate: an abort within a long prompt leaves the session as it was', async () => {
       const long = new Array(1000).fill(0).map((_, i) => (i * 37) % 4000);
       const controller = new AbortController();
       const session = await model.createSession();

@@ -4,8 +4,11 @@
 import { type Device, listDevices, openDevice, type Tensor } from '../lib/index';
 import type { FloatType } from './numbers';
 
-/** True in the runs that test/isa.test.ts starts for each instruction set: every kind of case, fewer sizes. */
+/** True in runs with every kind of case but fewer sizes: on `emulated` in npm test, and once per instruction set. */
 export const reduced = process.env.DIFFQKV_TEST_REDUCED === '1';
+
+/** For tests of host code that take long on the emulated device: a reduced run on it skips them. */
+export const long = reduced && process.env.DIFFQKV_TEST_DEVICES === 'emulated' ? it.skip : it;
 
 const wanted = process.env.DIFFQKV_TEST_DEVICES?.split(',');
 

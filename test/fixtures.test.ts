@@ -8,7 +8,7 @@ import { logSumExp } from './reference';
 
 onEveryDevice((device) => {
   describe.each(fixtures)('$name', ({ directory, cases: all, selectiveV, type }) => {
-    const cases = reduced ? all.filter(({ tokens }) => tokens.length <= 40) : all;
+    const cases = reduced ? all.filter(({ tokens }) => tokens.length <= 40).slice(-2) : all;
     const tolerance = modelTolerances[type];
     let model: Model;
     beforeAll(async () => {
@@ -72,7 +72,8 @@ onEveryDevice((device) => {
       },
     );
 
-    const { tokens, greedy } = cases[cases.length - 1] as (typeof cases)[0];
+    const { tokens, greedy: allGreedy } = cases[cases.length - 1] as (typeof cases)[0];
+    const greedy = reduced ? allGreedy.slice(0, 6) : allGreedy;
 
     it('truncate and decode again gives the same bits', async () => {
       await withSession(async (session) => {

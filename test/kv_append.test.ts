@@ -3,7 +3,7 @@
 import { Model, type Session } from '../lib/index';
 import { randomCheckpoint, temporaryDirectories, writeCheckpoint } from './checkpoints';
 import { firstBitDifference, logitError, modelTolerances } from './compare';
-import { onEveryDevice } from './devices';
+import { long, onEveryDevice, reduced } from './devices';
 import { Random } from './numbers';
 import { modelLogits } from './reference_model';
 
@@ -43,7 +43,8 @@ onEveryDevice((device) => {
       }
     };
 
-    it.each(types.flatMap((kType) => types.map((vType) => [kType, vType] as const)))(
+    const pairs = types.flatMap((kType) => types.map((vType) => [kType, vType] as const));
+    it.each(pairs.filter(([k, v], i) => !reduced || k === v || i % 2 === headDim % 4))(
       'K as %s, V as %s: after every append, of any length at any position',
       async (kType, vType) => {
         const tolerance = kType === 'f32' && vType === 'f32' ? modelTolerances.f32 : modelTolerances.bf16;
@@ -63,7 +64,7 @@ onEveryDevice((device) => {
       },
     );
 
-    it('what is truncated is written over; what stands before is not touched', async () => {
+    long('what is truncated is written over; what stands before is not touched', async () => {
       await withSession({}, async (session) => {
         await session.prefill(tokens.slice(0, 50));
         const before = await session.decode(tokens[50] as number);
