@@ -8,7 +8,7 @@ import type { Figure } from './figure';
 import { describeMachine, projectRoot } from './machine';
 import type { Result } from './result';
 import { runSuites } from './run';
-import type { Suite } from './suite';
+import { type BenchKind, kindOf, type Suite } from './suite';
 import { SUITES } from './suites/index';
 import { formatTable } from './table';
 
@@ -36,14 +36,18 @@ const COMMANDS: Record<string, { description: string; run: (argv: string[]) => P
     description: 'the same work by other programs, in the same run',
     run: async (argv) => {
       // They are no part of the package.
-      if (!fs.existsSync(path.join(__dirname, 'peers'))) return wrongUse('peers are measured in a checkout alone');
+      if (!fs.existsSync(path.join(__dirname, 'peers'))) return wrongUse('peers are measured only in a checkout');
       return (await import('./peers/main.js')).runPeers(argv);
     },
   },
   counters: {
     description:
       "bytes moved, bank conflicts and tensor core instructions of the CUDA kernels, on the tests' emulation",
-    run: async (argv) => (await import('./counters.js')).runCounters(argv),
+    run: async (argv) => {
+      // Part of a checkout, like the peers: it needs the tests' module.
+      if (!fs.existsSync(path.join(__dirname, 'counters.js'))) return wrongUse('only a checkout has counters');
+      return (await import('./counters.js')).runCounters(argv);
+    },
   },
 };
 
@@ -77,19 +81,20 @@ function wrongUse(message: string): number {
 }
 
 /** The device asked for, or the first usable GPU, or the CPU; a text says what is wrong with it. */
-function chooseDevice(id: string | undefined, kinds: readonly string[]): DeviceInfo | string {
+function chooseDevice(id: string | undefined, kinds: readonly BenchKind[]): DeviceInfo | string {
   const devices = listDevices();
-  const canMeasure = (info: DeviceInfo) => info.usable && kinds.includes(info.kind);
+  const canMeasure = (info: DeviceInfo) => info.usable && kinds.includes(kindOf(info));
+  const shown = kinds.filter((kind) => kind !== 'trial').join(', ');
   if (id === undefined || id === 'auto') {
     const of = (kind: string) => devices.find((info) => info.kind === kind && canMeasure(info));
     const reason = devices.find(({ usable }) => !usable)?.reason;
-    return of('cuda') ?? of('cpu') ?? `none of ${kinds.join(', ')} can be used here${reason ? `: ${reason}` : ''}`;
+    return of('cuda') ?? of('cpu') ?? `none of ${shown} can be used here${reason ? `: ${reason}` : ''}`;
   }
   const named = devices.filter((info) => info.id === id || (id === 'cuda' && info.kind === 'cuda'));
   const found = named.find(canMeasure) ?? named[0];
   if (found === undefined) return `no device '${id}': there are ${devices.map((info) => info.id).join(', ')}`;
   if (!found.usable) return `device ${id} cannot be used: ${found.reason}`;
-  return canMeasure(found) ? found : `it measures ${kinds.join(', ')}, not '${id}'`;
+  return canMeasure(found) ? found : `it measures ${shown}, not '${id}'`;
 }
 
 function defaultFile(name: string, device: DeviceInfo, quick: boolean): string {
@@ -124,11 +129,11 @@ export async function runBench(argv: string[]): Promise<number> {
   const suite = Object.hasOwn(SUITES, name) ? SUITES[name] : undefined;
   if (suite === undefined && !all) return wrongUse(`no suite is named '${name}'`);
 
-  const device = chooseDevice(values.device, suite?.kinds ?? ['cuda', 'cpu', 'emulated']);
+  const device = chooseDevice(values.device, suite?.kinds ?? ['cuda', 'cpu', 'trial']);
   if (typeof device === 'string') return wrongUse(all ? device : `suite ${name}: ${device}`);
   const suites: Record<string, Suite> =
     suite === undefined
-      ? Object.fromEntries(Object.entries(SUITES).filter(([, { kinds }]) => kinds.includes(device.kind)))
+      ? Object.fromEntries(Object.entries(SUITES).filter(([, { kinds }]) => kinds.includes(kindOf(device))))
       : { [name]: suite };
   warnIfBusy();
   const file = values.json === undefined ? defaultFile(name, device, values.quick) : path.resolve(values.json);

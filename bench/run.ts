@@ -7,7 +7,7 @@ import type { Figure } from './figure';
 import { CpuLimits, gpuLimits, NO_LIMITS } from './limits';
 import { Progress } from './progress';
 import { type CellRecord, checkWritable, newResult, type Result, readResult, resumeFrom, writeResult } from './result';
-import { type Bench, type Cell, type Plan, Stopped, type Suite } from './suite';
+import { type Bench, type Cell, isTrial, type Plan, Stopped, type Suite } from './suite';
 import { TensorPool } from './tensors';
 
 export interface RunOptions {
@@ -40,7 +40,7 @@ export async function runSuites(options: RunOptions): Promise<Result> {
   const secondsBefore = result.seconds;
   checkWritable(file);
   const device = await openDevice(options.device.id as Parameters<typeof openDevice>[0]);
-  const wanted = options.ceilings !== false && device.info.kind !== 'emulated';
+  const wanted = options.ceilings !== false && !isTrial(device);
   const ceilings = wanted && device.info.kind === 'cpu' ? openCeilings() : null;
   const cpuLimits = ceilings && new CpuLimits(ceilings);
   const pool = new TensorPool(device);

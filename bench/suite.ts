@@ -60,11 +60,20 @@ export interface Plan {
 export interface Suite {
   description: string;
   /** The kinds of device that it can measure. */
-  kinds: readonly Device['info']['kind'][];
+  kinds: readonly BenchKind[];
   plan(bench: Bench): Plan | Promise<Plan>;
 }
 
-/** A choice by the kind of device: the emulation is only there to show that a suite runs. */
-export function byKind<T>({ device }: Bench, choice: { cuda: T; cpu: T; emulated: T }): T {
-  return choice[device.info.kind];
+/** 'trial': a device on which times mean nothing, so that a suite only shows that it runs. */
+export type BenchKind = 'cuda' | 'cpu' | 'trial';
+
+/** Any device that is neither a GPU nor the CPU, such as the tests' emulated GPU, is for trial runs. */
+export function kindOf({ kind }: { kind: string }): BenchKind {
+  return kind === 'cuda' || kind === 'cpu' ? kind : 'trial';
+}
+
+export const isTrial = ({ info }: Pick<Device, 'info'>): boolean => kindOf(info) === 'trial';
+
+export function byKind<T>({ device }: Bench, choice: Record<BenchKind, T>): T {
+  return choice[kindOf(device.info)];
 }

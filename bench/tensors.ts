@@ -4,6 +4,7 @@ import * as fs from 'node:fs';
 import type { Device, DType, Tensor } from '../lib/index';
 import { availableMemory } from './machine';
 import { randomBf16 } from './random';
+import { isTrial } from './suite';
 
 const BYTES: Record<DType, number> = { f32: 4, f16: 2, bf16: 2, i32: 4, i8: 1, f8e4m3: 1 };
 const PATTERN = 1_000_003; // prime, so that no two rows of a tensor are alike
@@ -31,9 +32,8 @@ export function lastLevelCache(folder = '/sys/devices/system/cpu/cpu0/cache'): n
 
 /** How many bytes the inputs of one kind of call take in all, so that none is in a cache when its turn comes again. */
 export function rotationBytes(device: Device, quick: boolean): number {
-  const { kind } = device.info;
-  if (kind === 'emulated') return 0;
-  return kind === 'cuda' ? GPU_ROTATION : lastLevelCache() * (quick ? 1.25 : 2);
+  if (isTrial(device)) return 0;
+  return device.info.kind === 'cuda' ? GPU_ROTATION : lastLevelCache() * (quick ? 1.25 : 2);
 }
 
 /** How many sets of inputs of `bytes` a call takes in turn. */

@@ -5,7 +5,7 @@ import { type Figure, type FigureInput, figure } from './figure';
 import type { Limits } from './limits';
 import { interleaveFor, mapStats, type Stats } from './measure';
 import type { HeadShape } from './shapes';
-import type { Bench } from './suite';
+import { type Bench, isTrial } from './suite';
 import { rotations } from './tensors';
 
 export interface Work {
@@ -125,7 +125,7 @@ export async function timeWorks<Name extends string>(
     };
     await time(1); // the first call of a shape prepares what later ones find
     const once = await time(1);
-    const enough = bench.device.info.kind === 'emulated' ? 1 : Math.ceil(((bench.quick ? 0.25 : 1) * SAMPLE_MS) / once);
+    const enough = isTrial(bench.device) ? 1 : Math.ceil(((bench.quick ? 0.25 : 1) * SAMPLE_MS) / once);
     const calls = callsPerSample ?? Math.max(1, Math.min(MOST_CALLS, enough));
     return () => time(calls);
   };

@@ -20,25 +20,25 @@
 #include <numeric>
 
 #include "attention_decode_tile.h"
-#include "device/finding.h"
 #include "element_types.h"
+#include "finding.h"
 #include "kernels.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 namespace {
 
 constexpr int kMaxSplits = 256;
 constexpr int kMinSplitKeys = 256;  // below, what a split leaves to merge would be too much beside what it reads
 
-DIFFQKV_HOST_DEVICE constexpr int query_pitch(int head_dim_qk) { return head_dim_qk * 2 + 16; }
+__host__ __device__ __forceinline__ constexpr int query_pitch(int head_dim_qk) { return head_dim_qk * 2 + 16; }
 // Blocks of many query heads have room for this many times 8; more would not fit the registers.
-DIFFQKV_HOST_DEVICE constexpr int most_tiles(int head_dim_vo, bool scaled) {
+__host__ __device__ __forceinline__ constexpr int most_tiles(int head_dim_vo, bool scaled) {
   return head_dim_vo <= 128 && !scaled ? 4 : 2;
 }
 
-DIFFQKV_DEVICE Unit find_unit(const AttentionDecodeParams& p, const Plan& plan, Finding* finding) {
+__device__ __forceinline__ Unit find_unit(const AttentionDecodeParams& p, const Plan& plan, Finding* finding) {
   Unit unit;
-  const int part = block_x() % plan.num_units, rest = block_x() / plan.num_units;
+  const int block = blockIdx.x, part = block % plan.num_units, rest = block / plan.num_units;
   const int group = part / plan.parts, first = part % plan.parts * plan.unit_heads;
   unit.split_idx = rest % plan.num_splits;
   unit.batch = rest / plan.num_splits;
@@ -53,8 +53,8 @@ DIFFQKV_DEVICE Unit find_unit(const AttentionDecodeParams& p, const Plan& plan, 
 
   int kv_len = static_cast<int>(p.kv_len);
   if (p.kv_lens != nullptr) {
-    const int given = load(p.kv_lens + unit.batch);
-    if ((given < 0 || given > kv_len) && part == 0 && unit.split_idx == 0 && thread_index() == 0) {
+    const int given = ld_global(p.kv_lens + unit.batch);
+    if ((given < 0 || given > kv_len) && part == 0 && unit.split_idx == 0 && threadIdx.x == 0) {
       report(finding, Finding::kv_len, static_cast<int>(unit.batch), given, kv_len);
     }
     kv_len = given < 0 ? 0 : given < kv_len ? given : kv_len;
@@ -69,8 +69,9 @@ DIFFQKV_DEVICE Unit find_unit(const AttentionDecodeParams& p, const Plan& plan, 
 }
 
 // The caches of a unit: addresses where they are contiguous, else offsets from the starts of pages.
-DIFFQKV_DEVICE KeyRows find_rows(const void* data, const void* scales, int64_t first_row, DType dtype, int first_head,
-                                 int64_t num_heads, int64_t head_size, int64_t page_tokens, int64_t page_offset) {
+__device__ __forceinline__ KeyRows find_rows(const void* data, const void* scales, int64_t first_row, DType dtype,
+                                             int first_head, int64_t num_heads, int64_t head_size, int64_t page_tokens,
+                                             int64_t page_offset) {
   const int64_t row = num_heads * head_size, element = dtype == DType::bf16 || dtype == DType::f16 ? 2 : 1;
   KeyRows r;
   r.rows = page_tokens > 0 ? static_cast<uint64_t>(page_offset) : reinterpret_cast<uint64_t>(data);
@@ -84,29 +85,29 @@ DIFFQKV_DEVICE KeyRows find_rows(const void* data, const void* scales, int64_t f
   return r;
 }
 
-DIFFQKV_DEVICE Cache find_cache(const AttentionDecodeParams& p, const Plan& plan, const Unit& unit) {
+__device__ __forceinline__ Cache find_cache(const AttentionDecodeParams& p, const Plan& plan, const Unit& unit) {
   const int64_t page_tokens = p.pages ? p.page_tokens : 0;
   return {find_rows(p.k, p.k_scales, unit.batch * plan.k_batch_rows, p.k_dtype, unit.first_k_head, p.num_k_heads,
                     p.head_dim_qk, page_tokens, p.k_page_offset),
           find_rows(p.v, p.v_scales, unit.batch * plan.v_batch_rows, p.v_dtype, unit.first_v_head, p.num_v_heads,
                     p.head_dim_vo, page_tokens, p.v_page_offset),
-          p.pages ? load(p.pages + (p.pages_shared ? 0 : unit.batch)) : nullptr, plan.page_shift};
+          p.pages ? ld_global(p.pages + (p.pages_shared ? 0 : unit.batch)) : nullptr, plan.page_shift};
 }
 
-DIFFQKV_DEVICE Format format_of(DType dtype) {
+__device__ __forceinline__ Format format_of(DType dtype) {
   return dtype == DType::i8 ? Format::i8 : dtype == DType::f8e4m3 ? Format::f8e4m3 : Format::wide;
 }
 
 // kTiles: room for that many times 8 query heads. kScaled: K or V, or both, are of 8 bits.
 template <typename T, int kDimVo, int kTiles, bool kScaled>
-DIFFQKV_KERNEL(kThreads, 1)
-attention_decode_kernel(AttentionDecodeParams p, Plan plan, Finding* finding) {
+__global__ void __launch_bounds__(kThreads, 1)
+    attention_decode_kernel(AttentionDecodeParams p, Plan plan, Finding* finding) {
   using Pieces = PieceStream<kDimVo, kScaled>;
   using Warp = Attention<T, kDimVo, kTiles, kScaled>;
   const Unit unit = find_unit(p, plan, finding);
   if (unit.split_idx >= unit.used_splits) return;
   const int dim_qk = static_cast<int>(p.head_dim_qk), pitch = query_pitch(dim_qk);
-  const int warp = thread_index() / kWarpSize;
+  const int warp = warp_index();
   const Format k_format = kScaled ? format_of(p.k_dtype) : Format::wide;
   const Format v_format = kScaled ? format_of(p.v_dtype) : Format::wide;
 
@@ -114,23 +115,23 @@ attention_decode_kernel(AttentionDecodeParams p, Plan plan, Finding* finding) {
   unsigned char* const queries = dynamic_shared();
   unsigned char* const rings = queries + kTiles * 8 * pitch;
   const T* const q = static_cast<const T*>(p.q) + (unit.batch * p.num_q_heads + unit.first_head) * dim_qk;
-  for (int i = thread_index(); i < kTiles * dim_qk; i += kThreads) {
+  for (int i = threadIdx.x; i < kTiles * dim_qk; i += kThreads) {
     const int row = i / (dim_qk / 8), chunk = i % (dim_qk / 8);
     const bool valid = row < unit.num_heads;
     const T* const from = valid ? q + row * dim_qk + chunk * 8 : q;
     if (k_format == Format::wide) {
-      cp_async_16(queries + row * pitch + chunk * 16, from, valid ? 16 : 0);
+      cp_async_cg(queries + row * pitch + chunk * 16, from, valid ? 16 : 0);
     } else {
-      store_query(queries + row * pitch, chunk, valid ? load(reinterpret_cast<const Words4*>(from)) : Words4{});
+      store_query(queries + row * pitch, chunk, valid ? ld_global(reinterpret_cast<const Words4*>(from)) : Words4{});
     }
   }
-  cp_async_commit();
+  cp_async_commit_group();
 
   const Cache cache = find_cache(p, plan, unit);
   Pieces pieces(unit, cache, dim_qk, k_format, v_format, rings + warp * kRingBytes);
   Warp attention;
-  cp_async_wait<kSlots - 1>();
-  sync_block();  // Q is there
+  cp_async_wait_group<kSlots - 1>();
+  __syncthreads();  // Q is there
 
   const unsigned char* const query_chunk = queries + attention.query_chunk(pitch);
   using Readers = typename Warp::Readers;
@@ -150,7 +151,7 @@ attention_decode_kernel(AttentionDecodeParams p, Plan plan, Finding* finding) {
     scales = load_scales(0, key);
   };
   if constexpr (kScaled) {
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int n = 0; n < kTiles; ++n) {
       column_heads[n] = Warp::column_heads(n, unit.num_heads, first_k_readers, first_v_readers);
     }
@@ -158,13 +159,13 @@ attention_decode_kernel(AttentionDecodeParams p, Plan plan, Finding* finding) {
 
   const int first_key = unit.begin_key + warp * Pieces::kKeys;
   start_tile(first_key);
-  DIFFQKV_ROLLED
+#pragma unroll 1
   for (int key = first_key; key < unit.end_key; key += kWarps * Pieces::kKeys) {
     attention.clear_scores();
     Readers k_readers = first_k_readers;
-    DIFFQKV_ROLLED
+#pragma unroll 1
     for (int head = 0; head < unit.num_k_heads; ++head, k_readers.first += k_readers.count) {
-      DIFFQKV_ROLLED
+#pragma unroll 1
       for (int dim = 0; dim < dim_qk; dim += Pieces::kSlotDims) {
         const int dims = dim_qk - dim < Pieces::kSlotDims ? dim_qk - dim : Pieces::kSlotDims;
         attention.add_scores(pieces.take(), k_format, dims, query_chunk + dim * 2, pitch, k_readers);
@@ -174,7 +175,7 @@ attention_decode_kernel(AttentionDecodeParams p, Plan plan, Finding* finding) {
                           [&](int n) { return load_scales(n, key); });
     start_tile(key + kWarps * Pieces::kKeys);
     Readers v_readers = first_v_readers;
-    DIFFQKV_ROLLED
+#pragma unroll 1
     for (int head = 0; head < unit.num_v_heads; ++head, v_readers.first += v_readers.count) {
       attention.template add_values<0>(pieces.take(), v_format, v_readers);
       if constexpr (Pieces::kValuePieces == 2) {
@@ -183,27 +184,27 @@ attention_decode_kernel(AttentionDecodeParams p, Plan plan, Finding* finding) {
     }
   }
 
-  sync_block();  // the rings become the place of the merge
+  __syncthreads();  // the rings become the place of the merge
   float* const rows = reinterpret_cast<float*>(rings);
   attention.store_rows(rows + warp * kTiles * 8 * row_floats(kDimVo), v_format);
-  sync_block();
+  __syncthreads();
   merge_warps<T, kDimVo, kTiles>(p, plan, unit, rows);
   if (unit.used_splits == 1) return;
 
   // The last block of the unit merges. One thread's fences stand for the block: the first is behind a barrier, so that it
   // covers what all threads stored, and the second is before one, so that what it acquires holds for all threads.
-  sync_block();
+  __syncthreads();
   uint32_t* const is_last = reinterpret_cast<uint32_t*>(queries);
-  if (thread_index() == 0) {
-    fence_device();
-    const uint32_t before = atomic_add(plan.arrived + unit.index, 1u);
-    fence_device();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    const uint32_t before = atomicAdd(plan.arrived + unit.index, 1u);
+    __threadfence();
     const bool last = before + 1 == static_cast<uint32_t>(unit.used_splits);
-    if (last) store(plan.arrived + unit.index, 0u);
-    store_shared(is_last, last ? 1u : 0u);
+    if (last) st_global(plan.arrived + unit.index, 0u);
+    st_shared(is_last, last ? 1u : 0u);
   }
-  sync_block();
-  if (load_shared(is_last) == 0) return;
+  __syncthreads();
+  if (ld_shared(is_last) == 0) return;
   merge_splits<T, kDimVo>(p, plan, unit);
 }
 
@@ -326,4 +327,4 @@ void attention_decode(const AttentionDecodeParams& p, Context& context) {
   }
 }
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

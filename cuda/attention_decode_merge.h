@@ -2,9 +2,9 @@
 #pragma once
 
 #include "attention_decode_pieces.h"
-#include "device/softmax.h"
+#include "softmax.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 namespace {
 
 struct Plan {
@@ -23,7 +23,7 @@ struct Plan {
 
 // What merging reads: rows of head_dim_vo elements of o, then m, d and the divisor; 16 bytes past a multiple of 128, so
 // that the lanes that store them fall on different banks.
-DIFFQKV_HOST_DEVICE constexpr int row_floats(int head_dim_vo) { return head_dim_vo + 4; }
+__host__ __device__ __forceinline__ constexpr int row_floats(int head_dim_vo) { return head_dim_vo + 4; }
 
 // 4 dims of O of one query head, and its sums, merged from parts.
 struct Merged {
@@ -31,55 +31,57 @@ struct Merged {
   float divisor = 0, o[4] = {};
 
   template <int kParts>
-  DIFFQKV_DEVICE void add(const Words4 (&sums)[kParts], const Words4 (&parts)[kParts]) {
+  __device__ __forceinline__ void add(const Words4 (&sums)[kParts], const Words4 (&parts)[kParts]) {
     float top = state.m;
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int i = 0; i < kParts; ++i) top = fmaxf(top, bit_cast<float>(sums[i].w[0]));
     const float own = factor(state.m, top);
     state.m = top, state.d *= own, divisor *= own;
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int d = 0; d < 4; ++d) o[d] *= own;
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int i = 0; i < kParts; ++i) {
       const float other = factor(bit_cast<float>(sums[i].w[0]), top);
-      state.d = fused_multiply_add(bit_cast<float>(sums[i].w[1]), other, state.d);
-      divisor = fused_multiply_add(bit_cast<float>(sums[i].w[2]), other, divisor);
-      DIFFQKV_UNROLL
-      for (int d = 0; d < 4; ++d) o[d] = fused_multiply_add(bit_cast<float>(parts[i].w[d]), other, o[d]);
+      state.d = __fmaf_rn(bit_cast<float>(sums[i].w[1]), other, state.d);
+      divisor = __fmaf_rn(bit_cast<float>(sums[i].w[2]), other, divisor);
+#pragma unroll
+      for (int d = 0; d < 4; ++d) o[d] = __fmaf_rn(bit_cast<float>(parts[i].w[d]), other, o[d]);
     }
   }
   // A part without a score above -inf has d = 0 and o = 0, or NaN, which is to stay.
-  DIFFQKV_DEVICE static float factor(float m, float top) { return m > -infinity() ? exp2_fast(m - top) : 1.0f; }
+  __device__ __forceinline__ static float factor(float m, float top) {
+    return m > -infinity() ? ex2_approx(m - top) : 1.0f;
+  }
 
   // Of query head `row` of all sequences.
   template <typename T, int kDimVo>
-  DIFFQKV_DEVICE void finish(const AttentionDecodeParams& p, int64_t row, int dim) const {
-    const float inverse = divisor == 0.0f ? 0.0f : reciprocal(divisor);
-    const Words2 words = {{pack2<T>(o[0] * inverse, o[1] * inverse), pack2<T>(o[2] * inverse, o[3] * inverse)}};
-    store(reinterpret_cast<Words2*>(static_cast<T*>(p.out) + row * kDimVo + dim), words);
-    if (dim == 0 && p.lse != nullptr) store(p.lse + row, state.lse());
+  __device__ __forceinline__ void finish(const AttentionDecodeParams& p, int64_t row, int dim) const {
+    const float inverse = divisor == 0.0f ? 0.0f : __frcp_rn(divisor);
+    const Words2 words = {{cvt_rn_x2<T>(o[0] * inverse, o[1] * inverse), cvt_rn_x2<T>(o[2] * inverse, o[3] * inverse)}};
+    st_global(reinterpret_cast<Words2*>(static_cast<T*>(p.out) + row * kDimVo + dim), words);
+    if (dim == 0 && p.lse != nullptr) st_global(p.lse + row, state.lse());
   }
 };
 
 // The splits of a unit, by the last of its blocks.
 template <typename T, int kDimVo>
-DIFFQKV_DEVICE void merge_splits(const AttentionDecodeParams& p, const Plan& plan, const Unit& unit) {
+__device__ __forceinline__ void merge_splits(const AttentionDecodeParams& p, const Plan& plan, const Unit& unit) {
   constexpr int kAtOnce = 8;  // loads under way
   const int64_t first_row = static_cast<int64_t>(unit.index) * plan.num_splits * plan.unit_heads;
-  for (int item = thread_index(); item < unit.num_heads * (kDimVo / 4); item += kThreads) {
+  for (int item = threadIdx.x; item < unit.num_heads * (kDimVo / 4); item += kThreads) {
     const int head = item / (kDimVo / 4), dim = item % (kDimVo / 4) * 4;
     const float* const o = plan.o_accum + (first_row + head) * kDimVo + dim;
     const Words4* const sums = plan.sums_accum + first_row + head;
     Merged merged;
     for (int split = 0; split < unit.used_splits; split += kAtOnce) {
       Words4 part_sums[kAtOnce], parts[kAtOnce];
-      DIFFQKV_UNROLL
+#pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
         part_sums[i] = {{bit_cast<uint32_t>(-infinity()), 0u, 0u, 0u}}, parts[i] = {};
         if (split + i < unit.used_splits) {
           const int64_t row = static_cast<int64_t>(split + i) * plan.unit_heads;
-          part_sums[i] = load(sums + row);
-          parts[i] = load(reinterpret_cast<const Words4*>(o + row * kDimVo));
+          part_sums[i] = ld_global(sums + row);
+          parts[i] = ld_global(reinterpret_cast<const Words4*>(o + row * kDimVo));
         }
       }
       merged.add(part_sums, parts);
@@ -90,17 +92,18 @@ DIFFQKV_DEVICE void merge_splits(const AttentionDecodeParams& p, const Plan& pla
 
 // The warps' rows lie in shared memory, with a barrier behind them.
 template <typename T, int kDimVo, int kTiles>
-DIFFQKV_DEVICE void merge_warps(const AttentionDecodeParams& p, const Plan& plan, const Unit& unit, const float* rows) {
+__device__ __forceinline__ void merge_warps(const AttentionDecodeParams& p, const Plan& plan, const Unit& unit,
+                                            const float* rows) {
   constexpr int kRowFloats = row_floats(kDimVo);
   const int64_t first_row = (static_cast<int64_t>(unit.index) * plan.num_splits + unit.split_idx) * plan.unit_heads;
-  for (int item = thread_index(); item < unit.num_heads * (kDimVo / 4); item += kThreads) {
+  for (int item = threadIdx.x; item < unit.num_heads * (kDimVo / 4); item += kThreads) {
     const int head = item / (kDimVo / 4), dim = item % (kDimVo / 4) * 4;
     Words4 sums[kWarps], parts[kWarps];
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int warp = 0; warp < kWarps; ++warp) {
       const float* const row = rows + (warp * kTiles * 8 + head) * kRowFloats;
-      sums[warp] = load_shared(reinterpret_cast<const Words4*>(row + kDimVo));
-      parts[warp] = load_shared(reinterpret_cast<const Words4*>(row + dim));
+      sums[warp] = ld_shared(reinterpret_cast<const Words4*>(row + kDimVo));
+      parts[warp] = ld_shared(reinterpret_cast<const Words4*>(row + dim));
     }
     Merged merged;
     merged.add(sums, parts);
@@ -110,14 +113,14 @@ DIFFQKV_DEVICE void merge_warps(const AttentionDecodeParams& p, const Plan& plan
     }
     const Words4 words = {{bit_cast<uint32_t>(merged.o[0]), bit_cast<uint32_t>(merged.o[1]),
                            bit_cast<uint32_t>(merged.o[2]), bit_cast<uint32_t>(merged.o[3])}};
-    store(reinterpret_cast<Words4*>(plan.o_accum + (first_row + head) * kDimVo + dim), words);
+    st_global(reinterpret_cast<Words4*>(plan.o_accum + (first_row + head) * kDimVo + dim), words);
     if (dim == 0) {
       const Words4 merged_sums = {{bit_cast<uint32_t>(merged.state.m), bit_cast<uint32_t>(merged.state.d),
                                    bit_cast<uint32_t>(merged.divisor), 0u}};
-      store(plan.sums_accum + first_row + head, merged_sums);
+      st_global(plan.sums_accum + first_row + head, merged_sums);
     }
   }
 }
 
 }  // namespace
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

@@ -6,19 +6,21 @@
 // sizes, and one of 8-bit elements half of it: where K and V both are, slots are 2 KiB and twice as many.
 #pragma once
 
-#include "device/async.h"
+#include <device/async.h>
 #include "kv_page.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 namespace {
 
 constexpr int kWarps = 4, kThreads = kWarps * kWarpSize;
 constexpr int kSlots = 5, kSlotBytes = 4096, kRingBytes = kSlots * kSlotBytes;
 
-DIFFQKV_HOST_DEVICE constexpr int slot_dims(int head_dim_vo) {
+__host__ __device__ __forceinline__ constexpr int slot_dims(int head_dim_vo) {
   return head_dim_vo <= 32 ? 32 : head_dim_vo <= 64 ? 64 : 128;
 }
-DIFFQKV_HOST_DEVICE constexpr int tile_keys(int head_dim_vo) { return kSlotBytes / 2 / slot_dims(head_dim_vo); }
+__host__ __device__ __forceinline__ constexpr int tile_keys(int head_dim_vo) {
+  return kSlotBytes / 2 / slot_dims(head_dim_vo);
+}
 
 // Which heads a block has, and which keys.
 struct Unit {
@@ -50,8 +52,10 @@ struct Cache {
   int page_shift;       // log2(page_tokens), at least a tile
 
   // What rows() needs to have from memory; loaded early.
-  DIFFQKV_DEVICE KvPage page(int key) const { return table ? load_page(table + (key >> page_shift)) : KvPage{}; }
-  DIFFQKV_DEVICE TileRows rows(int key, const KvPage& page) const {
+  __device__ __forceinline__ KvPage page(int key) const {
+    return table ? load_page(table + (key >> page_shift)) : KvPage{};
+  }
+  __device__ __forceinline__ TileRows rows(int key, const KvPage& page) const {
     const int token = table ? key & ((1 << page_shift) - 1) : key;
     const uint64_t k_start = reinterpret_cast<uint64_t>(page.k), v_start = reinterpret_cast<uint64_t>(page.v);
     return {reinterpret_cast<const unsigned char*>(k_start + k.rows + static_cast<int64_t>(token) * k.stride),
@@ -64,7 +68,7 @@ struct Cache {
 // Where the 16 bytes of `chunk` in `row` lie in a slot whose rows are kPitch bytes apart: neither 8 rows at one chunk nor
 // what 8 lanes copy meet in a bank.
 template <int kPitch>
-DIFFQKV_DEVICE int place(int row, int chunk) {
+__device__ __forceinline__ int place(int row, int chunk) {
   constexpr int kChunks = kPitch < 128 ? kPitch / 16 : 8, kRowsPer128 = kPitch < 128 ? 128 / kPitch : 1;
   return row * kPitch + ((chunk ^ (row / kRowsPer128 & (kChunks - 1))) << 4);
 }
@@ -76,8 +80,8 @@ class PieceStream {
   static constexpr int kSlotDims = slot_dims(kDimVo), kKeys = tile_keys(kDimVo), kKeyTiles = kKeys / 16;
   static constexpr int kValueDims = kDimVo < kSlotDims ? kDimVo : kSlotDims, kValuePieces = kDimVo / kValueDims;
 
-  DIFFQKV_DEVICE PieceStream(const Unit& unit, const Cache& cache, int dim_qk, Format k_format, Format v_format,
-                             unsigned char* ring)
+  __device__ __forceinline__ PieceStream(const Unit& unit, const Cache& cache, int dim_qk, Format k_format,
+                                         Format v_format, unsigned char* ring)
       : cache_(cache),
         dim_qk_(dim_qk),
         num_k_heads_(unit.num_k_heads),
@@ -86,21 +90,21 @@ class PieceStream {
         k_is_wide_(!kScaled || k_format == Format::wide),
         v_is_wide_(!kScaled || v_format == Format::wide),
         ring_(ring),
-        key_(unit.begin_key + thread_index() / kWarpSize * kKeys) {
+        key_(unit.begin_key + warp_index() * kKeys) {
     if (key_ < end_key_) next_page_ = cache_.page(key_);
     start_tile();
-    DIFFQKV_ROLLED  // copy_next() is long
-        for (int i = 0; i < (small_slots() ? 2 * kSlots : kSlots) - 1; ++i) copy_next();
+#pragma unroll 1  // copy_next() is long
+    for (int i = 0; i < (small_slots() ? 2 * kSlots : kSlots) - 1; ++i) copy_next();
   }
 
   // The next piece, there for all lanes. What take() gave before is then no longer: its slot takes the next copy.
-  DIFFQKV_DEVICE const unsigned char* take() {
+  __device__ __forceinline__ const unsigned char* take() {
     if (small_slots()) {
-      cp_async_wait<2 * kSlots - 2>();
+      cp_async_wait_group<2 * kSlots - 2>();
     } else {
-      cp_async_wait<kSlots - 2>();
+      cp_async_wait_group<kSlots - 2>();
     }
-    sync_warp();
+    __syncwarp();
     const unsigned char* slot = ring_ + take_;
     take_ = next_slot(take_);
     copy_next();
@@ -108,14 +112,14 @@ class PieceStream {
   }
 
  private:
-  DIFFQKV_DEVICE bool small_slots() const { return kScaled && !k_is_wide_ && !v_is_wide_; }
-  DIFFQKV_DEVICE int next_slot(int at) const {
+  __device__ __forceinline__ bool small_slots() const { return kScaled && !k_is_wide_ && !v_is_wide_; }
+  __device__ __forceinline__ int next_slot(int at) const {
     const int next = at + (small_slots() ? kSlotBytes / 2 : kSlotBytes);
     return next == kRingBytes ? 0 : next;
   }
 
   // The page of the tile after this one is asked for now, and there when its turn comes.
-  DIFFQKV_DEVICE void start_tile() {
+  __device__ __forceinline__ void start_tile() {
     if (key_ >= end_key_) return;
     const TileRows rows = cache_.rows(key_, next_page_);
     k_ = rows.k, v_ = rows.v;
@@ -124,7 +128,7 @@ class PieceStream {
   }
 
   // One copy group each time, empty past the end.
-  DIFFQKV_DEVICE void copy_next() {
+  __device__ __forceinline__ void copy_next() {
     if (key_ < end_key_) {
       unsigned char* const slot = ring_ + fill_;
       if (head_ < num_k_heads_) {
@@ -151,18 +155,18 @@ class PieceStream {
         }
       }
     }
-    cp_async_commit();
+    cp_async_commit_group();
     fill_ = next_slot(fill_);
   }
 
   template <int kElementBytes>
-  DIFFQKV_DEVICE void copy_keys(unsigned char* slot, const unsigned char* from, int dims) const {
+  __device__ __forceinline__ void copy_keys(unsigned char* slot, const unsigned char* from, int dims) const {
     constexpr int kPitch = kSlotDims * kElementBytes;
     if (dims == kSlotDims) {
       copy_rows<kPitch, kPitch>(slot, from, cache_.k.stride);
     } else {
       constexpr int kStep = 32 * kElementBytes;
-      DIFFQKV_ROLLED
+#pragma unroll 1
       for (int at = 0; at < dims * kElementBytes; at += kStep) {
         copy_rows<kPitch, kStep>(slot, from + at, cache_.k.stride, at / 16);
       }
@@ -172,16 +176,17 @@ class PieceStream {
   // kBytes of each key, into the chunks from first_chunk on; zeros for keys from the end on. At a time 4 rows by 128
   // bytes; 8 by 64 or 16 by 32 where rows are no multiple of more.
   template <int kPitch, int kBytes>
-  DIFFQKV_DEVICE void copy_rows(unsigned char* slot, const unsigned char* from, int stride, int first_chunk = 0) const {
+  __device__ __forceinline__ void copy_rows(unsigned char* slot, const unsigned char* from, int stride,
+                                            int first_chunk = 0) const {
     constexpr int kLanes = kBytes % 128 == 0 ? 8 : kBytes % 64 == 0 ? 4 : 2, kRows = kWarpSize / kLanes;
     const int chunk = lane_index() % kLanes, row = copied_row<kPitch, kLanes>(lane_index() / kLanes);
     const unsigned char* at = from + static_cast<int64_t>(row) * stride + chunk * 16;
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int pass = 0; pass < kKeys / kRows; ++pass, at += static_cast<int64_t>(kRows) * stride) {
       const bool valid = key_ + pass * kRows + row < end_key_;
-      DIFFQKV_UNROLL
+#pragma unroll
       for (int c = 0; c < kBytes / 16; c += kLanes) {
-        cp_async_16(slot + place<kPitch>(pass * kRows + row, first_chunk + chunk + c), valid ? at + c * 16 : from,
+        cp_async_cg(slot + place<kPitch>(pass * kRows + row, first_chunk + chunk + c), valid ? at + c * 16 : from,
                     valid ? 16 : 0);
       }
     }
@@ -190,7 +195,7 @@ class PieceStream {
   // Which row the i-th kLanes lanes copy: where they copy less than a row, or 128 bytes of it, the rows of 8 lanes are such
   // that place() puts what they copy on different banks.
   template <int kPitch, int kLanes>
-  DIFFQKV_DEVICE static int copied_row(int i) {
+  __device__ __forceinline__ static int copied_row(int i) {
     if constexpr (kLanes == 8 || kLanes * 16 == kPitch) {
       return i;
     } else if constexpr (kLanes == 4) {
@@ -213,4 +218,4 @@ class PieceStream {
 };
 
 }  // namespace
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

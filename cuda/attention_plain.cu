@@ -17,13 +17,13 @@
 
 #include "attention_selective_top.h"
 #include "backend/error.h"
-#include "device/finding.h"
-#include "device/warp.h"
 #include "element_types.h"
+#include "finding.h"
 #include "kernels.h"
 #include "kv_page.h"
+#include "reductions.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 namespace {
 
 constexpr int kThreads = 256;
@@ -60,17 +60,17 @@ struct Row {
   int batch, query, head;
   int num_keys;  // that it sees
 
-  DIFFQKV_DEVICE explicit Row(const PlainParams& p) {
+  __device__ __forceinline__ explicit Row(const PlainParams& p) {
     const AttentionPrefillParams& a = p.a;
-    const int64_t row = p.first_row + block_x();
+    const int64_t row = p.first_row + blockIdx.x;
     const int64_t position = row / a.num_q_heads;
     head = static_cast<int>(row % a.num_q_heads);
     batch = static_cast<int>(position / a.q_len);
     query = static_cast<int>(position % a.q_len);
     int kv_len = static_cast<int>(a.kv_len);
     if (a.kv_lens) {
-      const int given = load(a.kv_lens + batch);
-      if ((given < 0 || given > kv_len) && head == 0 && query == 0 && thread_index() == 0) {
+      const int given = ld_global(a.kv_lens + batch);
+      if ((given < 0 || given > kv_len) && head == 0 && query == 0 && threadIdx.x == 0) {
         report(p.finding, Finding::kv_len, batch, given, kv_len);
       }
       kv_len = given < 0 ? 0 : given < kv_len ? given : kv_len;
@@ -82,7 +82,7 @@ struct Row {
 
 // Calls f with a value of the element type of K or V.
 template <typename F>
-DIFFQKV_DEVICE void visit_in_kernel(DType dtype, const F& f) {
+__device__ __forceinline__ void visit_in_kernel(DType dtype, const F& f) {
   switch (dtype) {
     case DType::bf16: return f(bf16{});
     case DType::f16: return f(f16{});
@@ -101,10 +101,10 @@ struct CacheRows {
   int num_heads, head, dim, page_tokens;
   int64_t page_offset, first_row;  // first_row: of the sequence, in a tensor
 
-  DIFFQKV_DEVICE CacheRows(const AttentionPrefillParams& a, const Row& row) {
+  __device__ __forceinline__ CacheRows(const AttentionPrefillParams& a, const Row& row) {
     elements = static_cast<const T*>(kIsV ? a.v : a.k);
     scales = static_cast<const bf16*>(kIsV ? a.v_scales : a.k_scales);
-    pages = a.pages ? load(a.pages + (a.pages_shared ? 0 : row.batch)) : nullptr;
+    pages = a.pages ? ld_global(a.pages + (a.pages_shared ? 0 : row.batch)) : nullptr;
     num_heads = static_cast<int>(kIsV ? a.num_v_heads : a.num_k_heads);
     head = static_cast<int>(row.head * num_heads / a.num_q_heads);
     dim = static_cast<int>(kIsV ? a.head_dim_vo : a.head_dim_qk);
@@ -117,7 +117,7 @@ struct CacheRows {
     const T* elements;
     float scale;
   };
-  DIFFQKV_DEVICE At operator[](int key) const {
+  __device__ __forceinline__ At operator[](int key) const {
     constexpr bool kScaled = sizeof(T) == 1;
     if (!pages) {
       const int64_t row = first_row + static_cast<int64_t>(key) * num_heads + head;
@@ -133,12 +133,12 @@ struct CacheRows {
 // scores[j] = q . K[j], negated where the scale is, so that the largest is the highest score. Returns the largest, or NaN
 // where a score is NaN. Ends with a barrier.
 template <typename K>
-DIFFQKV_DEVICE float write_scores(const PlainParams& p, const Row& row, float* scores, Shared* shared) {
+__device__ __forceinline__ float write_scores(const PlainParams& p, const Row& row, float* scores, Shared* shared) {
   const AttentionPrefillParams& a = p.a;
-  const int dim = static_cast<int>(a.head_dim_qk), lane = lane_index(), warp = thread_index() / kWarpSize;
+  const int dim = static_cast<int>(a.head_dim_qk), lane = lane_index(), warp = warp_index();
   const int64_t q_row = ((static_cast<int64_t>(row.batch) * a.q_len + row.query) * a.num_q_heads + row.head) * dim;
   float q[kLaneDims];
-  DIFFQKV_UNROLL
+#pragma unroll
   for (int i = 0; i < kLaneDims; ++i) {
     const int d = i * kWarpSize + lane;
     const float x = d < dim ? load_any(a.q, a.q_dtype, q_row + d) : 0.0f;
@@ -148,88 +148,91 @@ DIFFQKV_DEVICE float write_scores(const PlainParams& p, const Row& row, float* s
   float top = -infinity();
   for (int first = warp * kKeysAtOnce; first < row.num_keys; first += kWarps * kKeysAtOnce) {
     typename CacheRows<K, false>::At keys[kKeysAtOnce];
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int n = 0; n < kKeysAtOnce; ++n) keys[n] = k[first + n < row.num_keys ? first + n : first];
     float dots[kKeysAtOnce] = {};
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int i = 0; i < kLaneDims; ++i) {
       const int d = i * kWarpSize + lane;
       if (d < dim) {
-        DIFFQKV_UNROLL
+#pragma unroll
         for (int n = 0; n < kKeysAtOnce; ++n) {
-          dots[n] = fused_multiply_add(q[i], load_float(keys[n].elements + d), dots[n]);
+          dots[n] = __fmaf_rn(q[i], load_float(keys[n].elements + d), dots[n]);
         }
       }
     }
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int n = 0; n < kKeysAtOnce; ++n) {
       const float dot = warp_sum(dots[n]) * keys[n].scale;
       const float scaled = dot * p.scale;  // NaN where the scale is 0 and the dot product infinite
       const float score = scaled == scaled ? dot : scaled;
       top = larger(top, score);
-      if (lane == n && first + n < row.num_keys) store(scores + first + n, score);
+      if (lane == n && first + n < row.num_keys) st_global(scores + first + n, score);
     }
   }
-  if (lane == 0) store_shared(&shared->warps[warp], top);
-  sync_block();
-  for (int i = 0; i < kWarps; ++i) top = larger(top, load_shared(&shared->warps[i]));
-  sync_block();
+  if (lane == 0) st_shared(&shared->warps[warp], top);
+  __syncthreads();
+  for (int i = 0; i < kWarps; ++i) top = larger(top, ld_shared(&shared->warps[i]));
+  __syncthreads();
   return top;
 }
 
 // The sum of all weights, in every thread. Ends with a barrier.
-DIFFQKV_DEVICE float sum_weights(const float* scores, int num_keys, float top, float scale_log2, Shared* shared) {
+__device__ __forceinline__ float sum_weights(const float* scores, int num_keys, float top, float scale_log2,
+                                             Shared* shared) {
   float sum = 0.0f;
-  for (int j = thread_index(); j < num_keys; j += kThreads) sum += weight_of(load(scores + j), top, scale_log2);
+  for (int j = threadIdx.x; j < num_keys; j += kThreads) sum += weight_of(ld_global(scores + j), top, scale_log2);
   sum = warp_sum(sum);
-  if (lane_index() == 0) store_shared(&shared->warps[thread_index() / kWarpSize], sum);
-  sync_block();
+  if (lane_index() == 0) st_shared(&shared->warps[warp_index()], sum);
+  __syncthreads();
   sum = 0.0f;
-  for (int i = 0; i < kWarps; ++i) sum += load_shared(&shared->warps[i]);
-  sync_block();
+  for (int i = 0; i < kWarps; ++i) sum += ld_shared(&shared->warps[i]);
+  __syncthreads();
   return sum;
 }
 
 // Moves the k < num_keys highest scores to the front, in the order of their keys, which go to `keys`. Ends with a barrier.
-DIFFQKV_DEVICE void keep_highest(float* scores, uint32_t* keys, int num_keys, uint32_t k, bool all_equal,
-                                 Shared* shared) {
+__device__ __forceinline__ void keep_highest(float* scores, uint32_t* keys, int num_keys, uint32_t k, bool all_equal,
+                                             Shared* shared) {
   const auto order = [=](float score) { return all_equal ? 0u : order_score(score); };
-  const Kept kept = keep_best([=](int j) { return order(load(scores + j)); }, num_keys, k, 0u, ~0u, &shared->search);
-  const int lane = lane_index(), warp = thread_index() / kWarpSize;
+  const Kept kept =
+      keep_best([=](int j) { return order(ld_global(scores + j)); }, num_keys, k, 0u, ~0u, &shared->search);
+  const int lane = lane_index(), warp = warp_index();
   const uint32_t lanes_before = (1u << lane) - 1;
   uint32_t higher_before = 0, equal_before = 0;  // in the chunks before
   for (int first = 0; first < num_keys; first += kThreads) {
-    const int j = first + thread_index();
-    const float score = j < num_keys ? load(scores + j) : 0.0f;
+    const int j = first + threadIdx.x;
+    const float score = j < num_keys ? ld_global(scores + j) : 0.0f;
     const uint32_t ordered = order(score);
     const bool higher = j < num_keys && ordered > kept.bound, equal = j < num_keys && ordered == kept.bound;
-    const uint32_t higher_lanes = ballot(higher), equal_lanes = ballot(equal);
+    const uint32_t higher_lanes = __ballot_sync(kAllLanes, higher), equal_lanes = __ballot_sync(kAllLanes, equal);
     uint32_t* const counts = shared->warp_counts[first / kThreads % 2];
-    if (lane == 0) store_shared(&counts[warp], count_bits(higher_lanes) << 16 | count_bits(equal_lanes));
-    sync_block();  // all have read their scores, so the front may be written
+    if (lane == 0) st_shared(&counts[warp], count_bits(higher_lanes) << 16 | count_bits(equal_lanes));
+    __syncthreads();  // all have read their scores, so the front may be written
     uint32_t own_higher = higher_before + count_bits(higher_lanes & lanes_before);
     uint32_t own_equal = equal_before + count_bits(equal_lanes & lanes_before);
     for (int i = 0; i < kWarps; ++i) {
-      const uint32_t count = load_shared(&counts[i]);
+      const uint32_t count = ld_shared(&counts[i]);
       higher_before += count >> 16, equal_before += count & 0xffffu;
       if (i < warp) own_higher += count >> 16, own_equal += count & 0xffffu;
     }
     if (higher || (equal && own_equal < kept.num_equal)) {
       const uint32_t to = own_higher + (own_equal < kept.num_equal ? own_equal : kept.num_equal);
-      store(scores + to, score);
-      store(keys + to, static_cast<uint32_t>(j));
+      st_global(scores + to, score);
+      st_global(keys + to, static_cast<uint32_t>(j));
     }
   }
-  sync_block();
+  __syncthreads();
 }
 
 // Where all of a row is one value.
-DIFFQKV_DEVICE void write_row(const PlainParams& p, const Row& row, float out, float lse) {
+__device__ __forceinline__ void write_row(const PlainParams& p, const Row& row, float out, float lse) {
   const AttentionPrefillParams& a = p.a;
-  const int64_t out_row = (p.first_row + block_x()) * a.head_dim_vo;
-  if (thread_index() < a.head_dim_vo) store_any(a.out, a.out_dtype, out_row + thread_index(), out);
-  if (a.lse && thread_index() == 0) {
-    store(a.lse + (static_cast<int64_t>(row.batch) * a.num_q_heads + row.head) * a.q_len + row.query, lse);
+  const int64_t out_row = (p.first_row + blockIdx.x) * a.head_dim_vo;
+  const int dim = threadIdx.x;
+  if (dim < a.head_dim_vo) store_any(a.out, a.out_dtype, out_row + dim, out);
+  if (a.lse && threadIdx.x == 0) {
+    st_global(a.lse + (static_cast<int64_t>(row.batch) * a.num_q_heads + row.head) * a.q_len + row.query, lse);
   }
 }
 
@@ -238,18 +241,18 @@ struct Sums {
   float products, weights;
 };
 template <typename V>
-DIFFQKV_DEVICE Sums sum_values(const PlainParams& p, const Row& row, const float* weights, const uint32_t* keys,
-                               int num_rows, int group, int num_groups, int d) {
+__device__ __forceinline__ Sums sum_values(const PlainParams& p, const Row& row, const float* weights,
+                                           const uint32_t* keys, int num_rows, int group, int num_groups, int d) {
   const CacheRows<V, true> v(p.a, row);
   Sums sums = {};
   for (int first = group * kPartialKeys; first < num_rows; first += num_groups * kPartialKeys) {
     const int end = first + kPartialKeys < num_rows ? first + kPartialKeys : num_rows;
     Sums some = {};
     for (int j = first; j < end; ++j) {
-      const float weight = load(weights + j);
+      const float weight = ld_global(weights + j);
       if (p.selective_top_k > 0 && weight == 0.0f) continue;  // 0 times infinity is not to be seen then
-      const auto value = v[keys ? static_cast<int>(load(keys + j)) : j];
-      some.products = fused_multiply_add(weight * value.scale, load_float(value.elements + d), some.products);
+      const auto value = v[keys ? static_cast<int>(ld_global(keys + j)) : j];
+      some.products = __fmaf_rn(weight * value.scale, load_float(value.elements + d), some.products);
       some.weights += weight;
     }
     sums.products += some.products, sums.weights += some.weights;
@@ -257,14 +260,13 @@ DIFFQKV_DEVICE Sums sum_values(const PlainParams& p, const Row& row, const float
   return sums;
 }
 
-DIFFQKV_KERNEL(kThreads, 3)
-attention_plain_kernel(PlainParams p) {
+__global__ void __launch_bounds__(kThreads, 3) attention_plain_kernel(PlainParams p) {
   const AttentionPrefillParams& a = p.a;
   Shared* const shared = reinterpret_cast<Shared*>(dynamic_shared());
   const Row row(p);
   if (row.num_keys == 0) return write_row(p, row, 0.0f, -infinity());
 
-  float* const scores = p.scratch + block_x() * p.scratch_row;
+  float* const scores = p.scratch + blockIdx.x * p.scratch_row;
   float top = 0;
   visit_in_kernel(a.k_dtype, [&](auto k) { top = write_scores<decltype(k)>(p, row, scores, shared); });
   // exp(score - max) is NaN at the max, and so are the sum and every weight.
@@ -284,32 +286,32 @@ attention_plain_kernel(PlainParams p) {
     keep_highest(scores, chosen, row.num_keys, static_cast<uint32_t>(num_rows), p.scale == 0.0f, shared);
     keys = chosen;
   }
-  for (int j = thread_index(); j < num_rows; j += kThreads) {
-    store(scores + j, weight_of(load(scores + j), top, p.scale_log2));
+  for (int j = threadIdx.x; j < num_rows; j += kThreads) {
+    st_global(scores + j, weight_of(ld_global(scores + j), top, p.scale_log2));
   }
-  sync_block();
+  __syncthreads();
 
   const int dim = static_cast<int>(a.head_dim_vo), num_groups = kThreads / dim;
-  const int group = thread_index() / dim, d = thread_index() % dim;
+  const int thread = threadIdx.x, group = thread / dim, d = thread % dim;
   Sums sums = {};
   if (group < num_groups) {
     visit_in_kernel(a.v_dtype, [&](auto v) {
       sums = sum_values<decltype(v)>(p, row, scores, keys, num_rows, group, num_groups, d);
     });
   }
-  store_shared(&shared->sums[0][thread_index()], sums.products);
-  store_shared(&shared->sums[1][thread_index()], sums.weights);
-  sync_block();
+  st_shared(&shared->sums[0][thread], sums.products);
+  st_shared(&shared->sums[1][thread], sums.weights);
+  __syncthreads();
   if (group > 0) return;
   for (int i = 1; i < num_groups; ++i) {
-    sums.products += load_shared(&shared->sums[0][i * dim + d]);
-    sums.weights += load_shared(&shared->sums[1][i * dim + d]);
+    sums.products += ld_shared(&shared->sums[0][i * dim + d]);
+    sums.weights += ld_shared(&shared->sums[1][i * dim + d]);
   }
   const float divisor = selective && !p.renormalize ? sum_of_all : sums.weights;
-  store_any(a.out, a.out_dtype, (p.first_row + block_x()) * dim + d, sums.products / divisor);
+  store_any(a.out, a.out_dtype, (p.first_row + blockIdx.x) * dim + d, sums.products / divisor);
   if (a.lse && d == 0) {
-    store(a.lse + (static_cast<int64_t>(row.batch) * a.num_q_heads + row.head) * a.q_len + row.query,
-          fused_multiply_add(top, p.scale, logf(selective ? sum_of_all : sums.weights)));
+    st_global(a.lse + (static_cast<int64_t>(row.batch) * a.num_q_heads + row.head) * a.q_len + row.query,
+              __fmaf_rn(top, p.scale, logf(selective ? sum_of_all : sums.weights)));
   }
 }
 
@@ -365,4 +367,4 @@ void attention_plain_decode(const AttentionDecodeParams& p, Context& context) {
   run("attention_decode", a, p.selective_top_k, p.renormalize, context);
 }
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

@@ -19,10 +19,10 @@
 #include <cmath>
 
 #include "attention_prefill_cache.h"
-#include "device/finding.h"
+#include "finding.h"
 #include "kernels.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 namespace {
 
 constexpr int kMaxWarps = 8;
@@ -41,7 +41,7 @@ struct Plan {
 struct Row {
   int head, query;  // of the group, of the sequence
   bool valid;
-  DIFFQKV_DEVICE Row(const Plan& plan, int row, int first_query, int q_len) {
+  __device__ __forceinline__ Row(const Plan& plan, int row, int first_query, int q_len) {
     head = row / plan.tile_queries;
     query = first_query + row - head * plan.tile_queries;
     valid = head < plan.q_heads_per_group && query < q_len;
@@ -50,17 +50,17 @@ struct Row {
 
 // kDimQk 0: any head_dim_qk. kQuantised: K or V has 8 bits, or both have; else both are of type T.
 template <typename T, int kDimQk, int kDimVo, bool kQuantised>
-DIFFQKV_KERNEL(kMaxWarps * 32, 1)
-attention_prefill_kernel(AttentionPrefillParams p, Plan plan, Finding* finding) {
+__global__ void __launch_bounds__(kMaxWarps * 32, 1)
+    attention_prefill_kernel(AttentionPrefillParams p, Plan plan, Finding* finding) {
   constexpr int kRowTiles = row_tiles(kDimQk, kDimVo), kWarpRows = 16 * kRowTiles;
   // Q's fragments, where registers suffice; else they are read again for each tile of keys.
   constexpr bool kKeepQueries = kDimQk > 0 && kDimQk <= 64 && kDimVo <= 64;
   constexpr int kKeptSteps = kKeepQueries ? kDimQk / 16 : 1;
   const int dim_qk = kDimQk > 0 ? kDimQk : static_cast<int>(p.head_dim_qk);
-  const int warp = thread_index() / 32, lane = lane_index(), num_warps = num_threads() / 32;
+  const int warp = warp_index(), lane = lane_index(), num_warps = static_cast<int>(blockDim.x) / kWarpSize;
   const int q_len = static_cast<int>(p.q_len);
 
-  const int unit = block_x() % plan.num_units, tile_and_batch = block_x() / plan.num_units;
+  const int block = blockIdx.x, unit = block % plan.num_units, tile_and_batch = block / plan.num_units;
   const int batch = tile_and_batch / plan.num_tiles;
   const int first_query = (plan.num_tiles - 1 - tile_and_batch % plan.num_tiles) * plan.tile_queries;
   const int group = warp / plan.warps_per_group, worker = warp % plan.warps_per_group;
@@ -68,8 +68,8 @@ attention_prefill_kernel(AttentionPrefillParams p, Plan plan, Finding* finding) 
 
   int kv_len = static_cast<int>(p.kv_len);
   if (p.kv_lens) {
-    const int given = load(p.kv_lens + batch);
-    if ((given < 0 || given > kv_len) && thread_index() == 0) report(finding, Finding::kv_len, batch, given, kv_len);
+    const int given = ld_global(p.kv_lens + batch);
+    if ((given < 0 || given > kv_len) && threadIdx.x == 0) report(finding, Finding::kv_len, batch, given, kv_len);
     kv_len = given < 0 ? 0 : given < kv_len ? given : kv_len;
   }
   const auto visible_keys = [&](int query) {
@@ -81,16 +81,16 @@ attention_prefill_kernel(AttentionPrefillParams p, Plan plan, Finding* finding) 
 
   // Lane / 4 and lane / 4 + 8 are the lane's rows of each 16, lane % 4 its columns.
   int visible[kRowTiles][2], warp_least = end_key, warp_most = 0;
-  DIFFQKV_UNROLL
+#pragma unroll
   for (int i = 0; i < 2 * kRowTiles; ++i) {
     const Row row(plan, worker * kWarpRows + i * 8 + lane / 4, first_query, q_len);
     const int keys = visible_keys(row.query);
     visible[i / 2][i % 2] = keys;
     warp_least = keys < warp_least ? keys : warp_least, warp_most = keys > warp_most ? keys : warp_most;
   }
-  DIFFQKV_UNROLL
+#pragma unroll
   for (int mask = 16; mask >= 4; mask /= 2) {
-    const int least = shuffle_xor(warp_least, mask), most = shuffle_xor(warp_most, mask);
+    const int least = __shfl_xor_sync(kAllLanes, warp_least, mask), most = __shfl_xor_sync(kAllLanes, warp_most, mask);
     warp_least = least < warp_least ? least : warp_least, warp_most = most > warp_most ? most : warp_most;
   }
 
@@ -104,11 +104,11 @@ attention_prefill_kernel(AttentionPrefillParams p, Plan plan, Finding* finding) 
       const Row row(plan, worker * kWarpRows + r, first_query, q_len);
       const T* from = q + ((first_row + row.query) * p.num_q_heads + first_head + row.head) * dim_qk;
       for (int chunk = walk.chunk; chunk < dim_qk / 8; chunk += walk.chunks) {
-        cp_async_16(q_tile + r * dim_qk * 2 + ((chunk ^ swizzle(r, dim_qk)) << 4), row.valid ? from + chunk * 8 : q,
+        cp_async_cg(q_tile + r * dim_qk * 2 + ((chunk ^ swizzle(r, dim_qk)) << 4), row.valid ? from + chunk * 8 : q,
                     row.valid ? 16 : 0);
       }
     }
-    cp_async_commit();
+    cp_async_commit_group();
   }
 
   // Each warp reads one tile of K and one of V, and fills its share of them.
@@ -141,24 +141,24 @@ attention_prefill_kernel(AttentionPrefillParams p, Plan plan, Finding* finding) 
       if (plan.two_stages) fill_v(0);
     }
   }
-  cp_async_commit();
+  cp_async_commit_group();
 
-  cp_async_wait<1>();
+  cp_async_wait_group<1>();
   if (plan.negate) {  // so that the largest product is the largest score; each lane's own copies
     const Walk walk(dim_qk, 2);
     for (int r = walk.row; r < kWarpRows; r += 1 << walk.rows_log2) {
       for (int chunk = walk.chunk; chunk < dim_qk / 8; chunk += walk.chunks) {
         Words4* at = reinterpret_cast<Words4*>(q_tile + r * dim_qk * 2 + ((chunk ^ swizzle(r, dim_qk)) << 4));
-        Words4 words = load_shared(at);
-        DIFFQKV_UNROLL
+        Words4 words = ld_shared(at);
+#pragma unroll
         for (int i = 0; i < 4; ++i) words.w[i] ^= 0x80008000u;
-        store_shared(at, words);
+        st_shared(at, words);
       }
     }
   }
-  sync_warp();
+  __syncwarp();
   const auto load_queries = [&](uint32_t(&a)[kRowTiles][4], int step) {
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
       const int chunk = step * 2 + (lane >> 4);
       ldmatrix_x4(a[m], q_tile + (m * 16 + (lane & 15)) * dim_qk * 2 + ((chunk ^ swizzle(lane & 15, dim_qk)) << 4));
@@ -166,7 +166,7 @@ attention_prefill_kernel(AttentionPrefillParams p, Plan plan, Finding* finding) 
   };
   uint32_t q_kept[kKeptSteps][kRowTiles][4];
   if constexpr (kKeepQueries) {
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int step = 0; step < kKeptSteps; ++step) load_queries(q_kept[step], step);
   }
 
@@ -179,12 +179,12 @@ attention_prefill_kernel(AttentionPrefillParams p, Plan plan, Finding* finding) 
   for (int first_key = kQuantised ? -kTileKeys : 0; first_key < end_key; first_key += kTileKeys) {
     const int next_key = first_key + kTileKeys;
     const int stage = plan.two_stages ? first_key / kTileKeys % 2 * stage_bytes : 0;
-    cp_async_wait<0>();
-    sync_block();  // the tile is there, and nobody is at the one before any more
+    cp_async_wait_group<0>();
+    __syncthreads();  // the tile is there, and nobody is at the one before any more
     if (plan.two_stages && next_key < end_key) fill_k(next_key);
     const int key_of_v = plan.two_stages ? next_key : first_key;
     if (key_of_v >= 0 && key_of_v < end_key) fill_v(key_of_v);
-    cp_async_commit();
+    cp_async_commit_group();
 
     // S = Q K^T: per fragment of K, 16 keys (8 and 8) by two chunks.
     Scores<kRowTiles> scores = {};
@@ -192,19 +192,19 @@ attention_prefill_kernel(AttentionPrefillParams p, Plan plan, Finding* finding) 
     if (sees) {
       const int key = (lane >> 4) * 8 + (lane & 7);
       const unsigned char* const k_row = k_tiles + stage + key * dim_qk * 2;
-      DIFFQKV_UNROLL
+#pragma unroll
       for (int step = 0; step < dim_qk / 16; ++step) {
         uint32_t a[kRowTiles][4];
         if constexpr (!kKeepQueries) load_queries(a, step);
         const int chunk = step * 2 + (lane >> 3 & 1);
-        DIFFQKV_UNROLL
+#pragma unroll
         for (int j = 0; j < kKeySteps; ++j) {
           uint32_t keys[4];
           ldmatrix_x4(keys, k_row + j * 16 * dim_qk * 2 + ((chunk ^ swizzle(key, dim_qk)) << 4));
-          DIFFQKV_UNROLL
+#pragma unroll
           for (int n = 0; n < 2; ++n) {
             const uint32_t b[2] = {keys[2 * n], keys[2 * n + 1]};
-            DIFFQKV_UNROLL
+#pragma unroll
             for (int m = 0; m < kRowTiles; ++m) {
               mma_m16n8k16<T>(scores.s[m][2 * j + n], kKeepQueries ? q_kept[kKeepQueries ? step : 0][m] : a[m], b);
             }
@@ -216,28 +216,28 @@ attention_prefill_kernel(AttentionPrefillParams p, Plan plan, Finding* finding) 
       }
     }
     if (!plan.two_stages) {
-      cp_async_wait<0>();
-      sync_block();  // V is there, and nobody is at K any more
+      cp_async_wait_group<0>();
+      __syncthreads();  // V is there, and nobody is at K any more
       if (next_key < end_key) fill_k(next_key);
-      cp_async_commit();
+      cp_async_commit_group();
     }
     if (!sees) continue;
 
     const bool masked = next_key > warp_least;
     int seen[kRowTiles][2];
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int i = 0; i < 2 * kRowTiles; ++i) seen[i / 2][i % 2] = visible[i / 2][i % 2] - first_key;
     if (masked) scores.mask(seen);
     float factor[kRowTiles][2];
     bool raised = softmax.raise(scores, plan.scale_log2, factor);
     if constexpr (kQuantised) {
-      const float power = load_shared(&tile_scales(v_tiles + stage, kDimVo)->power);
+      const float power = ld_shared(&tile_scales(v_tiles + stage, kDimVo)->power);
       raised |= power != v_power;
-      DIFFQKV_UNROLL
-      for (int i = 0; i < 2 * kRowTiles; ++i) factor[i / 2][i % 2] *= v_power * reciprocal(power);
+#pragma unroll
+      for (int i = 0; i < 2 * kRowTiles; ++i) factor[i / 2][i % 2] *= v_power * __frcp_rn(power);
       v_power = power;
     }
-    if (ballot(raised) != 0) sum.scale(factor);
+    if (__ballot_sync(kAllLanes, raised) != 0) sum.scale(factor);
     Weights<kRowTiles> weights;
     if constexpr (kQuantised) {
       const float* const v_scales = tile_scales(v_tiles + stage, kDimVo)->scale;
@@ -247,25 +247,25 @@ attention_prefill_kernel(AttentionPrefillParams p, Plan plan, Finding* finding) 
     }
     if (!masked) {
       sum.template add<false>(weights, v_tiles + stage);
-    } else if (ballot(sum.template add<true>(weights, v_tiles + stage)) != 0) {
+    } else if (__ballot_sync(kAllLanes, sum.template add<true>(weights, v_tiles + stage)) != 0) {
       sum.add_nonfinite(weights, v_tiles + stage, seen);
     }
   }
 
-  DIFFQKV_UNROLL
+#pragma unroll
   for (int m = 0; m < kRowTiles; ++m) {
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int h = 0; h < 2; ++h) {
       const Row row(plan, worker * kWarpRows + m * 16 + h * 8 + lane / 4, first_query, q_len);
       const int64_t head = first_head + row.head;
       if (kQuantised && is_quantised(p.v_dtype)) {  // the sum of P without the scales of V
-        sum.divisor[m][2 * h] = softmax.sum(m, h) * reciprocal(v_power);
+        sum.divisor[m][2 * h] = softmax.sum(m, h) * __frcp_rn(v_power);
       }
       sum.store_row(m, h, static_cast<T*>(p.out) + ((first_row + row.query) * p.num_q_heads + head) * kDimVo,
                     row.valid);
       if (p.lse) {
         const float lse = softmax.lse(m, h);
-        if (lane % 4 == 0 && row.valid) store(p.lse + (batch * p.num_q_heads + head) * q_len + row.query, lse);
+        if (lane % 4 == 0 && row.valid) st_global(p.lse + (batch * p.num_q_heads + head) * q_len + row.query, lse);
       }
     }
   }
@@ -388,4 +388,4 @@ void attention_prefill(const AttentionPrefillParams& p, Context& context) {
   }
 }
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

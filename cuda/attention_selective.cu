@@ -20,7 +20,7 @@
 #include "element_types.h"
 #include "kernels.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 namespace {
 
 constexpr int kMinSplitKeys = 256;  // below, what a split leaves to merge would be too much beside what it reads
@@ -34,51 +34,51 @@ struct ScoresShared {
 
 // m and d of a query head's scores, and its candidates. kCount: of scores a lane has room for.
 template <int kCount>
-DIFFQKV_DEVICE void select_candidates(const Plan& plan, const float* scores, int first_key, int num_keys, int64_t row,
-                                      const Keys& keys, int split) {
+__device__ __forceinline__ void select_candidates(const Plan& plan, const float* scores, int first_key, int num_keys,
+                                                  int64_t row, const Keys& keys, int split) {
   const int lane = lane_index();
   uint32_t ordered[kCount];
   float top = -infinity();
-  DIFFQKV_UNROLL
+#pragma unroll
   for (int i = 0; i < kCount; ++i) {
     const int j = i * kWarpSize + lane;
-    const float score = j < num_keys ? load_shared(scores + j) : -infinity();
+    const float score = j < num_keys ? ld_shared(scores + j) : -infinity();
     top = larger(top, score);
     ordered[i] = j < num_keys ? order_score(score) : 0u;
   }
   top = warp_reduce(top, larger);
   float d = 0;
   if (top > -infinity() && top < infinity()) {
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int i = 0; i < kCount; ++i) {
       if (ordered[i] != 0) d += weight_of(ordered_score(ordered[i]), top, plan.scale_log2);
     }
   }
   d = warp_sum(d);
   if (lane == 0) {
-    store(plan.sums + row * plan.num_splits + split, Words2{{bit_cast<uint32_t>(top), bit_cast<uint32_t>(d)}});
+    st_global(plan.sums + row * plan.num_splits + split, Words2{{bit_cast<uint32_t>(top), bit_cast<uint32_t>(d)}});
   }
   Kept kept;
   if (num_keys > plan.top_k) kept = keep_best(ordered, static_cast<uint32_t>(plan.top_k));
   const int64_t slot = row * plan.row_slots + static_cast<int64_t>(split) * smaller(plan.top_k, keys.per_split);
   Places places;
-  DIFFQKV_UNROLL
+#pragma unroll
   for (int i = 0; i < kCount; ++i) {
     const int place = places.take(kept, ordered[i]);
     if (place >= 0) {
-      store(plan.scores + slot + place, ordered[i]);
-      store(plan.keys + slot + place, static_cast<uint32_t>(first_key + i * kWarpSize + lane));
+      st_global(plan.scores + slot + place, ordered[i]);
+      st_global(plan.keys + slot + place, static_cast<uint32_t>(first_key + i * kWarpSize + lane));
     }
   }
 }
 
 // kTiles: room for that many times 8 query heads.
 template <typename T, typename K, int kTiles>
-DIFFQKV_KERNEL(kThreads, 2)
-attention_selective_scores_kernel(AttentionDecodeParams p, Plan plan, Finding* finding) {
+__global__ void __launch_bounds__(kThreads, 2)
+    attention_selective_scores_kernel(AttentionDecodeParams p, Plan plan, Finding* finding) {
   using Stream = KeyStream<K>;
   using Tile = TileScores<T, K, kTiles>;
-  const int unit = block_x() % plan.num_units, rest = block_x() / plan.num_units;
+  const int block = blockIdx.x, unit = block % plan.num_units, rest = block / plan.num_units;
   const int split = rest % plan.num_splits, sequence = rest / plan.num_splits;
   const int64_t batch = plan.first_batch + sequence;
   const Keys keys(p, plan, batch, unit == 0 && split == 0 ? finding : nullptr);
@@ -89,29 +89,29 @@ attention_selective_scores_kernel(AttentionDecodeParams p, Plan plan, Finding* f
   const int num_heads = smaller(plan.unit_heads, plan.q_heads_per_k_head - first);
 
   const int dim = static_cast<int>(p.head_dim_qk), pitch = Tile::query_pitch(dim);
-  const int warp = thread_index() / kWarpSize, lane = lane_index();
+  const int warp = warp_index(), lane = lane_index();
   auto* const shared = reinterpret_cast<ScoresShared*>(dynamic_shared());
   unsigned char* const queries = dynamic_shared() + sizeof(*shared);
   float* const scores = reinterpret_cast<float*>(queries + kTiles * 8 * pitch);
 
   // Q, with rows of zeros past the unit's last head.
   const T* const q = static_cast<const T*>(p.q) + (batch * p.num_q_heads + first_head) * dim;
-  for (int i = thread_index(); i < kTiles * dim; i += kThreads) {
+  for (int i = threadIdx.x; i < kTiles * dim; i += kThreads) {
     const int row = i / (dim / 8), chunk = i % (dim / 8);
     const bool valid = row < num_heads;
-    cp_async_16(queries + row * pitch + chunk * 16, valid ? q + row * dim + chunk * 8 : q, valid ? 16 : 0);
+    cp_async_cg(queries + row * pitch + chunk * 16, valid ? q + row * dim + chunk * 8 : q, valid ? 16 : 0);
   }
-  cp_async_commit();
+  cp_async_commit_group();
   const auto cache = CacheHead<K>::of_k(p, plan.page_shift, batch, k_head);
   const int first_segment = cache.segment_of(begin_key);
   const int num_segments = cache.segment_of(end_key - 1) - first_segment + 1;
-  for (int i = thread_index(); i < num_segments; i += kThreads) {
-    store_shared(&shared->segments[i], cache.segment(first_segment + i));
+  for (int i = threadIdx.x; i < num_segments; i += kThreads) {
+    st_shared(&shared->segments[i], cache.segment(first_segment + i));
   }
-  sync_block();
+  __syncthreads();
   Stream stream(cache, shared->segments, dim, begin_key, end_key, shared->rings + warp * kSlots * kSlotBytes);
-  cp_async_wait<kSlots - 1>();
-  sync_block();  // Q is there
+  cp_async_wait_group<kSlots - 1>();
+  __syncthreads();  // Q is there
 
   Tile tile;
   int key = begin_key + warp * Stream::kTileKeys;
@@ -121,24 +121,24 @@ attention_selective_scores_kernel(AttentionDecodeParams p, Plan plan, Finding* f
     if (Stream::kScaled) next_scale = stream.load_scale(key + kWarps * Stream::kTileKeys);
     tile.clear();
     for (int d = 0; d < dim; d += kPieceDims) tile.add(stream.take(), dim - d, queries + d * 2, pitch);
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int half = 0; half < Tile::kKeyTiles * 2; ++half) {
-      const float key_scale = Stream::kScaled ? shuffle(scale, half * 8 + lane / 4) : 1.0f;
-      DIFFQKV_UNROLL
+      const float key_scale = Stream::kScaled ? __shfl_sync(kAllLanes, scale, half * 8 + lane / 4) : 1.0f;
+#pragma unroll
       for (int n = 0; n < kTiles; ++n) {
-        DIFFQKV_UNROLL
+#pragma unroll
         for (int i = 0; i < 2; ++i) {
           const int head = n * 8 + lane % 4 * 2 + i;
           const float dot = tile.s[n][half / 2][half % 2 * 2 + i];
           const float score = Stream::kScaled ? dot * key_scale * plan.direction : dot * plan.direction;
           if (head < num_heads) {
-            store_shared(scores + head * plan.score_pitch + key - begin_key + half * 8 + lane / 4, score);
+            st_shared(scores + head * plan.score_pitch + key - begin_key + half * 8 + lane / 4, score);
           }
         }
       }
     }
   }
-  sync_block();
+  __syncthreads();
   for (int head = warp; head < num_heads; head += kWarps) {
     select_candidates<kMaxSplitKeys / kTiles / kWarpSize>(
         plan, scores + head * plan.score_pitch, begin_key, end_key - begin_key,
@@ -147,12 +147,11 @@ attention_selective_scores_kernel(AttentionDecodeParams p, Plan plan, Finding* f
 }
 
 template <typename V>
-DIFFQKV_KERNEL(kThreads, 2)
-attention_selective_values_kernel(AttentionDecodeParams p, Plan plan) {
+__global__ void __launch_bounds__(kThreads, 2) attention_selective_values_kernel(AttentionDecodeParams p, Plan plan) {
   auto* const shared = reinterpret_cast<ValuesShared*>(dynamic_shared());
   uint32_t* const stage = reinterpret_cast<uint32_t*>(dynamic_shared() + sizeof(*shared));
-  const int thread = thread_index(), warp = thread / kWarpSize, lane = lane_index();
-  const int64_t row = block_x();
+  const int thread = threadIdx.x, warp = thread / kWarpSize, lane = lane_index();
+  const int64_t row = blockIdx.x;
   const int head = static_cast<int>(row % p.num_q_heads);
   const int64_t batch = plan.first_batch + row / p.num_q_heads, out_row = batch * p.num_q_heads + head;
   const int dim = static_cast<int>(p.head_dim_vo);
@@ -161,10 +160,10 @@ attention_selective_values_kernel(AttentionDecodeParams p, Plan plan) {
   // m and d of all keys, by every warp.
   const Words2* const sums = plan.sums + row * plan.num_splits;
   float top = -infinity(), d = 0;
-  for (int i = lane; i < keys.used_splits; i += kWarpSize) top = larger(top, bit_cast<float>(load(sums + i).w[0]));
+  for (int i = lane; i < keys.used_splits; i += kWarpSize) top = larger(top, bit_cast<float>(ld_global(sums + i).w[0]));
   top = warp_reduce(top, larger);
   for (int i = lane; i < keys.used_splits; i += kWarpSize) {
-    const Words2 part = load(sums + i);
+    const Words2 part = ld_global(sums + i);
     d += bit_cast<float>(part.w[1]) * weight_of(bit_cast<float>(part.w[0]), top, plan.scale_log2);
   }
   d = warp_sum(d);
@@ -173,7 +172,7 @@ attention_selective_values_kernel(AttentionDecodeParams p, Plan plan) {
   if (keys.kv_len == 0 || !(top > -infinity() && top < infinity())) {
     const float nan = bit_cast<float>(0x7fc00000u);
     if (thread < dim) store_any(p.out, p.out_dtype, out_row * dim + thread, keys.kv_len == 0 ? 0.0f : nan);
-    if (thread == 0 && p.lse != nullptr) store(p.lse + out_row, keys.kv_len == 0 ? -infinity() : nan);
+    if (thread == 0 && p.lse != nullptr) st_global(p.lse + out_row, keys.kv_len == 0 ? -infinity() : nan);
     return;
   }
 
@@ -181,11 +180,11 @@ attention_selective_values_kernel(AttentionDecodeParams p, Plan plan) {
   const int num_candidates = last_split * split_slots + smaller(plan.top_k, keys.kv_len - last_split * keys.per_split);
   const uint32_t* const candidates = plan.scores + row * plan.row_slots;
   const bool staged = num_candidates <= plan.stage_slots;
-  const auto score_of = [&](int j) { return staged ? load_shared(stage + j) : load(candidates + j); };
+  const auto score_of = [&](int j) { return staged ? ld_shared(stage + j) : ld_global(candidates + j); };
   uint32_t lowest = 0xffffffffu, highest = 0;
   for (int j = thread; j < num_candidates; j += kThreads) {
-    const uint32_t score = load(candidates + j);
-    if (staged) store_shared(stage + j, score);
+    const uint32_t score = ld_global(candidates + j);
+    if (staged) st_shared(stage + j, score);
     lowest = smaller_word(lowest, score), highest = larger_word(highest, score);
   }
   block_reduce(lowest, highest, smaller_word, larger_word, shared);
@@ -201,20 +200,20 @@ attention_selective_values_kernel(AttentionDecodeParams p, Plan plan) {
   float weight_sum = 0;
   int listed = 0;
   const auto gather_list = [&] {
-    sync_block();
+    __syncthreads();
     for (int i = thread; i < listed; i += kThreads) {
-      const int j = static_cast<int>(load_shared(&shared->list.weights[i]));
-      const int key = static_cast<int>(load(plan.keys + row * plan.row_slots + j));
+      const int j = static_cast<int>(ld_shared(&shared->list.weights[i]));
+      const int key = static_cast<int>(ld_global(plan.keys + row * plan.row_slots + j));
       float weight = weight_of(ordered_score(score_of(j)), top, plan.scale_log2);
       weight_sum += weight;
       const Segment segment = cache.segment(cache.segment_of(key));
       if (sizeof(V) == 1 && weight != 0.0f) weight *= cache.scale(segment, key);
-      store_shared(&shared->list.rows[i], cache.row(segment, key));
-      store_shared(&shared->list.weights[i], bit_cast<uint32_t>(weight));
+      st_shared(&shared->list.rows[i], cache.row(segment, key));
+      st_shared(&shared->list.weights[i], bit_cast<uint32_t>(weight));
     }
-    sync_block();
+    __syncthreads();
     gather.add(shared, listed);
-    sync_block();
+    __syncthreads();
     listed = 0;
   };
   Places before;  // in the rounds before, of all warps
@@ -225,26 +224,26 @@ attention_selective_values_kernel(AttentionDecodeParams p, Plan plan) {
     Places own;
     for (int at = begin; at < end; at += kWarpSize) own.count(kept, at + lane < end ? score_of(at + lane) : 0u);
     if (lane == 0) {
-      store_shared(&shared->warps[0][warp], own.higher);
-      store_shared(&shared->warps[1][warp], own.equal);
+      st_shared(&shared->warps[0][warp], own.higher);
+      st_shared(&shared->warps[1][warp], own.equal);
     }
-    sync_block();
+    __syncthreads();
     const uint32_t before_round = before.total(kept);
     Places places = before;
     for (int i = 0; i < kWarps; ++i) {
-      const uint32_t higher = load_shared(&shared->warps[0][i]), equal = load_shared(&shared->warps[1][i]);
+      const uint32_t higher = ld_shared(&shared->warps[0][i]), equal = ld_shared(&shared->warps[1][i]);
       if (i < warp) places.higher += higher, places.equal += equal;
       before.higher += higher, before.equal += equal;
     }
     for (int at = begin; at < end; at += kWarpSize) {
       const int place = places.take(kept, at + lane < end ? score_of(at + lane) : 0u);
       if (place >= 0) {
-        store_shared(&shared->list.weights[listed + place - static_cast<int>(before_round)],
-                     static_cast<uint32_t>(at + lane));
+        st_shared(&shared->list.weights[listed + place - static_cast<int>(before_round)],
+                  static_cast<uint32_t>(at + lane));
       }
     }
     listed += static_cast<int>(before.total(kept) - before_round);
-    sync_block();  // the warps' numbers have been read
+    __syncthreads();  // the warps' numbers have been read
   }
   gather_list();
 
@@ -252,7 +251,7 @@ attention_selective_values_kernel(AttentionDecodeParams p, Plan plan) {
   if (p.renormalize) block_reduce(weight_sum, unused, add_floats, add_floats, shared);
   const float sum = gather.finish(shared);
   if (thread < dim) store_any(p.out, p.out_dtype, out_row * dim + thread, sum / (p.renormalize ? weight_sum : d));
-  if (thread == 0 && p.lse != nullptr) store(p.lse + out_row, fused_multiply_add(top, plan.scale, logf(d)));
+  if (thread == 0 && p.lse != nullptr) st_global(p.lse + out_row, __fmaf_rn(top, plan.scale, logf(d)));
 }
 
 bool aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
@@ -366,4 +365,4 @@ bool attention_selective(const AttentionDecodeParams& p, Context& context) {
   return true;
 }
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

@@ -6,13 +6,14 @@
 // each 16 keys lane / 4 and lane / 4 + 8.
 #pragma once
 
-#include "device/async.h"
-#include "device/bytes.h"
-#include "device/finding.h"
-#include "device/mma.h"
+#include <device/async.h>
+#include <device/mma.h>
+#include "bytes.h"
+#include "element_types.h"
+#include "finding.h"
 #include "kv_page.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / kWarpSize;
@@ -45,11 +46,11 @@ struct Plan {
 struct Keys {
   int kv_len, per_split, used_splits;
 
-  DIFFQKV_DEVICE Keys(const AttentionDecodeParams& p, const Plan& plan, int64_t batch, Finding* finding) {
+  __device__ __forceinline__ Keys(const AttentionDecodeParams& p, const Plan& plan, int64_t batch, Finding* finding) {
     kv_len = static_cast<int>(p.kv_len);
     if (p.kv_lens != nullptr) {
-      const int given = load(p.kv_lens + batch);
-      if ((given < 0 || given > kv_len) && finding != nullptr && thread_index() == 0) {
+      const int given = ld_global(p.kv_lens + batch);
+      if ((given < 0 || given > kv_len) && finding != nullptr && threadIdx.x == 0) {
         report(finding, Finding::kv_len, static_cast<int>(batch), given, kv_len);
       }
       kv_len = given < 0 ? 0 : given < kv_len ? given : kv_len;
@@ -59,7 +60,7 @@ struct Keys {
     per_split = (per_split + kSplitStep - 1) / kSplitStep * kSplitStep;
     used_splits = (kv_len + per_split - 1) / per_split;
   }
-  DIFFQKV_DEVICE int end(int split) const {
+  __device__ __forceinline__ int end(int split) const {
     const int begin = split * per_split;
     return kv_len - begin < per_split ? kv_len : begin + per_split;
   }
@@ -74,16 +75,18 @@ struct alignas(16) Segment {
 template <typename E>
 class CacheHead {
  public:
-  DIFFQKV_DEVICE static CacheHead of_k(const AttentionDecodeParams& p, int page_shift, int64_t batch, int64_t head) {
+  __device__ __forceinline__ static CacheHead of_k(const AttentionDecodeParams& p, int page_shift, int64_t batch,
+                                                   int64_t head) {
     return CacheHead(p, page_shift, batch, head, false, p.k, p.k_scales, p.stride_k_batch, p.num_k_heads, p.head_dim_qk,
                      p.k_page_offset);
   }
-  DIFFQKV_DEVICE static CacheHead of_v(const AttentionDecodeParams& p, int page_shift, int64_t batch, int64_t head) {
+  __device__ __forceinline__ static CacheHead of_v(const AttentionDecodeParams& p, int page_shift, int64_t batch,
+                                                   int64_t head) {
     return CacheHead(p, page_shift, batch, head, true, p.v, p.v_scales, p.stride_v_batch, p.num_v_heads, p.head_dim_vo,
                      p.v_page_offset);
   }
 
-  DIFFQKV_DEVICE Segment segment(int index) const {
+  __device__ __forceinline__ Segment segment(int index) const {
     const int64_t tokens = int64_t{1} << page_shift_;
     const unsigned char* data;
     const bf16* scales = nullptr;
@@ -98,22 +101,22 @@ class CacheHead {
     }
     return {data + head_ * row_bytes_, kScaled ? scales + head_ : nullptr};
   }
-  DIFFQKV_DEVICE const unsigned char* row(const Segment& segment, int key) const {
+  __device__ __forceinline__ const unsigned char* row(const Segment& segment, int key) const {
     return segment.data + row_index(key) * pitch_;
   }
-  DIFFQKV_DEVICE float scale(const Segment& segment, int key) const {
+  __device__ __forceinline__ float scale(const Segment& segment, int key) const {
     return load_float(segment.scales + row_index(key) * num_heads_);
   }
-  DIFFQKV_DEVICE int segment_of(int key) const { return key >> page_shift_; }
-  DIFFQKV_DEVICE int64_t pitch() const { return pitch_; }
+  __device__ __forceinline__ int segment_of(int key) const { return key >> page_shift_; }
+  __device__ __forceinline__ int64_t pitch() const { return pitch_; }
 
  private:
-  DIFFQKV_DEVICE CacheHead(const AttentionDecodeParams& p, int page_shift, int64_t batch, int64_t head, bool is_v,
-                           const void* data, const void* scales, int64_t stride_batch, int64_t num_heads, int64_t dim,
-                           int64_t page_offset)
+  __device__ __forceinline__ CacheHead(const AttentionDecodeParams& p, int page_shift, int64_t batch, int64_t head,
+                                       bool is_v, const void* data, const void* scales, int64_t stride_batch,
+                                       int64_t num_heads, int64_t dim, int64_t page_offset)
       : data_(static_cast<const unsigned char*>(data)),
         scales_(static_cast<const bf16*>(scales)),
-        pages_(p.pages != nullptr ? load(p.pages + (p.pages_shared ? 0 : batch)) : nullptr),
+        pages_(p.pages != nullptr ? ld_global(p.pages + (p.pages_shared ? 0 : batch)) : nullptr),
         page_offset_(page_offset),
         row_bytes_(dim * kBytes),
         pitch_(num_heads * dim * kBytes),
@@ -125,7 +128,7 @@ class CacheHead {
     data_ += batch * stride_batch * kBytes;
     if (kScaled) scales_ += batch * (stride_batch / dim);
   }
-  DIFFQKV_DEVICE int64_t row_index(int key) const { return key & ((1 << page_shift_) - 1); }
+  __device__ __forceinline__ int64_t row_index(int key) const { return key & ((1 << page_shift_) - 1); }
 
   static constexpr int kBytes = sizeof(E);
   static constexpr bool kScaled = kBytes == 1;
@@ -145,21 +148,21 @@ class KeyStream {
   static constexpr int kRowBytes = kPieceDims * sizeof(K), kTileKeys = kSlotBytes / kRowBytes;
 
   // segments: in shared memory, from the one that holds begin_key on, which is a multiple of kSplitStep.
-  DIFFQKV_DEVICE KeyStream(const CacheHead<K>& head, const Segment* segments, int dim, int begin_key, int end_key,
-                           unsigned char* ring)
+  __device__ __forceinline__ KeyStream(const CacheHead<K>& head, const Segment* segments, int dim, int begin_key,
+                                       int end_key, unsigned char* ring)
       : head_(head),
         segments_(segments - head.segment_of(begin_key)),
         dim_(dim),
         end_key_(end_key),
         ring_(ring),
-        key_(begin_key + thread_index() / kWarpSize * kTileKeys) {
+        key_(begin_key + warp_index() * kTileKeys) {
     for (int i = 0; i < kSlots - 1; ++i) copy_next();
   }
 
   // The next piece, there for all lanes. What take() gave before is then no longer: its slot takes the next copy.
-  DIFFQKV_DEVICE const unsigned char* take() {
-    cp_async_wait<kSlots - 2>();
-    sync_warp();
+  __device__ __forceinline__ const unsigned char* take() {
+    cp_async_wait_group<kSlots - 2>();
+    __syncwarp();
     const unsigned char* const slot = ring_ + take_ * kSlotBytes;
     take_ = (take_ + 1) % kSlots;
     copy_next();
@@ -167,39 +170,39 @@ class KeyStream {
   }
 
   // The scale of key `first_key` + lane, one that stands in a tile of this warp; 0 past the end.
-  DIFFQKV_DEVICE float load_scale(int first_key) const {
+  __device__ __forceinline__ float load_scale(int first_key) const {
     const int key = first_key + lane_index();
     if (key >= end_key_) return 0.0f;
-    return head_.scale(load_shared(segments_ + head_.segment_of(key)), key);
+    return head_.scale(ld_shared(segments_ + head_.segment_of(key)), key);
   }
 
   // Where the 16 bytes of `chunk` in `row` lie: neither 8 rows at one chunk nor what 8 lanes copy meet in a bank.
-  DIFFQKV_DEVICE static int place(int row, int chunk) {
+  __device__ __forceinline__ static int place(int row, int chunk) {
     return row * kRowBytes + ((chunk ^ (kRowBytes == 128 ? row & 7 : row >> 1 & 3)) << 4);
   }
 
  private:
   // One copy group each time, empty past the end. Zeros for keys from the end on.
-  DIFFQKV_DEVICE void copy_next() {
+  __device__ __forceinline__ void copy_next() {
     if (key_ < end_key_) {
       constexpr int kLanes = kRowBytes / 16, kRows = kWarpSize / kLanes;
       unsigned char* const slot = ring_ + fill_ * kSlotBytes;
       const int row = lane_index() / kLanes, chunk = lane_index() % kLanes;
       const int byte = piece_dim_ * static_cast<int>(sizeof(K)), end_byte = dim_ * static_cast<int>(sizeof(K));
-      const unsigned char* const from = head_.row(load_shared(segments_ + head_.segment_of(key_)), key_) + byte;
+      const unsigned char* const from = head_.row(ld_shared(segments_ + head_.segment_of(key_)), key_) + byte;
       if (byte + chunk * 16 < end_byte) {
         const int64_t pitch = head_.pitch();
         const unsigned char* at = from + row * pitch + chunk * 16;
-        DIFFQKV_UNROLL
+#pragma unroll
         for (int first = 0; first < kTileKeys; first += kRows, at += kRows * pitch) {
           const bool valid = key_ + first + row < end_key_;
-          cp_async_16(slot + place(first + row, chunk), valid ? at : from, valid ? 16 : 0);
+          cp_async_cg(slot + place(first + row, chunk), valid ? at : from, valid ? 16 : 0);
         }
       }
       piece_dim_ += kPieceDims;
       if (piece_dim_ >= dim_) piece_dim_ = 0, key_ += kWarps * kTileKeys;
     }
-    cp_async_commit();
+    cp_async_commit_group();
     fill_ = (fill_ + 1) % kSlots;
   }
 
@@ -219,24 +222,26 @@ struct TileScores {
   float s[kTiles][kKeyTiles][4];
 
   // Rows of Q in shared memory are so far apart that 8 lanes that read together fall on different banks.
-  DIFFQKV_HOST_DEVICE static constexpr int query_pitch(int dim) { return dim * 2 + (sizeof(K) == 1 ? 32 : 16); }
+  __host__ __device__ __forceinline__ static constexpr int query_pitch(int dim) {
+    return dim * 2 + (sizeof(K) == 1 ? 32 : 16);
+  }
 
-  DIFFQKV_DEVICE void clear() {
-    DIFFQKV_UNROLL
+  __device__ __forceinline__ void clear() {
+#pragma unroll
     for (int i = 0; i < kTiles * kKeyTiles * 4; ++i) s[i / (kKeyTiles * 4)][i / 4 % kKeyTiles][i % 4] = 0;
   }
 
   // The piece's first `dims` dims; queries: Q from the first of them on.
-  DIFFQKV_DEVICE void add(const unsigned char* piece, int dims, const unsigned char* queries, int pitch) {
-    DIFFQKV_UNROLL
+  __device__ __forceinline__ void add(const unsigned char* piece, int dims, const unsigned char* queries, int pitch) {
+#pragma unroll
     for (int step = 0; step < kPieceDims / 16; ++step) {
       if (step * 16 >= dims) break;
       uint32_t b[kTiles][2];
-      DIFFQKV_UNROLL
+#pragma unroll
       for (int n = 0; n < kTiles; ++n) load_queries(b[n], queries + n * 8 * pitch + step * 32, pitch);
       uint32_t a[kKeyTiles][4];
       load_keys(a, piece, step);
-      DIFFQKV_UNROLL
+#pragma unroll
       for (int i = 0; i < kKeyTiles * kTiles; ++i) {
         mma_m16n8k16<T>(s[i % kTiles][i / kTiles], a[i / kTiles], b[i % kTiles]);
       }
@@ -246,7 +251,7 @@ struct TileScores {
  private:
   // Bytes come four dims to a lane, whose even ones stand for dims 2t, 2t + 1 of the fragment and odd ones for 2t + 8,
   // 2t + 9; so they do in Q.
-  DIFFQKV_DEVICE static void load_keys(uint32_t (&a)[kKeyTiles][4], const unsigned char* piece, int step) {
+  __device__ __forceinline__ static void load_keys(uint32_t (&a)[kKeyTiles][4], const unsigned char* piece, int step) {
     if constexpr (sizeof(K) == 2) {
       ldmatrix_x4(a[0], piece + Stream::place(lane_index() % 16, step * 2 + lane_index() / 16));
     } else {
@@ -258,18 +263,18 @@ struct TileScores {
       } else {
         wide = widen_f8e4m3<T>(words);
       }
-      DIFFQKV_UNROLL
+#pragma unroll
       for (int i = 0; i < 4; ++i) {
         a[i / 2][i % 2] = wide.even[i], a[i / 2][i % 2 + 2] = wide.odd[i];
       }
     }
   }
-  DIFFQKV_DEVICE static void load_queries(uint32_t (&b)[2], const unsigned char* queries, int pitch) {
+  __device__ __forceinline__ static void load_queries(uint32_t (&b)[2], const unsigned char* queries, int pitch) {
     if constexpr (sizeof(K) == 2) {
       ldmatrix_x2(b, queries + lane_index() % 8 * pitch + lane_index() / 8 % 2 * 16);
     } else {
       const Words2 dims =
-          load_shared(reinterpret_cast<const Words2*>(queries + lane_index() / 4 * pitch + lane_index() % 4 * 8));
+          ld_shared(reinterpret_cast<const Words2*>(queries + lane_index() / 4 * pitch + lane_index() % 4 * 8));
       b[0] = (dims.w[0] & 0xffffu) | dims.w[1] << 16;
       b[1] = dims.w[0] >> 16 | (dims.w[1] & 0xffff0000u);
     }
@@ -277,4 +282,4 @@ struct TileScores {
 };
 
 }  // namespace
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

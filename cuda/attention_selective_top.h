@@ -3,23 +3,25 @@
 // Kept: the scores above a bound, and of those that equal it the first few.
 #pragma once
 
-#include "device/warp.h"
+#include <device/memory.h>
+
+#include "reductions.h"
 #include "score_order.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 namespace {
 
-DIFFQKV_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
+__device__ __forceinline__ int smaller(int a, int b) { return a < b ? a : b; }
 
 template <typename T, typename F>
-DIFFQKV_DEVICE T warp_reduce(T x, const F& f) {
-  DIFFQKV_UNROLL
-  for (int mask = 16; mask > 0; mask /= 2) x = f(x, shuffle_xor(x, mask));
+__device__ __forceinline__ T warp_reduce(T x, const F& f) {
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) x = f(x, __shfl_xor_sync(kAllLanes, x, mask));
   return x;
 }
-DIFFQKV_DEVICE uint32_t add_words(uint32_t a, uint32_t b) { return a + b; }
-DIFFQKV_DEVICE uint32_t larger_word(uint32_t a, uint32_t b) { return a > b ? a : b; }
-DIFFQKV_DEVICE uint32_t smaller_word(uint32_t a, uint32_t b) { return a < b ? a : b; }
+__device__ __forceinline__ uint32_t add_words(uint32_t a, uint32_t b) { return a + b; }
+__device__ __forceinline__ uint32_t larger_word(uint32_t a, uint32_t b) { return a > b ? a : b; }
+__device__ __forceinline__ uint32_t smaller_word(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
 struct Kept {
   uint32_t bound = 0, num_equal = 0;
@@ -29,31 +31,34 @@ struct Kept {
 struct Places {
   uint32_t higher = 0, equal = 0;  // so many came before
 
-  DIFFQKV_DEVICE void count(const Kept& kept, uint32_t score) {
-    higher += count_bits(ballot(score > kept.bound));
-    if (kept.num_equal > 0) equal += count_bits(ballot(score == kept.bound));
+  __device__ __forceinline__ void count(const Kept& kept, uint32_t score) {
+    higher += count_bits(__ballot_sync(kAllLanes, score > kept.bound));
+    if (kept.num_equal > 0) equal += count_bits(__ballot_sync(kAllLanes, score == kept.bound));
   }
   // The place of this lane's candidate, or -1 where it is not kept; the lanes' candidates are then before.
-  DIFFQKV_DEVICE int take(const Kept& kept, uint32_t score) {
+  __device__ __forceinline__ int take(const Kept& kept, uint32_t score) {
     const uint32_t lanes_before = (1u << lane_index()) - 1;
     const bool is_higher = score > kept.bound, is_equal = score == kept.bound;
-    const uint32_t higher_lanes = ballot(is_higher), equal_lanes = kept.num_equal > 0 ? ballot(is_equal) : 0u;
+    const uint32_t higher_lanes = __ballot_sync(kAllLanes, is_higher),
+                   equal_lanes = kept.num_equal > 0 ? __ballot_sync(kAllLanes, is_equal) : 0u;
     const uint32_t own_higher = higher + count_bits(higher_lanes & lanes_before);
     const uint32_t own_equal = equal + count_bits(equal_lanes & lanes_before);
     higher += count_bits(higher_lanes), equal += count_bits(equal_lanes);
     if (!is_higher && !(is_equal && own_equal < kept.num_equal)) return -1;
     return static_cast<int>(own_higher + smaller_word(own_equal, kept.num_equal));
   }
-  DIFFQKV_DEVICE uint32_t total(const Kept& kept) const { return higher + smaller_word(equal, kept.num_equal); }
+  __device__ __forceinline__ uint32_t total(const Kept& kept) const {
+    return higher + smaller_word(equal, kept.num_equal);
+  }
 };
 
 // The k best of a warp's scores, kCount a lane, of which more than k are not 0. Bit by bit from the top: the largest
 // bound that k scores reach, or the first found that exactly k reach.
 template <int kCount>
-DIFFQKV_DEVICE Kept keep_best(const uint32_t (&scores)[kCount], uint32_t k) {
+__device__ __forceinline__ Kept keep_best(const uint32_t (&scores)[kCount], uint32_t k) {
   const auto count_at_least = [&](uint32_t bound) {
     uint32_t count = 0;
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int i = 0; i < kCount; ++i) count += scores[i] >= bound ? 1u : 0u;
     return warp_reduce(count, add_words);
   };
@@ -75,9 +80,9 @@ struct BinSearch {
 // The k best of `count` > k scores, by a block of kBins threads or more: a digit of up to 8 bits at a time, by
 // histogram, below the bits that the lowest and the highest score share.
 template <typename Scores>
-DIFFQKV_DEVICE Kept keep_best(const Scores& scores, int count, uint32_t k, uint32_t lowest, uint32_t highest,
-                              BinSearch* search) {
-  const int thread = thread_index(), lane = lane_index();
+__device__ __forceinline__ Kept keep_best(const Scores& scores, int count, uint32_t k, uint32_t lowest,
+                                          uint32_t highest, BinSearch* search) {
+  const int thread = threadIdx.x, lane = lane_index();
   int shift = 32;
   while (shift > 0 && ((lowest ^ highest) >> (shift - 1)) == 0) --shift;
   uint64_t prefix = static_cast<uint64_t>(highest) >> shift;
@@ -85,47 +90,47 @@ DIFFQKV_DEVICE Kept keep_best(const Scores& scores, int count, uint32_t k, uint3
   while (shift > 0) {
     const int bits = shift < 8 ? shift : 8, above = shift;
     shift -= bits;
-    if (thread < kBins) store_shared(&search->histogram[thread], 0u);
-    sync_block();
-    for (int j = thread; j < count; j += num_threads()) {
+    if (thread < kBins) st_shared(&search->histogram[thread], 0u);
+    __syncthreads();
+    for (int j = thread; j < count; j += blockDim.x) {
       const uint32_t score = scores(j);
       if (static_cast<uint64_t>(score) >> above == prefix) {
-        atomic_add_shared(&search->histogram[score >> shift & ((1u << bits) - 1)], 1u);
+        atomicAdd(&search->histogram[score >> shift & ((1u << bits) - 1)], 1u);
       }
     }
-    sync_block();
+    __syncthreads();
     if (thread < kWarpSize) {  // from the highest bin down, eight to a lane
       constexpr int kLaneBins = kBins / kWarpSize;
       uint32_t counts[kLaneBins], own = 0;
-      DIFFQKV_UNROLL
+#pragma unroll
       for (int i = 0; i < kLaneBins; ++i) {
-        counts[i] = load_shared(&search->histogram[kBins - 1 - (lane * kLaneBins + i)]);
+        counts[i] = ld_shared(&search->histogram[kBins - 1 - (lane * kLaneBins + i)]);
         own += counts[i];
       }
       uint32_t before = own;
-      DIFFQKV_UNROLL
+#pragma unroll
       for (int delta = 1; delta < kWarpSize; delta *= 2) {
-        const uint32_t other = shuffle_up(before, delta);
+        const uint32_t other = __shfl_up_sync(kAllLanes, before, delta);
         if (lane >= delta) before += other;
       }
       before -= own;
-      DIFFQKV_UNROLL
+#pragma unroll
       for (int i = 0; i < kLaneBins; ++i) {
         if (before < wanted && wanted <= before + counts[i]) {
-          store_shared(&search->digit, static_cast<uint32_t>(kBins - 1 - (lane * kLaneBins + i)));
-          store_shared(&search->wanted, wanted - before);
-          store_shared(&search->is_whole, wanted - before == counts[i] ? 1u : 0u);
+          st_shared(&search->digit, static_cast<uint32_t>(kBins - 1 - (lane * kLaneBins + i)));
+          st_shared(&search->wanted, wanted - before);
+          st_shared(&search->is_whole, wanted - before == counts[i] ? 1u : 0u);
         }
         before += counts[i];
       }
     }
-    sync_block();
-    prefix = prefix << bits | load_shared(&search->digit);
-    wanted = load_shared(&search->wanted);
-    if (load_shared(&search->is_whole) != 0) return {(static_cast<uint32_t>(prefix) << shift) - 1, 0};
+    __syncthreads();
+    prefix = prefix << bits | ld_shared(&search->digit);
+    wanted = ld_shared(&search->wanted);
+    if (ld_shared(&search->is_whole) != 0) return {(static_cast<uint32_t>(prefix) << shift) - 1, 0};
   }
   return {static_cast<uint32_t>(prefix), wanted};
 }
 
 }  // namespace
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

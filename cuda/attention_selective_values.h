@@ -5,7 +5,7 @@
 #include "attention_selective_top.h"
 #include "element_types.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 namespace {
 
 constexpr int kMaxHeadDim = 256;
@@ -27,21 +27,21 @@ struct ValuesShared {
 
 // Two numbers of each thread, reduced over the block: the same bits in every thread. Ends with a barrier.
 template <typename T, typename F, typename G>
-DIFFQKV_DEVICE void block_reduce(T& a, T& b, const F& f, const G& g, ValuesShared* shared) {
+__device__ __forceinline__ void block_reduce(T& a, T& b, const F& f, const G& g, ValuesShared* shared) {
   a = warp_reduce(a, f), b = warp_reduce(b, g);
   if (lane_index() == 0) {
-    store_shared(&shared->warps[0][thread_index() / kWarpSize], bit_cast<uint32_t>(a));
-    store_shared(&shared->warps[1][thread_index() / kWarpSize], bit_cast<uint32_t>(b));
+    st_shared(&shared->warps[0][warp_index()], bit_cast<uint32_t>(a));
+    st_shared(&shared->warps[1][warp_index()], bit_cast<uint32_t>(b));
   }
-  sync_block();
-  a = bit_cast<T>(load_shared(&shared->warps[0][0])), b = bit_cast<T>(load_shared(&shared->warps[1][0]));
+  __syncthreads();
+  a = bit_cast<T>(ld_shared(&shared->warps[0][0])), b = bit_cast<T>(ld_shared(&shared->warps[1][0]));
   for (int i = 1; i < kWarps; ++i) {
-    a = f(a, bit_cast<T>(load_shared(&shared->warps[0][i])));
-    b = g(b, bit_cast<T>(load_shared(&shared->warps[1][i])));
+    a = f(a, bit_cast<T>(ld_shared(&shared->warps[0][i])));
+    b = g(b, bit_cast<T>(ld_shared(&shared->warps[1][i])));
   }
-  sync_block();
+  __syncthreads();
 }
-DIFFQKV_DEVICE float add_floats(float a, float b) { return a + b; }
+__device__ __forceinline__ float add_floats(float a, float b) { return a + b; }
 
 // The sum of weighted V rows: a thread owns 16 bytes of every rows_at_once-th row of the list.
 template <typename V>
@@ -50,51 +50,52 @@ struct Gather {
   int dim, rows_at_once, slot, first_dim;
   float o[kElements] = {};
 
-  DIFFQKV_DEVICE explicit Gather(int head_dim_vo) : dim(head_dim_vo) {
-    const int lanes = dim / kElements;
-    rows_at_once = kThreads / lanes, slot = thread_index() / lanes, first_dim = thread_index() % lanes * kElements;
+  __device__ __forceinline__ explicit Gather(int head_dim_vo) : dim(head_dim_vo) {
+    const int thread = threadIdx.x, lanes = dim / kElements;
+    rows_at_once = kThreads / lanes, slot = thread / lanes, first_dim = thread % lanes * kElements;
   }
 
-  DIFFQKV_DEVICE void add(const ValuesShared* shared, int count) {
+  __device__ __forceinline__ void add(const ValuesShared* shared, int count) {
     if (slot >= rows_at_once) return;
     for (int first = slot; first < count; first += rows_at_once * kAtOnce) {
       float weights[kAtOnce];
       Elements<V, kElements> parts[kAtOnce];
-      DIFFQKV_UNROLL
+#pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
         const int j = first + i * rows_at_once;
-        weights[i] = j < count ? bit_cast<float>(load_shared(&shared->list.weights[j])) : 0.0f;
+        weights[i] = j < count ? bit_cast<float>(ld_shared(&shared->list.weights[j])) : 0.0f;
         if (weights[i] == 0.0f) continue;  // 0 times infinity is not to be seen
-        parts[i] = load(reinterpret_cast<const Elements<V, kElements>*>(load_shared(&shared->list.rows[j])) +
-                        first_dim / kElements);
+        parts[i] = ld_global(reinterpret_cast<const Elements<V, kElements>*>(ld_shared(&shared->list.rows[j])) +
+                             first_dim / kElements);
       }
-      DIFFQKV_UNROLL
+#pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
         if (weights[i] == 0.0f) continue;
-        DIFFQKV_UNROLL
-        for (int e = 0; e < kElements; ++e) o[e] = fused_multiply_add(weights[i], to_float(parts[i].v[e]), o[e]);
+#pragma unroll
+        for (int e = 0; e < kElements; ++e) o[e] = __fmaf_rn(weights[i], to_float(parts[i].v[e]), o[e]);
       }
     }
   }
 
-  // Dim thread_index() of the sum; the list is overwritten.
-  DIFFQKV_DEVICE float finish(ValuesShared* shared) const {
+  // Dim threadIdx.x of the sum; the list is overwritten.
+  __device__ __forceinline__ float finish(ValuesShared* shared) const {
     if (slot < rows_at_once) {
-      DIFFQKV_UNROLL
+#pragma unroll
       for (int e = 0; e < kElements; e += 4) {
-        store_shared(reinterpret_cast<Words4*>(&shared->sums[slot * dim + first_dim + e]),
-                     Words4{{bit_cast<uint32_t>(o[e]), bit_cast<uint32_t>(o[e + 1]), bit_cast<uint32_t>(o[e + 2]),
-                             bit_cast<uint32_t>(o[e + 3])}});
+        st_shared(reinterpret_cast<Words4*>(&shared->sums[slot * dim + first_dim + e]),
+                  Words4{{bit_cast<uint32_t>(o[e]), bit_cast<uint32_t>(o[e + 1]), bit_cast<uint32_t>(o[e + 2]),
+                          bit_cast<uint32_t>(o[e + 3])}});
       }
     }
-    sync_block();
+    __syncthreads();
     float sum = 0;
-    if (thread_index() < dim) {
-      for (int i = 0; i < rows_at_once; ++i) sum += load_shared(&shared->sums[i * dim + thread_index()]);
+    const int d = threadIdx.x;
+    if (d < dim) {
+      for (int i = 0; i < rows_at_once; ++i) sum += ld_shared(&shared->sums[i * dim + d]);
     }
     return sum;
   }
 };
 
 }  // namespace
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

@@ -5,10 +5,10 @@
 // of two, and that is taken back in down's epilogue.
 #include <algorithm>
 
-#include "device/warp.h"
 #include "linear.h"
+#include "reductions.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 namespace {
 
 constexpr int64_t kBlockTokens = 2048;  // bounds scratch memory
@@ -22,27 +22,28 @@ struct ScaleRowsParams {
 };
 
 // The largest finite magnitude of a row comes to lie in [2^14, 2^15); infinities and NaN stay. A block a row.
-DIFFQKV_KERNEL(kThreads, 4) scale_rows(ScaleRowsParams p) {
-  const int64_t row = block_x();
+__global__ void __launch_bounds__(kThreads, 4) scale_rows(ScaleRowsParams p) {
+  const int64_t row = blockIdx.x;
   const float* h = p.h + row * p.row_size;
   float largest = 0;
-  for (int64_t i = thread_index(); i < p.row_size; i += kThreads) {
-    const float value = load(h + i), magnitude = value < 0 ? -value : value;
+  for (int64_t i = threadIdx.x; i < p.row_size; i += kThreads) {
+    const float value = ld_global(h + i), magnitude = value < 0 ? -value : value;
     if (magnitude > largest && magnitude < infinity()) largest = magnitude;
   }
   largest = warp_max(largest);
   float* shared = reinterpret_cast<float*>(dynamic_shared());
-  if (lane_index() == 0) store_shared(shared + thread_index() / kWarpSize, largest);
-  sync_block();
-  for (int warp = 0; warp < kThreads / kWarpSize; ++warp) largest = max_number(largest, load_shared(shared + warp));
+  if (lane_index() == 0) st_shared(shared + warp_index(), largest);
+  __syncthreads();
+  for (int warp = 0; warp < kThreads / kWarpSize; ++warp) largest = max_number(largest, ld_shared(shared + warp));
   // Exponents as f32 holds them, 127 for 2^0; factor and its inverse are both normal numbers.
   const int exponent = static_cast<int>(bit_cast<uint32_t>(largest) >> 23), wanted = 127 + 127 + 14 - exponent;
   const int factor_exponent = largest == 0 ? 127 : wanted > 253 ? 253 : wanted;
   const float factor = bit_cast<float>(static_cast<uint32_t>(factor_exponent) << 23);
-  if (thread_index() == 0)
-    store(p.row_scale + row, bit_cast<float>(static_cast<uint32_t>(254 - factor_exponent) << 23));
+  if (threadIdx.x == 0)
+    st_global(p.row_scale + row, bit_cast<float>(static_cast<uint32_t>(254 - factor_exponent) << 23));
   f16* out = p.out + row * p.row_size;
-  for (int64_t i = thread_index(); i < p.row_size; i += kThreads) store(out + i, from_float<f16>(load(h + i) * factor));
+  for (int64_t i = threadIdx.x; i < p.row_size; i += kThreads)
+    st_global(out + i, from_float<f16>(ld_global(h + i) * factor));
 }
 
 size_t round_up_256(size_t bytes) { return (bytes + 255) / 256 * 256; }
@@ -104,4 +105,4 @@ void augmented_q(const AugmentedQParams& p, Context& context) {
   }
 }
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

@@ -6,14 +6,14 @@
 #include "cuda_devices.h"
 #include "kernels.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 namespace {
 
 constexpr size_t kChunk = size_t{4} << 20;
 constexpr int kUploadSlots = 4, kDownloadSlots = 2;
 
 // Is there code for this GPU in the module?
-DIFFQKV_KERNEL(32, 1) probe() {}
+__global__ void __launch_bounds__(32, 1) probe() {}
 
 // Page-locked host memory, which the GPU copies from and to while the host goes on; and an event for when it has.
 struct Slot {
@@ -93,18 +93,18 @@ class CudaBackend : public Backend, private Context {
     return ms;
   }
 
-  void embed(const EmbedParams& p) override { enqueue(DIFFQKV_DEVICE_NS::embed, p); }
-  void rms_norm(const RmsNormParams& p) override { enqueue(DIFFQKV_DEVICE_NS::rms_norm, p); }
-  void matmul(const MatmulParams& p) override { enqueue(DIFFQKV_DEVICE_NS::matmul, p); }
-  void augmented_q(const AugmentedQParams& p) override { enqueue(DIFFQKV_DEVICE_NS::augmented_q, p); }
-  void silu_mul(const SiluMulParams& p) override { enqueue(DIFFQKV_DEVICE_NS::silu_mul, p); }
-  void rope(const RopeParams& p) override { enqueue(DIFFQKV_DEVICE_NS::rope, p); }
-  void kv_append(const KvAppendParams& p) override { enqueue(DIFFQKV_DEVICE_NS::kv_append, p); }
-  void kv_gather(const KvGatherParams& p) override { enqueue(DIFFQKV_DEVICE_NS::kv_gather, p); }
-  void quantize(const QuantizeParams& p) override { enqueue(DIFFQKV_DEVICE_NS::quantize, p); }
-  void attention_prefill(const AttentionPrefillParams& p) override { enqueue(DIFFQKV_DEVICE_NS::attention_prefill, p); }
-  void attention_decode(const AttentionDecodeParams& p) override { enqueue(DIFFQKV_DEVICE_NS::attention_decode, p); }
-  void sample(const SampleParams& p) override { enqueue(DIFFQKV_DEVICE_NS::sample, p); }
+  void embed(const EmbedParams& p) override { enqueue(cuda::embed, p); }
+  void rms_norm(const RmsNormParams& p) override { enqueue(cuda::rms_norm, p); }
+  void matmul(const MatmulParams& p) override { enqueue(cuda::matmul, p); }
+  void augmented_q(const AugmentedQParams& p) override { enqueue(cuda::augmented_q, p); }
+  void silu_mul(const SiluMulParams& p) override { enqueue(cuda::silu_mul, p); }
+  void rope(const RopeParams& p) override { enqueue(cuda::rope, p); }
+  void kv_append(const KvAppendParams& p) override { enqueue(cuda::kv_append, p); }
+  void kv_gather(const KvGatherParams& p) override { enqueue(cuda::kv_gather, p); }
+  void quantize(const QuantizeParams& p) override { enqueue(cuda::quantize, p); }
+  void attention_prefill(const AttentionPrefillParams& p) override { enqueue(cuda::attention_prefill, p); }
+  void attention_decode(const AttentionDecodeParams& p) override { enqueue(cuda::attention_decode, p); }
+  void sample(const SampleParams& p) override { enqueue(cuda::sample, p); }
 
  private:
   // Stands in every call: the calling thread works on this GPU, which is there, and stays so while the call lasts.
@@ -352,20 +352,13 @@ void CudaBackend::check_finding() {
 }
 
 }  // namespace
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
 
-namespace diffqkv {
-
-#if defined(DIFFQKV_EMULATION)
-
-std::shared_ptr<Backend> make_emulated_backend() {
-  return std::make_shared<emulated::CudaBackend>(0, emulated_device_infos()[0]);
+std::shared_ptr<Backend> open_gpu(int ordinal, const DeviceInfo& info) {
+  return std::make_shared<CudaBackend>(ordinal, info);
 }
 
-#else
-
-std::shared_ptr<Backend> make_cuda_backend(int ordinal) {
-  std::vector<DeviceInfo> infos = cuda_device_infos();
+std::shared_ptr<Backend> make_backend(int ordinal) {
+  std::vector<DeviceInfo> infos = device_infos();
   if (infos[0].id == "cuda") fail(ErrorCode::device_unavailable, "cuda:%d: %s", ordinal, infos[0].reason.c_str());
   if (ordinal < 0 || ordinal >= static_cast<int>(infos.size())) {
     fail(ErrorCode::device_unavailable, "there is no cuda:%d: this machine has %zu GPUs, cuda:0 to cuda:%zu", ordinal,
@@ -374,9 +367,7 @@ std::shared_ptr<Backend> make_cuda_backend(int ordinal) {
   const DeviceInfo& info = infos[ordinal];
   if (!info.usable)
     fail(ErrorCode::device_unavailable, "cuda:%d (%s): %s", ordinal, info.name.c_str(), info.reason.c_str());
-  return std::make_shared<cuda::CudaBackend>(ordinal, info);
+  return open_gpu(ordinal, info);
 }
 
-#endif
-
-}  // namespace diffqkv
+}  // namespace diffqkv::cuda

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 namespace {
 
 constexpr int kRequiredVersion = CUDART_VERSION / 1000 * 1000;  // a driver serves every minor version of its CUDA
@@ -17,13 +17,7 @@ std::string version_text(int version) {
 // The first driver branch of a CUDA major version, which is what `nvidia-smi` shows and users install.
 const char* required_driver() { return kRequiredVersion >= 13000 ? "R580" : "R525"; }
 
-#if defined(DIFFQKV_EMULATION)
-constexpr const char* kKind = "emulated";
-std::string device_id(int) { return kKind; }
-#else
 constexpr const char* kKind = "cuda";
-std::string device_id(int ordinal) { return "cuda:" + std::to_string(ordinal); }
-#endif
 
 DeviceInfo no_device(std::string reason, int driver) {
   DeviceInfo info;
@@ -54,7 +48,7 @@ std::string driver_problem(int driver, int* count) {
 
 DeviceInfo gpu_info(int ordinal, int driver) {
   DeviceInfo info;
-  info.id = device_id(ordinal);
+  info.id = kKind + (":" + std::to_string(ordinal));
   info.kind = kKind;
   info.name = "GPU " + std::to_string(ordinal);
   info.usable = false;
@@ -179,14 +173,4 @@ void check_cuda(cudaError_t status, const char* what) {
        text.c_str());
 }
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
-
-namespace diffqkv {
-
-#if defined(DIFFQKV_EMULATION)
-std::vector<DeviceInfo> emulated_device_infos() { return emulated::device_infos(); }
-#else
-std::vector<DeviceInfo> cuda_device_infos() { return cuda::device_infos(); }
-#endif
-
-}  // namespace diffqkv
+}  // namespace diffqkv::cuda

@@ -9,11 +9,12 @@
 #include <vector>
 
 #include "backend/backend.h"
-#include "device/launch.h"
+#include "launch.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 
-std::vector<DeviceInfo> device_infos();
+// The device with this ordinal; `info` is what it says of itself.
+std::shared_ptr<Backend> open_gpu(int ordinal, const DeviceInfo& info);
 
 // What all backends of one GPU in this process share: its context, in CUDA's words. A kernel that faults takes the
 // context along, and with it all memory of all of them. The next device that is opened resets the GPU; what is left of
@@ -35,4 +36,4 @@ cudaError_t reset_gpu(int ordinal);
 // The GPU that this thread works on: cudaSetDevice, and where check_cuda leaves word of a loss.
 void use_gpu(int ordinal);
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

@@ -4,11 +4,12 @@
 
 #include <initializer_list>
 
+#include <device/memory.h>
 #include "backend/error.h"
-#include "device/memory.h"
+#include "conversions.h"
 #include "kernels.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 
 template <typename T, int kElements>
 struct alignas(sizeof(T) * kElements) Elements {
@@ -44,7 +45,9 @@ void visit_float(DType dtype, const F& f) {
   }
 }
 
-DIFFQKV_HOST_DEVICE constexpr bool is_quantised(DType dtype) { return dtype == DType::i8 || dtype == DType::f8e4m3; }
+__host__ __device__ __forceinline__ constexpr bool is_quantised(DType dtype) {
+  return dtype == DType::i8 || dtype == DType::f8e4m3;
+}
 
 // Throws unless all are f32, f16, bf16, i8 or f8e4m3, the types of a cache.
 inline void check_cache_types(const char* kernel, std::initializer_list<NamedType> tensors) {
@@ -66,52 +69,58 @@ void visit_cache(DType dtype, const F& f) {
   return is_quantised(dtype) ? visit_quantised(dtype, f) : visit_float(dtype, f);
 }
 
+// One element as f32.
+template <typename T>
+__device__ __forceinline__ float load_float(const T* p) {
+  return to_float(ld_global(p));
+}
+
 // data[i] of f32, f16 or bf16.
-DIFFQKV_DEVICE float load_any(const void* data, DType dtype, int64_t i) {
+__device__ __forceinline__ float load_any(const void* data, DType dtype, int64_t i) {
   switch (dtype) {
     case DType::bf16: return load_float(static_cast<const bf16*>(data) + i);
     case DType::f16: return load_float(static_cast<const f16*>(data) + i);
-    default: return load(static_cast<const float*>(data) + i);
+    default: return ld_global(static_cast<const float*>(data) + i);
   }
 }
 
 // data[i] = x.
-DIFFQKV_DEVICE void store_any(void* data, DType dtype, int64_t i, float x) {
+__device__ __forceinline__ void store_any(void* data, DType dtype, int64_t i, float x) {
   switch (dtype) {
-    case DType::bf16: return store(static_cast<bf16*>(data) + i, from_float<bf16>(x));
-    case DType::f16: return store(static_cast<f16*>(data) + i, from_float<f16>(x));
-    default: return store(static_cast<float*>(data) + i, x);
+    case DType::bf16: return st_global(static_cast<bf16*>(data) + i, from_float<bf16>(x));
+    case DType::f16: return st_global(static_cast<f16*>(data) + i, from_float<f16>(x));
+    default: return st_global(static_cast<float*>(data) + i, x);
   }
 }
 
 // kCount elements at once, aligned to kCount of them or to 16 bytes, whichever is less.
 template <typename T, int kCount>
-DIFFQKV_DEVICE void load_elements(const T* p, float (&x)[kCount]) {
+__device__ __forceinline__ void load_elements(const T* p, float (&x)[kCount]) {
   constexpr int kAtOnce = kCount * sizeof(T) > 16 ? 16 / sizeof(T) : kCount;
-  DIFFQKV_UNROLL
+#pragma unroll
   for (int i = 0; i < kCount; i += kAtOnce) {
-    const auto v = load(reinterpret_cast<const Elements<T, kAtOnce>*>(p + i));
-    DIFFQKV_UNROLL
+    const auto v = ld_global(reinterpret_cast<const Elements<T, kAtOnce>*>(p + i));
+#pragma unroll
     for (int j = 0; j < kAtOnce; ++j) x[i + j] = to_float(v.v[j]);
   }
 }
 // x becomes what was stored.
 template <typename T, int kCount>
-DIFFQKV_DEVICE void store_elements(T* p, float (&x)[kCount]) {
+__device__ __forceinline__ void store_elements(T* p, float (&x)[kCount]) {
   constexpr int kAtOnce = kCount * sizeof(T) > 16 ? 16 / sizeof(T) : kCount;
-  DIFFQKV_UNROLL
+#pragma unroll
   for (int i = 0; i < kCount; i += kAtOnce) {
     Elements<T, kAtOnce> v;
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int j = 0; j < kAtOnce; ++j) {
       v.v[j] = from_float<T>(x[i + j]);
       x[i + j] = to_float(v.v[j]);
     }
-    store(reinterpret_cast<Elements<T, kAtOnce>*>(p + i), v);
+    st_global(reinterpret_cast<Elements<T, kAtOnce>*>(p + i), v);
   }
 }
 template <int kCount>
-DIFFQKV_DEVICE void load_any(const void* data, DType dtype, int64_t i, float (&x)[kCount]) {
+__device__ __forceinline__ void load_any(const void* data, DType dtype, int64_t i, float (&x)[kCount]) {
   switch (dtype) {
     case DType::bf16: return load_elements(static_cast<const bf16*>(data) + i, x);
     case DType::f16: return load_elements(static_cast<const f16*>(data) + i, x);
@@ -119,7 +128,7 @@ DIFFQKV_DEVICE void load_any(const void* data, DType dtype, int64_t i, float (&x
   }
 }
 template <int kCount>
-DIFFQKV_DEVICE void store_any(void* data, DType dtype, int64_t i, float (&x)[kCount]) {
+__device__ __forceinline__ void store_any(void* data, DType dtype, int64_t i, float (&x)[kCount]) {
   switch (dtype) {
     case DType::bf16: return store_elements(static_cast<bf16*>(data) + i, x);
     case DType::f16: return store_elements(static_cast<f16*>(data) + i, x);
@@ -127,4 +136,4 @@ DIFFQKV_DEVICE void store_any(void* data, DType dtype, int64_t i, float (&x)[kCo
   }
 }
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

@@ -1,32 +1,31 @@
 // out[t, :] = table[tokens[t], :]. A block a token, a thread 16 bytes of the table where rows are aligned to them. Bound by
 // memory: one row read and one written a token. A token outside the vocabulary is reported, and its row becomes 0.
-#include "device/finding.h"
 #include "element_types.h"
+#include "finding.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 namespace {
 
 constexpr int kThreads = 128;
 
 template <typename Table, typename Out, int kElements>
-DIFFQKV_KERNEL(kThreads, 8)
-embed_kernel(EmbedParams p, Finding* finding) {
+__global__ void __launch_bounds__(kThreads, 8) embed_kernel(EmbedParams p, Finding* finding) {
   using TableVector = Elements<Table, kElements>;
   using OutVector = Elements<Out, kElements>;
-  const int t = block_x();
-  const int token = load(p.tokens + t), vocab_size = static_cast<int>(p.vocab_size);
+  const int t = blockIdx.x;
+  const int token = ld_global(p.tokens + t), vocab_size = static_cast<int>(p.vocab_size);
   const bool known = token >= 0 && token < vocab_size;
-  if (!known && thread_index() == 0) report(finding, Finding::token, t, token, vocab_size);
+  if (!known && threadIdx.x == 0) report(finding, Finding::token, t, token, vocab_size);
   const Table* row = static_cast<const Table*>(p.table) + (known ? token : 0) * p.hidden_size;
   Out* out = static_cast<Out*>(p.out) + t * p.hidden_size;
-  for (int64_t i = thread_index() * kElements; i < p.hidden_size; i += kThreads * kElements) {
+  for (int64_t i = static_cast<int>(threadIdx.x) * kElements; i < p.hidden_size; i += kThreads * kElements) {
     OutVector result = {};
     if (known) {
-      const TableVector x = load(reinterpret_cast<const TableVector*>(row + i));
-      DIFFQKV_UNROLL
+      const TableVector x = ld_global(reinterpret_cast<const TableVector*>(row + i));
+#pragma unroll
       for (int j = 0; j < kElements; ++j) result.v[j] = from_float<Out>(to_float(x.v[j]));
     }
-    store(reinterpret_cast<OutVector*>(out + i), result);
+    st_global(reinterpret_cast<OutVector*>(out + i), result);
   }
 }
 
@@ -52,4 +51,4 @@ void embed(const EmbedParams& p, Context& context) {
   });
 }
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

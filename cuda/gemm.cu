@@ -7,11 +7,11 @@
 // that share weight rows follow each other, so that the second and later ones find them in the L2.
 #include <algorithm>
 
-#include "device/async.h"
-#include "device/mma.h"
+#include <device/async.h>
+#include <device/mma.h>
 #include "linear.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 namespace {
 
 struct GemmParams {
@@ -44,7 +44,7 @@ using Narrow = Config<64, 32, 128, 4, 4, 1>;  // few tokens, few rows: more bloc
 
 // The byte of a stage at which 16 bytes of a row stand: eight rows' same chunk lies in eight different places of a line.
 template <typename C>
-DIFFQKV_DEVICE int place_of(int row, int chunk) {
+__device__ __forceinline__ int place_of(int row, int chunk) {
   const int turn = C::kRowChunks == 4 ? row / 2 & 3 : row & 7;
   return row * (C::kK * 2) + (chunk ^ turn) * 16;
 }
@@ -65,8 +65,8 @@ struct Filler {
   int tokens_left, rows_left;  // from the thread's first row on
   int place;
 
-  DIFFQKV_DEVICE Filler(const GemmParams& p, int64_t first_token, int64_t first_row) {
-    const int row = thread_index() / C::kRowChunks, chunk = thread_index() % C::kRowChunks;
+  __device__ __forceinline__ Filler(const GemmParams& p, int64_t first_token, int64_t first_row) {
+    const int thread = threadIdx.x, row = thread / C::kRowChunks, chunk = thread % C::kRowChunks;
     in_features = p.in_features;
     columns_left = in_features - chunk * 8;
     x = static_cast<const T*>(p.x) + (first_token + row) * in_features + chunk * 8;
@@ -78,15 +78,17 @@ struct Filler {
     place = place_of<C>(row, chunk);
   }
 
-  DIFFQKV_DEVICE static int rows_in_tile(int64_t left, int tile) { return left < tile ? static_cast<int>(left) : tile; }
+  __device__ __forceinline__ static int rows_in_tile(int64_t left, int tile) {
+    return left < tile ? static_cast<int>(left) : tile;
+  }
 
-  DIFFQKV_DEVICE void fill(unsigned char* stage) {
+  __device__ __forceinline__ void fill(unsigned char* stage) {
     const int count = columns_left >= 8 ? 8 : columns_left > 0 ? static_cast<int>(columns_left) : 0;
     unsigned char* to = stage + place;
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int row = 0; row < C::kM; row += kPassRows, to += kPlaceStep)
       copy(to, x + row * in_features, row < tokens_left ? count : 0);
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int n = 0; n < C::kN; n += kPassRows, to += kPlaceStep) {
       if constexpr (kGated) {
         // Of each warp's rows the first half is gate's, the second half the same rows of up.
@@ -100,16 +102,16 @@ struct Filler {
     if constexpr (kGated) up += C::kK;
   }
 
-  DIFFQKV_DEVICE static void copy(unsigned char* to, const T* from, int count) {
+  __device__ __forceinline__ static void copy(unsigned char* to, const T* from, int count) {
     if constexpr (kAligned) {
-      cp_async_16(to, from, 2 * count);
+      cp_async_cg(to, from, 2 * count);
     } else {
       Words4 words = {};
-      DIFFQKV_UNROLL
+#pragma unroll
       for (int j = 0; j < 8; ++j) {
-        if (j < count) words.w[j / 2] |= static_cast<uint32_t>(load(from + j).bits) << 16 * (j % 2);
+        if (j < count) words.w[j / 2] |= static_cast<uint32_t>(ld_global(from + j).bits) << 16 * (j % 2);
       }
-      store_shared(reinterpret_cast<Words4*>(to), words);
+      st_shared(reinterpret_cast<Words4*>(to), words);
     }
   }
 };
@@ -119,14 +121,14 @@ struct Fragments {
   uint32_t a[C::kTilesM][4], b[C::kTilesN][2];
 
   // Of columns 16 step to 16 step + 15 of a stage.
-  DIFFQKV_DEVICE void read(const unsigned char* stage, int warp_m, int warp_n, int step) {
+  __device__ __forceinline__ void read(const unsigned char* stage, int warp_m, int warp_n, int step) {
     const int lane = lane_index();
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int i = 0; i < C::kTilesM; ++i) {
       const int row = warp_m * C::kWarpM + i * 16 + lane % 16;
       ldmatrix_x4(a[i], stage + place_of<C>(row, 2 * step + lane / 16));
     }
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int j = 0; j < C::kTilesN; j += 2) {
       const int row = C::kM + warp_n * C::kWarpN + j * 8 + lane / 16 * 8 + lane % 8;
       uint32_t two[4];
@@ -139,15 +141,15 @@ struct Fragments {
 // Lane t of a quad holds the t-th word of kTiles rows of 4 words; it gets kTiles words that follow each other: of 4 rows
 // the t-th whole, of 2 rows half a row.
 template <int kTiles>
-DIFFQKV_DEVICE void gather_words(uint32_t (&w)[kTiles]) {
+__device__ __forceinline__ void gather_words(uint32_t (&w)[kTiles]) {
   const int t = lane_index() % 4;
   if constexpr (kTiles == 4) {
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int bit = 1; bit <= 2; bit *= 2) {
-      DIFFQKV_UNROLL
+#pragma unroll
       for (int i = 0; i < 4; ++i) {
         if (i & bit) continue;
-        const uint32_t got = shuffle_xor(t & bit ? w[i] : w[i | bit], bit);
+        const uint32_t got = __shfl_xor_sync(kAllLanes, t & bit ? w[i] : w[i | bit], bit);
         if (t & bit) {
           w[i] = got;
         } else {
@@ -159,9 +161,10 @@ DIFFQKV_DEVICE void gather_words(uint32_t (&w)[kTiles]) {
     static_assert(kTiles == 2);
     const uint32_t mine[2] = {w[0], w[1]};
     const int from = lane_index() / 4 * 4 + t % 2 * 2;
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const uint32_t first = shuffle(mine[0], from + i), second = shuffle(mine[1], from + i);
+      const uint32_t first = __shfl_sync(kAllLanes, mine[0], from + i),
+                     second = __shfl_sync(kAllLanes, mine[1], from + i);
       w[i] = t < 2 ? first : second;
     }
   }
@@ -175,80 +178,81 @@ struct alignas(4 * kWords) Words {
 // Stores one row's part of a warp's tile: kTiles times 8 columns from `column` on, of which this lane holds columns 2t and
 // 2t + 1 of each. All lanes take part, those whose row lies outside too.
 template <typename Out, bool kAligned, int kTiles>
-DIFFQKV_DEVICE void store_row(const GemmParams& p, int64_t token, int64_t column, const float (&values)[kTiles][2]) {
+__device__ __forceinline__ void store_row(const GemmParams& p, int64_t token, int64_t column,
+                                          const float (&values)[kTiles][2]) {
   const int t = lane_index() % 4;
   const bool inside = token < p.num_tokens;
   Out* out = static_cast<Out*>(p.out) + token * p.out_features;
   if constexpr (!kAligned) {
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int i = 0; i < kTiles; ++i) {
-      DIFFQKV_UNROLL
+#pragma unroll
       for (int j = 0; j < 2; ++j) {
         const int64_t at = column + 8 * i + 2 * t + j;
         if (!inside || at >= p.out_features) continue;
         float value = values[i][j];
-        if constexpr (sizeof(Out) == 4) value += p.accumulate ? load(out + at) : 0.0f;
-        store(out + at, from_float<Out>(value));
+        if constexpr (sizeof(Out) == 4) value += p.accumulate ? ld_global(out + at) : 0.0f;
+        st_global(out + at, from_float<Out>(value));
       }
     }
   } else if constexpr (sizeof(Out) == 4) {
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int i = 0; i < kTiles; ++i) {
       const int64_t at = column + 8 * i + 2 * t;
       if (!inside || at >= p.out_features) continue;
       Words2* to = reinterpret_cast<Words2*>(out + at);
       Words2 before = {};
-      if (p.accumulate) before = load(to);
-      store(to, Words2{{bit_cast<uint32_t>(values[i][0] + bit_cast<float>(before.w[0])),
-                        bit_cast<uint32_t>(values[i][1] + bit_cast<float>(before.w[1]))}});
+      if (p.accumulate) before = ld_global(to);
+      st_global(to, Words2{{bit_cast<uint32_t>(values[i][0] + bit_cast<float>(before.w[0])),
+                            bit_cast<uint32_t>(values[i][1] + bit_cast<float>(before.w[1]))}});
     }
   } else {
     constexpr int kGroup = kTiles < 4 ? kTiles : 4;
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int i = 0; i < kTiles; i += kGroup) {
       Words<kGroup> words;
-      DIFFQKV_UNROLL
-      for (int j = 0; j < kGroup; ++j) words.w[j] = pack2<Out>(values[i + j][0], values[i + j][1]);
+#pragma unroll
+      for (int j = 0; j < kGroup; ++j) words.w[j] = cvt_rn_x2<Out>(values[i + j][0], values[i + j][1]);
       gather_words(words.w);
       const int64_t at = column + 8 * i + 2 * kGroup * t;
-      if (inside && at < p.out_features) store(reinterpret_cast<Words<kGroup>*>(out + at), words);
+      if (inside && at < p.out_features) st_global(reinterpret_cast<Words<kGroup>*>(out + at), words);
     }
   }
 }
 
 template <typename T, typename C, bool kGated, bool kAligned>
-DIFFQKV_KERNEL(C::kThreads, 2)
-gemm_kernel(GemmParams p) {
+__global__ void __launch_bounds__(C::kThreads, 2) gemm_kernel(GemmParams p) {
   constexpr int kOutTiles = kGated ? C::kTilesN / 2 : C::kTilesN;
-  const int warp = thread_index() / kWarpSize, warp_m = warp / C::kWarpsN, warp_n = warp % C::kWarpsN;
-  const int64_t first_token = static_cast<int64_t>(block_x() % p.num_token_tiles) * C::kM;
-  const int64_t first_row = static_cast<int64_t>(block_x() / p.num_token_tiles) * (kGated ? C::kN / 2 : C::kN);
+  const int warp = warp_index(), warp_m = warp / C::kWarpsN, warp_n = warp % C::kWarpsN;
+  const int block = blockIdx.x;
+  const int64_t first_token = static_cast<int64_t>(block % p.num_token_tiles) * C::kM;
+  const int64_t first_row = static_cast<int64_t>(block / p.num_token_tiles) * (kGated ? C::kN / 2 : C::kN);
   unsigned char* shared = dynamic_shared();
   Filler<T, C, kGated, kAligned> filler(p, first_token, first_row);
 
   const int num_steps = static_cast<int>((p.in_features + C::kK - 1) / C::kK);
-  DIFFQKV_UNROLL
+#pragma unroll
   for (int step = 0; step < C::kStages - 1; ++step) {
     if (step < num_steps) filler.fill(shared + step * C::kStageBytes);
-    cp_async_commit();
+    cp_async_commit_group();
   }
 
   float sums[C::kTilesM][C::kTilesN][4] = {};
   int slot = 0, slot_to_fill = C::kStages - 1;
   for (int step = 0; step < num_steps; ++step) {
-    cp_async_wait<C::kStages - 2>();
-    sync_block();  // this stage is there for all, and all are done with the one before it, which is the next to be filled
+    cp_async_wait_group<C::kStages - 2>();
+    __syncthreads();  // this stage is there for all, and all are done with the one before it, which is the next to be filled
     const unsigned char* stage = shared + slot * C::kStageBytes;
     Fragments<C> fragments[2];
     fragments[0].read(stage, warp_m, warp_n, 0);
     if (step + C::kStages - 1 < num_steps) filler.fill(shared + slot_to_fill * C::kStageBytes);
-    cp_async_commit();
-    DIFFQKV_UNROLL
+    cp_async_commit_group();
+#pragma unroll
     for (int k = 0; k < C::kK / 16; ++k) {
       if (k + 1 < C::kK / 16) fragments[(k + 1) % 2].read(stage, warp_m, warp_n, k + 1);
-      DIFFQKV_UNROLL
+#pragma unroll
       for (int i = 0; i < C::kTilesM; ++i) {
-        DIFFQKV_UNROLL
+#pragma unroll
         for (int j = 0; j < C::kTilesN; ++j) mma_m16n8k16<T>(sums[i][j], fragments[k % 2].a[i], fragments[k % 2].b[j]);
       }
     }
@@ -257,16 +261,16 @@ gemm_kernel(GemmParams p) {
   }
 
   const int64_t column = first_row + warp_n * kOutTiles * 8;
-  DIFFQKV_UNROLL
+#pragma unroll
   for (int i = 0; i < C::kTilesM; ++i) {
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int64_t token = first_token + warp_m * C::kWarpM + i * 16 + half * 8 + lane_index() / 4;
-      const float scale = p.row_scale && token < p.num_tokens ? load(p.row_scale + token) : 1.0f;
+      const float scale = p.row_scale && token < p.num_tokens ? ld_global(p.row_scale + token) : 1.0f;
       float values[kOutTiles][2];
-      DIFFQKV_UNROLL
+#pragma unroll
       for (int j = 0; j < kOutTiles; ++j) {
-        DIFFQKV_UNROLL
+#pragma unroll
         for (int e = 0; e < 2; ++e) {
           const float sum = sums[i][j][2 * half + e];
           if constexpr (kGated) {
@@ -335,4 +339,4 @@ void gemm(const LinearParams& p, Context& context) {
   gemm_of<f16>(p, context);
 }
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

@@ -9,10 +9,11 @@
 // products of augmented Q in f16.
 #include <algorithm>
 
-#include "device/mma.h"
+#include <device/mma.h>
 #include "linear.h"
+#include "reductions.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 namespace {
 
 constexpr int kThreads = 256;
@@ -36,9 +37,9 @@ struct Place {
   int num_tokens;
   int unit, slice;  // of the warp, in the block
 
-  DIFFQKV_DEVICE explicit Place(const GemvParams& p) {
-    const int group = block_x() % p.num_token_groups, warp = thread_index() / kWarpSize;
-    first_unit = static_cast<int64_t>(block_x() / p.num_token_groups) * (kWarps >> p.slices_log2);
+  __device__ __forceinline__ explicit Place(const GemvParams& p) {
+    const int block = blockIdx.x, group = block % p.num_token_groups, warp = warp_index();
+    first_unit = static_cast<int64_t>(block / p.num_token_groups) * (kWarps >> p.slices_log2);
     token = static_cast<int64_t>(group) * kGemvTokens;
     num_tokens = p.num_tokens - token < kGemvTokens ? static_cast<int>(p.num_tokens - token) : kGemvTokens;
     unit = warp >> p.slices_log2;
@@ -50,26 +51,26 @@ struct Place {
 // halves, are turned against each other, so that neither the writing of fragments nor the reading of columns has bank
 // conflicts; tokens 2t and 2t + 1 stay together.
 template <int kRows>
-DIFFQKV_DEVICE int sum_index(int warp, int half, int r, int token) {
+__device__ __forceinline__ int sum_index(int warp, int half, int r, int token) {
   return ((warp * 2 + half) * kRows + r) * kGemvTokens + (token ^ (r / 4 % 2 * 4 + half * 2));
 }
 
 // Adds up what the warps of each unit have left, and writes it. A unit's halves are kRows rows of gate and the same of up,
 // or kRows rows and the next kRows, of which only kHalves are there.
 template <bool kGated, int kHalves, int kRows>
-DIFFQKV_DEVICE void write_sums(const GemvParams& p, const Place& place, const float* sums) {
-  sync_block();
+__device__ __forceinline__ void write_sums(const GemvParams& p, const Place& place, const float* sums) {
+  __syncthreads();
   constexpr int kOutRows = kGated ? kRows : kHalves * kRows;
   const int units_log2 = 3 - p.slices_log2, count = (kOutRows * place.num_tokens) << units_log2;
   static_assert(kWarps == 8);
-  for (int i = thread_index(); i < count; i += kThreads) {
+  for (int i = threadIdx.x; i < count; i += kThreads) {
     const int unit = i / kOutRows & ((1 << units_log2) - 1), token = i / kOutRows >> units_log2;
     const int64_t row = (place.first_unit + unit) * kOutRows + i % kOutRows;
     if (row >= p.out_features) continue;
     const auto sum = [&](int half) {
       float total = 0;
       for (int slice = 0; slice < 1 << p.slices_log2; ++slice)
-        total += load_shared(sums + sum_index<kRows>((unit << p.slices_log2) + slice, half, i % kRows, token));
+        total += ld_shared(sums + sum_index<kRows>((unit << p.slices_log2) + slice, half, i % kRows, token));
       return total;
     };
     const float value = kGated ? silu(sum(0)) * sum(1) : sum(i % kOutRows / kRows);
@@ -79,14 +80,15 @@ DIFFQKV_DEVICE void write_sums(const GemvParams& p, const Place& place, const fl
 
 // The same for a warp of two rows whose lanes each hold a part of the sums.
 template <bool kGated, int kTokens>
-DIFFQKV_DEVICE void write_warp_sums(const GemvParams& p, const Place& place, const float (&sums)[2][kTokens]) {
+__device__ __forceinline__ void write_warp_sums(const GemvParams& p, const Place& place,
+                                                const float (&sums)[2][kTokens]) {
   float* shared = reinterpret_cast<float*>(dynamic_shared());
-  DIFFQKV_UNROLL
+#pragma unroll
   for (int half = 0; half < 2; ++half) {
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int token = 0; token < kTokens; ++token) {
       const float sum = warp_sum(sums[half][token]);
-      if (lane_index() == token) store_shared(shared + sum_index<1>(thread_index() / kWarpSize, half, 0, token), sum);
+      if (lane_index() == token) st_shared(shared + sum_index<1>(warp_index(), half, 0, token), sum);
     }
   }
   write_sums<kGated, 2, 1>(p, place, shared);
@@ -99,15 +101,14 @@ constexpr int kChunks = 4;                   // loads of 32 columns of each row,
 constexpr int kPieceColumns = 32 * kChunks;  // 256 bytes a row
 
 template <typename T, bool kGated, int kHalves>
-DIFFQKV_KERNEL(kThreads, kHalves)
-gemv_tensor(GemvParams p) {
+__global__ void __launch_bounds__(kThreads, kHalves) gemv_tensor(GemvParams p) {
   static_assert(kHalves == 2 || !kGated);
   const Place place(p);
-  const int warp = thread_index() / kWarpSize, g = lane_index() / 4, t = lane_index() % 4;
+  const int warp = warp_index(), g = lane_index() / 4, t = lane_index() % 4;
   const int64_t row = (place.first_unit + place.unit) * (kGated ? kTileRows : kHalves * kTileRows) + g;
   const T* rows[kHalves];
   int64_t row_ends[kHalves];
-  DIFFQKV_UNROLL
+#pragma unroll
   for (int half = 0; half < kHalves; ++half) {
     const int64_t own = kGated ? row : row + half * kTileRows;
     rows[half] = static_cast<const T*>(p.weights[half]) + own * p.in_features;
@@ -119,13 +120,13 @@ gemv_tensor(GemvParams p) {
   // What a lane holds of a piece of kPieceColumns columns: 16 bytes of each chunk, of row g of each half.
   Words4 weights[kHalves][kChunks], next[kHalves][kChunks], tokens[kChunks];
   const auto read = [&](Words4(&to)[kHalves][kChunks], int64_t column) {
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int chunk = 0; chunk < kChunks; ++chunk) {
       const int64_t at = column + 32 * chunk + 8 * t;
-      DIFFQKV_UNROLL
+#pragma unroll
       for (int half = 0; half < kHalves; ++half) {
         to[half][chunk] = Words4{};
-        if (at < row_ends[half]) to[half][chunk] = load_streaming(rows[half] + at);
+        if (at < row_ends[half]) to[half][chunk] = ld_global_nc(rows[half] + at);
       }
     }
   };
@@ -138,13 +139,13 @@ gemv_tensor(GemvParams p) {
   for (; column < end; column += step) {
     // Before x, so that no wait for x holds a load of weights back. Past the end it reads nothing.
     read(next, column + step);
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int chunk = 0; chunk < kChunks; ++chunk) {
       const int64_t at = column + 32 * chunk + 8 * t;
       tokens[chunk] = Words4{};
-      if (at < x_end) tokens[chunk] = load(reinterpret_cast<const Words4*>(x + at));
+      if (at < x_end) tokens[chunk] = ld_global(reinterpret_cast<const Words4*>(x + at));
     }
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int chunk = 0; chunk < kChunks; ++chunk) {
       const uint32_t(&first)[4] = weights[0][chunk].w;
       const uint32_t(&second)[4] = weights[kHalves - 1][chunk].w;
@@ -155,19 +156,19 @@ gemv_tensor(GemvParams p) {
       mma_m16n8k16<T>(odd, {first[2], kHalves == 2 ? second[2] : none, first[3], kHalves == 2 ? second[3] : none},
                       {b[2], b[3]});
     }
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int chunk = 0; chunk < kChunks; ++chunk) {
-      DIFFQKV_UNROLL
+#pragma unroll
       for (int half = 0; half < kHalves; ++half) weights[half][chunk] = next[half][chunk];
     }
   }
 
   float* sums = reinterpret_cast<float*>(dynamic_shared());
-  DIFFQKV_UNROLL
+#pragma unroll
   for (int half = 0; half < kHalves; ++half) {
     const Words2 pair = {{bit_cast<uint32_t>(even[2 * half] + odd[2 * half]),
                           bit_cast<uint32_t>(even[2 * half + 1] + odd[2 * half + 1])}};
-    store_shared(reinterpret_cast<Words2*>(sums + sum_index<kTileRows>(warp, half, g, 2 * t)), pair);
+    st_shared(reinterpret_cast<Words2*>(sums + sum_index<kTileRows>(warp, half, g, 2 * t)), pair);
   }
   write_sums<kGated, kHalves, kTileRows>(p, place, sums);
 }
@@ -184,8 +185,7 @@ struct alignas(16) Weights {
 // Weights of any type with x of f32, rows aligned to 16 bytes. All kTokens sums are formed; those past the block's own
 // tokens stay 0.
 template <typename W, bool kGated, int kTokens>
-DIFFQKV_KERNEL(kThreads, 2)
-gemv_plain(GemvParams p) {
+__global__ void __launch_bounds__(kThreads, 2) gemv_plain(GemvParams p) {
   constexpr int kElements = Weights<W>::kCount, kColumns = kElements * kWarpSize;
   constexpr int kLoads = kElements == 8 && kTokens > 1 ? 2 : 4;  // of each row, in flight
   const Place place(p);
@@ -203,26 +203,26 @@ gemv_plain(GemvParams p) {
   for (int64_t column = int64_t{kColumns} * kLoads * place.slice; column < end;
        column += int64_t{kColumns} * kLoads << p.slices_log2) {
     Weights<W> weights[2][kLoads];
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int i = 0; i < kLoads; ++i) {
       const int64_t at = column + i * kColumns + lane_index() * kElements;
-      DIFFQKV_UNROLL
+#pragma unroll
       for (int half = 0; half < 2; ++half) {
         weights[half][i] = Weights<W>{};
-        if (at < end && has_row[half]) weights[half][i] = bit_cast<Weights<W>>(load_streaming(rows[half] + at));
+        if (at < end && has_row[half]) weights[half][i] = bit_cast<Weights<W>>(ld_global_nc(rows[half] + at));
       }
     }
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int i = 0; i < kLoads; ++i) {
       const int64_t at = column + i * kColumns + lane_index() * kElements;
       if (at >= end) continue;
-      DIFFQKV_UNROLL
+#pragma unroll
       for (int token = 0; token < kTokens; ++token) {
         if (token >= place.num_tokens) continue;
-        DIFFQKV_UNROLL
+#pragma unroll
         for (int j = 0; j < kElements; j += 4) {
-          const Words4 four = load(reinterpret_cast<const Words4*>(x + token * p.in_features + at + j));
-          DIFFQKV_UNROLL
+          const Words4 four = ld_global(reinterpret_cast<const Words4*>(x + token * p.in_features + at + j));
+#pragma unroll
           for (int e = 0; e < 4; ++e) {
             sums[0][token] += bit_cast<float>(four.w[e]) * to_float(weights[0][i].v[j + e]);
             sums[1][token] += bit_cast<float>(four.w[e]) * to_float(weights[1][i].v[j + e]);
@@ -236,8 +236,7 @@ gemv_plain(GemvParams p) {
 
 // Any types and any alignment, an element at once.
 template <bool kGated>
-DIFFQKV_KERNEL(kThreads, 2)
-gemv_any(GemvParams p) {
+__global__ void __launch_bounds__(kThreads, 2) gemv_any(GemvParams p) {
   const Place place(p);
   const int64_t row = (place.first_unit + place.unit) * (kGated ? 1 : 2);
   const int64_t x_row = place.token * p.in_features, own[2] = {row, kGated ? row : row + 1};
@@ -245,12 +244,12 @@ gemv_any(GemvParams p) {
   const int64_t end = row < p.out_features ? p.in_features : 0;
   for (int64_t at = kWarpSize * place.slice + lane_index(); at < end; at += kWarpSize << p.slices_log2) {
     float weights[2];
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int half = 0; half < 2; ++half) {
       weights[half] =
           own[half] < p.out_features ? load_any(p.weights[half], p.weight_dtype, own[half] * p.in_features + at) : 0.0f;
     }
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int token = 0; token < kGemvTokens; ++token) {
       if (token >= place.num_tokens) continue;
       const float value = load_any(p.x, p.x_dtype, x_row + token * p.in_features + at);
@@ -338,4 +337,4 @@ void gemv(const LinearParams& p, Context& context) {
   });
 }
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

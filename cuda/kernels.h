@@ -7,9 +7,9 @@
 #include <cstdint>
 
 #include "backend/ops.h"
-#include "device/launch.h"
+#include "launch.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 
 // What a kernel found in device memory that the call should not have held: the first such finding, as an
 // ERR_INVALID_ARGUMENT, is thrown by the next call that waits for the device.
@@ -56,4 +56,4 @@ void attention_plain_decode(const AttentionDecodeParams& p, Context& context);
 // Selective V: false where the kernels of attention_selective.cu do not take the call.
 bool attention_selective(const AttentionDecodeParams& p, Context& context);
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

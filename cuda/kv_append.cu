@@ -2,12 +2,12 @@
 // token: its threads take first V, then K. Where the cache has scales a warp quantises a row at a time; else they take the
 // elements of V eight at once where rows are aligned to 16 bytes, and the pairs of dims of K. Bound by memory, and at one
 // token by the time of a launch.
-#include "device/finding.h"
+#include "finding.h"
 #include "kv_page.h"
 #include "quantize_row.h"
 #include "rotary.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / kWarpSize;
@@ -15,8 +15,9 @@ constexpr int kVector = 8;  // elements at once
 
 // The rows of a token, of one K or V head each. value(row, d): one element.
 template <typename Value>
-DIFFQKV_DEVICE void quantize_rows(int num_rows, int dim, DType dtype, const KvRows& to, const Value& value) {
-  for (int row = thread_index() / kWarpSize; row < num_rows; row += kWarps) {
+__device__ __forceinline__ void quantize_rows(int num_rows, int dim, DType dtype, const KvRows& to,
+                                              const Value& value) {
+  for (int row = warp_index(); row < num_rows; row += kWarps) {
     const auto element = [&](int d) { return value(row, d); };
     if (dtype == DType::i8) {
       quantize_row(dim, element, reinterpret_cast<i8*>(to.elements) + row * dim, to.scales + row);
@@ -28,8 +29,9 @@ DIFFQKV_DEVICE void quantize_rows(int num_rows, int dim, DType dtype, const KvRo
 
 // out[i] = x[from + i] for i < count.
 template <int kElements>
-DIFFQKV_DEVICE void copy_elements(const void* x, DType x_dtype, int64_t from, void* out, DType out_dtype, int count) {
-  for (int i = thread_index() * kElements; i < count; i += kThreads * kElements) {
+__device__ __forceinline__ void copy_elements(const void* x, DType x_dtype, int64_t from, void* out, DType out_dtype,
+                                              int count) {
+  for (int i = static_cast<int>(threadIdx.x) * kElements; i < count; i += kThreads * kElements) {
     float values[kElements];
     load_any(x, x_dtype, from + i, values);
     store_any(out, out_dtype, i, values);
@@ -37,17 +39,17 @@ DIFFQKV_DEVICE void copy_elements(const void* x, DType x_dtype, int64_t from, vo
 }
 
 template <int kElements>
-DIFFQKV_KERNEL(kThreads, 4)
-kv_append_kernel(KvAppendParams p, int k_element_bytes, int v_element_bytes, Finding* finding) {
-  const int t = block_x(), position = load(p.positions + t), limit = static_cast<int>(p.max_kv_len);
+__global__ void __launch_bounds__(kThreads, 4)
+    kv_append_kernel(KvAppendParams p, int k_element_bytes, int v_element_bytes, Finding* finding) {
+  const int t = blockIdx.x, position = ld_global(p.positions + t), limit = static_cast<int>(p.max_kv_len);
   if (position < 0 || position >= limit) {  // nothing is written there
-    if (thread_index() == 0) report(finding, Finding::position, t, position, limit);
+    if (threadIdx.x == 0) report(finding, Finding::position, t, position, limit);
     return;
   }
   const int num_k_heads = static_cast<int>(p.num_k_heads), num_v_heads = static_cast<int>(p.num_v_heads);
   const int dim_qk = static_cast<int>(p.head_dim_qk), dim_vo = static_cast<int>(p.head_dim_vo);
   const int page_tokens = static_cast<int>(p.page_tokens), token = position % page_tokens;
-  const KvPage* const pages = load(p.pages + (p.sequences ? load(p.sequences + t) : 0));
+  const KvPage* const pages = ld_global(p.pages + (p.sequences ? ld_global(p.sequences + t) : 0));
   const KvPage page = load_page(pages + position / page_tokens);
 
   const KvRows v = rows_in_page(page.v, p.v_page_offset, token, page_tokens, num_v_heads, dim_vo * v_element_bytes);
@@ -92,4 +94,4 @@ void kv_append(const KvAppendParams& p, Context& context) {
          static_cast<int>(dtype_size(p.k_cache_dtype)), static_cast<int>(dtype_size(p.v_cache_dtype)), context.finding);
 }
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

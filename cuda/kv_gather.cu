@@ -3,17 +3,16 @@
 #include "element_types.h"
 #include "kv_page.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 namespace {
 
 constexpr int kThreads = 256;
 
 template <typename Cache, int kElements>
-DIFFQKV_KERNEL(kThreads, 4)
-kv_gather_kernel(KvGatherParams p) {
+__global__ void __launch_bounds__(kThreads, 4) kv_gather_kernel(KvGatherParams p) {
   const int dim = static_cast<int>(p.head_dim), num_heads = static_cast<int>(p.num_k_heads);
   const int row_elements = num_heads * dim, page_tokens = static_cast<int>(p.page_tokens);
-  const int64_t i = (static_cast<int64_t>(block_x()) * kThreads + thread_index()) * kElements;
+  const int64_t i = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kElements;
   if (i >= p.num_keys * row_elements) return;
   const int key = static_cast<int>(i / row_elements), element = static_cast<int>(i % row_elements);
   const KvPage page = load_page(p.pages + key / page_tokens);
@@ -23,7 +22,7 @@ kv_gather_kernel(KvGatherParams p) {
   load_elements(reinterpret_cast<const Cache*>(rows.elements) + element, x);
   if constexpr (sizeof(Cache) == 1) {
     const float scale = load_float(rows.scales + element / dim);
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int n = 0; n < kElements; ++n) x[n] *= scale;
   }
   store_any(p.out, p.out_dtype, i, x);
@@ -46,4 +45,4 @@ void kv_gather(const KvGatherParams& p, Context& context) {
   });
 }
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

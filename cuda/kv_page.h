@@ -1,14 +1,14 @@
 // Where the rows of a paged K or V cache lie; see KvPage in csrc/backend/ops.h.
 #pragma once
 
-#include "device/memory.h"
+#include <device/memory.h>
 #include "kernels.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 
 // Tables are aligned to 16 bytes.
-DIFFQKV_DEVICE KvPage load_page(const KvPage* page) {
-  const Words4 words = load(reinterpret_cast<const Words4*>(page));
+__device__ __forceinline__ KvPage load_page(const KvPage* page) {
+  const Words4 words = ld_global(reinterpret_cast<const Words4*>(page));
   return bit_cast<KvPage>(words);
 }
 
@@ -20,11 +20,11 @@ struct KvRows {
 };
 
 // k_or_v: the page's start in its pool; offset: of the layer; token: in the page.
-DIFFQKV_DEVICE KvRows rows_in_page(void* k_or_v, int64_t offset, int token, int page_tokens, int num_heads,
-                                   int64_t row_bytes) {
+__device__ __forceinline__ KvRows rows_in_page(void* k_or_v, int64_t offset, int token, int page_tokens, int num_heads,
+                                               int64_t row_bytes) {
   unsigned char* const layer = static_cast<unsigned char*>(k_or_v) + offset;
   return {layer + token * (num_heads * row_bytes),
           reinterpret_cast<bf16*>(layer + page_tokens * (num_heads * row_bytes)) + token * num_heads};
 }
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

@@ -3,7 +3,7 @@
 
 #include "element_types.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 
 // out = x weight^T, out += x weight^T, or, where `up` is given, out = silu(x weight^T) * (x up^T). Sums are f32.
 struct LinearParams {
@@ -39,11 +39,11 @@ inline bool rows_aligned(const void* p, int64_t row_size, DType dtype) {
 }
 
 // x / (1 + exp(-x)): where exp overflows the quotient is -0, the limit.
-DIFFQKV_DEVICE float silu(float x) { return x * reciprocal(1.0f + exponential(-x)); }
+__device__ __forceinline__ float silu(float x) { return x * __frcp_rn(1.0f + expf(-x)); }
 
 // out[index] = value, or += value, where out is f32.
-DIFFQKV_DEVICE void put(void* out, DType dtype, int64_t index, float value, bool accumulate) {
-  store_any(out, dtype, index, accumulate ? load(static_cast<const float*>(out) + index) + value : value);
+__device__ __forceinline__ void put(void* out, DType dtype, int64_t index, float value, bool accumulate) {
+  store_any(out, dtype, index, accumulate ? ld_global(static_cast<const float*>(out) + index) + value : value);
 }
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

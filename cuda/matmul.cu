@@ -2,7 +2,7 @@
 // gemv, 8 tokens at a time.
 #include "linear.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 
 void check_linear_types(const char* name, DType x, DType weight, DType out, bool accumulate) {
   check_float_types(name, {{"a tensor", x}, {"a tensor", weight}, {"a tensor", out}});
@@ -34,4 +34,4 @@ void matmul(const MatmulParams& p, Context& context) {
   linear(product, context);
 }
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

@@ -2,15 +2,14 @@
 // it reads twice, the second time from the L1. Bound by memory.
 #include "quantize_row.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 namespace {
 
 constexpr int kThreads = 128, kWarps = kThreads / kWarpSize;
 
 template <typename Out>
-DIFFQKV_KERNEL(kThreads, 8)
-quantize_kernel(QuantizeParams p) {
-  const int64_t row = static_cast<int64_t>(block_x()) * kWarps + thread_index() / kWarpSize;
+__global__ void __launch_bounds__(kThreads, 8) quantize_kernel(QuantizeParams p) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + warp_index();
   if (row >= p.num_rows) return;
   const int64_t first = row * p.head_dim;
   quantize_row(
@@ -33,4 +32,4 @@ void quantize(const QuantizeParams& p, Context& context) {
                   [&](auto out) { launch("quantize", quantize_kernel<decltype(out)>, shape, context.stream, p); });
 }
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

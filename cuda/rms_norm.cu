@@ -3,43 +3,43 @@
 // again. Squares are summed in f32 by each thread, then in f64. Bound by memory, and at one token by the time of a launch.
 #include <cmath>
 
-#include "device/warp.h"
 #include "element_types.h"
+#include "reductions.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kVector = 8, kKept = 2;  // elements at once; vectors of h that a thread keeps
 
 // The same bits in every thread.
-DIFFQKV_DEVICE double block_sum(double x, double* shared) {
+__device__ __forceinline__ double block_sum(double x, double* shared) {
   x = warp_sum(x);
-  if (lane_index() == 0) store_shared(shared + thread_index() / 32, x);
-  sync_block();
+  if (lane_index() == 0) st_shared(shared + warp_index(), x);
+  __syncthreads();
   double total = 0;
-  for (int warp = 0; warp < kWarps; ++warp) total += load_shared(shared + warp);
-  sync_block();
+  for (int warp = 0; warp < kWarps; ++warp) total += ld_shared(shared + warp);
+  __syncthreads();
   return total;
 }
 
 template <int kElements>
-DIFFQKV_KERNEL(kThreads, 4)
-rms_norm_kernel(RmsNormParams p) {
+__global__ void __launch_bounds__(kThreads, 4) rms_norm_kernel(RmsNormParams p) {
   double* shared = reinterpret_cast<double*>(dynamic_shared());
-  const int64_t n = p.hidden_size, row = block_x() * n;
+  const int thread = threadIdx.x;
+  const int64_t n = p.hidden_size, row = blockIdx.x * n;
   // h where it is not kept: the residual in its own type, rounded, if there is one.
   const void* h_data = p.residual ? p.residual : p.x;
   const DType h_dtype = p.residual ? p.residual_dtype : p.x_dtype;
   float kept[kKept][kElements] = {};
   // use(i, h, whether h is kept from one call to the next) for the elements of this thread.
   const auto for_each = [&](const auto& use) {
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int j = 0; j < kKept; ++j) {
-      const int64_t i = (j * kThreads + thread_index()) * kElements;
+      const int64_t i = (j * kThreads + thread) * kElements;
       if (i < n) use(i, kept[j], true);
     }
-    for (int64_t i = (kKept * kThreads + thread_index()) * kElements; i < n; i += kThreads * kElements) {
+    for (int64_t i = (kKept * kThreads + thread) * kElements; i < n; i += kThreads * kElements) {
       float h[kElements];
       use(i, h, false);
     }
@@ -50,19 +50,19 @@ rms_norm_kernel(RmsNormParams p) {
     if (p.residual) {
       float residual[kElements];
       load_any(p.residual, p.residual_dtype, row + i, residual);
-      DIFFQKV_UNROLL
+#pragma unroll
       for (int j = 0; j < kElements; ++j) h[j] += residual[j];
       store_any(p.residual, p.residual_dtype, row + i, h);
     }
-    DIFFQKV_UNROLL
-    for (int j = 0; j < kElements; ++j) squares = fused_multiply_add(h[j], h[j], squares);
+#pragma unroll
+    for (int j = 0; j < kElements; ++j) squares = __fmaf_rn(h[j], h[j], squares);
   });
   double total = block_sum(squares, shared);
   if (!(total >= 1e-28 && total <= 1e38)) {  // squares that leave the range of f32
     double exact = 0;
     for_each([&](int64_t i, float(&h)[kElements], bool is_kept) {
       if (!is_kept) load_any(h_data, h_dtype, row + i, h);
-      DIFFQKV_UNROLL
+#pragma unroll
       for (int j = 0; j < kElements; ++j) exact += static_cast<double>(h[j]) * h[j];
     });
     total = block_sum(exact, shared);
@@ -72,7 +72,7 @@ rms_norm_kernel(RmsNormParams p) {
     if (!is_kept) load_any(h_data, h_dtype, row + i, h);
     float weight[kElements];
     load_any(p.weight, p.weight_dtype, i, weight);
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int j = 0; j < kElements; ++j) h[j] = h[j] * scale * weight[j];
     store_any(p.out, p.out_dtype, row + i, h);
   });
@@ -96,4 +96,4 @@ void rms_norm(const RmsNormParams& p, Context& context) {
   launch("rms_norm", vectors ? rms_norm_kernel<kVector> : rms_norm_kernel<1>, shape, context.stream, p);
 }
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

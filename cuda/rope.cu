@@ -1,16 +1,16 @@
 // Rotate-half RoPE (ops.h has the formula). A block a token. Bound by memory, and at one token by the time of a
 // launch.
-#include "device/finding.h"
+#include "finding.h"
 #include "rotary.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 namespace {
 
 constexpr int kThreads = 256;
 
-DIFFQKV_KERNEL(kThreads, 4) rope_kernel(RopeParams p, Finding* finding) {
-  const int t = block_x(), position = load(p.positions + t);
-  if (position < 0 && thread_index() == 0) report(finding, Finding::position, t, position, 0x7fffffff);
+__global__ void __launch_bounds__(kThreads, 4) rope_kernel(RopeParams p, Finding* finding) {
+  const int t = blockIdx.x, position = ld_global(p.positions + t);
+  if (position < 0 && threadIdx.x == 0) report(finding, Finding::position, t, position, 0x7fffffff);
   const int64_t at = t * p.num_heads * p.head_dim;
   rotate_heads(p.x, p.dtype, at, p.out, p.dtype, at, static_cast<int>(p.num_heads), static_cast<int>(p.head_dim),
                position < 0 ? 0 : position, p.inv_freq);
@@ -31,4 +31,4 @@ void rope(const RopeParams& p, Context& context) {
   launch("rope", rope_kernel, shape, context.stream, p, context.finding);
 }
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

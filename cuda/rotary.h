@@ -5,7 +5,7 @@
 
 #include "element_types.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 
 struct Rotation {
   float cos, sin;
@@ -15,7 +15,7 @@ struct Rotation {
 // the sum of three parts of which the first two have 30 bits, so that their products with a multiple below 2^23 are exact;
 // then f32, by the polynomials of the Cephes library (absolute error about 1e-7). f64 is slow on many cards, and a
 // library's sine in f64 many times slower: this is a dozen operations.
-DIFFQKV_DEVICE Rotation rotation(int position, double inv_freq) {
+__device__ __forceinline__ Rotation rotation(int position, double inv_freq) {
   constexpr double kRound =
       6755399441055744.0;  // 1.5 * 2^52: adding it rounds to an integer that stands in the low bits
   const double angle = position * inv_freq;
@@ -34,23 +34,25 @@ DIFFQKV_DEVICE Rotation rotation(int position, double inv_freq) {
 }
 
 // Element d of a rotated head, whose first element is x[from].
-DIFFQKV_DEVICE float rotated(const void* x, DType x_dtype, int64_t from, int head_dim, int d, int position,
-                             const double* inv_freq) {
+__device__ __forceinline__ float rotated(const void* x, DType x_dtype, int64_t from, int head_dim, int d, int position,
+                                         const double* inv_freq) {
   const int half = head_dim / 2, pair = d < half ? d : d - half;
-  const Rotation r = rotation(position, load(inv_freq + pair));
+  const Rotation r = rotation(position, ld_global(inv_freq + pair));
   const float a = load_any(x, x_dtype, from + pair), b = load_any(x, x_dtype, from + pair + half);
   return d < half ? a * r.cos - b * r.sin : b * r.cos + a * r.sin;
 }
 
 // Rotates the heads of one token, whose first element is x[from], into out[to], which may be the same. All threads of the
 // block share the work; a thread keeps to one pair of dims, so that its angle is computed once.
-DIFFQKV_DEVICE void rotate_heads(const void* x, DType x_dtype, int64_t from, void* out, DType out_dtype, int64_t to,
-                                 int num_heads, int head_dim, int position, const double* inv_freq) {
-  const int half = head_dim / 2, pairs_at_once = half < num_threads() ? half : num_threads();
-  const int heads_at_once = num_threads() / pairs_at_once, first_head = thread_index() / pairs_at_once;
+__device__ __forceinline__ void rotate_heads(const void* x, DType x_dtype, int64_t from, void* out, DType out_dtype,
+                                             int64_t to, int num_heads, int head_dim, int position,
+                                             const double* inv_freq) {
+  const int thread = threadIdx.x, num_threads = blockDim.x;
+  const int half = head_dim / 2, pairs_at_once = half < num_threads ? half : num_threads;
+  const int heads_at_once = num_threads / pairs_at_once, first_head = thread / pairs_at_once;
   if (first_head >= heads_at_once) return;
-  for (int pair = thread_index() % pairs_at_once; pair < half; pair += pairs_at_once) {
-    const Rotation r = rotation(position, load(inv_freq + pair));
+  for (int pair = thread % pairs_at_once; pair < half; pair += pairs_at_once) {
+    const Rotation r = rotation(position, ld_global(inv_freq + pair));
     for (int head = first_head; head < num_heads; head += heads_at_once) {
       const int i = head * head_dim + pair;
       const float a = load_any(x, x_dtype, from + i), b = load_any(x, x_dtype, from + i + half);
@@ -60,4 +62,4 @@ DIFFQKV_DEVICE void rotate_heads(const void* x, DType x_dtype, int64_t from, voi
   }
 }
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

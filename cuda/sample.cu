@@ -10,12 +10,12 @@
 #include <limits>
 
 #include "backend/check.h"
-#include "device/finding.h"
-#include "device/launch.h"
-#include "device/warp.h"
+#include "finding.h"
 #include "kernels.h"
+#include "launch.h"
+#include "reductions.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 namespace {
 
 constexpr int kMaxThreads = 1024, kParts = 32;
@@ -40,24 +40,24 @@ struct Shared {
 };
 
 // Keys of equal logits are equal, -0 and 0 too. NaN is above all.
-DIFFQKV_HOST_DEVICE uint32_t key_of(float logit) {
+__host__ __device__ __forceinline__ uint32_t key_of(float logit) {
   if (logit != logit) return kNanKey;
   const uint32_t bits = logit == 0.0f ? 0u : bit_cast<uint32_t>(logit);
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
-DIFFQKV_HOST_DEVICE float logit_of(uint32_t key) {
+__host__ __device__ __forceinline__ float logit_of(uint32_t key) {
   return bit_cast<float>(key & 0x80000000u ? key & 0x7fffffffu : ~key);
 }
 
 // Also where the largest logit is +inf: those that equal it weigh 1, all others 0.
-DIFFQKV_DEVICE double weight_of(uint32_t key, uint32_t largest, double temperature) {
+__device__ __forceinline__ double weight_of(uint32_t key, uint32_t largest, double temperature) {
   if (key == largest) return 1.0;
   return exp((static_cast<double>(logit_of(key)) - static_cast<double>(logit_of(largest))) / temperature);
 }
 
 // Philox-4x32-10: J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011. The first 53 of 128 bits
 // make a float64 in [0, 1).
-DIFFQKV_DEVICE double philox_uniform(uint64_t seed, uint64_t step) {
+__device__ __forceinline__ double philox_uniform(uint64_t seed, uint64_t step) {
   uint32_t c0 = static_cast<uint32_t>(step), c1 = static_cast<uint32_t>(step >> 32), c2 = 0, c3 = 0;
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
@@ -72,7 +72,7 @@ DIFFQKV_DEVICE double philox_uniform(uint64_t seed, uint64_t step) {
   return static_cast<double>((uint64_t{c0} << 21) | (c1 >> 11)) * 0x1p-53;
 }
 
-DIFFQKV_DEVICE uint32_t count_bits(uint32_t x) {
+__device__ __forceinline__ uint32_t count_bits(uint32_t x) {
   x -= x >> 1 & 0x55555555u;
   x = (x & 0x33333333u) + (x >> 2 & 0x33333333u);
   return ((x + (x >> 4)) & 0x0f0f0f0fu) * 0x01010101u >> 24;
@@ -80,14 +80,14 @@ DIFFQKV_DEVICE uint32_t count_bits(uint32_t x) {
 
 // use(i, value(i)) for this thread's share of 0 to count - 1, i rising.
 template <typename Value, typename Use>
-DIFFQKV_DEVICE void for_each(uint32_t count, const Value& value, const Use& use) {
-  const uint32_t step = static_cast<uint32_t>(num_threads());
-  for (uint32_t first = static_cast<uint32_t>(thread_index()); first < count; first += kBatch * step) {
+__device__ __forceinline__ void for_each(uint32_t count, const Value& value, const Use& use) {
+  const uint32_t step = blockDim.x;
+  for (uint32_t first = threadIdx.x; first < count; first += kBatch * step) {
     decltype(value(0u)) x[kBatch] = {};
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int j = 0; j < kBatch; ++j)
       if (first + j * step < count) x[j] = value(first + j * step);
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int j = 0; j < kBatch; ++j)
       if (first + j * step < count) use(first + j * step, x[j]);
   }
@@ -95,43 +95,44 @@ DIFFQKV_DEVICE void for_each(uint32_t count, const Value& value, const Use& use)
 
 // Every thread gets the sums, the same bits. What was written to memory before is seen after.
 template <int kCount>
-DIFFQKV_DEVICE void block_sum(double (&x)[kCount], Shared* shared) {
-  const int lane = lane_index(), num_warps = num_threads() / kWarpSize;
-  DIFFQKV_UNROLL
+__device__ __forceinline__ void block_sum(double (&x)[kCount], Shared* shared) {
+  const int lane = lane_index(), num_warps = static_cast<int>(blockDim.x) / kWarpSize;
+#pragma unroll
   for (int j = 0; j < kCount; ++j) {
     x[j] = warp_sum(x[j]);
-    if (lane == 0) store_shared(&shared->partial[j][thread_index() / kWarpSize], x[j]);
+    if (lane == 0) st_shared(&shared->partial[j][warp_index()], x[j]);
   }
-  sync_block();
-  DIFFQKV_UNROLL
-  for (int j = 0; j < kCount; ++j) x[j] = warp_sum(lane < num_warps ? load_shared(&shared->partial[j][lane]) : 0.0);
-  sync_block();
+  __syncthreads();
+#pragma unroll
+  for (int j = 0; j < kCount; ++j) x[j] = warp_sum(lane < num_warps ? ld_shared(&shared->partial[j][lane]) : 0.0);
+  __syncthreads();
 }
 
 struct Best {
   uint32_t key, index;
 };
 // The largest key, of equals the lowest index.
-DIFFQKV_DEVICE Best warp_best(Best best) {
-  DIFFQKV_UNROLL
+__device__ __forceinline__ Best warp_best(Best best) {
+#pragma unroll
   for (int mask = 16; mask > 0; mask /= 2) {
-    const Best other = {shuffle_xor(best.key, mask), shuffle_xor(best.index, mask)};
+    const Best other = {__shfl_xor_sync(kAllLanes, best.key, mask), __shfl_xor_sync(kAllLanes, best.index, mask)};
     if (other.key > best.key || (other.key == best.key && other.index < best.index)) best = other;
   }
   return best;
 }
-DIFFQKV_DEVICE Best block_best(Best best, Shared* shared) {
-  const int lane = lane_index(), warp = thread_index() / kWarpSize;
+__device__ __forceinline__ Best block_best(Best best, Shared* shared) {
+  const int lane = lane_index(), warp = warp_index();
   best = warp_best(best);
   if (lane == 0) {
-    store_shared(&shared->key[warp], best.key);
-    store_shared(&shared->index[warp], best.index);
+    st_shared(&shared->key[warp], best.key);
+    st_shared(&shared->index[warp], best.index);
   }
-  sync_block();
+  __syncthreads();
   best = {0, 0};
-  if (lane < num_threads() / kWarpSize) best = {load_shared(&shared->key[lane]), load_shared(&shared->index[lane])};
+  if (lane < static_cast<int>(blockDim.x) / kWarpSize)
+    best = {ld_shared(&shared->key[lane]), ld_shared(&shared->index[lane])};
   best = warp_best(best);
-  sync_block();
+  __syncthreads();
   return best;
 }
 
@@ -142,8 +143,8 @@ struct Border {
   double above;  // the sum over larger keys
 };
 template <typename Key, typename Measure, typename Reached>
-DIFFQKV_DEVICE Border find_border(uint32_t count, uint32_t lowest, uint32_t highest, const Key& key,
-                                  const Measure& measure, const Reached& reached, Shared* shared) {
+__device__ __forceinline__ Border find_border(uint32_t count, uint32_t lowest, uint32_t highest, const Key& key,
+                                              const Measure& measure, const Reached& reached, Shared* shared) {
   double above = 0;
   while (lowest < highest) {
     const uint64_t width = highest - lowest;
@@ -175,31 +176,31 @@ DIFFQKV_DEVICE Border find_border(uint32_t count, uint32_t lowest, uint32_t high
 // The first i with measure(i) > 0 where reached(start + measure(0) + ... + measure(i)); the last with measure(i) > 0 where
 // there is none. A pass takes one of 32 parts; the last pass adds one by one.
 template <typename Measure, typename Reached>
-DIFFQKV_DEVICE uint32_t find_place(uint32_t count, double start, const Measure& measure, const Reached& reached,
-                                   Shared* shared) {
-  const int num_warps = num_threads() / kWarpSize;
+__device__ __forceinline__ uint32_t find_place(uint32_t count, double start, const Measure& measure,
+                                               const Reached& reached, Shared* shared) {
+  const int num_warps = static_cast<int>(blockDim.x) / kWarpSize;
   uint32_t begin = 0, end = count;
   while (end - begin > 1) {
     const uint32_t part = (end - begin + kParts - 1) / kParts;
-    for (int j = thread_index() / kWarpSize; j < kParts; j += num_warps) {
+    for (int j = warp_index(); j < kParts; j += num_warps) {
       const uint32_t from = begin + j * part, to = from + part < end ? from + part : end;
       double x = 0;
       for (uint32_t i = from + lane_index(); i < to; i += kWarpSize) x += measure(i);
       x = warp_sum(x);
-      if (lane_index() == 0) store_shared(&shared->partial[0][j], x);
+      if (lane_index() == 0) st_shared(&shared->partial[0][j], x);
     }
-    sync_block();
+    __syncthreads();
     int chosen = 0;
     double sum = start;
     for (int j = 0; j < kParts; ++j) {
-      const double x = load_shared(&shared->partial[0][j]);
+      const double x = ld_shared(&shared->partial[0][j]);
       if (!(x > 0)) continue;
       chosen = j;
       start = sum;
       sum += x;
       if (reached(sum)) break;
     }
-    sync_block();
+    __syncthreads();
     begin += chosen * part;
     end = begin + part < end ? begin + part : end;
   }
@@ -208,9 +209,9 @@ DIFFQKV_DEVICE uint32_t find_place(uint32_t count, double start, const Measure& 
 
 // Lists the tokens whose key is `cut` or more, in their order; how many there are. Each warp has a stretch of the
 // vocabulary: it counts, then it writes.
-DIFFQKV_DEVICE uint32_t list_candidates(const Scratch& s, uint32_t count, uint32_t cut, Shared* shared) {
+__device__ __forceinline__ uint32_t list_candidates(const Scratch& s, uint32_t count, uint32_t cut, Shared* shared) {
   constexpr uint32_t kStep = kBatch * kWarpSize;
-  const uint32_t warp = thread_index() / kWarpSize, num_warps = num_threads() / kWarpSize;
+  const uint32_t warp = warp_index(), num_warps = static_cast<int>(blockDim.x) / kWarpSize;
   const uint32_t lane = lane_index(), lanes_below = (1u << lane) - 1;
   const uint32_t stretch = ((count + num_warps - 1) / num_warps + kStep - 1) / kStep * kStep;
   const uint64_t first = uint64_t{warp} * stretch;
@@ -219,76 +220,75 @@ DIFFQKV_DEVICE uint32_t list_candidates(const Scratch& s, uint32_t count, uint32
   for (const bool writes : {false, true}) {
     for (uint64_t from = first; from < last; from += kStep) {
       uint32_t keys[kBatch] = {};
-      DIFFQKV_UNROLL
+#pragma unroll
       for (int j = 0; j < kBatch; ++j)
-        if (from + j * kWarpSize + lane < last) keys[j] = load(s.keys + from + j * kWarpSize + lane);
-      DIFFQKV_UNROLL
+        if (from + j * kWarpSize + lane < last) keys[j] = ld_global(s.keys + from + j * kWarpSize + lane);
+#pragma unroll
       for (int j = 0; j < kBatch; ++j) {
-        const uint32_t in = ballot(keys[j] >= cut);
+        const uint32_t in = __ballot_sync(kAllLanes, keys[j] >= cut);
         if (writes && (in >> lane & 1)) {
           const uint32_t to = at + count_bits(in & lanes_below);
-          store(s.listed_keys + to, keys[j]);
-          store(s.listed_tokens + to, static_cast<uint32_t>(from) + j * kWarpSize + lane);
+          st_global(s.listed_keys + to, keys[j]);
+          st_global(s.listed_tokens + to, static_cast<uint32_t>(from) + j * kWarpSize + lane);
         }
         at += count_bits(in);
       }
     }
     if (writes) break;
-    if (lane == 0) store_shared(&shared->index[warp], at);
-    sync_block();
+    if (lane == 0) st_shared(&shared->index[warp], at);
+    __syncthreads();
     at = 0;
     for (uint32_t j = 0; j < num_warps; ++j) {
-      const uint32_t counted = load_shared(&shared->index[j]);
+      const uint32_t counted = ld_shared(&shared->index[j]);
       if (j < warp) at += counted;
       total += counted;
     }
   }
-  sync_block();
+  __syncthreads();
   return total;
 }
 
 // Keys of all logits, after the penalty. It is worked out from the logit, so that a token that occurs often, even in
 // several threads at once, gets it once.
 // Whether the history is all in the vocabulary; what is not is reported and passed over.
-DIFFQKV_DEVICE bool make_keys(const SampleParams& p, const Scratch& s, Finding* finding, Shared* shared) {
+__device__ __forceinline__ bool make_keys(const SampleParams& p, const Scratch& s, Finding* finding, Shared* shared) {
   const uint32_t vocab_size = static_cast<uint32_t>(p.vocab_size);
-  if (thread_index() == 0) store_shared(&shared->bad_history, 0u);
+  if (threadIdx.x == 0) st_shared(&shared->bad_history, 0u);
   for_each(
-      vocab_size, [&](uint32_t i) { return load(p.logits + i); },
-      [&](uint32_t i, float logit) { store(s.keys + i, key_of(logit)); });
-  sync_block();
-  for (int64_t i = thread_index(); i < p.history_len; i += num_threads()) {
-    const int32_t token = load(p.history + i);
+      vocab_size, [&](uint32_t i) { return ld_global(p.logits + i); },
+      [&](uint32_t i, float logit) { st_global(s.keys + i, key_of(logit)); });
+  __syncthreads();
+  for (int64_t i = threadIdx.x; i < p.history_len; i += blockDim.x) {
+    const int32_t token = ld_global(p.history + i);
     if (token < 0 || token >= p.vocab_size) {
-      atomic_max_shared(&shared->bad_history, ~static_cast<uint32_t>(i));
+      atomicMax(&shared->bad_history, ~static_cast<uint32_t>(i));
     } else if (p.repetition_penalty != 1) {
       // An atomic, as several threads may have the same token.
-      const float logit = load(p.logits + token);
+      const float logit = ld_global(p.logits + token);
       const float penalized = logit > 0 ? logit / p.repetition_penalty : logit * p.repetition_penalty;
-      atomic_compare_exchange(s.keys + token, key_of(logit), key_of(penalized));
+      atomicCAS(s.keys + token, key_of(logit), key_of(penalized));
     }
   }
-  sync_block();
-  const uint32_t bad = load_shared(&shared->bad_history);
-  if (bad != 0 && thread_index() == 0) {
-    report(finding, Finding::token, static_cast<int>(~bad), load(p.history + ~bad), static_cast<int>(vocab_size));
+  __syncthreads();
+  const uint32_t bad = ld_shared(&shared->bad_history);
+  if (bad != 0 && threadIdx.x == 0) {
+    report(finding, Finding::token, static_cast<int>(~bad), ld_global(p.history + ~bad), static_cast<int>(vocab_size));
   }
   return bad == 0;
 }
 
 // A key that all of the `wanted` largest reach: that many threads have seen one that does.
-DIFFQKV_DEVICE uint32_t cut_for_top_k(int64_t wanted, uint32_t largest, Shared* shared) {
-  if (wanted > num_threads()) return 0;
+__device__ __forceinline__ uint32_t cut_for_top_k(int64_t wanted, uint32_t largest, Shared* shared) {
+  if (wanted > blockDim.x) return 0;
   return find_border(
-             static_cast<uint32_t>(num_threads()), 0, largest,
-             [&](uint32_t i) { return load_shared(&shared->largest[i]); }, [](uint32_t) { return 1.0; },
-             [&](double sum) { return sum >= static_cast<double>(wanted); }, shared)
+             blockDim.x, 0, largest, [&](uint32_t i) { return ld_shared(&shared->largest[i]); },
+             [](uint32_t) { return 1.0; }, [&](double sum) { return sum >= static_cast<double>(wanted); }, shared)
       .key;
 }
 
 // A key that all reach which top-p and min-p can leave. All tokens that weigh less than (1 - top_p) / (2 vocab_size) have
 // less than half of the mass that top-p drops; the other half is more than sums are wrong by.
-DIFFQKV_DEVICE uint32_t cut_for_weights(const SampleParams& p, uint32_t largest) {
+__device__ __forceinline__ uint32_t cut_for_weights(const SampleParams& p, uint32_t largest) {
   double least = p.top_p < 1 ? (1.0 - p.top_p) / (2.0 * static_cast<double>(p.vocab_size)) : 0.0;
   if (p.min_p > least) least = p.min_p;
   if (least == 0) return 0;
@@ -299,26 +299,25 @@ DIFFQKV_DEVICE uint32_t cut_for_weights(const SampleParams& p, uint32_t largest)
   return key_of(static_cast<float>(logit - 1e-6 * (fabs(logit) + fabs(top)) - 1e-44));
 }
 
-DIFFQKV_KERNEL(kMaxThreads, 1)
-sample_kernel(SampleParams p, Scratch s, Finding* finding) {
+__global__ void __launch_bounds__(kMaxThreads, 1) sample_kernel(SampleParams p, Scratch s, Finding* finding) {
   Shared* shared = reinterpret_cast<Shared*>(dynamic_shared());
   const uint32_t vocab_size = static_cast<uint32_t>(p.vocab_size);
   const bool knows_history = make_keys(p, s, finding, shared);
-  const auto key_of_token = [&](uint32_t i) { return load(s.keys + i); };
+  const auto key_of_token = [&](uint32_t i) { return ld_global(s.keys + i); };
   Best best = {0, 0};
   for_each(vocab_size, key_of_token, [&](uint32_t i, uint32_t key) {
     if (key > best.key) best = {key, i};
   });
-  store_shared(&shared->largest[thread_index()], best.key);
+  st_shared(&shared->largest[threadIdx.x], best.key);
   best = block_best(best, shared);
   const bool has_nan = best.key == kNanKey, has_none = best.key == kMinusInfinityKey;
   if (has_nan || has_none || p.temperature == 0) {
-    if (thread_index() != 0) return;
+    if (threadIdx.x != 0) return;
     if ((has_nan || has_none) && knows_history) {
       report(finding, has_nan ? Finding::nan_logit : Finding::no_logit, static_cast<int>(best.index), 0,
              static_cast<int>(vocab_size));
     }
-    store(p.out_token, has_nan ? 0 : static_cast<int32_t>(best.index));
+    st_global(p.out_token, has_nan ? 0 : static_cast<int32_t>(best.index));
     return;
   }
 
@@ -329,8 +328,8 @@ sample_kernel(SampleParams p, Scratch s, Finding* finding) {
   const bool listed = cut > kMinusInfinityKey;
   const uint32_t count = listed ? list_candidates(s, vocab_size, cut, shared) : vocab_size;
   const uint32_t* keys = listed ? s.listed_keys : s.keys;
-  const auto key = [&](uint32_t i) { return load(keys + i); };
-  const auto weight = [&](uint32_t i) { return load(s.weights + i); };
+  const auto key = [&](uint32_t i) { return ld_global(keys + i); };
+  const auto weight = [&](uint32_t i) { return ld_global(s.weights + i); };
 
   // The last that is kept: in key, and of its equals in place.
   uint32_t border_key = 0, border_place = count;
@@ -350,7 +349,7 @@ sample_kernel(SampleParams p, Scratch s, Finding* finding) {
   for_each(count, key, [&](uint32_t i, uint32_t k) {
     double x = is_kept(i, k) ? weight_of(k, largest, temperature) : 0.0;
     if (!has_top_p && x < min_p) x = 0;
-    store(s.weights + i, x);
+    st_global(s.weights + i, x);
     mass[0] += x;
   });
   if (has_top_p) {
@@ -369,7 +368,7 @@ sample_kernel(SampleParams p, Scratch s, Finding* finding) {
     for_each(count, key, [&](uint32_t i, uint32_t k) {
       double x = weight(i);
       if (!is_kept(i, k) || x < min_p) x = 0;
-      store(s.weights + i, x);
+      st_global(s.weights + i, x);
       mass[0] += x;
     });
   }
@@ -377,7 +376,8 @@ sample_kernel(SampleParams p, Scratch s, Finding* finding) {
   const double drawn = philox_uniform(p.seed, p.step) * mass[0];
   const uint32_t place = find_place(
       count, 0, weight, [&](double sum) { return sum > drawn; }, shared);
-  if (thread_index() == 0) store(p.out_token, static_cast<int32_t>(listed ? load(s.listed_tokens + place) : place));
+  if (threadIdx.x == 0)
+    st_global(p.out_token, static_cast<int32_t>(listed ? ld_global(s.listed_tokens + place) : place));
 }
 
 }  // namespace
@@ -402,4 +402,4 @@ void sample(const SampleParams& p, Context& context) {
   launch("sample", sample_kernel, shape, context.stream, p, s, context.finding);
 }
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

@@ -4,7 +4,7 @@
 
 #include "linear.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 namespace {
 
 constexpr int kThreads = 256;
@@ -12,23 +12,24 @@ constexpr int kBlocksPerMultiprocessor = 4;
 
 // Vectors of kElements, and what is left after the last whole one element by element. out may be gate or up.
 template <typename T, int kElements>
-DIFFQKV_KERNEL(kThreads, kBlocksPerMultiprocessor)
-silu_mul_kernel(SiluMulParams p) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor) silu_mul_kernel(SiluMulParams p) {
   using Vector = Elements<T, kElements>;
   const T* gate = static_cast<const T*>(p.gate);
   const T* up = static_cast<const T*>(p.up);
   T* out = static_cast<T*>(p.out);
-  const int64_t first = static_cast<int64_t>(block_x()) * kThreads + thread_index();
-  const int64_t step = static_cast<int64_t>(grid_x()) * kThreads, num_vectors = p.count / kElements;
+  const int block = blockIdx.x, num_blocks = gridDim.x, thread = threadIdx.x;
+  const int64_t first = int64_t{block} * kThreads + thread;
+  const int64_t step = int64_t{num_blocks} * kThreads, num_vectors = p.count / kElements;
   for (int64_t i = first; i < num_vectors; i += step) {
-    const Vector a = load(reinterpret_cast<const Vector*>(gate) + i), b = load(reinterpret_cast<const Vector*>(up) + i);
+    const Vector a = ld_global(reinterpret_cast<const Vector*>(gate) + i),
+                 b = ld_global(reinterpret_cast<const Vector*>(up) + i);
     Vector result;
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int j = 0; j < kElements; ++j) result.v[j] = from_float<T>(silu(to_float(a.v[j])) * to_float(b.v[j]));
-    store(reinterpret_cast<Vector*>(out) + i, result);
+    st_global(reinterpret_cast<Vector*>(out) + i, result);
   }
   for (int64_t i = num_vectors * kElements + first; i < p.count; i += step)
-    store(out + i, from_float<T>(silu(load_float(gate + i)) * load_float(up + i)));
+    st_global(out + i, from_float<T>(silu(load_float(gate + i)) * load_float(up + i)));
 }
 
 template <typename T, int kElements>
@@ -55,4 +56,4 @@ void silu_mul(const SiluMulParams& p, Context& context) {
   });
 }
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

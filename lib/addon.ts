@@ -11,7 +11,7 @@ export type NativeDType = 'f32' | 'f16' | 'bf16' | 'i32' | 'i8' | 'f8e4m3';
 
 export interface NativeDeviceInfo {
   id: string;
-  kind: 'cpu' | 'cuda' | 'emulated';
+  kind: 'cpu' | 'cuda';
   name: string;
   usable: boolean;
   reason?: string;
@@ -24,15 +24,6 @@ export interface NativeDeviceInfo {
 /** `cancel` makes the call that it was passed to reject with ABORT_ERR. */
 export interface NativeCancel {
   cancel(): void;
-}
-
-/** Counters of the emulated device; defined in csrc/backend/emulated_counters.h. */
-export interface NativeCounters {
-  bytesRead: number;
-  bytesWritten: number;
-  sectors: number;
-  bankConflicts: number;
-  mmaOps: number;
 }
 
 export interface NativeTensor {
@@ -51,10 +42,6 @@ export interface NativeDevice {
   /** Queues a time stamp and returns its handle, for `elapsedMs`. */
   recordEvent(): object;
   elapsedMs(start: object, stop: object): Promise<number>;
-  /** Null before the first reset, and on every device but `emulated`. */
-  counters(): NativeCounters | null;
-  /** Throws ERR_DEVICE_UNAVAILABLE on every device but `emulated`. */
-  resetCounters(): void;
   dispose(): void;
 
   // Operators. They check shapes, types and head counts before they queue anything, and throw
@@ -253,16 +240,14 @@ export interface NativeAddon {
   createCancel(): NativeCancel;
   /** Throws ERR_OUT_OF_MEMORY if the process cannot start another thread now. */
   demandThread(): void;
-  /** In the test module only; defined in csrc/backend/emulated_faults.h. */
-  emulatedFault?(call: string, first: number, times: number, status: number): number;
 }
 
 let loaded: NativeAddon | undefined;
 
 /**
  * Loads the native module once: from build/Release if it was compiled here, else the module in
- * prebuilds/ for this platform. The environment variable DIFFQKV_MODULE names another file; the
- * tests use it to load the module with the emulated device.
+ * prebuilds/ for this platform. The environment variable DIFFQKV_MODULE names another file,
+ * which the tests use.
  */
 export function addon(): NativeAddon {
   loaded ??= withLimitedSpinning(load);

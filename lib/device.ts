@@ -10,8 +10,7 @@ export type DeviceId = 'auto' | 'cpu' | 'cuda' | `cuda:${number}`;
 export interface DeviceInfo {
   /** 'cpu', 'cuda:0', ...; 'cuda' for the one entry that says why there is no GPU. */
   id: string;
-  /** 'emulated': the CUDA kernels compiled as C++, in the test module only. */
-  kind: 'cpu' | 'cuda' | 'emulated';
+  kind: 'cpu' | 'cuda';
   /** Name of the CPU or GPU as the operating system or driver reports it. */
   name: string;
   /** Whether `openDevice` can open it. */
@@ -24,25 +23,6 @@ export interface DeviceInfo {
   computeCapability?: string;
   /** Further properties: SIMD level, library for linear layers, threads, driver version. */
   details: Record<string, string>;
-}
-
-/**
- * Work done since `resetCounters()` by the kernels of `emulated`, the device of the test module.
- */
-export interface DeviceCounters {
-  /**
-   * Bytes read from global memory. Bytes that several lanes of a warp read in one access count
-   * once.
-   */
-  bytesRead: number;
-  /** Bytes written to global memory, counted in the same way. */
-  bytesWritten: number;
-  /** 32-byte sectors of global memory that were read or written, counted per warp access. */
-  sectors: number;
-  /** Passes over the banks of shared memory beyond those that an access needs for its bytes. */
-  bankConflicts: number;
-  /** m16n8k16 matrix instructions executed by a warp: 4096 FLOPs each. */
-  mmaOps: number;
 }
 
 /**
@@ -115,23 +95,6 @@ export class Device implements Disposable {
     await work();
     const stop = callNative(() => this.#native.recordEvent());
     return awaitNative(() => this.#native.elapsedMs(start, stop));
-  }
-
-  /**
-   * Counters of the kernels that have run; call `synchronize()` first. Null before the first
-   * `resetCounters()`, and on every device but `emulated`.
-   */
-  get counters(): DeviceCounters | null {
-    return callNative(() => this.#native.counters());
-  }
-
-  /**
-   * Sets the counters to 0. The first call turns counting on, which makes kernels slower, until the
-   * device is disposed. Call `synchronize()` first, or queued kernels count too. Throws
-   * ERR_DEVICE_UNAVAILABLE on every device but `emulated`.
-   */
-  resetCounters(): void {
-    callNative(() => this.#native.resetCounters());
   }
 
   /**

@@ -1,7 +1,6 @@
 export type { ChatMessage, ChatTemplateOptions } from './chat';
 export {
   Device,
-  type DeviceCounters,
   type DeviceId,
   type DeviceInfo,
   listDevices,

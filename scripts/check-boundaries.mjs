@@ -204,14 +204,14 @@ const RULES = [
     breaks: [['lib/device.ts', "import load from 'node-gyp-build';"]],
   },
   {
-    name: 'inline assembly of cuda/ only in cuda/device, and where the emulation switches stacks',
+    name: 'inline assembly of cuda/ only in cuda/device',
     check: byLine(
-      (p) => isCpp(p) && within(p, 'cuda') && !within(p, 'cuda/device') && p !== 'cuda/emulation/fiber.cc',
+      (p) => isCpp(p) && within(p, 'cuda') && !within(p, 'cuda/device'),
       (line) => (/\b(asm|__asm__|__asm)\b\s*(volatile|\()/.test(line) ? 'inline PTX belongs to cuda/device' : ''),
     ),
     breaks: [
       ['cuda/attention_decode.cu', '  asm volatile("cp.async.commit_group;\\n" ::);'],
-      ['cuda/emulation/engine.cc', '  asm("nop");'],
+      ['cuda/types.h', '  asm("nop");'],
     ],
   },
   {
@@ -235,24 +235,35 @@ const RULES = [
     ],
   },
   {
-    name: 'kernels use the device layer alone, which the emulation has too',
+    name: 'kernels touch memory and are launched only through cuda/device, which the tests replace',
     check: byLine(
-      (p) => isCpp(p) && within(p, 'cuda') && !within(p, 'cuda/device', 'cuda/emulation'),
+      (p) => isCpp(p) && within(p, 'cuda') && !within(p, 'cuda/device'),
       (line) => {
-        const code = line.replace(/\/\/.*/, '');
-        const word =
-          /\b(threadIdx|blockIdx|blockDim|gridDim|__shared__|__global__|__device__|__sync\w+|__shfl\w+|__ldg|__threadfence\w*|atomic(Add|Max|Min|CAS|Exch|Inc))\b|<<</.exec(
-            code,
-          );
+        const word = /\b(__shared__|__ldg|__ldcs|__stcs|cudaLaunchKernel\w*)\b|<<</.exec(line.replace(/\/\/.*/, ''));
         if (word) return `${word[0]}: cuda/device has what kernels may use`;
-        return /^emulation\//.test(included(line)) ? 'only cuda/device knows the emulation' : '';
+        return /#\s*include\s*"(\.\.\/)*(cuda\/)?device\//.test(line) ? 'include it as <device/...>' : '';
       },
     ),
     breaks: [
-      ['cuda/rope.cu', '  const int i = threadIdx.x;'],
-      ['cuda/rope.cu', '  __syncthreads();'],
+      ['cuda/rope.cu', '  __shared__ float sums[32];'],
       ['cuda/rope.cu', '  rope_kernel<<<1, 32>>>(p);'],
-      ['cuda/rope.cu', '#include "emulation/engine.h"'],
+      ['cuda/rope.cu', '#include "device/memory.h"'],
+    ],
+  },
+  {
+    name: 'the product does not know the emulation',
+    check: byLine(
+      (p) => isCpp(p) || (isTs(p) && within(p, 'lib', 'cli')),
+      (line) =>
+        /emulat(ed|ion)/i.test(line) || /^\s*#\s*(el)?if.*__CUDACC__/.test(line)
+          ? 'the emulation is in test/emulation'
+          : '',
+    ),
+    breaks: [
+      ['cuda/rope.cu', '#if defined(DIFFQKV_EMULATION)'],
+      ['cuda/device/base.h', '#if !defined(__CUDACC__)'],
+      ['csrc/addon/device.cc', '  if (id == "emulated") return nullptr;'],
+      ['lib/device.ts', "  kind: 'cpu' | 'cuda' | 'emulated';"],
     ],
   },
   {
@@ -322,12 +333,8 @@ const RULES = [
   },
   {
     name: 'nothing ends the process',
-    check: byLine(
-      (p) => isCpp(p) && !within(p, 'cuda/emulation'),
-      (line) =>
-        /\bstd::(abort|exit|quick_exit|terminate)\s*\(|^\s*(abort|exit|_exit)\s*\(/.test(line)
-          ? 'errors are thrown'
-          : '',
+    check: byLine(isCpp, (line) =>
+      /\bstd::(abort|exit|quick_exit|terminate)\s*\(|^\s*(abort|exit|_exit)\s*\(/.test(line) ? 'errors are thrown' : '',
     ),
     breaks: [['csrc/model/model.cc', '  std::abort();']],
   },

@@ -183,7 +183,7 @@ function nativeLines(lines, gcov, usable) {
     for (const report of stdout.split('\n').filter((line) => line.startsWith('{'))) {
       for (const { file, lines: found } of JSON.parse(report).files) {
         const path = relative(root, file);
-        if (!/^(csrc|cuda)\//.test(path)) continue;
+        if (!/^(csrc|cuda|test\/emulation)\//.test(path)) continue;
         for (const { line_number, count } of found) add(lines, path, line_number, count);
       }
     }
@@ -197,18 +197,17 @@ const groups = [
   ['csrc/model', (file) => file.startsWith('csrc/model/')],
   ['csrc/backend', (file) => /^csrc\/backend\/[^/]*$/.test(file)],
   ['csrc/backend/cpu', (file) => file.startsWith('csrc/backend/cpu/')],
-  ['cuda', (file) => /^cuda\/[^/]*$/.test(file)],
-  ['cuda/device', (file) => file.startsWith('cuda/device/')],
+  ['cuda', (file) => file.startsWith('cuda/')],
 ];
 const whole = [
   ['lib, whole', (file) => file.startsWith('lib/')],
   ['csrc, whole', (file) => file.startsWith('csrc/')],
-  ['cuda, whole', (file) => /^cuda\/(?!emulation\/)/.test(file)],
-  ['total', (file) => !/^(cli|cuda\/emulation)\//.test(file)],
+  ['cuda, whole', (file) => file.startsWith('cuda/')],
+  ['total', (file) => !/^(cli|test)\//.test(file)],
 ];
 const apart = [
   ['cli', (file) => file.startsWith('cli/')],
-  ['cuda/emulation', (file) => file.startsWith('cuda/emulation/')],
+  ['test/emulation', (file) => file.startsWith('test/emulation/')],
 ];
 
 function share(lines, belongs) {

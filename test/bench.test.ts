@@ -35,7 +35,7 @@ import { runNode } from './children';
 import { projectRoot } from './fixtures';
 
 const cpu = listDevices().find(({ kind }) => kind === 'cpu') as DeviceInfo;
-const emulated = listDevices().find(({ kind, usable }) => kind === 'emulated' && usable);
+const emulated = listDevices().find(({ id, usable }) => id === 'emulated' && usable);
 let folder: string;
 beforeAll(() => {
   folder = mkdtempSync(join(tmpdir(), 'diffqkv-bench-'));

@@ -148,7 +148,7 @@ onEveryDevice((device) => {
       '%s: whole, in uneven pieces and by decode at the end',
       async (type) => {
         // A chunk is 512 tokens. The emulated device takes its time.
-        const length = device().info.kind === 'emulated' ? 600 : 1500;
+        const length = device().id === 'emulated' ? 600 : 1500;
         const tokens = new Random(4).tokens(length, 96);
         const checkpoint = randomCheckpoint({ ...spec, type });
         const expected = modelLogits(checkpoint, tokens, { numLogits: 2 });
@@ -186,7 +186,7 @@ onEveryDevice((device) => {
     );
 
     it('selective V at that length', async () => {
-      const tokens = new Random(4).tokens(device().info.kind === 'emulated' ? 600 : 1500, 96);
+      const tokens = new Random(4).tokens(device().id === 'emulated' ? 600 : 1500, 96);
       const checkpoint = randomCheckpoint({ ...spec, numLayers: 1 });
       const directory = directories.make();
       writeCheckpoint(directory, checkpoint);

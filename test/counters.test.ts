@@ -6,16 +6,17 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
 import { type CounterRow, compareCounters, measureCounters, runCounters } from '../bench/counters';
-import { listDevices, openDevice } from '../lib/index';
+import { kernels, listDevices, openDevice } from '../lib/index';
 import { runNode } from './children';
 import { reduced } from './devices';
+import { emulation } from './emulation/module';
 import { projectRoot } from './fixtures';
 
 const committedFile = join(projectRoot, 'bench', 'results', 'counters.json');
 const committed = (JSON.parse(readFileSync(committedFile, 'utf8')) as { rows: CounterRow[] }).rows;
 
 const wanted = process.env.DIFFQKV_TEST_DEVICES?.split(',').includes('emulated') ?? true;
-const there = wanted && listDevices().some(({ kind }) => kind === 'emulated');
+const there = wanted && listDevices().some(({ id }) => id === 'emulated');
 
 /** Runs `bench counters` in this process; what it says is kept from the terminal. */
 async function run(...args: string[]): Promise<{ status: number; out: string; told: string }> {
@@ -122,16 +123,24 @@ describe('the counters of the CUDA kernels', () => {
     expect(rows).toEqual(await measureCounters({ only: 'top 100' }));
   });
 
-  it('begin at the first reset, and on no other device', async () => {
-    using cpu = await openDevice('cpu');
-    expect(cpu.counters).toBeNull();
-    expect(() => cpu.resetCounters()).toThrow(expect.objectContaining({ code: 'ERR_DEVICE_UNAVAILABLE' }));
-    using device = await openDevice('emulated' as 'cpu');
-    expect(device.counters).toBeNull();
-    device.resetCounters();
-    expect(device.counters).toEqual({ bytesRead: 0, bytesWritten: 0, sectors: 0, bankConflicts: 0, mmaOps: 0 });
-    device.dispose();
-    expect(() => device.counters).toThrow(expect.objectContaining({ code: 'ERR_DISPOSED' }));
+  it('begin at 0, count only the emulated device, and end', async () => {
+    const { counters, startCounting, stopCounting } = emulation();
+    const none = { bytesRead: 0, bytesWritten: 0, sectors: 0, bankConflicts: 0, mmaOps: 0 };
+    stopCounting();
+    expect(counters()).toBeNull();
+    startCounting();
+    expect(counters()).toEqual(none);
+    const values = new Float32Array(64).fill(1);
+    for (const id of ['cpu', 'emulated'] as 'cpu'[]) {
+      using device = await openDevice(id);
+      const x = device.tensor('f32', [64], values);
+      await (await kernels.siluMul({ gate: x, up: x })).read();
+      expect(counters()).toEqual(id === 'cpu' ? none : expect.objectContaining({ bytesRead: 512, bytesWritten: 256 }));
+    }
+    startCounting();
+    expect(counters()).toEqual(none);
+    stopCounting();
+    expect(counters()).toBeNull();
   });
 
   it('wrong use is told', async () => {

@@ -1,12 +1,12 @@
 // A GPU that fails in the midst of its work, on the emulated one: every kind of call of the CUDA runtime that can meet the
-// failure, at places all over the life of a model. The faults are set by csrc/backend/emulated_faults.h, in processes of
+// failure, at places all over the life of a model. The faults are set by test/emulation/module.cc, in processes of
 // their own; without the tests' module this is skipped. TRIALS_OF_FAULTS tries more places.
 
 import { join } from 'node:path';
 import { listDevices } from '../lib/index';
 import { runScript } from './children';
 
-const there = listDevices().some(({ kind }) => kind === 'emulated');
+const there = listDevices().some(({ id }) => id === 'emulated');
 const directory = join(__dirname, 'fixtures', 'sigma-8-2-4-top5');
 const trials = process.env.TRIALS_OF_FAULTS ?? '2';
 const run = (name: string): Promise<{ tried: number; refused?: number }> =>

@@ -17,7 +17,7 @@ export function onEveryDevice(body: (device: () => Device) => void): void {
   const listed = listDevices();
   for (const kind of ['cpu', 'cuda', 'emulated'] as const) {
     if (wanted && !wanted.includes(kind)) continue;
-    const ofKind = listed.filter((info) => info.kind === kind);
+    const ofKind = listed.filter((info) => (info.kind as string) === kind);
     const usable = ofKind.filter((info) => info.usable);
     if (usable.length === 0) {
       if (kind === 'cpu') throw new Error('the CPU device is missing');

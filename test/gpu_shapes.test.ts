@@ -6,7 +6,7 @@ import { listDevices } from '../lib/index';
 import { builtIndex } from './children';
 import { passSuites } from './suites';
 
-const emulated = listDevices().some(({ kind }) => kind === 'emulated');
+const emulated = listDevices().some(({ id }) => id === 'emulated');
 const suites = ['attention_decode', 'attention_prefill', 'augmented_q', 'matmul'];
 
 const list = `console.log(JSON.stringify(require(${JSON.stringify(builtIndex)}).listDevices().at(-1)))`;

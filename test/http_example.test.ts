@@ -419,7 +419,7 @@ it('a KV cache that is full is a 503, and the next request is served', async () 
   expect((await server.client.completions.create({ ...asked, prompt: '# tar\n' })).choices.length).toBe(1);
 });
 
-const emulated = listDevices().some(({ kind }) => kind === 'emulated');
+const emulated = listDevices().some(({ id }) => id === 'emulated');
 (emulated ? it : it.skip)('a device that is lost is a 503, in /health too (emulated)', async () => {
   const args = ['--model', endlessDirectory, '--device', 'emulated'];
   const server = await start(args, { DIFFQKV_EMULATED_FAIL_LAUNCH: '150' });

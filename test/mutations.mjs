@@ -39,11 +39,11 @@ export const mutations = [
                : "r"(at)
                : "memory");
 }
-DIFFQKV_DEVICE void ldmatrix_x4_trans`,
+__device__ __forceinline__ void ldmatrix_x4_trans`,
       `: "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(at));
 }
-DIFFQKV_DEVICE void ldmatrix_x4_trans`,
+__device__ __forceinline__ void ldmatrix_x4_trans`,
     ),
     check: lint,
     finds: /ldmatrix\S* without a "memory" clobber/,
@@ -66,13 +66,13 @@ DIFFQKV_DEVICE void ldmatrix_x4_trans`,
   },
   {
     name: 'decode attention: no fence before the atomic that counts blocks',
-    edits: edit(decode, '    fence_device();\n    const uint32_t before', '    const uint32_t before'),
+    edits: edit(decode, '    __threadfence();\n    const uint32_t before', '    const uint32_t before'),
     check: operators,
     finds: /seeds: decode attention 32\/4\/16 x 64: .*no chain of fence/,
   },
   {
     name: 'decode attention: no fence behind the atomic that counts blocks',
-    edits: edit(decode, 'plan.arrived + unit.index, 1u);\n    fence_device();\n', 'plan.arrived + unit.index, 1u);\n'),
+    edits: edit(decode, 'plan.arrived + unit.index, 1u);\n    __threadfence();\n', 'plan.arrived + unit.index, 1u);\n'),
     check: operators,
     finds: /seeds: decode attention 32\/4\/16 x 64: .*no chain of fence/,
   },
@@ -80,15 +80,15 @@ DIFFQKV_DEVICE void ldmatrix_x4_trans`,
     name: 'decode attention: the fence before the barrier that it needs in front',
     edits: edit(
       decode,
-      `  sync_block();
+      `  __syncthreads();
   uint32_t* const is_last = reinterpret_cast<uint32_t*>(queries);
-  if (thread_index() == 0) {
-    fence_device();
+  if (threadIdx.x == 0) {
+    __threadfence();
 `,
-      `  fence_device();
-  sync_block();
+      `  __threadfence();
+  __syncthreads();
   uint32_t* const is_last = reinterpret_cast<uint32_t*>(queries);
-  if (thread_index() == 0) {
+  if (threadIdx.x == 0) {
 `,
     ),
     check: operators,
@@ -97,7 +97,7 @@ DIFFQKV_DEVICE void ldmatrix_x4_trans`,
   {
     name: 'launch: the shared memory of a kernel set to what one launch needs',
     edits: edit(
-      'cuda/device/launch.h',
+      'cuda/launch.h',
       '    allow_all_shared_memory(reinterpret_cast<const void*>(kernel), name);',
       `    check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                     cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes)),
@@ -107,17 +107,17 @@ DIFFQKV_DEVICE void ldmatrix_x4_trans`,
     finds: /a device launches with more shared memory than another allows itself meanwhile/,
   },
   {
-    name: 'load_streaming: 16 bytes from 8 bytes past an aligned address',
+    name: 'ld_global_nc: 16 bytes from 8 bytes past an aligned address',
     edits: edit('cuda/device/memory.h', '{%0, %1, %2, %3}, [%4];"', '{%0, %1, %2, %3}, [%4 + 8];"'),
-    check: wrapper('load_streaming'),
-    finds: /^device layer: load_streaming, sm_90a.*align/,
+    check: wrapper('ld_global_nc'),
+    finds: /^device layer: ld_global_nc, sm_90a.*align/,
   },
   {
     name: 'GEMV: 16-byte loads 8 bytes past an aligned address',
     edits: edit(
       'cuda/gemv.cu',
-      'tokens[chunk] = load(reinterpret_cast<const Words4*>(x + at));',
-      'tokens[chunk] = load(reinterpret_cast<const Words4*>(x + at + 4));',
+      'tokens[chunk] = ld_global(reinterpret_cast<const Words4*>(x + at));',
+      'tokens[chunk] = ld_global(reinterpret_cast<const Words4*>(x + at + 4));',
     ),
     check: operators,
     finds: /seeds: GEMV: .*not aligned/,

@@ -163,7 +163,7 @@ onEveryDevice((device) => {
     const weights = top.map(({ score }) => Math.exp(score - (top[0] as { score: number }).score));
     const total = weights.reduce((a, b) => a + b, 0);
     const counts = new Map<number, number>();
-    const rounds = device().info.kind === 'emulated' ? (reduced ? 100 : 200) : 1500;
+    const rounds = device().id === 'emulated' ? (reduced ? 100 : 200) : 1500;
     for (let seed = 0; seed < rounds; seed++) {
       await session.truncate(prompt.length - 1);
       const [token] = (

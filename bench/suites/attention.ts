@@ -1,7 +1,7 @@
 // Suite attention: decode and prefill over head counts, head sizes, lengths and batch sizes, in bf16.
 import { cacheBytes } from '../arithmetic';
 import { type HeadShape, headShape, headsName, lengthName, shapeName } from '../shapes';
-import { type Bench, byKind, type Cell, type Suite } from '../suite';
+import { type Bench, type BenchKind, byKind, type Cell, isTrial, type Suite } from '../suite';
 import { decodeMemory, decodeWork, prefillWork, timeFigure, timeWorks } from '../work';
 
 const HEADS = [
@@ -18,7 +18,7 @@ interface Sizes {
   prefill: { batchSize: number; lengths: number[] }[];
 }
 
-const FULL: Record<'cuda' | 'cpu' | 'emulated', Sizes> = {
+const FULL: Record<BenchKind, Sizes> = {
   cuda: {
     sizes: [64, 128],
     decode: [
@@ -41,7 +41,7 @@ const FULL: Record<'cuda' | 'cpu' | 'emulated', Sizes> = {
       { batchSize: 4, lengths: [512] },
     ],
   },
-  emulated: { sizes: [64], decode: [{ batchSize: 1, kvLens: [128] }], prefill: [{ batchSize: 1, lengths: [32] }] },
+  trial: { sizes: [64], decode: [{ batchSize: 1, kvLens: [128] }], prefill: [{ batchSize: 1, lengths: [32] }] },
 };
 
 const QUICK: Sizes = {
@@ -84,10 +84,10 @@ function prefillCell(bench: Bench, heads: HeadShape, length: number, batchSize: 
 
 export const attentionSuite: Suite = {
   description: 'decode and prefill attention over head counts, head sizes, lengths and batch sizes',
-  kinds: ['cuda', 'cpu', 'emulated'],
+  kinds: ['cuda', 'cpu', 'trial'],
   plan(bench) {
     const full = byKind(bench, FULL);
-    const { sizes, decode, prefill } = bench.quick && bench.device.info.kind !== 'emulated' ? QUICK : full;
+    const { sizes, decode, prefill } = bench.quick && !isTrial(bench.device) ? QUICK : full;
     const shapes = sizes.flatMap((size) => HEADS.map((counts) => headShape(counts, size)));
     const cells = [
       ...decode.flatMap(({ batchSize, kvLens }) =>

@@ -196,15 +196,15 @@ function sumsOf(steps: readonly Figure[], who: Who, name: string, prefix: number
 
 export const ceetSuite: Suite = {
   description: 'figure 2: elapsed time of cache, attention and augmented Q over output x prefix, Sigma against STD',
-  kinds: ['cuda', 'cpu', 'emulated'],
+  kinds: ['cuda', 'cpu', 'trial'],
   plan(bench) {
     const positions = byKind(bench, {
       cuda: POSITIONS,
       cpu: bench.quick ? QUICK_POSITIONS : POSITIONS,
-      emulated: [64, 256],
+      trial: [64, 256],
     });
     const small = bench.quick && bench.device.info.kind === 'cpu';
-    const grid = small ? QUICK_GRID : byKind(bench, { cuda: GRID, cpu: GRID, emulated: QUICK_GRID });
+    const grid = small ? QUICK_GRID : byKind(bench, { cuda: GRID, cpu: GRID, trial: QUICK_GRID });
     return {
       setup: {
         dtype: 'bf16',

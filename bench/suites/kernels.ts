@@ -2,7 +2,7 @@
 import { kernels, type Tensor } from '../../lib/index';
 import { cacheBytes } from '../arithmetic';
 import { lengthName, SIGMA_HEADS, sigma15bConfig } from '../shapes';
-import type { Bench, Cell, Suite } from '../suite';
+import { type Bench, type Cell, isTrial, type Suite } from '../suite';
 import { rotations } from '../tensors';
 import { decodeWork, prefillWork, rotatedBytes, timeFigure, timeWorks, turnOf, type Work } from '../work';
 
@@ -20,13 +20,13 @@ const MOST_SETS = { full: 64, quick: 16 }; // of activations: they come from a c
 
 /** The operators for a number of tokens. */
 function operators(tokens: number, { device, quick }: Bench): Operator[] {
-  const emulated = device.info.kind === 'emulated';
+  const trial = isTrial(device);
   const config = sigma15bConfig(1);
-  const scale = emulated ? 16 : 1; // the emulation is slow
+  const scale = trial ? 16 : 1; // it is slow
   const hidden = config.hidden_size / scale;
   const ffn = config.intermediate_size / scale;
   const augQ = config.aug_q_dim / scale;
-  const vocab = config.vocab_size / (emulated || quick ? 16 : 1); // filling all of the table takes seconds
+  const vocab = config.vocab_size / (trial || quick ? 16 : 1); // filling all of the table takes seconds
   const { numQHeads, headDimQk } = SIGMA_HEADS;
   const take = ({ pool }: Bench, count: number, ...shape: number[]): Tensor[] => pool.take('bf16', shape, count);
 
@@ -134,7 +134,7 @@ function operators(tokens: number, { device, quick }: Bench): Operator[] {
           name: `attentionDecode over ${lengthName(DECODE_KV_LEN)}`,
           setBytes: tokens * DECODE_KV_LEN * cacheBytes(SIGMA_HEADS),
           make: (bench) =>
-            decodeWork(bench, { heads: SIGMA_HEADS, kvLen: emulated ? 64 : DECODE_KV_LEN, batchSize: tokens }),
+            decodeWork(bench, { heads: SIGMA_HEADS, kvLen: trial ? 64 : DECODE_KV_LEN, batchSize: tokens }),
         }
       : {
           name: 'attentionPrefill, causal',
@@ -165,10 +165,10 @@ function cell(bench: Bench, tokens: number, { name, setBytes, make }: Operator):
 
 export const kernelsSuite: Suite = {
   description: "each operator at Sigma-1.5B's shapes, for 1, 8 and 512 tokens",
-  kinds: ['cuda', 'cpu', 'emulated'],
+  kinds: ['cuda', 'cpu', 'trial'],
   plan(bench) {
-    const emulated = bench.device.info.kind === 'emulated';
-    const counts = emulated ? [1, 16] : bench.quick ? [1, 512] : [1, 8, 512];
+    const trial = isTrial(bench.device);
+    const counts = trial ? [1, 16] : bench.quick ? [1, 512] : [1, 8, 512];
     return {
       setup: { dtype: 'bf16', tokens: counts, heads: SIGMA_HEADS, rotatedSets: `at most ${mostSets(bench)}` },
       cells: counts.flatMap((tokens) => operators(tokens, bench).map((operator) => cell(bench, tokens, operator))),

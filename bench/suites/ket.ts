@@ -5,7 +5,7 @@
 import { cacheBytes, outputLengths, saving } from '../arithmetic';
 import { type Figure, figure } from '../figure';
 import { type HeadShape, headsName, lengthName, SIGMA_15B_LAYERS, SIGMA_HEADS, STD_HEADS } from '../shapes';
-import { type Bench, byKind, type Cell, type Suite } from '../suite';
+import { type Bench, byKind, type Cell, isTrial, type Suite } from '../suite';
 import { decodeMemory, decodeWork, timeFigure, timeWorks } from '../work';
 
 const OUTPUT_TOKENS = 10;
@@ -98,11 +98,11 @@ function ketCell(bench: Bench, prefix: number, layers: number): Cell {
 
 export const ketSuite: Suite = {
   description: "table 15: decode attention's kernel time, Sigma against STD, 10 output tokens in 26 layers",
-  kinds: ['cuda', 'cpu', 'emulated'],
+  kinds: ['cuda', 'cpu', 'trial'],
   plan(bench) {
     const grid = [2048, 4096, 16384, 32768];
-    const prefixes = byKind(bench, { cuda: grid, cpu: bench.quick ? [2048, 32768] : grid, emulated: [64] });
-    const layers = bench.quick || bench.device.info.kind === 'emulated' ? 1 : SIGMA_15B_LAYERS;
+    const prefixes = byKind(bench, { cuda: grid, cpu: bench.quick ? [2048, 32768] : grid, trial: [64] });
+    const layers = bench.quick || isTrial(bench.device) ? 1 : SIGMA_15B_LAYERS;
     return {
       setup: {
         dtype: 'bf16',

@@ -101,9 +101,9 @@ function cell(bench: Bench, caches: Caches, kvLen: number, kType: CacheType, vTy
 
 export const kvTypesSuite: Suite = {
   description: 'decode attention over K and V caches of bf16, i8 and f8e4m3, every pair',
-  kinds: ['cuda', 'cpu', 'emulated'],
+  kinds: ['cuda', 'cpu', 'trial'],
   plan(bench) {
-    const kvLen = byKind(bench, { cuda: 32768, cpu: 32768, emulated: 128 });
+    const kvLen = byKind(bench, { cuda: 32768, cpu: 32768, trial: 128 });
     const caches = new Caches(bench, kvLen);
     return {
       setup: {

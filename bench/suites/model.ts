@@ -193,15 +193,15 @@ function sample<Name extends string>(
 
 export const modelSuite: Suite = {
   description: 'a whole model: prefill and decode tokens per second, time to the first token, 16 generations at once',
-  kinds: ['cuda', 'cpu', 'emulated'],
+  kinds: ['cuda', 'cpu', 'trial'],
   plan(bench) {
     const holder = new Holder(bench);
     if (!isPreset(holder.name) && !fs.existsSync(path.join(holder.name, 'config.json')))
       throw new Error(
         `--model takes ${Object.keys(PRESETS).join(', ')} or a checkpoint directory, not '${holder.name}'`,
       );
-    const lengths = byKind(bench, { cuda: [512, 4096], cpu: bench.quick ? [128] : [128, 512, 2048], emulated: [8] });
-    const prefixes = byKind(bench, { cuda: [512, 8192], cpu: bench.quick ? [128] : [512, 2048], emulated: [8] });
+    const lengths = byKind(bench, { cuda: [512, 4096], cpu: bench.quick ? [128] : [128, 512, 2048], trial: [8] });
+    const prefixes = byKind(bench, { cuda: [512, 8192], cpu: bench.quick ? [128] : [512, 2048], trial: [8] });
     return {
       setup: {
         model: holder.name,

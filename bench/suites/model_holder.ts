@@ -4,7 +4,7 @@ import * as path from 'node:path';
 import { Model, type ModelConfig } from '../../lib/index';
 import { layerWeights } from '../arithmetic';
 import { sigma10bConfig, sigma15bConfig } from '../shapes';
-import { type Bench, byKind } from '../suite';
+import { type Bench, byKind, isTrial } from '../suite';
 
 export const PRESETS = { 'sigma-1.5b': sigma15bConfig, 'sigma-10b': sigma10bConfig };
 const LAYERS = { 'sigma-1.5b': 26, 'sigma-10b': 32 };
@@ -42,7 +42,7 @@ export class Holder {
 
   constructor(private readonly bench: Bench) {
     this.name = bench.model ?? 'sigma-1.5b';
-    const small = byKind(bench, { cuda: 4, cpu: 2, emulated: 1 });
+    const small = byKind(bench, { cuda: 4, cpu: 2, trial: 1 });
     const enough = isPreset(this.name) ? fittingLayers(this.name, bench.pool.capacity()) : null;
     this.layers = enough !== null && bench.quick ? Math.min(small, enough) : enough;
   }
@@ -60,12 +60,12 @@ export class Holder {
 
   private shape(preset: Preset) {
     const full = PRESETS[preset](this.layers as number);
-    if (this.bench.device.info.kind !== 'emulated') return full;
+    if (!isTrial(this.bench.device)) return full;
     return { ...full, hidden_size: 64, intermediate_size: 96, aug_q_dim: 96, vocab_size: 256, num_attention_heads: 16 };
   }
 
   title(): string {
-    if (this.bench.device.info.kind === 'emulated') return 'a tiny model';
+    if (isTrial(this.bench.device)) return 'a tiny model';
     if (!isPreset(this.name)) return path.basename(path.resolve(this.name));
     const all = LAYERS[this.name];
     return this.layers === all ? this.name : `${this.name} (${this.layers} of its ${all} layers)`;

@@ -50,9 +50,9 @@ function cell(bench: Bench, kvLen: number): Cell {
 
 export const selectiveVSuite: Suite = {
   description: `selective V: top ${TOP_K} against dense decode attention, 2k to 128k tokens`,
-  kinds: ['cuda', 'cpu', 'emulated'],
+  kinds: ['cuda', 'cpu', 'trial'],
   plan(bench) {
-    const kvLens = byKind(bench, { cuda: GRID, cpu: bench.quick ? [2048, 32768] : GRID, emulated: [256] });
+    const kvLens = byKind(bench, { cuda: GRID, cpu: bench.quick ? [2048, 32768] : GRID, trial: [256] });
     return {
       setup: { dtype: 'bf16', batchSize: 1, heads: SIGMA_HEADS, topK: TOP_K, renormalize: false, kvLens },
       cells: kvLens.map((kvLen) => cell(bench, kvLen)),

@@ -1,4 +1,4 @@
-// The module: what lib/addon.ts calls NativeAddon. Nothing here is shared between environments but code.
+// The exports of the module: what lib/addon.ts calls NativeAddon. Nothing here is shared between environments but code.
 #include "addon/addon.h"
 
 #include <memory>
@@ -10,7 +10,7 @@
 #include "addon/model.h"
 #include "addon/session.h"
 #include "addon/tensor.h"
-#include "backend/emulated_faults.h"
+#include "backend/devices.h"
 
 namespace diffqkv::addon {
 
@@ -29,21 +29,8 @@ Napi::Value list_devices(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     Napi::Array result = Napi::Array::New(info.Env());
     uint32_t count = 0;
-    result.Set(count++, js_device_info(info.Env(), cpu_device_info()));
-    for (const DeviceInfo& device : cuda_device_infos()) result.Set(count++, js_device_info(info.Env(), device));
-    for (const DeviceInfo& device : emulated_device_infos()) result.Set(count++, js_device_info(info.Env(), device));
+    for (const DeviceInfo& device : diffqkv::list_devices()) result.Set(count++, js_device_info(info.Env(), device));
     return result;
-  });
-}
-
-Napi::Value emulated_fault(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&]() -> Napi::Value {
-    EmulatedFault fault;
-    fault.call = text(info[0], "call");
-    fault.first = static_cast<uint64_t>(integer(info[1], "first", 0, kMaxSafeInteger));
-    fault.times = static_cast<uint64_t>(integer(info[2], "times", 0, kMaxSafeInteger));
-    fault.status = static_cast<int>(integer(info[3], "status", 0, 9999));
-    return Napi::Number::New(info.Env(), static_cast<double>(set_emulated_fault(fault)));
   });
 }
 
@@ -99,11 +86,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports["openDevice"] = Napi::Function::New<DeviceObject::open>(env, "openDevice");
   exports["demandThread"] = Napi::Function::New<demand_thread>(env, "demandThread");
   exports["createCancel"] = Napi::Function::New<create_cancel>(env, "createCancel");
-  if (!emulated_device_infos().empty())
-    exports["emulatedFault"] = Napi::Function::New<emulated_fault>(env, "emulatedFault");
   return exports;
 }
-
-NODE_API_MODULE(diffqkv, init)
 
 }  // namespace diffqkv::addon

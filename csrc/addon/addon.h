@@ -18,6 +18,9 @@ struct AddonData {
 
 AddonData& addon_data(Napi::Env env);
 
+// Fills the exports of the module for one environment.
+Napi::Object init(Napi::Env env, Napi::Object exports);
+
 // Every class has: ClassId kClass; const char* kName; struct State, which it is made from; static define(env), which
 // gives its constructor.
 inline napi_type_tag type_tag(ClassId id) { return {0x6469666671'6b7601ull, 0x9d1c5a70'e21f4b00ull + id}; }

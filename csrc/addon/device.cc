@@ -2,34 +2,9 @@
 
 #include "addon/model.h"
 #include "addon/tensor.h"
-#include "backend/emulated_counters.h"
+#include "backend/devices.h"
 
 namespace diffqkv::addon {
-namespace {
-
-std::shared_ptr<Backend> make_backend(const std::string& id) {
-  if (id == "cpu") return make_cpu_backend();
-  if (id == "cuda") {
-    std::string reason;
-    for (const DeviceInfo& info : cuda_device_infos()) {
-      if (info.usable) return make_cuda_backend(std::atoi(info.id.c_str() + 5));
-      reason += (reason.empty() ? "" : "; ") + (info.id == "cuda" ? "" : info.id + ": ") + info.reason;
-    }
-    fail(ErrorCode::device_unavailable, "no usable CUDA device: %s", reason.c_str());
-  }
-  if (id.size() > 5 && id.size() <= 8 && id.compare(0, 5, "cuda:") == 0 &&
-      id.find_first_not_of("0123456789", 5) == std::string::npos) {
-    return make_cuda_backend(std::stoi(id.substr(5)));
-  }
-  if (id == "emulated") return make_emulated_backend();
-  fail(ErrorCode::device_unavailable,
-       "there is no device \"%s\"; ids are 'auto', 'cpu', 'cuda' and 'cuda:0', 'cuda:1' and so on (listDevices() has "
-       "those of this machine)",
-       id.c_str());
-}
-
-}  // namespace
-
 Napi::Function EventObject::define(Napi::Env env) { return DefineClass(env, "NativeEvent", {}); }
 
 EventObject::EventObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
@@ -50,9 +25,7 @@ Napi::Function DeviceObject::define(Napi::Env env) {
       {InstanceAccessor<&DeviceObject::info_js>("info"), InstanceMethod<&DeviceObject::tensor>("tensor"),
        InstanceMethod<&DeviceObject::synchronize>("synchronize"),
        InstanceMethod<&DeviceObject::record_event>("recordEvent"),
-       InstanceMethod<&DeviceObject::elapsed_ms>("elapsedMs"), InstanceMethod<&DeviceObject::counters>("counters"),
-       InstanceMethod<&DeviceObject::reset_counters>("resetCounters"),
-       InstanceMethod<&DeviceObject::load_model>("loadModel"),
+       InstanceMethod<&DeviceObject::elapsed_ms>("elapsedMs"), InstanceMethod<&DeviceObject::load_model>("loadModel"),
        InstanceMethod<&DeviceObject::random_model>("randomModel"), InstanceMethod<&DeviceObject::dispose_js>("dispose"),
        InstanceMethod<&DeviceObject::attention_prefill>("attentionPrefill"),
        InstanceMethod<&DeviceObject::attention_decode>("attentionDecode"),
@@ -74,7 +47,7 @@ Napi::Value DeviceObject::open(const Napi::CallbackInfo& info) {
     auto job = std::make_unique<Job>(info.Env());
     // The job holds a slot of its own and not the context, which belongs to the JS thread.
     auto backend = std::make_shared<std::shared_ptr<Backend>>();
-    job->run = [id, backend](Job&) { *backend = make_backend(id); };
+    job->run = [id, backend](Job&) { *backend = open_device(id); };
     job->resolve = [device, backend](Job& job) -> Napi::Value {
       device->backend = std::move(*backend);
       device->info = device->backend->info();
@@ -138,33 +111,6 @@ Napi::Value DeviceObject::elapsed_ms(const Napi::CallbackInfo& info) {
     };
     job->resolve = [result](Job& job) -> Napi::Value { return Napi::Number::New(job.env, *result); };
     return device_->executor->submit(std::move(job));
-  });
-}
-
-Napi::Value DeviceObject::counters(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&]() -> Napi::Value {
-    check_usable();
-    if (!counting_) return info.Env().Null();
-    const DeviceCounters counted = emulated_counters();
-    Napi::Object result = Napi::Object::New(info.Env());
-    const auto set = [&](const char* name, uint64_t value) { result.Set(name, static_cast<double>(value)); };
-    set("bytesRead", counted.bytes_read), set("bytesWritten", counted.bytes_written);
-    set("sectors", counted.sectors);
-    set("bankConflicts", counted.bank_conflicts), set("mmaOps", counted.mma_ops);
-    return result;
-  });
-}
-
-Napi::Value DeviceObject::reset_counters(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&]() -> Napi::Value {
-    check_usable();
-    if (device_->info.kind != "emulated") {
-      fail(ErrorCode::device_unavailable, "device %s counts nothing: only 'emulated' does, in the tests' module",
-           device_->info.id.c_str());
-    }
-    if (!counting_) counting_ = count_emulated();
-    reset_emulated_counters();
-    return info.Env().Undefined();
   });
 }
 

@@ -41,7 +41,7 @@ class DeviceObject final : public Napi::ObjectWrap<DeviceObject>, public Resourc
   static Napi::Value open(const Napi::CallbackInfo& info);  // addon.openDevice(id)
 
  private:
-  std::shared_ptr<void> take() override { return std::move(counting_); }  // the context goes with its last holder
+  std::shared_ptr<void> take() override { return nullptr; }  // the context goes with its last holder
   // Queues `run` and gives its promise.
   Napi::Value submit(const Napi::CallbackInfo& info, std::function<void(Job&)> run);
 
@@ -50,8 +50,6 @@ class DeviceObject final : public Napi::ObjectWrap<DeviceObject>, public Resourc
   Napi::Value synchronize(const Napi::CallbackInfo& info);
   Napi::Value record_event(const Napi::CallbackInfo& info);
   Napi::Value elapsed_ms(const Napi::CallbackInfo& info);
-  Napi::Value counters(const Napi::CallbackInfo& info);
-  Napi::Value reset_counters(const Napi::CallbackInfo& info);
   Napi::Value load_model(const Napi::CallbackInfo& info);
   Napi::Value random_model(const Napi::CallbackInfo& info);
   Napi::Value dispose_js(const Napi::CallbackInfo& info);
@@ -65,8 +63,6 @@ class DeviceObject final : public Napi::ObjectWrap<DeviceObject>, public Resourc
   Napi::Value rope(const Napi::CallbackInfo& info);
   Napi::Value silu_mul(const Napi::CallbackInfo& info);
   Napi::Value embed(const Napi::CallbackInfo& info);
-
-  std::shared_ptr<void> counting_;  // null: nothing is counted
 };
 
 }  // namespace diffqkv::addon

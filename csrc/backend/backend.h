@@ -16,7 +16,7 @@ namespace diffqkv {
 
 struct DeviceInfo {
   std::string id;    // "cpu", "cuda:0"
-  std::string kind;  // "cpu", "cuda", "emulated"
+  std::string kind;  // "cpu", "cuda"
   std::string name;
   bool usable = true;
   std::string reason;  // why it is not usable
@@ -88,13 +88,14 @@ class Buffer {
 DeviceInfo cpu_device_info();
 std::shared_ptr<Backend> make_cpu_backend();
 
-// One entry per GPU; where there is none, one entry "cuda" that is not usable and says why (not built in, no driver, driver too old).
-std::vector<DeviceInfo> cuda_device_infos();
-// Throws ERR_DEVICE_UNAVAILABLE where that GPU can't be used.
-std::shared_ptr<Backend> make_cuda_backend(int ordinal);
+namespace cuda {
 
-// The kernels of cuda/ compiled as C++, in the module that the tests load; elsewhere there is none.
-std::vector<DeviceInfo> emulated_device_infos();
-std::shared_ptr<Backend> make_emulated_backend();
+// One entry per GPU. Without any, one entry "cuda" that is not usable and has the reason (not built in, no driver, driver
+// too old).
+std::vector<DeviceInfo> device_infos();
+// Throws ERR_DEVICE_UNAVAILABLE if that GPU cannot be used.
+std::shared_ptr<Backend> make_backend(int ordinal);
+
+}  // namespace cuda
 
 }  // namespace diffqkv

@@ -1,9 +1,9 @@
 // Stands in for cuda/ where the module is built without nvcc.
 #include "backend/backend.h"
 
-namespace diffqkv {
+namespace diffqkv::cuda {
 
-std::vector<DeviceInfo> cuda_device_infos() {
+std::vector<DeviceInfo> device_infos() {
   DeviceInfo info;
   info.id = info.kind = "cuda";
   info.name = "CUDA";
@@ -14,8 +14,8 @@ std::vector<DeviceInfo> cuda_device_infos() {
   return {info};
 }
 
-std::shared_ptr<Backend> make_cuda_backend(int) {
-  fail(ErrorCode::device_unavailable, "%s", cuda_device_infos()[0].reason.c_str());
+std::shared_ptr<Backend> make_backend(int) {
+  fail(ErrorCode::device_unavailable, "%s", device_infos()[0].reason.c_str());
 }
 
-}  // namespace diffqkv
+}  // namespace diffqkv::cuda

@@ -2,14 +2,14 @@
 // that others see them takes a barrier after the wait.
 #pragma once
 
-#include "device/memory.h"
+#include <cstdint>
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+#include <device/base.h>
 
-#if !defined(DIFFQKV_EMULATION)
+namespace diffqkv::cuda {
 
 // 16 bytes, both sides aligned to 16. The first `valid_bytes` (0 to 16) are read, the rest of the 16 is filled with 0.
-DIFFQKV_DEVICE void cp_async_16(void* shared, const void* global, int valid_bytes = 16) {
+__device__ __forceinline__ void cp_async_cg(void* shared, const void* global, int valid_bytes = 16) {
   const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;"
                :
@@ -17,25 +17,11 @@ DIFFQKV_DEVICE void cp_async_16(void* shared, const void* global, int valid_byte
                : "memory");
 }
 // Closes a group of copies.
-DIFFQKV_DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" : : : "memory"); }
+__device__ __forceinline__ void cp_async_commit_group() { asm volatile("cp.async.commit_group;" : : : "memory"); }
 // Waits until at most kNewest of this thread's groups, the newest, are still under way.
 template <int kNewest>
-DIFFQKV_DEVICE void cp_async_wait() {
+__device__ __forceinline__ void cp_async_wait_group() {
   asm volatile("cp.async.wait_group %0;" : : "n"(kNewest) : "memory");
 }
 
-#else
-
-// A copy is carried out at its wait. Until then nobody may access what it writes, or write what it reads.
-DIFFQKV_DEVICE void cp_async_16(void* shared, const void* global, int valid_bytes = 16 DIFFQKV_SITE) {
-  async_copy(shared, global, valid_bytes, site);
-}
-DIFFQKV_DEVICE void cp_async_commit() { async_commit(); }
-template <int kNewest>
-DIFFQKV_DEVICE void cp_async_wait() {
-  async_wait(kNewest);
-}
-
-#endif
-
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

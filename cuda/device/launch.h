@@ -1,48 +1,15 @@
-// How the host starts a kernel. A launch that fails is an exception that names the kernel.
+// The launch of a kernel, by the CUDA runtime.
 #pragma once
 
-#include <string>
+#include <cuda_runtime.h>
 
-#include "backend/error.h"
-#include "device/base.h"
-#if defined(DIFFQKV_EMULATION)
-#include "emulation/cuda_runtime.h"
-#endif
+namespace diffqkv::cuda {
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
-
-struct LaunchShape {
-  unsigned grid[3] = {1, 1, 1};
-  unsigned threads = 32;
-  size_t shared_bytes = 0;
-};
-
-// Throws what `status` says, if it is an error: cudaErrorMemoryAllocation as ERR_OUT_OF_MEMORY, else an error of the
-// device, with `what` in front. Clears the runtime's last error.
-void check_cuda(cudaError_t status, const char* what);
-
-// Dynamic shared memory that any kernel may have.
-constexpr size_t kSharedBytesWithoutAttribute = 48 * 1024;
-
-// Allows the kernel all shared memory that the calling thread's GPU has for a block. Only the first call for a kernel
-// and GPU reaches the driver. The limit is the kernel's, whoever launches it: a limit for one launch could be too low
-// for another thread's launch of the same kernel.
-void allow_all_shared_memory(const void* kernel, const char* name);
-
+// The runtime has no use for the kernel's name.
 template <typename... Parameters, typename... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t stream,
-            const Arguments&... arguments) {
-  if (shape.shared_bytes > kSharedBytesWithoutAttribute)
-    allow_all_shared_memory(reinterpret_cast<const void*>(kernel), name);
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3{shape.grid[0], shape.grid[1], shape.grid[2]};
-  config.blockDim = dim3{shape.threads};
-  config.dynamicSmemBytes = shape.shared_bytes;
-  config.stream = stream;
-#if defined(DIFFQKV_EMULATION)
-  config.kernel_name = name;
-#endif
-  check_cuda(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), name);
+cudaError_t launch_kernel(const char*, const cudaLaunchConfig_t& config, void (*kernel)(Parameters...),
+                          Arguments&&... arguments) {
+  return cudaLaunchKernelEx(&config, kernel, static_cast<Arguments&&>(arguments)...);
 }
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

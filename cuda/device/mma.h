@@ -9,15 +9,13 @@
 // i % 8 of matrix i / 8. Lane l gets of each matrix M the word M[g][2t, 2t+1], transposed M[2t, 2t+1][g].
 #pragma once
 
-#include "device/warp.h"
+#include "types.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
-
-#if !defined(DIFFQKV_EMULATION)
+namespace diffqkv::cuda {
 
 // c += A B; T is bf16 or f16, sums are f32.
 template <typename T>
-DIFFQKV_DEVICE void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+__device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   if constexpr (__is_same(T, bf16)) {
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
@@ -34,28 +32,28 @@ DIFFQKV_DEVICE void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], const ui
   }
 }
 
-DIFFQKV_DEVICE void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
   const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(at)
                : "memory");
 }
-DIFFQKV_DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
+__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
   const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(at)
                : "memory");
 }
-DIFFQKV_DEVICE void ldmatrix_x2(uint32_t (&r)[2], const void* row) {
+__device__ __forceinline__ void ldmatrix_x2(uint32_t (&r)[2], const void* row) {
   const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
                : "=r"(r[0]), "=r"(r[1])
                : "r"(at)
                : "memory");
 }
-DIFFQKV_DEVICE void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row) {
+__device__ __forceinline__ void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row) {
   const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
                : "=r"(r[0]), "=r"(r[1])
@@ -64,64 +62,10 @@ DIFFQKV_DEVICE void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row) {
 }
 
 // Lane l holds M[g][2t, 2t+1] of an 8 x 8 matrix; it gets M[2t, 2t+1][g].
-DIFFQKV_DEVICE uint32_t movmatrix_trans(uint32_t word) {
+__device__ __forceinline__ uint32_t movmatrix_trans(uint32_t word) {
   uint32_t r;
   asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(word));
   return r;
 }
 
-#else
-
-struct MmaLane {
-  float* c;
-  const uint32_t* a;
-  const uint32_t* b;
-};
-void mma_lanes_bf16(void* const* lanes);
-void mma_lanes_f16(void* const* lanes);
-
-template <typename T>
-DIFFQKV_DEVICE void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2] DIFFQKV_SITE) {
-  static_assert(__is_same(T, bf16) || __is_same(T, f16));
-  MmaLane lane = {c, a, b};
-  warp_collective("mma_m16n8k16", &lane, __is_same(T, bf16) ? mma_lanes_bf16 : mma_lanes_f16, site);
-}
-
-struct LdmatrixLane {
-  uint32_t* r;
-  const void* row;
-  int num_matrices;
-  bool transpose;
-};
-void ldmatrix_lanes(void* const* lanes);
-void movmatrix_lanes(void* const* lanes);
-void check_ldmatrix_row(const void* row, int num_matrices, Site site);
-
-DIFFQKV_DEVICE void ldmatrix_any(uint32_t* r, const void* row, int num_matrices, bool transpose, Site site) {
-  check_ldmatrix_row(row, num_matrices, site);
-  LdmatrixLane lane = {r, row, num_matrices, transpose};
-  warp_collective("ldmatrix", &lane, ldmatrix_lanes, site);
-}
-DIFFQKV_DEVICE void ldmatrix_x4(uint32_t (&r)[4], const void* row DIFFQKV_SITE) {
-  ldmatrix_any(r, row, 4, false, site);
-}
-DIFFQKV_DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row DIFFQKV_SITE) {
-  ldmatrix_any(r, row, 4, true, site);
-}
-DIFFQKV_DEVICE void ldmatrix_x2(uint32_t (&r)[2], const void* row DIFFQKV_SITE) {
-  ldmatrix_any(r, row, 2, false, site);
-}
-DIFFQKV_DEVICE void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row DIFFQKV_SITE) {
-  ldmatrix_any(r, row, 2, true, site);
-}
-DIFFQKV_DEVICE uint32_t movmatrix_trans(uint32_t word DIFFQKV_SITE) {
-  struct Lane {
-    uint32_t word, result;
-  } lane = {word, 0};
-  warp_collective("movmatrix", &lane, movmatrix_lanes, site);
-  return lane.result;
-}
-
-#endif
-
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

@@ -7,7 +7,7 @@ const { Model, kernels, openDevice } = require('../../dist/lib/index.js');
 const { addon } = require('../../dist/lib/addon.js');
 
 const [name, directory, trials] = isMainThread ? process.argv.slice(2) : workerData;
-const { emulatedFault } = addon();
+const { fault } = addon().emulation;
 const kOff = ['', 0, 0, 0];
 const kOutOfMemory = 2;
 const kIllegalAddress = 700;
@@ -57,9 +57,9 @@ async function callsOf(calls) {
   const counts = {};
   for (const call of calls) {
     const state = {};
-    emulatedFault(call, 0, 0, 0);
+    fault(call, 0, 0, 0);
     await work(state);
-    counts[call] = emulatedFault(...kOff);
+    counts[call] = fault(...kOff);
     end(state);
   }
   return counts;
@@ -91,9 +91,9 @@ const ways = {
       for (const place of places(counts[call])) {
         const other = await openDevice('emulated'); // another handle of the same GPU
         const state = {};
-        emulatedFault(call, place, 1, status);
+        fault(call, place, 1, status);
         const [error, meanwhile] = await Promise.all([errorOf(work(state)), siluMul(cpu)]);
-        emulatedFault(...kOff);
+        fault(...kOff);
         assert.deepStrictEqual(meanwhile, onCpu);
         if (error === undefined) {
           // The fault came in the opening of `other`, or in no call at all this time.
@@ -135,16 +135,16 @@ const ways = {
     const ways = { cudaDeviceReset: 1, cudaSetDevice: 2 }; // the first cudaSetDevice is for the reset
     for (const [call, place] of Object.entries(ways)) {
       const device = await openDevice('emulated');
-      emulatedFault('kernel', 1, 1, kIllegalAddress);
+      fault('kernel', 1, 1, kIllegalAddress);
       isLost(await thrown(() => siluMul(device)));
       for (let times = 0; times < 2; times++) {
-        emulatedFault(call, place, 1, kIllegalAddress);
+        fault(call, place, 1, kIllegalAddress);
         const error = await thrown(() => openDevice('emulated'));
         isLost(error);
         assert.match(error.message, call === 'cudaDeviceReset' ? /a reset does not bring it back/ : /cudaSetDevice/);
         isLost(await thrown(() => siluMul(device)));
       }
-      emulatedFault(...kOff);
+      fault(...kOff);
       const again = await openDevice('emulated');
       const found = await siluMul(again);
       assert(found.every((x, i) => Math.abs(x - expected[i]) < 1e-6));
@@ -162,9 +162,9 @@ const ways = {
     let tried = 0;
     for (const place of places(count)) {
       const state = {};
-      emulatedFault('cudaLaunchKernelEx', place, 1, kOutOfResources);
+      fault('cudaLaunchKernelEx', place, 1, kOutOfResources);
       const error = await errorOf(work(state));
-      emulatedFault(...kOff);
+      fault(...kOff);
       assert.strictEqual(error?.code, 'ERR_DEVICE_UNAVAILABLE', String(error?.stack));
       tried++;
       if (state.session) {
@@ -192,9 +192,9 @@ const ways = {
       for (const times of [1, 2, 1e9]) {
         for (const place of places(counts[call])) {
           const state = {};
-          emulatedFault(call, place, times, kOutOfMemory);
+          fault(call, place, times, kOutOfMemory);
           const error = await errorOf(work(state));
-          emulatedFault(...kOff);
+          fault(...kOff);
           tried++;
           if (error !== undefined) {
             refused++;
@@ -228,9 +228,9 @@ const ways = {
       });
     await Promise.all(workers.map(next)); // all have opened it
     const state = {};
-    emulatedFault('kernel', 20, 1, kLaunchFailure);
+    fault('kernel', 20, 1, kLaunchFailure);
     isLost(await errorOf(work(state)));
-    emulatedFault(...kOff);
+    fault(...kOff);
     end(state);
     const done = workers.map(next);
     for (const worker of workers) worker.postMessage('go on');

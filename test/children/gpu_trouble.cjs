@@ -57,7 +57,7 @@ const troubles = {
 
   /** Two handles of one GPU; the larger heads of K need more shared memory in the same kernel. */
   async twoDevices() {
-    const { emulatedFault } = addon();
+    const { fault } = addon().emulation;
     const kvLen = 40;
     const numbers = (length) => Float32Array.from({ length }, (_, i) => Math.sin(i) / 10);
     const open = async (dim) => {
@@ -68,14 +68,14 @@ const troubles = {
       return async () => (await kernels.attentionDecode({ q, k, v })).read();
     };
     const decodes = [await open(32), await open(256)];
-    emulatedFault('cudaFuncSetAttribute', 0, 0, 0);
+    fault('cudaFuncSetAttribute', 0, 0, 0);
     const results = await Promise.all(
       decodes.map(async (decode) => {
         const all = await Promise.all(Array.from({ length: 100 }, decode));
         return { all, last: await decode() };
       }),
     );
-    const attributeCalls = emulatedFault('', 0, 0, 0);
+    const attributeCalls = fault('', 0, 0, 0);
     const differences = results.map(({ all, last }) => Math.max(...all.flatMap((one) => [...one].map((x, i) => Math.abs(x - last[i])))));
     return { differences, attributeCalls };
   },

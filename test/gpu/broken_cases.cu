@@ -3,16 +3,16 @@
 
 #include "device_cases.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 namespace {
 
 using driver::Result;
 
-DIFFQKV_KERNEL(32, 1) wait_forever(uint32_t* never) {
-  while (atomic_add(never, 0) == 0) {}
+__global__ void __launch_bounds__(32, 1) wait_forever(uint32_t* never) {
+  while (atomicAdd(never, 0) == 0) {}
 }
 
-DIFFQKV_KERNEL(32, 1) write_anywhere(uint32_t* nowhere) { store(nowhere + thread_index(), 1u); }
+__global__ void __launch_bounds__(32, 1) write_anywhere(uint32_t* nowhere) { st_global(nowhere + threadIdx.x, 1u); }
 
 void run_kernel(void (*kernel)(uint32_t*), uint32_t* argument) {
   launch("broken", kernel, {}, nullptr, argument);
@@ -55,4 +55,4 @@ driver::Case broken_case(const std::string& kind) {
   return {name, fail_comparison};
 }
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

@@ -11,7 +11,7 @@ export ARCH=${2:-sm_90a} OBJECTS=$output.objects
 cd "$root"
 mkdir -p "$OBJECTS"
 
-# Compiles SOURCE for LANGUAGE: cuda, or c++, which makes of a .cu file the emulation of its kernels.
+# Compiles SOURCE for LANGUAGE: cuda, or c++ as emulation (CMakeLists.txt says how), which makes C++ of a .cu file.
 compile() {
   local language=$1 source=$2 object
   object=$OBJECTS/$language-${source//\//-}.o
@@ -19,7 +19,7 @@ compile() {
   if [ "$language" = cuda ]; then
     ${NVCC:-nvcc} -std=c++20 -O3 -arch="$ARCH" -Xcompiler=-fno-strict-aliasing "${includes[@]}" -c "$source" -o "$object"
   else
-    ${CXX:-g++} -std=c++20 -O2 -fno-strict-aliasing -fopenmp "${includes[@]}" -x c++ -c "$source" -o "$object"
+    ${CXX:-g++} -std=c++20 -O2 -fno-strict-aliasing -fopenmp -Dcuda=emulated -Itest/emulation "${includes[@]}" -x c++ -c "$source" -o "$object"
   fi
 }
 export -f compile
@@ -30,7 +30,7 @@ calls=$(ls test/native/calls/*.cu)
 {
   printf 'cuda %s\n' cuda/attention_*.cu cuda/gemm.cu cuda/gemv.cu
   printf 'cuda %s\n' $kernels $calls test/gpu/*.cu
-  printf 'c++ %s\n' $kernels $calls cuda/emulation/*.cc test/gpu/*.cc csrc/backend/{error,dtype,check}.cc
+  printf 'c++ %s\n' $kernels $calls test/emulation/{device,engine}/*.cc test/gpu/*.cc csrc/backend/{error,dtype,check}.cc
 } | awk '!seen[$0]++' | xargs -P "$(nproc)" -L 1 bash -c 'compile "$1" "$2" || exit 255' compile
 
 ${NVCC:-nvcc} -arch="$ARCH" -Xcompiler=-fopenmp "$OBJECTS"/*.o -o "$output"

@@ -8,7 +8,7 @@
 #include "emulated_outputs.h"
 #include "reference.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 namespace {
 
 using driver::Case;
@@ -211,7 +211,7 @@ Result check_fill() {
 Result check_call(Call& call, const std::vector<Bytes>* emulated) { return Check(call).run(emulated); }
 
 std::vector<Case> correctness_cases(const Options& options) {
-#if defined(DIFFQKV_EMULATION)
+#if !defined(__CUDACC__)
   constexpr bool kOnGpu = false;
 #else
   constexpr bool kOnGpu = true;
@@ -229,4 +229,4 @@ std::vector<Case> correctness_cases(const Options& options) {
   return cases;
 }
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

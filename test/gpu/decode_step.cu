@@ -5,7 +5,7 @@
 
 #include "timing.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 namespace {
 
 using driver::Case;
@@ -356,4 +356,4 @@ std::vector<Case> decode_step_timings(bool small) {
   return cases;
 }
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

@@ -4,7 +4,7 @@
 #include "calls/call.h"
 #include "driver.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 
 // Known once the device is open.
 struct DeviceShape {
@@ -23,4 +23,4 @@ driver::Case broken_case(const std::string& kind);
 // makes of the same call's outputs, if it is to be compared.
 driver::Result check_call(Call& call, const std::vector<std::vector<uint8_t>>* emulated);
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

@@ -6,7 +6,7 @@
 #include "random.h"
 #include "timing.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 namespace {
 
 using driver::Case;
@@ -391,4 +391,4 @@ std::vector<Case> sample_timings(bool small) {
           sample_timing({"sampled token, all tokens", vocab_size, 1, 0, 1})};
 }
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

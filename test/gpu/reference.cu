@@ -4,12 +4,12 @@
 #include <cmath>
 #include <numeric>
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 namespace {
 
 constexpr int kThreads = 128;
 
-DIFFQKV_DEVICE int64_t output_index() { return static_cast<int64_t>(block_x()) * kThreads + thread_index(); }
+__device__ __forceinline__ int64_t output_index() { return static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; }
 
 // A thread for each of `count` outputs.
 template <typename Params>
@@ -23,14 +23,14 @@ void run_over(int64_t count, void (*kernel)(Params), const Params& params, Conte
 
 // ---- embed, rms_norm, silu_mul, rope.
 
-DIFFQKV_KERNEL(kThreads, 1) embed_element(EmbedParams p) {
+__global__ void __launch_bounds__(kThreads, 1) embed_element(EmbedParams p) {
   const int64_t i = output_index();
   if (i >= p.num_tokens * p.hidden_size) return;
-  const int64_t token = load(p.tokens + i / p.hidden_size);
+  const int64_t token = ld_global(p.tokens + i / p.hidden_size);
   store_any(p.out, p.out_dtype, i, load_any(p.table, p.table_dtype, token * p.hidden_size + i % p.hidden_size));
 }
 
-DIFFQKV_KERNEL(kThreads, 1) add_residual_element(RmsNormParams p) {
+__global__ void __launch_bounds__(kThreads, 1) add_residual_element(RmsNormParams p) {
   const int64_t i = output_index();
   if (i >= p.num_tokens * p.hidden_size) return;
   store_any(p.residual, p.residual_dtype, i, load_any(p.residual, p.residual_dtype, i) + load_any(p.x, p.x_dtype, i));
@@ -41,11 +41,11 @@ struct NormParams {
   float* factors;  // [num_tokens]
 };
 
-DIFFQKV_DEVICE float norm_input(const RmsNormParams& p, int64_t i) {
+__device__ __forceinline__ float norm_input(const RmsNormParams& p, int64_t i) {
   return p.residual ? load_any(p.residual, p.residual_dtype, i) : load_any(p.x, p.x_dtype, i);
 }
 
-DIFFQKV_KERNEL(kThreads, 1) norm_factor_row(NormParams n) {
+__global__ void __launch_bounds__(kThreads, 1) norm_factor_row(NormParams n) {
   const int64_t t = output_index();
   if (t >= n.p.num_tokens) return;
   float sum = 0;
@@ -53,20 +53,20 @@ DIFFQKV_KERNEL(kThreads, 1) norm_factor_row(NormParams n) {
     const float h = norm_input(n.p, t * n.p.hidden_size + d);
     sum += h * h;
   }
-  store(n.factors + t, 1.0f / sqrtf(sum / static_cast<float>(n.p.hidden_size) + n.p.eps));
+  st_global(n.factors + t, 1.0f / sqrtf(sum / static_cast<float>(n.p.hidden_size) + n.p.eps));
 }
 
-DIFFQKV_KERNEL(kThreads, 1) norm_element(NormParams n) {
+__global__ void __launch_bounds__(kThreads, 1) norm_element(NormParams n) {
   const RmsNormParams& p = n.p;
   const int64_t i = output_index();
   if (i >= p.num_tokens * p.hidden_size) return;
   const float weight = load_any(p.weight, p.weight_dtype, i % p.hidden_size);
-  store_any(p.out, p.out_dtype, i, norm_input(p, i) * load(n.factors + i / p.hidden_size) * weight);
+  store_any(p.out, p.out_dtype, i, norm_input(p, i) * ld_global(n.factors + i / p.hidden_size) * weight);
 }
 
-DIFFQKV_DEVICE float plain_silu(float x) { return x / (1.0f + expf(-x)); }
+__device__ __forceinline__ float plain_silu(float x) { return x / (1.0f + expf(-x)); }
 
-DIFFQKV_KERNEL(kThreads, 1) silu_mul_element(SiluMulParams p) {
+__global__ void __launch_bounds__(kThreads, 1) silu_mul_element(SiluMulParams p) {
   const int64_t i = output_index();
   if (i >= p.count) return;
   store_any(p.out, p.dtype, i, plain_silu(load_any(p.gate, p.dtype, i)) * load_any(p.up, p.dtype, i));
@@ -77,38 +77,39 @@ struct Pair {
 };
 
 // x: the first element of the head.
-DIFFQKV_DEVICE Pair rotated_pair(const void* x, DType dtype, int64_t first, int64_t head_dim, int64_t d, int position,
-                                 const double* inv_freq) {
+__device__ __forceinline__ Pair rotated_pair(const void* x, DType dtype, int64_t first, int64_t head_dim, int64_t d,
+                                             int position, const double* inv_freq) {
   const float low = load_any(x, dtype, first + d), high = load_any(x, dtype, first + d + head_dim / 2);
-  const double angle = position * load(inv_freq + d);
+  const double angle = position * ld_global(inv_freq + d);
   const float c = static_cast<float>(cos(angle)), s = static_cast<float>(sin(angle));
   return {low * c - high * s, high * c + low * s};
 }
 
-DIFFQKV_KERNEL(kThreads, 1) rope_pair(RopeParams p) {
+__global__ void __launch_bounds__(kThreads, 1) rope_pair(RopeParams p) {
   const int64_t half = p.head_dim / 2, i = output_index();
   if (i >= p.num_tokens * p.num_heads * half) return;
   const int64_t row = i / half, d = i % half, first = row * p.head_dim;
-  const Pair pair = rotated_pair(p.x, p.dtype, first, p.head_dim, d, load(p.positions + row / p.num_heads), p.inv_freq);
+  const Pair pair =
+      rotated_pair(p.x, p.dtype, first, p.head_dim, d, ld_global(p.positions + row / p.num_heads), p.inv_freq);
   store_any(p.out, p.dtype, first + d, pair.low);
   store_any(p.out, p.dtype, first + d + half, pair.high);
 }
 
 // ---- matmul, augmented_q.
 
-DIFFQKV_DEVICE float dot(const void* x, DType x_dtype, const void* weight, DType weight_dtype, int64_t x_first,
-                         int64_t weight_first, int64_t count) {
+__device__ __forceinline__ float dot(const void* x, DType x_dtype, const void* weight, DType weight_dtype,
+                                     int64_t x_first, int64_t weight_first, int64_t count) {
   float sum = 0;
   for (int64_t i = 0; i < count; ++i)
     sum += load_any(x, x_dtype, x_first + i) * load_any(weight, weight_dtype, weight_first + i);
   return sum;
 }
 
-DIFFQKV_KERNEL(kThreads, 1) matmul_element(MatmulParams p) {
+__global__ void __launch_bounds__(kThreads, 1) matmul_element(MatmulParams p) {
   const int64_t i = output_index();
   if (i >= p.num_tokens * p.out_features) return;
   const int64_t t = i / p.out_features, row = i % p.out_features;
-  const float before = p.accumulate ? load(static_cast<const float*>(p.out) + i) : 0.0f;
+  const float before = p.accumulate ? ld_global(static_cast<const float*>(p.out) + i) : 0.0f;
   store_any(
       p.out, p.out_dtype, i,
       before + dot(p.x, p.x_dtype, p.weight, p.weight_dtype, t * p.in_features, row * p.in_features, p.in_features));
@@ -119,14 +120,14 @@ struct GatedParams {
   float* h;  // [num_tokens, inner_size]
 };
 
-DIFFQKV_KERNEL(kThreads, 1) gated_element(GatedParams g) {
+__global__ void __launch_bounds__(kThreads, 1) gated_element(GatedParams g) {
   const AugmentedQParams& p = g.p;
   const int64_t i = output_index();
   if (i >= p.num_tokens * p.inner_size) return;
   const int64_t x_first = i / p.inner_size * p.in_features, row_first = i % p.inner_size * p.in_features;
   const float gate = dot(p.x, p.x_dtype, p.gate, p.weight_dtype, x_first, row_first, p.in_features);
   const float up = dot(p.x, p.x_dtype, p.up, p.weight_dtype, x_first, row_first, p.in_features);
-  store(g.h + i, plain_silu(gate) * up);
+  st_global(g.h + i, plain_silu(gate) * up);
 }
 
 // ---- The cache.
@@ -136,29 +137,32 @@ struct Row {
   bf16* scale;  // if the type has one
 };
 
-DIFFQKV_DEVICE int64_t element_bytes(DType dtype) { return is_quantised(dtype) ? 1 : dtype == DType::f32 ? 4 : 2; }
+__device__ __forceinline__ int64_t element_bytes(DType dtype) {
+  return is_quantised(dtype) ? 1 : dtype == DType::f32 ? 4 : 2;
+}
 
-DIFFQKV_DEVICE Row cache_row(void* page, int64_t offset, DType dtype, int64_t page_tokens, int64_t token,
-                             int64_t num_heads, int64_t head, int64_t dim) {
+__device__ __forceinline__ Row cache_row(void* page, int64_t offset, DType dtype, int64_t page_tokens, int64_t token,
+                                         int64_t num_heads, int64_t head, int64_t dim) {
   const int64_t row = token % page_tokens * num_heads + head, bytes = dim * element_bytes(dtype);
   unsigned char* const layer = static_cast<unsigned char*>(page) + offset;
   return {layer + row * bytes, reinterpret_cast<bf16*>(layer + page_tokens * num_heads * bytes) + row};
 }
 
-DIFFQKV_DEVICE KvPage page_of(const KvPage* table, int64_t token, int64_t page_tokens) {
+__device__ __forceinline__ KvPage page_of(const KvPage* table, int64_t token, int64_t page_tokens) {
   const KvPage* const page = table + token / page_tokens;
-  return {load(&page->k), load(&page->v)};
+  return {ld_global(&page->k), ld_global(&page->v)};
 }
 
-DIFFQKV_DEVICE float load_code(const void* data, DType dtype, int64_t i) {
-  if (dtype == DType::i8) return to_float(load(static_cast<const i8*>(data) + i));
-  if (dtype == DType::f8e4m3) return to_float(load(static_cast<const f8e4m3*>(data) + i));
+__device__ __forceinline__ float load_code(const void* data, DType dtype, int64_t i) {
+  if (dtype == DType::i8) return to_float(ld_global(static_cast<const i8*>(data) + i));
+  if (dtype == DType::f8e4m3) return to_float(ld_global(static_cast<const f8e4m3*>(data) + i));
   return load_any(data, dtype, i);
 }
 
 // value(d) as codes and a scale, by the definition in ops.h.
 template <typename Value>
-DIFFQKV_DEVICE void quantize_plainly(int64_t dim, DType dtype, const Value& value, void* codes, bf16* scale) {
+__device__ __forceinline__ void quantize_plainly(int64_t dim, DType dtype, const Value& value, void* codes,
+                                                 bf16* scale) {
   float top = 0;
   bool finite = true;
   for (int64_t d = 0; d < dim; ++d) {
@@ -169,37 +173,38 @@ DIFFQKV_DEVICE void quantize_plainly(int64_t dim, DType dtype, const Value& valu
   const bool zero = top < 0x1p-100f;
   const uint32_t up = bit_cast<uint32_t>(top / (dtype == DType::i8 ? 127.0f : 448.0f)) + 0xffffu;  // away from zero
   const bf16 factor = {static_cast<uint16_t>(!finite ? 0x7fc0u : zero ? 0u : up >> 16)};
-  store(scale, factor);
+  st_global(scale, factor);
   for (int64_t d = 0; d < dim; ++d) {
     const float x = finite && !zero ? value(d) / to_float(factor) : 0.0f;
     if (dtype == DType::i8) {
-      store(static_cast<i8*>(codes) + d, i8{static_cast<int8_t>(rintf(x))});
+      st_global(static_cast<i8*>(codes) + d, i8{static_cast<int8_t>(rintf(x))});
     } else {
-      store(static_cast<f8e4m3*>(codes) + d, to_f8e4m3(x));
+      st_global(static_cast<f8e4m3*>(codes) + d, to_f8e4m3(x));
     }
   }
 }
 
 template <typename Value>
-DIFFQKV_DEVICE void write_cache_row(int64_t dim, DType dtype, const Value& value, const Row& row) {
+__device__ __forceinline__ void write_cache_row(int64_t dim, DType dtype, const Value& value, const Row& row) {
   if (is_quantised(dtype)) return quantize_plainly(dim, dtype, value, row.elements, row.scale);
   for (int64_t d = 0; d < dim; ++d) store_any(row.elements, dtype, d, value(d));
 }
 
-DIFFQKV_DEVICE float key_element(const KvAppendParams& p, int64_t token, int64_t head, int64_t d) {
+__device__ __forceinline__ float key_element(const KvAppendParams& p, int64_t token, int64_t head, int64_t d) {
   const int64_t dim = p.head_dim_qk, half = dim / 2, first = (token * p.num_k_heads + head) * dim;
   if (!p.inv_freq) return load_any(p.k, p.k_dtype, first + d);
   const Pair pair =
-      rotated_pair(p.k, p.k_dtype, first, dim, d < half ? d : d - half, load(p.positions + token), p.inv_freq);
+      rotated_pair(p.k, p.k_dtype, first, dim, d < half ? d : d - half, ld_global(p.positions + token), p.inv_freq);
   return d < half ? pair.low : pair.high;
 }
 
 // One row of K or V of a new token.
-DIFFQKV_KERNEL(kThreads, 1) kv_append_row(KvAppendParams p) {
+__global__ void __launch_bounds__(kThreads, 1) kv_append_row(KvAppendParams p) {
   const int64_t heads = p.num_k_heads + p.num_v_heads, i = output_index();
   if (i >= p.num_tokens * heads) return;
-  const int64_t token = i / heads, head = i % heads, position = load(p.positions + token);
-  const KvPage page = page_of(load(p.pages + (p.sequences ? load(p.sequences + token) : 0)), position, p.page_tokens);
+  const int64_t token = i / heads, head = i % heads, position = ld_global(p.positions + token);
+  const KvPage page =
+      page_of(ld_global(p.pages + (p.sequences ? ld_global(p.sequences + token) : 0)), position, p.page_tokens);
   if (head < p.num_k_heads) {
     const Row row = cache_row(page.k, p.k_page_offset, p.k_cache_dtype, p.page_tokens, position, p.num_k_heads, head,
                               p.head_dim_qk);
@@ -219,14 +224,14 @@ struct RotatedKeysParams {
   float* out;
 };
 
-DIFFQKV_KERNEL(kThreads, 1) rotated_key_element(RotatedKeysParams r) {
+__global__ void __launch_bounds__(kThreads, 1) rotated_key_element(RotatedKeysParams r) {
   const int64_t dim = r.p.head_dim_qk, i = output_index();
   if (i >= r.p.num_tokens * r.p.num_k_heads * dim) return;
   const int64_t row = i / dim;
-  store(r.out + i, key_element(r.p, row / r.p.num_k_heads, row % r.p.num_k_heads, i % dim));
+  st_global(r.out + i, key_element(r.p, row / r.p.num_k_heads, row % r.p.num_k_heads, i % dim));
 }
 
-DIFFQKV_KERNEL(kThreads, 1) kv_gather_element(KvGatherParams p) {
+__global__ void __launch_bounds__(kThreads, 1) kv_gather_element(KvGatherParams p) {
   const int64_t i = output_index(), row = i / p.head_dim, key = row / p.num_k_heads;
   if (key >= p.num_keys) return;
   const Row from = cache_row(page_of(p.pages, key, p.page_tokens).k, p.k_page_offset, p.cache_dtype, p.page_tokens, key,
@@ -235,7 +240,7 @@ DIFFQKV_KERNEL(kThreads, 1) kv_gather_element(KvGatherParams p) {
   store_any(p.out, p.out_dtype, i, is_quantised(p.cache_dtype) ? x * load_float(from.scale) : x);
 }
 
-DIFFQKV_KERNEL(kThreads, 1) quantize_row_of(QuantizeParams p) {
+__global__ void __launch_bounds__(kThreads, 1) quantize_row_of(QuantizeParams p) {
   const int64_t row = output_index(), first = row * p.head_dim;
   if (row >= p.num_rows) return;
   const auto value = [&](int64_t d) { return load_any(p.x, p.x_dtype, first + d); };
@@ -270,10 +275,10 @@ struct AttentionParams {
 };
 
 // Element d of a K or V row.
-DIFFQKV_DEVICE float cache_element(const AttentionParams& p, const CacheSide& side, bool is_k, int64_t batch,
-                                   int64_t token, int64_t head, int64_t d) {
+__device__ __forceinline__ float cache_element(const AttentionParams& p, const CacheSide& side, bool is_k,
+                                               int64_t batch, int64_t token, int64_t head, int64_t d) {
   if (p.pages) {
-    const KvPage page = page_of(load(p.pages + (p.pages_shared ? 0 : batch)), token, p.page_tokens);
+    const KvPage page = page_of(ld_global(p.pages + (p.pages_shared ? 0 : batch)), token, p.page_tokens);
     const Row row = cache_row(is_k ? page.k : page.v, side.page_offset, side.dtype, p.page_tokens, token, side.heads,
                               head, side.dim);
     const float x = load_code(row.elements, side.dtype, d);
@@ -284,11 +289,11 @@ DIFFQKV_DEVICE float cache_element(const AttentionParams& p, const CacheSide& si
   return is_quantised(side.dtype) ? x * load_float(side.scales + row) : x;
 }
 
-DIFFQKV_DEVICE int64_t keys_of(const AttentionParams& p, int64_t batch) {
-  return p.kv_lens ? load(p.kv_lens + batch) : p.kv_len;
+__device__ __forceinline__ int64_t keys_of(const AttentionParams& p, int64_t batch) {
+  return p.kv_lens ? ld_global(p.kv_lens + batch) : p.kv_len;
 }
 
-DIFFQKV_KERNEL(kThreads, 1) attention_score(AttentionParams p) {
+__global__ void __launch_bounds__(kThreads, 1) attention_score(AttentionParams p) {
   const int64_t i = output_index(), row = i / p.kv_len, key = i % p.kv_len;
   if (row >= p.batch * p.q_len * p.heads) return;
   const int64_t head = row % p.heads, query = row / p.heads % p.q_len, batch = row / p.heads / p.q_len;
@@ -298,53 +303,53 @@ DIFFQKV_KERNEL(kThreads, 1) attention_score(AttentionParams p) {
     sum += load_any(p.q, p.q_dtype, row * p.k.dim + d) *
            cache_element(p, p.k, true, batch, key, head * p.k.heads / p.heads, d);
   }
-  store(p.scores + i, key < end ? sum * p.sm_scale : -infinity());
+  st_global(p.scores + i, key < end ? sum * p.sm_scale : -infinity());
 }
 
 // Whether fewer than top_k keys have a higher score, or the same one and come first.
-DIFFQKV_KERNEL(kThreads, 1) attention_keep(AttentionParams p) {
+__global__ void __launch_bounds__(kThreads, 1) attention_keep(AttentionParams p) {
   const int64_t i = output_index(), row = i / p.kv_len, key = i % p.kv_len;
   if (row >= p.batch * p.q_len * p.heads) return;
-  const float score = load(p.scores + i);
+  const float score = ld_global(p.scores + i);
   int64_t before = 0;
   for (int64_t j = 0; j < p.kv_len; ++j) {
-    const float other = load(p.scores + row * p.kv_len + j);
+    const float other = ld_global(p.scores + row * p.kv_len + j);
     before += other > score || (other == score && j < key) ? 1 : 0;
   }
-  store(p.kept + i, static_cast<uint8_t>(before < p.top_k ? 1 : 0));
+  st_global(p.kept + i, static_cast<uint8_t>(before < p.top_k ? 1 : 0));
 }
 
-DIFFQKV_KERNEL(kThreads, 1) attention_sums(AttentionParams p) {
+__global__ void __launch_bounds__(kThreads, 1) attention_sums(AttentionParams p) {
   const int64_t row = output_index();
   if (row >= p.batch * p.q_len * p.heads) return;
   const float* const scores = p.scores + row * p.kv_len;
   float top = -infinity();
-  for (int64_t j = 0; j < p.kv_len; ++j) top = fmaxf(top, load(scores + j));
+  for (int64_t j = 0; j < p.kv_len; ++j) top = fmaxf(top, ld_global(scores + j));
   float all = 0, kept = 0;
   for (int64_t j = 0; top > -infinity() && j < p.kv_len; ++j) {
-    const float weight = expf(load(scores + j) - top);
+    const float weight = expf(ld_global(scores + j) - top);
     all += weight;
-    if (p.top_k == 0 || load(p.kept + row * p.kv_len + j) != 0) kept += weight;
+    if (p.top_k == 0 || ld_global(p.kept + row * p.kv_len + j) != 0) kept += weight;
   }
-  store(p.maximum + row, top);
-  store(p.divisor + row, p.renormalize ? kept : all);
+  st_global(p.maximum + row, top);
+  st_global(p.divisor + row, p.renormalize ? kept : all);
   if (!p.lse) return;
   const int64_t head = row % p.heads, query = row / p.heads % p.q_len, batch = row / p.heads / p.q_len;
-  store(p.lse + (batch * p.heads + head) * p.q_len + query, top > -infinity() ? top + logf(all) : top);
+  st_global(p.lse + (batch * p.heads + head) * p.q_len + query, top > -infinity() ? top + logf(all) : top);
 }
 
-DIFFQKV_KERNEL(kThreads, 1) attention_element(AttentionParams p) {
+__global__ void __launch_bounds__(kThreads, 1) attention_element(AttentionParams p) {
   const int64_t i = output_index(), row = i / p.v.dim, d = i % p.v.dim;
   if (row >= p.batch * p.q_len * p.heads) return;
   const int64_t head = row % p.heads, batch = row / p.heads / p.q_len;
-  const float top = load(p.maximum + row);
+  const float top = ld_global(p.maximum + row);
   float sum = 0;
   for (int64_t j = 0; top > -infinity() && j < p.kv_len; ++j) {
-    const float score = load(p.scores + row * p.kv_len + j);
-    if (score == -infinity() || (p.top_k > 0 && load(p.kept + row * p.kv_len + j) == 0)) continue;
+    const float score = ld_global(p.scores + row * p.kv_len + j);
+    if (score == -infinity() || (p.top_k > 0 && ld_global(p.kept + row * p.kv_len + j) == 0)) continue;
     sum += expf(score - top) * cache_element(p, p.v, false, batch, j, head * p.v.heads / p.heads, d);
   }
-  store_any(p.out, p.q_dtype, i, top > -infinity() ? sum / load(p.divisor + row) : 0.0f);
+  store_any(p.out, p.q_dtype, i, top > -infinity() ? sum / ld_global(p.divisor + row) : 0.0f);
 }
 
 // Of prefill or decode.
@@ -545,4 +550,4 @@ std::vector<float> rotated_keys(const KvAppendParams& p, Context& context) {
   return download(r.out, count);
 }
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

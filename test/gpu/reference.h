@@ -4,7 +4,7 @@
 
 #include "calls/call.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 
 // Writes what the operator should, and waits. Sampling runs on the host.
 void reference(const OperatorParams& params, Context& context);
@@ -12,4 +12,4 @@ void reference(const OperatorParams& params, Context& context);
 // What kv_append quantizes: the new K rows after RoPE, [num_tokens, num_k_heads, head_dim_qk].
 std::vector<float> rotated_keys(const KvAppendParams& p, Context& context);
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

@@ -5,9 +5,9 @@
 #include <chrono>
 #include <stdexcept>
 
-#include "device/mma.h"
+#include <device/mma.h>
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 namespace {
 
 using driver::Case;
@@ -16,7 +16,7 @@ using driver::json_number;
 using driver::Result;
 using Clock = std::chrono::steady_clock;
 
-#if defined(DIFFQKV_EMULATION)
+#if !defined(__CUDACC__)
 constexpr double kBatchUs = 0, kMaxUs = 0;  // emulated times mean nothing: one run a batch, on one copy of an input
 constexpr int kMinBatches = 2;
 constexpr size_t kL2Times = 0;
@@ -143,10 +143,10 @@ struct ClearParams {
   int64_t count;
 };
 
-DIFFQKV_KERNEL(kClearThreads, 4) clear_last_bits(ClearParams p) {
-  const int64_t step = static_cast<int64_t>(grid_x()) * kClearThreads;
-  for (int64_t i = static_cast<int64_t>(block_x()) * kClearThreads + thread_index(); i < p.count; i += step)
-    store(p.words + i, load(p.words + i) & 0xfffefffeu);
+__global__ void __launch_bounds__(kClearThreads, 4) clear_last_bits(ClearParams p) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kClearThreads;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kClearThreads + threadIdx.x; i < p.count; i += step)
+    st_global(p.words + i, ld_global(p.words + i) & 0xfffefffeu);
 }
 
 }  // namespace
@@ -185,7 +185,7 @@ int64_t copies_past_l2(size_t bytes) {
 
 namespace {
 
-DIFFQKV_KERNEL(32, 1) empty_kernel() {}
+__global__ void __launch_bounds__(32, 1) empty_kernel() {}
 
 struct ReadParams {
   const uint8_t* data;
@@ -196,18 +196,18 @@ struct ReadParams {
 constexpr int kReadThreads = 512;
 
 // Each thread has four loads in flight.
-DIFFQKV_KERNEL(kReadThreads, 4) read_kernel(ReadParams p) {
-  const int64_t step = static_cast<int64_t>(grid_x()) * kReadThreads;
+__global__ void __launch_bounds__(kReadThreads, 4) read_kernel(ReadParams p) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kReadThreads;
   uint32_t all = 0;
-  int64_t i = static_cast<int64_t>(block_x()) * kReadThreads + thread_index();
+  int64_t i = static_cast<int64_t>(blockIdx.x) * kReadThreads + threadIdx.x;
   for (; i + 3 * step < p.count; i += 4 * step) {
     Words4 words[4];
-    DIFFQKV_UNROLL
-    for (int j = 0; j < 4; ++j) words[j] = load_streaming(p.data + 16 * (i + j * step));
-    DIFFQKV_UNROLL
+#pragma unroll
+    for (int j = 0; j < 4; ++j) words[j] = ld_global_nc(p.data + 16 * (i + j * step));
+#pragma unroll
     for (int j = 0; j < 4; ++j) all ^= words[j].w[0] ^ words[j].w[1] ^ words[j].w[2] ^ words[j].w[3];
   }
-  if (all == 0x12345678u) store(p.out, all);  // never, in all likelihood, but the compiler cannot know
+  if (all == 0x12345678u) st_global(p.out, all);  // never, in all likelihood, but the compiler cannot know
 }
 
 struct MmaParams {
@@ -217,17 +217,17 @@ struct MmaParams {
 
 constexpr int kMmaThreads = 256, kMmaTiles = 8;
 
-DIFFQKV_KERNEL(kMmaThreads, 2) mma_kernel(MmaParams p) {
+__global__ void __launch_bounds__(kMmaThreads, 2) mma_kernel(MmaParams p) {
   const uint32_t one = 0x3f803f80u * static_cast<uint32_t>(p.rounds > 0);
   const uint32_t a[4] = {one, one, one, one}, b[2] = {one, one};
   float sums[kMmaTiles][4] = {};
   for (int round = 0; round < p.rounds; ++round) {
-    DIFFQKV_UNROLL
+#pragma unroll
     for (int tile = 0; tile < kMmaTiles; ++tile) mma_m16n8k16<bf16>(sums[tile], a, b);
   }
   float all = 0;
   for (int tile = 0; tile < kMmaTiles; ++tile) all += sums[tile][0] + sums[tile][1] + sums[tile][2] + sums[tile][3];
-  if (all < 0) store(p.out, all);
+  if (all < 0) st_global(p.out, all);
 }
 
 struct LimitTiming {
@@ -276,7 +276,7 @@ LimitTiming time_mma(int rounds) {
 
 // Measured once a process, at the size of a GPU or of the emulated device.
 double read_limit() {
-#if defined(DIFFQKV_EMULATION)
+#if !defined(__CUDACC__)
   constexpr size_t kBytes = size_t{1} << 18;
 #else
   constexpr size_t kBytes = size_t{2} << 30;
@@ -289,7 +289,7 @@ double read_limit() {
 }
 
 double mma_limit() {
-#if defined(DIFFQKV_EMULATION)
+#if !defined(__CUDACC__)
   constexpr int kRounds = 2;
 #else
   constexpr int kRounds = 2048;
@@ -356,4 +356,4 @@ std::vector<Case> timing_cases(const driver::Options& options) {
   return cases;
 }
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

@@ -6,7 +6,7 @@
 
 #include "device_cases.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 
 // Reuses its scratch memory from call to call, as the device's own context does.
 class TimingContext : public Context {
@@ -60,4 +60,4 @@ std::vector<driver::Case> linear_timings(bool small);
 std::vector<driver::Case> sample_timings(bool small);
 std::vector<driver::Case> decode_step_timings(bool small);
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

@@ -6,7 +6,7 @@
 #include "cuda_devices.h"
 #include "device_cases.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 
 DeviceShape device_shape() {
   static const DeviceShape shape = [] {
@@ -21,13 +21,19 @@ DeviceShape device_shape() {
   return shape;
 }
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda
 
 namespace diffqkv::driver {
 namespace {
 
-using namespace DIFFQKV_DEVICE_NS;
+using namespace cuda;
 using Clock = std::chrono::steady_clock;
+
+#if defined(__CUDACC__)
+constexpr const char* kKind = "cuda";
+#else
+constexpr const char* kKind = "emulated";
+#endif
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
@@ -39,7 +45,7 @@ void print_line(const std::string& line) {
 std::string device_line(const DeviceInfo& info) {
   const DeviceShape shape = device_shape();
   Fields fields = {{"part", "\"device\""},
-                   {"kind", json_text(info.kind)},
+                   {"kind", json_text(kKind)},
                    {"name", json_text(info.name)},
                    {"computeCapability", json_text(info.compute_capability)},
                    {"multiprocessors", std::to_string(shape.multiprocessors)},

@@ -2,9 +2,9 @@
 // an atomic and a fence here.
 #include <set>
 
-#include "device/finding.h"
-#include "device/warp.h"
+#include "finding.h"
 #include "hazard.h"
+#include "reductions.h"
 
 namespace diffqkv::check {
 namespace {
@@ -22,121 +22,118 @@ struct Steps {
   bool fence_of_all_after = false;  // each thread's, after the barrier
 };
 
-DIFFQKV_DEVICE void store_part(const HazardMemory& memory) {
-  const int word = block_x() * num_threads() + thread_index();
-  store(memory.words + 1 + word, load(memory.in + word));
+__device__ __forceinline__ void store_part(const HazardMemory& memory) {
+  const int word = blockIdx.x * blockDim.x + threadIdx.x;
+  st_global(memory.words + 1 + word, ld_global(memory.in + word));
 }
 template <Steps kSteps>
-DIFFQKV_DEVICE bool arrive(const HazardMemory& memory) {
-  if (kSteps.fence_before) fence_device();
-  const uint32_t before = atomic_add(memory.words, 1u);
-  if (kSteps.fence_after) fence_device();
-  return before + 1 == static_cast<uint32_t>(grid_x());
+__device__ __forceinline__ bool arrive(const HazardMemory& memory) {
+  if (kSteps.fence_before) __threadfence();
+  const uint32_t before = atomicAdd(memory.words, 1u);
+  if (kSteps.fence_after) __threadfence();
+  return before + 1 == static_cast<uint32_t>(gridDim.x);
 }
 // What another thread of each block has stored, added up.
-DIFFQKV_DEVICE void add_parts(const HazardMemory& memory) {
+__device__ __forceinline__ void add_parts(const HazardMemory& memory) {
   uint32_t sum = 0;
-  for (int block = 0; block < grid_x(); ++block)
-    sum += load(memory.words + 1 + block * num_threads() + (thread_index() + 1) % num_threads());
-  store(memory.out + thread_index(), sum);
+  for (unsigned block = 0; block < gridDim.x; ++block)
+    sum += ld_global(memory.words + 1 + block * blockDim.x + (threadIdx.x + 1) % blockDim.x);
+  st_global(memory.out + threadIdx.x, sum);
 }
 
 template <Steps kSteps>
-DIFFQKV_KERNEL(kThreads, 1)
-combine(HazardMemory memory) {
+__global__ void __launch_bounds__(kThreads, 1) combine(HazardMemory memory) {
   store_part(memory);
-  if (kSteps.fence_of_all_before) fence_device();
-  if (kSteps.barrier_before) sync_block();
+  if (kSteps.fence_of_all_before) __threadfence();
+  if (kSteps.barrier_before) __syncthreads();
   uint32_t* const is_last = reinterpret_cast<uint32_t*>(dynamic_shared());
-  if (thread_index() == 0) store_shared(is_last, arrive<kSteps>(memory) ? 1u : 0u);
-  sync_block();
-  if (load_shared(is_last) == 0) return;
-  if (kSteps.fence_of_all_after) fence_device();
+  if (threadIdx.x == 0) st_shared(is_last, arrive<kSteps>(memory) ? 1u : 0u);
+  __syncthreads();
+  if (ld_shared(is_last) == 0) return;
+  if (kSteps.fence_of_all_after) __threadfence();
   add_parts(memory);
 }
 // Blocks of one warp, in which a shuffle says whether the block is the last.
 template <Steps kSteps>
-DIFFQKV_KERNEL(32, 1)
-combine_in_warps(HazardMemory memory) {
+__global__ void __launch_bounds__(32, 1) combine_in_warps(HazardMemory memory) {
   store_part(memory);
-  if (kSteps.barrier_before) sync_warp();
+  if (kSteps.barrier_before) __syncwarp();
   uint32_t last = 0;
-  if (thread_index() == 0) last = arrive<kSteps>(memory) ? 1u : 0u;
-  last = shuffle(last, 0);
-  if (kSteps.barrier_after) sync_warp();
+  if (threadIdx.x == 0) last = arrive<kSteps>(memory) ? 1u : 0u;
+  last = __shfl_sync(kAllLanes, last, 0);
+  if (kSteps.barrier_after) __syncwarp();
   if (last != 0) add_parts(memory);
 }
 
 // Three blocks that come one after the other: the first hands a word to the second, and that to the third, by an atomic
 // each. Blocks that come at the same time do not wait for each other.
 template <bool kFence>
-DIFFQKV_KERNEL(32, 1)
-relay(HazardMemory memory) {
+__global__ void __launch_bounds__(32, 1) relay(HazardMemory memory) {
   uint32_t *const ticket = memory.words, *const first = memory.words + 1, *const second = memory.words + 2;
   uint32_t* const word = memory.words + 3;
   if (lane_index() != 0) return;
-  const uint32_t place = atomic_add(ticket, 1u);
+  const uint32_t place = atomicAdd(ticket, 1u);
   if (place == 0) {
-    store(word, 1u);
-    fence_device();
-    atomic_add(first, 1u);
-  } else if (place == 1 && atomic_add(first, 1u) == 1) {
-    if (kFence) fence_device();
-    atomic_add(second, 1u);
-  } else if (place == 2 && atomic_add(second, 1u) == 1) {
-    fence_device();
-    load(word);
+    st_global(word, 1u);
+    __threadfence();
+    atomicAdd(first, 1u);
+  } else if (place == 1 && atomicAdd(first, 1u) == 1) {
+    if (kFence) __threadfence();
+    atomicAdd(second, 1u);
+  } else if (place == 2 && atomicAdd(second, 1u) == 1) {
+    __threadfence();
+    ld_global(word);
   }
-  if (block_x() == 0) store(memory.out, 1u);
+  if (blockIdx.x == 0) st_global(memory.out, 1u);
 }
 
 // Which block is the last to come.
-DIFFQKV_KERNEL(32, 1) who_is_last(HazardMemory memory) {
-  if (lane_index() == 0 && atomic_add(memory.words, 1u) + 1 == static_cast<uint32_t>(grid_x()))
-    store(memory.out, static_cast<uint32_t>(block_x()));
+__global__ void __launch_bounds__(32, 1) who_is_last(HazardMemory memory) {
+  if (lane_index() == 0 && atomicAdd(memory.words, 1u) + 1 == static_cast<uint32_t>(gridDim.x))
+    st_global(memory.out, static_cast<uint32_t>(blockIdx.x));
 }
 
 // The first `writers` blocks store the same value to the same byte; the last block reads it, if it is to.
-DIFFQKV_KERNEL(32, 1) store_byte(HazardMemory memory, int writers, bool reads) {
+__global__ void __launch_bounds__(32, 1) store_byte(HazardMemory memory, int writers, bool reads) {
   unsigned char* const byte = reinterpret_cast<unsigned char*>(memory.words);
   if (lane_index() != 0) return;
-  if (block_x() < writers) store(byte, static_cast<unsigned char>(7));
-  if (reads && block_x() == grid_x() - 1) load(byte);
-  if (block_x() == 0) store(memory.out, 1u);
+  if (static_cast<int>(blockIdx.x) < writers) st_global(byte, static_cast<unsigned char>(7));
+  if (reads && blockIdx.x == gridDim.x - 1) ld_global(byte);
+  if (blockIdx.x == 0) st_global(memory.out, 1u);
 }
-DIFFQKV_KERNEL(32, 1) bytes_beside_each_other(HazardMemory memory) {
+__global__ void __launch_bounds__(32, 1) bytes_beside_each_other(HazardMemory memory) {
   if (lane_index() == 0)
-    store(reinterpret_cast<unsigned char*>(memory.out) + block_x(), static_cast<unsigned char>(block_x()));
+    st_global(reinterpret_cast<unsigned char*>(memory.out) + blockIdx.x, static_cast<unsigned char>(blockIdx.x));
 }
-DIFFQKV_KERNEL(32, 1) count(HazardMemory memory, bool resets) {
+__global__ void __launch_bounds__(32, 1) count(HazardMemory memory, bool resets) {
   if (lane_index() != 0) return;
-  if (block_x() == 0 && resets) store(memory.out, 0u);
-  atomic_add(memory.words, 1u);
-  if (block_x() == 0) store(memory.out, 1u);
-  if (block_x() == 1 && resets) store(memory.words, 0u);
+  if (blockIdx.x == 0 && resets) st_global(memory.out, 0u);
+  atomicAdd(memory.words, 1u);
+  if (blockIdx.x == 0) st_global(memory.out, 1u);
+  if (blockIdx.x == 1 && resets) st_global(memory.words, 0u);
 }
 // All blocks report; one of them is heard. `twice`: the words beside `kind` are stored by all.
-DIFFQKV_KERNEL(32, 1) report_all(HazardMemory memory, bool all) {
+__global__ void __launch_bounds__(32, 1) report_all(HazardMemory memory, bool all) {
   if (lane_index() != 0) return;
   Finding* const finding = reinterpret_cast<Finding*>(memory.words);
   report(finding, Finding::kv_len, 3, 3, 3);
-  if (all) store(&finding->index, 3);
-  if (block_x() == 0) store(memory.out, 1u);
+  if (all) st_global(&finding->index, 3);
+  if (blockIdx.x == 0) st_global(memory.out, 1u);
 }
-DIFFQKV_KERNEL(32, 1) stream_in_another_block(HazardMemory memory, int index) {
-  if (block_x() == 0) {
-    if (lane_index() == 0) store(memory.words + index, 0u);
+__global__ void __launch_bounds__(32, 1) stream_in_another_block(HazardMemory memory, int index) {
+  if (blockIdx.x == 0) {
+    if (lane_index() == 0) st_global(memory.words + index, 0u);
   } else {
-    store(memory.out + lane_index(), load_streaming(memory.words + 4 * lane_index()).w[0]);
+    st_global(memory.out + lane_index(), ld_global_nc(memory.words + 4 * lane_index()).w[0]);
   }
 }
 
 constexpr int kMessageLine = __LINE__ + 3;
-DIFFQKV_KERNEL(32, 1) message(HazardMemory memory) {
-  if (block_x() == 2) {
-    if (lane_index() == 9) store(memory.words + 6, 1u);
+__global__ void __launch_bounds__(32, 1) message(HazardMemory memory) {
+  if (blockIdx.x == 2) {
+    if (lane_index() == 9) st_global(memory.words + 6, 1u);
   } else {
-    if (lane_index() == 4) load(memory.words + 6);
+    if (lane_index() == 4) ld_global(memory.words + 6);
   }
 }
 
@@ -206,9 +203,9 @@ std::vector<Check> block_race_checks() {
   });
   c.clean("the last block of one warp combines",
           [=] { return in_all_seeds(combined_in_warps, warps, combine_in_warps<Steps{}>, in); });
-  c.found("no sync_warp before the first fence", kNoChain,
+  c.found("no __syncwarp before the first fence", kNoChain,
           [=] { return in_all_seeds(combined_in_warps, warps, combine_in_warps<Steps{.barrier_before = false}>, in); });
-  c.found("no sync_warp after the second fence", kNoChain,
+  c.found("no __syncwarp after the second fence", kNoChain,
           [=] { return in_all_seeds(combined_in_warps, warps, combine_in_warps<Steps{.barrier_after = false}>, in); });
   c.clean("a relay over two atomics", [=] { return in_all_seeds(one, three, relay<true>, {}); });
   c.found("a relay without a fence in the middle", kNoChain,
@@ -222,9 +219,9 @@ std::vector<Check> block_race_checks() {
   c.found("a plain store to what blocks count", kNoChain, [=] { return in_all_seeds(one, two, count, {}, true); });
   c.clean("blocks report, one is heard", [=] { return in_all_seeds(one, two, report_all, {}, false); });
   c.found("blocks store over a report", kNoChain, [=] { return in_all_seeds(one, two, report_all, {}, true); });
-  c.clean("load_streaming beside another block's store",
+  c.clean("ld_global_nc beside another block's store",
           [=] { return in_all_seeds(zeros, two, stream_in_another_block, {}, 128); });
-  c.found("load_streaming of another block's store", "by load_streaming",
+  c.found("ld_global_nc of another block's store", "by ld_global_nc",
           [=] { return in_all_seeds(zeros, two, stream_in_another_block, {}, 127); });
   c.checks.push_back({"message: both blocks, threads and lines, and the byte", check_message});
   c.checks.push_back({"each block is the last to come in some seed", check_each_is_last});

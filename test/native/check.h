@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "emulation/engine.h"
+#include "engine/engine.h"
 
 namespace diffqkv::check {
 

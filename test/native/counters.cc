@@ -1,43 +1,45 @@
 // The counters, on kernels whose traffic can be told by hand.
+#include <device/async.h>
+#include <device/memory.h>
+#include <device/mma.h>
 #include "calls/memory.h"
 #include "check.h"
-#include "device/async.h"
-#include "device/mma.h"
 
 namespace diffqkv::check {
 namespace {
 
 using namespace emulated;
 
-DIFFQKV_KERNEL(128, 1) copy_words(const uint32_t* in, uint32_t* out, int stride) {
-  const int i = block_x() * num_threads() + thread_index();
-  store(out + i, load(in + i * stride));
+__global__ void __launch_bounds__(128, 1) copy_words(const uint32_t* in, uint32_t* out, int stride) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  st_global(out + i, ld_global(in + i * stride));
 }
-DIFFQKV_KERNEL(32, 1) broadcast(const uint32_t* in, uint32_t* out) { store(out + lane_index(), load(in)); }
-DIFFQKV_KERNEL(32, 1) copy_16(const uint32_t* in, uint32_t* out) {
-  store(reinterpret_cast<Words4*>(out) + lane_index(), load_streaming(in + 4 * lane_index()));
+__global__ void __launch_bounds__(32, 1) broadcast(const uint32_t* in, uint32_t* out) {
+  st_global(out + lane_index(), ld_global(in));
+}
+__global__ void __launch_bounds__(32, 1) copy_16(const uint32_t* in, uint32_t* out) {
+  st_global(reinterpret_cast<Words4*>(out) + lane_index(), ld_global_nc(in + 4 * lane_index()));
 }
 template <typename T>
-DIFFQKV_KERNEL(32, 1)
-shared_stride(uint32_t* out, int stride) {
+__global__ void __launch_bounds__(32, 1) shared_stride(uint32_t* out, int stride) {
   T* shared = reinterpret_cast<T*>(dynamic_shared());
-  store_shared(shared + lane_index() * stride, T{});
-  store(out + lane_index(), 1u);
+  st_shared(shared + lane_index() * stride, T{});
+  st_global(out + lane_index(), 1u);
 }
 // 32 rows of 16 bytes, `row_bytes` apart; with the swizzle, the chunk of a row is moved by the row.
-DIFFQKV_KERNEL(32, 1) ldmatrix_rows(const uint32_t* in, uint32_t* out, int row_bytes, int swizzle) {
+__global__ void __launch_bounds__(32, 1) ldmatrix_rows(const uint32_t* in, uint32_t* out, int row_bytes, int swizzle) {
   const int row = lane_index(), chunk = swizzle ? row % 8 : 0;
   unsigned char* at = dynamic_shared() + row * row_bytes + 16 * chunk;
-  cp_async_16(at, in);
-  cp_async_commit();
-  cp_async_wait<0>();
-  sync_warp();
+  cp_async_cg(at, in);
+  cp_async_commit_group();
+  cp_async_wait_group<0>();
+  __syncwarp();
   uint32_t r[4];
   ldmatrix_x4(r, at);
   float c[4] = {};
   const uint32_t b[2] = {r[0], r[1]};
   mma_m16n8k16<bf16>(c, r, b);
-  store(out + lane_index(), bit_cast<uint32_t>(c[0]));
+  st_global(out + lane_index(), bit_cast<uint32_t>(c[0]));
 }
 
 template <typename... Parameters, typename... Arguments>

@@ -1,6 +1,7 @@
 // Hazards within a block: missing barriers and waits, accesses outside of memory, operations that not all threads reach.
-#include "device/async.h"
-#include "device/mma.h"
+#include <device/async.h>
+#include <device/memory.h>
+#include <device/mma.h>
 #include "hazard.h"
 
 namespace diffqkv::check {
@@ -11,130 +12,128 @@ constexpr int kThreads = 128;
 // out[i] = the sum over rounds of in[(i + 32 * round) % kThreads], handed on through shared memory. Two barriers a round:
 // before reading what others wrote, and before writing over what others read.
 template <bool kFirstBarrier, bool kSecondBarrier>
-DIFFQKV_KERNEL(kThreads, 1)
-pass_on(HazardMemory memory) {
+__global__ void __launch_bounds__(kThreads, 1) pass_on(HazardMemory memory) {
   uint32_t* shared = reinterpret_cast<uint32_t*>(dynamic_shared());
-  const int i = thread_index();
-  const uint32_t own = load(memory.in + i);
-  store_shared(shared + i, 0u);
-  sync_block();
+  const int i = threadIdx.x;
+  const uint32_t own = ld_global(memory.in + i);
+  st_shared(shared + i, 0u);
+  __syncthreads();
   uint32_t sum = 0;
   for (int round = 1; round <= 3; ++round) {
-    store_shared(shared + i, own * static_cast<uint32_t>(round));
-    if (kFirstBarrier) sync_block();
-    sum += load_shared(shared + (i + 32 * round) % kThreads);
-    if (kSecondBarrier) sync_block();
+    st_shared(shared + i, own * static_cast<uint32_t>(round));
+    if (kFirstBarrier) __syncthreads();
+    sum += ld_shared(shared + (i + 32 * round) % kThreads);
+    if (kSecondBarrier) __syncthreads();
   }
-  store(memory.out + i, sum);
+  st_global(memory.out + i, sum);
 }
 
 // The same within a warp.
 template <bool kSync>
-DIFFQKV_KERNEL(32, 1)
-pass_on_in_warp(HazardMemory memory) {
+__global__ void __launch_bounds__(32, 1) pass_on_in_warp(HazardMemory memory) {
   uint32_t* shared = reinterpret_cast<uint32_t*>(dynamic_shared());
-  const int i = thread_index();
-  store_shared(shared + i, 0u);
-  sync_warp();
-  store_shared(shared + i, load(memory.in + i));
-  if (kSync) sync_warp();
-  store(memory.out + i, load_shared(shared + (i + 1) % 32));
+  const int i = threadIdx.x;
+  st_shared(shared + i, 0u);
+  __syncwarp();
+  st_shared(shared + i, ld_global(memory.in + i));
+  if (kSync) __syncwarp();
+  st_global(memory.out + i, ld_shared(shared + (i + 1) % 32));
 }
 
 // kNewest: 0 waits for both groups, 1 forgets the newer; -1 forgets to wait at all.
 template <int kNewest, bool kBarrier>
-DIFFQKV_KERNEL(kThreads, 1)
-copy_async(HazardMemory memory) {
+__global__ void __launch_bounds__(kThreads, 1) copy_async(HazardMemory memory) {
   unsigned char* shared = dynamic_shared();
-  const int i = thread_index();
-  cp_async_16(shared + 16 * i, memory.in + 4 * i);
-  cp_async_commit();
-  cp_async_16(shared + 16 * (kThreads + i), memory.in + 4 * (kThreads + i));
-  cp_async_commit();
-  if constexpr (kNewest >= 0) cp_async_wait<kNewest>();
-  if (kBarrier) sync_block();
+  const int i = threadIdx.x;
+  cp_async_cg(shared + 16 * i, memory.in + 4 * i);
+  cp_async_commit_group();
+  cp_async_cg(shared + 16 * (kThreads + i), memory.in + 4 * (kThreads + i));
+  cp_async_commit_group();
+  if constexpr (kNewest >= 0) cp_async_wait_group<kNewest>();
+  if (kBarrier) __syncthreads();
   for (int j = 0; j < 2; ++j) {
     const int from = 2 * kThreads - 1 - (j * kThreads + i);
-    store(memory.out + from, load_shared(reinterpret_cast<uint32_t*>(shared + 16 * from)));
+    st_global(memory.out + from, ld_shared(reinterpret_cast<uint32_t*>(shared + 16 * from)));
   }
 }
 
 // The stage that is being read is filled anew too early.
 template <bool kBarrier>
-DIFFQKV_KERNEL(kThreads, 1)
-refill_stage(HazardMemory memory) {
+__global__ void __launch_bounds__(kThreads, 1) refill_stage(HazardMemory memory) {
   unsigned char* shared = dynamic_shared();
-  const int i = thread_index();
+  const int i = threadIdx.x;
   uint32_t sum = 0;
   for (int step = 0; step < 4; ++step) {
-    cp_async_16(shared + 16 * i, memory.in + 4 * (step * kThreads + i));
-    cp_async_commit();
-    cp_async_wait<0>();
-    sync_block();
-    sum += load_shared(reinterpret_cast<uint32_t*>(shared + 16 * ((i + 64) % kThreads)));
-    if (kBarrier) sync_block();
+    cp_async_cg(shared + 16 * i, memory.in + 4 * (step * kThreads + i));
+    cp_async_commit_group();
+    cp_async_wait_group<0>();
+    __syncthreads();
+    sum += ld_shared(reinterpret_cast<uint32_t*>(shared + 16 * ((i + 64) % kThreads)));
+    if (kBarrier) __syncthreads();
   }
-  store(memory.out + i, sum);
+  st_global(memory.out + i, sum);
 }
 
-DIFFQKV_KERNEL(32, 1) store_at(HazardMemory memory, int index) { store(memory.out + index + thread_index(), 1u); }
-DIFFQKV_KERNEL(32, 1) load_at(HazardMemory memory, int index) {
-  store(memory.out + thread_index(), load(memory.in + index + thread_index()));
+__global__ void __launch_bounds__(32, 1) store_at(HazardMemory memory, int index) {
+  st_global(memory.out + index + threadIdx.x, 1u);
 }
-DIFFQKV_KERNEL(32, 1) load_words_at(HazardMemory memory, int index) {
-  store(memory.out + thread_index(), load(reinterpret_cast<const Words4*>(memory.in + index)).w[0]);
+__global__ void __launch_bounds__(32, 1) load_at(HazardMemory memory, int index) {
+  st_global(memory.out + threadIdx.x, ld_global(memory.in + index + threadIdx.x));
 }
-DIFFQKV_KERNEL(32, 1) copy_at(HazardMemory memory, int index, int valid_bytes) {
-  cp_async_16(dynamic_shared() + 16 * thread_index(), memory.in + index, valid_bytes);
-  cp_async_commit();
-  cp_async_wait<0>();
-  store(memory.out + thread_index(), load_shared(reinterpret_cast<uint32_t*>(dynamic_shared()) + 4 * thread_index()));
+__global__ void __launch_bounds__(32, 1) load_words_at(HazardMemory memory, int index) {
+  st_global(memory.out + threadIdx.x, ld_global(reinterpret_cast<const Words4*>(memory.in + index)).w[0]);
 }
-DIFFQKV_KERNEL(32, 1) shared_at(HazardMemory memory, int written, int read) {
+__global__ void __launch_bounds__(32, 1) copy_at(HazardMemory memory, int index, int valid_bytes) {
+  cp_async_cg(dynamic_shared() + 16 * threadIdx.x, memory.in + index, valid_bytes);
+  cp_async_commit_group();
+  cp_async_wait_group<0>();
+  st_global(memory.out + threadIdx.x, ld_shared(reinterpret_cast<uint32_t*>(dynamic_shared()) + 4 * threadIdx.x));
+}
+__global__ void __launch_bounds__(32, 1) shared_at(HazardMemory memory, int written, int read) {
   uint32_t* shared = reinterpret_cast<uint32_t*>(dynamic_shared());
-  store_shared(shared + written + thread_index(), 7u);
-  store(memory.out + thread_index(), load_shared(shared + read + thread_index()));
+  st_shared(shared + written + threadIdx.x, 7u);
+  st_global(memory.out + threadIdx.x, ld_shared(shared + read + threadIdx.x));
 }
-DIFFQKV_KERNEL(32, 1) ldmatrix_of(HazardMemory memory, int written_rows) {
-  if (lane_index() < written_rows) store_shared(reinterpret_cast<Words4*>(dynamic_shared()) + lane_index(), Words4{});
-  sync_warp();
+__global__ void __launch_bounds__(32, 1) ldmatrix_of(HazardMemory memory, int written_rows) {
+  if (lane_index() < written_rows) st_shared(reinterpret_cast<Words4*>(dynamic_shared()) + lane_index(), Words4{});
+  __syncwarp();
   uint32_t r[4];
   ldmatrix_x4(r, dynamic_shared() + 16 * lane_index());
-  store(memory.out + lane_index(), r[3]);
+  st_global(memory.out + lane_index(), r[3]);
 }
-DIFFQKV_KERNEL(kThreads, 1) barrier_below(HazardMemory memory, int limit) {
-  if (thread_index() < limit) sync_block();
-  store(memory.out + thread_index(), 1u);
+__global__ void __launch_bounds__(kThreads, 1) barrier_below(HazardMemory memory, int limit) {
+  if (static_cast<int>(threadIdx.x) < limit) __syncthreads();
+  st_global(memory.out + threadIdx.x, 1u);
 }
-DIFFQKV_KERNEL(kThreads, 1) two_barriers(HazardMemory memory, int limit) {
-  if (thread_index() < limit) {
-    sync_block();
+__global__ void __launch_bounds__(kThreads, 1) two_barriers(HazardMemory memory, int limit) {
+  if (static_cast<int>(threadIdx.x) < limit) {
+    __syncthreads();
   } else {
-    sync_block();
+    __syncthreads();
   }
-  store(memory.out + thread_index(), 1u);
+  st_global(memory.out + threadIdx.x, 1u);
 }
-DIFFQKV_KERNEL(kThreads, 1) named_barrier(HazardMemory memory, int limit, int threads) {
-  if (thread_index() < limit) sync_named(1, threads);
-  store(memory.out + thread_index(), 1u);
+__global__ void __launch_bounds__(kThreads, 1) named_barrier(HazardMemory memory, int limit, int threads) {
+  if (static_cast<int>(threadIdx.x) < limit) bar_sync(1, threads);
+  st_global(memory.out + threadIdx.x, 1u);
 }
-DIFFQKV_KERNEL(kThreads, 1) half_warps_at_barrier(HazardMemory memory, int lanes) {
-  if (thread_index() < 64 && lane_index() < lanes) sync_named(1, 32);
-  store(memory.out + thread_index(), 1u);
+__global__ void __launch_bounds__(kThreads, 1) half_warps_at_barrier(HazardMemory memory, int lanes) {
+  if (threadIdx.x < 64 && lane_index() < lanes) bar_sync(1, 32);
+  st_global(memory.out + threadIdx.x, 1u);
 }
-DIFFQKV_KERNEL(32, 1) shuffle_below(HazardMemory memory, int limit) {
+__global__ void __launch_bounds__(32, 1) shuffle_below(HazardMemory memory, int limit) {
   uint32_t x = static_cast<uint32_t>(lane_index());
-  if (lane_index() < limit) x = shuffle_xor(x, 1);
-  store(memory.out + lane_index(), x);
+  if (lane_index() < limit) x = __shfl_xor_sync(kAllLanes, x, 1);
+  st_global(memory.out + lane_index(), x);
 }
-DIFFQKV_KERNEL(32, 1) two_operations(HazardMemory memory, int limit) {
+__global__ void __launch_bounds__(32, 1) two_operations(HazardMemory memory, int limit) {
   uint32_t x = static_cast<uint32_t>(lane_index());
   if (lane_index() < limit) {
-    x = shuffle_xor(x, 1);
+    x = __shfl_xor_sync(kAllLanes, x, 1);
   } else {
-    x = ballot(true);
+    x = __ballot_sync(kAllLanes, true);
   }
-  store(memory.out + lane_index(), x);
+  st_global(memory.out + lane_index(), x);
 }
 
 std::vector<uint32_t> passed_on() {
@@ -181,9 +180,10 @@ std::vector<Check> hazard_checks() {
           [=] { return in_all_seeds(passed_on(), block_words, pass_on<false, true>, in); });
   c.found("no barrier before writing over what others read", kUnordered,
           [=] { return in_all_seeds(passed_on(), block_words, pass_on<true, false>, in); });
-  c.clean("sync_warp where it belongs",
+  c.clean("__syncwarp where it belongs",
           [=] { return in_all_seeds(neighbors, warp_rows, pass_on_in_warp<true>, some); });
-  c.found("no sync_warp", kUnordered, [=] { return in_all_seeds(neighbors, warp_rows, pass_on_in_warp<false>, some); });
+  c.found("no __syncwarp", kUnordered,
+          [=] { return in_all_seeds(neighbors, warp_rows, pass_on_in_warp<false>, some); });
   c.clean("cp.async, waited for",
           [=] { return in_all_seeds(every_fourth(copies), copied, copy_async<0, true>, copies); });
   c.found("cp.async, not waited for", kCopying,

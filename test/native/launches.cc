@@ -3,20 +3,19 @@
 #include <atomic>
 #include <thread>
 
-#include "backend/emulated_faults.h"
 #include "calls/call.h"
 #include "check.h"
 #include "cuda_devices.h"
-#include "emulation/runtime.h"
+#include "engine/runtime.h"
 
 namespace diffqkv::check {
 namespace {
 
 using namespace emulated;
 
-DIFFQKV_KERNEL(32, 1) use_shared(int bytes) {
+__global__ void __launch_bounds__(32, 1) use_shared(int bytes) {
   unsigned char* const last = dynamic_shared() + bytes - 4;
-  if (lane_index() == 0) store_shared(reinterpret_cast<uint32_t*>(last), 1u);
+  if (lane_index() == 0) st_shared(reinterpret_cast<uint32_t*>(last), 1u);
 }
 
 std::string name_of(cudaError_t error) { return cudaGetErrorName(error); }
@@ -100,14 +99,14 @@ constexpr int64_t kSmallDim = 32, kLargeDim = 256;
 
 std::shared_ptr<Backend> open_after_reset() {
   gpu(0).lost = true;
-  return make_emulated_backend();
+  return make_backend(0);
 }
 
-uint64_t attribute_calls_since_last() { return set_emulated_fault({"cudaFuncSetAttribute", 0, 0, 0}); }
+uint64_t attribute_calls_since_last() { return set_fault({"cudaFuncSetAttribute", 0, 0, 0}); }
 
 // Another device launches the same kernel, with less shared memory, just before each launch.
 std::string check_interrupted_launch() {
-  const std::shared_ptr<Backend> one = open_after_reset(), other = make_emulated_backend();
+  const std::shared_ptr<Backend> one = open_after_reset(), other = make_backend(0);
   Decode large(kLargeDim), small(kSmallDim);
   std::atomic<bool> interrupting{false};
   int interruptions = 0;
@@ -136,7 +135,7 @@ std::string check_devices_at_once() {
   std::vector<std::unique_ptr<Decode>> decodes;
   std::vector<std::vector<uint8_t>> alone;
   for (int i = 0; i < kDevices; ++i) {
-    if (i > 0) backends.push_back(make_emulated_backend());
+    if (i > 0) backends.push_back(make_backend(0));
     decodes.push_back(std::make_unique<Decode>(i % 2 ? kLargeDim : kSmallDim));
     decodes[i]->enqueue(*backends[i]);
     backends[i]->synchronize();
@@ -145,7 +144,7 @@ std::string check_devices_at_once() {
   decodes.clear();
   backends = {open_after_reset()};
   for (int i = 0; i < kDevices; ++i) {
-    if (i > 0) backends.push_back(make_emulated_backend());
+    if (i > 0) backends.push_back(make_backend(0));
     decodes.push_back(std::make_unique<Decode>(i % 2 ? kLargeDim : kSmallDim));
   }
   attribute_calls_since_last();

@@ -5,7 +5,7 @@
 
 #include "calls/call.h"
 #include "check.h"
-#include "emulation/runtime.h"
+#include "engine/runtime.h"
 
 namespace diffqkv::check {
 

@@ -1,7 +1,8 @@
 // Races within a block: two accesses of the same bytes that no barrier orders. The emulation must name them even if the
 // values come out right.
-#include "device/async.h"
-#include "device/mma.h"
+#include <device/async.h>
+#include <device/memory.h>
+#include <device/mma.h>
 #include "hazard.h"
 
 namespace diffqkv::check {
@@ -12,219 +13,207 @@ constexpr int kThreads = 128;
 uint32_t* shared_words() { return reinterpret_cast<uint32_t*>(dynamic_shared()); }
 
 // Threads below `writers` store the same value to the same word.
-DIFFQKV_KERNEL(kThreads, 1) store_same_value(HazardMemory memory, int writers) {
-  if (thread_index() < writers) store_shared(shared_words(), 7u);
-  sync_block();
-  store(memory.out + thread_index(), load_shared(shared_words()));
+__global__ void __launch_bounds__(kThreads, 1) store_same_value(HazardMemory memory, int writers) {
+  if (static_cast<int>(threadIdx.x) < writers) st_shared(shared_words(), 7u);
+  __syncthreads();
+  st_global(memory.out + threadIdx.x, ld_shared(shared_words()));
 }
-DIFFQKV_KERNEL(kThreads, 1) store_same_value_globally(HazardMemory memory, int writers) {
-  if (thread_index() < writers) store(memory.words, 7u);
-  sync_block();
-  store(memory.out + thread_index(), load(memory.words));
+__global__ void __launch_bounds__(kThreads, 1) store_same_value_globally(HazardMemory memory, int writers) {
+  if (static_cast<int>(threadIdx.x) < writers) st_global(memory.words, 7u);
+  __syncthreads();
+  st_global(memory.out + threadIdx.x, ld_global(memory.words));
 }
 
 // What stands between a store and the load of a neighbor's word.
 enum class Order { none, warp, block, shuffle, vote, atomic };
 template <Order kOrder>
-DIFFQKV_DEVICE void order() {
-  if constexpr (kOrder == Order::warp) sync_warp();
-  if constexpr (kOrder == Order::block) sync_block();
-  if constexpr (kOrder == Order::shuffle) shuffle_xor(1u, 1);
-  if constexpr (kOrder == Order::vote) ballot(true);
+__device__ __forceinline__ void order() {
+  if constexpr (kOrder == Order::warp) __syncwarp();
+  if constexpr (kOrder == Order::block) __syncthreads();
+  if constexpr (kOrder == Order::shuffle) __shfl_xor_sync(kAllLanes, 1u, 1);
+  if constexpr (kOrder == Order::vote) __ballot_sync(kAllLanes, true);
 }
 template <Order kOrder>
-DIFFQKV_KERNEL(32, 1)
-hand_on(HazardMemory memory) {
-  const int i = thread_index();
-  store_shared(shared_words() + i, load(memory.in + i));
+__global__ void __launch_bounds__(32, 1) hand_on(HazardMemory memory) {
+  const int i = threadIdx.x;
+  st_shared(shared_words() + i, ld_global(memory.in + i));
   order<kOrder>();
-  store(memory.out + i, load_shared(shared_words() + (i + 1) % 32));
+  st_global(memory.out + i, ld_shared(shared_words() + (i + 1) % 32));
 }
 // The same through global memory.
 template <Order kOrder>
-DIFFQKV_KERNEL(kThreads, 1)
-hand_on_globally(HazardMemory memory) {
-  const int i = thread_index();
-  store(memory.words + i, load(memory.in + i));
+__global__ void __launch_bounds__(kThreads, 1) hand_on_globally(HazardMemory memory) {
+  const int i = threadIdx.x;
+  st_global(memory.words + i, ld_global(memory.in + i));
   order<kOrder>();
   const int neighbor = kOrder == Order::warp ? i / 32 * 32 + (i + 1) % 32 : (i + 1) % kThreads;
-  store(memory.out + i, load(memory.words + neighbor));
+  st_global(memory.out + i, ld_global(memory.words + neighbor));
 }
 
 // Each lane stores a row. ldmatrix gives all lanes parts of it. Then the rows are stored again.
 template <Order kBefore, Order kAfter>
-DIFFQKV_KERNEL(32, 1)
-matrix_rows(HazardMemory memory) {
+__global__ void __launch_bounds__(32, 1) matrix_rows(HazardMemory memory) {
   Words4* const row = reinterpret_cast<Words4*>(dynamic_shared()) + lane_index();
-  store_shared(row, Words4{{1u, 1u, 1u, 1u}});
+  st_shared(row, Words4{{1u, 1u, 1u, 1u}});
   order<kBefore>();
   uint32_t r[4];
   ldmatrix_x4(r, row);
   order<kAfter>();
-  store_shared(row, Words4{{2u, 2u, 2u, 2u}});
-  store(memory.out + lane_index(), r[0]);
+  st_shared(row, Words4{{2u, 2u, 2u, 2u}});
+  st_global(memory.out + lane_index(), r[0]);
 }
 
 // Warp 0 hands its words to warp 1, and that to warp 2, by barriers of two warps each. Warp 1 comes to barrier `from` first.
-DIFFQKV_KERNEL(96, 1) relay(HazardMemory memory, int from) {
-  const int warp = thread_index() / 32, lane = lane_index();
+__global__ void __launch_bounds__(96, 1) relay(HazardMemory memory, int from) {
+  const int warp = threadIdx.x / 32, lane = lane_index();
   if (warp == 0) {
-    store_shared(shared_words() + lane, load(memory.in + lane));
-    sync_named(1, 64);
+    st_shared(shared_words() + lane, ld_global(memory.in + lane));
+    bar_sync(1, 64);
   } else if (warp == 1) {
-    if (from == 1) sync_named(1, 64);
-    sync_named(2, 64);
-    if (from != 1) sync_named(1, 64);
+    if (from == 1) bar_sync(1, 64);
+    bar_sync(2, 64);
+    if (from != 1) bar_sync(1, 64);
   } else {
-    sync_named(2, 64);
-    store(memory.out + lane, load_shared(shared_words() + lane));
+    bar_sync(2, 64);
+    st_global(memory.out + lane, ld_shared(shared_words() + lane));
   }
 }
 
 // A producer and a consumer, each a warp, with one slot: `full` and `empty` are named barriers.
 template <bool kWaitsUntilEmpty>
-DIFFQKV_KERNEL(64, 1)
-one_slot(HazardMemory memory) {
+__global__ void __launch_bounds__(64, 1) one_slot(HazardMemory memory) {
   const int lane = lane_index();
   uint32_t sum = 0;
   for (int round = 0; round < 4; ++round) {
-    if (thread_index() < 32) {
-      store_shared(shared_words() + lane, load(memory.in + lane) + static_cast<uint32_t>(round));
-      sync_named(1, 64);
-      if (kWaitsUntilEmpty) sync_named(2, 64);
+    if (threadIdx.x < 32) {
+      st_shared(shared_words() + lane, ld_global(memory.in + lane) + static_cast<uint32_t>(round));
+      bar_sync(1, 64);
+      if (kWaitsUntilEmpty) bar_sync(2, 64);
     } else {
-      sync_named(1, 64);
-      sum += load_shared(shared_words() + 31 - lane);
-      if (kWaitsUntilEmpty) sync_named(2, 64);
+      bar_sync(1, 64);
+      sum += ld_shared(shared_words() + 31 - lane);
+      if (kWaitsUntilEmpty) bar_sync(2, 64);
     }
   }
-  if (thread_index() >= 32) store(memory.out + lane, sum);
+  if (threadIdx.x >= 32) st_global(memory.out + lane, sum);
 }
 
 // All warps read a word, then thread 0 writes it.
 template <Order kOrder>
-DIFFQKV_KERNEL(kThreads, 1)
-read_by_all(HazardMemory memory) {
-  if (thread_index() == 0) store_shared(shared_words(), 5u);
-  sync_block();
-  const uint32_t x = load_shared(shared_words());
+__global__ void __launch_bounds__(kThreads, 1) read_by_all(HazardMemory memory) {
+  if (threadIdx.x == 0) st_shared(shared_words(), 5u);
+  __syncthreads();
+  const uint32_t x = ld_shared(shared_words());
   order<kOrder>();
-  if (thread_index() == 0) store_shared(shared_words(), 6u);
-  store(memory.out + thread_index(), x);
+  if (threadIdx.x == 0) st_shared(shared_words(), 6u);
+  st_global(memory.out + threadIdx.x, x);
 }
 
 enum class Touch { nothing, read, write, copy };
 // A cp.async, and an access of its bytes by the same thread before it has waited for it.
 template <Touch kTouch>
-DIFFQKV_KERNEL(32, 1)
-touch_copy(HazardMemory memory) {
+__global__ void __launch_bounds__(32, 1) touch_copy(HazardMemory memory) {
   const int lane = lane_index();
   uint32_t* const word = shared_words() + 4 * lane;
-  cp_async_16(word, memory.in);
-  cp_async_commit();
-  if constexpr (kTouch == Touch::read) load_shared(word);
-  if constexpr (kTouch == Touch::write) store_shared(word, 1u);
-  if constexpr (kTouch == Touch::copy) cp_async_16(word, memory.in);
-  cp_async_commit();
-  cp_async_wait<0>();
-  store(memory.out + lane, load_shared(word));
+  cp_async_cg(word, memory.in);
+  cp_async_commit_group();
+  if constexpr (kTouch == Touch::read) ld_shared(word);
+  if constexpr (kTouch == Touch::write) st_shared(word, 1u);
+  if constexpr (kTouch == Touch::copy) cp_async_cg(word, memory.in);
+  cp_async_commit_group();
+  cp_async_wait_group<0>();
+  st_global(memory.out + lane, ld_shared(word));
 }
 // A cp.async, over what another lane has read.
 template <Order kOrder>
-DIFFQKV_KERNEL(32, 1)
-copy_over_read(HazardMemory memory) {
+__global__ void __launch_bounds__(32, 1) copy_over_read(HazardMemory memory) {
   const int lane = lane_index();
   uint32_t* const word = shared_words() + 4 * lane;
-  store_shared(word, 3u);
-  sync_warp();
-  const uint32_t x = load_shared(shared_words() + 4 * (lane ^ 1));
+  st_shared(word, 3u);
+  __syncwarp();
+  const uint32_t x = ld_shared(shared_words() + 4 * (lane ^ 1));
   order<kOrder>();
-  cp_async_16(word, memory.in);
-  cp_async_commit();
-  cp_async_wait<0>();
-  store(memory.out + lane, x);
+  cp_async_cg(word, memory.in);
+  cp_async_commit_group();
+  cp_async_wait_group<0>();
+  st_global(memory.out + lane, x);
 }
 // The source of a cp.async is written after a barrier, before its wait (kWaitsFirst: after it).
 template <bool kWaitsFirst>
-DIFFQKV_KERNEL(32, 1)
-write_source(HazardMemory memory) {
+__global__ void __launch_bounds__(32, 1) write_source(HazardMemory memory) {
   const int lane = lane_index();
-  cp_async_16(shared_words() + 4 * lane, memory.words + 4 * lane);
-  cp_async_commit();
-  if (kWaitsFirst) cp_async_wait<0>();
-  sync_warp();
-  store(memory.words + (4 * lane + 4) % 128, 1u);
-  sync_warp();
-  if (!kWaitsFirst) cp_async_wait<0>();
-  store(memory.out + lane, load_shared(shared_words() + 4 * lane));
+  cp_async_cg(shared_words() + 4 * lane, memory.words + 4 * lane);
+  cp_async_commit_group();
+  if (kWaitsFirst) cp_async_wait_group<0>();
+  __syncwarp();
+  st_global(memory.words + (4 * lane + 4) % 128, 1u);
+  __syncwarp();
+  if (!kWaitsFirst) cp_async_wait_group<0>();
+  st_global(memory.out + lane, ld_shared(shared_words() + 4 * lane));
 }
 
 // A histogram in shared memory: `before` its bins are zeroed, `after` they are read.
 template <Order kBefore, Order kAfter>
-DIFFQKV_KERNEL(kThreads, 1)
-histogram(HazardMemory memory) {
-  const int i = thread_index();
-  if (i < 8) store_shared(shared_words() + i, 0u);
+__global__ void __launch_bounds__(kThreads, 1) histogram(HazardMemory memory) {
+  const int i = threadIdx.x;
+  if (i < 8) st_shared(shared_words() + i, 0u);
   order<kBefore>();
-  for (int j = 0; j < 2; ++j) atomic_add_shared(shared_words() + i % 8, 1u);
+  for (int j = 0; j < 2; ++j) atomicAdd(shared_words() + i % 8, 1u);
   order<kAfter>();
-  if (i < 8) store(memory.out + i, load_shared(shared_words() + i));
+  if (i < 8) st_global(memory.out + i, ld_shared(shared_words() + i));
 }
 // A warp counts in global memory. All threads read the counter as a plain word.
 template <Order kOrder>
-DIFFQKV_KERNEL(kThreads, 1)
-count_globally(HazardMemory memory) {
-  if (thread_index() < 32) atomic_add(memory.words, 1u);
+__global__ void __launch_bounds__(kThreads, 1) count_globally(HazardMemory memory) {
+  if (threadIdx.x < 32) atomicAdd(memory.words, 1u);
   order<kOrder>();
-  store(memory.out + thread_index(), load(memory.words));
+  st_global(memory.out + threadIdx.x, ld_global(memory.words));
 }
 
 // Elements of less than a word, `stride` bytes apart from thread to thread.
 template <typename T>
-DIFFQKV_KERNEL(kThreads, 1)
-small_stores(HazardMemory memory, int stride) {
+__global__ void __launch_bounds__(kThreads, 1) small_stores(HazardMemory memory, int stride) {
   constexpr int kBytes = static_cast<int>(sizeof(T));
-  T* const own = reinterpret_cast<T*>(dynamic_shared()) + thread_index() * stride / kBytes;
+  T* const own = reinterpret_cast<T*>(dynamic_shared()) + threadIdx.x * stride / kBytes;
   const T value = {};
-  store_shared(own, value);
-  const T back = load_shared(own);
-  T* const global = reinterpret_cast<T*>(memory.words) + thread_index() * stride / kBytes;
-  store(global, back);
-  sync_block();
-  store(memory.out + thread_index(), load(memory.words + thread_index() * kBytes / 4));
+  st_shared(own, value);
+  const T back = ld_shared(own);
+  T* const global = reinterpret_cast<T*>(memory.words) + threadIdx.x * stride / kBytes;
+  st_global(global, back);
+  __syncthreads();
+  st_global(memory.out + threadIdx.x, ld_global(memory.words + threadIdx.x * kBytes / 4));
 }
 struct Half {
   uint16_t bits;
 };
 // Lane 0 stores a word of which lane 1 stores one byte.
-DIFFQKV_KERNEL(32, 1) byte_of_word(HazardMemory memory, int byte) {
-  if (lane_index() == 0) store_shared(shared_words(), 0u);
-  if (lane_index() == 1) store_shared(dynamic_shared() + byte, static_cast<unsigned char>(0));
-  store(memory.out + lane_index(), 1u);
+__global__ void __launch_bounds__(32, 1) byte_of_word(HazardMemory memory, int byte) {
+  if (lane_index() == 0) st_shared(shared_words(), 0u);
+  if (lane_index() == 1) st_shared(dynamic_shared() + byte, static_cast<unsigned char>(0));
+  st_global(memory.out + lane_index(), 1u);
 }
 
-// load_streaming of the first 64 bytes, and a store to word `index`.
+// ld_global_nc of the first 64 bytes, and a store to word `index`.
 enum class First { stream, store };
 template <First kFirst>
-DIFFQKV_KERNEL(32, 1)
-stream_and_store(HazardMemory memory, int index) {
+__global__ void __launch_bounds__(32, 1) stream_and_store(HazardMemory memory, int index) {
   const auto store_word = [&] {
-    if (lane_index() == 31) store(memory.words + index, 0u);
+    if (lane_index() == 31) st_global(memory.words + index, 0u);
   };
   if (kFirst == First::store) store_word();
-  sync_block();
+  __syncthreads();
   uint32_t x = 0;
-  if (lane_index() < 4) x = load_streaming(memory.words + 4 * lane_index()).w[3];
-  sync_block();
+  if (lane_index() < 4) x = ld_global_nc(memory.words + 4 * lane_index()).w[3];
+  __syncthreads();
   if (kFirst == First::stream) store_word();
-  store(memory.out + lane_index(), x);
+  st_global(memory.out + lane_index(), x);
 }
 
 constexpr int kMessageLine = __LINE__ + 3;
-DIFFQKV_KERNEL(64, 1) message(HazardMemory memory) {
-  if (block_x() == 1) {
-    if (thread_index() == 37) store_shared(shared_words() + 3, 1u);
-    if (thread_index() == 5) store(memory.out, load_shared(shared_words() + 3));
+__global__ void __launch_bounds__(64, 1) message(HazardMemory memory) {
+  if (blockIdx.x == 1) {
+    if (threadIdx.x == 37) st_shared(shared_words() + 3, 1u);
+    if (threadIdx.x == 5) st_global(memory.out, ld_shared(shared_words() + 3));
   }
 }
 
@@ -267,7 +256,7 @@ std::vector<Check> race_checks() {
   const Shape block = {.threads = kThreads, .shared_bytes = 512, .words = kThreads};
   const char* kUnordered = "with no barrier between them";
   const char* kCopying = "may still write";
-  const char* kStreamed = "by load_streaming";
+  const char* kStreamed = "by ld_global_nc";
   HazardChecks c;
   c.clean("one thread stores to a word", [=] { return in_all_seeds(sevens, block, store_same_value, {}, 1); });
   c.found("two threads store the same value", kUnordered,
@@ -276,15 +265,15 @@ std::vector<Check> race_checks() {
           [=] { return in_all_seeds(sevens, block, store_same_value_globally, {}, 1); });
   c.found("two threads store the same value to a global word", kUnordered,
           [=] { return in_all_seeds(sevens, block, store_same_value_globally, {}, 2); });
-  c.clean("handed on after sync_warp", [=] { return in_all_seeds(neighbors, warp, hand_on<Order::warp>, some); });
-  c.clean("handed on after sync_block", [=] { return in_all_seeds(neighbors, warp, hand_on<Order::block>, some); });
+  c.clean("handed on after __syncwarp", [=] { return in_all_seeds(neighbors, warp, hand_on<Order::warp>, some); });
+  c.clean("handed on after __syncthreads", [=] { return in_all_seeds(neighbors, warp, hand_on<Order::block>, some); });
   c.found("handed on after a shuffle", kUnordered,
           [=] { return in_all_seeds(neighbors, warp, hand_on<Order::shuffle>, some); });
   c.found("handed on after a vote", kUnordered,
           [=] { return in_all_seeds(neighbors, warp, hand_on<Order::vote>, some); });
-  c.clean("handed on in global memory after sync_block",
+  c.clean("handed on in global memory after __syncthreads",
           [=] { return in_all_seeds(block_neighbors, block, hand_on_globally<Order::block>, in); });
-  c.clean("handed on in global memory after sync_warp",
+  c.clean("handed on in global memory after __syncwarp",
           [=] { return in_all_seeds(warp_neighbors, block, hand_on_globally<Order::warp>, in); });
   c.found("handed on in global memory without a barrier", "with no barrier between",
           [=] { return in_all_seeds(block_neighbors, block, hand_on_globally<Order::none>, in); });
@@ -333,11 +322,11 @@ std::vector<Check> race_checks() {
           [=] { return in_all_seeds(zeros, block, small_stores<Half>, {}, 1); });
   c.clean("a word and a byte beside it", [=] { return in_all_seeds(whole_ones, warp, byte_of_word, {}, 4); });
   c.found("a word and a byte of it", kUnordered, [=] { return in_all_seeds(whole_ones, warp, byte_of_word, {}, 3); });
-  c.clean("load_streaming, and a store beside it",
+  c.clean("ld_global_nc, and a store beside it",
           [=] { return in_all_seeds(whole_zeros, warp, stream_and_store<First::stream>, {}, 16); });
-  c.found("load_streaming, then a store", kStreamed,
+  c.found("ld_global_nc, then a store", kStreamed,
           [=] { return in_all_seeds(whole_zeros, warp, stream_and_store<First::stream>, {}, 15); });
-  c.found("a store, then load_streaming", kStreamed,
+  c.found("a store, then ld_global_nc", kStreamed,
           [=] { return in_all_seeds(whole_zeros, warp, stream_and_store<First::store>, {}, 15); });
   c.checks.push_back({"message: both threads, both lines, block and byte", check_message});
   return c.checks;

@@ -7,8 +7,8 @@
 namespace diffqkv::check {
 
 // kIn words for each lane of `blocks` warps.
-inline std::vector<uint32_t> wrapper_input(DIFFQKV_DEVICE_NS::Input input, int blocks, uint64_t seed) {
-  using namespace DIFFQKV_DEVICE_NS;
+inline std::vector<uint32_t> wrapper_input(cuda::Input input, int blocks, uint64_t seed) {
+  using namespace cuda;
   Random random(seed);
   const auto float_bits = [](float x) {
     uint32_t bits;

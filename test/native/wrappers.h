@@ -4,12 +4,13 @@
 
 #include <vector>
 
-#include "device/async.h"
-#include "device/bytes.h"
-#include "device/mma.h"
-#include "device/softmax.h"
+#include <device/async.h>
+#include <device/memory.h>
+#include <device/mma.h>
+#include "bytes.h"
+#include "softmax.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 
 constexpr int kIn = 10, kOut = 4;
 
@@ -29,17 +30,16 @@ struct LaneWords {
 };
 
 template <typename Body>
-DIFFQKV_DEVICE void on_lane(const uint32_t* in, uint32_t* out, const Body& body) {
-  const int at = block_x() * 32 + lane_index();
+__device__ __forceinline__ void on_lane(const uint32_t* in, uint32_t* out, const Body& body) {
+  const int at = blockIdx.x * 32 + lane_index();
   LaneWords words = {};
-  for (int i = 0; i < kIn; ++i) words.in[i] = load(in + at * kIn + i);
+  for (int i = 0; i < kIn; ++i) words.in[i] = ld_global(in + at * kIn + i);
   body(words);
-  for (int i = 0; i < kOut; ++i) store(out + at * kOut + i, words.out[i]);
+  for (int i = 0; i < kOut; ++i) st_global(out + at * kOut + i, words.out[i]);
 }
 
 template <typename T>
-DIFFQKV_KERNEL(32, 1)
-try_mma(const uint32_t* in, uint32_t* out) {
+__global__ void __launch_bounds__(32, 1) try_mma(const uint32_t* in, uint32_t* out) {
   on_lane(in, out, [](LaneWords& l) {
     const uint32_t a[4] = {l.in[0], l.in[1], l.in[2], l.in[3]}, b[2] = {l.in[4], l.in[5]};
     float c[4];
@@ -51,12 +51,11 @@ try_mma(const uint32_t* in, uint32_t* out) {
 
 // Each lane's first four words are a row of 16 bytes.
 template <int kMatrices, bool kTranspose>
-DIFFQKV_KERNEL(32, 1)
-try_ldmatrix(const uint32_t* in, uint32_t* out) {
+__global__ void __launch_bounds__(32, 1) try_ldmatrix(const uint32_t* in, uint32_t* out) {
   on_lane(in, out, [](LaneWords& l) {
     Words4* rows = reinterpret_cast<Words4*>(dynamic_shared());
-    store_shared(rows + lane_index(), Words4{{l.in[0], l.in[1], l.in[2], l.in[3]}});
-    sync_warp();
+    st_shared(rows + lane_index(), Words4{{l.in[0], l.in[1], l.in[2], l.in[3]}});
+    __syncwarp();
     if constexpr (kMatrices == 4) {
       uint32_t r[4];
       kTranspose ? ldmatrix_x4_trans(r, rows + lane_index()) : ldmatrix_x4(r, rows + lane_index());
@@ -69,44 +68,44 @@ try_ldmatrix(const uint32_t* in, uint32_t* out) {
   });
 }
 
-DIFFQKV_KERNEL(32, 1) try_movmatrix(const uint32_t* in, uint32_t* out) {
+__global__ void __launch_bounds__(32, 1) try_movmatrix(const uint32_t* in, uint32_t* out) {
   on_lane(in, out, [](LaneWords& l) { l.out[0] = movmatrix_trans(l.in[0]); });
 }
 
 // The lane copies the first in[0] % 17 bytes of its neighbour's words, which lie in global memory.
-DIFFQKV_KERNEL(32, 1) try_cp_async(const uint32_t* in, uint32_t* out) {
+__global__ void __launch_bounds__(32, 1) try_cp_async(const uint32_t* in, uint32_t* out) {
   on_lane(in, out, [out](LaneWords& l) {
-    Words4* mine = reinterpret_cast<Words4*>(out) + block_x() * 32 + lane_index();
-    store(mine, Words4{{l.in[1], l.in[2], l.in[3], l.in[4]}});
-    sync_block();
+    Words4* mine = reinterpret_cast<Words4*>(out) + blockIdx.x * 32 + lane_index();
+    st_global(mine, Words4{{l.in[1], l.in[2], l.in[3], l.in[4]}});
+    __syncthreads();
     Words4* rows = reinterpret_cast<Words4*>(dynamic_shared());
-    const Words4* from = reinterpret_cast<const Words4*>(out) + block_x() * 32 + (lane_index() + 1) % 32;
-    cp_async_16(rows + lane_index(), from, static_cast<int>(l.in[0] % 17));
-    cp_async_commit();
-    cp_async_wait<0>();
-    sync_block();
-    const Words4 copied = load_shared(rows + lane_index());
+    const Words4* from = reinterpret_cast<const Words4*>(out) + blockIdx.x * 32 + (lane_index() + 1) % 32;
+    cp_async_cg(rows + lane_index(), from, static_cast<int>(l.in[0] % 17));
+    cp_async_commit_group();
+    cp_async_wait_group<0>();
+    __syncthreads();
+    const Words4 copied = ld_shared(rows + lane_index());
     for (int i = 0; i < 4; ++i) l.out[i] = copied.w[i];
   });
 }
 
-DIFFQKV_KERNEL(32, 1) try_shuffles(const uint32_t* in, uint32_t* out) {
+__global__ void __launch_bounds__(32, 1) try_shuffles(const uint32_t* in, uint32_t* out) {
   on_lane(in, out, [](LaneWords& l) {
-    l.out[0] = shuffle(l.in[0], static_cast<int>(l.in[1] % 32));
-    l.out[1] = shuffle_xor(l.in[0], 5);
-    l.out[2] = shuffle_up(l.in[0], 3);
-    l.out[3] = shuffle_down(l.in[0], 7);
+    l.out[0] = __shfl_sync(kAllLanes, l.in[0], static_cast<int>(l.in[1] % 32));
+    l.out[1] = __shfl_xor_sync(kAllLanes, l.in[0], 5);
+    l.out[2] = __shfl_up_sync(kAllLanes, l.in[0], 3);
+    l.out[3] = __shfl_down_sync(kAllLanes, l.in[0], 7);
   });
 }
 
-DIFFQKV_KERNEL(32, 1) try_votes(const uint32_t* in, uint32_t* out) {
+__global__ void __launch_bounds__(32, 1) try_votes(const uint32_t* in, uint32_t* out) {
   on_lane(in, out, [](LaneWords& l) {
-    l.out[0] = ballot(l.in[0] & 1);
-    l.out[1] = ballot((l.in[1] & 7) == 0);
+    l.out[0] = __ballot_sync(kAllLanes, l.in[0] & 1);
+    l.out[1] = __ballot_sync(kAllLanes, (l.in[1] & 7) == 0);
   });
 }
 
-DIFFQKV_KERNEL(32, 1) try_reductions(const uint32_t* in, uint32_t* out) {
+__global__ void __launch_bounds__(32, 1) try_reductions(const uint32_t* in, uint32_t* out) {
   on_lane(in, out, [](LaneWords& l) {
     l.out[0] = bit_cast<uint32_t>(warp_sum(bit_cast<float>(l.in[0])));
     l.out[1] = bit_cast<uint32_t>(warp_max(bit_cast<float>(l.in[1])));
@@ -114,10 +113,9 @@ DIFFQKV_KERNEL(32, 1) try_reductions(const uint32_t* in, uint32_t* out) {
 }
 
 template <typename T>
-DIFFQKV_KERNEL(32, 1)
-try_conversions(const uint32_t* in, uint32_t* out) {
+__global__ void __launch_bounds__(32, 1) try_conversions(const uint32_t* in, uint32_t* out) {
   on_lane(in, out, [](LaneWords& l) {
-    l.out[0] = pack2<T>(bit_cast<float>(l.in[0]), bit_cast<float>(l.in[1]));
+    l.out[0] = cvt_rn_x2<T>(bit_cast<float>(l.in[0]), bit_cast<float>(l.in[1]));
     l.out[1] = bit_cast<uint32_t>(unpack_low<T>(l.in[2]));
     l.out[2] = bit_cast<uint32_t>(unpack_high<T>(l.in[2]));
   });
@@ -125,8 +123,7 @@ try_conversions(const uint32_t* in, uint32_t* out) {
 
 // Lanes of odd numbers give the odd elements.
 template <typename T, bool kI8>
-DIFFQKV_KERNEL(32, 1)
-try_widening(const uint32_t* in, uint32_t* out) {
+__global__ void __launch_bounds__(32, 1) try_widening(const uint32_t* in, uint32_t* out) {
   on_lane(in, out, [](LaneWords& l) {
     const uint32_t words[4] = {l.in[0], l.in[1], l.in[2], l.in[3]};
     const WidenedBytes wide = kI8 ? widen_i8<T>(words) : widen_f8e4m3<T>(words);
@@ -134,32 +131,32 @@ try_widening(const uint32_t* in, uint32_t* out) {
   });
 }
 
-DIFFQKV_KERNEL(32, 1) try_f8e4m3(const uint32_t* in, uint32_t* out) {
+__global__ void __launch_bounds__(32, 1) try_f8e4m3(const uint32_t* in, uint32_t* out) {
   on_lane(in, out, [](LaneWords& l) {
     l.out[0] = to_f8e4m3(bit_cast<float>(l.in[0])).bits;
     l.out[1] = bit_cast<uint32_t>(to_float(f8e4m3{static_cast<uint8_t>(l.in[1])}));
   });
 }
 
-DIFFQKV_KERNEL(32, 1) try_exact_functions(const uint32_t* in, uint32_t* out) {
+__global__ void __launch_bounds__(32, 1) try_exact_functions(const uint32_t* in, uint32_t* out) {
   on_lane(in, out, [](LaneWords& l) {
     const float x = bit_cast<float>(l.in[0]), y = bit_cast<float>(l.in[1]), z = bit_cast<float>(l.in[2]);
-    l.out[0] = bit_cast<uint32_t>(fused_multiply_add(x, y, z));
-    l.out[1] = bit_cast<uint32_t>(reciprocal(x));
-    l.out[2] = bit_cast<uint32_t>(reciprocal_sqrt(x < 0 ? -x : x));
+    l.out[0] = bit_cast<uint32_t>(__fmaf_rn(x, y, z));
+    l.out[1] = bit_cast<uint32_t>(__frcp_rn(x));
+    l.out[2] = bit_cast<uint32_t>(__frsqrt_rn(x < 0 ? -x : x));
   });
 }
 
-DIFFQKV_KERNEL(32, 1) try_exp2(const uint32_t* in, uint32_t* out) {
+__global__ void __launch_bounds__(32, 1) try_exp2(const uint32_t* in, uint32_t* out) {
   on_lane(in, out, [](LaneWords& l) {
-    for (int i = 0; i < kOut; ++i) l.out[i] = bit_cast<uint32_t>(exp2_fast(bit_cast<float>(l.in[i])));
+    for (int i = 0; i < kOut; ++i) l.out[i] = bit_cast<uint32_t>(ex2_approx(bit_cast<float>(l.in[i])));
   });
 }
 
-DIFFQKV_KERNEL(32, 1) try_streaming(const uint32_t* in, uint32_t* out) {
-  const int at = block_x() * 32 + lane_index();
-  const Words4 words = load_streaming(in + (at * kIn + 3) / 4 * 4);
-  store(reinterpret_cast<Words4*>(out) + at, words);
+__global__ void __launch_bounds__(32, 1) try_streaming(const uint32_t* in, uint32_t* out) {
+  const int at = blockIdx.x * 32 + lane_index();
+  const Words4 words = ld_global_nc(in + (at * kIn + 3) / 4 * 4);
+  st_global(reinterpret_cast<Words4*>(out) + at, words);
 }
 
 inline std::vector<Wrapper> wrappers() {
@@ -183,7 +180,7 @@ inline std::vector<Wrapper> wrappers() {
           {"f8e4m3", try_f8e4m3, Input::floats, true},
           {"fma, 1/x, 1/sqrt(x)", try_exact_functions, Input::floats, true},
           {"exp2", try_exp2, Input::floats, false, true},
-          {"load_streaming", try_streaming, Input::bits, true}};
+          {"ld_global_nc", try_streaming, Input::bits, true}};
 }
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "emulation/engine.h"
+#include "engine/engine.h"
 #include "machine.h"
 #include "program.h"
 

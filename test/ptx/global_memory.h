@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "clocks.h"
-#include "emulation/memory.h"
+#include "engine/memory.h"
 
 namespace diffqkv::ptx {
 

@@ -3,7 +3,7 @@
 #include <cstring>
 
 #include "backend/dtype.h"
-#include "emulation/engine.h"
+#include "engine/engine.h"
 #include "global_memory.h"
 #include "machine.h"
 

@@ -179,7 +179,7 @@ std::vector<Case> other_cases() {
   add_sampling(&cases);
   cases.push_back({"the probe of a device that is opened", [] {
                      Call call;
-                     call.enqueue = [](Context&) { make_emulated_backend()->synchronize(); };
+                     call.enqueue = [](Context&) { make_backend(0)->synchronize(); };
                      return call;
                    }});
   return cases;

@@ -6,7 +6,7 @@
 
 #include "calls/call.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 namespace {
 
 PoolShape pools_of(const AttentionCase& c) {
@@ -328,4 +328,4 @@ std::vector<NamedCall> more_attention_calls() {
   return calls;
 }
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

@@ -5,7 +5,7 @@
 #include "calls/call.h"
 #include "random.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 
 Rows random_rows(DType dtype, size_t count, int64_t dim, uint64_t seed) {
   return {random_memory(dtype, count * static_cast<size_t>(dim), 0.1f, seed),
@@ -216,4 +216,4 @@ std::vector<NamedCall> more_cache_calls() {
   return calls;
 }
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

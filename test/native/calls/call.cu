@@ -5,11 +5,11 @@
 #include <cstring>
 #include <stdexcept>
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 namespace {
 
 // Number `index` of the stream `seed`: 64 random bits (the finalizer of SplitMix64).
-DIFFQKV_HOST_DEVICE uint64_t random_word(uint64_t seed, uint64_t index) {
+__host__ __device__ __forceinline__ uint64_t random_word(uint64_t seed, uint64_t index) {
   uint64_t x = (seed << 40) + index + 0x9e3779b97f4a7c15u;
   x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
   x = (x ^ x >> 27) * 0x94d049bb133111ebu;
@@ -18,19 +18,19 @@ DIFFQKV_HOST_DEVICE uint64_t random_word(uint64_t seed, uint64_t index) {
 
 // Roughly normal, of standard deviation 1: the sum of four 16-bit numbers. Each operation is exact but the last, so that
 // host and device agree on every bit.
-DIFFQKV_HOST_DEVICE float random_normal(uint64_t seed, uint64_t index, float scale) {
+__host__ __device__ __forceinline__ float random_normal(uint64_t seed, uint64_t index, float scale) {
   const uint64_t word = random_word(seed, index);
   const int sum = static_cast<int>((word & 0xffff) + (word >> 16 & 0xffff) + (word >> 32 & 0xffff) + (word >> 48));
   return static_cast<float>(sum - 2 * 0xffff) * (scale * 0x1.bb67aep-16f);  // sqrt(3) / 2^16
 }
 
 // Any code but NaN.
-DIFFQKV_HOST_DEVICE uint8_t random_code(DType dtype, uint64_t seed, uint64_t index) {
+__host__ __device__ __forceinline__ uint8_t random_code(DType dtype, uint64_t seed, uint64_t index) {
   const uint8_t code = static_cast<uint8_t>(random_word(seed, index) >> 8);
   return dtype == DType::f8e4m3 && (code & 0x7f) == 0x7f ? code & 0xfe : code;  // 448 for NaN
 }
 
-DIFFQKV_HOST_DEVICE float random_scale(uint64_t seed, uint64_t index) {
+__host__ __device__ __forceinline__ float random_scale(uint64_t seed, uint64_t index) {
   return 1e-5f * static_cast<float>(50 + random_word(seed, index) % 150);
 }
 
@@ -45,13 +45,13 @@ struct FillParams {
 
 constexpr int kFillThreads = 256;
 
-DIFFQKV_KERNEL(kFillThreads, 4) fill_kernel(FillParams p) {
-  const int64_t step = static_cast<int64_t>(grid_x()) * kFillThreads;
-  for (int64_t i = static_cast<int64_t>(block_x()) * kFillThreads + thread_index(); i < p.count; i += step) {
+__global__ void __launch_bounds__(kFillThreads, 4) fill_kernel(FillParams p) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kFillThreads;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kFillThreads + threadIdx.x; i < p.count; i += step) {
     if (p.scales) {
       store_any(p.data, DType::bf16, i, random_scale(p.seed, i));
     } else if (is_quantised(p.dtype)) {
-      store(static_cast<uint8_t*>(p.data) + i, random_code(p.dtype, p.seed, i));
+      st_global(static_cast<uint8_t*>(p.data) + i, random_code(p.dtype, p.seed, i));
     } else {
       store_any(p.data, p.dtype, i, random_normal(p.seed, i, p.scale));
     }
@@ -69,7 +69,7 @@ void run_fill(const FillParams& p) {
 
 // On a GPU the kernel is faster from some size on; on the emulated device the host always is.
 bool fill_on_device(size_t count) {
-#if defined(DIFFQKV_EMULATION)
+#if !defined(__CUDACC__)
   return count > SIZE_MAX / 2;
 #else
   return count > size_t{1} << 18;
@@ -232,4 +232,4 @@ std::vector<NamedCall> operator_calls() {
   return joined({seeded_calls(), more_attention_calls(), more_linear_calls(), more_cache_calls(), more_sample_calls()});
 }
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

@@ -12,7 +12,7 @@
 #include "element_types.h"
 #include "kernels.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 
 struct Tensor {
   std::string name;  // of the operator's argument
@@ -258,4 +258,4 @@ std::vector<NamedCall> more_linear_calls();
 std::vector<NamedCall> more_cache_calls();
 std::vector<NamedCall> more_sample_calls();
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

@@ -4,7 +4,7 @@
 
 #include "calls/call.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 
 Call matmul_call(const MatmulCase& c) {
   const DType out_dtype = c.accumulate || c.f32_out ? DType::f32 : c.dtype;
@@ -192,4 +192,4 @@ std::vector<NamedCall> more_linear_calls() {
   return calls;
 }
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

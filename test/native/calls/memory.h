@@ -4,9 +4,9 @@
 #include <utility>
 #include <vector>
 
-#include "device/launch.h"
+#include "launch.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 
 // Bytes that each Memory made from now on has behind its end, as a zone that no kernel may write. With 0, the default, a
 // Memory is exactly its own size, so that whoever checks accesses, the emulated device or compute-sanitizer, sees one past
@@ -63,4 +63,4 @@ class Memory {
   T* data_ = nullptr;
 };
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

@@ -1,7 +1,7 @@
 // Calls of sampling, and their tables.
 #include "calls/call.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 
 Call sample_call(const SampleCase& c) {
   Call call;
@@ -44,4 +44,4 @@ std::vector<NamedCall> more_sample_calls() {
           token("sampled token, min-p", {.vocab_size = 5000, .temperature = 2, .min_p = 0.1f})};
 }
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

@@ -1,7 +1,7 @@
 // Calls at the shapes of Sigma-1.5B and Sigma-10B.
 #include "calls/call.h"
 
-namespace diffqkv::DIFFQKV_DEVICE_NS {
+namespace diffqkv::cuda {
 namespace {
 
 constexpr DType kF32 = DType::f32, kF16 = DType::f16, kBf16 = DType::bf16, kI8 = DType::i8, kF8 = DType::f8e4m3;
@@ -164,4 +164,4 @@ class SigmaCalls {
 
 std::vector<NamedCall> sigma_calls() { return SigmaCalls().calls(); }
 
-}  // namespace diffqkv::DIFFQKV_DEVICE_NS
+}  // namespace diffqkv::cuda

@@ -1,0 +1,15 @@
+// The type of what the tests' module exports besides NativeAddon (module.cc).
+
+import type { Counting } from '../../bench/counters';
+import { addon } from '../../lib/addon';
+
+export interface Emulation extends Counting {
+  /**
+   * Makes calls of the emulated CUDA runtime fail with `status`, a cudaError_t: those of the function `call` from the
+   * `first` one on, counted from 1, `times` in all. 'kernel' fails while a kernel runs. Replaces the fault before it, and
+   * returns how often that one's call has come since it was set.
+   */
+  fault(call: string, first: number, times: number, status: number): number;
+}
+
+export const emulation = (): Emulation => (addon() as unknown as { emulation: Emulation }).emulation;
