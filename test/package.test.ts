@@ -52,6 +52,7 @@ describe('the tarball', () => {
     const allowed = /^(dist|csrc|cuda|models|prebuilds\/\w+-\w+|bench\/ceilings)\/|^[^/]+\.(md|json|txt)$|^LICENSE$/;
     const others = files.filter((path) => !allowed.test(path) || /\.tsbuildinfo$|^dist\/(test|scripts)/.test(path));
     expect(others).toEqual(['scripts/build-native.js']);
+    expect(files.filter((path) => /emulat|^dist\/bench\/(peers|counters|kv_quality)/.test(path))).toEqual([]);
     expect(files).not.toContain('binding.gyp');
   });
 });
