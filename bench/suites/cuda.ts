@@ -1,4 +1,4 @@
-// Suite cuda: the CUDA kernels at the shapes of Sigma-1.5B and 10B, as rates beside the rates of bench/ceilings/gpu.cu.
+// Suite cuda: the rates of the CUDA kernels at the shapes of Sigma-1.5B and 10B. The limits are those of bench/gpu_ceilings.cu.
 import { kernels, type Tensor } from '../../lib/index';
 import { cacheBytes } from '../arithmetic';
 import { type Figure, figure } from '../figure';
@@ -21,7 +21,7 @@ function matmulWork(bench: Bench, tokens: number, inFeatures: number, outFeature
   };
 }
 
-/** A rate of the memory, or of the tensor cores, whichever bounds such work. */
+/** A bandwidth if `memory`, else a rate of the tensor cores. */
 function rateCell(bench: Bench, name: string, memory: boolean, bytes: number, make: () => Work): Cell {
   return {
     name,
