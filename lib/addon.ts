@@ -131,7 +131,7 @@ export interface NativeMatrix {
  * - `read`: GB/s (1e9) of reading a buffer larger than the caches, in `streams` (1, 2 or 4) parts
  *   side by side, with prefetch that many bytes ahead (0: none).
  * - `copy`: GB/s, read and written, of copying one half of that buffer to the other half.
- * - `multiply`: GFLOP/s of the CPU's widest multiply instruction for bf16, else f32, on registers.
+ * - `multiply`: GFLOP/s of the CPU's fastest multiply instruction, for f32 or bf16, on registers.
  * - `matrices`: milliseconds of each matrix by oneDNN with its first weight, then with its second,
  *   up to `numWeights`. Layout `plain` is row-major; `packed` is the one that oneDNN prefers.
  */

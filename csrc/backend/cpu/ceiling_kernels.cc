@@ -32,9 +32,21 @@ uint32_t read_parts(const U32v* p, int64_t count, int64_t prefetch_bytes) {
 // Enough independent sums to hide the latency of the multiply units.
 constexpr int kChains = 12;
 
+double multiply_f32(int64_t rounds, float* sink) {
+  F32v sums[kChains];
+  for (int i = 0; i < kChains; ++i) sums[i] = set1(static_cast<float>(i) + *sink);
+  // Each product depends on the one before it, so the compiler cannot move it out of the loop.
+  const F32v a = set1(*sink + 0.5f), b = set1(*sink + 1.0f);
+  for (int64_t round = 0; round < rounds; ++round) {
+    for (F32v& sum : sums) sum = fma(sum, a, b);
+  }
+  for (const F32v& sum : sums) *sink += sum[0];
+  return 2.0 * kLanes * kChains * static_cast<double>(rounds);
+}
+
 #if defined(__AVX512BF16__)
 
-double multiply_vectors(int64_t rounds, float* sink) {
+double multiply_bf16(int64_t rounds, float* sink) {
   __m512 sums[kChains];
   for (int i = 0; i < kChains; ++i) sums[i] = _mm512_set1_ps(static_cast<float>(i) + *sink);
   const __m512bh a = (__m512bh)_mm512_set1_epi32(static_cast<int>(*sink) + 0x3f803f80);
@@ -46,6 +58,7 @@ double multiply_vectors(int64_t rounds, float* sink) {
 }
 
 double multiply_tiles(int64_t rounds) {
+  if (!use_amx()) return 0;
   const AmxScope scope(true);
   TileConfig config;
   config.palette = 1;
@@ -71,18 +84,7 @@ double multiply_tiles(int64_t rounds) {
 
 #else
 
-double multiply_vectors(int64_t rounds, float* sink) {
-  F32v sums[kChains];
-  for (int i = 0; i < kChains; ++i) sums[i] = set1(static_cast<float>(i) + *sink);
-  // Each product depends on the one before it, so the compiler cannot move it out of the loop.
-  const F32v a = set1(*sink + 0.5f), b = set1(*sink + 1.0f);
-  for (int64_t round = 0; round < rounds; ++round) {
-    for (F32v& sum : sums) sum = fma(sum, a, b);
-  }
-  for (const F32v& sum : sums) *sink += sum[0];
-  return 2.0 * kLanes * kChains * static_cast<double>(rounds);
-}
-
+double multiply_bf16(int64_t, float*) { return 0; }
 double multiply_tiles(int64_t) { return 0; }
 
 #endif
@@ -100,8 +102,12 @@ uint32_t read_stream(const void* data, int64_t bytes, int streams, int64_t prefe
   }
 }
 
-double multiply_registers(int64_t rounds, float* sink) {
-  return use_amx() ? multiply_tiles(rounds) : multiply_vectors(rounds, sink);
+double multiply_registers(MultiplyUnit unit, int64_t rounds, float* sink) {
+  switch (unit) {
+    case MultiplyUnit::bf16: return multiply_bf16(rounds, sink);
+    case MultiplyUnit::tiles: return multiply_tiles(rounds);
+    default: return multiply_f32(rounds, sink);
+  }
 }
 
 }  // namespace diffqkv::cpu::DIFFQKV_ISA

@@ -94,15 +94,19 @@ double CpuCeilings::copy_gb_per_s() {
 double CpuCeilings::multiply_gflop_per_s() {
   cpu::use_num_threads();
   const cpu::Kernels& kernels = *cpu::cpu_isa().kernels;
-  double flops = 0;
-  const double ms = milliseconds([&] {
+  double best = 0;
+  for (const auto unit : {cpu::MultiplyUnit::f32, cpu::MultiplyUnit::bf16, cpu::MultiplyUnit::tiles}) {
+    double flops = 0;
+    const double ms = milliseconds([&] {
 #pragma omp parallel reduction(+ : flops)
-    {
-      float sink = 0;
-      flops += kernels.multiply_registers(kMultiplyRounds, &sink);
-    }
-  });
-  return flops / ms / 1e6;
+      {
+        float sink = 0;
+        flops += kernels.multiply_registers(unit, kMultiplyRounds, &sink);
+      }
+    });
+    best = std::max(best, flops / ms / 1e6);
+  }
+  return best;
 }
 
 #if defined(DIFFQKV_HAVE_ONEDNN)

@@ -28,6 +28,8 @@ class Arena {
   size_t bytes_[kSlots] = {};
 };
 
+enum class MultiplyUnit { f32, bf16, tiles };  // FMA, AVX512-BF16, AMX
+
 struct Kernels {
   const char* name;
   void (*embed)(const EmbedParams& p);
@@ -48,8 +50,9 @@ struct Kernels {
   // For CpuCeilings, on the calling thread only.
   // Reads all bytes in `streams` parts (1, 2 or 4) side by side; returns the bitwise or of some of them.
   uint32_t (*read_stream)(const void* data, int64_t bytes, int streams, int64_t prefetch_bytes);
-  // Multiplies registers with the widest instruction and returns the number of FLOPs. *sink is 0 before the call.
-  double (*multiply_registers)(int64_t rounds, float* sink);
+  // Multiplies registers and returns the number of FLOPs: 0 if this instruction set does not have the unit. *sink is 0
+  // before the call.
+  double (*multiply_registers)(MultiplyUnit unit, int64_t rounds, float* sink);
 };
 
 namespace baseline {
