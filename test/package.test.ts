@@ -90,13 +90,13 @@ it('publint finds nothing', async () => {
   expect({ status, output: stdout + stderr }).toEqual({ status: 0, output: expect.stringContaining('All good!') });
 });
 
-// It asks dpkg for licences.
+// It asks dpkg for licenses.
 const onDebian = existsSync('/usr/bin/dpkg') ? describe : describe.skip;
 onDebian('scripts/prebuild.mjs', () => {
   const prebuild = (module: string, out: string) =>
     runNode([join(projectRoot, 'scripts', 'prebuild.mjs'), '--module', module, '--out', out]);
 
-  it('puts beside the module what it needs, with licences', async () => {
+  it('puts beside the module what it needs, with licenses', async () => {
     const out = directories.make();
     const { status, stdout, stderr } = await prebuild(join(projectRoot, 'build', 'Release', 'diffqkv.node'), out);
     expect({ status, stderr }).toEqual({ status: 0, stderr: '' });
@@ -104,8 +104,8 @@ onDebian('scripts/prebuild.mjs', () => {
     const names = readdirSync(folder);
     expect(names).toEqual(expect.arrayContaining(['LICENSES.txt', 'diffqkv.glibc.node', 'libgomp.so.1']));
     expect(stdout).toContain(`libgomp.so.1 => ${join(folder, 'libgomp.so.1')}`);
-    const licences = readFileSync(join(folder, 'LICENSES.txt'), 'utf8');
-    for (const name of names.filter((name) => /\.so\./.test(name))) expect(licences).toContain(`\n${name}: `);
+    const licenses = readFileSync(join(folder, 'LICENSES.txt'), 'utf8');
+    for (const name of names.filter((name) => /\.so\./.test(name))) expect(licenses).toContain(`\n${name}: `);
   });
 
   it('refuses a module that looks elsewhere for its libraries, or wants newer systems than are served', async () => {
