@@ -1,4 +1,4 @@
-// Broken configs, and those of models that are not supported.
+// Broken configs, and configs of unsupported models.
 
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';

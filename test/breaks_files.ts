@@ -1,4 +1,4 @@
-// Broken files: of weights, of safetensors headers, of tokenizers.
+// Broken weight files, safetensors headers and tokenizers.
 
 import { mkdirSync, rmSync, symlinkSync, truncateSync, unlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';

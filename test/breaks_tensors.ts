@@ -1,4 +1,4 @@
-// Broken tensors: their header entries, their shapes, their places in shards.
+// Broken tensors: their header entries, shapes and places in shards.
 
 import { renameSync, truncateSync, unlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
