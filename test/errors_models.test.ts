@@ -1,4 +1,4 @@
-// Models and sessions, misused: a coded error, and objects that are usable afterwards.
+// Misuse of models and sessions returns a coded error and leaves the objects usable.
 
 import { Model, type Session } from '../lib/index';
 import { randomCheckpoint, temporaryDirectories, writeCheckpoint } from './checkpoints';
@@ -27,7 +27,7 @@ onEveryDevice((device) => {
     afterAll(() => model.dispose());
 
     it.each([5, null, undefined, {}, [], true, ''].map((value) => [show(value), value]))(
-      'Model.load refuses %s as a directory',
+      'Model.load rejects %s as a directory',
       async (_, value) => {
         await expectCode(() => Model.load(value as Anything), invalid);
       },
@@ -71,7 +71,7 @@ onEveryDevice((device) => {
     });
 
     it.each([{ dtype: null }, { seed: null }, { seed: -1 }, { device: null }])(
-      'Model.random refuses the options %j',
+      'Model.random rejects the options %j',
       async (options) => {
         await expectCode(() => Model.random(checkpoint.config, { device: device(), ...options } as Anything), invalid);
       },
@@ -103,7 +103,7 @@ onEveryDevice((device) => {
       await expectCode(() => model.createSession(options as Anything), invalid, /./);
     });
 
-    it('a cache takes memory as it fills, however long it may become', async () => {
+    it('allocates cache memory as the cache fills, for any maxKvLen', async () => {
       const roomy = await Model.random(
         { ...checkpoint.config, max_position_embeddings: 2 ** 30, head_dim: 256 },
         { device: device() },
@@ -116,7 +116,7 @@ onEveryDevice((device) => {
       await session.prefill([1]);
     });
 
-    it('a model larger than memory is ERR_OUT_OF_MEMORY, not a crash', async () => {
+    it('rejects a model larger than memory with ERR_OUT_OF_MEMORY instead of a crash', async () => {
       const config = {
         ...checkpoint.config,
         hidden_size: 2 ** 17,
@@ -145,7 +145,7 @@ onEveryDevice((device) => {
       ['a bigint', [1n]],
     ];
 
-    it.each(badTokens)('prefill refuses %s, and the session is as before', async (_, tokens) => {
+    it.each(badTokens)('prefill rejects %s and keeps the session', async (_, tokens) => {
       const first = await session.prefill([1, 2, 3]);
       await expectCode(() => session.prefill(tokens as Anything), invalid, /./);
       expect(session.kvLen).toBe(3);
@@ -163,13 +163,13 @@ onEveryDevice((device) => {
       expect(session.kvLen).toBe(3);
     });
 
-    it('takes typed arrays and the largest token', async () => {
+    it('accepts typed arrays and the largest token', async () => {
       const logits = await session.prefill([127, 0, 5]);
       await session.truncate(0);
       expect(firstBitDifference(await session.prefill(Int32Array.of(127, 0, 5) as Anything), logits)).toBe(-1);
     });
 
-    it('a full cache is ERR_KV_CACHE_FULL, and the cache is as before', async () => {
+    it('rejects tokens for a full cache with ERR_KV_CACHE_FULL and keeps the cache', async () => {
       await session.prefill(new Array(18).fill(7));
       await expectCode(() => session.prefill([1, 2, 3]), 'ERR_KV_CACHE_FULL', '20', '18');
       expect(session.kvLen).toBe(18);
@@ -187,7 +187,7 @@ onEveryDevice((device) => {
       whole.dispose();
     });
 
-    it('without maxKvLen the context of the config is the limit', async () => {
+    it("limits the cache to the config's context without maxKvLen", async () => {
       const whole = await model.createSession();
       expect(whole.maxKvLen).toBe(64);
       await expectCode(() => whole.prefill(new Array(65).fill(1)), 'ERR_KV_CACHE_FULL', '64');
@@ -206,7 +206,7 @@ onEveryDevice((device) => {
       await session.truncate(3);
     });
 
-    it('sessions and models are disposed of once and for all, a model with its sessions', async () => {
+    it("disposes sessions and models once, and a model's sessions with the model", async () => {
       const own = await Model.random(checkpoint.config, { device: device(), seed: 3 });
       const first = await own.createSession();
       const second = await own.createSession();
