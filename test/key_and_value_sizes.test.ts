@@ -1,5 +1,5 @@
-// K smaller than V and the other way round, and K cached at a smaller size than it is used at (half K dim), whole models
-// against float64.
+// K smaller than V and the reverse, and K cached at a smaller size than it is used at (half K dim):
+// whole models compared with float64.
 
 import { Model } from '../lib/index';
 import { type CheckpointSpec, randomCheckpoint, temporaryDirectories, writeCheckpoint } from './checkpoints';
@@ -32,7 +32,7 @@ onEveryDevice((device) => {
   describe.each(specs)('%s', (_, spec) => {
     const types = ['BF16', 'F32'] as const;
     it.each(reduced ? types.slice(0, 1) : types)(
-      '%s: prefill, decode, K and V in other types, a fork',
+      '%s: computes prefill, decode, K and V in other types, and a fork',
       async (type) => {
         const checkpoint = randomCheckpoint({ ...spec, type });
         const tokens = new Random(5).tokens(150, 128);

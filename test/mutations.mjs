@@ -1,5 +1,6 @@
-// What scripts/test-mutations.mjs does to the CUDA sources. `edits`: texts that are in a file once, and what replaces them.
-// `check`: what must fail; `finds`: the name of the failing check, and what it says.
+// The mutations of the CUDA sources for scripts/test-mutations.mjs. `edits`: texts that occur once
+// in a file, and their replacements. `check`: the check that must fail. `finds`: the name and the
+// message of the failing check.
 
 const decode = 'cuda/attention_decode.cu';
 const operators = { kind: 'emulation_check', part: 'operators' };
