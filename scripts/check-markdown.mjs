@@ -41,6 +41,6 @@ const blind = proofs.filter(([text, lines]) => String(tooLong(text)) !== String(
 const found = [...pages('.')].flatMap((path) =>
   tooLong(readFileSync(join(root, path), 'utf8')).map((line) => `${path}:${line}: more than ${COLUMNS} columns`),
 );
-for (const [text] of blind) console.log(`the check gives the wrong result for: ${text}`);
+for (const [text] of blind) console.log(`the check returns the wrong result for: ${text}`);
 for (const line of found) console.log(line);
 process.exitCode = blind.length + found.length === 0 ? 0 : 1;

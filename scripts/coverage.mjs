@@ -100,7 +100,7 @@ function suite([name, suites, env], index) {
       try {
         result = JSON.parse(readFileSync(report, 'utf8'));
       } catch (error) {
-        output += `\n${report} is no report: ${error.message}`;
+        output += `\n${report} is not a report: ${error.message}`;
       }
       const good = status === 0 && result.success;
       if (!good) console.error(output);

@@ -171,7 +171,7 @@ function check(files) {
   console.log(`ldd ${basename(module)}`);
   for (const [name, path] of resolved(module)) {
     console.log(`  ${name} => ${path}`);
-    if (!SYSTEM.test(name) && path !== join(folder, name)) wrong.push(`${name} is taken from ${path || 'nowhere'}`);
+    if (!SYSTEM.test(name) && path !== join(folder, name)) wrong.push(`${name} is loaded from ${path || 'nowhere'}`);
   }
   return wrong;
 }

@@ -120,7 +120,7 @@ onEveryDevice((device) => {
     },
   );
 
-  it('changes at most rounding with the number of splits, and chooses it by default', async () => {
+  it('differs only by rounding between numbers of splits, and chooses a number by default', async () => {
     const input = attentionInput({
       heads: [8, 2, 4],
       dims: [64, 64],
@@ -156,7 +156,7 @@ onEveryDevice((device) => {
     ['numSplits 1.5', { numSplits: 1.5 }],
     ['smScale NaN', { smScale: Number.NaN }],
     ['smScale is a string', { smScale: '1' as unknown as number }],
-  ])('refuses %s', async (_, options) => {
+  ])('rejects %s', async (_, options) => {
     await withTensors(device(), async (tensors) => {
       const q = tensors.make('f32', [1, 2, 8], new Float32Array(16));
       const k = tensors.make('f32', [1, 4, 2, 8], new Float32Array(64));

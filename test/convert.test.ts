@@ -253,7 +253,7 @@ describe('mean pooling', () => {
     const from = join(parent, 'in');
     writeCheckpoint(from, randomCheckpoint({}));
     const text = readFileSync(join(from, 'config.json'), 'utf8');
-    // \u0023 is #; the converter marks numbers with a run of # that is in no string.
+    // \u0023 is #; the converter marks numbers with a run of # that no string contains.
     const fields = String.raw`"a": "\u0023abc", "b": "\u0023123", "c": ["#\u0023#4", "x\"\u00235\""], "\u00236": 7.0`;
     writeFileSync(join(from, 'config.json'), text.replace('{', `{ ${fields},`));
     const to = join(parent, 'out');

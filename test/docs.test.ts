@@ -284,7 +284,7 @@ describe('sh', () => {
     const whole = isNotRun(block) && of.length === 0;
     if (of.length > 0) runs(`${at(block)}: ${of.join(', ')}`, block, () => {});
     runs(at(block), whole ? block : undefined, () => {
-      expect(left.length).toBe(block.lines.length - of.length); // each of them is one line
+      expect(left.length).toBe(block.lines.length - of.length);
       run('bash', ['--norc', '-e', '-u', '-o', 'pipefail', '-c', left.join('\n')]);
     });
   }

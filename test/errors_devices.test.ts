@@ -12,7 +12,7 @@ describe('openDevice', () => {
       show(id),
       id,
     ]),
-  )('refuses %s', async (_, id) => {
+  )('rejects %s', async (_, id) => {
     await expectCode(() => openDevice(id as Anything), typeof id === 'string' ? 'ERR_DEVICE_UNAVAILABLE' : invalid);
   });
 
@@ -66,7 +66,7 @@ onEveryDevice((device) => {
       ['a string', 'f32', [2], 'ab'],
       ['an ArrayBuffer', 'f32', [2], new ArrayBuffer(8)],
       ['a DataView', 'f32', [2], new DataView(new ArrayBuffer(8))],
-    ])('refuses %s', async (_, dtype, shape, data) => {
+    ])('rejects %s', async (_, dtype, shape, data) => {
       await expectCode(() => device().tensor(dtype as Anything, shape as Anything, data as Anything), invalid);
     });
 

@@ -195,7 +195,7 @@ onEveryDevice((device) => {
           a.out = a.q;
         },
       ],
-    ])('attentionPrefill refuses %s', async (_, change) => {
+    ])('attentionPrefill rejects %s', async (_, change) => {
       const args = prefill();
       change(args);
       await expectCode(() => kernels.attentionPrefill(args), invalid, /./);
@@ -263,7 +263,7 @@ onEveryDevice((device) => {
           a.numSplits = Number.NaN;
         },
       ],
-    ])('attentionDecode refuses %s', async (_, change) => {
+    ])('attentionDecode rejects %s', async (_, change) => {
       const args = decode();
       change(args);
       await expectCode(() => kernels.attentionDecode(args), invalid, /./);
@@ -310,7 +310,7 @@ onEveryDevice((device) => {
       ['siluMul: different types', () => kernels.siluMul({ gate: make([2, 8]), up: make([2, 8], 'bf16') })],
       ['embed: tokens of f32', () => kernels.embed({ table: make([4, 8]), tokens: make([2]) })],
       ['embed: table of rank 1', () => kernels.embed({ table: make([8]), tokens: make([2], 'i32') })],
-    ])('refuses %s', async (_, call) => {
+    ])('rejects %s', async (_, call) => {
       await expectCode(call, invalid, /./);
     });
 
@@ -337,7 +337,7 @@ onEveryDevice((device) => {
         'rmsNorm: residual',
         () => kernels.rmsNorm({ x: make([2, 8]), weight: make([8]), eps: 1, residual: null as Anything }),
       ],
-    ])('refuses null: %s', async (_, call) => {
+    ])('rejects null: %s', async (_, call) => {
       await expectCode(call, invalid, /null/);
     });
 

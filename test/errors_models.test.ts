@@ -49,7 +49,7 @@ onEveryDevice((device) => {
         { signal: {} },
         { signal: 5 },
       ].map((options) => [show(options), options]),
-    )('Model.load refuses %s', async (_, options) => {
+    )('Model.load rejects %s', async (_, options) => {
       const absent = 'device' in options && options.device === 'tpu';
       await expectCode(
         () => Model.load(tldrDirectory, options as Anything),
@@ -66,7 +66,7 @@ onEveryDevice((device) => {
       [{}, 'ERR_UNSUPPORTED_MODEL'],
       [{ ...checkpoint.config, num_key_heads: 3 }, invalid],
       [{ ...checkpoint.config, hidden_size: -1 }, invalid],
-    ])('Model.random refuses %j', async (config, code) => {
+    ])('Model.random rejects %j', async (config, code) => {
       await expectCode(() => Model.random(config as Anything, { device: device() }), code);
     });
 
@@ -99,7 +99,7 @@ onEveryDevice((device) => {
         { selectiveV: true },
         { selectiveV: {} },
       ].map((options) => [show(options), options]),
-    )('createSession refuses %s', async (_, options) => {
+    )('createSession rejects %s', async (_, options) => {
       await expectCode(() => model.createSession(options as Anything), invalid, /./);
     });
 
@@ -157,7 +157,7 @@ onEveryDevice((device) => {
       badTokens
         .map(([name, tokens]) => [name, Array.isArray(tokens) ? tokens[tokens.length - 1] : 'x'] as const)
         .filter(([name]) => name !== 'a hole'),
-    )('decode refuses %s', async (_, token) => {
+    )('decode rejects %s', async (_, token) => {
       await session.prefill([1, 2, 3]);
       await expectCode(() => session.decode(token as Anything), invalid);
       expect(session.kvLen).toBe(3);
@@ -199,7 +199,7 @@ onEveryDevice((device) => {
         show(value),
         value,
       ]),
-    )('truncate refuses %s', async (_, value) => {
+    )('truncate rejects %s', async (_, value) => {
       await session.prefill([1, 2, 3]);
       await expectCode(() => session.truncate(value as Anything), invalid);
       expect(session.kvLen).toBe(3);

@@ -146,7 +146,7 @@ describe('files that once took hours or many times their size in memory', () => 
       /'sigma', .*\.\.\./,
     ],
     [
-      'objects in an array beside weight_map',
+      'objects in an array next to weight_map',
       'model.safetensors.index.json',
       `{"metadata":${objects},"weight_map":{"x":"a.safetensors"}}`,
       /a\.safetensors.*missing/,

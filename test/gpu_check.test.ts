@@ -85,7 +85,7 @@ describeHere('a rehearsal with steps that hang, crash and fail', () => {
         list*) echo one ;;
         *) echo '{"part": "'$1'", "case": "a case", "outcome": "ok", "seconds": 0.1}' ;;
       esac
-      # What a step leaves behind is ended before the next one.
+      # The script ends a step's leftover processes before the next step.
       if grep -qzs 'CHECK_STEP_ID=.*[.]break_hang' /proc/[0-9]*/environ; then
         echo '{"part": "correctness", "case": "left behind", "outcome": "FAILED", "seconds": 0}'
       fi

@@ -75,7 +75,7 @@ describe('config.json', () => {
     [{ keyHeadDim: 8, keyLift: { kind: 'linear' } as typeof lift }, /key_lift.position is missing/],
     [{ keyHeadDim: 8, keyLift: { ...lift, kind: 'swiglu' as const } }, /key_lift.intermediate_size is missing/],
     [{ valueHeadDim: 0 }, /value_head_dim is 0/],
-  ] as [CheckpointSpec, RegExp][])('%j is refused', async (spec, message) => {
+  ] as [CheckpointSpec, RegExp][])('rejects %j', async (spec, message) => {
     const { config } = randomCheckpoint({ heads, headDim: 16, config: specConfig(spec) });
     const error = await errorOf(() => Model.random(config, { device: 'cpu' }));
     expect(error.code).toBe('ERR_INVALID_ARGUMENT');

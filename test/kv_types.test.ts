@@ -72,7 +72,7 @@ onEveryDevice((device) => {
   };
 
   it.each(both.flatMap(([type, kind]) => [1, 3].map((qLen) => [type, kind, qLen] as const)))(
-    '%s on %s, %i queries: propagates a NaN scale or code where it is seen, and never past the keys',
+    '%s on %s, %i queries: propagates a NaN scale or code only where its row is seen, and never past the keys',
     async (type, kind, qLen) => {
       const c = { ...small, types: [type, kind, kind] as const, qLen, causal: qLen > 1 };
       const input = rowsOf(c);

@@ -138,7 +138,7 @@ onEveryDevice((device) => {
     });
   });
 
-  it('rejects f8e4m3, which only stores values, with the supported types', async () => {
+  it('names the supported types when it rejects f8e4m3, which is only a storage type', async () => {
     await withTensors(device(), async (tensors) => {
       for (const [, call] of calls(tensors, 'f8e4m3', 2)) await expectCode(call, invalid, 'f8e4m3', 'bf16');
     });

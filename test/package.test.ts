@@ -125,7 +125,7 @@ onDebian('scripts/prebuild.mjs', () => {
     expect(status).toBe(1);
     expect(stderr).toContain('looks for libraries in /opt/lib');
     expect(stderr).toContain('has no DT_RPATH of $ORIGIN');
-    expect(stderr).toMatch(/libgomp\.so\.1 is taken from \/(usr\/)?lib/);
+    expect(stderr).toMatch(/libgomp\.so\.1 is loaded from \/(usr\/)?lib/);
     // GCC 11's library lacks this version of condition_variable::wait, which GCC 12 and later need.
     if (!/^11\b/.test(spawnSync(process.env.CXX || 'g++', ['-dumpversion'], { encoding: 'utf8' }).stdout))
       expect(stderr).toMatch(/needs GLIBCXX_3\.4\.30/);

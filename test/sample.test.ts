@@ -180,7 +180,7 @@ onEveryDevice((device) => {
     }
     for (const [i, { token }] of top.entries()) {
       const p = (weights[i] as number) / total;
-      // Five standard deviations.
+      // The limit is five standard deviations.
       expect(Math.abs((counts.get(token) ?? 0) / rounds - p)).toBeLessThan(
         5 * Math.sqrt((p * (1 - p)) / rounds) + 1e-9,
       );
@@ -230,7 +230,7 @@ onEveryDevice((device) => {
           options,
         ] as const,
     ),
-  )('refuses %s', async (_, options) => {
+  )('rejects %s', async (_, options) => {
     // biome-ignore lint/suspicious/noExplicitAny: what a caller without types may pass
     await expect(model.generate(prompt, options as any).result).rejects.toMatchObject({
       code: 'ERR_INVALID_ARGUMENT',

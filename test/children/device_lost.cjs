@@ -210,7 +210,7 @@ const ways = {
             refused++;
             for (const one of error.all ?? [error]) assert.strictEqual(one.code, 'ERR_OUT_OF_MEMORY', String(one.stack));
           } else {
-            assert(call === 'cudaMallocAsync' && times === 1, `${call} ${place}: nobody heard of it`);
+            assert(call === 'cudaMallocAsync' && times === 1, `${call} ${place}: no call reported the fault`);
           }
           if (state.session) {
             assert([0, 70].includes(state.session.kvLen));

@@ -128,7 +128,7 @@ async function work({ models, product, deviceId, seed }) {
       const forks = await Promise.all([session.fork(), session.fork(), session.fork()]);
       forks[2].dispose();
       await forks[0].prefill(tokens(80, 1));
-      equal(await session.decode(9), expected.logits, 'a session beside its forks');
+      equal(await session.decode(9), expected.logits, 'a session next to its forks');
       equal(await forks[1].decode(9), expected.logits, 'a fork');
       session.dispose();
       if (random(2)) forks[1].dispose(); // else the garbage collector disposes it
