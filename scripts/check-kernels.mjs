@@ -3,8 +3,8 @@
 // not list has spills or a stack. Needs nvcc, but no GPU. Results for unchanged sources come from
 // build/kernel-reports/.
 //   --json FILE        also writes the table to FILE
-// If there is a disassembler (nvdisasm on PATH or in NVDISASM), the script also reads the main loops
-// in the machine code (sass.js). It fails if they are worse than those in
+// If there is a disassembler (nvdisasm on PATH or in NVDISASM), the script also reads the main
+// loops in the machine code (sass.js). It fails if they are worse than those in
 // bench/results/sass-ARCHITECTURE.json, which is a table for one version of nvcc.
 //   --sass-json FILE   writes the main loops of one architecture to FILE and compares nothing
 

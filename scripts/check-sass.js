@@ -8,8 +8,8 @@ const { existsSync, readFileSync, writeFileSync } = require('node:fs');
 const { join } = require('node:path');
 const { readSass } = require('./sass.js');
 
-// An unrelated edit of a kernel may add an address computation to a loop. This leeway is enough for the
-// compiler's noise: the same source compiles to loops of equal length for f16 and bf16.
+// An unrelated edit of a kernel may add an address computation to a loop. This leeway is enough for
+// the compiler's noise: the same source compiles to loops of equal length for f16 and bf16.
 const LEEWAY = 0.02;
 
 /** The name and version of the disassembler in NVDISASM or on PATH; undefined if there is none. */
@@ -56,7 +56,8 @@ const kind = (loop) => ['hmma', 'ldgsts', 'loads'].filter((work) => loop[work] >
 const kinds = (loops) => `[${loops.map(kind).join(', ')}]`;
 
 /**
- * @param {Record<string, import('./sass.js').MainLoop[]>} committed by kernel; a count of 0 may be omitted
+ * @param {Record<string, import('./sass.js').MainLoop[]>}
+ *   committed by kernel; a count of 0 may be omitted
  * @param {Record<string, import('./sass.js').MainLoop[]>} measured
  * @returns {{worse: string[], better: string[]}}
  */

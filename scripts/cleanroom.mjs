@@ -8,7 +8,7 @@
 //                                         `diffqkv build` in a system with a compiler
 //   node scripts/cleanroom.mjs --quick    the module of build/Release, one Debian, this Node (CI)
 //   --tarball FILE  tests this package instead of packing one
-//   --suites a,b    other systems that debootstrap knows, e.g. jammy if an Ubuntu mirror is reachable
+//   --suites a,b    other systems that debootstrap knows, e.g. jammy (needs an Ubuntu mirror)
 //   --keep          keeps the rooms under build-cleanroom/
 //   --json FILE     writes the counts in Jest's format
 import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';

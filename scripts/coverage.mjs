@@ -86,7 +86,8 @@ function suite([name, suites, env], index) {
         ...process.env,
         DIFFQKV_MODULE: module,
         DIFFQKV_TEST_REDUCED: '1',
-        OMP_NUM_THREADS: '1', // as many processes as cores; threads of one process contend for its counters
+        // As many processes as cores; threads of one process contend for its counters.
+        OMP_NUM_THREADS: '1',
         ...env,
       },
     },

@@ -7,15 +7,15 @@
 #                [--rehearse FOLDER [--break hang,crash,fail]]
 #   gpu-check.sh --list    the steps with their limits in seconds
 #
-# Needs bash and coreutils. Node and the programs come from the archive that `npm run gpu:pack` builds
-# (--archive, or build-gpu/diffqkv-gpu.tar.xz if it exists). Without an archive, or with
-# `--archive none`, the script uses what this checkout has built.
+# Needs bash and coreutils. Node and the programs come from the archive that `npm run gpu:pack`
+# builds (--archive, or build-gpu/diffqkv-gpu.tar.xz if it exists). Without an archive, or with
+# `--archive none`, the script uses this checkout's build.
 #
 #   --rebuild    compiles the programs and the module from this checkout's sources
 #   --only       runs only these steps
 #   --seconds    the limit of the whole run
-#   --rehearse   runs without a GPU: uses the replacements of test/gpu/stand_in, and gpu_driver_emulated
-#                and diffqkv-test.node from FOLDER (build-cmake of a checkout)
+#   --rehearse   runs without a GPU: uses the replacements of test/gpu/stand_in, and
+#                gpu_driver_emulated and diffqkv-test.node from FOLDER (build-cmake of a checkout)
 #   --break      adds steps that hang, crash and fail
 #
 # The results go to the folder in OUT (default: bench/results/gpu), at most 8 files: summary.txt,

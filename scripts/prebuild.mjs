@@ -1,10 +1,10 @@
 // npm run prebuild: builds prebuilds/<platform>-<arch>/ for the npm package. It contains the native
-// module (with CUDA code for every supported GPU if nvcc is available), the shared libraries that the
-// module needs and a bare system lacks, and their licenses. Then checks that the module needs only
-// libraries that every system with Node has.
+// module (with CUDA code for every supported GPU if nvcc is available), the shared libraries that
+// the module needs and a bare system lacks, and their licenses. Then checks that the module needs
+// only libraries that every system with Node has.
 //
-//   node scripts/prebuild.mjs [-DNAME=VALUE ...]             build in build-prebuild/ (slow at first)
-//   node scripts/prebuild.mjs --module FILE --out FOLDER     put this module under FOLDER/prebuilds/
+//   node scripts/prebuild.mjs [-DNAME=VALUE ...]             builds in build-prebuild/
+//   node scripts/prebuild.mjs --module FILE --out FOLDER     uses this module, in FOLDER/prebuilds/
 import { spawnSync } from 'node:child_process';
 import {
   copyFileSync,

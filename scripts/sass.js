@@ -3,8 +3,8 @@
 //
 // A main loop is a natural loop that contains a tensor-core instruction (HMMA), an asynchronous
 // copy to shared memory (LDGSTS) or a 16-byte global load (LDG.128) outside of the loops nested in
-// it. Every count excludes nested loops. The counts are static: both sides of a branch count, in the
-// order of the instructions' addresses.
+// it. Every count excludes nested loops. The counts are static: both sides of a branch count, in
+// the order of the instructions' addresses.
 //
 // Bits 41 to 63 of an instruction's second word are not in the text. They name the scoreboard that
 // a load increments until its data arrives, and the scoreboards that an instruction waits for.

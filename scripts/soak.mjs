@@ -22,7 +22,8 @@ const { values } = parseArgs({
     workers: { type: 'string', default: '8' },
     seed: { type: 'string', default: '1' },
     device: { type: 'string', default: 'cpu' },
-    memory: { type: 'string', default: 'flat' }, // any: for sanitizers, which use memory of their own
+    // `any` is for sanitizers, which use memory of their own.
+    memory: { type: 'string', default: 'flat' },
   },
 });
 const boundMB = 24;

@@ -1,6 +1,6 @@
-// npm run test:ptx [-- OPTION ...]: executes the PTX that nvcc makes of every kernel in the interpreter
-// of test/ptx, and compares the results with the emulation. Needs nvcc, but no GPU. All other options
-// are passed to ptx_check (test/ptx/main.cc), by default --seeds 24.
+// npm run test:ptx [-- OPTION ...]: executes the PTX that nvcc makes of every kernel in the
+// interpreter of test/ptx, and compares the results with the emulation. Needs nvcc, but no GPU.
+// All other options are passed to ptx_check (test/ptx/main.cc), by default --seeds 24.
 //   --no-build    does not build ptx_check (npm run build:test builds it)
 //   --json FILE   writes ptx_check's output to FILE
 

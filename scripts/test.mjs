@@ -1,5 +1,5 @@
-// npm test: runs lint, the type check of the tests, and the tests on `cpu` and on `emulated` (the CUDA
-// kernels as C++, in the tests' module, which it builds). Longer checks are in scripts/ci.mjs.
+// npm test: runs lint, the type check of the tests, and the tests on `cpu` and on `emulated` (the
+// CUDA kernels as C++, in the tests' module, which it builds). Longer checks are in scripts/ci.mjs.
 //   npm test                  everything
 //   npm test -- ARGUMENTS     Jest with these arguments, e.g. `npm test -- test/rope.test.ts`
 

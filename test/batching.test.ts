@@ -152,7 +152,8 @@ onEveryDevice((device) => {
       const directory = directories.make();
       const checkpoint = randomCheckpoint({ numLayers: 1, tied: false });
       const embed = checkpoint.tensors.get('model.embed_tokens.weight') as CheckpointTensor;
-      embed.data.fill(Number.NaN, 72 * 64, 73 * 64); // token 72 makes the logits of its sequence NaN
+      // Token 72 makes the logits of its sequence NaN.
+      embed.data.fill(Number.NaN, 72 * 64, 73 * 64);
       writeCheckpoint(directory, checkpoint);
       const broken = await Model.load(directory, { device: device() });
       const sessions = [await broken.createSession(), await broken.createSession(), await broken.createSession()];

@@ -369,7 +369,8 @@ describe('runs', () => {
     const atOnce = new AbortController();
     atOnce.abort();
     await run(suiteOf(counts), file, false, atOnce.signal);
-    expect(readFileSync(file, 'utf8')).toBe(whole); // stopped before the first measurement: the old result stays
+    // Stopped before the first measurement: the old result stays.
+    expect(readFileSync(file, 'utf8')).toBe(whole);
 
     await run(suiteOf(counts), file, false);
     expect(counts.a).toBe(2); // without --resume everything is measured again

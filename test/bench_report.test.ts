@@ -232,9 +232,11 @@ describe('compare', () => {
     });
     const verdict = (a: Result, b: Result) => compareResults(a, b).changes[0]?.verdict;
     expect(verdict(of(100, 99, 101, 3), of(110, 109, 111, 3))).toBe('worse');
-    expect(verdict(of(100, 90, 101, 3), of(110, 102, 111, 3))).toBe('same'); // apart, but not by much
+    // The samples do not overlap, but the difference is small.
+    expect(verdict(of(100, 90, 101, 3), of(110, 102, 111, 3))).toBe('same');
     expect(verdict(of(100, 90, 101, 5), of(110, 102, 111, 5))).toBe('worse');
-    expect(verdict(of(100, 99, 111, 3), of(110, 109, 111, 3))).toBe('same'); // by much, but not apart
+    // The difference is large, but the samples overlap.
+    expect(verdict(of(100, 99, 111, 3), of(110, 109, 111, 3))).toBe('same');
     expect(verdict(of(100, 99.9, 100.1, 9), of(100.9, 100.8, 101, 9))).toBe('same'); // below 1 %
     expect(verdict(of(100, 100, 100, 2), of(200, 200, 200, 2))).toBe('unjudged');
     expect(verdict(of(100, 99, 101, 7), { ...before, figures: [made({ name: 'x', value: 200, samples: {} })] })).toBe(

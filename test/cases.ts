@@ -202,7 +202,8 @@ export function prefillCases(reduced: boolean): AttentionCase[] {
     }
     for (const causal of [false, true]) {
       add({ types, causal, batchSize: 4, qLen: 9, kvLen: 40, kvLens: [40, 0, 17, 9] });
-      add({ types, causal, batchSize: 3, qLen: 9, kvLen: 40, kvLens: [4, 1, 9] }); // shorter than qLen: some rows see no key
+      // Shorter than qLen: some rows see no key.
+      add({ types, causal, batchSize: 3, qLen: 9, kvLen: 40, kvLens: [4, 1, 9] });
     }
     if (!reduced) {
       add({ types, qLen: 1, kvLen: 513 });

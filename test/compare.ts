@@ -29,8 +29,8 @@ export interface Tolerance {
  * - bf16 has 8 significant bits: 2 / 128 is two units in the last place, because P and the output
  *   are each rounded once.
  * - f16 has 11, three more: bf16's limits divided by 8, and the cosine, which is quadratic, by 64.
- * - f32: 1e-5 of the row's largest magnitude, because a sum that cancels keeps the absolute error of
- *   its terms. The absolute limit only covers results near the smallest normal number.
+ * - f32: 1e-5 of the row's largest magnitude, because a sum that cancels keeps the absolute error
+ *   of its terms. The absolute limit only covers results near the smallest normal number.
  * - lse is f32 for any input type: 8 / 65536 of its value, or 1e-6 near zero, because its two parts
  *   (the maximum and the logarithm of the sum) cancel there.
  */
@@ -119,7 +119,8 @@ export function logitError(actual: Numbers, expected: ArrayLike<number>): number
   let error = 0;
   let largest = 0;
   for (let i = 0; i < actual.length; i++) {
-    error = Math.max(error, Math.abs((actual[i] as number) - (expected[i] as number))); // Math.max propagates NaN
+    // Math.max propagates NaN.
+    error = Math.max(error, Math.abs((actual[i] as number) - (expected[i] as number)));
     largest = Math.max(largest, Math.abs(expected[i] as number));
   }
   return error / largest;

@@ -178,7 +178,8 @@ describe('mean pooling', () => {
     const file = join(from, 'model.safetensors');
     const changed = readFileSync(file);
     const { header, start } = parts(changed);
-    changed.writeUInt32LE(0x7f800123, start + header[kProj].data_offsets[0]); // a signaling NaN with a payload
+    // A signaling NaN with a payload.
+    changed.writeUInt32LE(0x7f800123, start + header[kProj].data_offsets[0]);
     writeFileSync(file, changed);
     const again = `${to}2`;
     expect((await cli([from, again, '--kv-group-sharing'])).status).toBe(0);
@@ -312,7 +313,8 @@ describe('shards', () => {
     const map = { ...index.weight_map };
     for (let layer = 0; layer < 2; layer++) map[attention(layer, 'k_lift_proj')] = map[attention(layer, 'k_proj')];
     expect(made.weight_map).toEqual(map);
-    const growth = 2 * (16 * 8 + (2 * 8 - 4 * 16) * 64); // lifts of two layers, K with a quarter of the rows
+    // Lifts of two layers, K with a quarter of the rows.
+    const growth = 2 * (16 * 8 + (2 * 8 - 4 * 16) * 64);
     expect(made.metadata).toEqual({
       total_size: 1_000_000 + 2 * growth,
       total_parameters: 500_000 + growth,
@@ -323,7 +325,8 @@ describe('shards', () => {
       const { header, start } = parts(file);
       expect(header.__metadata__).toEqual({ format: 'pt' });
       const held = Object.keys(map).filter((tensor) => map[tensor] === name);
-      if (held.some((tensor) => /k_proj/.test(tensor))) expect(start % 8).toBe(0); // the other files are unchanged
+      // The other files are unchanged.
+      if (held.some((tensor) => /k_proj/.test(tensor))) expect(start % 8).toBe(0);
       expect(Object.keys(header).sort()).toEqual(['__metadata__', ...held].sort());
     }
     expectOthersKept(before, readCheckpoint(to));
@@ -399,7 +402,8 @@ describe('group sharing keeps the logits', () => {
       for (const key of ['num_key_heads', 'num_value_heads', 'aug_q_dim']) expect(after.config).not.toHaveProperty(key);
     expectOthersKept(before, after);
     const tokens = new Random(6).tokens(40, 128);
-    expect(modelLogits(after, tokens)).toEqual(modelLogits(before, tokens)); // the same numbers in float64
+    // The same numbers in float64.
+    expect(modelLogits(after, tokens)).toEqual(modelLogits(before, tokens));
     const [a, b] = [await logitsOf(from, tokens), await logitsOf(to, tokens)];
     const type = (spec.type ?? 'F32').toLowerCase() as FloatType;
     expect(logitError(b, Float64Array.from(a))).toBeLessThanOrEqual(modelTolerances[type]);

@@ -1,8 +1,9 @@
-// Runs every code block of README.md, docs/ and the examples' pages unchanged, in a directory like a
-// user's.
+// Runs every code block of README.md, docs/ and the examples' pages unchanged, in a directory like
+// a user's.
 //
-// - ts: type-checked against the built package's types, and run. A block without imports continues the
-//   previous one on the page. A comment `// prints TEXT` is checked: the texts must appear in order.
+// - ts: type-checked against the built package's types, and run. A block without imports continues
+//   the previous one on the page. A comment `// prints TEXT` is checked: the texts must appear in
+//   order.
 // - js: run as CommonJS.
 // - sh, and indented blocks: run by bash, with `diffqkv` on PATH.
 // - json: parsed. text: ignored.
@@ -117,7 +118,8 @@ it.each(allPages())('%s: has no broken links or file names', (page) => {
 it('every block has a known type', () => {
   const known = ['ts', 'js', 'sh', 'json', 'text'];
   expect(blocks.filter((block) => !known.includes(block.language) && !isExcerpted(block)).map(at)).toEqual([]);
-  expect(blocks.filter((block) => isNotRun(block) && !block.marker?.text).map(at)).toEqual([]); // no reason
+  // Each of these must have a reason.
+  expect(blocks.filter((block) => isNotRun(block) && !block.marker?.text).map(at)).toEqual([]);
 });
 
 it('excerpts are in their files', () => {

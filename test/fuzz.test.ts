@@ -108,7 +108,8 @@ describe('kept inputs', () => {
 
   it.each(Object.keys(scripted))('%s', async (target) => {
     const directory = place();
-    const warn = jest.spyOn(console, 'warn').mockImplementation(() => {}); // the encoder warns about unknown settings
+    // The encoder warns about unknown settings.
+    const warn = jest.spyOn(console, 'warn').mockImplementation(() => {});
     const all = inputs(target);
     for (const [name, input] of all) {
       const start = performance.now();
@@ -161,7 +162,8 @@ describe('files that once took hours or many times their size in memory', () => 
     const error = await load(directory);
     expect(error?.message).toMatch(message);
     expect(error?.message.length).toBeLessThan(1000);
-    expect(performance.now() - start).toBeLessThan(10_000); // they once took minutes, or quadratic time
+    // They once took minutes, or quadratic time.
+    expect(performance.now() - start).toBeLessThan(10_000);
   });
 });
 

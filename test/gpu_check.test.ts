@@ -132,7 +132,8 @@ describeHere('a rehearsal with steps that hang, crash and fail', () => {
       'timings.jsonl',
     ];
     expect(known).toEqual(expect.arrayContaining(files));
-    expect(files.length).toBeGreaterThanOrEqual(known.length - 1); // limits.jsonl needs a Python with torch
+    // limits.jsonl needs a Python with torch.
+    expect(files.length).toBeGreaterThanOrEqual(known.length - 1);
     for (const file of files) expect(statSync(join(run.out, file)).size).toBeLessThan(16 * MIB);
     const log = readFileSync(join(run.out, 'log.txt'), 'utf8');
     expect(log).toMatch(/\[\.\.\. \d+ bytes left out \.\.\.\][^[]*\nthe last line\n==== timings: INCOMPLETE/);
@@ -152,7 +153,8 @@ describeHere('the end of a run', () => {
     const ended = new Promise((resolve) => child.on('close', resolve));
     while (!existsSync(join(out, 'summary.txt')) || readSummary(out).get('correctness') === undefined)
       await setTimeout(50);
-    expect(readSummary(out).get('correctness')?.outcome).toBe('running'); // so that a killed run still shows its progress
+    // A killed run still shows its progress.
+    expect(readSummary(out).get('correctness')?.outcome).toBe('running');
     await setTimeout(200);
     child.kill('SIGTERM');
     expect(await ended).toBe(1);

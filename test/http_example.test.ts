@@ -163,7 +163,8 @@ it("implements OpenAI's API", async () => {
     expect(await text({ ...drawn, ...option })).not.toBe(plain);
   }
   expect(await text({ repetition_penalty: 1.8 })).not.toBe(greedy);
-  expect(await text({ temperature: null, seed: null, stop: null })).not.toBe(greedy); // temperature defaults to 1
+  // Temperature defaults to 1.
+  expect(await text({ temperature: null, seed: null, stop: null })).not.toBe(greedy);
   const stop = greedy.slice(10, 14);
   const stopped = await completions.create({ ...asked, stop: ['not there', stop] });
   expect(stopped.choices[0]).toMatchObject({ text: greedy.slice(0, greedy.indexOf(stop)), finish_reason: 'stop' });
@@ -458,7 +459,8 @@ describe('a reader that does not read', () => {
 
   it('blocks neither other requests nor its own generation, and the buffered output is limited', async () => {
     const { server, ask, json } = await slow('--max-concurrent', '1');
-    const lazy = await ask('/v1/completions', { ...endless(), max_tokens: 1000, stream: true }); // nobody reads the answer
+    // Nobody reads the answer.
+    const lazy = await ask('/v1/completions', { ...endless(), max_tokens: 1000, stream: true });
     // The generation ends and frees its place, while the server still buffers the rest of the
     // answer.
     const health = await until(server, ({ running, open }) => running === 0 && open === 1);

@@ -127,7 +127,8 @@ onEveryDevice((device) => {
     await withTensors(device(), async (tensors) => {
       const clean = await run(tensors, c, input, { topK: 3 });
       for (let b = 0; b < 2; b++) {
-        input.vRows.scales.fill(Number.NaN, (b * 90 + 3) * 4, (b + 1) * 90 * 4); // all scores are equal, so the first three rows are kept
+        // All scores are equal, so the first three rows are kept.
+        input.vRows.scales.fill(Number.NaN, (b * 90 + 3) * 4, (b + 1) * 90 * 4);
         input.vRows.values.fill(127, (b * 90 + 3) * 4 * 64, (b + 1) * 90 * 4 * 64);
       }
       expect(clean.out.every(Number.isFinite)).toBe(true);

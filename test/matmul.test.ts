@@ -66,7 +66,8 @@ onEveryDevice((device) => {
         const x = random.integers(numTokens * 48, -3, 3);
         const weight = random.integers(40 * 48, -2, 2);
         const exact = matmul(x, weight, numTokens, 48, 40);
-        const limit = type === 'bf16' ? 256 : 2048; // integers up to this limit are exact in the output's type
+        // Integers up to this limit are exact in the output's type.
+        const limit = type === 'bf16' ? 256 : 2048;
         expect(exact.every((value) => Math.abs(value) <= limit)).toBe(true);
         await withTensors(device(), async (tensors) => {
           const out = tensors.keep(

@@ -53,7 +53,8 @@ export function toF16Bits(value: number): number {
   const rest = significand & ((1 << shift) - 1);
   const half = 1 << (shift - 1);
   const up = rest > half || (rest === half && (kept & 1) === 1);
-  return sign | (kept + (up ? 1 : 0)); // a carry into the exponent is correct, including to infinity
+  // A carry into the exponent is correct, including to infinity.
+  return sign | (kept + (up ? 1 : 0));
 }
 
 export function fromF16Bits(bits: number): number {

@@ -53,7 +53,8 @@ const has = (program: string): boolean => spawnSync(program, ['--version']).stat
         for (const { allocations, tried, refused } of Object.values(outcome)) {
           expect(allocations).toBeGreaterThan(50);
           expect(tried).toBeGreaterThan(10);
-          expect(refused).toBeGreaterThan(tried / 2); // some failures have a fallback: a thread's cache, a larger guess
+          // Some failures have a fallback: a thread's cache, a larger guess.
+          expect(refused).toBeGreaterThan(tried / 2);
         }
       },
       1_800_000,

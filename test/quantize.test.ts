@@ -26,7 +26,8 @@ function rows(type: FloatType, rowLength: number): Float32Array {
   ]) {
     for (const sign of [1, -1]) {
       add((i) => (i === rowLength - 1 ? sign * max : max * (random.uniform() - 0.5)));
-      add((i) => (i === 0 ? sign * max : (i % 2 ? max : -max) * 2 ** -random.integer(1, 24))); // down to f8's subnormals
+      // Reaches f8's subnormals.
+      add((i) => (i === 0 ? sign * max : (i % 2 ? max : -max) * 2 ** -random.integer(1, 24)));
     }
   }
   // Ties: halves of i8's and f8's steps at a scale of 1. Adjacent values must not round like ties.

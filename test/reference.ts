@@ -28,8 +28,8 @@ export interface AttentionInput {
 
 /**
  * Softmax attention. Q head i reads K head floor(i numKHeads / numQHeads) and V head
- * floor(i numVHeads / numQHeads): equation 3 of the paper. The output of a query that sees no key is 0
- * with lse = -Infinity.
+ * floor(i numVHeads / numQHeads): equation 3 of the paper. A query that sees no key has the output
+ * 0 and lse = -Infinity.
  * Returns out [batchSize, qLen, numQHeads, headDimVo] and lse [batchSize, numQHeads, qLen].
  */
 export function attention(input: AttentionInput): { out: Float64Array; lse: Float64Array } {

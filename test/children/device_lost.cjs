@@ -133,8 +133,8 @@ const ways = {
   },
 
   /**
-   * The device cannot be opened again: the reset fails, or it succeeds although the GPU still fails,
-   * which CUDA allows in the same process.
+   * The device cannot be opened again: the reset fails, or it succeeds although the GPU still
+   * fails, which CUDA allows in the same process.
    */
   async notBack() {
     const expected = await siluMul(await openDevice('cpu'));

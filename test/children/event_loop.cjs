@@ -11,7 +11,8 @@ async function longest(work) {
   monitor.enable();
   await sleep(20);
   monitor.reset();
-  await sleep(5); // the monitor skips the first tick after a reset, and would miss work that blocks before it
+  // The monitor skips the first tick after a reset, and would miss work that blocks before it.
+  await sleep(5);
   const result = await work();
   await sleep(5); // so that a block just before the end counts
   monitor.disable();

@@ -1,7 +1,7 @@
 // Measures memory over many cycles of load, session, generate and, depending on the mode, dispose.
-// Prints { before, after }: after the warm-up and at the end, each { resident, native, used } in bytes.
-// native: resident memory outside V8's heaps, which grow and shrink by tens of MB unpredictably.
-// used: the live objects in those heaps.
+// Prints { before, after }: after the warm-up and at the end, each { resident, native, used } in
+// bytes. native: resident memory outside V8's heaps, which grow and shrink by tens of MB
+// unpredictably. used: the live objects in those heaps.
 //   node --expose-gc memory.cjs MODE CYCLES WORKERS MODEL_DIRECTORY
 // MODE: dispose | collect | tensors | keep
 const { Worker, isMainThread, workerData, parentPort } = require('node:worker_threads');

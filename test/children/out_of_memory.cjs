@@ -1,9 +1,10 @@
-// Makes each allocation of the native module in one piece of work fail: once, one after another, and
-// then also all allocations after it. The work must succeed or fail with ERR_OUT_OF_MEMORY, and the
-// objects that it uses must be unchanged. Prints for each way { allocations, tried, refused }: the
-// number of allocations in the work, of runs with a failed allocation, and of those that rejected.
+// Makes each allocation of the native module in one piece of work fail: only this one, or also all
+// later ones. The work must succeed or fail with ERR_OUT_OF_MEMORY, and the objects that it uses
+// must be unchanged. Prints for both ways { allocations, tried, refused }: the number of
+// allocations in the work, of runs with a failed allocation, and of runs that rejected.
 // Runs with test/preload/fail_allocation.cc preloaded.
-//   node --expose-gc out_of_memory.cjs NAME MODEL_DIRECTORY TRIALS     TRIALS: most allocations tried
+//   node --expose-gc out_of_memory.cjs NAME MODEL_DIRECTORY TRIALS
+// TRIALS: how many allocations are tried at most
 const { openSync, readSync, writeSync } = require('node:fs');
 const assert = require('node:assert');
 const { Model, kernels, openDevice } = require('../../dist/lib/index.js');
@@ -111,7 +112,8 @@ const ways = {
     },
   },
   kernels: {
-    start: async () => ({ device: await openDevice('cpu') }), // a new device: scratch memory and compiled products are cached
+    // A new device: scratch memory and compiled products are cached.
+    start: async () => ({ device: await openDevice('cpu') }),
     work: ({ device }) => everyKernel(device),
     after: async ({ device }, expected) => {
       same(await everyKernel(device), expected);

@@ -1,5 +1,5 @@
-// Writes seeds for the fuzz targets: small checkpoints of every kind, and one checkpoint with each row
-// of breaks*.ts applied, each as a whole and file by file.
+// Writes seeds for the fuzz targets: small checkpoints of every kind, and one checkpoint with each
+// row of breaks*.ts applied, each as a whole and file by file.
 //
 //   npx tsc -p test --noEmit false --outDir build/fuzz-seeds &&
 //   node build/fuzz-seeds/test/fuzz/seeds.js FOLDER
