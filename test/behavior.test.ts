@@ -1,5 +1,6 @@
-// What the package does to the process it lives in: the event loop, memory, threads, the end. All in child processes, on
-// the built package; nothing else may run beside these (scripts/test.mjs sees to it), since time counts here.
+// The package's effects on its process: the event loop, memory, threads, and the end of the
+// process. Each test runs in a child process on the built package. Nothing else may run at the same
+// time, because time counts here (scripts/test.mjs ensures it).
 
 import { openSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
@@ -10,7 +11,10 @@ import { tldrDirectory } from './fixtures';
 const directories = temporaryDirectories();
 afterAll(() => directories.cleanUp());
 
-/** A checkpoint of some 120 MB, big enough that a load on the JS thread would be seen. All its weights are 1/64. */
+/**
+ * A checkpoint of about 120 MB: large enough to notice a load on the JS thread. All its weights are
+ * 1/64.
+ */
 function largeCheckpoint(): string {
   const directory = directories.make();
   const spec = {
@@ -72,8 +76,8 @@ function largeCheckpoint(): string {
 }
 
 describe('event loop', () => {
-  // Each phase must keep the limit in one of up to three runs. The machine is shared, and another process can hold up
-  // any loop, but the package blocks it in every run alike.
+  // Each phase must keep the limit in at least one of three runs. On a shared machine another
+  // process can delay any loop, but if the package blocks the loop, it does so in every run.
   const bestOfThree = async (directory: string): Promise<Record<string, number>> => {
     const best: Record<string, number> = {};
     for (let run = 1; ; run++) {
@@ -87,7 +91,7 @@ describe('event loop', () => {
     ['the embedded model', () => tldrDirectory],
     ['a model of 120 MB', largeCheckpoint],
   ])(
-    'never stands still for 25 ms: %s',
+    'is never blocked for 25 ms: %s',
     async (_, directory) => {
       const phases = await bestOfThree(directory());
       expect(Object.keys(phases).length).toBeGreaterThan(5);
@@ -96,7 +100,7 @@ describe('event loop', () => {
     240_000,
   );
 
-  it('the measure sees a loop that is blocked for 30 ms', async () => {
+  it('is measured as blocked if it is blocked for 30 ms', async () => {
     const { blocked } = await runScript<{ blocked: number }>('event_loop.cjs', [tldrDirectory, '30']);
     expect(blocked).toBeGreaterThan(25);
   });
@@ -111,7 +115,7 @@ describe('resident memory', () => {
     ['100 cycles of open, kernels, dispose', 'tensors', 100, 0],
     ['100 cycles on each of 4 worker threads at once', 'dispose', 100, 4],
   ] as const)(
-    'grows by 20 MB at most: %s',
+    'grows by at most 20 MB: %s',
     async (_, mode, cycles, workers) => {
       const { before, after } = await runScript<{ before: Memory; after: Memory }>(
         'memory.cjs',
@@ -120,8 +124,8 @@ describe('resident memory', () => {
       );
       const growth = (field: keyof Memory): number => (after[field] - before[field]) / 2 ** 20;
       expect(before.resident).toBeGreaterThan(2 ** 24);
-      // With five heaps of V8 that grow to 40 MB and shrink to 9 as they please, what is theirs is counted by what lives in
-      // them, and the rest of the process apart.
+      // V8's five heaps grow to 40 MB and shrink to 9 MB unpredictably. So count only the live
+      // objects in them, and the rest of the process separately.
       expect(growth('native')).toBeLessThanOrEqual(20);
       expect(growth('used')).toBeLessThanOrEqual(5);
       if (workers === 0) expect(growth('resident')).toBeLessThanOrEqual(20);
@@ -129,7 +133,7 @@ describe('resident memory', () => {
     420_000,
   );
 
-  it('the measure sees a session of each cycle that is kept', async () => {
+  it('is measured as growing if a session of each cycle is kept', async () => {
     const { before, after } = await runScript<{ before: Memory; after: Memory }>(
       'memory.cjs',
       ['keep', '20', '0', tldrDirectory],
@@ -139,7 +143,7 @@ describe('resident memory', () => {
   });
 });
 
-describe('ends', () => {
+describe('the end of the process', () => {
   it.each([
     'leftOpen',
     'disposeWhileRunning',
@@ -151,7 +155,7 @@ describe('ends', () => {
     'workers',
     'workerLeftOpen',
   ])(
-    '%s: the process ends by itself, with status 0',
+    'exits by itself with status 0: %s',
     async (name) => {
       expect(
         await runScript('lifetimes.cjs', [name, tldrDirectory], { nodeOptions: ['--expose-gc'], timeoutMs: 60_000 }),
@@ -170,7 +174,7 @@ describe('the built package', () => {
     model.dispose();
     console.log(JSON.stringify({ has, tokens }));`;
 
-  it('is imported by ES modules and by CommonJS, by name, and is the same', async () => {
+  it('can be imported by name as ES module and as CommonJS, with the same objects', async () => {
     const link = directories.make();
     const { mkdirSync, symlinkSync, writeFileSync } = await import('node:fs');
     mkdirSync(join(link, 'node_modules'));
@@ -195,7 +199,7 @@ describe('the built package', () => {
     expect(both).toBe(true);
   });
 
-  it('typed declarations compile under strict TypeScript, with `using` and `await using`', async () => {
+  it('has type declarations that compile in strict TypeScript, with `using` and `await using`', async () => {
     const directory = directories.make();
     const { writeFileSync } = await import('node:fs');
     writeFileSync(
@@ -238,7 +242,7 @@ describe('the built package', () => {
         join(directory, 'use.ts'),
       ],
       { cwd: directory },
-    ); // where no tsconfig.json is
+    ); // outside any tsconfig.json
     expect(outcome).toMatchObject({ status: 0, stdout: '' });
   });
 });
