@@ -1,5 +1,6 @@
 #include "addon/device.h"
 
+#include "addon/fields.h"
 #include "addon/model.h"
 #include "addon/tensor.h"
 #include "backend/emulated_counters.h"
@@ -23,8 +24,7 @@ std::shared_ptr<Backend> make_backend(const std::string& id) {
   }
   if (id == "emulated") return make_emulated_backend();
   fail(ErrorCode::device_unavailable,
-       "there is no device \"%s\"; ids are 'auto', 'cpu', 'cuda' and 'cuda:0', 'cuda:1' and so on (listDevices() has "
-       "those of this machine)",
+       "there is no device \"%s\"; use 'auto', 'cpu', 'cuda', or the id of an entry of listDevices(), such as 'cuda:0'",
        id.c_str());
 }
 
@@ -68,11 +68,11 @@ DeviceObject::DeviceObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
 
 Napi::Value DeviceObject::open(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
-    std::string id = text(info[0], "device id");
+    std::string id = Fields(info).text("id");
     auto device = std::make_shared<DeviceContext>();
     device->executor = Executor::start(info.Env());
     auto job = std::make_unique<Job>(info.Env());
-    // The job holds a slot of its own and not the context, which belongs to the JS thread.
+    // The job has its own slot, because the context belongs to the JS thread.
     auto backend = std::make_shared<std::shared_ptr<Backend>>();
     job->run = [id, backend](Job&) { *backend = make_backend(id); };
     job->resolve = [device, backend](Job& job) -> Napi::Value {
@@ -125,13 +125,14 @@ Napi::Value DeviceObject::record_event(const Napi::CallbackInfo& info) {
 Napi::Value DeviceObject::elapsed_ms(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     check_usable();
-    auto start = unwrap<EventObject>(info[0], "start").slot(*device_, "start");
-    auto stop = unwrap<EventObject>(info[1], "stop").slot(*device_, "stop");
+    const Fields fields(info);
+    auto start = fields.instance<EventObject>("start").slot(*device_, "start");
+    auto stop = fields.instance<EventObject>("stop").slot(*device_, "stop");
     auto job = std::make_unique<Job>(info.Env());
     auto result = std::make_shared<double>(0);
     job->run = [backend = device_->backend, start, stop, result](Job&) {
       if (!*start || !*stop) {
-        backend->synchronize();  // where the device is lost, it says so
+        backend->synchronize();  // throws the cause if the device is lost
         fail(ErrorCode::out_of_memory, "a time stamp could not be recorded");
       }
       *result = backend->elapsed_ms(**start, **stop);

@@ -358,10 +358,7 @@ Config parse_config(std::string_view text, const std::string& origin, ErrorCode 
     fields.malformed("rms_norm_eps is " + number_text(config.rms_norm_eps) + " (at most 1 is wanted)");
   config.tie_word_embeddings = fields.boolean("tie_word_embeddings", false);
   config.tie_word_embeddings_given = fields.has("tie_word_embeddings");
-  if (fields.has("bos_token_id")) {
-    config.has_bos_token_id = true;
-    config.bos_token_id = fields.integer("bos_token_id", 0, INT32_MAX);
-  }
+  if (fields.has("bos_token_id")) config.bos_token_id = fields.integer("bos_token_id", 0, INT32_MAX);
   read_eos(fields, config.eos_token_ids);
   config.dtype = fields.string("dtype", fields.string("torch_dtype", "").c_str());
   read_heads(fields, config);

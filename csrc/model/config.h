@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -40,8 +41,7 @@ struct Config {
   double rope_theta = 0, rms_norm_eps = 0;
   bool tie_word_embeddings = false;
   bool tie_word_embeddings_given = false;  // else the checkpoint decides: it has an lm_head or not
-  bool has_bos_token_id = false;
-  int64_t bos_token_id = 0;
+  std::optional<int64_t> bos_token_id;
   std::vector<int64_t> eos_token_ids;  // of config.json and generation_config.json, each once
   std::string dtype;                   // as config.json says it ("bfloat16"); empty where it does not
   std::vector<double> inv_freq;        // [head_dim_qk / 2], RoPE scaling applied

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "backend/backend.h"
@@ -19,8 +20,7 @@ namespace diffqkv {
 using CancelFlag = std::atomic<bool>;
 
 struct LoadOptions {
-  bool has_dtype = false;
-  DType dtype = DType::f32;  // of weights and activations; default: the checkpoint's
+  std::optional<DType> dtype;  // of weights and activations; default: the checkpoint's
   std::function<void(uint64_t loaded_bytes, uint64_t total_bytes)> on_progress;  // called on the loading thread
   const CancelFlag* cancel = nullptr;
   KvLimits kv_limits;

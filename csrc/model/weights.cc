@@ -212,10 +212,11 @@ Weights load_weights(std::shared_ptr<Backend> backend, const Config& config, con
   }
 
   Weights weights;
-  if (options.has_dtype)
-    weights.dtype = options.dtype;
-  else
+  if (options.dtype) {
+    weights.dtype = *options.dtype;
+  } else {
     weight_dtype(tensor(kEmbed), &weights.dtype);
+  }
   weights.folded = folding_saves_bytes(config);
 
   Loader loader(backend, options, total_bytes);
