@@ -33,7 +33,7 @@ std::shared_ptr<Backend> make_backend(const std::string& id) {
 Napi::Function EventObject::define(Napi::Env env) { return DefineClass(env, "NativeEvent", {}); }
 
 EventObject::EventObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
-  auto state = take_pending_state<State>(info.Env());
+  auto state = consume_pending_state<State>(info.Env());
   slot_ = std::move(state.slot);
   own(info.Env(), kName, std::move(state.device), state.parent, 0);
 }
@@ -63,7 +63,7 @@ Napi::Function DeviceObject::define(Napi::Env env) {
 }
 
 DeviceObject::DeviceObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
-  own(info.Env(), kName, take_pending_state<State>(info.Env()), nullptr, 0);
+  own(info.Env(), kName, consume_pending_state<State>(info.Env()), nullptr, 0);
 }
 
 Napi::Value DeviceObject::open(const Napi::CallbackInfo& info) {

@@ -25,7 +25,7 @@ class EventObject final : public Napi::ObjectWrap<EventObject>, public Resource 
   Slot slot(const DeviceContext& device, const char* name) const;
 
  private:
-  std::shared_ptr<void> take() override { return std::move(slot_); }
+  std::shared_ptr<void> detach_memory() override { return std::move(slot_); }
   Slot slot_;
 };
 
@@ -42,7 +42,7 @@ class DeviceObject final : public Napi::ObjectWrap<DeviceObject>, public Resourc
 
  private:
   // The context is freed by its last holder.
-  std::shared_ptr<void> take() override { return std::move(counting_); }
+  std::shared_ptr<void> detach_memory() override { return std::move(counting_); }
   // Queues `run` and returns its promise.
   Napi::Value submit(const Napi::CallbackInfo& info, std::function<void(Job&)> run);
 

@@ -3,7 +3,7 @@
 namespace diffqkv::addon {
 
 Fields::Fields(const Napi::CallbackInfo& info) {
-  if (!info[0].IsObject()) throw Napi::TypeError::New(info.Env(), "a native call takes one object argument");
+  if (!info[0].IsObject()) throw Napi::TypeError::New(info.Env(), "the argument of a native call must be an object");
   object_ = info[0].As<Napi::Object>();
 }
 

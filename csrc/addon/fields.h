@@ -1,4 +1,4 @@
-// Reads the fields of the one object that every native call takes as its argument.
+// Reads the fields of the object that is the argument of a native call.
 #pragma once
 
 #include <napi.h>

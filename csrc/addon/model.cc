@@ -82,7 +82,7 @@ Napi::Function ModelObject::define(Napi::Env env) {
 }
 
 ModelObject::ModelObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
-  auto state = take_pending_state<State>(info.Env());
+  auto state = consume_pending_state<State>(info.Env());
   model_ = std::move(state.model);
   own(info.Env(), kName, std::move(state.device), state.parent, static_cast<int64_t>(model_->weight_bytes()));
 }

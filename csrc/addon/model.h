@@ -30,7 +30,7 @@ class ModelObject final : public Napi::ObjectWrap<ModelObject>, public Resource 
                             Napi::Object device_object);
 
  private:
-  std::shared_ptr<void> take() override { return std::move(model_); }
+  std::shared_ptr<void> detach_memory() override { return std::move(model_); }
   Napi::Value config(const Napi::CallbackInfo& info);
   Napi::Value dtype_js(const Napi::CallbackInfo& info);
   Napi::Value num_parameters(const Napi::CallbackInfo& info);

@@ -53,7 +53,7 @@ Napi::Function SessionObject::define(Napi::Env env) {
 }
 
 SessionObject::SessionObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
-  auto state = take_pending_state<State>(info.Env());
+  auto state = consume_pending_state<State>(info.Env());
   session_ = std::move(state.session);
   model_object_ = Napi::Persistent(state.model_object);
   own(info.Env(), kName, std::move(state.device), state.parent, cache_bytes(*session_));

@@ -29,7 +29,7 @@ class SessionObject final : public Napi::ObjectWrap<SessionObject>, public Resou
   std::shared_ptr<Session> session(Napi::Env env);  // throws ERR_DISPOSED
 
  private:
-  std::shared_ptr<void> take() override { return std::move(session_); }
+  std::shared_ptr<void> detach_memory() override { return std::move(session_); }
   // Every method begins with this call. Throws ERR_DISPOSED, and reports the current size of the
   // cache to the garbage collector.
   void check(Napi::Env env);

@@ -72,7 +72,8 @@ Napi::Value ModelObject::step(const Napi::CallbackInfo& info) {
     for (uint32_t i = 0; i < list.Length(); ++i) {
       items->push_back(batch_item(Fields(list.Get(i), "an item of a batch")));
     }
-    // After the sessions: disposing of a model disposes of them, and the error must name the session.
+    // After the sessions: disposing of a model disposes of them, and the error must name the
+    // session.
     check_usable();
     std::set<const Session*> sessions;
     for (const BatchItem& item : *items) {

@@ -81,7 +81,7 @@ Napi::Function TensorObject::define(Napi::Env env) {
 }
 
 TensorObject::TensorObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
-  auto state = take_pending_state<State>(info.Env());
+  auto state = consume_pending_state<State>(info.Env());
   data_ = std::move(state.data);
   own(info.Env(), kName, std::move(state.device), state.parent, static_cast<int64_t>(data_->buffer.bytes()));
 }
@@ -107,7 +107,8 @@ Napi::Object TensorObject::create(const Napi::CallbackInfo& info, const std::sha
       try {
         fill(job);
       } catch (...) {
-        data->upload_error = std::current_exception();  // there is no promise: calls that use the tensor fail
+        // There is no promise to reject. Calls that use the tensor throw this error.
+        data->upload_error = std::current_exception();
       }
     };
     device->executor->submit(std::move(job));

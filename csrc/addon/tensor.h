@@ -35,7 +35,8 @@ class TensorObject final : public Napi::ObjectWrap<TensorObject>, public Resourc
   explicit TensorObject(const Napi::CallbackInfo& info);
   ~TensorObject() override { finalize(Env()); }
 
-  // device.tensor({ dtype, shape, data }). data: undefined for zeros, null for uninitialized memory.
+  // device.tensor({ dtype, shape, data }). data: undefined for zeros, null for uninitialized
+  // memory.
   static Napi::Object create(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device,
                              Resource& parent);
 
@@ -43,7 +44,7 @@ class TensorObject final : public Napi::ObjectWrap<TensorObject>, public Resourc
   std::shared_ptr<TensorData> data(const DeviceContext& device, const char* name) const;
 
  private:
-  std::shared_ptr<void> take() override { return std::move(data_); }
+  std::shared_ptr<void> detach_memory() override { return std::move(data_); }
   Napi::Value byte_length(const Napi::CallbackInfo& info);
   Napi::Value read_into(const Napi::CallbackInfo& info);
   Napi::Value write(const Napi::CallbackInfo& info);

@@ -23,7 +23,7 @@ struct BatchItem {
   std::vector<int32_t> tokens;  // to append to the session; one token is a decode step
   Chunks chunks = Chunks::next;
   std::optional<SamplingOptions> sampling;   // if set, the token that follows is drawn
-  uint64_t draw = 0;                         // number of tokens that the generation has drawn before
+  uint64_t draw = 0;                         // tokens that the generation has drawn before
   bool wants_logits = false;                 // of the last token
   std::shared_ptr<const CancelFlag> cancel;  // ends this item: before it begins, or within a prompt
 

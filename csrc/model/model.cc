@@ -8,15 +8,15 @@ void check_dtype(const LoadOptions& options) {
   const DType dtype = *options.dtype;
   if (dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16) return;
   fail(dtype == DType::i32 ? ErrorCode::invalid_argument : ErrorCode::unsupported_model,
-       "weights of type %s are not supported; f32, f16 and bf16 are", dtype_name(dtype));
+       "dtype is %s; weights must be f32, f16 or bf16", dtype_name(dtype));
 }
 
-// The type that config.json says its weights have.
+// The type of the weights according to config.json.
 DType config_dtype(const Config& config) {
   if (config.dtype.empty() || config.dtype == "bfloat16") return DType::bf16;
   if (config.dtype == "float16") return DType::f16;
   if (config.dtype == "float32") return DType::f32;
-  fail(ErrorCode::unsupported_model, "config: dtype '%s' is not supported; 'bfloat16', 'float16' and 'float32' are",
+  fail(ErrorCode::unsupported_model, "config: dtype is '%s'; it must be 'bfloat16', 'float16' or 'float32'",
        printable(config.dtype).c_str());
 }
 

@@ -13,7 +13,8 @@
 namespace diffqkv {
 
 struct SessionOptions {
-  // Default: the config's max_position_embeddings. A larger value is allowed; RoPE then extrapolates.
+  // Default: the config's max_position_embeddings. A larger value is allowed; RoPE then
+  // extrapolates.
   std::optional<int64_t> max_kv_len;
   // Default: the model's type.
   std::optional<DType> k_type;
@@ -77,7 +78,7 @@ class Session {
   Buffer history_;  // i32: the first history_len_ of tokens_, uploaded when a penalty needs them
   int64_t history_len_ = 0;
   std::vector<int32_t> tokens_;          // the tokens in the cache
-  std::vector<PrefixCache::Id> prefix_;  // ids of the leading whole pages that the prefix cache knows
+  std::vector<PrefixCache::Id> prefix_;  // of the leading pages that the prefix cache has
   std::atomic<int64_t> kv_len_{0};
 };
 
