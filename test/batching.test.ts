@@ -147,7 +147,7 @@ onEveryDevice((device) => {
       await settled();
     });
 
-    it('logits that nothing can be drawn from are the error of their own turn', async () => {
+    it('logits that nothing can be drawn from are the error of their own generation', async () => {
       const directory = directories.make();
       const checkpoint = randomCheckpoint({ numLayers: 1, tied: false });
       const embed = checkpoint.tensors.get('model.embed_tokens.weight') as CheckpointTensor;

@@ -45,9 +45,10 @@ SessionOptions session_options(const Fields& fields) {
 Napi::Function SessionObject::define(Napi::Env env) {
   return DefineClass(
       env, "NativeSession",
-      {InstanceAccessor<&SessionObject::kv_len>("kvLen"), InstanceAccessor<&SessionObject::max_kv_len>("maxKvLen"),
-       InstanceAccessor<&SessionObject::k_cache_bytes>("kCacheBytes"),
-       InstanceAccessor<&SessionObject::v_cache_bytes>("vCacheBytes"),
+      {InstanceAccessor<&SessionObject::number<&Session::kv_len>>("kvLen"),
+       InstanceAccessor<&SessionObject::number<&Session::max_kv_len>>("maxKvLen"),
+       InstanceAccessor<&SessionObject::number<&Session::k_cache_bytes>>("kCacheBytes"),
+       InstanceAccessor<&SessionObject::number<&Session::v_cache_bytes>>("vCacheBytes"),
        InstanceMethod<&SessionObject::truncate>("truncate"), InstanceMethod<&SessionObject::fork>("fork"),
        InstanceMethod<&SessionObject::dispose_js>("dispose")});
 }
@@ -100,18 +101,13 @@ Napi::Value SessionObject::fork(const Napi::CallbackInfo& info) {
   });
 }
 
-#define DIFFQKV_GETTER(method, value)                                               \
-  Napi::Value SessionObject::method(const Napi::CallbackInfo& info) {               \
-    return guarded(info.Env(), [&]() -> Napi::Value {                               \
-      check(info.Env());                                                            \
-      return Napi::Number::New(info.Env(), static_cast<double>(session_->value())); \
-    });                                                                             \
-  }
-DIFFQKV_GETTER(kv_len, kv_len)
-DIFFQKV_GETTER(max_kv_len, max_kv_len)
-DIFFQKV_GETTER(k_cache_bytes, k_cache_bytes)
-DIFFQKV_GETTER(v_cache_bytes, v_cache_bytes)
-#undef DIFFQKV_GETTER
+template <auto value>
+Napi::Value SessionObject::number(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    check(info.Env());
+    return Napi::Number::New(info.Env(), static_cast<double>(((*session_).*value)()));
+  });
+}
 
 Napi::Value SessionObject::dispose_js(const Napi::CallbackInfo& info) {
   dispose(info.Env());

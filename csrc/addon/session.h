@@ -34,10 +34,9 @@ class SessionObject final : public Napi::ObjectWrap<SessionObject>, public Resou
   // cache to the garbage collector.
   void check(Napi::Env env);
 
-  Napi::Value kv_len(const Napi::CallbackInfo& info);
-  Napi::Value max_kv_len(const Napi::CallbackInfo& info);
-  Napi::Value k_cache_bytes(const Napi::CallbackInfo& info);
-  Napi::Value v_cache_bytes(const Napi::CallbackInfo& info);
+  // A getter for a method of Session that returns a number.
+  template <auto value>
+  Napi::Value number(const Napi::CallbackInfo& info);
   Napi::Value truncate(const Napi::CallbackInfo& info);
   Napi::Value fork(const Napi::CallbackInfo& info);
   Napi::Value dispose_js(const Napi::CallbackInfo& info);

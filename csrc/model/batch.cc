@@ -64,54 +64,20 @@ class Batch {
     }
   }
 
-  void run_chunk(Items items) {
-    std::vector<RunningItem> ready;
+  // One forward pass: the next chunk of each item.
+  struct Pass {
+    std::vector<RunningItem> items;
     std::vector<ForwardSequence> sequences;
     std::vector<int32_t> tokens;
-    guarded(items, [&] {
-      int64_t num_tokens = 0;
-      for (const RunningItem& running : items) num_tokens += chunk_size(*running.item);
-      ready.reserve(items.size());
-      sequences.reserve(items.size());
-      tokens.reserve(static_cast<size_t>(num_tokens));
-    });
-    for (RunningItem& running : items) {
-      BatchItem& item = *running.item;
-      if (item.error) continue;
-      guarded({&running, 1}, [&] {
-        sequences.push_back(item.session->prepare(chunk_size(item)));
-        const auto begin = item.tokens.begin() + item.consumed;
-        tokens.insert(tokens.end(), begin, begin + chunk_size(item));
-        ready.push_back(running);
-      });
-    }
-    if (ready.empty()) return;
+    bool is_last = false;  // no tokens remain after it
+    bool needs_logits = false;
+  };
 
-    const bool is_last = chunk_size(*ready[0].item) == remaining(*ready[0].item);
-    const bool needs_logits = is_last && std::any_of(ready.begin(), ready.end(), [](const RunningItem& running) {
-                                return running.item->sampling || running.item->wants_logits;
-                              });
-    guarded(ready, [&] {
-      ForwardStep step;
-      step.sequences = std::move(sequences);
-      step.tokens = tokens.data();
-      step.logits = needs_logits;
-      step.selective_top_k = ready[0].item->session->options().selective_top_k;
-      step.renormalize = ready[0].item->session->options().renormalize;
-      step.cancels = {&cancel_};
-      // The flag of an item must not end the pass of several.
-      const CancelFlag* own = is_prompt(*ready[0].item) ? ready[0].item->cancel.get() : nullptr;
-      if (own) step.cancels.push_back(own);
-      run_forward(backend_, model_.config(), model_.weights(), workspace_, step);
-      // Otherwise a GPU would be sent all chunks at once, and an abort could not stop them.
-      if (!is_last) backend_.synchronize();
-      for (const CancelFlag* cancel : step.cancels) {
-        if (!cancel->load()) continue;
-        const int64_t end = ready[0].item->session->kv_len() + chunk_size(*ready[0].item);
-        fail(ErrorCode::aborted, "the prefill was aborted at token %lld", static_cast<long long>(end));
-      }
-    });
-    for (RunningItem& running : ready) {
+  void run_chunk(Items items) {
+    Pass pass = prepare(items);
+    if (pass.items.empty()) return;
+    guarded(pass.items, [&] { forward(pass); });
+    for (RunningItem& running : pass.items) {
       BatchItem& item = *running.item;
       if (item.error) continue;
       guarded({&running, 1}, [&] {
@@ -120,9 +86,54 @@ class Batch {
         item.consumed += size;
       });
     }
-    if (needs_logits) {
-      copy_logits(ready);
-      draw(ready);
+    if (pass.needs_logits) {
+      copy_logits(pass.items);
+      draw(pass.items);
+    }
+  }
+
+  Pass prepare(Items items) {
+    Pass pass;
+    guarded(items, [&] {
+      int64_t num_tokens = 0;
+      for (const RunningItem& running : items) num_tokens += chunk_size(*running.item);
+      pass.items.reserve(items.size());
+      pass.sequences.reserve(items.size());
+      pass.tokens.reserve(static_cast<size_t>(num_tokens));
+    });
+    for (RunningItem& running : items) {
+      BatchItem& item = *running.item;
+      if (item.error) continue;
+      guarded({&running, 1}, [&] {
+        pass.sequences.push_back(item.session->prepare(chunk_size(item)));
+        const auto begin = item.tokens.begin() + item.consumed;
+        pass.tokens.insert(pass.tokens.end(), begin, begin + chunk_size(item));
+        pass.items.push_back(running);
+        pass.is_last = chunk_size(item) == remaining(item);
+        pass.needs_logits = pass.needs_logits || (pass.is_last && (item.sampling || item.wants_logits));
+      });
+    }
+    return pass;
+  }
+
+  void forward(const Pass& pass) {
+    const BatchItem& first = *pass.items[0].item;
+    ForwardStep step;
+    step.sequences = pass.sequences;
+    step.tokens = pass.tokens.data();
+    step.logits = pass.needs_logits;
+    step.selective_top_k = first.session->options().selective_top_k;
+    step.renormalize = first.session->options().renormalize;
+    step.cancels = {&cancel_};
+    // The flag of an item must not end the pass of several items.
+    if (first.cancel && is_prompt(first)) step.cancels.push_back(first.cancel.get());
+    run_forward(backend_, model_.config(), model_.weights(), workspace_, step);
+    // Otherwise a GPU would be sent all chunks at once, and an abort could not stop them.
+    if (!pass.is_last) backend_.synchronize();
+    for (const CancelFlag* cancel : step.cancels) {
+      if (!cancel->load()) continue;
+      const int64_t end = first.session->kv_len() + chunk_size(first);
+      fail(ErrorCode::aborted, "the prefill was aborted at token %lld", static_cast<long long>(end));
     }
   }
 
