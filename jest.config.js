@@ -1,5 +1,4 @@
-// The test suite. `npm test` (scripts/test.mjs) runs it in two passes: everything, then the files in which time counts,
-// alone. See test/README.md.
+// The test suite. npm test (scripts/test.mjs) and npm run ci (scripts/ci.mjs) run it: see test/README.md.
 module.exports = {
   testEnvironment: 'node',
   testMatch: ['<rootDir>/test/**/*.test.ts'],

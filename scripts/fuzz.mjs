@@ -1,11 +1,11 @@
-// npm run fuzz [-- --seconds N] [--target NAME] [--seed N] [--minimize] [--coverage]: feeds mutated files to all that opens a
-// checkpoint, N seconds in all (60), shared among the targets. Those of csrc/model are C++ under AddressSanitizer and UBSan,
-// by clang's libFuzzer (test/fuzz/*.cc); those of the tokenizer are run by a small fuzzer of their own, which the blocks that
-// V8 counts guide (test/fuzz/tokenizer_*.cjs). They begin with test/fuzz/corpus and go on in build-fuzz/corpus. An input that
-// crashes, hangs or takes too much memory is kept in build-fuzz/found, and the exit status is 1.
+// npm run fuzz [-- --seconds N] [--target NAME] [--seed N] [--minimize] [--coverage]: feeds mutated files to everything that
+// opens a checkpoint, for N seconds (60), shared among the targets. The targets in csrc/model are C++ under AddressSanitizer
+// and UBSan, with clang's libFuzzer (test/fuzz/*.cc). The targets of the tokenizer have a small fuzzer in JavaScript, guided by
+// V8's block counts (test/fuzz/tokenizer_*.cjs). All begin with test/fuzz/corpus.tar.gz and continue in build-fuzz/corpus.
+// An input that crashes, hangs or uses too much memory is kept in build-fuzz/found, and the exit status is 1.
 //
-// --minimize leaves in test/fuzz/corpus what of both is needed to reach all that they reach (of the targets in C++); --coverage prints the lines of csrc/model that
-// test/fuzz/corpus and build-fuzz/corpus reach.
+// --minimize reduces both corpora, for the targets in C++, to what reaches the same code, and writes corpus.tar.gz.
+// --coverage prints the lines of csrc/model that both corpora reach.
 
 import { spawn, spawnSync } from 'node:child_process';
 import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync, statSync } from 'node:fs';
@@ -13,6 +13,7 @@ import { tmpdir } from 'node:os';
 import { dirname, join, relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
+import { packCorpus, unpackCorpus } from '../test/fuzz/corpus.cjs';
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 const sources = join(root, 'test', 'fuzz');
@@ -61,7 +62,8 @@ function build(clang, folder, ...options) {
 }
 
 // What stands in test/fuzz/regressions are findings of before, which the test replays: some are slow.
-const kept = (target) => [join(sources, 'corpus', target)].filter(existsSync);
+const keptCorpus = join(work, 'kept'); // what corpus.tar.gz has
+const kept = (target) => [join(keptCorpus, target)].filter(existsSync);
 const fresh = (target) => join(work, 'corpus', target);
 const environment = {
   ...process.env,
@@ -131,7 +133,7 @@ async function runScripted(target, share) {
 }
 
 function minimize(target) {
-  const corpus = join(sources, 'corpus', target);
+  const corpus = join(keptCorpus, target);
   mkdirSync(corpus, { recursive: true });
   const less = join(work, `less-${target}`);
   rmSync(less, { recursive: true, force: true });
@@ -144,6 +146,7 @@ function minimize(target) {
   if (status !== 0) stop(stderr.slice(-4000));
   rmSync(corpus, { recursive: true });
   renameSync(less, corpus);
+  packCorpus(keptCorpus);
   console.log(`${target}: ${readdirSync(corpus).length} inputs in ${relative(root, corpus)}`);
 }
 
@@ -175,6 +178,9 @@ function coverage(clang) {
 }
 
 mkdirSync(found, { recursive: true });
+rmSync(keptCorpus, { recursive: true, force: true });
+mkdirSync(keptCorpus);
+unpackCorpus(keptCorpus);
 const clang = targets.some((target) => native.includes(target)) ? findClang() : undefined;
 if (clang) {
   build(clang, join(work, 'targets'));

@@ -21,7 +21,7 @@ export const emulation = ['counters', 'device_lost', 'emulated_device', 'emulati
 export const alone = ['behaviour', 'cli', 'isa', 'out_of_memory'];
 
 /** Test files that take too long for npm test: npm run ci runs them. */
-export const slow = ['bench', 'convert_process', 'gpu_check', 'http_example', 'ptx'];
+export const slow = ['bench', 'convert', 'convert_process', 'fuzz', 'gpu_check', 'http_example', 'ptx'];
 
 /** A pattern for Jest's --testPathPatterns that matches these files only. */
 export const pattern = (stems) => `/test/(${stems.join('|')})\\.test\\.[jt]s$`;

@@ -7,7 +7,7 @@ import { Model } from '../lib/index';
 import { presets } from '../lib/presets';
 import { type CheckpointSpec, randomCheckpoint, temporaryDirectories, writeCheckpoint } from './checkpoints';
 import { logitError, modelTolerances } from './compare';
-import { errorOf, onEveryDevice, reduced } from './devices';
+import { errorOf, long, onEveryDevice, reduced } from './devices';
 import { type FloatType, Random } from './numbers';
 import type { SelectiveV } from './reference';
 import { modelLogits } from './reference_model';
@@ -144,7 +144,7 @@ onEveryDevice((device) => {
     };
 
     const types = ['BF16', 'F32', 'F16'] as const;
-    it.each(reduced ? types.slice(0, 1) : types)(
+    long.each(reduced ? types.slice(0, 1) : types)(
       '%s: whole, in uneven pieces and by decode at the end',
       async (type) => {
         // A chunk is 512 tokens. The emulated device takes its time.

@@ -11,12 +11,17 @@ import { splitFiles } from './fuzz/files';
 type Target = (tokenizer: typeof Tokenizer, directory: string, input: string) => Promise<void>;
 const scripted = jest.requireActual<Record<string, Target>>('./fuzz/tokenizer_targets.cjs');
 
+const { unpackCorpus } = jest.requireActual<{ unpackCorpus(folder: string): void }>('./fuzz/corpus.cjs');
+
 const directories = temporaryDirectories();
 afterAll(() => directories.cleanUp());
 
+const corpus = directories.make();
+unpackCorpus(corpus);
+
 function inputs(target: string): [string, Buffer][] {
-  return ['corpus', 'regressions'].flatMap((kind) => {
-    const folder = join(__dirname, 'fuzz', kind, target);
+  return [corpus, join(__dirname, 'fuzz', 'regressions')].flatMap((kind) => {
+    const folder = join(kind, target);
     const names = existsSync(folder) ? readdirSync(folder) : [];
     return names.map((name): [string, Buffer] => [join(folder, name), readFileSync(join(folder, name))]);
   });

@@ -209,7 +209,7 @@ onEveryDevice((device) => {
       });
     });
 
-    it('keeps to its bytes, the latest used first, and gives way where the pool is full', async () => {
+    long('keeps to its bytes, the latest used first, and gives way where the pool is full', async () => {
       await withModel({ prefixCacheBytes: 3 * pageBytes, kvCacheBytes: 5 * pageBytes }, async (model) => {
         const run = async (some: readonly number[]) => {
           const session = await model.createSession();

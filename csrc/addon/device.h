@@ -5,6 +5,7 @@
 
 #include "addon/addon.h"
 #include "addon/resource.h"
+#include "backend/cpu_ceilings.h"
 
 namespace diffqkv::addon {
 
@@ -41,8 +42,12 @@ class DeviceObject final : public Napi::ObjectWrap<DeviceObject>, public Resourc
   static Napi::Value open(const Napi::CallbackInfo& info);  // addon.openDevice({ id })
 
  private:
-  // The context is freed by its last holder.
-  std::shared_ptr<void> detach_memory() override { return std::move(counting_); }
+  // The context is freed by its last holder. Only the emulated device has counters, and only the CPU
+  // has ceilings.
+  std::shared_ptr<void> detach_memory() override {
+    if (ceilings_) return std::move(ceilings_);
+    return std::move(counting_);
+  }
   // Queues `run` and returns its promise.
   Napi::Value submit(const Napi::CallbackInfo& info, std::function<void(Job&)> run);
 
@@ -53,6 +58,7 @@ class DeviceObject final : public Napi::ObjectWrap<DeviceObject>, public Resourc
   Napi::Value elapsed_ms(const Napi::CallbackInfo& info);
   Napi::Value counters(const Napi::CallbackInfo& info);
   Napi::Value reset_counters(const Napi::CallbackInfo& info);
+  Napi::Value measure_ceiling(const Napi::CallbackInfo& info);  // ceilings.cc
   Napi::Value load_model(const Napi::CallbackInfo& info);
   Napi::Value random_model(const Napi::CallbackInfo& info);
   Napi::Value dispose_js(const Napi::CallbackInfo& info);
@@ -67,7 +73,8 @@ class DeviceObject final : public Napi::ObjectWrap<DeviceObject>, public Resourc
   Napi::Value silu_mul(const Napi::CallbackInfo& info);
   Napi::Value embed(const Napi::CallbackInfo& info);
 
-  std::shared_ptr<void> counting_;  // null if nothing is counted
+  std::shared_ptr<void> counting_;         // null if nothing is counted
+  std::shared_ptr<CpuCeilings> ceilings_;  // null until the first measurement
 };
 
 }  // namespace diffqkv::addon

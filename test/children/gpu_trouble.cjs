@@ -60,14 +60,15 @@ const troubles = {
     const { emulatedFault } = addon();
     const kvLen = 40;
     const numbers = (length) => Float32Array.from({ length }, (_, i) => Math.sin(i) / 10);
-    const open = async (dim) => {
-      const device = await openDevice('emulated');
+    const open = async (dim, id) => {
+      const device = await openDevice(id);
       const q = device.tensor('bf16', [1, 8, dim], numbers(8 * dim));
       const k = device.tensor('bf16', [1, kvLen, 1, dim], numbers(kvLen * dim));
       const v = device.tensor('bf16', [1, kvLen, 2, 64], numbers(kvLen * 2 * 64));
       return async () => (await kernels.attentionDecode({ q, k, v })).read();
     };
-    const decodes = [await open(32), await open(256)];
+    const decodes = [await open(32, 'emulated'), await open(256, 'emulated')];
+    const expected = await Promise.all([32, 256].map(async (dim) => (await open(dim, 'cpu'))()));
     emulatedFault('cudaFuncSetAttribute', 0, 0, 0);
     const results = await Promise.all(
       decodes.map(async (decode) => {
@@ -76,8 +77,10 @@ const troubles = {
       }),
     );
     const attributeCalls = emulatedFault('', 0, 0, 0);
-    const differences = results.map(({ all, last }) => Math.max(...all.flatMap((one) => [...one].map((x, i) => Math.abs(x - last[i])))));
-    return { differences, attributeCalls };
+    const difference = (a, b) => Math.max(...[...a].map((x, i) => Math.abs(x - b[i])));
+    const differences = results.map(({ all, last }) => Math.max(...all.map((one) => difference(one, last))));
+    const errors = results.map(({ last }, i) => difference(last, expected[i]));
+    return { differences, errors, attributeCalls };
   },
 
   async lostModel() {

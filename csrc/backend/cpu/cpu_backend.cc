@@ -18,6 +18,7 @@
 #include "backend/cpu/linear.h"
 #include "backend/cpu/memory.h"
 #include "backend/cpu/sampler.h"
+#include "backend/cpu/threads.h"
 
 namespace diffqkv {
 namespace {
@@ -56,8 +57,10 @@ void rehearse_threads(int count) {
   for (std::thread& thread : threads) thread.join();
 }
 
+}  // namespace
+
 // The number of threads is a property of the calling thread: the device's executor, which may change.
-void use_num_threads() {
+void cpu::use_num_threads() {
   thread_local bool done = false;
   if (done) return;
   rehearse_threads(num_threads() - 1);
@@ -66,6 +69,10 @@ void use_num_threads() {
   std::atomic_signal_fence(std::memory_order_seq_cst);  // an empty region would be left out
   done = true;
 }
+
+namespace {
+
+using cpu::use_num_threads;
 
 // One core does not saturate the memory. Pieces are big enough that threads pay off.
 void parallel_memcpy(void* dst, const void* src, size_t bytes) {
