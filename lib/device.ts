@@ -76,7 +76,7 @@ export class Device implements Disposable {
 
   /** @internal */
   static async open(id: string, fallbackReason: string | null): Promise<Device> {
-    return new Device(await awaitNative(() => addon().openDevice(id)), fallbackReason);
+    return new Device(await awaitNative(() => addon().openDevice({ id })), fallbackReason);
   }
 
   /** @internal */
@@ -114,7 +114,7 @@ export class Device implements Disposable {
     const start = callNative(() => this.#native.recordEvent());
     await work();
     const stop = callNative(() => this.#native.recordEvent());
-    return awaitNative(() => this.#native.elapsedMs(start, stop));
+    return awaitNative(() => this.#native.elapsedMs({ start, stop }));
   }
 
   /**

@@ -141,13 +141,13 @@ export const entries: Break[] = [
     names: [file, /k_proj/, /overlap/],
   },
   {
-    name: 'a hole between tensors',
+    name: 'a gap between tensors',
     apply: rewrite((header, data) => {
       const span = (header[norm] as HeaderEntry).data_offsets as [number, number];
       (header[norm] as HeaderEntry).data_offsets = [span[0] + 64, span[1] + 64];
       return { data: new Uint8Array([...data, ...new Uint8Array(64)]) };
     }),
-    names: [file, norm, /hole|cover/],
+    names: [file, norm, /gap|cover/],
   },
   {
     name: 'a byte too few for its shape',
@@ -318,7 +318,7 @@ export const shards: Break[] = (
         });
         writeFileSync(join(directory, 'model.safetensors.index.json'), JSON.stringify({ weight_map: map }));
       },
-      names: [shard2, /twice|too|both/],
+      names: [shard2, /is also in/],
     },
     {
       name: 'the index without its shards, all renamed',

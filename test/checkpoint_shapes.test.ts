@@ -290,7 +290,7 @@ onEveryDevice((device) => {
       const file = join(directory, 'config.json');
       writeFileSync(file, readFileSync(file, 'utf8').replace(/("hidden_size": *)(\d+)/, '$1$2.0'));
       expect((await errorOf(() => Model.load(directory, { device: device() }))).message).toMatch(
-        /hidden_size is \d+\.0 \(an integer/,
+        /hidden_size is \d+\.0; it must be an integer/,
       );
     });
 

@@ -25,7 +25,7 @@ function machine(gpus: NativeDeviceInfo[], failing: Record<string, Error> = {}):
   const devices = [info('cpu'), ...gpus];
   standIn = {
     listDevices: () => devices,
-    openDevice: async (id: string) => {
+    openDevice: async ({ id }: { id: string }) => {
       opened.push(id);
       if (failing[id]) throw failing[id];
       return { info: devices.find((device) => device.id === id) };

@@ -1,5 +1,6 @@
 #include "addon/device.h"
 
+#include "addon/fields.h"
 #include "addon/model.h"
 #include "addon/tensor.h"
 #include "backend/emulated_counters.h"
@@ -23,8 +24,7 @@ std::shared_ptr<Backend> make_backend(const std::string& id) {
   }
   if (id == "emulated") return make_emulated_backend();
   fail(ErrorCode::device_unavailable,
-       "there is no device \"%s\"; ids are 'auto', 'cpu', 'cuda' and 'cuda:0', 'cuda:1' and so on (listDevices() has "
-       "those of this machine)",
+       "there is no device \"%s\"; use 'auto', 'cpu', 'cuda', or the id of an entry of listDevices(), such as 'cuda:0'",
        id.c_str());
 }
 
@@ -33,7 +33,7 @@ std::shared_ptr<Backend> make_backend(const std::string& id) {
 Napi::Function EventObject::define(Napi::Env env) { return DefineClass(env, "NativeEvent", {}); }
 
 EventObject::EventObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
-  auto state = take_pending_state<State>(info.Env());
+  auto state = consume_pending_state<State>(info.Env());
   slot_ = std::move(state.slot);
   own(info.Env(), kName, std::move(state.device), state.parent, 0);
 }
@@ -53,6 +53,7 @@ Napi::Function DeviceObject::define(Napi::Env env) {
                       InstanceMethod<&DeviceObject::elapsed_ms>("elapsedMs"),
                       InstanceMethod<&DeviceObject::counters>("counters"),
                       InstanceMethod<&DeviceObject::reset_counters>("resetCounters"),
+                      InstanceMethod<&DeviceObject::measure_ceiling>("measureCeiling"),
                       InstanceMethod<&DeviceObject::load_model>("loadModel"),
                       InstanceMethod<&DeviceObject::random_model>("randomModel"),
                       InstanceMethod<&DeviceObject::dispose_js>("dispose"),
@@ -64,21 +65,20 @@ Napi::Function DeviceObject::define(Napi::Env env) {
                       InstanceMethod<&DeviceObject::rms_norm>("rmsNorm"),
                       InstanceMethod<&DeviceObject::rope>("rope"),
                       InstanceMethod<&DeviceObject::silu_mul>("siluMul"),
-                      InstanceMethod<&DeviceObject::embed>("embed"),
-                      InstanceMethod<&DeviceObject::measure_ceiling>("measureCeiling")});
+                      InstanceMethod<&DeviceObject::embed>("embed")});
 }
 
 DeviceObject::DeviceObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
-  own(info.Env(), kName, take_pending_state<State>(info.Env()), nullptr, 0);
+  own(info.Env(), kName, consume_pending_state<State>(info.Env()), nullptr, 0);
 }
 
 Napi::Value DeviceObject::open(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
-    std::string id = text(info[0], "device id");
+    std::string id = Fields(info).text("id");
     auto device = std::make_shared<DeviceContext>();
     device->executor = Executor::start(info.Env());
     auto job = std::make_unique<Job>(info.Env());
-    // The job holds a slot of its own and not the context, which belongs to the JS thread.
+    // The job has its own slot, because the context belongs to the JS thread.
     auto backend = std::make_shared<std::shared_ptr<Backend>>();
     job->run = [id, backend](Job&) { *backend = make_backend(id); };
     job->resolve = [device, backend](Job& job) -> Napi::Value {
@@ -131,13 +131,14 @@ Napi::Value DeviceObject::record_event(const Napi::CallbackInfo& info) {
 Napi::Value DeviceObject::elapsed_ms(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     check_usable();
-    auto start = unwrap<EventObject>(info[0], "start").slot(*device_, "start");
-    auto stop = unwrap<EventObject>(info[1], "stop").slot(*device_, "stop");
+    const Fields fields(info);
+    auto start = fields.instance<EventObject>("start").slot(*device_, "start");
+    auto stop = fields.instance<EventObject>("stop").slot(*device_, "stop");
     auto job = std::make_unique<Job>(info.Env());
     auto result = std::make_shared<double>(0);
     job->run = [backend = device_->backend, start, stop, result](Job&) {
       if (!*start || !*stop) {
-        backend->synchronize();  // where the device is lost, it says so
+        backend->synchronize();  // throws the cause if the device is lost
         fail(ErrorCode::out_of_memory, "a time stamp could not be recorded");
       }
       *result = backend->elapsed_ms(**start, **stop);
