@@ -1,5 +1,6 @@
-#include "backend/cpu/kernels.h"
-#include "backend/cpu/memory.h"
+#include "backend/cpu/arena.h"
+
+#include "backend/cpu/system/memory.h"
 
 namespace diffqkv::cpu {
 

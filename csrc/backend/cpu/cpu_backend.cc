@@ -13,11 +13,11 @@
 #include <vector>
 
 #include "backend/backend.h"
-#include "backend/cpu/control_group.h"
 #include "backend/cpu/cpu_isa.h"
-#include "backend/cpu/linear.h"
-#include "backend/cpu/memory.h"
-#include "backend/cpu/sampler.h"
+#include "backend/cpu/linear/linear.h"
+#include "backend/cpu/sampling/sampler.h"
+#include "backend/cpu/system/control_group.h"
+#include "backend/cpu/system/memory.h"
 
 namespace diffqkv {
 namespace {

@@ -10,23 +10,10 @@
 // stay out of line; scratch memory from an Arena, errors by fail(). scripts/check-isa.sh holds it with nm.
 #pragma once
 
-#include <cstddef>
-
+#include "backend/cpu/arena.h"
 #include "backend/ops.h"
 
 namespace diffqkv::cpu {
-
-// Scratch memory of one backend, grown as needed and reused from call to call. Slots keep pieces apart within one call.
-class Arena {
- public:
-  static constexpr int kSlots = 8;
-  ~Arena();
-  void* get(int slot, size_t bytes);  // aligned to 64 bytes, contents undefined; throws ERR_OUT_OF_MEMORY
-
- private:
-  void* data_[kSlots] = {};
-  size_t bytes_[kSlots] = {};
-};
 
 struct Kernels {
   const char* name;

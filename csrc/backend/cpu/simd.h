@@ -22,6 +22,7 @@
 #endif
 
 #define DIFFQKV_INLINE inline __attribute__((always_inline))
+#define DIFFQKV_LAMBDA __attribute__((always_inline))
 
 namespace diffqkv::cpu::DIFFQKV_ISA {
 namespace {
@@ -39,6 +40,8 @@ constexpr int kVectorRegisters = 32;
 constexpr int kLanes = 4;
 constexpr int kVectorRegisters = 16;
 #endif
+
+constexpr float kInfinity = __builtin_inff();
 
 typedef float F32v __attribute__((vector_size(kLanes * 4)));
 typedef int32_t I32v __attribute__((vector_size(kLanes * 4)));
@@ -69,6 +72,8 @@ DIFFQKV_INLINE To bit_cast(const From& from) {
 DIFFQKV_INLINE F32v set1(float value) { return value - F32v{}; }  // keeps -0
 DIFFQKV_INLINE int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 DIFFQKV_INLINE int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
+DIFFQKV_INLINE int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+DIFFQKV_INLINE int64_t ceil_div(int64_t value, int64_t unit) { return (value + unit - 1) / unit; }
 
 // ---- arithmetic
 
@@ -272,6 +277,60 @@ DIFFQKV_INLINE void store1(T* p, float value) {
   } else {
     store_n(p, set1(value), 1);
   }
+}
+
+// ---- transposition
+
+// out[d * 16 + i] = row i's word d, for kLanes rows of kLanes 32-bit words.
+DIFFQKV_INLINE void transpose_words(const char* rows, int64_t stride_bytes, float* out) {
+  constexpr int64_t kStride = 16;
+#if defined(__AVX512F__)
+  for (int c = 0; c < 4; ++c) {  // 128-bit lane l of z[j] is words 4c to 4c + 3 of row 4l + j: then 4x4 inside of lanes
+    __m512i z[4];
+    for (int j = 0; j < 4; ++j) {
+      const auto part = [&](int l) DIFFQKV_LAMBDA {
+        return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows + (4 * l + j) * stride_bytes) + c);
+      };
+      z[j] = _mm512_castsi128_si512(part(0));
+      z[j] = _mm512_inserti32x4(z[j], part(1), 1);
+      z[j] = _mm512_inserti32x4(z[j], part(2), 2);
+      z[j] = _mm512_inserti32x4(z[j], part(3), 3);
+    }
+    const __m512i a = _mm512_unpacklo_epi32(z[0], z[1]), b = _mm512_unpackhi_epi32(z[0], z[1]);
+    const __m512i e = _mm512_unpacklo_epi32(z[2], z[3]), f = _mm512_unpackhi_epi32(z[2], z[3]);
+    float* to = out + 4 * c * kStride;
+    _mm512_storeu_si512(to, _mm512_unpacklo_epi64(a, e));
+    _mm512_storeu_si512(to + kStride, _mm512_unpackhi_epi64(a, e));
+    _mm512_storeu_si512(to + 2 * kStride, _mm512_unpacklo_epi64(b, f));
+    _mm512_storeu_si512(to + 3 * kStride, _mm512_unpackhi_epi64(b, f));
+  }
+#elif defined(__AVX2__)
+  for (int c = 0; c < 2; ++c) {
+    __m256 z[4];
+    for (int j = 0; j < 4; ++j) {
+      const auto part = [&](int l) DIFFQKV_LAMBDA {
+        return _mm_loadu_ps(reinterpret_cast<const float*>(rows + (4 * l + j) * stride_bytes) + 4 * c);
+      };
+      z[j] = _mm256_insertf128_ps(_mm256_castps128_ps256(part(0)), part(1), 1);
+    }
+    const __m256d a = (__m256d)_mm256_unpacklo_ps(z[0], z[1]), b = (__m256d)_mm256_unpackhi_ps(z[0], z[1]);
+    const __m256d e = (__m256d)_mm256_unpacklo_ps(z[2], z[3]), f = (__m256d)_mm256_unpackhi_ps(z[2], z[3]);
+    float* to = out + 4 * c * kStride;
+    _mm256_storeu_ps(to, (__m256)_mm256_unpacklo_pd(a, e));
+    _mm256_storeu_ps(to + kStride, (__m256)_mm256_unpackhi_pd(a, e));
+    _mm256_storeu_ps(to + 2 * kStride, (__m256)_mm256_unpacklo_pd(b, f));
+    _mm256_storeu_ps(to + 3 * kStride, (__m256)_mm256_unpackhi_pd(b, f));
+  }
+#else
+  F32v z[4];
+  for (int j = 0; j < 4; ++j) z[j] = load(reinterpret_cast<const float*>(rows + j * stride_bytes));
+  const F32v a = __builtin_shuffle(z[0], z[1], I32v{0, 4, 1, 5}), b = __builtin_shuffle(z[0], z[1], I32v{2, 6, 3, 7});
+  const F32v e = __builtin_shuffle(z[2], z[3], I32v{0, 4, 1, 5}), f = __builtin_shuffle(z[2], z[3], I32v{2, 6, 3, 7});
+  store(out, __builtin_shuffle(a, e, I32v{0, 1, 4, 5}));
+  store(out + kStride, __builtin_shuffle(a, e, I32v{2, 3, 6, 7}));
+  store(out + 2 * kStride, __builtin_shuffle(b, f, I32v{0, 1, 4, 5}));
+  store(out + 3 * kStride, __builtin_shuffle(b, f, I32v{2, 3, 6, 7}));
+#endif
 }
 
 // ---- from a DType at run time to an element type at compile time: calls f(T{}) and returns true, or returns false

@@ -1,5 +1,5 @@
 // out[j] = row j of a sequence's K cache, its scales multiplied in. Split by keys. Bound by memory.
-#include "backend/cpu/attention_cache.h"
+#include "backend/cpu/attention/kv_view.h"
 #include "backend/cpu/isa_kernels.h"
 #include "backend/cpu/parallel.h"
 

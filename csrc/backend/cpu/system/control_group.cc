@@ -1,4 +1,4 @@
-#include "backend/cpu/control_group.h"
+#include "backend/cpu/system/control_group.h"
 
 #include <algorithm>
 #include <climits>

@@ -6,7 +6,7 @@
 #include <limits>
 
 #include "backend/check.h"
-#include "backend/cpu/sampler.h"
+#include "backend/cpu/sampling/sampler.h"
 #include "backend/error.h"
 
 namespace diffqkv::cpu {

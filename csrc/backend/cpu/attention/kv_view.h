@@ -4,7 +4,7 @@
 // multiple of it: so it lies within one page, or covers whole ones, each a part of the block.
 #pragma once
 
-#include "backend/cpu/attention_pack.h"
+#include "backend/cpu/simd.h"
 #include "backend/error.h"
 #include "backend/ops.h"
 
@@ -56,6 +56,12 @@ DIFFQKV_INLINE void check_page_tokens(const char* name, int64_t page_tokens) {
 DIFFQKV_INLINE int64_t page_elements_bytes(DType dtype, int64_t page_tokens, int64_t num_heads, int64_t head_dim) {
   return page_tokens * num_heads * head_dim * static_cast<int64_t>(dtype_size(dtype));
 }
+
+// Rows of one head in a tensor or page [token][head][dim], from some token on.
+struct Rows {
+  const char* data;
+  int64_t stride_bytes;  // from token to token
+};
 
 // One head's rows of a block of keys.
 struct HeadRows {
@@ -161,6 +167,46 @@ DIFFQKV_INLINE HeadRows lifted(DType dtype, const HeadRows& rows, int64_t n, int
   return {to, kBlockShift, 0, 2 * head_dim};
 }
 #endif
+
+// Brings the next block of K and V into the L2, whatever order its heads are read in, a few lines at every piece of work on
+// this block: memory has to be busy all the time, and a burst would fill the core's line buffers and stop it. A range is
+// read as four streams side by side, one alone leaves memory a fifth slower: the L2's own read-ahead keeps within a page.
+struct Prefetch {
+  static constexpr int64_t kStreams = 4, kStepUnits = 256;
+  struct Range {
+    const char* data = nullptr;
+    int64_t steps = 0;  // of one line from each stream
+  };
+  Range range, then;           // K's, then V's; taken from here
+  const char* at = nullptr;    // of the first stream
+  int64_t left = 0, owed = 0;  // steps of the range; units
+  // Units to advance by for: 16 keys' scores for a K head; a row's softmax; a V head's product; packing one V row; 16 keys
+  // by 64 dims of a V head that is not packed.
+  int64_t per_panel = 0, per_row = 0, per_head = 0, per_value = 0, per_value_tile = 0;
+
+  DIFFQKV_INLINE void start(Range r) { range = r, at = r.data, left = r.steps; }
+
+  DIFFQKV_INLINE void advance(int64_t units) {
+    owed += units;
+    int64_t steps = owed / kStepUnits;
+    owed %= kStepUnits;
+    while (steps > 0) {
+      if (left == 0) {
+        if (then.steps == 0) return;
+        start(then);
+        then.steps = 0;
+      }
+      const int64_t count = steps < left ? steps : left, stride = range.steps * 64;
+      steps -= count, left -= count;
+      for (const char* end = at + count * 64; at < end; at += 64) {
+        __builtin_prefetch(at, 0, 2);
+        __builtin_prefetch(at + stride, 0, 2);
+        __builtin_prefetch(at + 2 * stride, 0, 2);
+        __builtin_prefetch(at + 3 * stride, 0, 2);
+      }
+    }
+  }
+};
 
 }  // namespace
 }  // namespace diffqkv::cpu::DIFFQKV_ISA

@@ -2,7 +2,7 @@
 // heads. Bound by memory.
 #include "backend/cpu/isa_kernels.h"
 #include "backend/cpu/parallel.h"
-#include "backend/cpu/rotary.h"
+#include "backend/cpu/rowwise/rotary.h"
 #include "backend/cpu/simd.h"
 #include "backend/error.h"
 

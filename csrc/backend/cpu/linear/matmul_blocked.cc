@@ -1,9 +1,9 @@
 // out (+)= x weight^T for any number of tokens, where oneDNN is not built in. Split by blocks of weight rows; a thread
 // keeps a block in its L2 cache, in float32 (or bf16 where the CPU multiplies that), and passes over the tokens in
 // fours: tiles of 4 rows x 4 tokens in registers. Bound by arithmetic.
-#include "backend/cpu/arena_slots.h"
-#include "backend/cpu/dot_rows.h"
+#include "backend/cpu/arena.h"
 #include "backend/cpu/isa_kernels.h"
+#include "backend/cpu/linear/dot_rows.h"
 #include "backend/cpu/parallel.h"
 #include "backend/cpu/simd.h"
 #include "backend/error.h"

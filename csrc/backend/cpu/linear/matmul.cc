@@ -4,12 +4,12 @@
 // widened to f32, which loses nothing, in panels of bounded size.
 #include <algorithm>
 
-#include "backend/cpu/arena_slots.h"
-#include "backend/cpu/linear.h"
+#include "backend/cpu/arena.h"
+#include "backend/cpu/linear/linear.h"
 #include "backend/error.h"
 
 #if defined(DIFFQKV_HAVE_ONEDNN)
-#include "backend/cpu/onednn.h"
+#include "backend/cpu/linear/onednn.h"
 #endif
 
 namespace diffqkv::cpu {

@@ -4,7 +4,7 @@
 
 #include <omp.h>
 
-#include "backend/cpu/attention_attend.h"
+#include "backend/cpu/attention/tile.h"
 
 namespace diffqkv::cpu::DIFFQKV_ISA {
 namespace {

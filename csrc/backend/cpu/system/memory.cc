@@ -1,4 +1,4 @@
-#include "backend/cpu/memory.h"
+#include "backend/cpu/system/memory.h"
 
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -10,7 +10,7 @@
 #include <fstream>
 #include <string>
 
-#include "backend/cpu/control_group.h"
+#include "backend/cpu/system/control_group.h"
 #include "backend/error.h"
 
 namespace diffqkv::cpu {

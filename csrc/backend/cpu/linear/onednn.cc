@@ -1,14 +1,14 @@
 #if defined(DIFFQKV_HAVE_ONEDNN)  // else nothing: matmul_blocked takes its place
 
-#include "backend/cpu/onednn.h"
+#include "backend/cpu/linear/onednn.h"
 
 #include <mutex>
 #include <string>
 #include <unordered_map>
 
-#include "backend/cpu/arena_slots.h"
+#include "backend/cpu/arena.h"
 #include "backend/cpu/cpu_isa.h"
-#include "backend/cpu/memory.h"
+#include "backend/cpu/system/memory.h"
 #include "backend/error.h"
 
 namespace diffqkv::cpu {

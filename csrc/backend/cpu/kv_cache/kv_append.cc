@@ -1,10 +1,10 @@
 // Token t goes to row positions[t] of its sequence's caches: rope(k[t]) and v[t], quantised where a cache is. Split by
 // tokens. Bound by memory.
-#include "backend/cpu/attention_cache.h"
+#include "backend/cpu/attention/kv_view.h"
 #include "backend/cpu/isa_kernels.h"
+#include "backend/cpu/kv_cache/quantize_row.h"
 #include "backend/cpu/parallel.h"
-#include "backend/cpu/quantize_row.h"
-#include "backend/cpu/rotary.h"
+#include "backend/cpu/rowwise/rotary.h"
 
 namespace diffqkv::cpu::DIFFQKV_ISA {
 namespace {

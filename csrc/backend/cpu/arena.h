@@ -2,6 +2,8 @@
 // attention calls nothing else and may use any.
 #pragma once
 
+#include <cstddef>
+
 namespace diffqkv::cpu {
 
 enum ArenaSlot : int {
@@ -13,6 +15,18 @@ enum ArenaSlot : int {
   kSlotGateSums,  // gated_gemv: x gate^T
   kSlotUpSums,    // gated_gemv: x up^T
   kSlotOneDnn,    // scratchpad of a oneDNN primitive
+};
+
+// Scratch memory of one backend, grown as needed and reused from call to call. Slots keep pieces apart within one call.
+class Arena {
+ public:
+  static constexpr int kSlots = 8;
+  ~Arena();
+  void* get(int slot, size_t bytes);  // aligned to 64 bytes, contents undefined; throws ERR_OUT_OF_MEMORY
+
+ private:
+  void* data_[kSlots] = {};
+  size_t bytes_[kSlots] = {};
 };
 
 }  // namespace diffqkv::cpu

@@ -7,7 +7,7 @@
 //
 // Selective V: the same items over K alone. Each leaves, for each query head, its best k candidates and the softmax's max and
 // sum; then, for each query head, the best k of all splits are found and only their V rows are read.
-#include "backend/cpu/attention_select.h"
+#include "backend/cpu/attention/top_k.h"
 #include "backend/cpu/isa_kernels.h"
 
 namespace diffqkv::cpu::DIFFQKV_ISA {

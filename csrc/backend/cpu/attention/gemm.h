@@ -1,13 +1,137 @@
 // The micro-kernels of attention: C (f32) = A B or C += A B, A row-major, B in the panels of attention_pack.h.
 // Three bodies: f32 (FMA), bf16 by vdpbf16ps, bf16 by AMX tiles.
+//
+// Packs one block of keys for the micro-kernels of attention_gemm.h: S = Q K^T and O += P V both become
+// C = A B, where B stands in panels of 16 columns.
+//
+//   f32:   panel[k][16 columns]             bf16 (VNNI): panel[k / 2][16 columns][2], k padded with zeros
+//   K^T:   columns are keys, k is the dim   V:   columns are dims, k is the key
+//
+// V gets one more column, all ones: it makes the softmax's denominator by the very operations that make the numerator,
+// so that V = 1 gives exactly 1, and the rounding of P to bf16 is in both.
 #pragma once
 
 #include "backend/cpu/amx.h"
-#include "backend/cpu/attention_pack.h"
+#include "backend/cpu/attention/kv_view.h"
 #include "backend/cpu/kernels.h"
 
 namespace diffqkv::cpu::DIFFQKV_ISA {
 namespace {
+
+constexpr int64_t kPanel = 16;  // columns
+constexpr int64_t kPanelVectors = kPanel / kLanes;
+constexpr int64_t kPairStep = 32;  // bf16: k is padded to a multiple of this, one AMX tile
+
+#if defined(__AVX512BF16__)
+constexpr bool kHasBf16Gemm = true;
+#else
+constexpr bool kHasBf16Gemm = false;
+#endif
+
+// One panel of K^T in f32: num_keys <= 16 keys, the others zero. panel: [head_dim, padded to 16][16].
+template <typename T>
+DIFFQKV_INLINE void pack_k_panel(const Rows& k, int64_t num_keys, int64_t head_dim, float* panel) {
+  alignas(64) float part[kLanes * kLanes];
+  for (int64_t first = 0; first < kPanel; first += kLanes) {
+    for (int64_t d = 0; d < head_dim; d += kLanes) {
+      const int64_t num_dims = min_of(head_dim - d, kLanes);
+      const char* row = k.data + first * k.stride_bytes + d * static_cast<int64_t>(sizeof(T));
+      if (sizeof(T) == 4 && num_dims == kLanes && first + kLanes <= num_keys) {
+        transpose_words(row, k.stride_bytes, panel + d * kPanel + first);
+        continue;
+      }
+      for (int64_t i = 0; i < kLanes; ++i, row += k.stride_bytes) {
+        const T* from = reinterpret_cast<const T*>(row);
+        store(part + i * kLanes, first + i >= num_keys ? F32v{}
+                                 : num_dims == kLanes  ? load(from)
+                                                       : load_n(from, num_dims));
+      }
+      transpose_words(reinterpret_cast<const char*>(part), kLanes * 4, panel + d * kPanel + first);
+    }
+  }
+}
+
+// V's panels in f32 (`ones`: the last one too, where it is nothing but the ones), key after key, for a row of one head is contiguous and the rows are far apart.
+template <typename T>
+DIFFQKV_INLINE void pack_v(const Rows& v, int64_t num_keys, int64_t head_dim, float* panels, int64_t stride_panel,
+                           bool ones, Prefetch& prefetch) {
+  const int64_t whole = head_dim / kPanel,
+                rest = head_dim % kPanel;  // the panel after the whole ones holds the rest, then 1
+  alignas(64) float last[kPanel] = {};
+  last[rest] = 1;
+  for (int64_t t = 0; t < num_keys; ++t) {
+    const T* row = reinterpret_cast<const T*>(v.data + t * v.stride_bytes);
+    prefetch.advance(prefetch.per_value);
+    float* to = panels + t * kPanel;
+    for (int64_t i = 0; i < whole; ++i, to += stride_panel) {
+      for (int64_t j = 0; j < kPanel; j += kLanes) store(to + j, load(row + i * kPanel + j));
+    }
+    for (int64_t j = 0; j < kPanel && (ones || rest); j += kLanes) {
+      const F32v x = rest > j ? load_n(row + whole * kPanel + j, min_of(rest - j, kLanes)) : F32v{};
+      store(to + j, x + load(last + j));
+    }
+  }
+}
+
+#if defined(__AVX512BF16__)
+// One panel of K^T in bf16: [head_dim / 2, padded to 16][16 keys][2].
+DIFFQKV_INLINE void pack_k_panel_vnni(const Rows& k, int64_t num_keys, int64_t head_dim, float* panel) {
+  alignas(64) char part[16 * 64];
+  for (int64_t d = 0; d < head_dim; d += kPairStep) {
+    const int64_t num_dims = min_of(head_dim - d, kPairStep);
+    const char* row = k.data + 2 * d;
+    if (num_dims == kPairStep && num_keys == kPanel) {
+      transpose_words(row, k.stride_bytes, panel + d / 2 * kPanel);
+      continue;
+    }
+    const __mmask32 mask = static_cast<__mmask32>((uint64_t{1} << num_dims) - 1);
+    for (int64_t i = 0; i < kPanel; ++i, row += k.stride_bytes) {
+      _mm512_store_si512(part + 64 * i, i < num_keys ? _mm512_maskz_loadu_epi16(mask, row) : _mm512_setzero_si512());
+    }
+    transpose_words(part, 64, panel + d / 2 * kPanel);
+  }
+}
+
+DIFFQKV_INLINE __m512i interleave(__m256i even, __m256i odd) {
+  alignas(64) uint16_t order[32];
+  for (int i = 0; i < 32; ++i) order[i] = static_cast<uint16_t>((i & 1) * 16 + i / 2);
+  return _mm512_permutexvar_epi16(_mm512_load_si512(order), _mm512_inserti64x4(_mm512_castsi256_si512(even), odd, 1));
+}
+
+// The same in bf16: [num_keys / 2, padded to 16][16 dims][2].
+DIFFQKV_INLINE void pack_v_vnni(const Rows& v, int64_t num_keys, int64_t head_dim, float* panels, int64_t stride_panel,
+                                bool ones, Prefetch& prefetch) {
+  const int64_t whole = head_dim / kPanel, rest = head_dim % kPanel;
+  const __mmask16 mask = static_cast<__mmask16>((1u << rest) - 1);
+  const __m256i one = _mm256_maskz_set1_epi16(static_cast<__mmask16>(1u << rest), 0x3f80);
+  const auto store_pair = [&](float* to, __m256i even, __m256i odd)
+                              DIFFQKV_LAMBDA { _mm512_storeu_si512(to, interleave(even, odd)); };
+  const auto load16 = [](const char* from)
+                          DIFFQKV_LAMBDA { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); };
+  int64_t t = 0;
+  for (; t < num_keys; t += 2) {
+    const char* even = v.data + t * v.stride_bytes;
+    const char* odd = even + v.stride_bytes;
+    prefetch.advance(2 * prefetch.per_value);
+    float* to = panels + t / 2 * kPanel;
+    if (t + 1 < num_keys) {
+      for (int64_t i = 0; i < whole; ++i, to += stride_panel)
+        store_pair(to, load16(even + 32 * i), load16(odd + 32 * i));
+      if (!ones && !rest) continue;
+      store_pair(to, _mm256_or_si256(one, _mm256_maskz_loadu_epi16(mask, even + 32 * whole)),
+                 _mm256_or_si256(one, _mm256_maskz_loadu_epi16(mask, odd + 32 * whole)));
+    } else {
+      for (int64_t i = 0; i < whole; ++i, to += stride_panel)
+        store_pair(to, load16(even + 32 * i), _mm256_setzero_si256());
+      store_pair(to, _mm256_or_si256(one, _mm256_maskz_loadu_epi16(mask, even + 32 * whole)), _mm256_setzero_si256());
+    }
+  }
+  for (; t < round_up(num_keys, kPairStep); t += 2) {
+    for (int64_t i = 0; i <= whole; ++i)
+      _mm512_storeu_si512(panels + i * stride_panel + t / 2 * kPanel, _mm512_setzero_si512());
+  }
+}
+#endif
 
 struct Gemm {
   const void* a;   // [m][lda]: float, or bf16

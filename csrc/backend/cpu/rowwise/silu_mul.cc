@@ -1,7 +1,7 @@
 // out = silu(gate) * up, silu(x) = x / (1 + exp(-x)). Split by elements. Bound by exp, then by memory.
-#include "backend/cpu/activation.h"
 #include "backend/cpu/isa_kernels.h"
 #include "backend/cpu/parallel.h"
+#include "backend/cpu/rowwise/activation.h"
 #include "backend/cpu/simd.h"
 #include "backend/error.h"
 

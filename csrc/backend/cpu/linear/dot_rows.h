@@ -38,7 +38,7 @@ DIFFQKV_INLINE void dot_rows(const W* const (&rows)[kRows], const X* x, int64_t 
   F32v acc[kRows][kXs] = {};
   constexpr int64_t kStep = 64 / sizeof(W);  // a cache line of a row
   int64_t i = 0;
-  const auto prefetch = [&](int r) __attribute__((always_inline)) {
+  const auto prefetch = [&](int r) DIFFQKV_LAMBDA {
     if (kPrefetch) __builtin_prefetch(reinterpret_cast<const char*>(rows[r]) + ahead.first);
   };
 #if defined(__AVX512BF16__)

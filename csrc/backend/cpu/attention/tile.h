@@ -14,11 +14,216 @@
 // and a second pass merges them. Each K and V byte is read once per item.
 #pragma once
 
-#include "backend/cpu/attention_few_rows.h"
-#include "backend/cpu/attention_softmax.h"
+#include "backend/cpu/attention/amx_decode.h"
 
 namespace diffqkv::cpu::DIFFQKV_ISA {
 namespace {
+
+constexpr int64_t kScoreRows = 32;  // rows of S at a time
+constexpr double kLn2 = 0.693147180559945309417232, kLog2E = 1.44269504088896340735992;
+
+struct Problem {
+  const char* q;
+  Cache k, v;
+  char* out;
+  float* lse;
+  const int32_t* kv_lens;
+  DType q_dtype, out_dtype;
+  int64_t num_batches, num_queries;  // num_queries per batch; q and out are [batch][query][head][dim]
+  int64_t kv_len, num_q_heads, num_k_heads, num_v_heads, head_dim_qk, head_dim_vo;
+  int64_t stride_lse_batch, stride_lse_query, stride_lse_head;
+  bool causal;
+  bool kv_lens_per_query;  // kv_lens is [num_queries], of one batch; else [num_batches]
+  // Derived.
+  float scale_log2;  // >= 0
+  float q_factor;    // the sign of sm_scale, or 0: raw scores then rank as the scaled ones do
+  bool bf16_scores, bf16_values, amx;
+  bool byte_values;     // few rows meet V in i8 by AMX int8
+  bool lift_k, lift_v;  // i8 or f8e4m3, which becomes bf16 before a bf16 product
+  bool sum_d;  // d is summed apart from O: for lse where P is rounded to bf16, and where P has V's scales in it
+  int64_t q_heads_per_k_head, q_heads_per_v_head;
+  int64_t ldq, num_v_panels, ldo;  // elements; ldo = 16 * num_v_panels, d stands in column head_dim_vo
+  int64_t stride_k_panel, stride_v_panel;
+  int64_t block;  // keys at a time
+
+  DIFFQKV_INLINE int64_t num_visible_keys(int64_t batch, int64_t query) const {
+    const int64_t index = kv_lens_per_query ? query : batch;
+    const int64_t len = kv_lens ? kv_lens[index] : kv_len;
+    return causal ? max_of(0, len - (num_queries - 1 - query)) : len;
+  }
+};
+
+template <typename Params>
+Cache make_cache(const Params& p, bool values) {
+  Cache r = {};
+  r.dtype = values ? p.v_dtype : p.k_dtype;
+  if (!visit_cache(r.dtype, [](auto) DIFFQKV_LAMBDA {})) {
+    fail(ErrorCode::invalid_argument, "attention takes %s of type f32, f16, bf16, i8 and f8e4m3, not %s",
+         values ? "v" : "k", dtype_name(r.dtype));
+  }
+  r.data = static_cast<const char*>(values ? p.v : p.k);
+  r.scales = static_cast<const char*>(values ? p.v_scales : p.k_scales);
+  r.pages = p.pages, r.values = values, r.pages_shared = p.pages_shared;
+  r.scaled = is_scaled(r.dtype);
+  r.num_heads = values ? p.num_v_heads : p.num_k_heads;
+  const int64_t dim = values ? p.head_dim_vo : p.head_dim_qk, element = static_cast<int64_t>(dtype_size(r.dtype));
+  r.head_bytes = dim * element, r.token_bytes = r.num_heads * r.head_bytes;
+  r.stride_batch = (values ? p.stride_v_batch : p.stride_k_batch) * element;
+  r.stride_scales_batch = r.stride_batch / r.head_bytes * 2;
+  if (p.pages) {
+    check_page_tokens("attention", p.page_tokens);
+    r.page_shift = __builtin_ctzll(static_cast<unsigned long long>(p.page_tokens));
+    r.page_offset = values ? p.v_page_offset : p.k_page_offset;
+    r.page_scales_offset = page_elements_bytes(r.dtype, p.page_tokens, r.num_heads, dim);
+  } else if (r.scaled && !r.scales && p.batch_size * p.kv_len > 0) {
+    fail(ErrorCode::invalid_argument, "attention: %s of type %s needs its scales", values ? "v" : "k",
+         dtype_name(r.dtype));
+  }
+  return r;
+}
+
+// Everything but the fields that prefill and decode set differently. Throws on kv_lens and types, before any thread starts.
+template <typename Params>
+Problem make_problem(const Params& p) {
+  Problem r = {};
+  for (const DType dtype : {p.q_dtype, p.out_dtype}) {
+    if (!visit(dtype, [](auto) DIFFQKV_LAMBDA {})) {
+      fail(ErrorCode::invalid_argument, "attention takes q and out of type f32, f16 and bf16, not %s",
+           dtype_name(dtype));
+    }
+  }
+  for (int64_t b = 0; p.kv_lens && b < p.batch_size; ++b) {
+    if (p.kv_lens[b] < 0 || p.kv_lens[b] > p.kv_len) {
+      fail(ErrorCode::invalid_argument, "kv_lens[%lld] is %d, but it must lie in [0, %lld], the kv_len of k and v",
+           static_cast<long long>(b), p.kv_lens[b], static_cast<long long>(p.kv_len));
+    }
+  }
+  r.q = static_cast<const char*>(p.q), r.k = make_cache(p, false), r.v = make_cache(p, true);
+  r.out = static_cast<char*>(p.out), r.lse = p.lse, r.kv_lens = p.kv_lens;
+  r.q_dtype = p.q_dtype, r.out_dtype = p.out_dtype;
+  r.kv_len = p.kv_len, r.num_q_heads = p.num_q_heads, r.num_k_heads = p.num_k_heads, r.num_v_heads = p.num_v_heads;
+  r.head_dim_qk = p.head_dim_qk, r.head_dim_vo = p.head_dim_vo;
+  r.q_factor = p.sm_scale < 0 ? -1 : p.sm_scale == 0 ? 0 : 1;
+  r.scale_log2 = static_cast<float>(__builtin_fabs(static_cast<double>(p.sm_scale)) * kLog2E);
+  // bf16 products only where both factors are bf16 or exact in it; P is rounded to bf16 only where out is.
+  r.bf16_scores = kHasBf16Gemm && p.q_dtype == DType::bf16 && (p.k_dtype == DType::bf16 || r.k.scaled);
+  r.bf16_values = kHasBf16Gemm && p.out_dtype == DType::bf16 && (p.v_dtype == DType::bf16 || r.v.scaled);
+#if defined(__AVX512BF16__)
+  r.amx = (r.bf16_scores || r.bf16_values) && use_amx();
+  r.byte_values =
+      r.amx && r.bf16_values && p.v_dtype == DType::i8 && p.head_dim_vo % 64 == 0 && __builtin_cpu_supports("amx-int8");
+#endif
+  r.lift_k = r.bf16_scores && r.k.scaled, r.lift_v = r.bf16_values && r.v.scaled;
+  r.sum_d = r.v.scaled || (r.bf16_values && r.lse);
+  r.q_heads_per_k_head = p.num_q_heads / p.num_k_heads, r.q_heads_per_v_head = p.num_q_heads / p.num_v_heads;
+  r.ldq = r.bf16_scores ? round_up(p.head_dim_qk, kPairStep) : p.head_dim_qk;
+  r.stride_k_panel = r.bf16_scores ? r.ldq / 2 * kPanel : round_up(p.head_dim_qk, kPanel) * kPanel;
+  r.num_v_panels = p.head_dim_vo / kPanel + 1;
+  r.ldo = r.num_v_panels * kPanel;
+  r.stride_v_panel = r.bf16_values ? kBlock / 2 * kPanel : kBlock * kPanel;
+  r.block = kBlock;
+  return r;
+}
+
+// The smallest number of query heads that holds whole groups of K heads and of V heads.
+DIFFQKV_INLINE int64_t unit_heads(const Problem& p) {
+  int64_t a = p.q_heads_per_k_head, b = p.q_heads_per_v_head;
+  while (b) {
+    const int64_t rest = a % b;
+    a = b, b = rest;
+  }
+  return p.q_heads_per_k_head / a * p.q_heads_per_v_head;
+}
+
+// ---- softmax
+
+// 2^x; 0 below 2^-126, NaN stays NaN. x = n + f, |f| <= 1/2, 2^f by a polynomial of degree 5 (relative error 8e-8).
+DIFFQKV_INLINE F32v exp2_fast(F32v x) {
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer that stands in the low bits
+  const F32v shifted = x + kRound;
+  const F32v n = shifted - kRound;
+  const F32v f = x - n;
+  F32v poly = set1(1.32670e-3f);
+  poly = fma(poly, f, set1(9.67546e-3f));
+  poly = fma(poly, f, set1(5.550743e-2f));
+  poly = fma(poly, f, set1(2.4022122e-1f));
+  poly = fma(poly, f, set1(6.9314695e-1f));
+  poly = fma(poly, f, set1(1.0f));
+#if defined(__AVX512F__)
+  return (F32v)_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ), (__m512)poly,
+                                      (__m512)n);
+#else
+  const F32v scaled = (F32v)((U32v)poly + ((U32v)shifted << 23));
+  return x >= -126.0f ? scaled : x < -126.0f ? F32v{} : x;
+#endif
+}
+
+DIFFQKV_INLINE float max_lane(F32v v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)v);
+#else
+  float best = v[0];
+  for (int i = 1; i < kLanes; ++i) best = v[i] > best ? v[i] : best;
+  return best;
+#endif
+}
+
+DIFFQKV_INLINE I32v lane_numbers() {
+  I32v lanes;
+  for (int i = 0; i < kLanes; ++i) lanes[i] = i;
+  return lanes;
+}
+
+// The largest of count > 0 scores, NaN passed over. The row has room up to kBlock.
+DIFFQKV_INLINE float max_score(const float* s, int64_t count) {
+  F32v best = set1(-kInfinity);
+  int64_t j = 0;
+  for (; j + kLanes <= count; j += kLanes) best = max(load(s + j), best);
+  if (j < count) best = max(lane_numbers() < static_cast<int32_t>(count - j) ? load(s + j) : best, best);
+  return max_lane(best);
+}
+
+template <typename T>
+DIFFQKV_INLINE void store_probabilities(T* p, F32v x) {
+#if defined(__AVX512BF16__)
+  if constexpr (sizeof(T) == 2) {
+    const __m256bh rounded = _mm512_cvtneps_pbh((__m512)x);
+    __builtin_memcpy(p, &rounded, sizeof(rounded));
+    return;
+  }
+#endif
+  store(p, x);
+}
+
+// p = exp2(s * scale - base) for count keys, times their factors where there are any; then 0 up to `end`. Returns the sum
+// before factors and rounding, by lanes.
+template <typename T>
+DIFFQKV_INLINE F32v probabilities(const float* s, int64_t count, int64_t end, float scale, float base,
+                                  const float* factors, T* p) {
+  const F32v scales = set1(scale), bases = set1(-base);
+  F32v total = {};
+  int64_t j = 0;
+  for (; j + kLanes <= count; j += kLanes) {
+    const F32v x = exp2_fast(fma(load(s + j), scales, bases));
+    store_probabilities(p + j, factors ? x * load(factors + j) : x);
+    total += x;
+  }
+  if (j < count) {
+    const I32v seen = lane_numbers() < static_cast<int32_t>(count - j);
+    const F32v x = seen ? exp2_fast(fma(load(s + j), scales, bases)) : F32v{};
+    store_probabilities(p + j, factors ? (seen ? x * load(factors + j) : F32v{}) : x);
+    total += x;
+    j += kLanes;
+  }
+  for (; j < end; j += kLanes) store_probabilities(p + j, F32v{});
+  return total;
+}
+
+DIFFQKV_INLINE void scale_row(float* o, int64_t count, float factor) {
+  for (int64_t j = 0; j < count; j += kLanes) store(o + j, load(o + j) * factor);
+}
+
+// ---- tile
 
 // The rows of one work item in one thread's scratch memory.
 struct Tile {
@@ -298,6 +503,131 @@ Prefetch prefetch_after(const Problem& p, const Tile& t, int64_t first_key, int6
   r.per_value = share(60, v_heads * p.block);
   r.per_value_tile = share(scaled ? 60 : 80, v_heads * ceil_div(p.block, 16) * ceil_div(p.head_dim_vo, 64));
   return r;
+}
+
+// ---- work item
+
+#if defined(__AVX512BF16__)
+// A row of O by few_values: even dims, the divisor, odd dims; by few_byte_values: dims by what they leave over 4, the divisor.
+DIFFQKV_INLINE int64_t divisor_column(const Problem& p) { return p.byte_values ? p.head_dim_vo : p.head_dim_vo / 2; }
+
+// Puts it into the order of o.
+DIFFQKV_INLINE void reorder_row(const Problem& p, float* o) {
+  alignas(64) float parts[2 * kFewDims];
+  __builtin_memcpy(parts, o, static_cast<size_t>(p.ldo * 4));
+  const int64_t count = p.byte_values ? 4 : 2, stride = p.byte_values ? p.head_dim_vo / 4 : p.ldo / 2;
+  for (int64_t d = 0; d < p.head_dim_vo; ++d) o[d] = parts[d % count * stride + d / count];
+  o[p.head_dim_vo] = parts[divisor_column(p)];
+}
+
+// P of one row and block, times V's scales: as pairs of bf16 for few_values, or as fixed point for few_byte_values. s: the
+// scores, overwritten. Adds to d and to the divisor.
+DIFFQKV_INLINE void few_probabilities(const Problem& p, Tile& t, int64_t row, float* s, int64_t count, int64_t all) {
+  float* o = t.o + row * p.ldo;
+  const float base = count > 0 ? update_max(p, s, count, &t.m[row], &t.d[row], o, p.ldo) : 0;
+  const float* factors = value_scales(p, t, row);
+  uint32_t* pairs = reinterpret_cast<uint32_t*>(t.p) + row * 32;
+  F32v total = {}, rounded = {};
+  __m512i top = _mm512_setzero_si512();
+  for (int64_t j = 0; j < all; j += kLanes) {
+    F32v x = {};
+    if (j < count) {
+      const I32v seen = lane_numbers() < static_cast<int32_t>(min_of(count - j, kLanes));
+      x = exp2_fast(fma(load(s + j), set1(p.scale_log2), set1(-base)));
+      x = seen ? x : F32v{};
+      total += x;
+      if (factors) x = seen ? x * load(factors + j) : x;
+    }
+    if (p.byte_values) {
+      store(s + j, x);
+      top = _mm512_max_epu32(top, _mm512_and_si512((__m512i)x, _mm512_set1_epi32(0x7fffffff)));
+    } else {
+      rounded += store_pairs(pairs + j / 16 * t.num_rows * 32, x);
+    }
+  }
+  if (p.byte_values) t.units[row] = store_fixed(s, all, top, reinterpret_cast<int32_t*>(t.p) + row * kBlock);
+  if (p.sum_d) t.d[row] += sum(total);
+  o[divisor_column(p)] += sum(factors ? total : rounded);
+}
+
+// attend for few rows, where K and V are taken straight from the cache. Returns whether O is right: not where it is not finite,
+// as such a V spoils its neighbours here, nor where fixed point would lose something.
+bool attend_few(const Problem& p, Tile& t, int64_t begin, int64_t end, bool prefetch) {
+  const int64_t v_rows = p.q_heads_per_v_head * t.num_queries;
+  for (int64_t key = begin; key < end; key += p.block) {
+    const int64_t n = min_of(end - key, p.block);
+    Prefetch next;
+    if (prefetch) next = prefetch_after(p, t, key, end, true);
+    load_value_scales(p, t, key, n);
+    if (p.byte_values &&
+        !scales_alike(p.v, t.batch, key, n, t.first_head / p.q_heads_per_v_head, t.num_heads / p.q_heads_per_v_head))
+      return false;
+    score_block(p, t, key, n, next, [&](int64_t row, float* s, int64_t count, int64_t all) DIFFQKV_LAMBDA {
+      few_probabilities(p, t, row, s, count, all);
+    });
+    const KeyBlock keys(p.v, t.batch, key, n);
+    for (int64_t row = 0; row < t.num_rows; row += v_rows) {
+      HeadRows rows = keys.head(t.first_head / p.q_heads_per_v_head + row / v_rows);
+      float* o = t.o + row * p.ldo;
+      if (p.byte_values) {
+        few_byte_values(rows, n, p.head_dim_vo, reinterpret_cast<const int32_t*>(t.p) + row * kBlock, t.units + row,
+                        v_rows, o, p.ldo, next);
+        continue;
+      }
+      if (p.lift_v) rows = lifted(p.v.dtype, rows, n, p.head_dim_vo, &t.lifted);
+      few_values(rows, n, p.head_dim_vo, reinterpret_cast<const uint32_t*>(t.p) + row * 32, t.num_rows * 32, o, p.ldo,
+                 next);
+    }
+  }
+  F32v finite = {};
+  for (int64_t row = 0; row < t.num_rows; ++row) {
+    float* o = t.o + row * p.ldo;
+    reorder_row(p, o);
+    for (int64_t j = 0; j < p.head_dim_vo; j += kLanes) finite += load(o + j) * 0;
+  }
+  return sum(finite) == 0;
+}
+#endif
+
+DIFFQKV_INLINE void clear_rows(const Problem& p, Tile& t) {
+  __builtin_memset(t.o, 0, static_cast<size_t>(t.num_rows * p.ldo * 4));
+  for (int64_t i = 0; i < t.num_rows; ++i) t.m[i] = -kInfinity, t.d[i] = 0;
+}
+
+// Attention of the tile's rows over keys [begin, end): fills t.o and t.m.
+void attend(const Problem& p, Tile& t, int64_t begin, int64_t end, bool prefetch) {
+  load_queries(p, t);
+  clear_rows(p, t);
+#if defined(__AVX512BF16__)
+  if (uses_few_rows(p, t)) {
+    if (attend_few(p, t, begin, end, prefetch)) return;
+    clear_rows(p, t);
+  }
+#endif
+  for (int64_t key = begin; key < end; key += p.block) {
+    const int64_t n = min_of(end - key, p.block);
+    Prefetch next;
+    if (prefetch) next = prefetch_after(p, t, key, end, true);
+    load_value_scales(p, t, key, n);
+    score_block(p, t, key, n, next, [&](int64_t row, const float* s, int64_t count, int64_t all) DIFFQKV_LAMBDA {
+      const float base = count > 0 ? update_max(p, s, count, &t.m[row], &t.d[row], t.o + row * p.ldo, p.ldo) : 0;
+      const int64_t padded = round_up(all, kPairStep);
+      const float* factors = value_scales(p, t, row);
+#if defined(__AVX512BF16__)
+      if (p.bf16_values) {
+        const F32v total =
+            probabilities(s, count, padded, p.scale_log2, base, factors, reinterpret_cast<bf16*>(t.p) + row * kBlock);
+        if (p.sum_d) t.d[row] += sum(total);
+        return;
+      }
+#endif
+      const F32v total =
+          probabilities(s, count, padded, p.scale_log2, base, factors, reinterpret_cast<float*>(t.p) + row * kBlock);
+      if (p.sum_d) t.d[row] += sum(total);
+    });
+    value_block(p, t, key, n, next);
+  }
+  for (int64_t row = 0; p.v.scaled && row < t.num_rows; ++row) t.o[row * p.ldo + p.head_dim_vo] = t.d[row];
 }
 
 }  // namespace

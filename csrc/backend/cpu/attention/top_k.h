@@ -7,7 +7,7 @@
 // Of equal scores the earlier key stands earlier in the buffer, and stays.
 #pragma once
 
-#include "backend/cpu/attention_plan.h"
+#include "backend/cpu/attention/schedule.h"
 
 namespace diffqkv::cpu::DIFFQKV_ISA {
 namespace {

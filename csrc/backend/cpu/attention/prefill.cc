@@ -5,7 +5,7 @@
 // block of K and V once for all its rows, some 1,000 of them, so that packing is a tenth of the arithmetic and memory does not
 // grow with kv_len. Blocks that no query of a tile sees are not visited; those on the diagonal are cut to what is seen.
 // Bound by arithmetic: by exp as much as by the products, where those run on AMX.
-#include "backend/cpu/attention_plan.h"
+#include "backend/cpu/attention/schedule.h"
 #include "backend/cpu/isa_kernels.h"
 
 namespace diffqkv::cpu::DIFFQKV_ISA {

@@ -1,5 +1,5 @@
 // out, scales = rows of K or V quantised, see QuantizeParams. Split by rows. Bound by memory.
-#include "backend/cpu/quantize_row.h"
+#include "backend/cpu/kv_cache/quantize_row.h"
 
 #include "backend/cpu/isa_kernels.h"
 #include "backend/cpu/parallel.h"

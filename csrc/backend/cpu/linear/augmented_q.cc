@@ -3,8 +3,8 @@
 // epilogues of the first two, or in silu_mul. What lies between is rounded at most once.
 #include <algorithm>
 
-#include "backend/cpu/arena_slots.h"
-#include "backend/cpu/linear.h"
+#include "backend/cpu/arena.h"
+#include "backend/cpu/linear/linear.h"
 #include "backend/error.h"
 
 namespace diffqkv::cpu {
