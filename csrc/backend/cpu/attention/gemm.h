@@ -1,14 +1,14 @@
-// The micro-kernels of attention: C (f32) = A B or C += A B, A row-major, B in the panels of attention_pack.h.
-// Three bodies: f32 (FMA), bf16 by vdpbf16ps, bf16 by AMX tiles.
+// The matrix products of attention: S = Q K^T and O += P V. Both are C = A B or C += A B with C in
+// f32, A row-major, and B packed in panels of 16 columns, one block of keys at a time. Three
+// implementations: f32 by FMA, bf16 by vdpbf16ps, bf16 by AMX tiles.
 //
-// Packs one block of keys for the micro-kernels of attention_gemm.h: S = Q K^T and O += P V both become
-// C = A B, where B stands in panels of 16 columns.
+//   f32:          panel[k][16 columns]
+//   bf16 (VNNI):  panel[k / 2][16 columns][2], k padded with zeros
+//   K^T:          columns are keys, k is the dim
+//   V:            columns are dims, k is the key
 //
-//   f32:   panel[k][16 columns]             bf16 (VNNI): panel[k / 2][16 columns][2], k padded with zeros
-//   K^T:   columns are keys, k is the dim   V:   columns are dims, k is the key
-//
-// V gets one more column, all ones: it makes the softmax's denominator by the very operations that make the numerator,
-// so that V = 1 gives exactly 1, and the rounding of P to bf16 is in both.
+// V gets one more column, which is all ones. It sums the softmax's denominator by the operations
+// that sum the numerator. So V = 1 gives exactly 1, and P is rounded to bf16 in both.
 #pragma once
 
 #include "backend/cpu/amx.h"
@@ -20,7 +20,7 @@ namespace {
 
 constexpr int64_t kPanel = 16;  // columns
 constexpr int64_t kPanelVectors = kPanel / kLanes;
-constexpr int64_t kPairStep = 32;  // bf16: k is padded to a multiple of this, one AMX tile
+constexpr int64_t kPairStep = 32;  // in bf16, k is padded to a multiple of this, the depth of an AMX tile
 
 #if defined(__AVX512BF16__)
 constexpr bool kHasBf16Gemm = true;
@@ -28,7 +28,8 @@ constexpr bool kHasBf16Gemm = true;
 constexpr bool kHasBf16Gemm = false;
 #endif
 
-// One panel of K^T in f32: num_keys <= 16 keys, the others zero. panel: [head_dim, padded to 16][16].
+// One panel of K^T in f32, of num_keys <= 16 keys; the other columns are zero. panel: [head_dim,
+// padded to 16][16].
 template <typename T>
 DIFFQKV_INLINE void pack_k_panel(const Rows& k, int64_t num_keys, int64_t head_dim, float* panel) {
   alignas(64) float part[kLanes * kLanes];
@@ -51,12 +52,13 @@ DIFFQKV_INLINE void pack_k_panel(const Rows& k, int64_t num_keys, int64_t head_d
   }
 }
 
-// V's panels in f32 (`ones`: the last one too, where it is nothing but the ones), key after key, for a row of one head is contiguous and the rows are far apart.
+// V's panels in f32. `ones`: also write the last panel if it contains only the ones. The loop is by
+// keys, because a head's row is contiguous and rows are far apart.
 template <typename T>
 DIFFQKV_INLINE void pack_v(const Rows& v, int64_t num_keys, int64_t head_dim, float* panels, int64_t stride_panel,
                            bool ones, Prefetch& prefetch) {
-  const int64_t whole = head_dim / kPanel,
-                rest = head_dim % kPanel;  // the panel after the whole ones holds the rest, then 1
+  const int64_t whole = head_dim / kPanel;
+  const int64_t rest = head_dim % kPanel;  // the panel after the whole ones has the rest, then 1
   alignas(64) float last[kPanel] = {};
   last[rest] = 1;
   for (int64_t t = 0; t < num_keys; ++t) {
@@ -98,10 +100,11 @@ DIFFQKV_INLINE __m512i interleave(__m256i even, __m256i odd) {
   return _mm512_permutexvar_epi16(_mm512_load_si512(order), _mm512_inserti64x4(_mm512_castsi256_si512(even), odd, 1));
 }
 
-// The same in bf16: [num_keys / 2, padded to 16][16 dims][2].
+// V's panels in bf16: [num_keys / 2, padded to 16][16 dims][2].
 DIFFQKV_INLINE void pack_v_vnni(const Rows& v, int64_t num_keys, int64_t head_dim, float* panels, int64_t stride_panel,
                                 bool ones, Prefetch& prefetch) {
-  const int64_t whole = head_dim / kPanel, rest = head_dim % kPanel;
+  const int64_t whole = head_dim / kPanel;
+  const int64_t rest = head_dim % kPanel;
   const __mmask16 mask = static_cast<__mmask16>((1u << rest) - 1);
   const __m256i one = _mm256_maskz_set1_epi16(static_cast<__mmask16>(1u << rest), 0x3f80);
   const auto store_pair = [&](float* to, __m256i even, __m256i odd)
@@ -142,10 +145,11 @@ struct Gemm {
   bool accumulate;
 };
 
-// Accumulators of a block: as many as leave registers for B and the broadcast element of A.
+// As many accumulators as leave registers for B and for the broadcast element of A.
 constexpr int kMaxAccumulators = kVectorRegisters == 32 ? 24 : kLanes == 8 ? 12 : 8;
 
-// One block: `rows` rows of A by `panels` panels. kBf16: k counts pairs, and an element of A is a pair of bf16.
+// One block: kRows rows of A by kPanels panels. If kBf16, k counts pairs, and an element of A is a
+// pair of bf16.
 template <bool kBf16, int kRows, int kPanels>
 DIFFQKV_INLINE void gemm_block(const uint32_t* a, int64_t lda, const float* b, int64_t stride_panel, float* c,
                                int64_t ldc, int64_t k, bool accumulate) {
@@ -189,7 +193,7 @@ DIFFQKV_INLINE void gemm_block(const uint32_t* a, int64_t lda, const float* b, i
 template <bool kBf16, int kRows>
 __attribute__((noinline)) void gemm_rows(const Gemm& g, const uint32_t* a, int64_t lda, float* c, int64_t k) {
   constexpr int kFit = kMaxAccumulators / (kRows * static_cast<int>(kPanelVectors));
-  constexpr int kPanels = kFit >= 5 ? 5 : kFit >= 4 ? 4 : kFit >= 2 ? 2 : 1;  // 5: V of 64 dims and the ones
+  constexpr int kPanels = kFit >= 5 ? 5 : kFit >= 4 ? 4 : kFit >= 2 ? 2 : 1;  // 5: V of 64 dims, and the ones
   int64_t p = 0;
   const auto block = [&]<int kCount>() DIFFQKV_LAMBDA {
     for (; p + kCount <= g.num_panels; p += kCount) {
@@ -207,7 +211,8 @@ template <bool kBf16>
 void gemm_vector(const Gemm& g) {
   constexpr int kRows =
       kMaxAccumulators / static_cast<int>(kPanelVectors) >= 6 ? 6 : kMaxAccumulators / static_cast<int>(kPanelVectors);
-  const int64_t lda = kBf16 ? g.lda / 2 : g.lda, k = kBf16 ? ceil_div(g.k, 2) : g.k;
+  const int64_t lda = kBf16 ? g.lda / 2 : g.lda;
+  const int64_t k = kBf16 ? ceil_div(g.k, 2) : g.k;
   for (int64_t i = 0; i < g.m;) {
     const uint32_t* a = static_cast<const uint32_t*>(g.a) + i * lda;
     float* c = g.c + i * g.ldc;
@@ -233,12 +238,14 @@ void gemm_vector(const Gemm& g) {
 }
 
 #if defined(__AVX512BF16__)
-// Tiles 0 to 3 are C (2 x 2 of 16 x 16 f32), 4 and 5 A (16 rows x 32), 6 and 7 B (16 pairs x 16 columns).
+// Tiles 0 to 3 are C (2 x 2 tiles of 16 x 16 f32), 4 and 5 are A (16 rows x 32), 6 and 7 are B (16
+// pairs x 16 columns).
 
-// kTwoRows, kTwoPanels: whether the block is 32 rows high, two panels wide.
+// kTwoRows: the block has 32 rows, else 16. kTwoPanels: it is two panels wide.
 template <bool kTwoRows, bool kTwoPanels>
 DIFFQKV_INLINE void amx_block(const Gemm& g, const char* a, const float* b, float* c) {
-  const int64_t a_stride = 2 * g.lda, c_stride = 4 * g.ldc;
+  const int64_t a_stride = 2 * g.lda;
+  const int64_t c_stride = 4 * g.ldc;
   const char* a1 = a + 16 * a_stride;
   const float* b1 = b + g.stride_panel;
   float* c1 = c + 16 * g.ldc;
@@ -273,17 +280,22 @@ DIFFQKV_INLINE void amx_block(const Gemm& g, const char* a, const float* b, floa
   if constexpr (kTwoRows && kTwoPanels) DIFFQKV_TILE_STORE(3, c1 + kPanel, c_stride);
 }
 
-// Makes A and C tiles `rows` high, unless they are. *tile_rows is their height now; changing it costs some 50 ns.
+// Sets the height of the A and C tiles. *tile_rows is the current height. A change costs about 50
+// ns.
 DIFFQKV_INLINE void configure_tiles(int64_t rows, int64_t* tile_rows) {
   if (*tile_rows == rows) return;
   *tile_rows = rows;
   TileConfig config;
   config.palette = 1;
-  for (int i = 0; i < 8; ++i) config.rows[i] = static_cast<uint8_t>(i < 6 ? rows : 16), config.bytes_per_row[i] = 64;
+  for (int i = 0; i < 8; ++i) {
+    config.rows[i] = static_cast<uint8_t>(i < 6 ? rows : 16);
+    config.bytes_per_row[i] = 64;
+  }
   asm volatile("ldtilecfg %0" : : "m"(config));
 }
 
-// Rows first to last - 1: a multiple of 16 or, by tiles configured to that height, fewer than 16. g.k is a multiple of 32.
+// Rows [first, last). Their number is a multiple of 16, or it is less than 16 and the tiles have
+// that height. g.k is a multiple of 32.
 void gemm_amx_rows(const Gemm& g, int64_t first, int64_t last) {
   for (int64_t i = first; i < last; i += 32) {
     const bool two_rows = last - i >= 32;
@@ -292,10 +304,14 @@ void gemm_amx_rows(const Gemm& g, int64_t first, int64_t last) {
       const bool two_panels = g.num_panels - p >= 2;
       const float* b = g.b + p * g.stride_panel;
       float* c = g.c + i * g.ldc + p * kPanel;
-      if (two_rows) {
-        two_panels ? amx_block<true, true>(g, a, b, c) : amx_block<true, false>(g, a, b, c);
+      if (two_rows && two_panels) {
+        amx_block<true, true>(g, a, b, c);
+      } else if (two_rows) {
+        amx_block<true, false>(g, a, b, c);
+      } else if (two_panels) {
+        amx_block<false, true>(g, a, b, c);
       } else {
-        two_panels ? amx_block<false, true>(g, a, b, c) : amx_block<false, false>(g, a, b, c);
+        amx_block<false, false>(g, a, b, c);
       }
     }
   }
@@ -314,12 +330,17 @@ void gemm_amx(const Gemm& g, int64_t* tile_rows) {
 }
 #endif
 
-// C (+)= A B. AMX where tile_rows is given: this thread's, in an AmxScope, 0 at first.
+// C (+)= A B. tile_rows, if given, selects AMX. It belongs to this thread, which has an AmxScope,
+// and is 0 at first.
 void gemm_f32(const Gemm& g) { gemm_vector<false>(g); }
 
 void gemm_bf16([[maybe_unused]] const Gemm& g, [[maybe_unused]] int64_t* tile_rows) {
 #if defined(__AVX512BF16__)
-  tile_rows ? gemm_amx(g, tile_rows) : gemm_vector<true>(g);
+  if (tile_rows) {
+    gemm_amx(g, tile_rows);
+  } else {
+    gemm_vector<true>(g);
+  }
 #endif
 }
 

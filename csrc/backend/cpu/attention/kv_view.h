@@ -1,7 +1,9 @@
-// Where K and V lie: one tensor, or pages that a table names, with elements of any cache type and perhaps scales.
+// The CPU's view of K or V: one contiguous tensor, or pages named by a table, with elements of any
+// cache type and, for i8 and f8e4m3, scales.
 //
-// Attention goes by blocks of keys. A block starts at a multiple of its size, which divides the size of a page or is a
-// multiple of it: so it lies within one page, or covers whole ones, each a part of the block.
+// Attention reads keys in blocks. A block starts at a multiple of its size, and one of block size
+// and page size divides the other. So a block is inside one page, or it consists of whole pages,
+// which are its parts.
 #pragma once
 
 #include "backend/cpu/simd.h"
@@ -11,23 +13,29 @@
 namespace diffqkv::cpu::DIFFQKV_ISA {
 namespace {
 
-constexpr int64_t kBlockShift = 7, kBlock = 1 << kBlockShift;  // most keys in a block
-constexpr int64_t kMinPageTokens = 32, kMaxPageTokens = 128;
+constexpr int64_t kBlockShift = 7;
+constexpr int64_t kBlock = 1 << kBlockShift;  // largest number of keys in a block
+constexpr int64_t kMinPageTokens = 32;
+constexpr int64_t kMaxPageTokens = 128;
+
+enum class KvTensor { k, v };
 
 // K or V of all sequences of a call. Offsets and strides are in bytes.
 struct Cache {
-  const char *data, *scales;   // contiguous: [batch][token][head][dim], bf16 [batch][token][head]
-  const KvPage* const* pages;  // else these
-  bool values, pages_shared;
+  const char* data;            // [batch][token][head][dim], if contiguous
+  const char* scales;          // bf16 [batch][token][head], if contiguous and scaled
+  const KvPage* const* pages;  // null if contiguous
+  KvTensor tensor;
+  bool pages_shared;
   bool scaled;
   DType dtype;
   int64_t num_heads, head_bytes, token_bytes;
-  int64_t stride_batch, stride_scales_batch;
+  int64_t stride_batch, stride_scales_batch;  // if contiguous
   int64_t page_shift, page_offset, page_scales_offset;
 
   DIFFQKV_INLINE const char* page(int64_t batch, int64_t key) const {
     const KvPage& page = pages[pages_shared ? 0 : batch][key >> page_shift];
-    return static_cast<const char*>(values ? page.v : page.k) + page_offset;
+    return static_cast<const char*>(tensor == KvTensor::v ? page.v : page.k) + page_offset;
   }
   DIFFQKV_INLINE int64_t key_in_page(int64_t key) const { return key & ((int64_t{1} << page_shift) - 1); }
 
@@ -42,34 +50,32 @@ struct Cache {
   }
 };
 
-DIFFQKV_INLINE bool is_scaled(DType dtype) { return dtype == DType::i8 || dtype == DType::f8e4m3; }
-
-// The checks that a cache in pages needs, for kv_append and kv_gather too. Throws.
+// kv_append and kv_gather use this check too. Throws ERR_INVALID_ARGUMENT.
 DIFFQKV_INLINE void check_page_tokens(const char* name, int64_t page_tokens) {
   if (page_tokens < kMinPageTokens || page_tokens > kMaxPageTokens || (page_tokens & (page_tokens - 1)) != 0) {
-    fail(ErrorCode::invalid_argument, "%s: page_tokens is %lld, not 32, 64 or 128", name,
+    fail(ErrorCode::invalid_argument, "%s: page_tokens is %lld; it must be 32, 64 or 128", name,
          static_cast<long long>(page_tokens));
   }
 }
 
-// Where the elements of one layer's part of a page end and its scales begin.
+// Bytes of the elements of one layer in a page. The layer's scales follow them.
 DIFFQKV_INLINE int64_t page_elements_bytes(DType dtype, int64_t page_tokens, int64_t num_heads, int64_t head_dim) {
   return page_tokens * num_heads * head_dim * static_cast<int64_t>(dtype_size(dtype));
 }
 
-// Rows of one head in a tensor or page [token][head][dim], from some token on.
+// Rows of one head, contiguous in steps of stride_bytes: [token][head][dim] from some token on.
 struct Rows {
   const char* data;
   int64_t stride_bytes;  // from token to token
 };
 
-// One head's rows of a block of keys.
+// The rows of one head in a block of keys.
 struct HeadRows {
-  const char* const* parts;  // head 0 of the first row of each
+  const char* const* parts;  // the first row of each part, at head 0
   int64_t part_shift, head_offset, stride_bytes;
 
   DIFFQKV_INLINE int64_t part_keys() const { return int64_t{1} << part_shift; }
-  // From key j on, up to the end of its part.
+  // The rows from key j to the end of its part.
   DIFFQKV_INLINE Rows from(int64_t j) const {
     return {parts[j >> part_shift] + (j & (part_keys() - 1)) * stride_bytes + head_offset, stride_bytes};
   }
@@ -91,7 +97,8 @@ struct KeyBlock {
   DIFFQKV_INLINE HeadRows head(int64_t index) const { return {parts, part_shift, index * head_bytes, token_bytes}; }
 };
 
-// to[h * kBlock + j] = scale of key first_key + j and head first_head + h. The n keys are a block.
+// to[h * kBlock + j] = scale of key first_key + j and head first_head + h. The n keys are one
+// block.
 DIFFQKV_INLINE void load_scales(const Cache& cache, int64_t batch, int64_t first_key, int64_t n, int64_t first_head,
                                 int64_t num_heads, float* to) {
   const int64_t part = cache.pages ? int64_t{1} << cache.page_shift : kBlock;
@@ -99,13 +106,13 @@ DIFFQKV_INLINE void load_scales(const Cache& cache, int64_t batch, int64_t first
     const bf16* from = cache.token_scales(batch, first_key + begin) + first_head;
     const int64_t end = min_of(begin + part, n);
     int64_t h = 0;
-    for (; h + kLanes <= num_heads && kLanes == 16; h += kLanes) {  // by squares of keys and heads
-      alignas(64) float square[16 * 16], turned[16 * 16];
+    for (; h + kLanes <= num_heads && kLanes == 16; h += kLanes) {  // 16 keys by 16 heads at a time
+      alignas(64) float scales[16 * 16], transposed[16 * 16];
       for (int64_t j = begin; j < end; j += 16) {
         const int64_t count = min_of(end - j, 16);
-        for (int64_t i = 0; i < count; ++i) store(square + 16 * i, load(from + (j - begin + i) * cache.num_heads + h));
-        transpose_words(reinterpret_cast<const char*>(square), 64, turned);
-        for (int64_t i = 0; i < 16; ++i) store(to + (h + i) * kBlock + j, load(turned + 16 * i));
+        for (int64_t i = 0; i < count; ++i) store(scales + 16 * i, load(from + (j - begin + i) * cache.num_heads + h));
+        transpose_words(reinterpret_cast<const char*>(scales), 64, transposed);
+        for (int64_t i = 0; i < 16; ++i) store(to + (h + i) * kBlock + j, load(transposed + 16 * i));
       }
     }
     for (; h < num_heads; ++h) {
@@ -117,33 +124,33 @@ DIFFQKV_INLINE void load_scales(const Cache& cache, int64_t batch, int64_t first
 }
 
 #if defined(__AVX512BF16__)
-// 32 elements as bf16, exactly.
-DIFFQKV_INLINE __m512i lift(const int8_t* x) {
+// Converts 32 elements to bf16. The conversion is exact.
+DIFFQKV_INLINE __m512i widen(const int8_t* x) {
   const auto load16 = [&](int at) DIFFQKV_LAMBDA {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x + at))));
   };
   return (__m512i)_mm512_cvtne2ps_pbh(load16(16), load16(0));
 }
 
-DIFFQKV_INLINE __m512i lift(const f8e4m3* x) {
+DIFFQKV_INLINE __m512i widen(const f8e4m3* x) {
   const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
   const __m512i bits = _mm512_cvtepi8_epi16(bytes);
   __m512i value = _mm512_and_si512(_mm512_slli_epi16(bits, 4), _mm512_set1_epi16(static_cast<int16_t>(0x87f0)));
   value = _mm512_add_epi16(value, _mm512_set1_epi16(120 << 7));
-  // Where the exponent is 0, i units of 2^-9: what that takes besides.
+  // What a denormal needs added: i units of 2^-9 have the bf16 bits `bits`.
   const auto extra = [](int i, int bits) DIFFQKV_LAMBDA { return static_cast<int16_t>(bits - (120 << 7) - (i << 4)); };
-  const __m512i denormals =
+  const __m512i denormal_offsets =
       _mm512_castsi128_si512(_mm_setr_epi16(extra(0, 0), extra(1, 0x3b00), extra(2, 0x3b80), extra(3, 0x3bc0),
                                             extra(4, 0x3c00), extra(5, 0x3c20), extra(6, 0x3c40), extra(7, 0x3c60)));
   value = _mm512_mask_add_epi16(value, _mm512_testn_epi16_mask(bits, _mm512_set1_epi16(0x78)), value,
-                                _mm512_permutexvar_epi16(bits, denormals));
+                                _mm512_permutexvar_epi16(bits, denormal_offsets));
   const __m256i all = _mm256_set1_epi8(0x7f);
   const __mmask32 nan = _mm256_cmpeq_epi8_mask(_mm256_and_si256(bytes, all), all);
   return _mm512_mask_mov_epi16(value, nan, _mm512_set1_epi16(0x7fc0));
 }
 
 template <typename T>
-DIFFQKV_INLINE void lift_rows(const HeadRows& rows, int64_t n, int64_t head_dim, char* to) {
+DIFFQKV_INLINE void widen_rows(const HeadRows& rows, int64_t n, int64_t head_dim, char* to) {
   const int64_t whole = head_dim / 32 * 32;
   const __mmask32 rest = (1u << (head_dim - whole)) - 1;
   for (int64_t first = 0; first < n; first += rows.part_keys()) {
@@ -151,53 +158,72 @@ DIFFQKV_INLINE void lift_rows(const HeadRows& rows, int64_t n, int64_t head_dim,
     const char* row = part.data;
     for (int64_t j = min_of(n - first, rows.part_keys()); j > 0; --j, row += part.stride_bytes, to += 2 * head_dim) {
       const T* x = reinterpret_cast<const T*>(row);
-      for (int64_t d = 0; d < whole; d += 32) _mm512_storeu_si512(to + 2 * d, lift(x + d));
+      for (int64_t d = 0; d < whole; d += 32) _mm512_storeu_si512(to + 2 * d, widen(x + d));
       if (rest) {
         alignas(32) T last[32];
         _mm256_store_si256(reinterpret_cast<__m256i*>(last), _mm256_maskz_loadu_epi8(rest, x + whole));
-        _mm512_mask_storeu_epi16(to + 2 * whole, rest, lift(last));
+        _mm512_mask_storeu_epi16(to + 2 * whole, rest, widen(last));
       }
     }
   }
 }
 
-// The n rows of i8 or f8e4m3 as bf16, one after the other, at *to.
-DIFFQKV_INLINE HeadRows lifted(DType dtype, const HeadRows& rows, int64_t n, int64_t head_dim, char* const* to) {
-  dtype == DType::i8 ? lift_rows<int8_t>(rows, n, head_dim, *to) : lift_rows<f8e4m3>(rows, n, head_dim, *to);
+// Converts n rows of i8 or f8e4m3 to bf16, and stores them contiguously at *to.
+DIFFQKV_INLINE HeadRows widened(DType dtype, const HeadRows& rows, int64_t n, int64_t head_dim, char* const* to) {
+  if (dtype == DType::i8) {
+    widen_rows<int8_t>(rows, n, head_dim, *to);
+  } else {
+    widen_rows<f8e4m3>(rows, n, head_dim, *to);
+  }
   return {to, kBlockShift, 0, 2 * head_dim};
 }
 #endif
 
-// Brings the next block of K and V into the L2, whatever order its heads are read in, a few lines at every piece of work on
-// this block: memory has to be busy all the time, and a burst would fill the core's line buffers and stop it. A range is
-// read as four streams side by side, one alone leaves memory a fifth slower: the L2's own read-ahead keeps within a page.
+// Prefetches the next block of K and V into L2, a few cache lines with every piece of work on the
+// current block. Memory must be busy all the time, and a burst would fill the core's line fill
+// buffers and stall it. The order in which heads are read does not matter.
+//
+// A range is read as four parallel streams. One stream is a fifth slower, because the hardware
+// prefetcher of L2 stops at each 4 KiB page.
 struct Prefetch {
-  static constexpr int64_t kStreams = 4, kStepUnits = 256;
+  static constexpr int64_t kStreams = 4;
+  static constexpr int64_t kStepUnits = 256;
   struct Range {
     const char* data = nullptr;
-    int64_t steps = 0;  // of one line from each stream
+    int64_t steps = 0;  // a step is one cache line of each stream
   };
-  Range range, then;           // K's, then V's; taken from here
-  const char* at = nullptr;    // of the first stream
-  int64_t left = 0, owed = 0;  // steps of the range; units
-  // Units to advance by for: 16 keys' scores for a K head; a row's softmax; a V head's product; packing one V row; 16 keys
-  // by 64 dims of a V head that is not packed.
-  int64_t per_panel = 0, per_row = 0, per_head = 0, per_value = 0, per_value_tile = 0;
+  Range range;               // being read
+  Range next;                // to be read after it
+  const char* at = nullptr;  // position of the first stream
+  int64_t remaining = 0;     // steps of `range`
+  int64_t owed = 0;          // units that do not make a step yet
+  // How many units a piece of work advances by.
+  int64_t per_panel = 0;       // scores of 16 keys for a K head
+  int64_t per_row = 0;         // softmax of a row
+  int64_t per_head = 0;        // product with a V head
+  int64_t per_value = 0;       // packing of one V row
+  int64_t per_value_tile = 0;  // 16 keys by 64 dims of a V head that is not packed
 
-  DIFFQKV_INLINE void start(Range r) { range = r, at = r.data, left = r.steps; }
+  DIFFQKV_INLINE void start(Range r) {
+    range = r;
+    at = r.data;
+    remaining = r.steps;
+  }
 
   DIFFQKV_INLINE void advance(int64_t units) {
     owed += units;
     int64_t steps = owed / kStepUnits;
     owed %= kStepUnits;
     while (steps > 0) {
-      if (left == 0) {
-        if (then.steps == 0) return;
-        start(then);
-        then.steps = 0;
+      if (remaining == 0) {
+        if (next.steps == 0) return;
+        start(next);
+        next.steps = 0;
       }
-      const int64_t count = steps < left ? steps : left, stride = range.steps * 64;
-      steps -= count, left -= count;
+      const int64_t count = min_of(steps, remaining);
+      const int64_t stride = range.steps * 64;
+      steps -= count;
+      remaining -= count;
       for (const char* end = at + count * 64; at < end; at += 64) {
         __builtin_prefetch(at, 0, 2);
         __builtin_prefetch(at + stride, 0, 2);

@@ -1,10 +1,13 @@
-// Selective V: the exact top k scores of each query head, kept in one pass over the keys.
+// Selective V: the exact top k scores of each query head, in one pass over the keys.
 //
-// A candidate is a score, as an unsigned integer that orders as the scores do, and its key. A row's buffer takes every score
-// above the threshold, in the order of the keys; when the next block might overflow it, the k best are kept: the k-th score is
-// found bit by bit, by counting, which has no branch to mispredict and no bad input, and it becomes the threshold. The buffer
-// holds 2k or more, so each such step is paid for by k insertions: linear in the number of keys, whatever their order.
-// Of equal scores the earlier key stands earlier in the buffer, and stays.
+// A candidate is a key and its score, stored as an unsigned integer that sorts as the scores do. A
+// row's buffer receives every score above the threshold, in the order of keys. When the next block
+// might overflow the buffer, only the k best stay. The k-th score is found bit by bit, by counting:
+// no branch depends on the data, and no order of keys is slow. It becomes the threshold. The buffer
+// has room for 2k or more, so each such step is paid for by k insertions, and the total is linear
+// in the number of keys.
+//
+// Of equal scores, the earlier key is earlier in the buffer and stays.
 #pragma once
 
 #include "backend/cpu/attention/schedule.h"
@@ -17,7 +20,7 @@ struct Candidates {
   uint32_t* keys;
 };
 
-// NaN counts as the largest score, so that it reaches the output; -0 and 0 are equal.
+// NaN counts as the largest score, so that it reaches the output. -0 and 0 are equal.
 DIFFQKV_INLINE U32v order_scores(F32v scores) {
   const U32v bits = (U32v)(scores + 0.0f);
   const U32v ordered = bits ^ ((U32v)((I32v)bits >> 31) | 0x80000000u);
@@ -25,7 +28,7 @@ DIFFQKV_INLINE U32v order_scores(F32v scores) {
 }
 
 DIFFQKV_INLINE float ordered_score(uint32_t ordered) {
-  return bit_cast<float>(ordered & 0x80000000u ? ordered & 0x7fffffffu : ~ordered);  // 0xffffffff gives a NaN back
+  return bit_cast<float>(ordered & 0x80000000u ? ordered & 0x7fffffffu : ~ordered);  // 0xffffffff becomes a NaN
 }
 
 DIFFQKV_INLINE int64_t count_at_least(const uint32_t* scores, int64_t count, uint32_t bound) {
@@ -38,8 +41,8 @@ DIFFQKV_INLINE int64_t count_at_least(const uint32_t* scores, int64_t count, uin
   return sum;
 }
 
-// Writes the chosen lanes of both vectors, in order, to the candidates from `count` on; returns the new count. May write a whole
-// vector beyond it.
+// Appends the lanes of both vectors that `lanes` selects to the candidates. Returns the new count.
+// May write a whole vector beyond it.
 DIFFQKV_INLINE int64_t append(const Candidates& c, int64_t count, U32v scores, U32v keys, uint32_t lanes) {
 #if defined(__AVX512F__)
   const __mmask16 mask = static_cast<__mmask16>(lanes);
@@ -49,13 +52,15 @@ DIFFQKV_INLINE int64_t append(const Candidates& c, int64_t count, U32v scores, U
 #else
   for (; lanes; lanes &= lanes - 1) {
     const int i = __builtin_ctz(lanes);
-    c.scores[count] = scores[i], c.keys[count++] = keys[i];
+    c.scores[count] = scores[i];
+    c.keys[count] = keys[i];
+    ++count;
   }
   return count;
 #endif
 }
 
-// Bit i: lane i of the mask.
+// Bit i is lane i of the mask.
 DIFFQKV_INLINE uint32_t lane_bits(I32v mask) {
 #if defined(__AVX512F__)
   return _mm512_movepi32_mask((__m512i)mask);
@@ -68,23 +73,27 @@ DIFFQKV_INLINE uint32_t lane_bits(I32v mask) {
 #endif
 }
 
-// Keeps the k best of count > k candidates, their order unchanged. Returns a score such that no key after these that scores
-// it or less can be among the k best.
+// Keeps the k best of count > k candidates in their order. Returns a threshold: a later key that
+// scores it or less cannot be among the k best.
 float keep_best(const Candidates& c, int64_t count, int64_t k) {
-  // The largest bound that k scores reach, or the first found that exactly k reach.
+  // The largest bound that k scores reach, or the first one found that exactly k scores reach.
   uint32_t bound = 0;
   int64_t reached = count;
   for (uint32_t bit = 0x80000000u; bit && reached != k; bit >>= 1) {
     const int64_t n = count_at_least(c.scores, count, bound | bit);
-    if (n >= k) bound |= bit, reached = n;
+    if (n >= k) {
+      bound |= bit;
+      reached = n;
+    }
   }
-  int64_t surplus = reached - k;  // so many of those at the bound itself go, the last ones
+  const int64_t surplus = reached - k;  // so many scores equal to the bound are dropped, the last ones
   int64_t at_bound = 0;
   if (surplus > 0)
     at_bound = reached - (bound == 0xffffffffu ? 0 : count_at_least(c.scores, count, bound + 1)) - surplus;
   int64_t kept = 0;
   for (int64_t i = 0; i < count; i += kLanes) {
-    const U32v scores = load_raw<U32v>(c.scores + i), keys = load_raw<U32v>(c.keys + i);
+    const U32v scores = load_raw<U32v>(c.scores + i);
+    const U32v keys = load_raw<U32v>(c.keys + i);
     uint32_t lanes = lane_bits(scores >= bound);
     if (count - i < kLanes) lanes &= (1u << (count - i)) - 1;
     if (surplus > 0) {
@@ -97,13 +106,13 @@ float keep_best(const Candidates& c, int64_t count, int64_t k) {
   return ordered_score(surplus > 0 ? bound : bound - 1);
 }
 
-// The best candidates of one row, and the softmax's max and sum over all its keys.
+// The best candidates of one row, and max and sum of the softmax over all its keys.
 struct Selection {
   float m, d;
   float threshold;  // of raw scores
   int64_t count;
 
-  // Room for a block's worth of insertions above the best k; a vector is written whole.
+  // Leaves room for the insertions of one block above the best k, and for writing whole vectors.
   static int64_t capacity(int64_t k) { return round_up(max_of(2 * k, k + 256) + kBlock + kLanes, 16); }
 
   DIFFQKV_INLINE void insert(const Candidates& c, int64_t k, const float* s, int64_t num_keys, int64_t first_key) {
@@ -112,7 +121,7 @@ struct Selection {
       uint32_t lanes = lane_bits(~(x <= threshold));  // NaN too
       if (num_keys - j < kLanes) lanes &= (1u << (num_keys - j)) - 1;
 #if !defined(__AVX512F__)
-      if (!lanes) continue;  // with compress-stores, not to guess is faster
+      if (!lanes) continue;  // compress stores are faster without this branch
 #endif
       count = append(c, count, order_scores(x), (U32v)(lane_numbers() + static_cast<int32_t>(first_key + j)), lanes);
     }
@@ -121,7 +130,7 @@ struct Selection {
 
   void shrink(const Candidates& c, int64_t k) {
     if (count <= k) return;
-    threshold = keep_best(c, count, k);  // where that is NaN, everything comes in
+    threshold = keep_best(c, count, k);  // if this is NaN, every key is inserted
     count = k;
   }
 
@@ -137,7 +146,7 @@ struct Selection {
   }
 };
 
-// o = sum of weights[i] * V[keys[i]], V head `head` of a sequence.
+// o = sum of weights[i] * V[keys[i]], with V head `head` of a sequence.
 template <typename T>
 void gather_values(const Cache& v, int64_t batch, int64_t head, const uint32_t* keys, const float* weights,
                    int64_t count, int64_t head_dim, float* o) {

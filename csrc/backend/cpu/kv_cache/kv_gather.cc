@@ -1,4 +1,4 @@
-// out[j] = row j of a sequence's K cache, its scales multiplied in. Split by keys. Bound by memory.
+// out[j] = row j of a sequence's K cache, multiplied by its scale. Split by keys. Bound by memory.
 #include "backend/cpu/attention/kv_view.h"
 #include "backend/cpu/isa_kernels.h"
 #include "backend/cpu/parallel.h"
@@ -33,17 +33,14 @@ void gather(const KvGatherParams& p, int64_t begin, int64_t end) {
 
 void kv_gather(const KvGatherParams& p) {
   check_page_tokens("kv_gather", p.page_tokens);
-  bool known = false;
+  require_compute_type("kv_gather: out", p.out_dtype);
+  require_cache_type("kv_gather: the cache", p.cache_dtype);
   visit(p.out_dtype, [&](auto out_tag) {
-    known = visit_cache(p.cache_dtype, [&](auto tag) {
+    visit_cache(p.cache_dtype, [&](auto tag) {
       parallel_ranges(p.num_keys, 1, p.num_keys * p.num_k_heads * p.head_dim,
                       [&](int64_t begin, int64_t end) { gather<decltype(out_tag), decltype(tag)>(p, begin, end); });
     });
   });
-  if (!known) {
-    fail(ErrorCode::invalid_argument, "kv_gather: no way from a cache of type %s to %s", dtype_name(p.cache_dtype),
-         dtype_name(p.out_dtype));
-  }
 }
 
 }  // namespace diffqkv::cpu::DIFFQKV_ISA

@@ -1,4 +1,4 @@
-// out, scales = rows of K or V quantised, see QuantizeParams. Split by rows. Bound by memory.
+// out, scales = quantized rows of K or V (see QuantizeParams). Split by rows. Bound by memory.
 #include "backend/cpu/kv_cache/quantize_row.h"
 
 #include "backend/cpu/isa_kernels.h"
@@ -8,12 +8,13 @@
 namespace diffqkv::cpu::DIFFQKV_ISA {
 
 void quantize(const QuantizeParams& p) {
-  if (p.out_dtype != DType::i8 && p.out_dtype != DType::f8e4m3) {
-    fail(ErrorCode::invalid_argument, "quantize: out of type %s, not i8 or f8e4m3", dtype_name(p.out_dtype));
+  if (!dtype_is_scaled(p.out_dtype)) {
+    fail(ErrorCode::invalid_argument, "quantize: out has type %s; it must be i8 or f8e4m3", dtype_name(p.out_dtype));
   }
+  require_compute_type("quantize: x", p.x_dtype);
   const auto rows_to = [&](auto out_tag) {
     using Out = decltype(out_tag);
-    return visit(p.x_dtype, [&](auto tag) {
+    visit(p.x_dtype, [&](auto tag) {
       using X = decltype(tag);
       parallel_ranges(p.num_rows, 1, p.num_rows * p.head_dim, [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row) {
@@ -23,9 +24,10 @@ void quantize(const QuantizeParams& p) {
       });
     });
   };
-  const bool known = p.out_dtype == DType::i8 ? rows_to(int8_t{}) : rows_to(f8e4m3{});
-  if (!known) {
-    fail(ErrorCode::invalid_argument, "quantize: x of type %s; f32, f16 and bf16 are known", dtype_name(p.x_dtype));
+  if (p.out_dtype == DType::i8) {
+    rows_to(int8_t{});
+  } else {
+    rows_to(f8e4m3{});
   }
 }
 

@@ -1,4 +1,5 @@
-// One row of one head to i8 or f8e4m3 with its scale, as QuantizeParams defines it, for quantize and kv_append.
+// Quantizes one row of one head to i8 or f8e4m3 with its scale (see QuantizeParams), for quantize
+// and kv_append.
 #pragma once
 
 #include "backend/cpu/simd.h"
@@ -17,7 +18,7 @@ constexpr float kLargest<f8e4m3> = 448;
 
 template <typename Out, typename X>
 DIFFQKV_INLINE void quantize_row(const X* x, Out* out, bf16* scale, int64_t head_dim) {
-  U32v top = {};  // of the bits, which order as the magnitudes do, NaN last
+  U32v top = {};  // of the bits, which sort as the magnitudes do, NaN last
   int64_t d = 0;
   for (; d + kLanes <= head_dim; d += kLanes) {
     const U32v bits = (U32v)magnitude(load(x + d));
@@ -30,12 +31,13 @@ DIFFQKV_INLINE void quantize_row(const X* x, Out* out, bf16* scale, int64_t head
   uint32_t largest = 0;
   for (int i = 0; i < kLanes; ++i) largest = top[i] > largest ? top[i] : largest;
 
-  if (largest >= 0x7f800000u || largest < 0x0d800000u) {  // not finite; below 2^-100
+  if (largest >= 0x7f800000u || largest < 0x0d800000u) {  // not finite, or below 2^-100
     scale->bits = largest >= 0x7f800000u ? 0x7fc0 : 0;
     __builtin_memset(out, 0, static_cast<size_t>(head_dim));
     return;
   }
-  // Up to bf16: f32 never rounds a quotient that is above a bf16 down to it, so this is as if it were exact.
+  // Rounds up to bf16. f32 never rounds a quotient above a bf16 value down to that value, so the
+  // result is the same as from an exact quotient.
   const uint32_t up = bit_cast<uint32_t>(bit_cast<float>(largest) / kLargest<Out>) + 0xffffu;
   scale->bits = static_cast<uint16_t>(up >> 16);
   const F32v divisor = set1(bit_cast<float>(up & 0xffff0000u));

@@ -1,5 +1,5 @@
-// The inner loop of gemv, gated_gemv and matmul_blocked: the dot products of num_rows weight rows with num_x vectors x,
-// vectorised along the features, accumulated in float32 registers.
+// The inner loop of gemv, gated_gemv and matmul_blocked: the dot products of several weight rows
+// with num_x vectors x, vectorized along the features, accumulated in float32 registers.
 #pragma once
 
 #include "backend/cpu/simd.h"
@@ -7,13 +7,13 @@
 namespace diffqkv::cpu::DIFFQKV_ISA {
 namespace {
 
-// How far ahead of the loads a weight row's prefetch runs. The hardware prefetcher alone, which stops at each 4 KiB
-// page, reached 86 % of the read bandwidth of two cores; with this, 95 to 99 %.
+// How far a weight row's prefetch is ahead of the loads. The hardware prefetcher stops at each 4
+// KiB page and reached only 86 % of the read bandwidth of two cores; with this, 95 to 99 %.
 constexpr int64_t kPrefetchBytes = 2048;
 
 #if defined(__AVX512BF16__)
 constexpr bool kHasDotBf16 = true;
-// acc += the products of 32 pairs of bf16, pairs added up within each lane.
+// acc += the products of 32 pairs of bf16, with neighboring pairs added in each lane.
 DIFFQKV_INLINE F32v dot_bf16(F32v acc, __m512i a, __m512i b) {
   return (F32v)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
 }
@@ -24,14 +24,16 @@ DIFFQKV_INLINE __m512i load_bf16_pairs(const bf16* p, int64_t n) {
 constexpr bool kHasDotBf16 = false;
 #endif
 
-// What of memory is prefetched beside each row: its bytes from `first` on, `step` of them for each cache line read.
+// The memory that is prefetched for each row: from byte `first` on, `step` bytes for each cache
+// line read.
 struct Ahead {
-  int64_t first = kPrefetchBytes, step = 64;
+  int64_t first = kPrefetchBytes;
+  int64_t step = 64;
 };
 
-// sums[r][i] = row r . x i, of n features. X is float, or bf16 where both are and the CPU multiplies bf16. A sum goes
-// through the features in the same order for any kRows and kXs. Where kPrefetch is set each row is taken to be followed
-// in memory by what is wanted next.
+// sums[r][i] = row r . x i, of n features. X is float, or bf16 if both are bf16 and the CPU
+// multiplies bf16. The order of each sum does not depend on kRows and kXs. kPrefetch assumes that
+// the data wanted next follows each row in memory.
 template <int kRows, int kXs, bool kPrefetch, typename W, typename X>
 DIFFQKV_INLINE void dot_rows(const W* const (&rows)[kRows], const X* x, int64_t stride_x, int64_t n,
                              float (&sums)[kRows][kXs], Ahead ahead = {}) {
@@ -44,12 +46,12 @@ DIFFQKV_INLINE void dot_rows(const W* const (&rows)[kRows], const X* x, int64_t 
 #if defined(__AVX512BF16__)
   if constexpr (sizeof(X) == 2) {
     for (; i < n; i += kStep, ahead.first += ahead.step) {
-      const int64_t left = n - i;
+      const int64_t remaining = n - i;
       __m512i xs[kXs];
-      for (int j = 0; j < kXs; ++j) xs[j] = load_bf16_pairs(x + j * stride_x + i, left);
+      for (int j = 0; j < kXs; ++j) xs[j] = load_bf16_pairs(x + j * stride_x + i, remaining);
       for (int r = 0; r < kRows; ++r) {
         prefetch(r);
-        const __m512i w = load_bf16_pairs(rows[r] + i, left);
+        const __m512i w = load_bf16_pairs(rows[r] + i, remaining);
         for (int j = 0; j < kXs; ++j) acc[r][j] = dot_bf16(acc[r][j], w, xs[j]);
       }
     }
@@ -68,10 +70,10 @@ DIFFQKV_INLINE void dot_rows(const W* const (&rows)[kRows], const X* x, int64_t 
       }
     }
     for (; i < n; i += kLanes) {
-      const int64_t left = n - i < kLanes ? n - i : kLanes;
+      const int64_t remaining = min_of(n - i, kLanes);
       for (int r = 0; r < kRows; ++r) {
-        const F32v w = load_n(rows[r] + i, left);
-        for (int j = 0; j < kXs; ++j) acc[r][j] = fma(w, load_n(x + j * stride_x + i, left), acc[r][j]);
+        const F32v w = load_n(rows[r] + i, remaining);
+        for (int j = 0; j < kXs; ++j) acc[r][j] = fma(w, load_n(x + j * stride_x + i, remaining), acc[r][j]);
       }
     }
   }

@@ -1,12 +1,13 @@
-// out (+)= x weight^T for few tokens, and silu(x gate^T) * (x up^T). Bound by reading the weights from memory, which
-// is done once for up to 16 tokens.
+// out (+)= x weight^T for few tokens, and silu(x gate^T) * (x up^T). Bound by reading the weights
+// from memory, which happens once for up to 16 tokens.
 //
-// Split by weight rows, evenly over the threads; a thread walks several far-apart runs of its rows side by side, each a
-// stream that is contiguous in memory from end to end, with prefetch. bf16 x bf16 multiplies as it stands where the CPU
-// can, by AMX tiles (gemv_tiles.h) or vectors; else weights widen to float32 in registers, x beforehand.
+// Split by weight rows, evenly among the threads. A thread reads several distant runs of its rows
+// in parallel. Each is a stream, contiguous in memory from end to end, with prefetch. bf16 x bf16
+// is multiplied directly if the CPU can, by AMX tiles or vectors. Else weights are converted to
+// float32 in registers, and x beforehand.
 //
-// What a token gets are the same bits however many others there are and however rows are split: which instructions
-// multiply depends on the weight and the types alone, and each sum has one order.
+// A token gets the same bits for any number of tokens and any split of rows: the instructions
+// depend on only the weight and the types, and each sum has one order.
 #include "backend/cpu/amx.h"
 #include "backend/cpu/arena.h"
 #include "backend/cpu/isa_kernels.h"
@@ -14,25 +15,25 @@
 #include "backend/cpu/parallel.h"
 #include "backend/cpu/rowwise/activation.h"
 #include "backend/cpu/simd.h"
-#include "backend/error.h"
 
 namespace diffqkv::cpu::DIFFQKV_ISA {
 namespace {
 
-constexpr int64_t kMaxTokens = 16;  // of one pass over the weights: the columns of a tile
+constexpr int64_t kMaxTokens = 16;  // in one pass over the weights: the columns of a tile
 
-// Tokens that meet so many rows in registers.
+// The number of tokens that fit in registers with this number of rows.
 constexpr int group_for(int rows) {
   const int tokens = kVectorRegisters * 3 / 4 / rows;
   return tokens < 6 ? tokens : 6;
 }
 
-// An element of a weight in the cache costs about a quarter of an element of the other operators, which are split from
-// kParallelElements on.
+// An element of a weight in the CPU cache costs about a quarter of an element of the other
+// operators, which use threads from kParallelElements on.
 constexpr int64_t kElementsPerWork = 4;
 
-// x as the kernels want it: float32, or bf16 where the weight is and the CPU multiplies bf16. Where it does so by tiles
-// there is room for each thread's own copy in pairs (gemv_tiles.h): what another core has just written comes slowly.
+// x as the kernels read it: float32, or bf16 if the weight is bf16 and the CPU multiplies bf16. For
+// AMX tiles there is also memory for a copy in pairs for each thread, because data that another
+// core has just written is slow to read.
 struct PreparedX {
   const void* data;
   DType dtype;
@@ -47,7 +48,7 @@ struct Product {
   int64_t num_x, in_features, num_rows;
   bool accumulate;
 
-  DIFFQKV_INLINE void put(int64_t x, int64_t row, float sum) const {
+  DIFFQKV_INLINE void store_sum(int64_t x, int64_t row, float sum) const {
     float* to = out + x * num_rows + row;
     *to = accumulate ? *to + sum : sum;
   }
@@ -62,18 +63,22 @@ DIFFQKV_INLINE void multiply_group(const Product& p, int64_t row, int64_t run, i
   float sums[kRows][kXs];
   dot_rows<kRows, kXs, true>(rows, static_cast<const X*>(p.x.data) + token * n, n, n, sums, ahead);
   for (int r = 0; r < kRows; ++r) {
-    for (int j = 0; j < kXs; ++j) p.put(token + j, row + r * run, sums[r][j]);
+    for (int j = 0; j < kXs; ++j) p.store_sum(token + j, row + r * run, sums[r][j]);
   }
 }
 
-// Rows [begin, end), kRows streams. Where there are more tokens than a group they meet the rows group by group, the
-// first time from memory and then from the cache; each group prefetches its part of the next rows.
+// Rows [begin, end) in kRows streams. If there are more tokens than a group, the groups multiply
+// the same rows in turn, the first from memory and the others from the CPU cache. Each group
+// prefetches its part of the next rows.
 template <int kRows, typename W, typename X>
-void walk(const Product& p, int64_t begin, int64_t end) {
+void multiply_streams(const Product& p, int64_t begin, int64_t end) {
   constexpr int kGroup = group_for(kRows);
-  const int64_t num_groups = (p.num_x + kGroup - 1) / kGroup, group = (p.num_x + num_groups - 1) / num_groups;
-  const int64_t run = (end - begin) / kRows, row_bytes = p.in_features * static_cast<int64_t>(sizeof(W));
-  const int64_t part = row_bytes / num_groups, step = 64 / num_groups + 1;
+  const int64_t num_groups = ceil_div(p.num_x, kGroup);
+  const int64_t group = ceil_div(p.num_x, num_groups);
+  const int64_t run = (end - begin) / kRows;
+  const int64_t row_bytes = p.in_features * static_cast<int64_t>(sizeof(W));
+  const int64_t part = row_bytes / num_groups;
+  const int64_t step = 64 / num_groups + 1;
   for (int64_t row = begin; row < begin + run; ++row) {
     Ahead ahead;
     if (num_groups > 1) ahead = {row_bytes, step};
@@ -94,42 +99,47 @@ void walk(const Product& p, int64_t begin, int64_t end) {
       }
     }
   }
-  if constexpr (kRows > 1) walk<1, W, X>(p, begin + kRows * run, end);
+  if constexpr (kRows > 1) multiply_streams<1, W, X>(p, begin + kRows * run, end);
 }
 
-// As many streams as leave registers for a few tokens or, where there are more, for enough of them to be worth a row's
-// widening.
+// As many streams as leave registers for a few tokens. With more tokens, fewer streams, so that
+// more tokens share the conversion of a row.
 template <typename W, typename X>
-void walk_any(const Product& p, int64_t begin, int64_t end) {
-  if (p.num_x <= group_for(4) || group_for(4) >= 6) return walk<4, W, X>(p, begin, end);
-  walk<2, W, X>(p, begin, end);
+void choose_streams(const Product& p, int64_t begin, int64_t end) {
+  if (p.num_x <= group_for(4) || group_for(4) >= 6) return multiply_streams<4, W, X>(p, begin, end);
+  multiply_streams<2, W, X>(p, begin, end);
 }
 
-// The dot products of gemv and gated_gemv by AMX, bf16 x bf16: a tile of weights as it lies in memory (rows far apart,
-// by 32 features) times a tile of x (16 pairs of features by up to 16 tokens). Whatever the number of tokens, a tile of
-// weights costs far less than reading it from memory does.
+// The dot products of gemv and gated_gemv by AMX, bf16 x bf16: a tile of weights as it is in memory
+// (distant rows by 32 features) times a tile of x (16 pairs of features by up to 16 tokens). For
+// any number of tokens, multiplying a tile of weights costs much less than reading it from memory.
 //
-// A sum goes through the features in tdpbf16ps's own order, 32 by 32, the same for any number of tokens and of rows.
+// A sum goes through the features in the order of tdpbf16ps, 32 at a time, which does not depend on
+// the number of tokens and rows.
 #if defined(__AVX512BF16__)
 constexpr int kTileTokens = 16;
 constexpr int kTileFeatures = 32;
-constexpr int kTileRows = 8;  // streams through memory; 16 of them, as 4, reach a few per cent less of the bandwidth
+constexpr int kTileRows = 8;  // streams through memory; 4 or 16 of them reach a few percent less of the bandwidth
 
-// Tiles with fewer than 2 columns load slowly: a lone token stands beside a copy of itself.
+// Tiles with fewer than 2 columns load slowly, so a single token is stored twice.
 constexpr int64_t tile_columns(int64_t num_x) { return num_x < 2 ? 2 : num_x; }
 
-// Of x in pairs: whole cache lines, for n is a multiple of kTileFeatures.
+// Bytes of x in pairs. These are whole cache lines, because n is a multiple of kTileFeatures.
 constexpr int64_t pairs_bytes(int64_t num_x, int64_t n) { return tile_columns(num_x) * n * 2; }
 
-// pairs[p * tile_columns(num_x) + t] = features 2p and 2p + 1 of token t, for num_pairs pairs, a multiple of 16, and up
-// to kTileTokens tokens.
+// pairs[p * tile_columns(num_x) + t] = features 2p and 2p + 1 of token t, for num_pairs pairs, a
+// multiple of 16, and up to kTileTokens tokens.
 inline void pack_pairs(const bf16* x, int64_t num_x, int64_t num_pairs, uint32_t* pairs) {
   if (num_x == 1) {
-    for (int64_t p = 0; p < num_pairs; ++p) pairs[2 * p] = pairs[2 * p + 1] = load_raw<uint32_t>(x + 2 * p);
+    for (int64_t p = 0; p < num_pairs; ++p) {
+      const uint32_t pair = load_raw<uint32_t>(x + 2 * p);
+      pairs[2 * p] = pair;
+      pairs[2 * p + 1] = pair;
+    }
     return;
   }
   const __mmask16 columns = static_cast<__mmask16>((1u << num_x) - 1);
-  for (int64_t p = 0; p < num_pairs; p += 4) {  // 128-bit lane l of z[j] is of token 4l + j: then 4x4 inside of lanes
+  for (int64_t p = 0; p < num_pairs; p += 4) {  // lane l of 128 bits of z[j] is of token 4l + j; then 4x4 in each lane
     __m512i z[4];
     for (int j = 0; j < 4; ++j) {
       __m128i part[4];
@@ -140,8 +150,10 @@ inline void pack_pairs(const bf16* x, int64_t num_x, int64_t num_pairs, uint32_t
       z[j] = _mm512_inserti32x4(_mm512_castsi128_si512(part[0]), part[1], 1);
       z[j] = _mm512_inserti32x4(_mm512_inserti32x4(z[j], part[2], 2), part[3], 3);
     }
-    const __m512i a = _mm512_unpacklo_epi32(z[0], z[1]), b = _mm512_unpackhi_epi32(z[0], z[1]);
-    const __m512i c = _mm512_unpacklo_epi32(z[2], z[3]), d = _mm512_unpackhi_epi32(z[2], z[3]);
+    const __m512i a = _mm512_unpacklo_epi32(z[0], z[1]);
+    const __m512i b = _mm512_unpackhi_epi32(z[0], z[1]);
+    const __m512i c = _mm512_unpacklo_epi32(z[2], z[3]);
+    const __m512i d = _mm512_unpackhi_epi32(z[2], z[3]);
     uint32_t* to = pairs + p * num_x;
     _mm512_mask_storeu_epi32(to, columns, _mm512_unpacklo_epi64(a, c));
     _mm512_mask_storeu_epi32(to + num_x, columns, _mm512_unpackhi_epi64(a, c));
@@ -153,7 +165,9 @@ inline void pack_pairs(const bf16* x, int64_t num_x, int64_t num_pairs, uint32_t
 DIFFQKV_INLINE void configure_tiles(int64_t num_rows, int64_t columns) {
   TileConfig config;
   config.palette = 1;
-  const int64_t rows[3] = {num_rows, num_rows, 16}, bytes[3] = {4 * columns, 64, 4 * columns};  // sums, weights, x
+  // Tiles 0 to 2: sums, weights, x.
+  const int64_t rows[3] = {num_rows, num_rows, 16};
+  const int64_t bytes[3] = {4 * columns, 64, 4 * columns};
   for (int i = 0; i < 3; ++i) {
     config.rows[i] = static_cast<uint8_t>(rows[i]);
     config.bytes_per_row[i] = static_cast<uint16_t>(bytes[i]);
@@ -161,11 +175,12 @@ DIFFQKV_INLINE void configure_tiles(int64_t num_rows, int64_t columns) {
   asm volatile("ldtilecfg %0" : : "m"(config));
 }
 
-// sums[r][i] = row r . x i, for as many rows, stride_bytes apart, as tiles are configured to.
+// sums[r][i] = row r . x i. The rows are stride_bytes apart, and the tiles are configured to their
+// number.
 DIFFQKV_INLINE void dot_tiles(const char* rows, int64_t stride_bytes, const uint32_t* pairs, int64_t columns, int64_t n,
                               float (&sums)[kTileRows][kTileTokens]) {
   constexpr int64_t kAheadBytes = 512;
-  constexpr int kToL2 = 2;  // not to the L1 cache, where the streams share sets
+  constexpr int kToL2 = 2;  // not to L1, in which the streams share sets
   DIFFQKV_TILE_ZERO(0);
   for (int64_t i = 0; i < n; i += kTileFeatures) {
     const char* from = rows + 2 * i;
@@ -177,20 +192,22 @@ DIFFQKV_INLINE void dot_tiles(const char* rows, int64_t stride_bytes, const uint
   DIFFQKV_TILE_STORE(0, sums, 4 * kTileTokens);
 }
 
-// Rows [begin, end), kTileRows streams; the rest in one tile of fewer rows.
-void walk_tiles(const Product& p, int64_t begin, int64_t end) {
-  const AmxScope amx(true);
+// Rows [begin, end) in kTileRows streams. The remaining rows are one tile of fewer rows.
+void multiply_tiles(const Product& p, int64_t begin, int64_t end) {
+  const AmxScope amx(p.x.pairs != nullptr);
   const char* weight = static_cast<const char*>(p.weight);
   const uint32_t* pairs = reinterpret_cast<const uint32_t*>(p.x.pairs);
-  const int64_t n = p.in_features, columns = tile_columns(p.num_x);
+  const int64_t n = p.in_features;
+  const int64_t columns = tile_columns(p.num_x);
   alignas(64) float sums[kTileRows][kTileTokens];
   const auto rows = [&](int64_t first, int64_t count, int64_t run) DIFFQKV_LAMBDA {
     dot_tiles(weight + 2 * n * first, 2 * n * run, pairs, columns, n, sums);
     for (int64_t j = 0; j < p.num_x; ++j) {
-      for (int64_t r = 0; r < count; ++r) p.put(j, first + r * run, sums[r][j]);
+      for (int64_t r = 0; r < count; ++r) p.store_sum(j, first + r * run, sums[r][j]);
     }
   };
-  const int64_t run = (end - begin) / kTileRows, rest = begin + kTileRows * run;
+  const int64_t run = (end - begin) / kTileRows;
+  const int64_t rest = begin + kTileRows * run;
   configure_tiles(kTileRows, columns);
   for (int64_t row = begin; row < begin + run; ++row) rows(row, kTileRows, run);
   if (rest == end) return;
@@ -201,15 +218,15 @@ void walk_tiles(const Product& p, int64_t begin, int64_t end) {
 
 void multiply(const Product& p, int64_t begin, int64_t end) {
 #if defined(__AVX512BF16__)
-  if (p.x.pairs) return walk_tiles(p, begin, end);
+  if (p.x.pairs) return multiply_tiles(p, begin, end);
 #endif
   if constexpr (kHasDotBf16) {
-    if (p.x.dtype == DType::bf16) return walk_any<bf16, bf16>(p, begin, end);
+    if (p.x.dtype == DType::bf16) return choose_streams<bf16, bf16>(p, begin, end);
   }
   switch (p.weight_dtype) {
-    case DType::f32: return walk_any<float, float>(p, begin, end);
-    case DType::bf16: return walk_any<bf16, float>(p, begin, end);
-    default: return walk_any<f16, float>(p, begin, end);
+    case DType::f32: return choose_streams<float, float>(p, begin, end);
+    case DType::bf16: return choose_streams<bf16, float>(p, begin, end);
+    default: return choose_streams<f16, float>(p, begin, end);
   }
 }
 
@@ -230,8 +247,8 @@ PreparedX prepare_x(DType weight_dtype, DType x_dtype, const void* x, int64_t nu
   return {x_f32, DType::f32};
 }
 
-// The same for the calling thread.
-PreparedX own_x(const PreparedX& x, [[maybe_unused]] int64_t num_x, [[maybe_unused]] int64_t in_features) {
+// x for the calling thread.
+PreparedX thread_x(const PreparedX& x, [[maybe_unused]] int64_t num_x, [[maybe_unused]] int64_t in_features) {
 #if defined(__AVX512BF16__)
   if (x.pairs) {
     char* pairs = x.pairs + omp_get_thread_num() * pairs_bytes(num_x, in_features);
@@ -242,22 +259,11 @@ PreparedX own_x(const PreparedX& x, [[maybe_unused]] int64_t num_x, [[maybe_unus
   return x;
 }
 
-void check_types(const char* name, DType weight, DType x, DType out, bool accumulate) {
-  for (const DType dtype : {weight, x, out}) {
-    if (!visit(dtype, [](auto) {})) {
-      fail(ErrorCode::invalid_argument, "%s: a tensor of type %s; f32, f16 and bf16 are known", name,
-           dtype_name(dtype));
-    }
-  }
-  if (accumulate && out != DType::f32) {
-    fail(ErrorCode::invalid_argument, "%s: accumulates into out of type f32 only, not %s", name, dtype_name(out));
-  }
-}
-
 DIFFQKV_INLINE int64_t element_size(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
 
-// Elements [begin, end) of each token's row of `out`, [num_x, n]: value(i, left) is a vector of `left` of them from
-// element i of all on. For what the thread itself has computed, so that there is nothing to wait for.
+// Stores elements [begin, end) of each token's row of `out`, [num_x, n]. value(i, count) is a
+// vector of `count` elements, from element i of the whole tensor on. A thread stores only what it
+// has computed, so no synchronization is needed.
 template <typename F>
 DIFFQKV_INLINE void store_rows(DType dtype, void* out, int64_t num_x, int64_t n, int64_t begin, int64_t end,
                                const F& value) {
@@ -266,8 +272,8 @@ DIFFQKV_INLINE void store_rows(DType dtype, void* out, int64_t num_x, int64_t n,
     for (int64_t j = 0; j < num_x; ++j) {
       int64_t i = j * n + begin;
       for (; i + kLanes <= j * n + end; i += kLanes) store(to + i, value(i, int64_t{kLanes}));
-      const int64_t left = j * n + end - i;
-      if (left > 0) store_n(to + i, value(i, left), left);
+      const int64_t rest = j * n + end - i;
+      if (rest > 0) store_n(to + i, value(i, rest), rest);
     }
   });
 }
@@ -275,8 +281,8 @@ DIFFQKV_INLINE void store_rows(DType dtype, void* out, int64_t num_x, int64_t n,
 }  // namespace
 
 void gemv(const MatmulParams& p, Arena& arena) {
-  check_types("matmul", p.weight_dtype, p.x_dtype, p.out_dtype, p.accumulate);
-  const int64_t in = p.in_features, n = p.out_features;
+  const int64_t in = p.in_features;
+  const int64_t n = p.out_features;
   const bool round = p.out_dtype != DType::f32;
   for (int64_t token = 0; token < p.num_tokens; token += kMaxTokens) {
     const int64_t num_x = min_of(kMaxTokens, p.num_tokens - token);
@@ -285,18 +291,26 @@ void gemv(const MatmulParams& p, Arena& arena) {
     float* sums = static_cast<float*>(round ? arena.get(kSlotOut, num_x * n * sizeof(float)) : out);
     const PreparedX prepared = prepare_x(p.weight_dtype, p.x_dtype, x, num_x, in, arena);
     parallel_ranges(n, 1, n * in / kElementsPerWork, [&](int64_t begin, int64_t end) {
-      const PreparedX own = own_x(prepared, num_x, in);
-      multiply({own, p.weight, p.weight_dtype, sums, num_x, in, n, p.accumulate}, begin, end);
+      const PreparedX mine = thread_x(prepared, num_x, in);
+      const Product product = {.x = mine,
+                               .weight = p.weight,
+                               .weight_dtype = p.weight_dtype,
+                               .out = sums,
+                               .num_x = num_x,
+                               .in_features = in,
+                               .num_rows = n,
+                               .accumulate = p.accumulate};
+      multiply(product, begin, end);
       if (!round) return;
       store_rows(p.out_dtype, out, num_x, n, begin, end,
-                 [&](int64_t i, int64_t left) { return load_n(sums + i, left); });
+                 [&](int64_t i, int64_t count) { return load_n(sums + i, count); });
     });
   }
 }
 
 void gated_gemv(const AugmentedQParams& p, void* inner, DType inner_dtype, Arena& arena) {
-  check_types("augmented_q", p.weight_dtype, p.x_dtype, inner_dtype, false);
-  const int64_t in = p.in_features, n = p.inner_size;
+  const int64_t in = p.in_features;
+  const int64_t n = p.inner_size;
   float* gate_sums = static_cast<float*>(arena.get(kSlotGateSums, kMaxTokens * n * sizeof(float)));
   float* up_sums = static_cast<float*>(arena.get(kSlotUpSums, kMaxTokens * n * sizeof(float)));
   for (int64_t token = 0; token < p.num_tokens; token += kMaxTokens) {
@@ -305,11 +319,21 @@ void gated_gemv(const AugmentedQParams& p, void* inner, DType inner_dtype, Arena
     void* out = static_cast<char*>(inner) + token * n * element_size(inner_dtype);
     const PreparedX prepared = prepare_x(p.weight_dtype, p.x_dtype, x, num_x, in, arena);
     parallel_ranges(n, 1, 2 * n * in / kElementsPerWork, [&](int64_t begin, int64_t end) {
-      const PreparedX own = own_x(prepared, num_x, in);
-      multiply({own, p.gate, p.weight_dtype, gate_sums, num_x, in, n, false}, begin, end);
-      multiply({own, p.up, p.weight_dtype, up_sums, num_x, in, n, false}, begin, end);
-      store_rows(inner_dtype, out, num_x, n, begin, end, [&](int64_t i, int64_t left) {
-        return silu(load_n(gate_sums + i, left)) * load_n(up_sums + i, left);
+      const PreparedX mine = thread_x(prepared, num_x, in);
+      Product product = {.x = mine,
+                         .weight = p.gate,
+                         .weight_dtype = p.weight_dtype,
+                         .out = gate_sums,
+                         .num_x = num_x,
+                         .in_features = in,
+                         .num_rows = n,
+                         .accumulate = false};
+      multiply(product, begin, end);
+      product.weight = p.up;
+      product.out = up_sums;
+      multiply(product, begin, end);
+      store_rows(inner_dtype, out, num_x, n, begin, end, [&](int64_t i, int64_t count) {
+        return silu(load_n(gate_sums + i, count)) * load_n(up_sums + i, count);
       });
     });
   }

@@ -1,4 +1,5 @@
-// The linear layers: which of gemv, oneDNN and matmul_blocked computes a product, and augmented_q out of products.
+// The linear layers: selects gemv, oneDNN or matmul_blocked for a product, and computes augmented_q
+// from products.
 #pragma once
 
 #include <memory>
@@ -8,7 +9,7 @@
 
 namespace diffqkv::cpu {
 
-std::string linear_layers_by();  // "oneDNN 2.6.3" or "plain blocked loop"
+std::string linear_layer_library();  // "oneDNN 2.6.3" or "plain blocked loop"
 
 class LinearLayers {
  public:
@@ -19,18 +20,20 @@ class LinearLayers {
   void augmented_q(const AugmentedQParams& p);  // augmented_q.cc
 
  private:
-  bool multiplies_bf16() const;  // as it stands, without widening it first
-  // inner = silu(x gate^T) * (x up^T), all of them bf16, rounded once. False where nothing here can do that.
+  // Whether bf16 is multiplied directly, without being converted to f32 first.
+  bool multiplies_bf16() const;
+  // inner = silu(x gate^T) * (x up^T), all of them bf16, rounded once. Returns false if this is not
+  // supported; inner is then unchanged.
   bool gated_product_bf16(const AugmentedQParams& p, const void* x, int64_t num_tokens, void* inner);
-  struct OneDnn;  // engine, stream and the compiled products
+  struct OneDnn;  // engine, stream and compiled products
 
   const Kernels& kernels_;
   Arena& arena_;
   std::unique_ptr<OneDnn> onednn_;
 };
 
-// Up to so many tokens gemv takes less time than oneDNN. 16 at least: so many sequences may decode together, and gemv
-// gives each the bits that it would get alone.
+// Up to this number of tokens, gemv is faster than oneDNN. At least 16: up to 16 sequences decode
+// together, and gemv computes the same bits for each of them as for that sequence alone.
 int64_t max_gemv_tokens(DType weight_dtype);
 
 }  // namespace diffqkv::cpu

@@ -1,7 +1,8 @@
-// out (+)= x weight^T: few tokens by gemv, more by oneDNN, or by matmul_blocked where that is not built in.
+// out (+)= x weight^T: few tokens by gemv, more by oneDNN, or by matmul_blocked if oneDNN is not
+// built in.
 //
-// oneDNN multiplies f32 by f32, and bf16 by bf16 where the CPU has instructions for it. Every other pair of types is
-// widened to f32, which loses nothing, in panels of bounded size.
+// oneDNN multiplies f32 by f32, and bf16 by bf16 if the CPU has instructions for it. Every other
+// pair of types is converted to f32, which is exact, in panels of bounded size.
 #include <algorithm>
 
 #include "backend/cpu/arena.h"
@@ -15,7 +16,7 @@
 namespace diffqkv::cpu {
 
 int64_t max_gemv_tokens(DType weight_dtype) {
-  return weight_dtype == DType::f16 ? 32 : 16;  // f16: oneDNN works on widened panels
+  return weight_dtype == DType::f16 ? 32 : 16;  // f16: oneDNN multiplies panels that are converted to f32
 }
 
 #if defined(DIFFQKV_HAVE_ONEDNN)
@@ -24,7 +25,7 @@ struct LinearLayers::OneDnn {
   OneDnnProducts products;
 };
 
-std::string linear_layers_by() {
+std::string linear_layer_library() {
   const dnnl_version_t* version = dnnl_version();
   return "oneDNN " + std::to_string(version->major) + "." + std::to_string(version->minor) + "." +
          std::to_string(version->patch);
@@ -37,9 +38,9 @@ bool LinearLayers::multiplies_bf16() const { return onednn_->products.multiplies
 
 namespace {
 
-constexpr int64_t kScratchBytes = int64_t{16} << 20;  // for each of x, weight and out in f32
+constexpr int64_t kScratchBytes = int64_t{16} << 20;  // limit for each of x, weight and out in f32
 
-// How many rows of `row_size` floats a scratch buffer takes, at least 64.
+// The number of rows of `row_size` floats in a scratch buffer, at least 64.
 int64_t rows_in_scratch(int64_t row_size) { return std::max<int64_t>(64, kScratchBytes / (row_size * 4) / 64 * 64); }
 
 const void* offset(const void* data, DType dtype, int64_t count) {
@@ -53,10 +54,12 @@ void matmul_onednn(const MatmulParams& p, const Kernels& kernels, Arena& arena, 
   const int64_t in = p.in_features;
   const bool bf16 = p.x_dtype == DType::bf16 && p.weight_dtype == DType::bf16 && products.multiplies_bf16(in);
   const DType dtype = bf16 ? DType::bf16 : DType::f32;
-  const bool widen_x = p.x_dtype != dtype, widen_weight = p.weight_dtype != dtype;
+  const bool widen_x = p.x_dtype != dtype;
+  const bool widen_weight = p.weight_dtype != dtype;
   const bool round_out = p.out_dtype != DType::f32 && !(bf16 && p.out_dtype == DType::bf16);
 
-  int64_t panel_rows = p.out_features, block_tokens = p.num_tokens;
+  int64_t panel_rows = p.out_features;
+  int64_t block_tokens = p.num_tokens;
   if (widen_weight) panel_rows = std::min(panel_rows, rows_in_scratch(in));
   if (widen_x) block_tokens = std::min(block_tokens, rows_in_scratch(in));
   if (round_out) block_tokens = std::min(block_tokens, rows_in_scratch(panel_rows));
@@ -78,13 +81,30 @@ void matmul_onednn(const MatmulParams& p, const Kernels& kernels, Arena& arena, 
         weight = weight_f32;
       }
       if (!round_out) {
-        products.run({x, weight, offset(p.out, p.out_dtype, token * p.out_features + row), dtype, p.out_dtype,
-                      num_tokens, in, num_rows, p.out_features, p.accumulate ? Epilogue::add : Epilogue::none},
+        products.run({.x = x,
+                      .weight = weight,
+                      .out = offset(p.out, p.out_dtype, token * p.out_features + row),
+                      .dtype = dtype,
+                      .out_dtype = p.out_dtype,
+                      .num_tokens = num_tokens,
+                      .in_features = in,
+                      .out_features = num_rows,
+                      .stride_out = p.out_features,
+                      .epilogue = p.accumulate ? Epilogue::add : Epilogue::none},
                      arena);
         continue;
       }
       float* out_f32 = static_cast<float*>(arena.get(kSlotOut, block_tokens * panel_rows * sizeof(float)));
-      products.run({x, weight, out_f32, dtype, DType::f32, num_tokens, in, num_rows, num_rows}, arena);
+      products.run({.x = x,
+                    .weight = weight,
+                    .out = out_f32,
+                    .dtype = dtype,
+                    .out_dtype = DType::f32,
+                    .num_tokens = num_tokens,
+                    .in_features = in,
+                    .out_features = num_rows,
+                    .stride_out = num_rows},
+                   arena);
       if (num_rows == p.out_features) {
         kernels.convert(p.out_dtype, offset(p.out, p.out_dtype, token * p.out_features), DType::f32, out_f32,
                         num_tokens * num_rows);
@@ -103,8 +123,16 @@ void matmul_onednn(const MatmulParams& p, const Kernels& kernels, Arena& arena, 
 bool LinearLayers::gated_product_bf16(const AugmentedQParams& p, const void* x, int64_t num_tokens, void* inner) {
   if (!onednn_->products.multiplies_bf16(p.in_features)) return false;
   float* gate = static_cast<float*>(arena_.get(kSlotGate, num_tokens * p.inner_size * sizeof(float)));
-  Product product = {x,          p.gate,        gate,         DType::bf16,  DType::f32,
-                     num_tokens, p.in_features, p.inner_size, p.inner_size, Epilogue::silu};
+  Product product = {.x = x,
+                     .weight = p.gate,
+                     .out = gate,
+                     .dtype = DType::bf16,
+                     .out_dtype = DType::f32,
+                     .num_tokens = num_tokens,
+                     .in_features = p.in_features,
+                     .out_features = p.inner_size,
+                     .stride_out = p.inner_size,
+                     .epilogue = Epilogue::silu};
   onednn_->products.run(product, arena_);
   product.weight = p.up;
   product.out = inner;
@@ -119,7 +147,7 @@ bool LinearLayers::gated_product_bf16(const AugmentedQParams& p, const void* x, 
 
 struct LinearLayers::OneDnn {};
 
-std::string linear_layers_by() { return "plain blocked loop"; }
+std::string linear_layer_library() { return "plain blocked loop"; }
 
 LinearLayers::LinearLayers(const Kernels& kernels, Arena& arena) : kernels_(kernels), arena_(arena) {}
 
@@ -132,13 +160,11 @@ bool LinearLayers::gated_product_bf16(const AugmentedQParams&, const void*, int6
 LinearLayers::~LinearLayers() = default;
 
 void LinearLayers::matmul(const MatmulParams& p) {
-  for (const DType dtype : {p.x_dtype, p.weight_dtype, p.out_dtype}) {
-    if (dtype != DType::f32 && dtype != DType::f16 && dtype != DType::bf16) {
-      fail(ErrorCode::invalid_argument, "matmul: a tensor of type %s; f32, f16 and bf16 are known", dtype_name(dtype));
-    }
-  }
+  require_compute_type("matmul: x", p.x_dtype);
+  require_compute_type("matmul: weight", p.weight_dtype);
+  require_compute_type("matmul: out", p.out_dtype);
   if (p.accumulate && p.out_dtype != DType::f32) {
-    fail(ErrorCode::invalid_argument, "matmul: accumulates into out of type f32 only, not %s", dtype_name(p.out_dtype));
+    fail(ErrorCode::invalid_argument, "matmul: out has type %s; it must be f32 to accumulate", dtype_name(p.out_dtype));
   }
   if (p.num_tokens <= 0 || p.out_features <= 0) return;
   if (p.num_tokens <= max_gemv_tokens(p.weight_dtype) || p.in_features == 0) return kernels_.gemv(p, arena_);

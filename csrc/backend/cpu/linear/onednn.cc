@@ -1,4 +1,4 @@
-#if defined(DIFFQKV_HAVE_ONEDNN)  // else nothing: matmul_blocked takes its place
+#if defined(DIFFQKV_HAVE_ONEDNN)  // else matmul_blocked computes the products
 
 #include "backend/cpu/linear/onednn.h"
 
@@ -22,13 +22,15 @@ dnnl::memory::data_type onednn_type(DType dtype) {
 }
 
 [[noreturn]] void rethrow(const dnnl::error& error, const Product& p) {
-  const long long m = p.num_tokens, k = p.in_features, n = p.out_features;
+  const long long m = p.num_tokens;
+  const long long k = p.in_features;
+  const long long n = p.out_features;
   switch (error.status) {
     case dnnl_out_of_memory:
       fail(ErrorCode::out_of_memory, "oneDNN ran out of memory in a matmul of x [%lld, %lld] and weight [%lld, %lld]",
            m, k, n, k);
     case dnnl_invalid_arguments:
-      fail(ErrorCode::invalid_argument, "oneDNN refuses a matmul of x [%lld, %lld] and weight [%lld, %lld]: %s", m, k,
+      fail(ErrorCode::invalid_argument, "oneDNN rejected a matmul of x [%lld, %lld] and weight [%lld, %lld]: %s", m, k,
            n, k, error.what());
     default:
       fail(ErrorCode::device_unavailable,
@@ -37,10 +39,13 @@ dnnl::memory::data_type onednn_type(DType dtype) {
   }
 }
 
-// oneDNN 2.6.3 stops the process with SIGSEGV where it gets no memory for an object of its own. So there must be room for
-// what it is going to ask for: code and descriptions, or the handles of one call. Throws ERR_OUT_OF_MEMORY.
-constexpr size_t kRoomToCompile = size_t{16} << 20, kRoomToRun = size_t{1} << 20;
-void demand_room(size_t bytes) { free_memory(allocate_memory(bytes), bytes); }
+// oneDNN 2.6.3 stops the process with SIGSEGV if it gets no memory for one of its objects. So check
+// first that there is memory for what it will allocate: code and descriptions, or the handles of
+// one call. Throws ERR_OUT_OF_MEMORY.
+constexpr size_t kBytesToCompile = size_t{16} << 20;
+constexpr size_t kBytesToRun = size_t{1} << 20;
+
+void require_memory(size_t bytes) { free_memory(allocate_memory(bytes), bytes); }
 
 dnnl::memory::desc factor_of(const Product& p) {
   return {{p.num_tokens, p.out_features}, dnnl::memory::data_type::f32, dnnl::memory::dims{p.out_features, 1}};
@@ -51,8 +56,8 @@ bool same_shape(const Product& a, const Product& b) {
          a.stride_out == b.stride_out && a.dtype == b.dtype && a.out_dtype == b.out_dtype && a.epilogue == b.epilogue;
 }
 
-// oneDNN detects instruction sets by itself. Where the user holds this process to a lower one, oneDNN has to keep to it
-// too; it takes that only before its first primitive.
+// oneDNN detects instruction sets itself. If the user selects a lower one for this process, oneDNN
+// must use it too. It accepts that only before its first primitive.
 void set_up_library() {
   static std::once_flag once;
   std::call_once(once, [] {
@@ -65,14 +70,14 @@ void set_up_library() {
                             : name == "avx512_bf16" ? dnnl::cpu_isa::avx512_core_bf16
                                                     : dnnl::cpu_isa::all);
     }
-    // It would keep 1,024 primitives for the life of the process; OneDnnProducts keeps fewer, for the life of the
-    // device.
+    // oneDNN would keep 1,024 primitives for the life of the process. OneDnnProducts keeps fewer,
+    // for the life of the device.
     dnnl::set_primitive_cache_capacity(0);
   });
 }
 
-// On AVX-512 without bf16 products the library emulates them, at a fifth of the speed of widened f32. Instruction sets
-// are bit sets, in which a higher one contains the lower.
+// On AVX-512 without bf16 products, the library emulates them at a fifth of the speed of f32.
+// Instruction sets are bit sets, in which a higher one contains the lower ones.
 bool has_bf16_matmul() {
   const unsigned needed = static_cast<unsigned>(dnnl::cpu_isa::avx512_core_bf16);
   return (static_cast<unsigned>(dnnl::get_effective_cpu_isa()) & needed) == needed;
@@ -81,7 +86,7 @@ bool has_bf16_matmul() {
 }  // namespace
 
 OneDnnProducts::OneDnnProducts() {
-  demand_room(kRoomToCompile);
+  require_memory(kBytesToCompile);
   set_up_library();
   engine_ = dnnl::engine(dnnl::engine::kind::cpu, 0);
   stream_ = dnnl::stream(engine_);
@@ -94,15 +99,16 @@ const OneDnnProducts::Compiled& OneDnnProducts::compiled(const Product& p) {
     cache_.splice(cache_.begin(), cache_, it);
     return cache_.front();
   }
-  demand_room(kRoomToCompile);
+  require_memory(kBytesToCompile);
   using dnnl::memory;
   const memory::data_type type = onednn_type(p.dtype);
-  // The weight stays as it is: to the library it is a [in, out] matrix, stored by columns.
+  // The weight is not copied: to the library it is an [in, out] matrix, stored by columns.
   const memory::desc x({p.num_tokens, p.in_features}, type, memory::dims{p.in_features, 1});
   const memory::desc weight({p.in_features, p.out_features}, type, memory::dims{1, p.in_features});
   const memory::desc out({p.num_tokens, p.out_features}, onednn_type(p.out_dtype), memory::dims{p.stride_out, 1});
   dnnl::primitive_attr attr;
-  attr.set_fpmath_mode(dnnl::fpmath_mode::strict);  // f32 stays f32, whatever the library's environment variables say
+  attr.set_fpmath_mode(
+      dnnl::fpmath_mode::strict);  // f32 products stay f32, regardless of the library's environment variables
   attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
   dnnl::post_ops post_ops;
   switch (p.epilogue) {
@@ -122,7 +128,7 @@ const OneDnnProducts::Compiled& OneDnnProducts::compiled(const Product& p) {
 void OneDnnProducts::run(const Product& p, Arena& arena) {
   try {
     const Compiled& product = compiled(p);
-    demand_room(kRoomToRun);
+    require_memory(kBytesToRun);
     dnnl::memory x(product.x, engine_, const_cast<void*>(p.x));
     dnnl::memory weight(product.weight, engine_, const_cast<void*>(p.weight));
     dnnl::memory out(product.out, engine_, p.out);

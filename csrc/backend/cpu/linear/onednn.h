@@ -1,4 +1,4 @@
-// Products by oneDNN: one compiled primitive for each shape, kept for the next call.
+// Products by oneDNN. Each shape has one compiled primitive, which is kept for later calls.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace diffqkv::cpu {
 
-// What becomes of y = x weight^T in f32, before it is rounded to out.
+// What happens to y = x weight^T in f32 before it is rounded to out.
 enum class Epilogue {
   none,
   add,       // out += y
@@ -19,7 +19,7 @@ enum class Epilogue {
   multiply,  // out = y * factor
 };
 
-// x and weight of one type, f32 or bf16, out f32 or (where they are bf16) bf16.
+// x and weight have the same type, f32 or bf16. out is f32, or also bf16 if they are bf16.
 struct Product {
   const void* x;       // [num_tokens, in_features]
   const void* weight;  // [out_features, in_features]
@@ -27,20 +27,20 @@ struct Product {
   DType dtype, out_dtype;
   int64_t num_tokens, in_features, out_features, stride_out;
   Epilogue epilogue = Epilogue::none;
-  const float* factor = nullptr;  // [num_tokens, out_features], of Epilogue::multiply
+  const float* factor = nullptr;  // [num_tokens, out_features], for Epilogue::multiply
 };
 
 class OneDnnProducts {
  public:
   OneDnnProducts();
-  // Odd in_features are left to f32: with AMX and 63 of them, oneDNN 2.6.3 stops the process with SIGILL, its tiles
-  // configured for another width than its code uses.
+  // Odd in_features use f32: with AMX and 63 features, oneDNN 2.6.3 stops the process with SIGILL,
+  // because its tiles are configured for another width than its code uses.
   bool multiplies_bf16(int64_t in_features) const { return multiplies_bf16_ && in_features % 2 == 0; }
   void run(const Product& product, Arena& arena);
 
  private:
   struct Compiled {
-    Product shape;  // its pointers mean nothing
+    Product shape;  // without its pointers
     dnnl::matmul primitive;
     dnnl::memory::desc x, weight, out, scratchpad;
   };
@@ -48,7 +48,7 @@ class OneDnnProducts {
 
   dnnl::engine engine_;
   dnnl::stream stream_;
-  std::list<Compiled> cache_;  // the last used first
+  std::list<Compiled> cache_;  // most recently used first
   bool multiplies_bf16_;
 };
 

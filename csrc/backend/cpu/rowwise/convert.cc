@@ -8,7 +8,7 @@ namespace diffqkv::cpu::DIFFQKV_ISA {
 namespace {
 
 template <typename F>
-DIFFQKV_INLINE bool visit_with_f8(DType dtype, F&& f) {
+DIFFQKV_INLINE bool visit_float(DType dtype, F&& f) {
   if (dtype == DType::f8e4m3) {
     f(f8e4m3{});
     return true;
@@ -27,11 +27,12 @@ void convert_range(To* dst, const From* src, int64_t begin, int64_t end) {
 
 void convert(DType to, void* dst, DType from, const void* src, int64_t count) {
   if (!dtype_is_float(to) || !dtype_is_float(from)) {
-    fail(ErrorCode::invalid_argument, "convert: no conversion from %s to %s, only between float types",
-         dtype_name(from), dtype_name(to));
+    fail(ErrorCode::invalid_argument,
+         "convert: %s cannot be converted to %s; both types must be f32, f16, bf16 or f8e4m3", dtype_name(from),
+         dtype_name(to));
   }
-  visit_with_f8(to, [&](auto to_tag) {
-    visit_with_f8(from, [&](auto from_tag) {
+  visit_float(to, [&](auto to_tag) {
+    visit_float(from, [&](auto from_tag) {
       using To = decltype(to_tag);
       using From = decltype(from_tag);
       parallel_ranges(count, 64, count, [&](int64_t begin, int64_t end) {

@@ -1,4 +1,5 @@
-// out[t, :] = table[tokens[t], :]. Split by tokens. Bound by memory: one row read and one written a token.
+// out[t, :] = table[tokens[t], :]. Split by tokens. Bound by memory: one row is read and one
+// written per token.
 #include "backend/cpu/isa_kernels.h"
 #include "backend/cpu/parallel.h"
 #include "backend/cpu/simd.h"
@@ -22,24 +23,21 @@ void embed_rows(const EmbedParams& p, int64_t begin, int64_t end) {
 }  // namespace
 
 void embed(const EmbedParams& p) {
+  require_compute_type("embed: table", p.table_dtype);
+  require_compute_type("embed: out", p.out_dtype);
   for (int64_t t = 0; t < p.num_tokens; ++t) {
     if (p.tokens[t] < 0 || p.tokens[t] >= p.vocab_size) {
-      fail(ErrorCode::invalid_argument, "embed: token %d at index %lld is outside the vocabulary [0, %lld)",
-           p.tokens[t], static_cast<long long>(t), static_cast<long long>(p.vocab_size));
+      fail(ErrorCode::invalid_argument, "embed: tokens[%lld] is %d; it must be from 0 to %lld",
+           static_cast<long long>(t), p.tokens[t], static_cast<long long>(p.vocab_size - 1));
     }
   }
-  const bool known = visit(p.table_dtype, [&](auto table_tag) {
-    const bool known_out = visit(p.out_dtype, [&](auto out_tag) {
+  visit(p.table_dtype, [&](auto table_tag) {
+    visit(p.out_dtype, [&](auto out_tag) {
       parallel_ranges(p.num_tokens, 1, p.num_tokens * p.hidden_size, [&](int64_t begin, int64_t end) {
         embed_rows<decltype(out_tag), decltype(table_tag)>(p, begin, end);
       });
     });
-    if (!known_out)
-      fail(ErrorCode::invalid_argument, "embed: out of type %s; f32, f16 and bf16 are known", dtype_name(p.out_dtype));
   });
-  if (!known)
-    fail(ErrorCode::invalid_argument, "embed: table of type %s; f32, f16 and bf16 are known",
-         dtype_name(p.table_dtype));
 }
 
 }  // namespace diffqkv::cpu::DIFFQKV_ISA

@@ -1,5 +1,5 @@
-// h = x, or h = residual += x; out = h / sqrt(mean(h^2) + eps) * weight. Split by tokens; a row is passed over twice,
-// the second time from the L1 or L2 cache. Bound by memory.
+// h = x, or h = residual += x; out = h / sqrt(mean(h^2) + eps) * weight. Split by tokens. A row is
+// read twice, the second time from the L1 or L2 cache. Bound by memory.
 #include "backend/cpu/isa_kernels.h"
 #include "backend/cpu/parallel.h"
 #include "backend/cpu/simd.h"
@@ -8,7 +8,8 @@
 namespace diffqkv::cpu::DIFFQKV_ISA {
 namespace {
 
-// Four types meet here, 108 combinations: the type is looked at once a vector, a branch that is always predicted.
+// There are four tensors, so 108 combinations of types. The type is checked once per vector, by a
+// branch that is always predicted.
 DIFFQKV_INLINE F32v load_any(DType dtype, const void* data, int64_t i, int64_t n) {
   F32v v = {};
   visit(dtype, [&](auto tag) {
@@ -29,7 +30,7 @@ DIFFQKV_INLINE void store_any(DType dtype, void* data, int64_t i, F32v v, int64_
   });
 }
 
-// The sum of squares in float64, for rows whose squares leave the range of float32.
+// The sum of squares in float64, for rows whose squares exceed the range of float32.
 double sum_of_squares_f64(DType dtype, const void* row, int64_t begin, int64_t n) {
   double total = 0;
   for (int64_t i = 0; i < n; i += kLanes) {
@@ -47,7 +48,7 @@ void rms_norm_rows(const RmsNormParams& p, int64_t begin, int64_t end) {
   for (int64_t t = begin; t < end; ++t) {
     const int64_t row = t * n;
     double total = 0;
-    constexpr int64_t kBlock = 64 * kLanes;  // float32 sums of 64 squares a lane, then float64
+    constexpr int64_t kBlock = 64 * kLanes;  // sums of 64 squares per lane in float32, then float64
     for (int64_t block = 0; block < n; block += kBlock) {
       const int64_t block_end = min_of(block + kBlock, n);
       F32v squares = {};
@@ -75,12 +76,10 @@ void rms_norm_rows(const RmsNormParams& p, int64_t begin, int64_t end) {
 }  // namespace
 
 void rms_norm(const RmsNormParams& p) {
-  for (const DType dtype : {p.x_dtype, p.residual ? p.residual_dtype : DType::f32, p.weight_dtype, p.out_dtype}) {
-    if (!visit(dtype, [](auto) {})) {
-      fail(ErrorCode::invalid_argument, "rms_norm: a tensor of type %s; f32, f16 and bf16 are known",
-           dtype_name(dtype));
-    }
-  }
+  require_compute_type("rms_norm: x", p.x_dtype);
+  if (p.residual) require_compute_type("rms_norm: residual", p.residual_dtype);
+  require_compute_type("rms_norm: weight", p.weight_dtype);
+  require_compute_type("rms_norm: out", p.out_dtype);
   if (p.hidden_size <= 0) return;
   parallel_ranges(p.num_tokens, 1, p.num_tokens * p.hidden_size,
                   [&](int64_t begin, int64_t end) { rms_norm_rows(p, begin, end); });

@@ -1,5 +1,5 @@
-// Rotate-half RoPE (ops.h has the formula). Split by tokens: cosines and sines are computed once a token, for all its
-// heads. Bound by memory.
+// Rotate-half RoPE (ops.h has the formula). Split by tokens: cosines and sines are computed once
+// per token, for all its heads. Bound by memory.
 #include "backend/cpu/isa_kernels.h"
 #include "backend/cpu/parallel.h"
 #include "backend/cpu/rowwise/rotary.h"
@@ -9,18 +9,19 @@
 namespace diffqkv::cpu::DIFFQKV_ISA {
 
 void rope(const RopeParams& p) {
+  require_compute_type("rope: x", p.dtype);
   if (p.head_dim % 2 != 0) {
-    fail(ErrorCode::invalid_argument, "rope: head size %lld is odd, but dims are rotated in pairs",
+    fail(ErrorCode::invalid_argument, "rope: headDim is %lld; it must be even, because dims are rotated in pairs",
          static_cast<long long>(p.head_dim));
   }
   for (int64_t t = 0; t < p.num_tokens; ++t) {
     if (p.positions[t] < 0) {
-      fail(ErrorCode::invalid_argument, "rope: position %d of token %lld is negative", p.positions[t],
-           static_cast<long long>(t));
+      fail(ErrorCode::invalid_argument, "rope: positions[%lld] is %d; it must be at least 0", static_cast<long long>(t),
+           p.positions[t]);
     }
   }
   const int64_t token_size = p.num_heads * p.head_dim;
-  const bool known = visit(p.dtype, [&](auto tag) {
+  visit(p.dtype, [&](auto tag) {
     using T = decltype(tag);
     parallel_ranges(p.num_tokens, 1, p.num_tokens * token_size, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
@@ -29,8 +30,6 @@ void rope(const RopeParams& p) {
       }
     });
   });
-  if (!known)
-    fail(ErrorCode::invalid_argument, "rope: tensors of type %s; f32, f16 and bf16 are known", dtype_name(p.dtype));
 }
 
 }  // namespace diffqkv::cpu::DIFFQKV_ISA

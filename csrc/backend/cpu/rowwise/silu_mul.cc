@@ -1,4 +1,5 @@
-// out = silu(gate) * up, silu(x) = x / (1 + exp(-x)). Split by elements. Bound by exp, then by memory.
+// out = silu(gate) * up, with silu(x) = x / (1 + exp(-x)). Split by elements. Bound by exp, then by
+// memory.
 #include "backend/cpu/isa_kernels.h"
 #include "backend/cpu/parallel.h"
 #include "backend/cpu/rowwise/activation.h"
@@ -21,12 +22,11 @@ void silu_mul_range(const SiluMulParams& p, int64_t begin, int64_t end) {
 }  // namespace
 
 void silu_mul(const SiluMulParams& p) {
-  const bool known = visit(p.dtype, [&](auto tag) {
+  require_compute_type("silu_mul: gate", p.dtype);
+  visit(p.dtype, [&](auto tag) {
     parallel_ranges(p.count, 64, p.count,
                     [&](int64_t begin, int64_t end) { silu_mul_range<decltype(tag)>(p, begin, end); });
   });
-  if (!known)
-    fail(ErrorCode::invalid_argument, "silu_mul: tensors of type %s; f32, f16 and bf16 are known", dtype_name(p.dtype));
 }
 
 }  // namespace diffqkv::cpu::DIFFQKV_ISA

@@ -1,6 +1,6 @@
-// Draws a token: repetition penalty, temperature, top-k, top-p, min-p, one uniform number (ops.h). Greedy is one pass
-// over the logits; top-k keeps a heap; top-p sorts only as far as its mass reaches. Bound by exp where nothing cuts the
-// vocabulary.
+// Draws a token: repetition penalty, temperature, top-k, top-p, min-p, one uniform number (ops.h).
+// Greedy is one pass over the logits. Top-k keeps a heap. Top-p sorts only as many candidates as
+// its mass needs. Bound by exp if nothing restricts the vocabulary.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -12,8 +12,8 @@
 namespace diffqkv::cpu {
 namespace {
 
-// Philox-4x32-10: J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011. The first 53 of 128 bits
-// make a float64 in [0, 1).
+// Philox-4x32-10: J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011. The
+// first 53 of 128 bits make a float64 in [0, 1).
 double philox_uniform(uint64_t seed, uint64_t step) {
   uint32_t counter[4] = {static_cast<uint32_t>(step), static_cast<uint32_t>(step >> 32), 0, 0};
   uint32_t key[2] = {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
@@ -32,16 +32,15 @@ double philox_uniform(uint64_t seed, uint64_t step) {
 void check_history(const SampleParams& p) {
   for (int64_t i = 0; i < p.history_len; ++i) {
     if (p.history[i] < 0 || p.history[i] >= p.vocab_size) {
-      fail(ErrorCode::invalid_argument,
-           "sample: token %d at index %lld of the history is outside the vocabulary [0, %lld)", p.history[i],
-           static_cast<long long>(i), static_cast<long long>(p.vocab_size));
+      fail(ErrorCode::invalid_argument, "sample: history[%lld] is %d; it must be a token from 0 to %lld",
+           static_cast<long long>(i), p.history[i], static_cast<long long>(p.vocab_size - 1));
     }
   }
 }
 
 }  // namespace
 
-// Once for each distinct token, however often it occurs.
+// The penalty applies once to each distinct token, however often it occurs.
 void Sampler::penalize(const SampleParams& p) {
   logits_.assign(p.logits, p.logits + p.vocab_size);
   if (p.repetition_penalty == 1) return;
@@ -57,8 +56,8 @@ void Sampler::penalize(const SampleParams& p) {
   }
 }
 
-// Of equal logits at the border the lower tokens stay. candidates_ come out in order of tokens.
-void Sampler::take_top_k(const SampleParams& p) {
+// Of equal logits at the border, the lower tokens stay. Leaves candidates_ in order of tokens.
+void Sampler::keep_top_k(const SampleParams& p) {
   candidates_.clear();
   const int32_t vocab_size = static_cast<int32_t>(p.vocab_size);
   if (p.top_k == 0 || p.top_k >= p.vocab_size) {
@@ -67,7 +66,8 @@ void Sampler::take_top_k(const SampleParams& p) {
   }
   const auto by_token = [](const Candidate& a, const Candidate& b) { return a.token < b.token; };
   if (p.top_k <= 4096) {
-    // A heap with the last of the kept on top. Tokens come in rising order, so an equal logit never displaces one.
+    // A heap with the worst candidate on top. Tokens come in rising order, so an equal logit never
+    // replaces one.
     const size_t k = static_cast<size_t>(p.top_k);
     for (int32_t token = 0; token < vocab_size; ++token) {
       if (candidates_.size() == k) {
@@ -86,8 +86,8 @@ void Sampler::take_top_k(const SampleParams& p) {
   std::sort(candidates_.begin(), candidates_.end(), by_token);
 }
 
-// Also where the largest logit is +inf: those that equal it weigh 1, all others 0.
-void Sampler::weigh(const SampleParams& p, float largest) {
+// If the largest logit is +inf, the candidates that equal it have weight 1, all others 0.
+void Sampler::compute_weights(const SampleParams& p, float largest) {
   const double temperature = p.temperature;
   const int64_t count = static_cast<int64_t>(candidates_.size());
   Candidate* candidates = candidates_.data();
@@ -98,21 +98,23 @@ void Sampler::weigh(const SampleParams& p, float largest) {
   }
 }
 
-// The smallest set of the most likely tokens whose mass reaches top_p; at least one. Sorts ever longer heads of the
-// list until their mass is enough.
+// Keeps the smallest set of the most likely tokens whose mass reaches top_p, at least one token.
+// Sorts increasingly long prefixes until their mass suffices.
 void Sampler::keep_top_p(double top_p) {
   double total = 0;
   for (const Candidate& c : candidates_) total += c.weight;
   const double wanted = top_p * total;
   double mass = 0;
-  size_t kept = 0, sorted = 0;
+  size_t kept = 0;
+  size_t sorted = 0;
   while (kept < candidates_.size() && (kept == 0 || mass < wanted)) {
     if (kept == sorted) {
       sorted = std::min(candidates_.size(), std::max<size_t>(64, sorted * 4));
       std::nth_element(candidates_.begin() + kept, candidates_.begin() + (sorted - 1), candidates_.end(), before);
       std::sort(candidates_.begin() + kept, candidates_.begin() + sorted, before);
     }
-    mass += candidates_[kept++].weight;
+    mass += candidates_[kept].weight;
+    ++kept;
   }
   candidates_.resize(kept);
   std::sort(candidates_.begin(), candidates_.end(),
@@ -143,10 +145,11 @@ void Sampler::sample(const SampleParams& p) {
     return;
   }
 
-  take_top_k(p);
-  weigh(p, largest);
+  keep_top_k(p);
+  compute_weights(p, largest);
   if (p.top_p < 1) keep_top_p(p.top_p);
-  // min-p is relative to the largest probability, and that token's weight is 1. The weights stand in order of tokens.
+  // min-p is relative to the largest probability, whose weight is 1. The weights are in order of
+  // tokens.
   double mass = 0;
   for (Candidate& c : candidates_) {
     if (c.weight < static_cast<double>(p.min_p)) c.weight = 0;

@@ -1,4 +1,4 @@
-// The sample operator, with its scratch memory kept from call to call.
+// The sample operator. It keeps its scratch memory between calls.
 #pragma once
 
 #include <cstdint>
@@ -23,12 +23,12 @@ class Sampler {
   }
 
   void penalize(const SampleParams& p);
-  void take_top_k(const SampleParams& p);
-  void weigh(const SampleParams& p, float largest);
+  void keep_top_k(const SampleParams& p);
+  void compute_weights(const SampleParams& p, float largest);
   void keep_top_p(double top_p);
 
   std::vector<float> logits_;   // after the penalty
-  std::vector<uint64_t> seen_;  // bit set of tokens
+  std::vector<uint64_t> seen_;  // bit set of tokens in the history
   std::vector<Candidate> candidates_;
 };
 

@@ -9,7 +9,7 @@
 namespace diffqkv::cpu {
 namespace {
 
-// A file of one number; "max", as well as a missing file, is no limit.
+// Reads a file with one number. "max" or a missing file means no limit.
 uint64_t read_number(const std::string& path) {
   std::ifstream file(path);
   int64_t value = 0;
@@ -26,9 +26,10 @@ uint64_t read_field(const std::string& path, const char* key) {
   return 0;
 }
 
-// Whether a line of /proc/self/cgroup, "4:cpu,cpuacct:/path", is about `controller`.
-bool lists(const std::string& line, const std::string& controller) {
-  const size_t first = line.find(':'), second = line.find(':', first + 1);
+// Whether a line of /proc/self/cgroup, such as "4:cpu,cpuacct:/path", names the controller.
+bool names_controller(const std::string& line, const std::string& controller) {
+  const size_t first = line.find(':');
+  const size_t second = line.find(':', first + 1);
   if (second == std::string::npos) return false;
   std::istringstream names(line.substr(first + 1, second - first - 1));
   std::string name;
@@ -38,14 +39,15 @@ bool lists(const std::string& line, const std::string& controller) {
   return false;
 }
 
-// f(directory, is_v2) of each group of this process that `controller` may limit, from its own up to the root.
+// Calls f(directory, is_v2) for each group of this process that `controller` may limit, from its
+// own group to the root.
 template <typename F>
 void for_each_group(const std::string& controller, const F& f) {
   std::ifstream groups("/proc/self/cgroup");
   std::string line;
   while (std::getline(groups, line)) {
     const bool v2 = line.compare(0, 3, "0::") == 0;
-    if (!v2 && !lists(line, controller)) continue;
+    if (!v2 && !names_controller(line, controller)) continue;
     const std::string root = v2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/" + controller;
     std::string path = line.substr(line.find(':', line.find(':') + 1) + 1);
     while (true) {
@@ -65,7 +67,7 @@ MemoryLimit control_group_memory() {
     const uint64_t total = read_number(directory + (v2 ? "memory.max" : "memory.limit_in_bytes"));
     const uint64_t used = read_number(directory + (v2 ? "memory.current" : "memory.usage_in_bytes"));
     if (total == kNoLimit || used == kNoLimit) return;
-    // The file cache counts as used, but yields.
+    // The page cache counts as used, but the kernel can reclaim it.
     const uint64_t cache = read_field(directory + "memory.stat", v2 ? "inactive_file" : "total_inactive_file");
     const uint64_t held = used - std::min(used, cache);
     limit.total = std::min(limit.total, total);
@@ -77,12 +79,13 @@ MemoryLimit control_group_memory() {
 int control_group_cpus() {
   int cpus = INT_MAX;
   for_each_group("cpu", [&](const std::string& directory, bool v2) {
-    uint64_t quota = kNoLimit, period = kNoLimit;  // microseconds of CPU time in each period
+    uint64_t quota = kNoLimit;   // microseconds of CPU time in each period
+    uint64_t period = kNoLimit;  // microseconds
     if (v2) {
       std::ifstream file(directory + "cpu.max");
       if (!(file >> quota >> period)) return;  // "max 100000"
     } else {
-      quota = read_number(directory + "cpu.cfs_quota_us");  // -1: none
+      quota = read_number(directory + "cpu.cfs_quota_us");  // -1: no limit
       period = read_number(directory + "cpu.cfs_period_us");
     }
     if (quota == kNoLimit || period == kNoLimit || period == 0) return;

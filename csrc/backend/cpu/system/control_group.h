@@ -1,4 +1,4 @@
-// The limits that Linux control groups (containers) put on this process.
+// The limits of Linux control groups (containers) on this process.
 #pragma once
 
 #include <cstdint>
@@ -8,13 +8,15 @@ namespace diffqkv::cpu {
 constexpr uint64_t kNoLimit = UINT64_MAX;
 
 struct MemoryLimit {
-  uint64_t total = kNoLimit, available = kNoLimit;  // bytes
+  uint64_t total = kNoLimit;      // bytes
+  uint64_t available = kNoLimit;  // bytes
 };
 
-// The tightest of this process's control groups, version 2 or 1, from its own up to the root.
+// The lowest limit among the control groups (version 2 or 1) of this process, from its own group to
+// the root.
 MemoryLimit control_group_memory();
 
-// How many CPUs' time this process may use, at least 1; INT_MAX where nothing limits it.
+// The number of CPUs whose time this process may use, at least 1. INT_MAX without a limit.
 int control_group_cpus();
 
 }  // namespace diffqkv::cpu

@@ -17,12 +17,12 @@ namespace diffqkv::cpu {
 namespace {
 
 constexpr size_t kAlignment = 256;
-constexpr size_t kBigPage = size_t{2} << 20;
+constexpr size_t kHugePage = size_t{2} << 20;
 
-// Bytes mapped by allocate_memory and not yet freed, touched or not.
+// Bytes that allocate_memory has mapped and that are not freed yet, whether accessed or not.
 std::atomic<uint64_t> mapped_bytes{0};
 
-bool is_mapped(size_t bytes) { return bytes >= kBigPage; }
+bool is_mapped(size_t bytes) { return bytes >= kHugePage; }
 
 uint64_t meminfo_bytes(const char* key) {
   std::ifstream file("/proc/meminfo");
@@ -35,11 +35,14 @@ uint64_t meminfo_bytes(const char* key) {
   return kNoLimit;
 }
 
-// What can be allocated now. Memory that was mapped earlier but has not been touched is spoken for, though the system
-// still counts it as free; what this process holds in private pages bounds from above how much of it was touched.
+// The bytes that can be allocated now. Mapped memory that was never accessed is reserved, although
+// the system still counts it as free. The private resident pages of this process are an upper bound
+// for how much was accessed.
 uint64_t available_memory() {
   const uint64_t free_bytes = std::min(meminfo_bytes("MemAvailable:"), control_group_memory().available);
-  uint64_t size = 0, resident = 0, shared = 0;
+  uint64_t size = 0;
+  uint64_t resident = 0;
+  uint64_t shared = 0;
   std::ifstream("/proc/self/statm") >> size >> resident >> shared;
   const uint64_t page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
   const uint64_t touched = (resident - std::min(resident, shared)) * page;
@@ -53,19 +56,20 @@ uint64_t available_memory() {
 }
 
 [[noreturn]] void fail_out_of_memory(size_t bytes) {
-  fail(ErrorCode::out_of_memory,
-       "out of memory on cpu: asked for %zu bytes, %llu bytes are free; free tensors, sessions or models, or ask for "
-       "less",
-       bytes, static_cast<unsigned long long>(available_memory()));
+  fail(
+      ErrorCode::out_of_memory,
+      "out of memory on cpu: asked for %zu bytes, %llu bytes are free; dispose tensors, sessions or models, or ask for "
+      "less",
+      bytes, static_cast<unsigned long long>(available_memory()));
 }
 
-// mmap gives no more than page alignment: map one big page too much, give back both ends.
+// mmap aligns to a page only. So map one huge page more, and unmap both ends.
 void* map_aligned(size_t bytes) {
-  const size_t span = bytes + kBigPage;
+  const size_t span = bytes + kHugePage;
   void* base = mmap(nullptr, span, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (base == MAP_FAILED) return nullptr;
   const uintptr_t begin = reinterpret_cast<uintptr_t>(base);
-  const uintptr_t aligned = (begin + kBigPage - 1) & ~(kBigPage - 1);
+  const uintptr_t aligned = (begin + kHugePage - 1) & ~(kHugePage - 1);
   const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
   const uintptr_t end = (aligned + bytes + page - 1) & ~(page - 1);
   if (aligned > begin) munmap(base, aligned - begin);
@@ -83,8 +87,8 @@ void* allocate_memory(size_t bytes) {
     if (bytes > SIZE_MAX / 2 || bytes > available_memory()) fail_out_of_memory(bytes);
     data = map_aligned(bytes);
     if (!data) fail_out_of_memory(bytes);
-    // Weights and caches are read end to end: with 4 KiB pages the TLB would bound that. Advice, so a refusal is no
-    // error.
+    // Weights and caches are read sequentially. With 4 KiB pages, TLB misses would limit the
+    // bandwidth. This is advice, so its failure is not an error.
     madvise(data, bytes, MADV_HUGEPAGE);
     mapped_bytes += bytes;
     return data;

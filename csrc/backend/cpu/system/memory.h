@@ -1,4 +1,5 @@
-// Memory of the CPU device: aligned, in big pages where it is large, given back to the system when freed.
+// Memory of the CPU device: aligned, in huge pages if it is large, and returned to the system when
+// freed.
 #pragma once
 
 #include <cstddef>
@@ -6,11 +7,13 @@
 
 namespace diffqkv::cpu {
 
-uint64_t total_memory();  // of the machine, or of this process's control group where that is less
+// The memory of the machine, or the limit of this process's control group if that is less.
+uint64_t total_memory();
 
-// Aligned to 256 bytes; zero bytes are allowed. Throws ERR_OUT_OF_MEMORY, also where the system would promise the
-// memory but could not keep the promise: Linux overcommits, and would kill the process at the first touch instead.
+// Aligned to 256 bytes. Zero bytes are allowed. Throws ERR_OUT_OF_MEMORY, also if the system would
+// grant the memory but does not have it: Linux overcommits, and would kill the process at the first
+// access.
 void* allocate_memory(size_t bytes);
-void free_memory(void* data, size_t bytes) noexcept;  // bytes as asked for
+void free_memory(void* data, size_t bytes) noexcept;  // the size that was allocated
 
 }  // namespace diffqkv::cpu
