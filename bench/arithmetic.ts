@@ -1,20 +1,20 @@
-// What must be moved and computed, and the sums of the paper: arithmetic alone.
+// The bytes and FLOPs that operators need at least, and the sums of the paper.
 import type { DType, ModelConfig } from '../lib/index';
 import type { HeadShape } from './shapes';
 
-/** Bytes of one row of a head in a cache of this type, its scale (a bf16) included. */
+/** Bytes of one row of a head in a cache of this type, including its scale (a bf16). */
 export function rowBytes(type: DType, dim: number): number {
   if (type === 'i8' || type === 'f8e4m3') return dim + 2;
   return dim * (type === 'f32' || type === 'i32' ? 4 : 2);
 }
 
-/** Bytes that one token takes in the cache of one layer (equation 1). */
+/** Bytes of one token in the cache of one layer (equation 1). */
 export function cacheBytes(heads: HeadShape, kType: DType = 'bf16', vType: DType = 'bf16'): number {
   const { numKHeads, numVHeads, headDimQk, headDimVo } = heads;
   return numKHeads * rowBytes(kType, headDimQk) + numVHeads * rowBytes(vType, headDimVo);
 }
 
-/** Bytes that decode attention must read with selective V: all K, and `topK` V rows for each query head at most. */
+/** Bytes that decode attention must read with selective V: all K, and up to `topK` V rows for each query head. */
 export function selectiveBytes(heads: HeadShape, kvLen: number, topK: number): number {
   const { numQHeads, numKHeads, numVHeads, headDimQk, headDimVo } = heads;
   const vRows = Math.min(topK * numQHeads, kvLen * numVHeads);
@@ -26,17 +26,17 @@ export function decodeFlops({ numQHeads, headDimQk, headDimVo }: HeadShape, kvLe
   return 2 * numQHeads * (headDimQk + headDimVo) * kvLen;
 }
 
-/** FLOPs of `length` queries over themselves; causal: only over the keys that each one sees. */
+/** FLOPs of the attention of `length` tokens to each other. If `causal`, a token only attends to itself and earlier ones. */
 export function prefillFlops(heads: HeadShape, length: number, causal: boolean): number {
   return decodeFlops(heads, 1) * length * (causal ? (length + 1) / 2 : length);
 }
 
-/** Lengths of the cache that the output tokens meet: each has its own key and value in it. */
+/** Length of the cache at each output token, which includes the token's own K and V. */
 export function outputLengths(prefix: number, outputTokens: number): number[] {
   return Array.from({ length: outputTokens }, (_, i) => prefix + i + 1);
 }
 
-/** How much less `ours` is than `theirs`, in percent. */
+/** The saving of `ours` relative to `theirs`, in percent. */
 export function saving(ours: number, theirs: number): number {
   return (1 - ours / theirs) * 100;
 }
@@ -48,8 +48,8 @@ export interface Point {
 }
 
 /**
- * The sum over the lengths from + 1 ... to of a quantity known at some lengths: between two of them it lies on their line,
- * below the shortest it is that of the shortest. Null where `to` is past the longest.
+ * The sum of a quantity over the lengths from + 1, ..., to. Between two known lengths it is interpolated linearly; below
+ * the shortest it is that of the shortest. Null if `to` exceeds the longest.
  */
 export function sumOver(points: readonly Point[], from: number, to: number): number | null {
   const sorted = [...points].sort((a, b) => a.length - b.length);
@@ -68,7 +68,10 @@ export function sumOver(points: readonly Point[], from: number, to: number): num
   return sum;
 }
 
-/** Weights of the linear layers of one layer: K and V, which every token needs, and the rest. q_proj is folded into augmented Q. */
+/**
+ * Number of weights in the linear layers of one layer: those of K and V, which every token needs, and the rest. q_proj is
+ * folded into augmented Q.
+ */
 export function layerWeights(config: ModelConfig): { keyValue: number; rest: number } {
   const { hiddenSize, intermediateSize, augQSize, numQHeads, numKHeads, numVHeads, headDimQk, headDimK, headDimVo } =
     config;
@@ -80,7 +83,7 @@ export function layerWeights(config: ModelConfig): { keyValue: number; rest: num
   };
 }
 
-/** FLOPs of a prefill that gives the last token's logits: in the last layer the others need no more than their K and V. */
+/** FLOPs of a prefill that returns the logits of the last token. In the last layer the other tokens only need K and V. */
 export function modelPrefillFlops(config: ModelConfig, tokens: number): number {
   const { numLayers, hiddenSize, vocabSize } = config;
   const { keyValue, rest } = layerWeights(config);
@@ -88,7 +91,10 @@ export function modelPrefillFlops(config: ModelConfig, tokens: number): number {
   return linear + (numLayers - 1) * prefillFlops(config, tokens, true) + decodeFlops(config, tokens);
 }
 
-/** Bytes that a decode step reads: every weight once (of an embedding of its own, one row), and the caches of all sequences. */
+/**
+ * Bytes that a decode step reads: every weight once, and the caches of all sequences. Of an embedding that is not tied it
+ * reads one row only, which is not counted.
+ */
 export function stepBytes(config: ModelConfig, weightBytes: number, kvLens: readonly number[]): number {
   const embedding = config.tieWordEmbeddings ? 0 : 2 * config.vocabSize * config.hiddenSize;
   const cached = kvLens.reduce((sum, length) => sum + length, 0) * config.numLayers;

@@ -1,15 +1,16 @@
-// `bench compare A B`: which figures of B moved from those of A by more than their spread.
+// `bench compare A B`: the figures of B that differ from those of A by more than their spread.
 //
-// Disturbances make a figure worse, never better, so the spread of a figure is the distance from its median to its best sample: the worst one
-// tells of the worst disturbance. Two signs of a move: the medians differ by more than three times the larger spread of the two; all samples
-// of one run lie beyond all of the other. With five samples or more either sign will do, with three or four it takes both: so unmoved figures of random
-// samples (normal or exponential) are taken for moved in 3 of 100 cases at three samples, 1 of 100 at five, none of 1,000 at ten. Medians less than LEAST apart never moved.
-// Not judged: fewer than three samples, none at all (what was worked out from other figures), another machine or device.
+// Disturbances only make a figure worse, so the spread here is the distance from the median to the best sample. There are
+// two signs of a change: the medians differ by more than three times the larger spread, or all samples of one run are
+// beyond all samples of the other. From five samples on, one sign is enough; with three or four samples, both are needed.
+// For random samples (normal or exponential) of an unchanged figure, this reports a change in 3 of 100 cases at three
+// samples, in 1 of 100 at five, and in none of 1,000 at ten. Medians that differ by less than LEAST are equal. Figures with
+// fewer than three samples, or computed from other figures, or from different machines or devices, are not judged.
 import { parseArgs } from 'node:util';
 import type { Figure } from './figure';
 import { deviceName, formatValue, groupOf, type Result, readResult, type Spread, spreadOf } from './report_result';
 
-/** Two runs of the same program differ by as much, for where its memory lies and how warm the machine is. */
+/** Two runs of the same program differ by this much, because of memory placement and temperature. */
 const LEAST = 0.01;
 const SPREADS = 3;
 const FEWEST_SAMPLES = 3;
@@ -23,7 +24,7 @@ export interface Change {
   after: Figure;
   /** after / before. */
   ratio: number;
-  /** Relative to the median; null where there is none. */
+  /** Relative to the median; null without samples. */
   spreads: [number | null, number | null];
   verdict: Verdict;
   /** Why it is unjudged. */
@@ -34,7 +35,7 @@ export interface Comparison {
   changes: Change[];
   added: Figure[];
   missing: Figure[];
-  /** What makes the runs unlike, in words: a difference of machine, device, setup or completeness. */
+  /** The differences between the runs: machine, device, setup, completeness. */
   notes: string[];
 }
 
@@ -48,27 +49,27 @@ function judge(before: Figure, after: Figure): Pick<Change, 'ratio' | 'spreads' 
   const ratio = before.value === after.value ? 1 : after.value / before.value;
   const [a, b] = [spreadOf(before), spreadOf(after)];
   const spreads: Change['spreads'] = [relativeSpread(before, a), relativeSpread(after, b)];
-  const told = { ratio, spreads };
+  const numbers = { ratio, spreads };
   const up = after.value > before.value;
   const moved: Verdict = up === (after.better === 'more') ? 'better' : 'worse';
   if (before.unit !== after.unit || before.better !== after.better)
-    return { ...told, verdict: 'unjudged', reason: `unit was ${before.unit}, is ${after.unit}` };
-  if (before.value === after.value) return { ...told, verdict: 'same' };
+    return { ...numbers, verdict: 'unjudged', reason: `unit was ${before.unit}, is ${after.unit}` };
+  if (before.value === after.value) return { ...numbers, verdict: 'same' };
   const samples = Math.min(a?.count ?? 0, b?.count ?? 0);
   if (a === null || b === null || spreads[0] === null || spreads[1] === null || samples < FEWEST_SAMPLES)
     return {
-      ...told,
+      ...numbers,
       verdict: 'unjudged',
       reason:
         samples === 0
-          ? 'worked out, without samples'
+          ? 'computed from other figures, without samples'
           : `${samples} ${samples === 1 ? 'sample is' : 'samples are'} too few`,
     };
   const change = Math.abs(after.value - before.value) / Math.min(Math.abs(before.value), Math.abs(after.value));
-  if (change <= LEAST) return { ...told, verdict: 'same' };
+  if (change <= LEAST) return { ...numbers, verdict: 'same' };
   const apart = up ? b.min > a.max : b.max < a.min;
   const far = change > SPREADS * Math.max(spreads[0], spreads[1]);
-  return { ...told, verdict: (samples < MANY_SAMPLES ? apart && far : apart || far) ? moved : 'same' };
+  return { ...numbers, verdict: (samples < MANY_SAMPLES ? apart && far : apart || far) ? moved : 'same' };
 }
 
 const keyOf = (result: Result, figure: Figure): string =>
@@ -78,7 +79,7 @@ function byKey(result: Result): Map<string, Figure> {
   return new Map(result.figures.map((figure) => [keyOf(result, figure), figure]));
 }
 
-/** What differs between where and how the two were measured; `unlike` is true where figures can't be held against each other. */
+/** The differences between the runs. If `unlike`, their figures cannot be compared. */
 function circumstances(before: Result, after: Result): { notes: string[]; unlike: boolean } {
   const notes: string[] = [];
   const differ = (what: string, a: unknown, b: unknown): boolean => {
@@ -96,7 +97,7 @@ function circumstances(before: Result, after: Result): { notes: string[]; unlike
   differ('quick', before.quick ?? false, after.quick ?? false);
   differ('node', before.versions.node, after.versions.node);
   for (const { file, complete } of [before, after])
-    if (complete === false) notes.push(`${file} is of a run that was stopped before its end`);
+    if (complete === false) notes.push(`${file}: the run was stopped before its end`);
   return { notes, unlike };
 }
 
@@ -135,7 +136,7 @@ export function formatComparison({ changes, added, missing, notes }: Comparison)
       'The runs differ:',
       notes.map((note) => `  ${note}`),
     ),
-    ...part('Moved beyond its spread (B / A; spread of A; of B):', moved.map(tell)),
+    ...part('Changed by more than the spread (B / A; spread of A; of B):', moved.map(tell)),
     ...part('Not judged:', of('unjudged').map(tell)),
     ...part(
       'New:',
@@ -152,13 +153,13 @@ export function formatComparison({ changes, added, missing, notes }: Comparison)
 
 const USAGE = `Usage: bench compare A.json B.json [--check]
 
-Tells which figures of B moved from those of A by more than their spread.
+Lists the figures of B that differ from those of A by more than their spread.
 
 Options:
-  --check      exit status 1 where a figure got worse, or none could be judged
-  -h, --help   this text`;
+  --check      exit status 1 if a figure is worse, or if no figure could be judged
+  -h, --help   print this text`;
 
-/** Resolves to the exit status: 0, or 1 for wrong arguments and, with --check, for what got worse. */
+/** Resolves to the exit status: 0, or 1 for wrong arguments and, with --check, if a figure is worse or none is judged. */
 export async function compareReports(argv: string[]): Promise<number> {
   const options = { check: { type: 'boolean' }, help: { type: 'boolean', short: 'h' } } as const;
   const wrong = (message: string) => {
@@ -174,7 +175,7 @@ export async function compareReports(argv: string[]): Promise<number> {
       return 0;
     }
     const [before, after, ...rest] = positionals;
-    if (before === undefined || after === undefined || rest.length > 0) return wrong('which two result files?');
+    if (before === undefined || after === undefined || rest.length > 0) return wrong('two result files are needed');
     check = values.check;
     comparison = compareResults(readResult(before), readResult(after));
   } catch (error) {

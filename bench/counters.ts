@@ -1,6 +1,6 @@
-// The counters' suite: what each kernel moves and multiplies on the device `emulated`, the CUDA kernels as C++, beside the
-// least that it must. No clock is in it: the counts are the same in every run and on every machine, so that a committed table
-// shows a regression to machines without a GPU. `bench counters [--check]`.
+// `bench counters [--check]`: bytes, bank conflicts and tensor core instructions of each CUDA kernel on the device `emulated`
+// of the test module, and the least that its operator needs. The counts are the same in every run and on every machine, so
+// that a comparison with the committed table finds a regression without a GPU.
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { parseArgs } from 'node:util';
@@ -12,7 +12,7 @@ import { projectRoot } from './machine';
 
 const MMA_FLOPS = 2 * 16 * 8 * 16; // m16n8k16
 const SECTOR_BYTES = 32;
-const LEEWAY = 0.005; // of bytes and sectors: what a few words of bookkeeping may cost
+const LEEWAY = 0.005; // of bytes and sectors, for a few words of bookkeeping
 
 export interface CounterRow extends DeviceCounters {
   kernel: string;
@@ -41,7 +41,7 @@ async function count(device: Device, { kernel, shape, work, prepare }: CountedCa
     await call();
     await device.synchronize();
     const counters = device.counters;
-    if (counters === null) throw new Error('the emulated device has counted nothing');
+    if (counters === null) throw new Error('the emulated device did not count');
     return { kernel, shape, ...counters, ideal: idealOf(work) };
   } finally {
     tensors.dispose();
@@ -50,7 +50,7 @@ async function count(device: Device, { kernel, shape, work, prepare }: CountedCa
 
 const nameOf = ({ kernel, shape }: Pick<CounterRow, 'kernel' | 'shape'>): string => `${kernel} ${shape}`;
 
-/** The rows of all cases, or of those whose name has `only` in it. */
+/** The rows of all cases, or of those whose names contain `only`. */
 export async function measureCounters({
   only = '',
   progress = () => {},
@@ -71,7 +71,7 @@ export async function measureCounters({
   }
 }
 
-/** What is worse in `measured` than in the committed table, and what is better; a line each. */
+/** One line for each count in `measured` that is worse or better than in the committed table. */
 export function compareCounters(
   committed: readonly CounterRow[],
   measured: readonly CounterRow[],
@@ -101,7 +101,7 @@ export function compareCounters(
 
 const times = (value: number, ideal: number): string => (ideal === 0 ? '' : `x${(value / ideal).toFixed(2)}`);
 
-/** One line a row, each counter beside how many times the ideal it is; without a newline at the end. */
+/** One line for each row, with the ratio of each count to the ideal; no newline at the end. */
 export function formatCounters(rows: readonly CounterRow[]): string {
   const header = ['kernel', 'shape', 'read', '', 'written', '', 'sectors', '', 'conflicts', 'mma', ''];
   const cells = rows.map((row) => {
@@ -130,14 +130,15 @@ export function formatCounters(rows: readonly CounterRow[]): string {
 
 const USAGE = `Usage: bench counters [options]
 
-Counts what each kernel moves and multiplies on the device 'emulated', beside the least that it must.
+Counts bytes, bank conflicts and tensor core instructions of each CUDA kernel on the device 'emulated'
+of the test module. Beside each count is its ratio to the least that the operator needs.
 
 Options:
-  --json FILE    the table as JSON (default: bench/results/counters.json); written, or with --check read
-  --check        exit status 1 where the counts are worse than the table's: bytes or sectors by more than ${LEEWAY * 100} %,
+  --json FILE    the table as JSON (default: bench/results/counters.json); --check reads it instead of writing it
+  --check        exit status 1 if counts are worse than in the table: bytes or sectors by more than ${LEEWAY * 100} %,
                  bank conflicts or mma instructions by any
-  --only TEXT    only kernels and shapes with TEXT in their name; written to no file but that of --json
-  -h, --help     this text
+  --only TEXT    only kernels and shapes with TEXT in their name; only writes a file if --json names one
+  -h, --help     print this text
 `;
 
 function parse(args: string[]) {
@@ -152,7 +153,7 @@ function parse(args: string[]) {
 
 const tell = (line: string): void => void process.stderr.write(`${line}\n`);
 
-/** Resolves to the exit status: 1 for wrong arguments, without the device, and with --check for counts that are worse. */
+/** Resolves to the exit status: 1 for wrong arguments, without the device, and with --check if counts are worse. */
 export async function runCounters(argv: string[]): Promise<number> {
   let values: ReturnType<typeof parse>;
   try {
@@ -166,15 +167,15 @@ export async function runCounters(argv: string[]): Promise<number> {
     return 0;
   }
   if (!listDevices().some(({ kind }) => kind === 'emulated')) {
-    tell("bench counters: there is no device 'emulated' in this module: run `npm run build:test`, and name");
-    tell('build-cmake/diffqkv-test.node in DIFFQKV_MODULE');
+    tell("bench counters: this module has no device 'emulated': run `npm run build:test`, and set");
+    tell('DIFFQKV_MODULE=$PWD/build-cmake/diffqkv-test.node');
     return 1;
   }
   const { check, only } = values;
   const file = path.resolve(values.json ?? path.join(projectRoot, 'bench', 'results', 'counters.json'));
   const shown = path.relative(process.cwd(), file) || file;
   if (check && !fs.existsSync(file)) {
-    tell(`bench counters: ${shown}: there is no such table to check against`);
+    tell(`bench counters: ${shown}: there is no such table to compare with`);
     return 1;
   }
   const rows = await measureCounters({ only, progress: tell });
@@ -186,7 +187,7 @@ export async function runCounters(argv: string[]): Promise<number> {
   if (check) return report(readTable(file, only), rows, shown);
   if (only !== undefined && values.json === undefined) return 0;
   fs.mkdirSync(path.dirname(file), { recursive: true });
-  // A row a line, so that a diff names the kernels.
+  // One line for each row, so that a diff names the kernels.
   const lines = rows.map((row) => `    ${JSON.stringify(row)}`).join(',\n');
   fs.writeFileSync(file, `{\n  "suite": "counters",\n  "device": "emulated",\n  "rows": [\n${lines}\n  ]\n}\n`);
   tell(`written to ${shown}`);
@@ -204,7 +205,7 @@ function report(committed: CounterRow[], measured: CounterRow[], file: string): 
   for (const line of better) tell(`better: ${line}`);
   if (better.length > 0) tell(`better than ${file}: commit the new table (\`bench counters\` writes it)`);
   if (worse.length > 0) {
-    tell(`worse than ${file}: mend the kernels; where it is meant, commit the new table and say why`);
+    tell(`worse than ${file}: fix the kernels, or commit the new table and say why if the change is intended`);
     return 1;
   }
   tell(`no worse than ${file}: ${measured.length} kernels and shapes`);

@@ -1,12 +1,12 @@
-// One case of bench/counters.ts, and the tensors that it is made of.
+// One case of bench/counters.ts, and its tensors.
 import type { Device, kernels, Tensor, TensorData } from '../lib/index';
 import { randomBf16 } from './random';
 
-/** By arithmetic: every input read once, every output written once. */
+/** The least work: every input is read once, every output is written once. */
 export interface Work {
   bytesRead: number;
   bytesWritten: number;
-  /** Of products that tensor cores can form; 0 where there are none. */
+  /** FLOPs of the products that tensor cores can compute; 0 without any. */
   flops: number;
 }
 
@@ -14,13 +14,13 @@ export interface CountedCase {
   kernel: keyof typeof kernels;
   shape: string;
   work: Work;
-  /** Makes the inputs, in `tensors`; what it gives makes the call. */
+  /** Makes the inputs, in `tensors`. Returns a function that makes the call. */
   prepare(tensors: TensorSet): () => Promise<unknown>;
 }
 
 const product = (shape: readonly number[]): number => shape.reduce((a, b) => a * b, 1);
 
-/** Tensors of one case, the same in every run, disposed of together. */
+/** The tensors of one case. They are the same in every run, and disposed together. */
 export class TensorSet {
   private readonly all: Tensor[] = [];
 

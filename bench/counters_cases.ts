@@ -1,10 +1,10 @@
-// What bench/counters.ts counts: each operator at a few shapes, with the least that it must read, write and multiply.
+// The cases of bench/counters.ts: each operator at a few shapes, with the least that it reads, writes and multiplies.
 import { kernels } from '../lib/index';
 import type { CountedCase } from './counters_case';
 import { type HeadShape, headsName } from './shapes';
 
 const BF16 = 2; // bytes
-const I8_SCALE = 2; // bytes beside each row of i8
+const I8_SCALE = 2; // bytes, for each row of i8
 
 const rowBytes = (dim: number, i8: boolean): number => (i8 ? dim + I8_SCALE : dim * BF16);
 
@@ -17,7 +17,7 @@ type CacheTypes = 'bf16' | 'V i8' | 'K and V i8';
 function decode(h: HeadShape, kvLen: number, types: CacheTypes, topK?: number): CountedCase {
   const { numQHeads, numKHeads, numVHeads, headDimQk, headDimVo } = h;
   const [kI8, vI8] = [types === 'K and V i8', types !== 'bf16'];
-  // Of selective V a row for each query head and key that it keeps: as if no two heads that share V kept the same key.
+  // Selective V reads a row for each query head and key that it selects, as if heads that share V selected no key twice.
   const vRows = topK === undefined ? kvLen * numVHeads : Math.min(topK * numQHeads, kvLen * numVHeads);
   return {
     kernel: 'attentionDecode',
@@ -26,7 +26,7 @@ function decode(h: HeadShape, kvLen: number, types: CacheTypes, topK?: number): 
       bytesRead:
         numQHeads * headDimQk * BF16 + kvLen * numKHeads * rowBytes(headDimQk, kI8) + vRows * rowBytes(headDimVo, vI8),
       bytesWritten: numQHeads * headDimVo * BF16,
-      flops: 2 * numQHeads * kvLen * (headDimQk + (topK === undefined ? headDimVo : 0)), // kept rows are few: no tiles
+      flops: 2 * numQHeads * kvLen * (headDimQk + (topK === undefined ? headDimVo : 0)), // selected rows are few: no tiles
     },
     prepare(tensors) {
       const q = tensors.bf16(1, numQHeads, headDimQk);
@@ -101,7 +101,7 @@ function augmentedQ(tokens: number, qSize: number, augQSize: number): CountedCas
   };
 }
 
-/** Bound by memory; `read` and `written` in bytes for each token. */
+/** A case that is bound by memory. `read` and `written` are bytes for each token. */
 function byToken(
   kernel: CountedCase['kernel'],
   tokens: number,
@@ -171,7 +171,7 @@ function smallOperators(tokens: number): CountedCase[] {
   ];
 }
 
-/** All cases: small, for the emulation takes some microseconds for each access of a thread. */
+/** All cases. They are small because the emulation needs microseconds for each access of a thread. */
 export function countedCases(): CountedCase[] {
   const sizes = [64, 128];
   return [

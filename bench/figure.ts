@@ -1,41 +1,41 @@
-// What a suite yields: figures, each beside the limit measured in the same run and the target set for it.
+// The results of a suite: figures, each with its limit, which is measured in the same run, and its target.
 import type { Stats } from './measure';
 
-/** One figure. A figure without a target is told for information. */
+/** One figure. A figure without a target is for information. */
 export interface Figure {
   name: string;
   value: number;
   unit: string;
-  /** The best value that the machine allows, measured in the same run or known by arithmetic; null where it could not be measured. */
+  /** The best value that the machine allows, measured in the same run or by arithmetic; null if it was not measured. */
   limit: number | null;
   limitName: string;
   /** Whether more or less is better: throughput, or time. */
   better: 'more' | 'less';
-  /** How much of the limit is reached: value / limit, or limit / value where less is better; null without a limit above 0. */
+  /** value / limit, or limit / value if less is better; null without a limit above 0. */
   share: number | null;
   target: { on: 'share' | 'value'; atLeast?: number; atMost?: number } | null;
-  /** null: there is no target, or no limit to hold it against. */
+  /** null without a target, or without the limit that the target refers to. */
   met: boolean | null;
-  /** Samples of `value`, or of the time that it was computed from. */
+  /** Samples of `value`, or of the times that it is computed from. */
   samples: Record<string, Stats>;
-  /** Which plot or table it belongs to: 'ket', 'ceet', 'attention decode', ... */
+  /** The plot and table that it belongs to: 'ket', 'ceet', 'attention decode', ... */
   group?: string;
   /** Its coordinates there: { heads: '32/4/16', prefix: 32768, what: 'total' }. */
   at?: Record<string, string | number>;
-  /** The paper's value of the same quantity in the same unit, where it has one. */
+  /** The value in the paper, in the same unit. */
   paper?: number | null;
-  /** What must be moved, by arithmetic. */
+  /** Bytes that must be moved, by arithmetic. */
   bytes?: number;
-  /** What must be computed, by arithmetic. */
+  /** FLOPs that must be computed, by arithmetic. */
   flops?: number;
 }
 
 export type FigureInput = Omit<Figure, 'share' | 'met'>;
 
-/** Works out share and met. */
+/** Computes share and met. */
 export function figure(input: FigureInput): Figure {
   const { value, limit, better } = input;
-  // A saving that cannot be had, a limit of 0 or below, has no share.
+  // A limit of 0 or below is a saving that is not possible, so that there is no share.
   const share = limit === null || limit <= 0 ? null : better === 'more' ? value / limit : limit / value;
   return { ...input, share, met: isMet(input, share) };
 }

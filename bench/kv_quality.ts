@@ -1,7 +1,6 @@
-// What K and V in fewer bits cost in quality: the mean loss of the embedded model over a text that it was not trained on,
-// for every pair of cache types. `node dist/bench/kv_quality.js TEXT [options]`; the text's documents stand between
-// blank lines, and each is read as <begin of text> document <end of text>, token by token through Session.decode; a document
-// ends with the end of its last line.
+// `node dist/bench/kv_quality.js TEXT [options]`: the mean loss of the embedded model over a text that it was not trained
+// on, for every pair of K and V cache types. Blank lines separate the documents of the text. Each document is read as
+// <begin of text> document <end of text>, token by token through Session.decode, and ends with a newline.
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { parseArgs } from 'node:util';
@@ -11,7 +10,7 @@ import { describeMachine, describeVersions } from './machine';
 
 const TYPES = ['bf16', 'f16', 'i8', 'f8e4m3'] as const;
 type CacheType = (typeof TYPES)[number];
-const PARALLEL_SESSIONS = 8; // their JavaScript runs beside the device
+const PARALLEL_SESSIONS = 8; // their JavaScript runs while the device computes
 
 const USAGE = `Usage: node dist/bench/kv_quality.js TEXT [options]
 
@@ -19,9 +18,9 @@ Options:
   --model DIR        the model (default: the embedded one)
   --device ID        default: cpu
   --dtype TYPE       type of weights and activations (default: the checkpoint's)
-  --types K:V,...    the pairs of types (default: all of ${TYPES.join(', ')}); the first is what the others are held against
+  --types K:V,...    the pairs of types (default: all of ${TYPES.join(', ')}); the others are compared with the first
   --documents N      only the first N documents
-  --json FILE        where the result goes as JSON, after each pair`;
+  --json FILE        write the result as JSON, after each pair`;
 
 interface Pair {
   kType: CacheType;
@@ -29,9 +28,9 @@ interface Pair {
 }
 
 interface Row extends Pair {
-  /** Nats per token, the end of each text included, its begin not. */
+  /** Nats per token. Includes the end of each document, but not its begin. */
   loss: number;
-  /** Of K and V, all layers, scales included. */
+  /** Bytes of K and V in all layers, including scales. */
   bytesPerToken: number;
   seconds: number;
 }
@@ -40,7 +39,7 @@ function readDocuments(model: Model, file: string, limit: number): number[][] {
   const { tokenizer } = model;
   const { bosTokenId, eosTokenId } = tokenizer ?? {};
   if (!tokenizer || bosTokenId == null || eosTokenId == null)
-    throw new Error('the model has no tokenizer with tokens for the begin and the end of a text');
+    throw new Error('the model has no tokenizer with tokens for the begin and the end of text');
   const texts = fs
     .readFileSync(file, 'utf8')
     .trimEnd()
@@ -100,7 +99,7 @@ function markdown(rows: readonly Row[]): string {
     return `| ${kType} | ${vType} | ${loss.toFixed(5)} | ${rise < 0 ? '' : '+'}${rise.toFixed(3)} % | ${bytesPerToken} | ${share.toFixed(1)} % |`;
   });
   return [
-    '| K | V | loss, nats/token | rise | bytes/token | of the first |',
+    '| K | V | loss, nats/token | rise | bytes/token | relative to the first |',
     '|---|---|---|---|---|---|',
     ...lines,
   ].join('\n');
@@ -111,7 +110,7 @@ function parsePairs(list: string | undefined): Pair[] {
   return list.split(',').map((pair) => {
     const [kType, vType, ...rest] = pair.split(':') as CacheType[];
     if (rest.length > 0 || !TYPES.includes(kType as CacheType) || !TYPES.includes(vType as CacheType))
-      throw new Error(`--types: '${pair}' is no pair K:V of ${TYPES.join(', ')}`);
+      throw new Error(`--types: '${pair}' is not a pair K:V of ${TYPES.join(', ')}`);
     return { kType, vType } as Pair;
   });
 }

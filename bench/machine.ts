@@ -1,11 +1,11 @@
-// Where, with what and how a result was measured: every result file says so.
+// The machine and the versions of a result. Every result file has them.
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import * as fs from 'node:fs';
 import * as os from 'node:os';
 import * as path from 'node:path';
 
-/** The folder of package.json, from bench/ as from dist/bench/. */
+/** The folder of package.json, from bench/ and from dist/bench/. */
 export const projectRoot: string = (() => {
   let folder = __dirname;
   while (!fs.existsSync(path.join(folder, 'package.json'))) {
@@ -16,7 +16,7 @@ export const projectRoot: string = (() => {
   return folder;
 })();
 
-/** Bytes that can be allocated now, the limit of a container included. */
+/** Bytes that can be allocated now, also within the limit of a container. */
 export function availableMemory(): number {
   return Math.min(os.freemem(), process.availableMemory());
 }
@@ -26,7 +26,7 @@ export interface Machine {
   cores: number;
   memoryBytes: number;
   os: string;
-  /** 1-minute load average before the run: figures of a busy machine are not worth much. */
+  /** 1-minute load average before the run. Figures of a busy machine are not reliable. */
   loadAverage: number;
 }
 
@@ -48,7 +48,7 @@ export interface Versions {
   commit: string | null;
   /** Whether the checkout differs from that commit; null outside one. */
   dirty: boolean | null;
-  /** Tells one set of changes from another; null without changes. */
+  /** A hash of the changes; null without changes. */
   changes: string | null;
 }
 
@@ -61,7 +61,7 @@ function git(...args: string[]): string | null {
     });
     return output.trim();
   } catch {
-    return null; // no git, or no checkout: an installed package has neither
+    return null; // git is not installed, or this is not a checkout
   }
 }
 
@@ -70,7 +70,7 @@ export function describeVersions(): Versions {
     version: string;
   };
   const isCheckout = git('rev-parse', '--show-toplevel') === fs.realpathSync(projectRoot);
-  // Results are not what is measured.
+  // Changes of the results do not change the program.
   const status = isCheckout ? git('status', '--porcelain', '--', '.', ':!bench/results') : null;
   const diff = status ? `${status}\n${git('diff', 'HEAD', '--', '.', ':!bench/results')}` : null;
   return {

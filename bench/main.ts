@@ -1,4 +1,5 @@
-// The harness: `npm run bench -- SUITE [options]`. A suite measures on lib's public names alone.
+// The harness: `npm run bench -- SUITE [options]`. Suites only use the public names of lib/, except for the limits of the CPU
+// (lib/ceilings.ts).
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { parseArgs } from 'node:util';
@@ -22,30 +23,37 @@ const OPTIONS = {
   help: { type: 'boolean', short: 'h', default: false },
 } as const;
 
-/** What else there is; each is loaded when it is called. */
+/** The other commands. Each is loaded when it is called. */
 const COMMANDS: Record<string, { description: string; run: (argv: string[]) => Promise<number> }> = {
   compare: {
-    description: 'compare A B: what moved between two results, beyond its spread',
+    description: 'compare A B: the figures that differ between two results by more than their spread',
     run: async (argv) => (await import('./compare.js')).compareReports(argv),
   },
   report: {
-    description: 'report FILE: a page with tables and plots out of a result',
+    description: 'report FILE: an HTML page of a result, with tables and plots',
     run: async (argv) => (await import('./report.js')).writeReport(argv),
   },
   peers: {
-    description: 'the same work by other programs, in the same run',
+    description: 'the same work by other programs, in the same run (only in a clone)',
     run: async (argv) => {
-      // They are no part of the package.
-      if (!fs.existsSync(path.join(__dirname, 'peers'))) return wrongUse('peers are measured in a checkout alone');
+      if (!isInCheckout('peers')) return wrongUse('peers can only be measured in a clone of the repository');
       return (await import('./peers/main.js')).runPeers(argv);
     },
   },
   counters: {
     description:
-      "bytes moved, bank conflicts and tensor core instructions of the CUDA kernels, on the tests' emulation",
-    run: async (argv) => (await import('./counters.js')).runCounters(argv),
+      'bytes, bank conflicts and tensor core instructions of the CUDA kernels, on the emulated device (only in a clone)',
+    run: async (argv) => {
+      if (!isInCheckout('counters')) return wrongUse('counters can only be measured in a clone of the repository');
+      return (await import('./counters.js')).runCounters(argv);
+    },
   },
 };
+
+/** The package does not have the parts of the bench that an installation cannot run. */
+function isInCheckout(part: string): boolean {
+  return ['', '.js', '.ts'].some((ending) => fs.existsSync(path.join(__dirname, part + ending)));
+}
 
 function usage(): string {
   const list = (entries: [string, { description: string }][]): string =>
@@ -59,16 +67,16 @@ Commands:
 ${list(Object.entries(COMMANDS))}
 
 Options:
-  --device ID    the device to measure (default: the first GPU that can be used, else the CPU)
-  --quick        fewer shapes and samples; without a suite all suites of the device, within a minute
-  --json FILE    where the result goes as JSON (default: bench/results/SUITE.json of a checkout; of a quick run
-                 build/bench/SUITE.json; else diffqkv-bench-SUITE.json here)
-  --resume       take what that file has already, and measure the rest
-  --check        exit status 1 when a target is missed, or something could not be measured
-  --model NAME   of suite model: sigma-1.5b (default), sigma-10b or a checkpoint directory
-  -h, --help     this text
+  --device ID    the device to measure (default: the first usable GPU, else the CPU)
+  --quick        fewer shapes and samples; without a suite: all suites of the device, in about a minute
+  --json FILE    write the result as JSON to FILE (default in a clone: bench/results/SUITE.json, or
+                 build/bench/SUITE.json with --quick; else diffqkv-bench-SUITE.json)
+  --resume       keep the figures in that file, and measure the rest
+  --check        exit status 1 if a target is missed or something could not be measured
+  --model NAME   for suite model: sigma-1.5b (default), sigma-10b or a checkpoint directory
+  -h, --help     print this text
 
-Ctrl-C stops a run: what has been measured is written, and --resume goes on from there.`;
+Ctrl-C stops a run and writes what has been measured; --resume continues it.`;
 }
 
 function wrongUse(message: string): number {
@@ -76,20 +84,20 @@ function wrongUse(message: string): number {
   return 1;
 }
 
-/** The device asked for, or the first usable GPU, or the CPU; a text says what is wrong with it. */
+/** The requested device, or the first usable GPU, or the CPU. If it cannot be measured, a text with the reason. */
 function chooseDevice(id: string | undefined, kinds: readonly string[]): DeviceInfo | string {
   const devices = listDevices();
   const canMeasure = (info: DeviceInfo) => info.usable && kinds.includes(info.kind);
   if (id === undefined || id === 'auto') {
     const of = (kind: string) => devices.find((info) => info.kind === kind && canMeasure(info));
     const reason = devices.find(({ usable }) => !usable)?.reason;
-    return of('cuda') ?? of('cpu') ?? `none of ${kinds.join(', ')} can be used here${reason ? `: ${reason}` : ''}`;
+    return of('cuda') ?? of('cpu') ?? `no usable device of kind ${kinds.join(', ')}${reason ? `: ${reason}` : ''}`;
   }
   const named = devices.filter((info) => info.id === id || (id === 'cuda' && info.kind === 'cuda'));
   const found = named.find(canMeasure) ?? named[0];
-  if (found === undefined) return `no device '${id}': there are ${devices.map((info) => info.id).join(', ')}`;
+  if (found === undefined) return `there is no device '${id}', only ${devices.map((info) => info.id).join(', ')}`;
   if (!found.usable) return `device ${id} cannot be used: ${found.reason}`;
-  return canMeasure(found) ? found : `it measures ${kinds.join(', ')}, not '${id}'`;
+  return canMeasure(found) ? found : `it can measure ${kinds.join(', ')}, not '${id}'`;
 }
 
 function defaultFile(name: string, device: DeviceInfo, quick: boolean): string {
@@ -100,8 +108,8 @@ function defaultFile(name: string, device: DeviceInfo, quick: boolean): string {
 }
 
 /**
- * Runs one suite, every suite or a command. Resolves to the exit status: 0; 1 for wrong arguments and, with --check, for a missed
- * target or a cell that was skipped; 130 when it was stopped.
+ * Runs one suite, all suites or a command. Resolves to the exit status: 0; 1 for wrong arguments and, with --check, if a
+ * target is missed or a cell is skipped; 130 if the run is stopped.
  */
 export async function runBench(argv: string[]): Promise<number> {
   const command = argv[0] !== undefined && Object.hasOwn(COMMANDS, argv[0]) ? COMMANDS[argv[0]] : undefined;
@@ -118,11 +126,11 @@ export async function runBench(argv: string[]): Promise<number> {
     return 0;
   }
   const [name = 'all', ...rest] = positionals;
-  if (positionals.length === 0 && !values.quick) return wrongUse('which suite?');
-  if (rest.length > 0) return wrongUse(`one suite at a time, but also got: ${rest.join(' ')}`);
+  if (positionals.length === 0 && !values.quick) return wrongUse('no suite is given');
+  if (rest.length > 0) return wrongUse(`only one suite can be given, not also: ${rest.join(' ')}`);
   const all = positionals.length === 0;
   const suite = Object.hasOwn(SUITES, name) ? SUITES[name] : undefined;
-  if (suite === undefined && !all) return wrongUse(`no suite is named '${name}'`);
+  if (suite === undefined && !all) return wrongUse(`there is no suite '${name}'`);
 
   const device = chooseDevice(values.device, suite?.kinds ?? ['cuda', 'cpu', 'emulated']);
   if (typeof device === 'string') return wrongUse(all ? device : `suite ${name}: ${device}`);
@@ -148,7 +156,7 @@ export async function runBench(argv: string[]): Promise<number> {
   const shown = path.relative(process.cwd(), file) || file;
   process.stderr.write(`written to ${shown}; \`bench report ${shown}\` makes a page of it\n`);
   if (!result.complete) {
-    process.stderr.write('stopped before the end: --resume goes on from here\n');
+    process.stderr.write('stopped before the end: --resume continues\n');
     return 130;
   }
   const missed = result.figures.filter(({ target, met }) => target !== null && met !== true);
@@ -156,7 +164,7 @@ export async function runBench(argv: string[]): Promise<number> {
   return values.check && (missed.length > 0 || skipped) ? 1 : 0;
 }
 
-/** The grid of ceet has hundreds of figures; its parts are for the plots. */
+/** The grid of ceet has hundreds of figures; the table only shows totals and savings. */
 function isHeadline({ group, at }: Figure): boolean {
   return group !== 'ceet' || /^(saving|total)/.test(String(at?.what));
 }
@@ -168,15 +176,15 @@ function parse(args: string[]) {
 function warnIfBusy(): void {
   const { loadAverage, cores } = describeMachine();
   if (loadAverage <= cores / 4) return;
-  process.stderr.write(`other programs keep this machine busy (load ${loadAverage} on ${cores} cores): expect noise\n`);
+  process.stderr.write(`other programs use this machine (load ${loadAverage} on ${cores} cores): expect noise\n`);
 }
 
-/** The first Ctrl-C lets the run end in order; a second one ends it at once. */
+/** The first Ctrl-C lets the run write its result; a second one ends it at once. */
 function stopOnInterrupt(): { signal: AbortSignal; release: () => void } {
   const controller = new AbortController();
   const onInterrupt = (): void => {
     if (controller.signal.aborted) process.exit(130);
-    process.stderr.write('\nstopping: what has been measured is being written\n');
+    process.stderr.write('\nstopping: writing what has been measured\n');
     controller.abort();
   };
   process.on('SIGINT', onInterrupt);

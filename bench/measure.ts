@@ -1,6 +1,6 @@
-// How the bench times: warm-up, several samples, the median with its spread and count.
+// Timing: warm-up, several samples, and their median, spread and count.
 
-/** Samples of one quantity, in the unit of the figure they belong to. */
+/** Samples of one quantity, in the unit of their figure. */
 export interface Stats {
   median: number;
   min: number;
@@ -29,8 +29,8 @@ export function mapStats(stats: Stats, convert: (value: number) => number): Stat
 }
 
 /**
- * Takes one sample (or a list of them) of every variant in turn, `rounds` times over, so that what disturbs the machine
- * disturbs all variants alike. The first `warmUp` rounds are not counted; `onRound` runs after each, counted from 1 - warmUp.
+ * In each round, takes one sample (or a list of samples) of every variant, so that disturbances of the machine affect all
+ * variants alike. The first `warmUp` rounds are not counted. `onRound` runs after each round, counted from 1 - warmUp.
  */
 export async function interleave<Name extends string>(
   variants: Record<Name, () => Promise<number | number[]>>,
@@ -50,15 +50,15 @@ export async function interleave<Name extends string>(
 }
 
 export interface SampleOptions {
-  /** About how long all samples may take together. */
+  /** The approximate time of all samples together. */
   seconds: number;
   minRounds: number;
   maxRounds: number;
-  /** Called before each round; what it throws ends the measuring. */
+  /** Called before each round. An exception from it ends the measurement. */
   check?: () => void;
 }
 
-/** As `interleave`, for as many rounds as the time allows. One round warms up, and tells how long a round takes. */
+/** Like `interleave`, for as many rounds as the time allows. The first round is a warm-up that estimates the time. */
 export async function interleaveFor<Name extends string>(
   variants: Record<Name, () => Promise<number | number[]>>,
   { seconds, minRounds, maxRounds, check }: SampleOptions,

@@ -1,4 +1,4 @@
-// What a long run says of itself: which cell, of how many, and the time left.
+// The progress of a run: the number of the current cell, and the time left.
 import type { Cell } from './suite';
 
 /** '45 s', '3 min 20 s', '1 h 5 min'. */
@@ -9,9 +9,9 @@ export function formatDuration(seconds: number): string {
   return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
 }
 
-/** The time left: the guesses of the cells that are left, corrected by how the guesses before them have held. */
+/** The guessed time of the remaining cells, corrected by the ratio of real to guessed time of the cells before. */
 export function timeLeft(guessedDone: number, tookDone: number, guessedLeft: number): number {
-  // Two seconds of trust in the guesses, so that the first short cell does not throw the whole estimate.
+  // Two seconds are added to both, so that a first short cell does not dominate the estimate.
   return guessedLeft * ((tookDone + 2) / (guessedDone + 2));
 }
 
@@ -25,7 +25,7 @@ export class Progress {
     private readonly out: { write(text: string): unknown; isTTY?: boolean } = process.stderr,
   ) {}
 
-  /** Cell `index` begins. */
+  /** Shows that cell `index` begins. */
   start(index: number): void {
     const { name } = this.cells[index] as Cell;
     const guessedLeft = this.cells.slice(index).reduce((sum, { seconds }) => sum + seconds, 0);
@@ -40,7 +40,7 @@ export class Progress {
     this.tookDone += seconds;
   }
 
-  /** A line that stays. */
+  /** Writes a line that stays. */
   say(line: string): void {
     this.out.write(this.lineOpen ? `\r\x1b[K${line}\n` : `${line}\n`);
     this.lineOpen = false;

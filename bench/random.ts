@@ -1,6 +1,6 @@
-// Random tensor contents, made fast enough to fill gigabytes.
+// Random tensor contents, fast enough for gigabytes.
 
-/** bf16 numbers of mean 0 and variance 1 (the sum of four uniform numbers), as raw bits; the same for the same seed. */
+/** bf16 numbers with mean 0 and variance 1 (each the sum of four uniform numbers), as raw bits. Depends only on the seed. */
 export function randomBf16(count: number, seed: number): Uint16Array {
   const out = new Uint16Array(count);
   const float = new Float32Array(1);

@@ -1,12 +1,23 @@
-// The page of a report: one HTML text that needs nothing beside it.
+// The page of a report: one HTML text that loads no other file.
 import type { Figure } from './figure';
-import { deviceName, formatValue, groupOf, type Result, spreadOf } from './report_result';
+import {
+  deviceName,
+  formatShare,
+  formatValue,
+  groupOf,
+  overLimitReason,
+  type Result,
+  spreadBelowZero,
+  spreadOf,
+} from './report_result';
+import { summarizeResults, targetText } from './report_summary';
+import { escapeMarkup as escapeHtml } from './report_svg';
 
-/** A plot as it stands in the page. */
+/** A plot and the file that it was also written to. */
 export interface DrawnPlot {
   svg: string;
   caption: string;
-  /** Name of the file beside the page. */
+  /** File name, in the folder of the page. */
   file: string;
 }
 
@@ -16,7 +27,7 @@ export interface Section {
   rows: { result: Result; figure: Figure }[];
 }
 
-/** A table with more rows is shown when it is asked for. */
+/** A table with more rows is folded. */
 const LONG_TABLE = 80;
 
 const STYLE = `
@@ -30,10 +41,6 @@ const STYLE = `
   figure { margin: 16px 0; } figure svg { max-width: 100%; height: auto; } figcaption { color: #444; max-width: 800px; }
   code, pre { font-size: 12px; } pre { background: #f6f6f6; padding: 8px; overflow-x: auto; } nav a { margin-right: 14px; }
 `;
-
-const ESCAPES: Record<string, string> = { '&': '&amp;', '<': '&lt;', '>': '&gt;', '"': '&quot;' };
-export const escapeHtml = (text: unknown): string =>
-  String(text).replace(/[&<>"]/g, (letter) => ESCAPES[letter] as string);
 
 export const slug = (text: string): string =>
   text
@@ -49,7 +56,7 @@ function table(head: [title: string, kind?: string][], rows: string[]): string {
   return `<div class="wide"><table><thead><tr>${titles}</tr></thead><tbody>\n${rows.join('\n')}\n</tbody></table></div>`;
 }
 
-/** The runs side by side: where, with what and how each was measured. */
+/** The machine, versions and options of each run, side by side. */
 function runsTable(results: readonly Result[]): string {
   const facts: [string, (result: Result) => unknown][] = [
     ['suite', ({ suite }) => suite],
@@ -96,7 +103,7 @@ function peersTable(results: readonly Result[]): string {
   return `<h2 id="measured-peers">Peers</h2>\n${table([['peer'], ['version'], ['status'], ['reason']], rows)}`;
 }
 
-/** What could not be measured, and what is to be known of the rest. */
+/** Why measurements were skipped, and the notes on the others. */
 function remarks(results: readonly Result[]): string {
   const lines = results.flatMap(({ cells = [] }) =>
     cells.flatMap(({ name, skipped, note }) => [
@@ -107,15 +114,11 @@ function remarks(results: readonly Result[]): string {
   return lines.length === 0 ? '' : `<ul>\n${lines.map((line) => `<li>${escapeHtml(line)}</li>`).join('\n')}\n</ul>`;
 }
 
-function target({ target, met }: Figure): string {
+function target(figure: Figure): string {
+  const { target, met } = figure;
   if (!target) return cell('');
-  const bound = (value: number) => (target.on === 'share' ? `${+(value * 100).toFixed(1)} %` : formatValue(value));
-  const bounds = [
-    target.atLeast === undefined ? '' : `at least ${bound(target.atLeast)}`,
-    target.atMost === undefined ? '' : `at most ${bound(target.atMost)}`,
-  ].filter(Boolean);
   const word = met === null ? 'no limit' : met ? 'met' : 'missed';
-  return cell(`${escapeHtml(bounds.join(', '))}: ${word}`, met === null ? 'dim' : met ? 'good' : 'bad');
+  return cell(`${escapeHtml(targetText(figure))}: ${word}`, met === null ? 'dim' : met ? 'good' : 'bad');
 }
 
 function figuresTable(rows: Section['rows'], results: readonly Result[]): string {
@@ -129,7 +132,7 @@ function figuresTable(rows: Section['rows'], results: readonly Result[]): string
     ['spread: min to max (samples)', 'n', true, ({ figure }) => cell(spread(figure), 'n')],
     ['limit', 'n', true, ({ figure }) => number(figure.limit)],
     ['limit is', '', true, ({ figure }) => cell(escapeHtml(figure.limitName ?? ''), 'dim')],
-    ['share', 'n', true, ({ figure }) => cell(figure.share == null ? '' : `${(figure.share * 100).toFixed(1)} %`, 'n')],
+    ['share', 'n', true, ({ figure }) => cell(figure.share == null ? '' : formatShare(figure.share), 'n')],
     ['paper', 'n', any(({ paper }) => paper != null), ({ figure }) => number(figure.paper)],
     ['bytes', 'n', any(({ bytes }) => bytes), ({ figure }) => number(figure.bytes)],
     ['FLOPs', 'n', any(({ flops }) => flops), ({ figure }) => number(figure.flops)],
@@ -147,17 +150,27 @@ function spread(figure: Figure): string {
   return found === null ? '' : `${formatValue(found.min)} to ${formatValue(found.max)} (${found.count})`;
 }
 
+/** The reasons for shares above 100 % and for spreads below 0, each once. */
+function reasons(rows: Section['rows']): string {
+  const found = new Set(
+    rows.flatMap(({ figure }) =>
+      [overLimitReason(figure), spreadBelowZero(figure)].filter((reason) => reason !== null),
+    ),
+  );
+  return [...found].map((reason) => `<p class="dim">${escapeHtml(reason)}</p>`).join('\n');
+}
+
 function section({ group, plots, rows }: Section, results: readonly Result[]): string {
   const figures = plots.map(
     ({ svg, caption, file }) =>
       `<figure>${svg}<figcaption>${escapeHtml(caption)} <a href="${escapeHtml(file)}">SVG</a></figcaption></figure>`,
   );
   const open = rows.length > LONG_TABLE ? '' : ' open';
-  const all = `<details${open}><summary>${rows.length} figures</summary>\n${figuresTable(rows, results)}\n</details>`;
+  const all = `<details${open}><summary>${rows.length} figures</summary>\n${figuresTable(rows, results)}\n${reasons(rows)}\n</details>`;
   return `<h2 id="${slug(group)}">${escapeHtml(group)}</h2>\n${figures.join('\n')}\n${all}`;
 }
 
-/** The figures of all results by group, in the order in which groups come up. */
+/** The figures of all results by group, in the order of the first figure of each group. */
 export function groupFigures(results: readonly Result[]): Map<string, Section['rows']> {
   const groups = new Map<string, Section['rows']>();
   for (const result of results) {
@@ -167,6 +180,22 @@ export function groupFigures(results: readonly Result[]): Map<string, Section['r
     }
   }
   return groups;
+}
+
+function summary(results: readonly Result[]): string {
+  const { paragraphs, results: main, terms } = summarizeResults(results);
+  const list = main.map((sentence) => `<li>${escapeHtml(sentence)}</li>`);
+  const explained = [
+    ...terms,
+    'Every value is the median of its samples. Its limit is what the machine allows at best: bytes or FLOPs at the ' +
+      'rates measured in the same run, unless the name of the limit says otherwise. The share is the part of the limit ' +
+      'that the figure reaches.',
+  ];
+  return [
+    ...paragraphs.map((text) => `<p>${escapeHtml(text)}</p>`),
+    ...(list.length === 0 ? [] : [`<p>Main results:</p>\n<ul>\n${list.join('\n')}\n</ul>`]),
+    ...explained.map((text) => `<p>${escapeHtml(text)}</p>`),
+  ].join('\n');
 }
 
 export function renderPage(results: readonly Result[], sections: readonly Section[]): string {
@@ -186,8 +215,7 @@ export function renderPage(results: readonly Result[], sections: readonly Sectio
 </head>
 <body>
 <h1>diffqkv bench: ${escapeHtml(suites)}</h1>
-<p>Values are medians. Limits are by arithmetic at the ceilings that were measured in the same run, unless their names say otherwise; a share is how much of
-its limit a figure reaches.</p>
+${summary(results)}
 ${runsTable(results)}
 ${raw.join('\n')}
 ${remarks(results)}

@@ -1,74 +1,48 @@
-// The paper's own plots, with three lines each: the paper (one H100), the limit by arithmetic, ours.
+// Charts like those of the paper, with three lines each: the paper (one H100), the limit by arithmetic, this run.
 import type { Figure } from './figure';
-import { CONFIG, type Plot, type Spec } from './report_render';
 import { collect, LIMIT, ms, OURS, PAPER, type Point, type place, savings } from './report_savings';
+import { cellChart, type Heading, type Line, type LineChart, type Look, lineChart, type Plot } from './report_svg';
 
-const LOOKS = [
-  { who: PAPER, color: '#e69f00', shape: 'square', dash: [6, 3] },
-  { who: LIMIT, color: '#555555', shape: 'triangle-up', dash: [2, 3] },
-  { who: OURS, color: '#0072b2', shape: 'circle', dash: [1, 0] },
+const LOOKS: [who: string, look: Look][] = [
+  [PAPER, { color: '#e69f00', shape: 'square', dash: '6 3' }],
+  [LIMIT, { color: '#555555', shape: 'triangle', dash: '2 3' }],
+  [OURS, { color: '#0072b2', shape: 'circle', dash: '' }],
 ];
+
+/** If costs go below this, in %, each panel has a y axis of its own: one for all would show the others as flat. */
+const WIDE = -60;
 
 const tokens = (count: number): string => (count >= 1024 && count % 1024 === 0 ? `${count / 1024}k` : String(count));
 
-function inTokens<T extends Point>(points: readonly T[]) {
-  return points.map((point) => ({ ...point, prefix: tokens(point.prefix), output: tokens(point.output) }));
-}
-
-/** Labels of the values that occur, in their order as numbers. */
-function order(points: readonly Point[], pick: 'prefix' | 'output'): string[] {
+/** Labels of the values that occur, in ascending order of the values. */
+function labelsOf(points: readonly Point[], pick: 'prefix' | 'output'): string[] {
   return [...new Set(points.map((point) => point[pick]))].sort((a, b) => a - b).map(tokens);
 }
 
-const frame = (title: string, subtitle: string): Spec => ({
-  config: CONFIG,
-  background: 'white',
-  padding: 10,
-  title: { text: title, subtitle },
-});
-
-/** Lines over the prefix, one for each who, in panels. */
-function lines(points: readonly Point[], panel: Spec, y: Spec, size: { width: number; height: number }): Spec {
-  const looks = LOOKS.filter(({ who }) => points.some((point) => point.who === who));
-  const byWho = (look: 'color' | 'shape' | 'dash') => ({
-    field: 'who',
-    type: 'nominal',
-    scale: { domain: looks.map(({ who }) => who), range: looks.map((each) => each[look]) },
-    legend: { title: null, orient: 'bottom' },
+/** The points of one panel as lines over the prefix. */
+function linesOf(points: readonly Point[]): Line[] {
+  return LOOKS.flatMap(([who, look]) => {
+    const own = points.filter((point) => point.who === who);
+    if (own.length === 0) return [];
+    return [{ name: who, look, points: own.map(({ prefix, value }) => ({ x: tokens(prefix), y: value })) }];
   });
-  return {
-    data: { values: inTokens(points) },
-    ...panel,
-    spec: {
-      ...size,
-      mark: { type: 'line', point: { size: 45, filled: true }, strokeWidth: 2 },
-      encoding: {
-        x: {
-          field: 'prefix',
-          type: 'ordinal',
-          sort: order(points, 'prefix'),
-          title: 'prefix, tokens',
-          axis: { labelAngle: 0, grid: true },
-          scale: { padding: 0.3 },
-        },
-        y: { field: 'value', type: 'quantitative', ...y },
-        color: byWho('color'),
-        shape: byWho('shape'),
-        strokeDash: byWho('dash'),
-      },
-    },
-  };
 }
 
-/** Where costs go below this, in %, each panel has a range of its own: one for all would show the others as flat. */
-const WIDE = -60;
+/** Panels of the points that have the same title, in the order of the titles. */
+function panelsOf<T extends Point>(points: readonly T[], titles: readonly string[], titleOf: (point: T) => string) {
+  return titles.map((title) => ({ title, lines: linesOf(points.filter((point) => titleOf(point) === title)) }));
+}
 
-/** A range for savings: 0 is always in it, and the limit of 37.5 % where there is one. */
-function savingScale(points: readonly Point[]): Spec {
-  const values = points.map(({ value }) => value);
-  if (Math.min(...values) < WIDE) return { zero: true };
-  const top = points.some(({ who }) => who === LIMIT) ? 40 : 0;
-  return { domain: [Math.min(0, ...values), Math.max(top, ...values)], nice: true };
+/** Savings always include 0, and the limit of 37.5 % if it is shown. */
+function savingChart(
+  heading: Heading,
+  points: readonly Point[],
+  layout: Pick<LineChart, 'panels' | 'columns' | 'width' | 'height' | 'yTitle'>,
+): string {
+  const ownAxes = points.some(({ value }) => value < WIDE);
+  const include = points.some(({ who }) => who === LIMIT) && !ownAxes ? [0, 40] : [0];
+  const xs = labelsOf(points, 'prefix');
+  return lineChart({ ...heading, ...layout, xs, xTitle: 'prefix, tokens', scale: 'linear', include, ownAxes });
 }
 
 export function ketPlots(figures: readonly Figure[], where: string): Plot[] {
@@ -88,29 +62,42 @@ export function ketPlots(figures: readonly Figure[], where: string): Plot[] {
       add(OURS, figure.value);
     }
   }
-  const saved = savings(times);
+  totals.sort((a, b) => a.prefix - b.prefix);
   const plots: Plot[] = [];
+  const size = { width: 280, height: 240 };
   if (totals.length > 0) {
-    const y = { title: 'kernel time, ms (log scale)', scale: { type: 'log', nice: true }, axis: { format: '~g' } };
-    const panel = { facet: { column: { field: 'model', type: 'nominal', title: null } } };
+    const models = [...new Set(totals.map(({ model }) => model))].sort();
     plots.push({
       name: 'time',
       caption:
-        'Kernel execution time of split and combine together, 10 output tokens, all layers (table 15 of the paper).',
-      spec: { ...frame('KET: kernel time per prefix', where), ...lines(totals, panel, y, { width: 280, height: 240 }) },
+        'Kernel execution time of the split and combine kernels together, 10 output tokens, all layers (table 15 of the paper).',
+      svg: lineChart({
+        title: 'KET (kernel execution time) by prefix',
+        subtitle: where,
+        panels: panelsOf(totals, models, ({ model }) => model),
+        columns: models.length,
+        ...size,
+        xs: labelsOf(totals, 'prefix'),
+        xTitle: 'prefix, tokens',
+        yTitle: 'kernel time, ms (log scale)',
+        scale: 'log',
+        include: [],
+        ownAxes: false,
+      }),
     });
   }
+  const saved = savings(times).filter(({ what }) => what !== 'combine');
   if (saved.length > 0) {
-    const shown = saved.filter(({ what }) => what !== 'combine');
-    const y = { title: "saving, % of STD's time", scale: savingScale(shown) };
-    const panel = { facet: { column: { field: 'what', type: 'nominal', title: null, sort: ['total', 'split'] } } };
+    const whats = ['total', 'split'].filter((name) => saved.some(({ what }) => what === name));
     plots.push({
       name: 'saving',
-      caption: "What Sigma saves of STD's kernel time. The limit is what it has less of K and V.",
-      spec: {
-        ...frame('KET: saving of Sigma against STD', where),
-        ...lines(shown, panel, y, { width: 280, height: 240 }),
-      },
+      caption: "Saving of Sigma in % of STD's kernel time. The limit is the share of K and V bytes that Sigma saves.",
+      svg: savingChart({ title: 'KET (kernel execution time): saving of Sigma', subtitle: where }, saved, {
+        panels: panelsOf(saved, whats, ({ what }) => what),
+        columns: whats.length,
+        ...size,
+        yTitle: "saving, % of STD's time",
+      }),
     });
   }
   return plots;
@@ -124,72 +111,41 @@ export function ceetPlots(figures: readonly Figure[], where: string): Plot[] {
   if (ours.length === 0) return [];
   const rank = (what: string) => (WHATS.indexOf(what) + WHATS.length + 1) % (WHATS.length + 1);
   const whats = [...new Set(ours.map(({ what }) => what))].sort((a, b) => rank(a) - rank(b));
-  const axis = (field: 'prefix' | 'output', sort: string[]) => ({
-    field,
-    type: 'ordinal',
-    sort,
-    title: `${field}, tokens`,
-  });
-  const cell = {
-    x: { ...axis('prefix', order(ours, 'prefix')), axis: { labelAngle: 0 } },
-    y: axis('output', order(ours, 'output').reverse()),
-  };
+  const cellsOf = (name: string) =>
+    ours
+      .filter(({ what }) => what === name)
+      .map(({ prefix, output, value }) => ({ x: tokens(prefix), y: tokens(output), value }));
   const grid: Plot = {
     name: 'grid',
     caption:
-      "Saving of Sigma against STD in % of STD's time, for each output and prefix. Of augmented Q, which STD has none of, it is the cost in % of STD's total.",
-    spec: {
-      ...frame('CEET: saving by output and prefix, %', where),
-      data: { values: inTokens(ours).map((point) => ({ ...point, text: point.value.toFixed(1) })) },
-      facet: { field: 'what', type: 'nominal', sort: whats, title: null },
-      columns: 2,
-      spec: {
-        width: { step: 46 },
-        height: { step: 26 },
-        layer: [
-          {
-            mark: 'rect',
-            encoding: {
-              ...cell,
-              color: {
-                field: 'value',
-                type: 'quantitative',
-                scale: { scheme: 'redblue', domain: [-40, 40], clamp: true },
-                legend: { title: 'saving, %', gradientLength: 180 },
-              },
-            },
-          },
-          {
-            mark: { type: 'text', fontSize: 11 },
-            encoding: {
-              ...cell,
-              text: { field: 'text' },
-              color: { condition: { test: 'abs(datum.value) > 28', value: 'white' }, value: 'black' },
-            },
-          },
-        ],
-      },
-      resolve: { axis: { x: 'independent', y: 'independent' } },
-    },
+      "Saving of Sigma in % of STD's time, for each output and prefix. STD has no augmented Q; its panel shows the cost in % of STD's total.",
+    svg: cellChart({
+      title: 'CEET (CUDA event elapsed time): saving by output and prefix, %',
+      subtitle: where,
+      panels: whats.map((what) => ({ title: what, cells: cellsOf(what) })),
+      xs: labelsOf(ours, 'prefix'),
+      ys: labelsOf(ours, 'output').reverse(),
+      xTitle: 'prefix, tokens',
+      yTitle: 'output, tokens',
+      most: 40,
+      legend: 'saving, %',
+    }),
   };
   const perWhat = whats.map((what): Plot => {
     const points = saved.filter((point) => point.what === what);
-    const outputs = order(points, 'output');
-    const panel = {
-      facet: { field: 'output', type: 'ordinal', sort: outputs, title: 'output, tokens' },
-      columns: 3,
-    };
+    const titleOf = ({ output }: Point) => `output ${tokens(output)}`;
+    const titles = labelsOf(points, 'output').map((output) => `output ${output}`);
     const isCost = points.every(({ value }) => value <= 0);
-    const wide = points.some(({ value }) => value < WIDE);
-    const y = { title: isCost ? "cost, % of STD's total" : 'saving, %', scale: savingScale(points) };
     return {
       name: what.toLowerCase().replace(/\W+/g, '-'),
-      caption: `Saving of Sigma against STD, ${what}: a panel for each output.`,
-      spec: {
-        ...frame(`CEET: saving, ${what}`, where),
-        ...lines(points, panel, y, { width: 190, height: 130 }),
-        ...(wide ? { resolve: { scale: { y: 'independent' } } } : {}),
-      },
+      caption: `Saving of Sigma, ${what}: one panel for each number of output tokens.`,
+      svg: savingChart({ title: `CEET (CUDA event elapsed time): saving, ${what}`, subtitle: where }, points, {
+        panels: panelsOf(points, titles, titleOf),
+        columns: 3,
+        width: 190,
+        height: 130,
+        yTitle: isCost ? "cost, % of STD's total" : 'saving, %',
+      }),
     };
   });
   return [grid, ...perWhat];

@@ -1,13 +1,11 @@
-// Which plots a group of figures gets: the paper's own for ket and ceet, else its shares of the limit as bars, and what was measured of peers beside ours.
+// The charts of a group of figures: those of the paper for ket and ceet, else the shares of the limits as bars, and a
+// comparison with peers if peers were measured.
 import type { Figure } from './figure';
 import { ceetPlots, ketPlots } from './report_paper';
-import { CONFIG, type Plot, type Spec } from './report_render';
 import { formatValue } from './report_result';
+import { barChart, type Plot } from './report_svg';
 
-const WIDTH = 520;
-const COLORS = ['#0072b2', '#e69f00', '#009e73', '#cc79a7', '#56b4e9', '#d55e00', '#999999'];
-
-/** Names without the group that they begin with; the same name twice gets a number, for it would share a bar. */
+/** Names without the group that they begin with. A repeated name gets a number, so that it has its own bar. */
 function labels(group: string, figures: readonly Figure[]): string[] {
   const seen = new Map<string, number>();
   return figures.map(({ name }) => {
@@ -18,86 +16,6 @@ function labels(group: string, figures: readonly Figure[]): string[] {
   });
 }
 
-interface Bar {
-  label: string;
-  value: number;
-  text: string;
-  kind: string;
-}
-
-/** A scale for the values of bars, with room for the texts at their ends. */
-function barScale(rows: readonly Bar[], isRatio: boolean): Spec {
-  const values = rows.map(({ value }) => value);
-  const share = (Math.max(...rows.map(({ text }) => text.length)) * 6 + 12) / WIDTH;
-  if (!isRatio) return { domain: [0, Math.max(100, ...values) / (1 - share)], nice: false };
-  const [low, high] = [Math.min(0.7, 0.9 * Math.min(...values)), Math.max(1.2, ...values)];
-  return { type: 'log', domain: [low, low * (high / low) ** (1 / (1 - share))], nice: false };
-}
-
-/**
- * Horizontal bars in the order given, each with its value at its end. Ratios begin at 1, to the left where they are less, on a log scale; shares
- * begin at 0, with a line at 100 %.
- */
-function bars(rows: Bar[], title: string, subtitle: string, axis: string, isRatio: boolean, legend: string): Spec {
-  const kinds = [...new Set(rows.map(({ kind }) => kind))];
-  const grouped = new Set(rows.map(({ label }) => label)).size < rows.length;
-  const y = {
-    field: 'label',
-    type: 'nominal',
-    sort: null,
-    title: null,
-    axis: { labelLimit: 700, ticks: false, domain: false },
-  };
-  const offset = grouped ? { yOffset: { field: 'kind', sort: kinds } } : {};
-  const mark = isRatio ? 1 : 100;
-  const x = {
-    field: 'value',
-    type: 'quantitative',
-    title: axis,
-    scale: barScale(rows, isRatio),
-    axis: isRatio ? { format: '~g' } : {},
-  };
-  const text = (halo: Spec): Spec => ({
-    transform: isRatio ? [{ calculate: 'max(1, datum.value)', as: 'end' }] : [{ calculate: 'datum.value', as: 'end' }],
-    mark: { type: 'text', align: 'left', dx: 4, fontSize: 10.5, ...halo },
-    encoding: { y, x: { ...x, field: 'end' }, ...offset, text: { field: 'text' } },
-  });
-  return {
-    data: { values: rows },
-    config: CONFIG,
-    background: 'white',
-    padding: 10,
-    title: { text: title, subtitle },
-    width: WIDTH,
-    height: { step: grouped ? 15 : 19 },
-    layer: [
-      {
-        mark: { type: 'bar', height: { band: 0.8 } },
-        encoding: {
-          y,
-          x,
-          ...(isRatio ? { x2: { datum: 1 } } : {}),
-          ...offset,
-          color: {
-            field: 'kind',
-            type: 'nominal',
-            sort: kinds,
-            scale: { domain: kinds, range: kinds.map((_, i) => COLORS[i % COLORS.length]) },
-            legend: { title: legend, orient: 'bottom', columns: 1 },
-          },
-        },
-      },
-      {
-        data: { values: [{ mark }] },
-        mark: { type: 'rule', color: '#333', strokeDash: [4, 3] },
-        encoding: { x: { field: 'mark', type: 'quantitative' } },
-      },
-      text({ stroke: 'white', strokeWidth: 4 }),
-      text({}),
-    ],
-  };
-}
-
 function sharePlot(group: string, figures: readonly Figure[], where: string): Plot[] {
   const names = labels(group, figures);
   const rows = figures.flatMap(({ share, limitName }, i) => {
@@ -105,19 +23,28 @@ function sharePlot(group: string, figures: readonly Figure[], where: string): Pl
     return [{ label: names[i] as string, value: share * 100, text: `${(share * 100).toFixed(1)} %`, kind: limitName }];
   });
   if (rows.length === 0) return [];
-  const caption = 'How much of the limit is reached; the line is the limit. Times count as limit / time.';
+  const svg = barChart({
+    title: `${group}: share of the limit`,
+    subtitle: where,
+    rows,
+    scale: 'linear',
+    origin: 0,
+    mark: 100,
+    xTitle: 'share of the limit, %',
+    legend: 'limit',
+  });
   return [
     {
       name: 'share',
-      caption,
-      spec: bars(rows, `${group}: share of the limit`, where, 'share of the limit, %', false, 'limit'),
+      caption: 'Share of the limit; the dashed line is the limit. The share of a time is limit / time.',
+      svg,
     },
   ];
 }
 
 const OURS = 'diffqkv';
 
-/** How many times as fast as each peer ours is, where both were measured at the same coordinates. */
+/** The speed of diffqkv relative to each peer, if both were measured at the same coordinates. */
 function peerPlot(group: string, figures: readonly Figure[], where: string): Plot[] {
   const rest = ({ at, unit }: Figure) =>
     JSON.stringify([unit, Object.entries({ ...at, who: '' }).sort(([a], [b]) => (a < b ? -1 : 1))]);
@@ -134,17 +61,26 @@ function peerPlot(group: string, figures: readonly Figure[], where: string): Plo
     return [{ label: label || own.name, value, text, kind: String(who) }];
   });
   if (rows.length === 0) return [];
-  const axis = "diffqkv's speed over the peer's (log scale)";
+  const svg = barChart({
+    title: `${group}: compared with peers`,
+    subtitle: where,
+    rows,
+    scale: 'log',
+    origin: 1,
+    mark: 1,
+    xTitle: 'speed of diffqkv / speed of the peer (log scale)',
+    legend: 'peer',
+  });
   return [
     {
       name: 'peers',
-      caption: 'How many times as fast as each peer diffqkv is; at the line it is as fast.',
-      spec: bars(rows, `${group}: beside its peers`, where, axis, true, 'peer'),
+      caption: 'Speed of diffqkv relative to each peer; at the dashed line both are equally fast.',
+      svg,
     },
   ];
 }
 
-/** The plots of one group of one run; `where` names the device under their titles. */
+/** The charts of one group of one run. Their subtitle is `where`, the name of the device. */
 export function plotsOf(group: string, figures: readonly Figure[], where: string): Plot[] {
   const own = group === 'ket' ? ketPlots(figures, where) : group === 'ceet' ? ceetPlots(figures, where) : [];
   if (own.length > 0) return own;

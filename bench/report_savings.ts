@@ -1,8 +1,8 @@
-// Sigma against STD, place by place in the grids of ket and ceet: times and what is saved of them.
+// The times of Sigma and STD at each place of the grids of ket and ceet, and the savings of Sigma.
 //
-// ket: at { heads, prefix, what: 'total' | 'split' | 'combine' }; ceet: at { heads, output, prefix, what: 'total' | 'cache' | 'attention' |
-// 'cache and attention' | 'augmented Q' }; both in units of time. Savings are taken from figures in %, at the same place without heads (what: 'saving' or 'saving, cache'), or
-// else worked out from the times.
+// A figure of ket has at { heads, prefix, what: 'total' | 'split' | 'combine' }. A figure of ceet has at { heads, output,
+// prefix, what: 'total' | 'cache' | 'attention' | 'cache and attention' | 'augmented Q' }. Both are times. A saving is the
+// figure in % at the same place without heads (what: 'saving' or 'saving, cache'), or else computed from the times.
 import type { Figure } from './figure';
 
 export const PAPER = 'paper (H100)';
@@ -20,7 +20,7 @@ export interface Point {
 
 type Times = Map<string, { sigma?: Figure; std?: Figure; saving?: Figure }>;
 
-/** Sigma has fewer K than V heads, STD as many. */
+/** Sigma has fewer K heads than V heads; STD has equal numbers. */
 function modelOf({ at }: Figure): 'sigma' | 'std' | null {
   const heads = String(at?.heads ?? '');
   const [, k, v] = heads.split('/').map(Number);
@@ -46,7 +46,7 @@ export function collect(figures: readonly Figure[]): Times {
   return times;
 }
 
-/** The limit of the saving: what K and V together have less of, 37.5 % for 32/4/16 against 32/16/16. */
+/** The limit of the saving by the number of K and V heads: 37.5 % for 32/4/16 against 32/16/16. */
 function savingLimit(sigma?: Figure, std?: Figure): number {
   const rows = [sigma, std].map((figure) => String(figure?.at?.heads ?? '').split('/'));
   const [few, many] = rows.map(([, k, v]) => Number(k) + Number(v));
@@ -55,7 +55,7 @@ function savingLimit(sigma?: Figure, std?: Figure): number {
 
 export const ms = (figure: Figure, value = figure.value): number => value * (MS[figure.unit] as number);
 
-/** Savings in %, by place and who. Where STD has none of it, as of augmented Q, it is a cost: in % of STD's total, below 0. */
+/** Savings in %, by place and who. Of a part that STD does not have, such as augmented Q, the cost in % of STD's total, below 0. */
 export function savings(times: Times): Point[] {
   const points: Point[] = [];
   for (const [at, { sigma, std, saving }] of times) {

@@ -1,4 +1,4 @@
-// The result file: written after every cell, so that a run that is stopped has lost nothing, and read again by --resume.
+// The result file. It is written after every cell, so that a stopped run loses nothing. --resume reads it.
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 
@@ -7,14 +7,14 @@ import type { Figure } from './figure';
 import type { Limits } from './limits';
 import { describeMachine, describeVersions, type Machine, type Versions } from './machine';
 
-/** A cell that is done with. */
+/** A cell that was measured or skipped. */
 export interface CellRecord {
   name: string;
   seconds: number;
-  /** Names of its figures. */
+  /** The names of its figures. */
   figures: string[];
   note?: string;
-  /** Why it was not measured. */
+  /** The reason why it was not measured. */
   skipped?: string;
 }
 
@@ -23,10 +23,10 @@ export interface Result {
   command: string;
   date: string;
   seconds: number;
-  /** False while cells are missing: --resume goes on. */
+  /** False while cells are missing; --resume measures them. */
   complete: boolean;
   quick: boolean;
-  /** Of suite model: the preset or checkpoint that was asked for. */
+  /** For suite model: the preset or checkpoint. */
   model?: string;
   machine: Machine;
   versions: Versions;
@@ -65,7 +65,7 @@ export function newResult(
   };
 }
 
-/** Takes over what an earlier run has measured. Throws where the two don't belong together. */
+/** Adds the measurements of an earlier run. Throws if that run was of another machine, version or suite. */
 export function resumeFrom(fresh: Result, before: Result): Result {
   const facts = ({ suite, quick, model, commit, versions, device, machine }: Result): Record<string, unknown> => ({
     suite,
@@ -81,11 +81,11 @@ export function resumeFrom(fresh: Result, before: Result): Result {
   for (const [what, value] of Object.entries(now)) {
     if (value !== then[what])
       throw new Error(
-        `cannot resume: the file has ${what} ${then[what]}, and this run ${value}; measure anew without --resume`,
+        `cannot resume: the file has ${what} ${then[what]}, and this run ${value}; run without --resume to measure everything again`,
       );
   }
   const { cells, figures, setup, seconds, date, ceilings } = before;
-  const done = cells.filter(({ skipped }) => skipped === undefined); // what was skipped may fit now
+  const done = cells.filter(({ skipped }) => skipped === undefined); // a skipped cell may fit into memory now
   const kept = new Set(done.flatMap((cell) => cell.figures));
   return {
     ...fresh,
@@ -100,17 +100,17 @@ export function resumeFrom(fresh: Result, before: Result): Result {
 export function readResult(file: string): Result {
   const result = JSON.parse(fs.readFileSync(file, 'utf8')) as Result;
   if (!Array.isArray(result.cells) || !Array.isArray(result.figures))
-    throw new Error(`${file} is no result that can be resumed`);
+    throw new Error(`${file} is not a result that can be resumed`);
   return result;
 }
 
-/** Throws before anything is measured where the result could not be written. */
+/** Throws if the result could not be written. Called before the measurements. */
 export function checkWritable(file: string): void {
   fs.mkdirSync(path.dirname(file), { recursive: true });
   fs.accessSync(path.dirname(file), fs.constants.W_OK);
 }
 
-/** As a whole or not at all: whoever reads it meanwhile sees the one before. */
+/** Replaces the file atomically. */
 export function writeResult(file: string, result: Result): void {
   const partial = `${file}.partial-${process.pid}`;
   fs.writeFileSync(partial, `${JSON.stringify(result, null, 2)}\n`);

@@ -1,4 +1,4 @@
-// Runs suites: opens the device, measures the ceilings, then cell after cell, and keeps the result file up to date.
+// Runs suites: opens the device, measures its limits, then each cell, and writes the result file after each cell.
 import * as fs from 'node:fs';
 
 import { type DeviceInfo, openDevice } from '../lib/index';
@@ -11,7 +11,7 @@ import { type Bench, type Cell, type Plan, Stopped, type Suite } from './suite';
 import { TensorPool } from './tensors';
 
 export interface RunOptions {
-  /** Name of the result: the suite's, or 'all'. */
+  /** Name of the result: that of the suite, or 'all'. */
   name: string;
   suites: Record<string, Suite>;
   device: DeviceInfo;
@@ -19,15 +19,15 @@ export interface RunOptions {
   resume: boolean;
   file: string;
   model?: string;
-  /** As typed, for the record. */
+  /** The arguments, for the result file. */
   argv: readonly string[];
-  /** Whether to measure the ceilings; default true. */
+  /** Whether to measure the limits; default true. */
   ceilings?: boolean;
-  /** Aborts when the user has asked to stop. */
+  /** Aborted when the user stops the run. */
   signal: AbortSignal;
 }
 
-/** A cell of one of several suites. */
+/** A cell and the name of its suite. */
 interface Task extends Cell {
   suite: string;
 }
@@ -41,7 +41,7 @@ export async function runSuites(options: RunOptions): Promise<Result> {
   checkWritable(file);
   const device = await openDevice(options.device.id as Parameters<typeof openDevice>[0]);
   const wanted = options.ceilings !== false && device.info.kind !== 'emulated';
-  const ceilings = wanted && device.info.kind === 'cpu' ? openCeilings() : null;
+  const ceilings = wanted && device.info.kind === 'cpu' ? new Ceilings(device) : null;
   const cpuLimits = ceilings && new CpuLimits(ceilings);
   const pool = new TensorPool(device);
   const plans: [string, Plan][] = [];
@@ -60,14 +60,14 @@ export async function runSuites(options: RunOptions): Promise<Result> {
   };
   try {
     if (wanted) {
-      bench.progress('measuring the ceilings of this device');
+      bench.progress('measuring the limits of this device');
       if (device.info.kind === 'cuda') bench.limits = gpuLimits(device.id);
       await cpuLimits?.start(quick ? 2 : 5);
       bench.limits = cpuLimits?.now() ?? bench.limits;
     }
     if (wanted && bench.limits.readGbPerS === null)
-      bench.progress('the ceilings of this device could not be measured: figures stand without limits');
-    Object.assign(result.ceilings, bench.limits, await ceilings?.info());
+      bench.progress('the limits of this device cannot be measured here, so its figures have none');
+    Object.assign(result.ceilings, bench.limits);
 
     for (const [suite, { plan }] of Object.entries(options.suites)) plans.push([suite, await plan(bench)]);
     const single = plans.length === 1;
@@ -105,31 +105,20 @@ export async function runSuites(options: RunOptions): Promise<Result> {
         const last = tasks[index + 1]?.suite !== task.suite;
         if (last) await plans.find(([suite]) => suite === task.suite)?.[1].dispose?.();
       }
-      // A second look: how much the machine has changed under the run. The CPU's are looked at all along.
+      // Again, to show how much the limits changed during the run. Those of the CPU are measured between the cells.
       if (tasks.length > 0 && device.info.kind === 'cuda') result.ceilings.after = gpuLimits(device.id);
       result.complete = true;
     } catch (error) {
       if (!(error instanceof Stopped)) throw error;
     } finally {
       progress.end();
-      if (done > 0 || tasks.length === 0) save(); // a run that was stopped before it had anything leaves the file as it was
+      if (done > 0 || tasks.length === 0) save(); // a run that measured nothing leaves the file as it was
     }
     return result;
   } finally {
     for (const [, plan] of plans) await plan.dispose?.();
     pool.trim(0);
-    ceilings?.close();
     device.dispose();
-  }
-}
-
-/** null where the program cannot be built, as in an installed package: its absence is told with the limits. */
-function openCeilings(): Ceilings | null {
-  try {
-    return Ceilings.open();
-  } catch (error) {
-    process.stderr.write(`${(error as Error).message}\n`);
-    return null;
   }
 }
 
@@ -143,7 +132,7 @@ async function runTask(
   const capacity = pool.capacity();
   const skip = (why: string) => ({ record: { name, seconds: 0, figures: [], skipped: why }, figures: [] });
   if (task.bytes > capacity)
-    return skip(`it takes ${gigabytes(task.bytes)} of memory at once, and there is room for ${gigabytes(capacity)}`);
+    return skip(`it needs ${gigabytes(task.bytes)} of memory, and ${gigabytes(capacity)} are available`);
   pool.trim(capacity - task.bytes);
   const start = performance.now();
   try {

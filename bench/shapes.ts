@@ -1,6 +1,6 @@
-// Shapes that suites measure at. Sigma: arXiv 2501.13629 v2, table 14 and appendix E.
+// The shapes of the suites. Sigma: arXiv 2501.13629 v2, table 14 and appendix E.
 
-/** Sigma-1.5B as a config.json, in bf16 with tied embeddings, with as many of its layers as asked for. */
+/** The config.json of Sigma-1.5B with `numLayers` layers, in bf16 with tied embeddings. */
 export function sigma15bConfig(numLayers: number) {
   return {
     architectures: ['SigmaForCausalLM'],
@@ -25,7 +25,7 @@ export function sigma15bConfig(numLayers: number) {
   };
 }
 
-/** Sigma-10B, the same way. */
+/** The config.json of Sigma-10B with `numLayers` layers. */
 export function sigma10bConfig(numLayers: number) {
   return {
     ...sigma15bConfig(numLayers),
@@ -37,7 +37,7 @@ export function sigma10bConfig(numLayers: number) {
   };
 }
 
-/** Layers of the full Sigma-1.5B. */
+/** Number of layers of the whole Sigma-1.5B. */
 export const SIGMA_15B_LAYERS = 26;
 
 /** Head counts and head sizes of one attention layer. */
@@ -49,7 +49,7 @@ export interface HeadShape {
   headDimVo: number;
 }
 
-/** The attention of Sigma-1.5B, and STD: what the paper compares it with (a GQA with as many K heads as V heads). */
+/** The attention of Sigma-1.5B, and STD, the GQA that the paper compares it with (as many K heads as V heads). */
 export const SIGMA_HEADS: HeadShape = { numQHeads: 32, numKHeads: 4, numVHeads: 16, headDimQk: 64, headDimVo: 64 };
 export const STD_HEADS: HeadShape = { ...SIGMA_HEADS, numKHeads: 16 };
 
@@ -58,7 +58,7 @@ export function headsName({ numQHeads, numKHeads, numVHeads }: HeadShape): strin
   return `${numQHeads}/${numKHeads}/${numVHeads}`;
 }
 
-/** '32/4/16 x 64'; '32/4/16 x 64/128' where K and V rows are of different sizes. */
+/** '32/4/16 x 64', or '32/4/16 x 64/128' if K and V rows have different sizes. */
 export function shapeName(heads: HeadShape): string {
   const { headDimQk, headDimVo } = heads;
   return `${headsName(heads)} x ${headDimQk === headDimVo ? headDimQk : `${headDimQk}/${headDimVo}`}`;
@@ -71,7 +71,7 @@ export function headShape(
   return { numQHeads, numKHeads, numVHeads, headDimQk: size, headDimVo: size };
 }
 
-/** '32k' for 32768; other numbers as they are. */
+/** '32k' for 32768. A number that is not a multiple of 1024 is not abbreviated. */
 export function lengthName(length: number): string {
   return length >= 1024 && length % 1024 === 0 ? `${length / 1024}k` : String(length);
 }

@@ -1,70 +1,70 @@
-// What a suite is: a plan of cells, each measured by itself, so that a run can be stopped between two of them and resumed.
+// A suite is a plan of cells. Each cell is measured separately, so that a run can be stopped and resumed between cells.
 import type { Device } from '../lib/index';
 import type { Ceilings } from './ceilings';
 import type { Figure } from './figure';
 import type { Limits } from './limits';
 import type { TensorPool } from './tensors';
 
-/** What a suite measures with. */
+/** The device, limits and options of a run. */
 export interface Bench {
   device: Device;
-  /** Fewer shapes and samples: a few seconds. */
+  /** Fewer shapes and samples, for a run of seconds. */
   quick: boolean;
-  /** The ceilings, measured before the first cell. */
+  /** The limits of the next cell. */
   limits: Limits;
-  /** The program that measures the CPU's ceilings; null on other devices, and where it cannot be built. */
+  /** Measures the limits of the CPU; null on other devices. */
   ceilings: Ceilings | null;
   pool: TensorPool;
-  /** --model: a preset or a checkpoint directory. */
+  /** The preset or checkpoint directory of --model. */
   model?: string;
-  /** One line about what is being done now; goes to stderr. */
+  /** Writes a line about the current work to stderr. */
   progress: (line: string) => void;
-  /** Throws `Stopped` once the user has asked to stop; called between samples. */
+  /** Throws `Stopped` if the user has stopped the run. Called between samples. */
   check(): void;
 }
 
-/** The user has asked to stop. */
+/** The user has stopped the run. */
 export class Stopped extends Error {}
 
-/** What is measured in one go. */
+/** A measurement that is not interrupted. */
 export interface Cell {
   /** Unique within the suite. */
   name: string;
-  /** A guess, from which the time left is told until cells have been measured. */
+  /** A guess, for the estimate of the time left. */
   seconds: number;
-  /** Device memory that it takes at once: a cell that does not fit is skipped. */
+  /** Device memory that it needs. A cell that does not fit is skipped. */
   bytes: number;
   run(): Promise<CellResult>;
 }
 
 export interface CellResult {
   figures: Figure[];
-  /** Shapes, lengths and counts of this cell alone. */
+  /** Shapes, lengths and counts of this cell. */
   setup?: Record<string, unknown>;
   ceilings?: Record<string, unknown>;
-  /** What the reader of the figures must know. */
+  /** A note for the reader of the figures. */
   note?: string;
-  /** Why it cannot be measured here. */
+  /** The reason why it cannot be measured here. */
   skipped?: string;
 }
 
 export interface Plan {
-  /** Shapes, lengths, counts and the method, for the whole suite. */
+  /** Shapes, lengths, counts and method of the whole suite. */
   setup: Record<string, unknown>;
   cells: Cell[];
-  /** Figures by arithmetic on measured ones; called with whatever has been measured so far. */
+  /** Figures computed from measured ones. Called with those that have been measured so far. */
   derive?(measured: readonly Figure[]): Figure[];
   dispose?(): Promise<void>;
 }
 
 export interface Suite {
   description: string;
-  /** The kinds of device that it can measure. */
+  /** The kinds of devices that it can measure. */
   kinds: readonly Device['info']['kind'][];
   plan(bench: Bench): Plan | Promise<Plan>;
 }
 
-/** A choice by the kind of device: the emulation is only there to show that a suite runs. */
+/** A choice by the kind of the device. The emulated device only shows that a suite runs. */
 export function byKind<T>({ device }: Bench, choice: { cuda: T; cpu: T; emulated: T }): T {
   return choice[device.info.kind];
 }

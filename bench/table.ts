@@ -3,7 +3,7 @@ import type { Figure } from './figure';
 
 const HEADER = ['figure', 'measured', 'limit', 'share', 'target', ''];
 
-/** Three significant digits, but no fewer digits than the whole part has. */
+/** Three significant digits, or all digits of a larger integer part. */
 export function formatNumber(value: number): string {
   const digits = Math.max(0, 2 - Math.floor(Math.log10(Math.abs(value) || 1)));
   return value.toFixed(Math.min(digits, 4));
@@ -37,7 +37,7 @@ function row(figure: Figure): string[] {
   ];
 }
 
-/** The table, one line a figure, without a newline at its end. */
+/** The table, one line for each figure; no newline at the end. */
 export function formatTable(figures: readonly Figure[]): string {
   const rows = [HEADER, ...figures.map(row)];
   const widths = HEADER.map((_, column) => Math.max(...rows.map((cells) => cells[column]?.length ?? 0)));

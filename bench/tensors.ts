@@ -1,4 +1,4 @@
-// Random tensors, kept between cells: filling gigabytes takes longer than measuring on them.
+// Random tensors, which are kept between cells because filling gigabytes takes longer than a measurement.
 import * as fs from 'node:fs';
 
 import type { Device, DType, Tensor } from '../lib/index';
@@ -6,14 +6,14 @@ import { availableMemory } from './machine';
 import { randomBf16 } from './random';
 
 const BYTES: Record<DType, number> = { f32: 4, f16: 2, bf16: 2, i32: 4, i8: 1, f8e4m3: 1 };
-const PATTERN = 1_000_003; // prime, so that no two rows of a tensor are alike
-const GPU_ROTATION = 512 * 2 ** 20; // ten times the L2 of any GPU yet
+const PATTERN = 1_000_003; // prime, so that no two rows of a tensor are equal
+const GPU_ROTATION = 512 * 2 ** 20; // several times the L2 cache of a GPU
 const FALLBACK_CACHE = 64 * 2 ** 20;
 
 export const bytesOf = (dtype: DType, shape: readonly number[]): number =>
   shape.reduce((product, size) => product * size, BYTES[dtype]);
 
-/** Bytes of the CPU's last-level cache as the system tells it; a common size where it does not. */
+/** Bytes of the CPU's last-level cache, or a common size if the system does not report it. */
 export function lastLevelCache(folder = '/sys/devices/system/cpu/cpu0/cache'): number {
   try {
     const sizes = fs
@@ -29,14 +29,14 @@ export function lastLevelCache(folder = '/sys/devices/system/cpu/cpu0/cache'): n
   }
 }
 
-/** How many bytes the inputs of one kind of call take in all, so that none is in a cache when its turn comes again. */
+/** Bytes of all inputs that calls of one kind alternate between, so that none is in a cache when it is used again. */
 export function rotationBytes(device: Device, quick: boolean): number {
   const { kind } = device.info;
   if (kind === 'emulated') return 0;
   return kind === 'cuda' ? GPU_ROTATION : lastLevelCache() * (quick ? 1.25 : 2);
 }
 
-/** How many sets of inputs of `bytes` a call takes in turn. */
+/** The number of sets of inputs, of `bytes` each, that calls alternate between. */
 export function rotations(bytes: number, device: Device, quick: boolean, most = 256): number {
   return Math.max(1, Math.min(most, Math.ceil(rotationBytes(device, quick) / bytes)));
 }
@@ -47,13 +47,13 @@ export class TensorPool {
 
   constructor(private readonly device: Device) {}
 
-  /** Device memory for a cell, what the pool can give back included. */
+  /** Device memory for a cell, including memory that the pool can release. */
   capacity(): number {
     const { kind, totalMemory } = this.device.info;
     return kind === 'cuda' ? totalMemory * 0.85 : (availableMemory() + this.bytes()) * 0.8;
   }
 
-  /** `count` tensors of a shape with random contents; of a type that random bits are not right for, zeros. */
+  /** `count` tensors of a shape, random for bf16 and zero for other types. */
   take(dtype: DType, shape: readonly number[], count: number): Tensor[] {
     const key = `${dtype} ${shape.join(',')}`;
     const list = this.lists.get(key) ?? [];
@@ -66,7 +66,7 @@ export class TensorPool {
     return list.slice(0, count);
   }
 
-  /** Gives memory back, what was used longest ago first, until no more than `bytes` are held. */
+  /** Releases the least recently used tensors until the pool has at most `bytes`. */
   trim(bytes: number): void {
     let held = this.bytes();
     for (const [key, list] of this.lists) {

@@ -1,4 +1,4 @@
-// Calls to be timed: what each moves and computes, and on which inputs it goes, in turn, so that no cache serves them.
+// Calls to be timed, with their bytes and FLOPs. They alternate between sets of inputs, so that no input is in a cache.
 import { kernels, type Tensor } from '../lib/index';
 import { cacheBytes, decodeFlops, prefillFlops, selectiveBytes } from './arithmetic';
 import { type Figure, type FigureInput, figure } from './figure';
@@ -10,18 +10,18 @@ import { rotations } from './tensors';
 
 export interface Work {
   call(turn: number): Promise<unknown>;
-  /** What must be moved, and the ceiling that it stands under. */
+  /** The bytes that must be moved. `under` is the bandwidth that limits them. */
   bytes: number;
   under?: 'read' | 'copy';
-  /** Of matrix products. */
+  /** FLOPs of matrix products. */
   flops?: number;
 }
 
-/** Device memory that a call on rotated inputs takes: what a cell says of itself. */
+/** Device memory of all sets of inputs: the `bytes` of a cell. */
 export const rotatedBytes = (bench: Bench, bytesPerSet: number): number =>
   rotations(bytesPerSet, bench.device, bench.quick) * bytesPerSet;
 
-/** One of `list`, in turn. */
+/** The element of `list` for this turn. */
 export const turnOf = <T>(list: readonly T[], turn: number): T => list[turn % list.length] as T;
 
 export interface DecodeOptions {
@@ -29,16 +29,16 @@ export interface DecodeOptions {
   kvLen: number;
   batchSize?: number;
   topK?: number;
-  /** The lengths that the calls run over in turn, the longest last; default kvLen alone. */
+  /** The lengths that the calls alternate between; default: kvLen. */
   lengths?: readonly number[];
 }
 
 const PAGE = 64;
 
-/** Rows that K and V have room for: more than kvLen by up to a page, so that neighbouring lengths share their tensors. */
+/** Rows of K and V: up to a page more than kvLen, so that similar lengths share tensors. */
 export const roomFor = (kvLen: number): number => (Math.floor(kvLen / PAGE) + 1) * PAGE;
 
-/** Device memory that the inputs of `decodeWork` take. */
+/** Device memory of the inputs of `decodeWork`. */
 export const decodeMemory = (bench: Bench, heads: HeadShape, kvLen: number, batchSize = 1): number =>
   rotatedBytes(bench, batchSize * roomFor(kvLen) * cacheBytes(heads));
 
@@ -52,9 +52,9 @@ export function decodeWork(
   const room = roomFor(kvLen);
   const sets = rotations(batchSize * room * cacheBytes(heads), device, quick);
   const [q] = pool.take('bf16', [batchSize, numQHeads, headDimQk], 1) as [Tensor];
-  const outs = pool.take('bf16', [batchSize, numQHeads, headDimVo], 2); // the second: q may be of the same shape
+  const outs = pool.take('bf16', [batchSize, numQHeads, headDimVo], 2); // the second, because q may have the same shape
   const k = pool.take('bf16', [batchSize, room, numKHeads, headDimQk], sets);
-  // The same list where K and V are of one shape: V takes the other half of it.
+  // K and V of the same shape share a list: V uses its second half.
   const same = numKHeads === numVHeads && headDimQk === headDimVo;
   const v = pool.take('bf16', [batchSize, room, numVHeads, headDimVo], same ? 2 * sets : sets).slice(-sets);
   const kvLens = lengths.map((length) => device.tensor('i32', [batchSize], new Int32Array(batchSize).fill(length)));
@@ -90,7 +90,7 @@ export function prefillWork(bench: Bench, heads: HeadShape, length: number, caus
   };
 }
 
-/** Milliseconds that a call takes at least, and which ceiling says so. */
+/** The least milliseconds of a call, and the name of the limit; null if the limit was not measured. */
 export function limitOf(
   { bytes, under = 'read', flops = 0 }: Work,
   limits: Limits,
@@ -104,12 +104,12 @@ export function limitOf(
     : { ms: computing, name: 'FLOPs at the matrix rate' };
 }
 
-const SAMPLE_MS = 20; // long enough that starting and stopping the clock is lost in it
+const SAMPLE_MS = 20; // long enough to make the overhead of the clock negligible
 const MOST_CALLS = 512;
 
 /**
- * Milliseconds a call takes, for each of several works in turn: a sample is the mean of calls that are queued together, as many
- * as are given, else enough for the clock.
+ * Milliseconds of a call of each work. The works alternate. A sample is the mean of `callsPerSample` calls that are queued
+ * together; by default, as many as take SAMPLE_MS.
  */
 export async function timeWorks<Name extends string>(
   bench: Bench,
@@ -123,7 +123,7 @@ export async function timeWorks<Name extends string>(
       const queue = () => Promise.all(Array.from({ length: calls }, () => work.call(turn++)));
       return (await bench.device.time(queue)) / calls;
     };
-    await time(1); // the first call of a shape prepares what later ones find
+    await time(1); // the first call of a shape allocates and compiles
     const once = await time(1);
     const enough = bench.device.info.kind === 'emulated' ? 1 : Math.ceil(((bench.quick ? 0.25 : 1) * SAMPLE_MS) / once);
     const calls = callsPerSample ?? Math.max(1, Math.min(MOST_CALLS, enough));
@@ -135,7 +135,7 @@ export async function timeWorks<Name extends string>(
   return interleaveFor(variants, { seconds, ...rounds, check: bench.check });
 }
 
-/** The time of a call beside its limit. `times`: how often the figure counts it. */
+/** The time of a call and its limit, both multiplied by `times`. */
 export function timeFigure(
   { limits }: Bench,
   work: Work,

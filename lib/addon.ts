@@ -55,6 +55,11 @@ export interface NativeDevice {
   counters(): NativeCounters | null;
   /** Throws ERR_DEVICE_UNAVAILABLE on every device but `emulated`. */
   resetCounters(): void;
+  /**
+   * Measures a limit of the CPU once; see csrc/backend/cpu_ceilings.h. Rejects with
+   * ERR_DEVICE_UNAVAILABLE on every device but `cpu`.
+   */
+  measureCeiling(request: NativeCeilingRequest): Promise<number[]>;
   dispose(): void;
 
   // Operators. They check shapes, types and head counts before they queue anything, and throw
@@ -113,6 +118,32 @@ export interface NativeDevice {
   ): Promise<NativeModel>;
   randomModel(configJson: string, options: NativeModelOptions, seed: bigint): Promise<NativeModel>;
 }
+
+/** out [m, n] = x [m, k] weight [n, k]^T, with x and weight in bf16. */
+export interface NativeMatrix {
+  m: number;
+  k: number;
+  n: number;
+  out: 'bf16' | 'f32';
+}
+
+/**
+ * - `read`: GB/s (1e9) of reading a buffer larger than the caches, in `streams` (1, 2 or 4) parts
+ *   side by side, with prefetch that many bytes ahead (0: none).
+ * - `copy`: GB/s, read and written, of copying one half of that buffer to the other half.
+ * - `multiply`: GFLOP/s of the CPU's widest multiply instruction for bf16, else f32, on registers.
+ * - `matrices`: milliseconds of each matrix by oneDNN with its first weight, then with its second,
+ *   up to `numWeights`. Layout `plain` is row-major; `packed` is the one that oneDNN prefers.
+ */
+export type NativeCeilingRequest =
+  | { what: 'read'; streams: number; prefetchBytes: number }
+  | { what: 'copy' | 'multiply' }
+  | {
+      what: 'matrices';
+      matrices: readonly NativeMatrix[];
+      numWeights: number;
+      layout: 'packed' | 'plain';
+    };
 
 export interface NativeModelOptions {
   dtype?: NativeDType;

@@ -14,7 +14,9 @@ function breaksArrow(line, path) {
   const target = posix.join(dirname(path), name);
   const [from, to] = [path.split('/')[0], target.split('/')[0]];
   if (from === to || !['bench', 'cli', 'lib', 'server', 'test'].includes(to)) return false;
-  return !MAY_IMPORT[from].includes(to) || (to === 'lib' && !/^lib(\/index)?$/.test(target));
+  // Only bench/ needs the limits of the CPU that the native module measures.
+  const isPublic = /^lib(\/index)?$/.test(target) || (from === 'bench' && target === 'lib/ceilings');
+  return !MAY_IMPORT[from].includes(to) || (to === 'lib' && !isPublic);
 }
 
 /** A bare head_dim is right if there is only one head: RoPE, K or V by itself, Hugging Face's key, tests and benches. */

@@ -366,7 +366,7 @@ console.log(JSON.stringify({ version: '0', device: 'none', peers: [], figures: [
     writeFileSync(file, 'an older result');
     const args = ['--only', 'torch', '--tiny', '--json', file];
     const plain = await peers(...args);
-    expect([plain.status, plain.out]).toEqual([0, 'PyTorch: missing: no --python that has PyTorch was given\n']);
+    expect([plain.status, plain.out]).toEqual([0, 'PyTorch: missing: --python does not name a Python with PyTorch\n']);
     expect(plain.err).toMatch(/^nothing was measured: .*older\.json is left as it is$/m);
     const checked = await peers(...args, '--check');
     expect(checked.status).toBe(1);
@@ -379,7 +379,7 @@ console.log(JSON.stringify({ version: '0', device: 'none', peers: [], figures: [
     expect(readFileSync(file, 'utf8')).toBe('an older result');
   });
 
-  it('takes wrong arguments for wrong', async () => {
+  it('rejects wrong arguments', async () => {
     for (const args of [['--only', 'nothing'], ['--frobnicate']])
       expect(await peers(...args)).toMatchObject({ status: 1, err: expect.stringMatching(/^bench: .*\n\nUsage: /) });
   });
@@ -387,7 +387,7 @@ console.log(JSON.stringify({ version: '0', device: 'none', peers: [], figures: [
   it('names a package that is not installed', () => {
     expect(() => Worker.open('onnxruntime.mjs', 'no-such-package')).toThrow(PeerMissing);
     expect(() => Worker.open('onnxruntime.mjs', 'no-such-package')).toThrow(
-      'no-such-package is not installed: node bench/peers/install.mjs',
+      'no-such-package is not installed: run `node bench/peers/install.mjs`',
     );
   });
 

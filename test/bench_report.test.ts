@@ -6,6 +6,7 @@ import { groupFigures, renderPage, slug } from '../bench/report_page';
 import { plotsOf } from '../bench/report_plots';
 import { formatValue, type Result, spreadOf } from '../bench/report_result';
 import { collect, savings } from '../bench/report_savings';
+import { linearAxis, logAxis } from '../bench/report_svg';
 import { made, syntheticResult } from './bench_report_fixture';
 import { temporaryDirectories } from './checkpoints';
 import { builtCli, runNode } from './children';
@@ -52,7 +53,7 @@ function scaled(figure: Result['figures'][number], factor: number): Result['figu
 
 const built = path.join(path.dirname(builtCli), '..', 'bench');
 
-/** The built report in a process of its own: vega is an ES module, which Jest cannot load. */
+/** The built report of a folder, in a process of its own. */
 const report = (args: string[], folder = built) =>
   runNode([
     '-e',
@@ -131,17 +132,69 @@ describe('report', () => {
   it('tells what is wrong with its arguments and files', async () => {
     const bad = write({} as Result);
     const told = async (...args: string[]) => ({ ...(await report(args)), signal: undefined });
-    expect(await told()).toMatchObject({ status: 1, stderr: expect.stringContaining('which result files?') });
-    expect(await told(bad)).toMatchObject({ status: 1, stderr: expect.stringContaining('is no result of the bench') });
+    expect(await told()).toMatchObject({ status: 1, stderr: expect.stringContaining('no result file is given') });
+    expect(await told(bad)).toMatchObject({
+      status: 1,
+      stderr: expect.stringContaining('is not a result of the bench'),
+    });
     expect(await told('--format=x')).toMatchObject({ status: 1, stderr: expect.stringContaining('--format') });
   });
 
-  it('says what to install where vega is not', async () => {
+  it('needs no package and no other part of the project', async () => {
     const elsewhere = directories.make(); // no node_modules in any folder above
     for (const name of fs.readdirSync(built))
-      if (/^report.*\.js$/.test(name)) fs.copyFileSync(path.join(built, name), path.join(elsewhere, name));
-    const { status, stderr } = await report([write(result), '--out', page], elsewhere);
-    expect([status, stderr]).toEqual([1, expect.stringContaining('npm install vega vega-lite')]);
+      if (/^(report|shapes).*\.js$/.test(name)) fs.copyFileSync(path.join(built, name), path.join(elsewhere, name));
+    const copy = path.join(elsewhere, 'page.html');
+    const { status, stderr } = await report([write(result), '--out', copy], elsewhere);
+    expect([status, stderr]).toEqual([0, expect.stringContaining('page.html')]);
+    const [one, other] = [page, copy].map((file) => fs.readFileSync(file, 'utf8'));
+    expect(one).toBe(other);
+  });
+
+  it('begins with a summary in words that explains KET and CEET', () => {
+    const text = plain(fs.readFileSync(page, 'utf8'));
+    const start = text.slice(text.indexOf('<h1>'), text.indexOf('<table'));
+    for (const words of [
+      'measured on synthetic processor (2 cores, 16.0 GiB) with diffqkv 0.0.0 on 2000-01-01',
+      '1 measurement of it could not be made',
+      '3 of 4 targets are met',
+      'KET is the kernel execution time',
+      'CEET is the CUDA event elapsed time',
+      'KET, total: Sigma saves',
+      'CEET, total: Sigma saves',
+    ])
+      expect(start).toContain(words);
+    const results = [...start.matchAll(/<li>(.*?)<\/li>/g)];
+    expect(results.length).toBe(4);
+  });
+
+  it('gives the reason for a share above 100 % and for a spread below 0', () => {
+    const render = (...figures: Result['figures']) => {
+      const results = [{ ...result, figures }];
+      return renderPage(
+        results,
+        [...groupFigures(results)].map(([group, rows]) => ({ group, rows, plots: [] })),
+      );
+    };
+    const times = { a: { median: 6, min: 5, max: 9, count: 3 }, b: { median: 8, min: 7, max: 12, count: 3 } };
+    const normal = made({ name: 'normal', value: 10 });
+    const fast = made({ name: 'fast', value: 10, share: 1.03 });
+    const ratio = made({ name: 'ratio', value: 0.75, share: 1.1, limitName: 'bytes over bytes', samples: times });
+    const saving = made({ name: 'saving', value: 25, unit: '%', samples: times });
+    expect(render(normal)).not.toMatch(/share above 100 %:|spread below 0:/);
+    expect(render(normal, fast)).toMatch(/A share above 100 %: the limit is a measurement too/);
+    expect(render(normal, ratio)).toMatch(/A share above 100 %: the limit of a ratio or saving/);
+    expect(render(normal, saving)).toMatch(/A spread below 0: the value is computed from two times/);
+  });
+
+  it('takes the spread of ratios and savings from the extremes of both times', () => {
+    const samples = { a: { median: 6, min: 5, max: 9, count: 3 }, b: { median: 8, min: 7, max: 12, count: 4 } };
+    const spread = (value: number) => spreadOf(made({ name: 'x', value, samples }));
+    expect(spread(6 / 8)).toEqual({ min: 5 / 12, max: 9 / 7, count: 3 });
+    expect(spread(8 / 6)).toEqual({ min: 7 / 9, max: 12 / 5, count: 3 });
+    expect(spread(25)).toEqual({ min: 100 * (1 - 9 / 7), max: 100 * (1 - 5 / 12), count: 3 });
+    expect(spread(6)).toEqual({ min: 5, max: 9, count: 3 });
+    expect(spread(40)).toEqual({ min: 0, max: 80, count: 3 }); // computed in another way: 40 (1 - 1) to 40 (1 + 1)
   });
 
   it('marks each run where there are several', () => {
@@ -152,6 +205,21 @@ describe('report', () => {
     );
     expect(rows.map(([run]) => run).sort()).toEqual(['1', '1', '1', '2', '2', '2']);
     expect(sections.map(({ group }) => slug(group))).toEqual(['ket', 'ceet', 'kernels', 'peers']);
+  });
+});
+
+describe('axes', () => {
+  it('include all values and have round ticks', () => {
+    const axis = linearAxis([3, 97]);
+    expect([axis.low, axis.high, axis.ticks]).toEqual([0, 100, [0, 20, 40, 60, 80, 100]]);
+    expect([axis.at(0), axis.at(50), axis.at(100)]).toEqual([0, 0.5, 1]);
+    expect(linearAxis([-7, 12]).ticks).toEqual([-10, -5, 0, 5, 10, 15]);
+    expect(linearAxis([4, 4]).ticks.length).toBeGreaterThan(1);
+    const log = logAxis([3, 700]);
+    expect(log.ticks).toEqual([5, 10, 20, 50, 100, 200, 500]);
+    expect(log.at(3)).toBeGreaterThan(0);
+    expect(log.at(700)).toBeLessThan(1);
+    expect(logAxis([1, 1e6]).ticks).toEqual([1, 10, 100, 1e3, 1e4, 1e5, 1e6]);
   });
 });
 

@@ -230,7 +230,7 @@ describe('what travels', () => {
     expect(plan.sources.filter((path) => !/^(lib|test)\//.test(path))).toEqual([]);
     const packages = plan.files.filter((path) => path.startsWith('node_modules/'));
     expect(packages).toContain('node_modules/jest');
-    const unused = /node_modules\/(openai|vega|typedoc|typescript|@biomejs|@swc|cmake-js|commander)/;
+    const unused = /node_modules\/(openai|typedoc|typescript|@biomejs|@swc|cmake-js|commander)/;
     expect(packages.filter((path) => unused.test(path))).toEqual([]);
   });
 

@@ -40,19 +40,21 @@ describe('the tarball', () => {
       'scripts/build-native.js',
       'dist/cli/main.js',
       'dist/bench/main.js',
-      ...['csrc', 'cuda', 'bench/ceilings', 'models', 'prebuilds']
-        .flatMap(filesUnder)
-        .filter((path) => path !== 'prebuilds/README.md'),
+      ...['csrc', 'cuda', 'models', 'prebuilds'].flatMap(filesUnder).filter((path) => path !== 'prebuilds/README.md'),
       ...filesUnder('lib').map((path) => `dist/${path.replace(/\.ts$/, '.js').replace(/\.mts$/, '.mjs')}`),
     ];
     expect(wanted.filter((path) => !files.includes(path))).toEqual([]);
   });
 
   it('has no binding.gyp, for which npm would want a compiler, and nothing of the workshop', () => {
-    const allowed = /^(dist|csrc|cuda|models|prebuilds\/\w+-\w+|bench\/ceilings)\/|^[^/]+\.(md|json|txt)$|^LICENSE$/;
+    const allowed = /^(dist|csrc|cuda|models|prebuilds\/\w+-\w+)\/|^[^/]+\.(md|json|txt)$|^LICENSE$/;
     const others = files.filter((path) => !allowed.test(path) || /\.tsbuildinfo$|^dist\/(test|scripts)/.test(path));
     expect(others).toEqual(['scripts/build-native.js']);
     expect(files).not.toContain('binding.gyp');
+  });
+
+  it('has no part of the bench that needs a checkout', () => {
+    expect(files.filter((path) => /^bench\/|^dist\/bench\/(peers\/|counters)/.test(path))).toEqual([]);
   });
 });
 

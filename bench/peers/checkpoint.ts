@@ -1,11 +1,11 @@
-// A Llama-shaped model with random weights, written twice with the same numbers: as a Hugging Face checkpoint for
-// diffqkv, and as GGUF for llama.cpp. Weights are whole numbers of 8 bits times a power of two: exact in bf16 and in f16.
+// A Llama-shaped model with random weights, written as a Hugging Face checkpoint for diffqkv and as GGUF for llama.cpp, with
+// the same numbers. Weights are 8-bit integers times a power of two, which bf16 and f16 represent exactly.
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 
 import { type GgufType, ggufHeader } from './gguf';
 
-/** A Llama config.json, with what both formats need. */
+/** The properties of a Llama config.json that both formats need. */
 export interface LlamaShape {
   hidden_size: number;
   intermediate_size: number;
@@ -23,9 +23,9 @@ interface Weight {
   hf: string;
   gguf: string;
   shape: number[];
-  /** One step of the whole numbers that weights are made of, as a power of two; null for the weight of a norm, which is near 1. */
+  /** The power of two that the integers are multiplied by; null for the weight of a norm, which is near 1. */
   step: number | null;
-  /** Q and K: llama.cpp rotates neighbouring pairs, so rows are paired within each of as many heads. */
+  /** Number of heads of Q or K, whose rows are reordered: llama.cpp rotates adjacent pairs. */
   pairedHeads?: number;
 }
 
@@ -34,7 +34,7 @@ const SEED = 2501;
 function weightsOf(shape: LlamaShape): Weight[] {
   const { hidden_size: hidden, intermediate_size: ffn, head_dim: dim } = shape;
   const [numQHeads, numKHeads] = [shape.num_attention_heads, shape.num_key_value_heads];
-  // The standard deviation of the whole numbers is 104; that of a product over `inputs` shall be about 1.
+  // The standard deviation of the integers is 104. That of a product over `inputs` becomes about 1.
   const matrix = (hf: string, gguf: string, rows: number, inputs: number, pairedHeads?: number): Weight => ({
     hf: `${hf}.weight`,
     gguf: `${gguf}.weight`,
@@ -72,7 +72,7 @@ function weightsOf(shape: LlamaShape): Weight[] {
 
 const count = (shape: readonly number[]) => shape.reduce((product, size) => product * size, 1);
 
-/** Whole numbers from -255 to 255, each the difference of two random bytes. */
+/** Integers from -255 to 255, each the difference of two random bytes. */
 function wholeNumbers(length: number, seed: number): Int16Array {
   const out = new Int16Array(length);
   let state = Math.imul(seed, 0x9e3779b1) | 1;
@@ -86,7 +86,7 @@ function wholeNumbers(length: number, seed: number): Int16Array {
   return out;
 }
 
-/** The bits of a number that f16 and bf16 hold exactly. */
+/** The bits of a number that f16 and bf16 represent exactly. */
 export function exactBits(value: number, type: 'BF16' | 'F16'): number {
   const bits = new Uint32Array(new Float32Array([value]).buffer)[0] as number;
   if (type === 'BF16') return bits >>> 16;
@@ -98,7 +98,7 @@ export function exactBits(value: number, type: 'BF16' | 'F16'): number {
     : sign | Math.round(Math.abs(value) * 2 ** 24);
 }
 
-/** The numbers' bits by way of a table: there are but 511 of them. */
+/** The bits of the numbers, by a table of all 511 values. */
 function encode(numbers: Int16Array, step: number | null, type: 'BF16' | 'F16'): Uint16Array {
   const numberAt = (number: number) => (step === null ? 1 + (number >> 4) / 128 : number * step);
   const table = Uint16Array.from({ length: 511 }, (_, i) => exactBits(numberAt(i - 255), type));
@@ -156,7 +156,7 @@ export function writeModels(folder: string, shape: LlamaShape, types: readonly (
         : numbers;
       for (const { descriptor, type } of ggufs) {
         const isF32 = typeIn(weight, type) === 'F32';
-        // A norm's weights are bf16, so that as f32 they are the same bits with zeros behind them.
+        // The weights of a norm are bf16. As f32 they have the same bits, followed by zeros.
         const data = isF32 ? Uint32Array.from(bf16, (bits) => bits << 16) : encode(paired, weight.step, type);
         fs.writeSync(descriptor, data);
         fs.writeSync(descriptor, new Uint8Array(-data.byteLength & 31));
@@ -167,7 +167,7 @@ export function writeModels(folder: string, shape: LlamaShape, types: readonly (
   }
   const matrices = weights.filter(({ gguf, step }) => step !== null && !gguf.startsWith('token_embd'));
   return {
-    /** All weights in bf16; and the matrices that a token meets, of which embedding is none: it reads one row. */
+    /** Number of bytes of all weights in bf16, and of the matrices that a token reads. Of the embedding it reads one row. */
     weightBytes: 2 * weights.reduce((sum, weight) => sum + count(weight.shape), 0),
     matrixParameters: matrices.reduce((sum, weight) => sum + count(weight.shape), 0),
     ggufs: ggufs.map(({ type, file }) => ({ type, file })),

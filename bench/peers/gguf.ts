@@ -1,4 +1,4 @@
-// The head of a GGUF file, version 3: metadata of a Llama model with a made-up vocabulary, and where its tensors lie.
+// The header of a GGUF file, version 3: metadata of a Llama model with an artificial vocabulary, and the tensor offsets.
 import type { LlamaShape } from './checkpoint';
 
 const TYPE_NUMBERS = { F32: 0, F16: 1, BF16: 30 };
@@ -9,7 +9,7 @@ export type GgufType = keyof typeof TYPE_NUMBERS;
 
 export interface GgufTensor {
   name: string;
-  /** Slowest axis first, as everywhere here; GGUF has it the other way round. */
+  /** Slowest axis first, as in this project; GGUF has the reverse order. */
   shape: number[];
   type: GgufType;
 }
@@ -46,7 +46,7 @@ function array(type: number, items: readonly Buffer[]): Buffer {
   return Buffer.concat([u32(type), u64(items.length), ...items]);
 }
 
-/** Unknown, begin, end, the 256 bytes that SentencePiece falls back on, and as many words as are left. */
+/** Unknown, begin, end, the 256 bytes that SentencePiece falls back on, and words for the rest. */
 function vocabulary(size: number) {
   const byte = (i: number) => `<0x${i.toString(16).toUpperCase().padStart(2, '0')}>`;
   const tokens = ['<unk>', '<s>', '</s>', ...Array.from({ length: 256 }, (_, i) => byte(i))];

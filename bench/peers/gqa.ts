@@ -1,5 +1,5 @@
-// Decode attention over 8k tokens against onnxruntime's GroupQueryAttention, which has one head count for K and V. Its
-// cache is an input and an output: where both are the same memory it appends in place, else it copies all of it.
+// Decode attention over 8k tokens against GroupQueryAttention of onnxruntime, which has one head count for K and V. Its
+// cache is an input and an output. If both are the same memory, it appends in place, else it copies the whole cache.
 import * as fs from 'node:fs';
 
 import { openDevice } from '../../lib/index';
@@ -35,7 +35,7 @@ export async function measureGroupQueryAttention(context: PeersContext): Promise
       };
       for (const type of ['f32', 'f16', 'bf16'] as const) {
         const bytes = 2 * kvLen * heads * DIM * BYTES[type];
-        const copies = tiny ? 2 : Math.ceil((quick ? 0.4e9 : 1e9) / bytes); // so that no cache of the CPU serves a call
+        const copies = tiny ? 2 : Math.ceil((quick ? 0.4e9 : 1e9) / bytes); // so that no input is in a cache of the CPU
         const label = `${NUM_Q_HEADS}/${heads}/${heads} ${type}`;
         progress(`${NAME}: ${label}`);
         const ours = new Ours(device, type, cache.q, cache.k, cache.v, heads, copies);
@@ -49,17 +49,17 @@ export async function measureGroupQueryAttention(context: PeersContext): Promise
             const shape = { numQHeads: NUM_Q_HEADS, numKAndVHeads: heads, dim: DIM, kvLen, pastLen, type };
             const peer = await openPeer(folder, shape, cache, threads, copies).catch((error: Error) => {
               if (type !== 'bf16') throw error;
-              refused[`${label}, ${way}`] = error.message; // it has no kernel for bf16 on the CPU
+              refused[`${label}, ${way}`] = error.message; // onnxruntime has no bf16 kernel for the CPU
             });
             if (!peer) continue;
             workers[way] = peer.worker;
             version = peer.version;
             const same = agreement(decodeHalves(peer.values, type), expected);
             if (!(same.correlation > 0.9999))
-              throw new Error(`${label}, ${way}: its output is not ours: ${JSON.stringify(same)}`);
+              throw new Error(`${label}, ${way}: its output differs from that of diffqkv: ${JSON.stringify(same)}`);
             agreements[`${label}, ${way}`] = same;
           }
-          await ours.time(copies); // as the peer: the first calls on each cache are not timed
+          await ours.time(copies); // as for the peer, the first calls on each cache are not timed
           const time = (sample: () => Promise<number[]>) => async () => {
             await settle();
             return await sample();

@@ -1,4 +1,4 @@
-// The two sides of the comparison with onnxruntime's GroupQueryAttention: the same numbers, each in its own layout.
+// The two sides of the comparison with GroupQueryAttention of onnxruntime: the same numbers in two layouts.
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 
@@ -13,7 +13,7 @@ const ORT_TYPES = { f32: 'float32', f16: 'float16', bf16: 'bfloat16' };
 
 export type Type = keyof typeof ORT_TYPES;
 
-/** The same numbers in each type: bf16 of magnitudes that f16 holds too. */
+/** The same numbers in each type: bf16 numbers that f16 represents exactly. */
 function bits(bf16: Uint16Array, type: Type): Uint16Array | Float32Array {
   if (type === 'bf16') return bf16;
   if (type === 'f32') return new Float32Array(Uint32Array.from(bf16, (value) => value << 16).buffer);
@@ -28,7 +28,7 @@ function bits(bf16: Uint16Array, type: Type): Uint16Array | Float32Array {
   });
 }
 
-/** [kvLen, heads, dim], as diffqkv has it, to [heads, length, dim], as onnxruntime has it; the rows past kvLen are zero. */
+/** Converts [kvLen, heads, dim] (diffqkv) to [heads, length, dim] (onnxruntime). Rows beyond kvLen are zero. */
 function headsFirst(cache: Uint16Array, heads: number, length: number): Uint16Array {
   const out = new Uint16Array(heads * length * DIM);
   const rows = Math.min(length, cache.length / heads / DIM);
@@ -74,7 +74,7 @@ export class Ours {
     });
   }
 
-  /** Milliseconds of each call, by the clock of the caller, one after the other: as the peer's are taken. */
+  /** Milliseconds of each of consecutive calls by the clock of the caller, as for the peer. */
   async time(calls: number): Promise<number[]> {
     const ms = [];
     for (let i = 0; i < calls; ++i) {
@@ -90,7 +90,7 @@ export class Ours {
   }
 }
 
-/** onnxruntime with one type and one way of giving it the cache; throws where it has no kernel. */
+/** onnxruntime with one type and one way to pass the cache. Throws if it has no kernel. */
 export async function openPeer(
   folder: string,
   shape: GqaShape,

@@ -1,5 +1,5 @@
-// node bench/peers/install.mjs: fetches the peers into bench/peers/node_modules, which git ignores. They are no dependency
-// of this package. Install scripts do not run: one would fetch CUDA libraries, another would compile llama.cpp.
+// node bench/peers/install.mjs: installs the peers into bench/peers/node_modules, which git ignores. They are not dependencies
+// of this package. Install scripts do not run: one would download CUDA libraries, another would compile llama.cpp.
 import { spawnSync } from 'node:child_process';
 import { dirname } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -9,8 +9,8 @@ const LLAMA_CPP_BINARIES = { 'linux-x64': 'linux-x64', 'linux-arm64': 'linux-arm
 
 const binary = LLAMA_CPP_BINARIES[`${process.platform}-${process.arch}`];
 if (binary === undefined)
-  console.error(`node-llama-cpp has no CPU binary that is known here for ${process.platform}-${process.arch}`);
-// Optional packages are its binaries for every kind of GPU: only the one for the CPU is wanted.
+  console.error(`no CPU binary of node-llama-cpp is known for ${process.platform}-${process.arch}`);
+// The optional packages are binaries for all kinds of GPUs. Only the one for the CPU is installed.
 const packages = binary === undefined ? PEERS : [...PEERS, `@node-llama-cpp/${binary}@3.22.1`];
 const options = '--no-save --no-package-lock --ignore-scripts --omit=optional --no-audit --no-fund'.split(' ');
 const folder = dirname(fileURLToPath(import.meta.url));

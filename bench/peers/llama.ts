@@ -1,4 +1,4 @@
-// A Llama-shaped model against llama.cpp: the same weights, the same prompt, greedy tokens, from tokens to the next token.
+// A Llama-shaped model against llama.cpp: the same weights and prompt, greedy tokens, times from tokens to the next token.
 import * as fs from 'node:fs';
 
 import { Model } from '../../lib/index';
@@ -11,7 +11,7 @@ import { inTurn, type PeersContext, scratchFolder, settle, timesAsFast } from '.
 import { Worker } from './worker';
 
 const NAME = 'llama.cpp';
-const TYPES = ['BF16', 'F16'] as const; // llama.cpp is given the one that it is faster with
+const TYPES = ['BF16', 'F16'] as const; // the faster one of llama.cpp counts
 const GROUP = 'peers: model';
 const COMPARED_STEPS = 8;
 
@@ -56,9 +56,9 @@ export async function measureLlama(context: PeersContext): Promise<string> {
       const tokens = promptOf(decodeLength + COMPARED_STEPS, shape.vocab_size);
       const [prompt, steps] = [tokens.slice(0, decodeLength), tokens.slice(decodeLength)];
       const same = await compare(session, worker, byPeer, prompt, steps);
-      // Rounding differs, weights do not: what falls short of this is another computation.
+      // Only rounding differs. A lower correlation means another computation.
       if (!(same.prompt.correlation > 0.999 && same.decode.correlation > 0.999))
-        throw new Error(`its logits are not ours: ${JSON.stringify(same)}`);
+        throw new Error(`its logits differ from those of diffqkv: ${JSON.stringify(same)}`);
       agreements[type] = same;
       generators.push([`${NAME} ${type}`, byPeer]);
     }
@@ -119,7 +119,7 @@ export async function measureLlama(context: PeersContext): Promise<string> {
 
 interface Amounts {
   tokens: number;
-  /** Length of the cache before them. */
+  /** Length of the cache before the tokens. */
   after: number;
   work: { bytes: number; flops?: number };
 }

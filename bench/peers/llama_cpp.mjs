@@ -1,4 +1,4 @@
-// llama.cpp through node-llama-cpp, in a process of its own. See serve.mjs.
+// llama.cpp through node-llama-cpp, in its own process. See serve.mjs.
 import { readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 
@@ -14,7 +14,7 @@ async function unload() {
   loaded = null;
 }
 
-/** Feeds `tokens` and draws `count` greedy tokens; milliseconds to the first of them and between neighbours. */
+/** Processes `tokens` and draws `count` greedy tokens. Times: milliseconds to the first and between successive ones. */
 async function generate(tokens, count) {
   const { sequence } = loaded;
   await sequence.clearHistory();
@@ -27,7 +27,7 @@ async function generate(tokens, count) {
     ms.push(now - since);
     since = now;
     drawn.push(token);
-    // On a busy machine a token may take most of a second: fewer samples then.
+    // On a busy machine a token can take most of a second. Take fewer samples then.
     if (drawn.length === count || (drawn.length > 1 && now - start > LIMIT_MS)) break;
   }
   return { tokens: drawn, ms };
@@ -36,7 +36,7 @@ async function generate(tokens, count) {
 await serve({
   async open({ threads }) {
     const { getLlama } = await import('node-llama-cpp');
-    // All threads by hand: its own choice would follow what it believes of the machine.
+    // Sets all numbers of threads, because the defaults depend on its view of the machine.
     const llama = await getLlama({
       gpu: false,
       build: 'never',
@@ -63,7 +63,7 @@ await serve({
     return { size: model.size, threads: context.currentThreads };
   },
   generate: ({ tokens, count }) => generate(tokens, count),
-  /** Log-probabilities of the next token, by token: after `tokens`, then after `steps` too, which are fed one by one. */
+  /** Log-probabilities of the next token after `tokens`, and then after `steps`, which are processed one by one. */
   async logProbabilities({ tokens, steps }) {
     await loaded.sequence.clearHistory();
     const after = async (before, last) => {

@@ -1,4 +1,4 @@
-// One model on the two sides of the comparison with llama.cpp: from tokens to the next greedy token.
+// The two sides of the comparison with llama.cpp: one model, from tokens to the next greedy token.
 import type { Session } from '../../lib/index';
 import { agreement } from './run';
 import type { Worker } from './worker';
@@ -9,7 +9,7 @@ function argmax(logits: Float32Array): number {
   return best;
 }
 
-/** Greedy tokens after `tokens`, and the milliseconds to the first and between neighbours, as the peer's process takes them. */
+/** Greedy tokens after `tokens`, the milliseconds to the first and between successive ones, as the peer measures them. */
 export async function generate(session: Session, tokens: number[], count: number) {
   session.truncate(0);
   const [drawn, ms]: [number[], number[]] = [[], []];
@@ -29,7 +29,7 @@ export async function generate(session: Session, tokens: number[], count: number
 type Generated = Awaited<ReturnType<typeof generate>>;
 export type Generate = (tokens: number[], count: number) => Promise<Generated>;
 
-/** Tokens that are no special ones. */
+/** Tokens that are not special tokens. */
 export const promptOf = (length: number, vocabSize: number) =>
   Array.from({ length }, (_, i) => 300 + ((i * 7919) % (vocabSize - 300)));
 
@@ -44,7 +44,7 @@ function logitsAgree(logits: Float32Array, pairs: Pairs) {
   return { logits: known.length, ...same };
 }
 
-/** Whether both compute the same thing: the next token's distribution after a prompt and after decode steps, and how long greedy tokens are the same. */
+/** Compares the distributions of the next token after a prompt and after decode steps, and counts equal greedy tokens. */
 export async function compare(
   session: Session,
   peer: Worker,

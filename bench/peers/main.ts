@@ -1,4 +1,4 @@
-// `bench peers`: the CPU device beside llama.cpp and onnxruntime, and a GPU beside PyTorch, measured in turn in one run.
+// `bench peers`: the CPU device against llama.cpp and onnxruntime, and a GPU against PyTorch, in one run.
 import * as path from 'node:path';
 import { parseArgs } from 'node:util';
 
@@ -32,24 +32,25 @@ const PEERS: Record<string, { name: string; measure(context: PeersContext, pytho
 
 const USAGE = `Usage: bench peers [options]
 
-Measures diffqkv beside others on the same machine, in turn, on as many threads. node bench/peers/install.mjs fetches them.
+Measures diffqkv and other programs on the same machine, alternating, with equal numbers of threads.
+\`node bench/peers/install.mjs\` installs the other programs.
 
 Options:
   --only NAME    one of ${Object.keys(PEERS).join(', ')}
-  --python PATH  a Python that has PyTorch: attention on the GPU (on the CPU where there is none, to show that it runs)
+  --python PATH  a Python with PyTorch: attention on the GPU (without one on the CPU, to show that it runs)
   --quick        fewer layers and samples
-  --tiny         shows that everything runs; the figures mean nothing
-  --json FILE    where the result goes as JSON (default: bench/results/peers.json; of less
-                 than a whole run: build/bench/peers.json)
-  --check        exit status 1 when a target is missed, or a peer is missing (PyTorch: where --only or --python asks for it)
-  -h, --help     this text`;
+  --tiny         sizes too small for figures, to show that everything runs
+  --json FILE    write the result as JSON to FILE (default: bench/results/peers.json; for a part,
+                 build/bench/peers.json)
+  --check        exit status 1 if a target is missed or a peer is missing (PyTorch: only with --only or --python)
+  -h, --help     print this text`;
 
 function wrongUse(message: string): number {
   process.stderr.write(`bench: ${message}\n\n${USAGE}\n`);
   return 1;
 }
 
-/** Resolves to the exit status: 0, or 1 for wrong arguments and, with --check, for a missed target or a peer that is missing. */
+/** Resolves to the exit status: 0, or 1 for wrong arguments and, with --check, for a missed target or a missing peer. */
 export async function runPeers(argv: string[]): Promise<number> {
   let values: ReturnType<typeof parse>['values'];
   try {
@@ -91,7 +92,7 @@ export async function runPeers(argv: string[]): Promise<number> {
     ? path.resolve(values.json)
     : path.join(projectRoot, isWhole ? RESULTS : SCRATCH, 'peers.json');
   const save = (): void => {
-    if (figures.length === 0) return; // an older result stays until there is something to put in its place
+    if (figures.length === 0) return; // keep an older result until something is measured
     result.seconds = Math.round((Date.now() - started) / 1000);
     Object.assign(setup, { loadAverageAfter: describeMachine().loadAverage, patienceLeftMs: patienceLeftMs() });
     Object.assign(result.ceilings, limits.all());
@@ -99,7 +100,7 @@ export async function runPeers(argv: string[]): Promise<number> {
   };
   const stop = (): void => {
     save();
-    process.exit(130); // scratch folders and the peers' processes go with it
+    process.exit(130); // removes the temporary folders and ends the processes of the peers
   };
   const signals = ['SIGINT', 'SIGTERM'] as const;
   for (const signal of signals) process.once(signal, stop);

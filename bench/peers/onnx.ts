@@ -1,4 +1,4 @@
-// An ONNX model of one GroupQueryAttention node, encoded by hand: protobuf is tags, varints and lengths.
+// An ONNX model of one GroupQueryAttention node, encoded as protobuf: tags, varints and lengths.
 
 /** Numbers of ONNX's element types. */
 export const ONNX_TYPES = { f32: 1, i32: 6, f16: 10, bf16: 16 };
@@ -29,17 +29,17 @@ const attribute = (name: string, value: number) =>
 
 export interface GqaShape {
   numQHeads: number;
-  /** The operator has one count for both. */
+  /** The number of K heads and of V heads. */
   numKAndVHeads: number;
   dim: number;
-  /** Length of the cache with the new token. */
+  /** Length of the cache, including the new token. */
   kvLen: number;
-  /** Length of the inputs past_key and past_value: kvLen where the outputs share their memory, else one less. */
+  /** Length of the inputs past_key and past_value: kvLen if the outputs share their memory, else kvLen - 1. */
   pastLen: number;
   type: 'f32' | 'f16' | 'bf16';
 }
 
-/** One token of one sequence: query, key and value of the token, the cache as input, the cache with the token as output. */
+/** A step of one sequence. Inputs: query, key and value of the token, and the cache. Outputs: attention and the cache. */
 export function groupQueryAttentionModel({ numQHeads, numKAndVHeads, dim, kvLen, pastLen, type }: GqaShape): Buffer {
   const element = ONNX_TYPES[type];
   const row = (name: string, heads: number) => tensor(name, element, [1, 1, heads * dim]);

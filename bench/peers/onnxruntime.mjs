@@ -1,4 +1,4 @@
-// GroupQueryAttention of onnxruntime-node, in a process of its own. See serve.mjs.
+// GroupQueryAttention of onnxruntime-node, in its own process. See serve.mjs.
 import { readFileSync } from 'node:fs';
 
 import { serve } from './serve.mjs';
@@ -16,7 +16,7 @@ function read(file, type) {
   return new ARRAYS[type](buffer.slice(byteOffset, byteOffset + byteLength));
 }
 
-/** The cache is given as input and taken as output; where both are the same memory, the operator appends in place. */
+/** The cache is an input and an output. If both are the same memory, the operator appends in place. */
 async function run({ inputs, outputs }) {
   return await session.run(inputs, outputs);
 }
@@ -32,7 +32,7 @@ await serve({
     });
     return { version: ort.env.versions.node ?? ort.env.versions.common };
   },
-  /** `shared`: past and present are the same memory. `copies` caches are used in turn. */
+  /** `shared`: past and present are the same memory. Calls alternate between `copies` caches. */
   async load({ folder, type, shape, copies, shared }) {
     const { numQHeads, numKAndVHeads, dim, kvLen, pastLen } = shape;
     const row = (name, heads) => new ort.Tensor(type, read(`${folder}/${name}`, type), [1, 1, heads * dim]);
@@ -44,8 +44,8 @@ await serve({
     const pasts = ['past_key', 'past_value'].map((name) => read(`${folder}/${name}`, type));
     feeds = Array.from({ length: copies }, () => {
       const [pastKey, pastValue] = pasts.map((data) => new ort.Tensor(type, data.slice(), cacheShape(pastLen)));
-      // Memory of ours for the results too: without it each call would allocate and fill new arrays. Filled, for memory that
-      // nobody has written to yet would be handed out by the system, page by page, during the calls that are timed.
+      // Results have preallocated memory too, or each call would allocate new arrays. It is filled, or the system would
+      // allocate its pages during the timed calls.
       const present = (past) => {
         if (shared) return past;
         return new ort.Tensor(type, new ARRAYS[type](numKAndVHeads * kvLen * dim).fill(1), cacheShape(kvLen));
@@ -69,7 +69,7 @@ await serve({
     const { output } = await run(feeds[0]);
     return { values: Array.from(output.data) };
   },
-  /** Milliseconds of each of `calls` calls, one after the other. */
+  /** Milliseconds of each of `calls` consecutive calls. */
   async time({ calls }) {
     const ms = [];
     for (let i = 0; i < calls; ++i) {

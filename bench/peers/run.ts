@@ -1,8 +1,9 @@
-// What the measurements of peers have in common.
+// Shared parts of the measurements of peers.
 import * as fs from 'node:fs';
 import * as os from 'node:os';
 import * as path from 'node:path';
 
+import { type Device, openDevice } from '../../lib/index';
 import { Ceilings } from '../ceilings';
 import type { Figure } from '../figure';
 import { CpuLimits, type Limits, NO_LIMITS } from '../limits';
@@ -19,9 +20,9 @@ export interface Peer {
 
 export interface PeersContext {
   quick: boolean;
-  /** So small that the figures mean nothing: shows that everything runs. */
+  /** Sizes too small for figures, to show that everything runs. */
   tiny: boolean;
-  /** As many for the peers as diffqkv has. */
+  /** Number of threads of diffqkv and of every peer. */
   threads: number;
   progress: (line: string) => void;
   figures: Figure[];
@@ -30,9 +31,9 @@ export interface PeersContext {
   limits: RunLimits;
 }
 
-/** The CPU's ceilings over the run. The program that measures them starts with the first sample. */
+/** The limits of the CPU over the run, on a device of their own that is opened for the first sample. */
 export class RunLimits {
-  private ceilings: Ceilings | null = null;
+  private device: Device | null = null;
   private limits: CpuLimits | null | undefined;
 
   constructor(private readonly progress: (line: string) => void) {}
@@ -44,8 +45,8 @@ export class RunLimits {
     }
     this.limits = null;
     try {
-      this.ceilings = Ceilings.open();
-      const limits = new CpuLimits(this.ceilings);
+      this.device = await openDevice('cpu');
+      const limits = new CpuLimits(new Ceilings(this.device));
       await limits.start(2);
       this.limits = limits;
     } catch (error) {
@@ -53,7 +54,7 @@ export class RunLimits {
     }
   }
 
-  /** What a call can do at best: its milliseconds, and which ceiling says so; null where that was not measured. */
+  /** The least milliseconds of a call and the name of the limit; null if the limit was not measured. */
   of(work: Omit<Work, 'call'>) {
     return limitOf({ ...work, call: async () => {} }, this.limits?.now() ?? NO_LIMITS);
   }
@@ -63,11 +64,11 @@ export class RunLimits {
   }
 
   close(): void {
-    this.ceilings?.close();
+    this.device?.dispose();
   }
 }
 
-/** Runs `measure`, which returns the peer's version. A peer that fails is missing, with its reason, and the others go on. */
+/** Runs `measure`, which returns the version of the peer. A peer that fails is reported as missing, with the reason. */
 export async function measurePeer(context: PeersContext, name: string, measure: () => Promise<string>): Promise<void> {
   try {
     context.peers.push({ name, version: await measure(), status: 'measured' });
@@ -79,7 +80,7 @@ export async function measurePeer(context: PeersContext, name: string, measure: 
   }
 }
 
-/** Since the start of the system, over all cores. */
+/** CPU times of all cores since the start of the system. */
 function cpuTimes(): { idle: number; all: number } {
   const times = os.cpus().map(({ times }) => times);
   const sum = (values: number[]) => values.reduce((total, value) => total + value, 0);
@@ -87,12 +88,12 @@ function cpuTimes(): { idle: number; all: number } {
 }
 
 const PAUSE_MS = 150;
-let patienceMs = 60_000; // of the whole run: a machine that is never quiet must not hold it up for ever
+let patienceMs = 60_000; // of the whole run, so that a run also ends on a machine that is always busy
 
 /**
- * What stands before every sample. Threads of one library may spin on for some milliseconds after its work: not on the time of
- * the next one. And where other programs keep the cores busy, it waits for a quiet moment: a library whose threads spin to wait
- * for each other suffers from them out of all proportion.
+ * Waits before a sample. The threads of a library can spin for some milliseconds after its work, which must not slow down
+ * the next library. If other programs use the cores, it waits until they are idle: they slow down a library whose threads
+ * spin much more than others.
  */
 export async function settle(): Promise<void> {
   for (;;) {
@@ -105,15 +106,15 @@ export async function settle(): Promise<void> {
   }
 }
 
-/** How long a run may wait for quiet moments, in all. */
+/** Sets the total time that a run can wait for idle cores. */
 export function setPatience(ms: number): void {
   patienceMs = ms;
 }
 
-/** What is left of the time for waiting: nothing, and samples were taken on a busy machine. */
+/** The remaining time for waiting. If it is 0, samples were taken on a busy machine. */
 export const patienceLeftMs = () => Math.max(0, patienceMs);
 
-/** As `interleave`, and the samples of each counted round beside their summary. */
+/** Like `interleave`, but also returns the samples of each counted round. */
 export async function inTurn(
   variants: Record<string, () => Promise<number[]>>,
   options: Parameters<typeof interleave>[1],
@@ -129,13 +130,13 @@ export async function inTurn(
   return { ms, rounds: Object.fromEntries(counted) };
 }
 
-/** How many times as fast as the peer ours is, of each round by itself: what disturbs a round disturbs both sides. */
+/** The speed of diffqkv relative to the peer in each round: a disturbance affects both sides of a round. */
 export function timesAsFast(ours: readonly number[][], peer: readonly number[][]): Stats {
   const median = (samples: readonly number[] | undefined) => summarize(samples ?? []).median;
   return summarize(ours.map((samples, round) => median(peer[round]) / median(samples)));
 }
 
-/** Pearson's correlation, and the largest difference after both have been centred. */
+/** The Pearson correlation, and the largest difference after subtraction of the means. */
 export function agreement(a: ArrayLike<number>, b: ArrayLike<number>): { correlation: number; maxDifference: number } {
   const [x, y] = [a, b].map((values) => {
     const array = Float64Array.from(values);
@@ -153,7 +154,7 @@ export function agreement(a: ArrayLike<number>, b: ArrayLike<number>): { correla
   return { correlation: xy / Math.sqrt(xx * yy), maxDifference };
 }
 
-/** A folder for models; whoever makes it removes it, and so does the end of the process, since a model takes gigabytes. */
+/** A temporary folder for models. The caller removes it; the end of the process does too, because models are large. */
 export function scratchFolder(): string {
   const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'diffqkv-peers-'));
   process.once('exit', () => fs.rmSync(folder, { recursive: true, force: true }));

@@ -1,7 +1,8 @@
-// What the peers' processes share: requests { call, ... } and answers { result } or { error }, over the channel of a forked process.
+// The protocol of the processes of the peers: requests { call, ... } and answers { result } or { error }, over the channel of
+// a forked process.
 
 export async function serve(calls) {
-  // Native libraries write to stdout at times; answers go to a channel of their own.
+  // Answers use a channel of their own, because native libraries sometimes write to stdout.
   const answer = (message) => process.send(message);
   process.on('message', async ({ call, ...args }) => {
     try {

@@ -1,4 +1,4 @@
-// Attention by PyTorch on the GPU, which bench/peers/torch_attention.py measures and prints, and ours at the same shapes.
+// Attention by PyTorch on the GPU, measured by bench/peers/torch_attention.py, and by diffqkv at the same shapes.
 import { spawn } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as path from 'node:path';
@@ -14,7 +14,7 @@ import { decodeWork, prefillWork, timeWorks } from '../work';
 import { type Peer, type PeersContext, scratchFolder } from './run';
 import { PeerMissing, peersFolder } from './worker';
 
-/** One shape, and where the outputs of some of its queries are, in float32: [batch, rows, heads, dim]. */
+/** One shape, and the file with the float32 outputs of some of its queries: [batch, rows, heads, dim]. */
 interface Case extends Pick<Figure, 'name' | 'group' | 'bytes' | 'flops'> {
   at: { heads: string; dim: number; prefix: number; batch: number };
   qLen: number;
@@ -25,26 +25,26 @@ interface Case extends Pick<Figure, 'name' | 'group' | 'bytes' | 'flops'> {
 interface Answer {
   version: string;
   device: string;
-  /** Its backends; one that refused some shapes is measured, and says which was the first. */
+  /** Its backends. One that rejects some shapes is still measured, and names the first of them. */
   peers: Peer[];
   figures: Figure[];
   cases: Case[];
-  /** How far each was from the reference at most. */
+  /** The largest error of each, relative to the reference. */
   errors: Record<string, number>;
 }
 
 /**
- * How far an output vector may be from the one in float32, relative to its length. Kernels round probabilities and outputs to
- * bf16, each by 2^-8 at most and about 2^-9.3 in the mean: together by 2^-7 at most, by about 2^-9 in the mean. A block of 64
- * keys that is left out moves a vector by about sqrt(64 / keys): more than this bound up to 256k keys.
+ * The largest allowed error of an output vector, relative to its length. Kernels round probabilities and outputs to bf16,
+ * each by up to 2^-8 and by about 2^-9.3 on average: together by up to 2^-7, and by about 2^-9 on average. An omitted block
+ * of 64 keys changes a vector by about sqrt(64 / keys), which exceeds this bound up to 256k keys.
  */
 const BOUND = 2 ** -6;
-const PERIOD = 1_000_003; // prime, so that no two rows of a tensor are alike
+const PERIOD = 1_000_003; // prime, so that no two rows of a tensor are equal
 
 type Inputs = Record<'q' | 'k' | 'v', Uint16Array>;
 
 export async function measureTorch(context: PeersContext, python?: string): Promise<string> {
-  if (python === undefined) throw new PeerMissing('no --python that has PyTorch was given');
+  if (python === undefined) throw new PeerMissing('--python does not name a Python with PyTorch');
   context.progress('PyTorch: attention');
   const folder = scratchFolder();
   try {
@@ -86,7 +86,7 @@ async function runPython(python: string, args: string[]): Promise<Answer> {
   return JSON.parse(Buffer.concat(parts).toString());
 }
 
-/** Our figures at the same shapes, on the GPU where there is one; after theirs, not in turn: they are another program's. */
+/** The figures of diffqkv at the same shapes, on the GPU if there is one. They are measured after those of PyTorch. */
 async function oursBeside(
   cases: readonly Case[],
   inputs: Inputs,
@@ -157,7 +157,7 @@ interface OutputShape {
   isDecode: boolean;
 }
 
-/** [batch, qLen, numQHeads, dim], of the inputs that the peers were compared on. */
+/** The output [batch, qLen, numQHeads, dim] for the inputs that the peers were compared on. */
 async function outputOf(device: Device, inputs: Inputs, { heads, batch, qLen, kvLen, isDecode }: OutputShape) {
   const { numQHeads, numKHeads, numVHeads, headDimQk: dim } = heads;
   const tensors: Tensor[] = [];
@@ -194,7 +194,7 @@ function rowsOf(values: Float32Array, rows: readonly number[], length: number, w
   return out;
 }
 
-/** How far a vector of `dim` numbers lies from the expected one at most, relative to its length. */
+/** The largest error of a vector of `dim` numbers, relative to its length. */
 export function vectorError(got: Float32Array, expected: Float32Array, dim: number): number {
   if (got.length !== expected.length) return Infinity;
   let worst = 0;

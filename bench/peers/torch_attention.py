@@ -1,16 +1,16 @@
 """Attention by PyTorch, as JSON figures of this bench on stdout: python torch_attention.py --folder FOLDER --bound BOUND [--quick | --tiny]
 
 Decode and causal prefill at 32/4/16 and 32/16/16 heads by
-  - scaled_dot_product_attention, its flash and its cuDNN backend. They know one head count for K and V: K is copied up
-    to V's heads beforehand, outside the timing, so they read a larger cache than DiffQKV does;
-  - FlexAttention, compiled, with K copied up in the same way;
-  - FlexHeadFA (pip install flex-head-fa --no-build-isolation), the paper's kernel, with K as it is.
-On a GPU by CUDA events, with inputs rotated over more memory than the L2 cache holds. Without a GPU it measures the CPU:
-that shows that it runs, and no more.
+  - scaled_dot_product_attention with its flash and cuDNN backends. They have one head count for K and V. K is copied to
+    the heads of V before the timing, so they read a larger cache than DiffQKV;
+  - FlexAttention, compiled, with K copied in the same way;
+  - FlexHeadFA (pip install flex-head-fa --no-build-isolation), the kernel of the paper, with K unchanged.
+Times on a GPU are from CUDA events. Inputs are rotated over more memory than the L2 cache holds. Without a GPU it runs on
+the CPU, only to show that it works.
 
-At every shape each peer's output is compared with a reference in float32 before it is timed. The inputs are then the bf16
-numbers of FOLDER's files q, k and v, each repeated over [batch, length, heads, dim]; the reference goes to FOLDER too, so
-that diffqkv's output for the same inputs can be compared with it. Of a prefill, 64 queries are compared.
+At every shape the output of each peer is compared with a float32 reference before the timing. The inputs are the bf16
+numbers of the files q, k and v in FOLDER, repeated over [batch, length, heads, dim]. The reference is also written to
+FOLDER, to be compared with the output of diffqkv for the same inputs. Of a prefill, 64 queries are compared.
 """
 import argparse
 import json
@@ -32,18 +32,18 @@ missing = {}
 
 
 def spread_heads(x, num_heads):
-    """[batch, heads, length, dim] with each head repeated, so that there are num_heads."""
+    """[batch, heads, length, dim] with each head repeated to num_heads heads."""
     return x.repeat_interleave(num_heads // x.shape[1], dim=1)
 
 
 def repeated(numbers, shape):
-    """The numbers over and over as [batch, length, heads, dim], then as [batch, heads, length, dim]."""
+    """Repeats the numbers over [batch, length, heads, dim] and returns them as [batch, heads, length, dim]."""
     count = math.prod(shape)
     return numbers.repeat(-(-count // len(numbers)))[:count].view(shape).transpose(1, 2).contiguous()
 
 
 def reference(q, k, v, rows, causal):
-    """The outputs of some queries in float32: [batch, rows, heads, dim]. One head at a time, for the sake of memory."""
+    """The outputs of some queries in float32: [batch, rows, heads, dim]. One head at a time, to save memory."""
     (batch, num_heads, q_len, dim), kv_len = q.shape, k.shape[2]
     out = torch.empty(batch, len(rows), num_heads, dim, device=q.device)
     last_seen = kv_len - q_len + torch.tensor(rows, device=q.device)
@@ -59,7 +59,7 @@ def reference(q, k, v, rows, causal):
 
 
 def vector_error(got, expected):
-    """How far an output vector (of one head of one query) lies from the expected one at most, relative to its length."""
+    """The largest error of an output vector (of one head of one query), relative to its length."""
     return ((got - expected).norm(dim=-1) / expected.norm(dim=-1)).max().item()
 
 
@@ -86,7 +86,7 @@ class Flex:
         self.module = module
 
     def prepare(self, q, k, v):
-        if self.shapes != (q.shape, k.shape, v.shape):  # past a number of shapes, an old one would be left uncompiled
+        if self.shapes != (q.shape, k.shape, v.shape):  # beyond a number of shapes, it would run uncompiled
             torch._dynamo.reset()
             flex_attention = self.module.flex_attention
             self.compiled = torch.compile(flex_attention, dynamic=False) if ON_GPU else flex_attention
@@ -106,7 +106,7 @@ class Flex:
 
 
 class FlexHeadFa:
-    """K and V with head counts of their own, as [batch, length, heads, dim]."""
+    """K and V with different head counts, as [batch, length, heads, dim]."""
 
     def __init__(self):
         import flex_head_fa
@@ -125,7 +125,7 @@ class FlexHeadFa:
 
 
 class Plain:
-    """Whatever scaled_dot_product_attention picks, for a run without a GPU."""
+    """The default backend of scaled_dot_product_attention, for a run without a GPU."""
 
     def prepare(self, q, k, v):
         return tuple(spread_heads(x, q.shape[1]).contiguous() for x in (q, k, v))
@@ -144,7 +144,7 @@ PEERS = {
 
 
 def milliseconds(call, sets, rounds, calls):
-    """A sample is the mean of `calls` calls queued together, each on the next of the inputs."""
+    """A sample is the mean of `calls` calls that are queued together and alternate between the inputs."""
     samples = []
     for number in range(rounds + 2):
         if ON_GPU:
@@ -170,7 +170,7 @@ def stats(samples):
 
 
 class Case:
-    """One shape: what must be read or computed, the inputs that outputs are compared on, and what they must be."""
+    """One shape: its bytes and FLOPs, the inputs of the comparison, and the reference output."""
 
     def __init__(self, heads, dim, batch, q_len, kv_len, numbers):
         self.heads, self.dim, self.batch, self.q_len, self.kv_len = heads, dim, batch, q_len, kv_len
@@ -190,7 +190,7 @@ class Case:
             "name": f"{what} attention {heads_name} x {self.dim}, {self.kv_len} tokens, batch {self.batch}",
             "group": f"peers: attention {what}",
             "at": {"heads": heads_name, "dim": self.dim, "prefix": self.kv_len, "batch": self.batch},
-            # The bytes that DiffQKV must read, whatever the peer reads.
+            # The bytes that DiffQKV must read. A peer can read more.
             **({"bytes": self.cache_bytes} if self.is_decode else {"flops": self.flops}),
         }
 
@@ -200,7 +200,7 @@ class Case:
 
 
 def measure(name, peer, case, bound, rounds, calls):
-    """Its figure, and how far its output is from the reference."""
+    """Its figure, and the error of its output."""
     is_decode = case.is_decode
     call = lambda *args: peer(*args, causal=not is_decode)
     sets = [peer.prepare(*case.inputs)]
@@ -237,7 +237,7 @@ def cases(size):
     lengths = [2048, 4096, 16384, 32768, 65536, 131072]
     if size == "quick":
         return [(1, 2048, 1), (1, 32768, 1), (1, 4096, 16), (2048, 2048, 1)]
-    # As many sequences as keep the cache of 32/16/16 x 128 below 16 GiB, in two copies.
+    # The largest batch with two copies of the 32/16/16 x 128 cache below 16 GiB.
     decode = [(1, n, batch) for n in lengths for batch in (1, 4, 16, 32) if n * batch <= 2**21]
     return decode + [(n, n, 1) for n in (512, 2048, 8192, 32768)]
 
@@ -280,7 +280,7 @@ def main():
                             figures.append(figure)
                             errors[name] = max(error, errors.get(name, 0))
                             print(f"{name}: {where}", file=sys.stderr)
-                        except Exception as error:  # one case that a backend refuses is no reason to lose the others
+                        except Exception as error:  # measure the other cases if a backend rejects one
                             reason = (str(error) or type(error).__name__).splitlines()[0]
                             failures.setdefault(name, f"{where}: {reason}")
                             print(f"{name} fails at {where}: {reason}", file=sys.stderr)

@@ -1,4 +1,4 @@
-// A peer in a process of its own: what it does to threads, memory or the process itself does not touch our figures.
+// A peer in its own process, so that its threads and memory do not affect the figures of diffqkv.
 import { type ChildProcess, fork } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as path from 'node:path';
@@ -7,7 +7,7 @@ import { projectRoot } from '../machine';
 
 export const peersFolder = path.join(projectRoot, 'bench', 'peers');
 
-/** Why a peer cannot be measured. */
+/** The reason why a peer cannot be measured. */
 export class PeerMissing extends Error {}
 
 export class Worker {
@@ -35,12 +35,12 @@ export class Worker {
     );
   }
 
-  /** Starts `script` of bench/peers, which uses the package `name` from its node_modules. */
+  /** Starts `script` of bench/peers, which uses the package `name` in bench/peers/node_modules. */
   static open(script: string, name: string): Worker {
     if (!fs.existsSync(path.join(peersFolder, script)))
-      throw new PeerMissing('an installed package has no peers: use a checkout of the repository');
+      throw new PeerMissing('an installation has no peers: use a clone of the repository');
     if (!fs.existsSync(path.join(peersFolder, 'node_modules', name)))
-      throw new PeerMissing(`${name} is not installed: node bench/peers/install.mjs`);
+      throw new PeerMissing(`${name} is not installed: run \`node bench/peers/install.mjs\``);
     const child = fork(path.join(peersFolder, script), { stdio: ['ignore', 'ignore', 'pipe', 'ipc'] });
     return new Worker(child, script);
   }

@@ -13,17 +13,17 @@ const GRID = { outputs: [2, 4, 8, 16, 32, 64], prefixes: [0, 2, 4, 16, 32, 64] }
 const QUICK_GRID = { outputs: [2, 16], prefixes: [0, 16] };
 const POSITIONS = [64, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 98304, 131072];
 const QUICK_POSITIONS = [64, 2048, 32768];
-const Q_SIZE = 2048; // of Sigma-1.5B: 32 heads of 64, which is its hidden size too
+const Q_SIZE = 2048; // Sigma-1.5B: 32 heads of 64, equal to its hidden size
 const AUG_Q_SIZE = 3072;
 const WHO = { Sigma: SIGMA_HEADS, STD: STD_HEADS } as const;
 type Who = keyof typeof WHO;
 const PARTS = ['cache', 'attention', 'augmented Q'] as const;
 type Part = (typeof PARTS)[number];
-/** What K and V cost, which is what fewer K heads can save of; and that with augmented Q, as the paper adds it up. */
+/** The sum that fewer K heads can reduce, and the sum of the paper, which includes augmented Q. */
 const SUMS = { 'cache and attention': ['cache', 'attention'], total: PARTS } as const;
 type What = Part | keyof typeof SUMS;
 
-/** The one cell of figure 2 whose numbers the paper's text gives. */
+/** The text of the paper has the numbers of only one cell of figure 2. */
 const PAPER: Partial<Record<What, number>> = { cache: 36.57, attention: 15.4, total: 33.36 };
 const PAPER_LENGTH = 65536;
 const TARGET = { what: 'cache and attention', prefix: 32768, atLeast: 33 };
@@ -48,7 +48,7 @@ function positionCell(bench: Bench, length: number): Cell {
   };
 }
 
-/** One layer's part of one step. */
+/** The time of one part of one step in one layer. */
 function stepFigure(
   bench: Bench,
   who: Who,
@@ -65,7 +65,7 @@ function stepFigure(
   });
 }
 
-/** What does not depend on the length: a token's rows into the cache, and augmented Q. */
+/** The parts that do not depend on the length: storing a token's rows in the cache, and augmented Q. */
 function constantCell(bench: Bench): Cell {
   const { pool, device, quick } = bench;
   return {
@@ -101,7 +101,7 @@ function constantCell(bench: Bench): Cell {
   };
 }
 
-/** A copy of one token's K row and V row to their places. */
+/** Copies the K row and the V row of one token. */
 function storeWork({ pool }: Bench, heads: HeadShape): Work {
   const { numKHeads, numVHeads, headDimQk, headDimVo } = heads;
   const [token] = pool.take('i32', [1], 1) as [Tensor];
@@ -116,7 +116,7 @@ function storeWork({ pool }: Bench, heads: HeadShape): Work {
   };
 }
 
-/** The grid, from the figures of the steps. What has not been measured far enough gives no figure. */
+/** The grid, computed from the figures of the steps. Lengths beyond the measured ones have no figure. */
 export function ceetGrid(measured: readonly Figure[], grid: typeof GRID, layers: number): Figure[] {
   const steps = measured.filter(({ group }) => group === 'ceet step');
   const figures: Figure[] = [];
@@ -140,7 +140,7 @@ export function ceetGrid(measured: readonly Figure[], grid: typeof GRID, layers:
           ours,
           theirs,
         );
-        // What augmented Q costs may be more or less than K saves: near 0 a share of the limit says nothing.
+        // Augmented Q can cost more or less than K saves. Near a limit of 0 the share has no meaning.
         figures.push(what === 'total' ? { ...saved, share: null } : saved);
       }
     }
@@ -159,7 +159,7 @@ function sumsOf(steps: readonly Figure[], who: Who, name: string, prefix: number
       better: 'less',
       limit,
       bytes,
-      limitName: 'the limits of the steps, summed',
+      limitName: 'sum of the limits of the steps',
       target: null,
       samples: {},
       group: 'ceet',
@@ -172,7 +172,7 @@ function sumsOf(steps: readonly Figure[], who: Who, name: string, prefix: number
       if (points.some(({ value }) => value === null)) return null;
       return sumOver(points as { length: number; value: number }[], prefix, prefix + output);
     };
-    if (what === 'augmented Q' && who === 'STD') continue; // STD has none
+    if (what === 'augmented Q' && who === 'STD') continue; // STD has no augmented Q
     const value = over((step) => step.value);
     if (value === null) return {};
     const limit = over((step) => step.limit);
@@ -195,7 +195,8 @@ function sumsOf(steps: readonly Figure[], who: Who, name: string, prefix: number
 }
 
 export const ceetSuite: Suite = {
-  description: 'figure 2: elapsed time of cache, attention and augmented Q over output x prefix, Sigma against STD',
+  description:
+    'CEET (figure 2 of the paper): time of cache, attention and augmented Q by output and prefix, Sigma against STD',
   kinds: ['cuda', 'cpu', 'emulated'],
   plan(bench) {
     const positions = byKind(bench, {
@@ -214,15 +215,14 @@ export const ceetSuite: Suite = {
         augmentedQ: { sigma: { qSize: Q_SIZE, augQSize: AUG_Q_SIZE }, std: null },
         positions,
         method: {
-          sums: 'measured for one layer at the positions, straight lines between them, summed over the lengths of the output tokens, times the layers',
+          sums: 'measured for one layer at the positions, interpolated linearly, summed over the output tokens, times the layers',
           attention: 'kernels.attentionDecode',
           cache:
-            "storing: the copy of a token's K row and V row by kernels.embed, as the cache's own append is no public call; loading: none, as attention reads K and V where they lie",
-          augmentedQ: 'kernels.augmentedQ on Sigma alone: STD has none',
-          total:
-            'with augmented Q, as the paper adds it up; cache and attention without it, as its limit of 37.5 % is meant',
+            "storing: a copy of a token's K row and V row by kernels.embed, because the append of the cache is not public; loading: none, because attention reads K and V in place",
+          augmentedQ: 'kernels.augmentedQ, only for Sigma',
+          total: 'with augmented Q, as in the paper; cache and attention without it, as for the limit of 37.5 %',
         },
-        rotated: 'at most 256 sets of K and V: up to some 2k tokens they may lie in a large last-level cache',
+        rotated: 'at most 256 sets of K and V: up to about 2k tokens they may fit into a large last-level cache',
         paper: 'arXiv 2501.13629 v2, section 3.3: savings at 64k output after a 64k prefix',
       },
       cells: [constantCell(bench), ...positions.map((length) => positionCell(bench, length))],

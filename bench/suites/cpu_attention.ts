@@ -1,4 +1,4 @@
-// Decode attention over a long cache, by the direct kernel call: 32/4/16 heads, 32/16/16, and 32/4/16 with selective V.
+// Decode attention over a long cache: 32/4/16 heads, 32/16/16, and 32/4/16 with selective V.
 import { type Device, kernels, type Tensor } from '../../lib/index';
 import { BandwidthMeter, type Ceilings } from '../ceilings';
 import { type Figure, figure } from '../figure';
@@ -10,11 +10,11 @@ import type { Bench } from '../suite';
 const KV_LEN = 32768;
 const TOP_K = 100;
 const BF16_BYTES = 2;
-const ROTATION_BYTES = 1.25e9; // what each tensor kind takes in all, so that no cache serves a call
-const QUICK_ROTATION_BYTES = 0.4e9; // K and V together are still more than most caches hold
-const CALLS = 6; // queued together, without waiting in between: one sample is their mean
+const ROTATION_BYTES = 1.25e9; // of all tensors of one kind, so that no input is in a cache
+const QUICK_ROTATION_BYTES = 0.4e9; // K and V together still exceed most caches
+const CALLS = 6; // queued together; one sample is their mean
 
-/** Hands out the tensors in turn. */
+/** Returns its tensors in turn. */
 class Rotation {
   private next = 0;
 
@@ -42,7 +42,7 @@ class Tensors {
     return tensor;
   }
 
-  /** Enough tensors [1, KV_LEN, numHeads, headDim] that reading them all flushes every cache. */
+  /** Tensors [1, KV_LEN, numHeads, headDim], enough to flush every cache when all are read. */
   rotation(numHeads: number, headDim: number): Rotation {
     const bytes = KV_LEN * numHeads * headDim * BF16_BYTES;
     return new Rotation(
@@ -55,7 +55,7 @@ class Tensors {
   }
 }
 
-/** Bytes of K and V that a call must read; selective V takes TOP_K rows for each Q head at most. */
+/** Bytes of K and V that a call must read. Selective V reads up to TOP_K rows for each Q head. */
 function bytesRead({ numQHeads, numKHeads, numVHeads, headDimQk, headDimVo }: HeadShape, selective: boolean): number {
   const vRows = selective ? TOP_K * numQHeads : KV_LEN * numVHeads;
   return (KV_LEN * numKHeads * headDimQk + vRows * headDimVo) * BF16_BYTES;
@@ -70,7 +70,7 @@ export async function measureAttention({ device, quick, progress, check }: Bench
     const out = tensors.make([1, SIGMA_HEADS.numQHeads, SIGMA_HEADS.headDimVo]);
     const sigmaK = tensors.rotation(SIGMA_HEADS.numKHeads, SIGMA_HEADS.headDimQk);
     const stdK = tensors.rotation(STD_HEADS.numKHeads, STD_HEADS.headDimQk);
-    const v = tensors.rotation(SIGMA_HEADS.numVHeads, SIGMA_HEADS.headDimVo); // of the same shape in all variants
+    const v = tensors.rotation(SIGMA_HEADS.numVHeads, SIGMA_HEADS.headDimVo); // the same shape in all variants
 
     const time = (k: Rotation, selectiveV?: { topK: number }) => async () => {
       const queue = () =>
@@ -85,7 +85,7 @@ export async function measureAttention({ device, quick, progress, check }: Bench
     const onRound = async (round: number) => {
       check();
       if (round > 0 && round % 5 === 0) progress(`decode attention: round ${round} of ${rounds}`);
-      await bandwidth.sample(1);
+      await bandwidth.sample();
     };
     const variants = { sigma: time(sigmaK), std: time(stdK), selective: time(sigmaK, { topK: TOP_K }) };
     const ms = await interleave(variants, { warmUp: 2, rounds, onRound });

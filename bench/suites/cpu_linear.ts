@@ -1,16 +1,17 @@
-// The matrices of a prefill, and how long oneDNN takes for them.
-import type { Ceilings, MatrixShape } from '../ceilings';
+// The matrices of a prefill, and the time that they take at best.
+import type { Matrix } from '../../lib/ceilings';
+import type { Ceilings, LinearTimes } from '../ceilings';
 import { summarize } from '../measure';
 import type { sigma15bConfig } from '../shapes';
 
 type Config = ReturnType<typeof sigma15bConfig>;
 
-export interface CountedMatrix extends MatrixShape {
+export interface CountedMatrix extends Matrix {
   name: string;
   count: number;
 }
 
-/** The matrices of one layer, q_proj folded into the augmented-Q pair. What is added to the residual is f32. */
+/** The matrices of one layer. q_proj is folded into augmented Q. Outputs that are added to the residual are f32. */
 function layerMatrices(config: Config): Omit<CountedMatrix, 'm' | 'count'>[] {
   const { hidden_size: hidden, intermediate_size: ffn, aug_q_dim: augQ, head_dim: size } = config;
   const qSize = config.num_attention_heads * size;
@@ -27,14 +28,14 @@ function layerMatrices(config: Config): Omit<CountedMatrix, 'm' | 'count'>[] {
   ];
 }
 
-/** Weights of one layer. */
+/** Number of weights of one layer. */
 export function layerWeights(config: Config): number {
   return layerMatrices(config).reduce((sum, { k, n }) => sum + k * n, 0);
 }
 
 /**
- * What a prefill that hands back the last token's logits has to multiply: in the last layer all tokens need their K and
- * V, and only the last token needs the rest. A limit that counted more would flatter the figure beside it.
+ * The products of a prefill that returns the logits of the last token. In the last layer all tokens need K and V, but only
+ * the last token needs the rest. A limit that counted more would make the share of the figure too high.
  */
 export function prefillMatrices(config: Config, numTokens: number): CountedMatrix[] {
   const numLayers = config.num_hidden_layers;
@@ -52,23 +53,36 @@ export function flops(matrices: readonly CountedMatrix[]): number {
   return matrices.reduce((sum, { m, k, n, count }) => sum + 2 * m * k * n * count, 0);
 }
 
-const LAYER_SETS = 4; // 0.5 GB of weights in each layout: more than caches keep
+const LAYER_WEIGHTS = 4; // 0.5 GB of weights in each layout: more than the caches hold
 
-/** Collects oneDNN's times over a run; the limit is the faster of its two weight layouts, matrix by matrix. */
+/**
+ * Collects the limit of a prefill over a run: the time of oneDNN for the same matrices, in the faster of its two weight
+ * layouts for each matrix. Without oneDNN it is the time of the FLOPs at the rate of the CPU's multiply instruction.
+ */
 export class LinearMeter {
-  private readonly times = new Map<CountedMatrix, { packed: number[]; plain: number[] }>();
+  readonly rateName: string;
+  readonly timeName: string;
+  private readonly times = new Map<CountedMatrix, LinearTimes>();
+  private readonly rates: number[] = [];
 
   constructor(
     private readonly ceilings: Ceilings,
     private readonly matrices: readonly CountedMatrix[],
   ) {
-    for (const matrix of matrices) this.times.set(matrix, { packed: [], plain: [] });
+    const { hasOnednn } = ceilings;
+    this.rateName = hasOnednn ? "oneDNN's rate on the same matrices" : 'rate of the multiply instruction';
+    this.timeName = hasOnednn ? "oneDNN's time for the same matrices" : 'FLOPs at the rate of the multiply instruction';
+    for (const matrix of matrices) this.times.set(matrix, { packedMs: [], plainMs: [] });
   }
 
   async sample(): Promise<void> {
+    if (!this.ceilings.hasOnednn) {
+      this.rates.push(await this.ceilings.multiply());
+      return;
+    }
     await this.sampleGroup(
       this.matrices.filter(({ m }) => m > 1),
-      LAYER_SETS,
+      LAYER_WEIGHTS,
     );
     await this.sampleGroup(
       this.matrices.filter(({ m }) => m === 1),
@@ -89,21 +103,23 @@ export class LinearMeter {
   }
 
   private ms(matrix: CountedMatrix): number {
-    const { packed, plain } = this.of(matrix);
-    return Math.min(summarize(packed).median, summarize(plain).median);
+    if (!this.ceilings.hasOnednn) return (2 * matrix.m * matrix.k * matrix.n) / summarize(this.rates).median / 1e6;
+    const { packedMs, plainMs } = this.of(matrix);
+    return Math.min(summarize(packedMs).median, summarize(plainMs).median);
   }
 
-  private of(matrix: CountedMatrix) {
+  private of(matrix: CountedMatrix): LinearTimes {
     const times = this.times.get(matrix);
     if (times === undefined) throw new Error(`no such matrix: ${matrix.name}`);
     return times;
   }
 
-  private async sampleGroup(group: CountedMatrix[], sets: number): Promise<void> {
-    for (const [i, { packedMs, plainMs }] of (await this.ceilings.linear(group, sets, 1)).entries()) {
+  private async sampleGroup(group: CountedMatrix[], numWeights: number): Promise<void> {
+    const shapes = group.map(({ m, k, n, out }) => ({ m, k, n, out }));
+    for (const [i, { packedMs, plainMs }] of (await this.ceilings.linear(shapes, numWeights)).entries()) {
       const times = this.of(group[i] as CountedMatrix);
-      times.packed.push(...packedMs);
-      times.plain.push(...plainMs);
+      times.packedMs.push(...packedMs);
+      times.plainMs.push(...plainMs);
     }
   }
 }

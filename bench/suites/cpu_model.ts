@@ -1,4 +1,4 @@
-// Decode and prefill of a whole model, timed as a caller of Session sees them (wall clock, logits in hand).
+// Decode and prefill of a whole model, by the wall clock of the caller of Session, including the logits.
 import { Model, type Session } from '../../lib/index';
 import { BandwidthMeter, type Ceilings } from '../ceilings';
 import { type Figure, figure } from '../figure';
@@ -12,9 +12,9 @@ const PREFILL_TOKENS = 512;
 const BF16_BYTES = 2;
 const BATCH_SIZE = 16;
 const BATCH_PROMPT_TOKENS = 32;
-const RESERVED_BYTES = 7e9; // for the buffers of bench/ceilings and the rest of the process
+const RESERVED_BYTES = 7e9; // for the buffers of the limits and the rest of the process
 
-/** As many layers as fit comfortably. */
+/** As many layers as fit into memory, at least 4. */
 function chooseLayers(quick: boolean): number {
   if (quick) return 2;
   const fit = Math.floor((availableMemory() - RESERVED_BYTES) / (layerWeights(sigma15bConfig(1)) * BF16_BYTES));
@@ -44,7 +44,7 @@ async function timePrefill(session: Session, tokens: number[]): Promise<number> 
   return performance.now() - start;
 }
 
-/** Seconds for `count` generations that run at once, each of other tokens. */
+/** Seconds of `count` simultaneous generations with different tokens. */
 async function timeGenerations(model: Model, count: number, newTokens: number): Promise<number> {
   const prompts = Array.from({ length: count }, (_, i) =>
     promptTokens(BATCH_PROMPT_TOKENS + i, model.config.vocabSize).slice(i),
@@ -54,7 +54,7 @@ async function timeGenerations(model: Model, count: number, newTokens: number): 
   return (performance.now() - start) / 1000;
 }
 
-export async function measureModel({ device, quick, progress, check }: Bench, ceilings: Ceilings, haveOnednn: boolean) {
+export async function measureModel({ device, quick, progress, check }: Bench, ceilings: Ceilings) {
   const numLayers = chooseLayers(quick);
   const config = sigma15bConfig(numLayers);
   progress(`making a random Sigma-1.5B with ${numLayers} of its ${SIGMA_15B_LAYERS} layers`);
@@ -66,7 +66,7 @@ export async function measureModel({ device, quick, progress, check }: Bench, ce
   const tokens = promptTokens(PREFILL_TOKENS, config.vocab_size);
   const bandwidth = new BandwidthMeter(ceilings);
   const matrices = prefillMatrices(config, PREFILL_TOKENS);
-  const linear = haveOnednn ? new LinearMeter(ceilings, matrices) : null;
+  const linear = new LinearMeter(ceilings, matrices);
 
   const decodeMs: number[] = [];
   const prefillMs: number[] = [];
@@ -78,14 +78,14 @@ export async function measureModel({ device, quick, progress, check }: Bench, ce
     for (let round = 1; round <= rounds; ++round) {
       check();
       progress(`decode and prefill: round ${round} of ${rounds}`);
-      await bandwidth.sample(1);
+      await bandwidth.sample();
       decodeMs.push(...(await timeDecode(session, stepsPerRound, config.vocab_size)));
-      await bandwidth.sample(1);
-      await linear?.sample();
+      await bandwidth.sample();
+      await linear.sample();
       prefillMs.push(await timePrefill(session, tokens));
     }
-    if (!quick) await linear?.sample();
-    progress(`${BATCH_SIZE} generations at once, and one alone`);
+    if (!quick) await linear.sample();
+    progress(`${BATCH_SIZE} simultaneous generations, and a single one`);
     const perSecond = async (count: number) => (count * newTokens) / (await timeGenerations(model, count, newTokens));
     batches = await interleave(
       { one: () => perSecond(1), many: () => perSecond(BATCH_SIZE) },
@@ -96,7 +96,7 @@ export async function measureModel({ device, quick, progress, check }: Bench, ce
     model.dispose();
   }
 
-  // What a step must read: every weight once (the tied embedding matrix is the head's), and the cache of its context.
+  // A step reads every weight once (the embedding is tied to the head) and the cache of its context.
   const kvBytesPerToken = numLayers * (config.num_key_heads + config.num_value_heads) * config.head_dim * BF16_BYTES;
   const kvLen = PREFILL_TOKENS + (stepsPerRound + 1) / 2;
   const decodeBytes = weightBytes + kvLen * kvBytesPerToken;
@@ -112,10 +112,10 @@ export async function measureModel({ device, quick, progress, check }: Bench, ce
       prefillTokens: PREFILL_TOKENS,
       batch: { size: BATCH_SIZE, promptTokens: BATCH_PROMPT_TOKENS, newTokens },
     },
-    ceilings: { readBandwidth: bandwidth.best(), onednn: linear?.report() ?? null },
+    ceilings: { readBandwidth: bandwidth.best(), matrices: linear.report() },
     figures: [
       decodeFigure(decode, decodeBytes, bandwidth.best().gbPerS),
-      prefillFigure(prefill, flops(matrices), linear?.totalMs() ?? null),
+      prefillFigure(prefill, flops(matrices), linear),
       figure({
         name: 'decode: time for a token',
         value: decode.median,
@@ -131,8 +131,8 @@ export async function measureModel({ device, quick, progress, check }: Bench, ce
         value: prefill.median,
         unit: 'ms',
         better: 'less',
-        limit: linear?.totalMs() ?? null,
-        limitName: "oneDNN's time for the same matrices",
+        limit: linear.totalMs(),
+        limitName: linear.timeName,
         target: null,
         samples: { ms: prefill },
       }),
@@ -163,14 +163,14 @@ function decodeFigure(ms: Stats, bytes: number, limit: Stats): Figure {
   });
 }
 
-function prefillFigure(ms: Stats, work: number, onednnMs: number | null): Figure {
+function prefillFigure(ms: Stats, work: number, linear: LinearMeter): Figure {
   return figure({
     name: `prefill of ${PREFILL_TOKENS} tokens: matrices`,
     value: work / ms.median / 1e6,
     unit: 'GFLOP/s',
     better: 'more',
-    limit: onednnMs === null ? null : work / onednnMs / 1e6,
-    limitName: "oneDNN's rate on the same matrices",
+    limit: work / linear.totalMs() / 1e6,
+    limitName: linear.rateName,
     target: { on: 'share', atLeast: 0.75 },
     samples: { gflopPerS: mapStats(ms, (value) => work / value / 1e6) },
   });

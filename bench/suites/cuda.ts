@@ -1,4 +1,4 @@
-// Suite cuda: the CUDA kernels at the shapes of Sigma-1.5B and 10B, as rates beside the rates of bench/ceilings/gpu.cu.
+// Suite cuda: the rates of the CUDA kernels at the shapes of Sigma-1.5B and 10B. The limits are those of bench/gpu_ceilings.cu.
 import { kernels, type Tensor } from '../../lib/index';
 import { cacheBytes } from '../arithmetic';
 import { type Figure, figure } from '../figure';
@@ -21,7 +21,7 @@ function matmulWork(bench: Bench, tokens: number, inFeatures: number, outFeature
   };
 }
 
-/** A rate of the memory, or of the tensor cores, whichever bounds such work. */
+/** A bandwidth if `memory`, else a rate of the tensor cores. */
 function rateCell(bench: Bench, name: string, memory: boolean, bytes: number, make: () => Work): Cell {
   return {
     name,
@@ -55,7 +55,7 @@ export const cudaSuite: Suite = {
   kinds: ['cuda', 'emulated'],
   plan(bench) {
     const { device, quick } = bench;
-    const long = device.info.kind === 'cuda'; // the emulation is there to show that the suite runs
+    const long = device.info.kind === 'cuda'; // the emulated device only shows that the suite runs
     const at128 = (heads: HeadShape): HeadShape => ({ ...heads, headDimQk: 128, headDimVo: 128 });
     const cells: Cell[] = [];
     for (const kvLen of long ? [2048, 4096, 16384, 32768, ...(quick ? [] : [131072])] : [256]) {

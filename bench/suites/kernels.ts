@@ -1,4 +1,4 @@
-// Suite kernels: each operator that can be called directly, at Sigma-1.5B's shapes, for 1, 8 and 512 tokens.
+// Suite kernels: each operator of lib/kernels.ts at the shapes of Sigma-1.5B, for 1, 8 and 512 tokens.
 import { kernels, type Tensor } from '../../lib/index';
 import { cacheBytes } from '../arithmetic';
 import { lengthName, SIGMA_HEADS, sigma15bConfig } from '../shapes';
@@ -10,15 +10,15 @@ const DECODE_KV_LEN = 2048;
 
 interface Operator {
   name: string;
-  /** Bytes of the inputs that are rotated, one set. */
+  /** Bytes of one set of the inputs that calls alternate between. */
   setBytes: number;
   make(bench: Bench, sets: number): Work;
 }
 
 const BF16 = 2;
-const MOST_SETS = { full: 64, quick: 16 }; // of activations: they come from a cache in a model too
+const MOST_SETS = { full: 64, quick: 16 }; // of activations, which are in a cache in a model too
 
-/** The operators for a number of tokens. */
+/** All operators, for a number of tokens. */
 function operators(tokens: number, { device, quick }: Bench): Operator[] {
   const emulated = device.info.kind === 'emulated';
   const config = sigma15bConfig(1);
@@ -26,11 +26,11 @@ function operators(tokens: number, { device, quick }: Bench): Operator[] {
   const hidden = config.hidden_size / scale;
   const ffn = config.intermediate_size / scale;
   const augQ = config.aug_q_dim / scale;
-  const vocab = config.vocab_size / (emulated || quick ? 16 : 1); // filling all of the table takes seconds
+  const vocab = config.vocab_size / (emulated || quick ? 16 : 1); // filling the whole table takes seconds
   const { numQHeads, headDimQk } = SIGMA_HEADS;
   const take = ({ pool }: Bench, count: number, ...shape: number[]): Tensor[] => pool.take('bf16', shape, count);
 
-  /** One that reads and writes activations alone. */
+  /** An operator that only reads and writes activations. */
   const small = (name: string, shape: number[], inputs: number, call: Call): Operator => {
     const bytes = shape.reduce((product, axis) => product * axis, BF16);
     return {

@@ -1,7 +1,7 @@
-// Suite ket: the grid of table 15. Kernel execution time of decode attention for 10 output tokens in all 26 layers, for Sigma's
-// heads and for those of STD. Decode attention is one kernel here, whose last block combines the splits: there is no split
-// time and combine time to be told apart. The device's clock runs from the first call to the end of the last: on a device that is done
-// with a kernel sooner than the next one is handed to it, as a GPU may be at short prefixes, that is the time of handing over.
+// Suite ket: kernel execution time (KET), the grid of table 15 of the paper: decode attention for 10 output tokens in all 26
+// layers, with the heads of Sigma and of STD. Decode attention is one kernel here, whose last block combines the splits, so
+// there are no separate split and combine times. The clock of the device runs from the first call to the end of the last. If
+// a kernel takes less time than its launch, as on a GPU with a short prefix, the result is the time of the launches.
 import { cacheBytes, outputLengths, saving } from '../arithmetic';
 import { type Figure, figure } from '../figure';
 import { type HeadShape, headsName, lengthName, SIGMA_15B_LAYERS, SIGMA_HEADS, STD_HEADS } from '../shapes';
@@ -36,7 +36,7 @@ export function savingFigure(
     limit,
     limitName: 'bytes over bytes',
     target: null,
-    // Both times: what the saving was computed from.
+    // The times that the saving is computed from.
     samples: Object.fromEntries(
       [ours, theirs].flatMap(({ samples }, i) =>
         Object.values(samples).map((stats) => [i === 0 ? 'sigma' : 'std', stats] as const),
@@ -59,7 +59,7 @@ function ketCell(bench: Bench, prefix: number, layers: number): Cell {
         sigma: decodeWork(bench, { heads: SIGMA_HEADS, kvLen, lengths }),
         std: decodeWork(bench, { heads: STD_HEADS, kvLen, lengths }),
       };
-      // A sample is one sum: the calls of all output tokens in `layers` layers.
+      // A sample has the calls of all output tokens in `layers` layers.
       const ms = await timeWorks(bench, works, bench.quick ? 0.5 : 15, OUTPUT_TOKENS * layers);
       const times = OUTPUT_TOKENS * SIGMA_15B_LAYERS;
       const paper = PAPER[prefix];
@@ -97,7 +97,8 @@ function ketCell(bench: Bench, prefix: number, layers: number): Cell {
 }
 
 export const ketSuite: Suite = {
-  description: "table 15: decode attention's kernel time, Sigma against STD, 10 output tokens in 26 layers",
+  description:
+    'KET (table 15 of the paper): time of decode attention for 10 output tokens in 26 layers, Sigma against STD',
   kinds: ['cuda', 'cpu', 'emulated'],
   plan(bench) {
     const grid = [2048, 4096, 16384, 32768];
@@ -113,8 +114,8 @@ export const ketSuite: Suite = {
         layers: SIGMA_15B_LAYERS,
         layersMeasured: layers,
         method:
-          'milliseconds of the device clock round all calls of kernels.attentionDecode, gaps between them included, over K and V ' +
-          `rotated through more memory than the caches hold; ${layers === SIGMA_15B_LAYERS ? 'every call of the sum is made' : `${layers} layer measured and counted ${SIGMA_15B_LAYERS} times`}`,
+          'milliseconds of the device clock for all calls of kernels.attentionDecode, including gaps between them; K and V are ' +
+          `rotated through more memory than the caches hold; ${layers === SIGMA_15B_LAYERS ? 'all layers are measured' : `${layers} layer is measured and counted ${SIGMA_15B_LAYERS} times`}`,
         paper: 'table 15 of arXiv 2501.13629 v2, on an H100; split and combine kernels together',
       },
       cells: prefixes.map((prefix) => ketCell(bench, prefix, layers)),

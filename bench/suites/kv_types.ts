@@ -15,7 +15,7 @@ interface Rows {
   scales?: Tensor;
 }
 
-/** Makes what a cell reads; quantised rows are kept from cell to cell. */
+/** Makes the caches of a cell. Quantized rows are kept for the next cells. */
 class Caches {
   private readonly made = new Map<string, Rows[]>();
 
@@ -52,7 +52,7 @@ function cell(bench: Bench, caches: Caches, kvLen: number, kType: CacheType, vTy
   return {
     name,
     seconds: bench.quick ? 0.6 : 3,
-    // Quantised rows of the other cells may still be held.
+    // The quantized rows of other cells may still be allocated.
     bytes: 2 * rotatedBytes(bench, bytes) + decodeMemory(bench, SIGMA_HEADS, kvLen),
     async run() {
       const { numQHeads, numKHeads, numVHeads, headDimQk, headDimVo } = SIGMA_HEADS;
@@ -75,7 +75,7 @@ function cell(bench: Bench, caches: Caches, kvLen: number, kType: CacheType, vTy
         bytes,
         flops: decodeFlops(SIGMA_HEADS, kvLen),
       };
-      // Beside bf16 in turn: their ratio is less disturbed by the machine than their times are.
+      // Alternates with bf16: disturbances of the machine affect the ratio less than the times.
       const dense = decodeWork(bench, { heads: SIGMA_HEADS, kvLen });
       const ms = await timeWorks(bench, { pair, dense }, bench.quick ? 0.25 : 2);
       const group = 'kv types';
@@ -100,7 +100,7 @@ function cell(bench: Bench, caches: Caches, kvLen: number, kType: CacheType, vTy
 }
 
 export const kvTypesSuite: Suite = {
-  description: 'decode attention over K and V caches of bf16, i8 and f8e4m3, every pair',
+  description: 'decode attention over K and V caches with every pair of bf16, i8 and f8e4m3',
   kinds: ['cuda', 'cpu', 'emulated'],
   plan(bench) {
     const kvLen = byKind(bench, { cuda: 32768, cpu: 32768, emulated: 128 });
@@ -110,7 +110,7 @@ export const kvTypesSuite: Suite = {
         batchSize: 1,
         heads: SIGMA_HEADS,
         kvLen,
-        scales: 'a bf16 for each token and head, counted in the bytes',
+        scales: 'a bf16 for each token and head, included in the bytes',
       },
       cells: TYPES.flatMap((kType) => TYPES.map((vType) => cell(bench, caches, kvLen, kType, vType))),
       dispose: async () => caches.dispose(),

@@ -1,5 +1,5 @@
-// Suite model: a whole model as its caller sees it, by the wall clock: prefill and decode tokens per second, the time to the
-// first token, and 16 generations at once.
+// Suite model: a whole model by the wall clock of its caller: tokens per second of prefill and decode, the time to the first
+// token, and 16 simultaneous generations.
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 
@@ -16,7 +16,7 @@ const BATCH_PROMPT = 32;
 const tokensOf = (count: number, vocabSize: number, salt = 0): number[] =>
   Array.from({ length: count }, (_, i) => (i * 7919 + salt * 104729 + 17) % vocabSize);
 
-/** Tokens per second beside a limit in seconds for the same tokens. */
+/** Tokens per second. `limitMs` is the least time of the same tokens. */
 function rateFigure(
   input: Pick<Figure, 'name' | 'at'> & Partial<Figure>,
   ms: Stats,
@@ -37,7 +37,7 @@ function rateFigure(
   });
 }
 
-/** `tokens`: what a sequence grows to. */
+/** Measures with the model, or skips if it does not support sequences of `tokens` tokens. */
 async function cellBody(
   holder: Holder,
   tokens: number,
@@ -45,7 +45,7 @@ async function cellBody(
 ): Promise<CellResult> {
   const model = await holder.get();
   const most = model.config.maxPositionEmbeddings;
-  if (tokens > most) return { figures: [], skipped: `the model goes to ${most} tokens` };
+  if (tokens > most) return { figures: [], skipped: `the model supports ${most} tokens` };
   const { config, weightBytes, numParameters, dtype } = model;
   const figures = await measure(model);
   return {
@@ -142,7 +142,7 @@ function decodeCell(bench: Bench, holder: Holder, prefix: number): Cell {
   };
 }
 
-/** Milliseconds a token while all generations decode: from the last one's first token to the first one's last. */
+/** Milliseconds per token while all generations decode: from the last first token to the first last token. */
 async function timeBatch(model: Model, newTokens: number): Promise<number> {
   const { vocabSize } = model.config;
   const stamps = await Promise.all(
@@ -156,7 +156,7 @@ async function timeBatch(model: Model, newTokens: number): Promise<number> {
   const from = Math.max(...stamps.map((times) => times[0] as number));
   const to = Math.min(...stamps.map((times) => times[times.length - 1] as number));
   const count = stamps.flat().filter((time) => time > from && time <= to).length;
-  if (count === 0) throw new Error('no time at which all generations decoded');
+  if (count === 0) throw new Error('there was no time when all generations decoded');
   return (to - from) / count;
 }
 
@@ -192,13 +192,14 @@ function sample<Name extends string>(
 }
 
 export const modelSuite: Suite = {
-  description: 'a whole model: prefill and decode tokens per second, time to the first token, 16 generations at once',
+  description:
+    'a whole model: tokens per second of prefill and decode, time to the first token, 16 simultaneous generations',
   kinds: ['cuda', 'cpu', 'emulated'],
   plan(bench) {
     const holder = new Holder(bench);
     if (!isPreset(holder.name) && !fs.existsSync(path.join(holder.name, 'config.json')))
       throw new Error(
-        `--model takes ${Object.keys(PRESETS).join(', ')} or a checkpoint directory, not '${holder.name}'`,
+        `--model must be ${Object.keys(PRESETS).join(', ')} or a checkpoint directory, not '${holder.name}'`,
       );
     const lengths = byKind(bench, { cuda: [512, 4096], cpu: bench.quick ? [128] : [128, 512, 2048], emulated: [8] });
     const prefixes = byKind(bench, { cuda: [512, 8192], cpu: bench.quick ? [128] : [512, 2048], emulated: [8] });
@@ -209,7 +210,7 @@ export const modelSuite: Suite = {
         prefillTokens: lengths,
         decodeAfter: prefixes,
         batch: { size: BATCH_SIZE, promptTokens: BATCH_PROMPT },
-        clock: 'wall clock, logits in hand',
+        clock: 'wall clock, including the logits',
       },
       cells: [
         ...lengths.map((length) => prefillCell(bench, holder, length)),

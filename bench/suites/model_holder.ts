@@ -1,4 +1,4 @@
-// The model that suite model measures: a preset with random weights, in as many of its layers as memory holds, or a checkpoint.
+// The model of suite model: a checkpoint, or a preset with random weights and as many of its layers as fit into memory.
 import * as path from 'node:path';
 
 import { Model, type ModelConfig } from '../../lib/index';
@@ -14,7 +14,7 @@ const KEPT_BYTES = 2e9; // for caches, activations and the rest of the process
 
 export const isPreset = (name: string): name is Preset => Object.hasOwn(PRESETS, name);
 
-/** As many layers as the memory holds. */
+/** As many layers as fit into `capacity` bytes, at least 1. */
 export function fittingLayers(preset: Preset, capacity: number): number {
   const { hidden_size, intermediate_size, aug_q_dim, head_dim, vocab_size } = PRESETS[preset](1);
   const shape = {
@@ -33,11 +33,11 @@ export function fittingLayers(preset: Preset, capacity: number): number {
   return Math.max(1, Math.min(LAYERS[preset], Math.floor(left / ((keyValue + rest) * BF16_BYTES))));
 }
 
-/** Makes the model when the first cell asks for it. */
+/** Makes the model when the first cell needs it. */
 export class Holder {
   private model: Model | null = null;
   readonly name: string;
-  /** Of a preset; a checkpoint has the layers that it has. */
+  /** Number of layers of a preset; null for a checkpoint. */
   readonly layers: number | null;
 
   constructor(private readonly bench: Bench) {

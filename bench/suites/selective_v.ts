@@ -1,4 +1,4 @@
-// Suite selective-v: decode attention that fetches only the V rows of the 100 highest scores (appendix B.2), against dense.
+// Suite selective-v: decode attention that only reads the V rows of the 100 highest scores (appendix B.2), against dense.
 import { cacheBytes, selectiveBytes } from '../arithmetic';
 import { figure } from '../figure';
 import { headsName, lengthName, SIGMA_HEADS } from '../shapes';

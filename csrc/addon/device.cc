@@ -52,6 +52,7 @@ Napi::Function DeviceObject::define(Napi::Env env) {
        InstanceMethod<&DeviceObject::record_event>("recordEvent"),
        InstanceMethod<&DeviceObject::elapsed_ms>("elapsedMs"), InstanceMethod<&DeviceObject::counters>("counters"),
        InstanceMethod<&DeviceObject::reset_counters>("resetCounters"),
+       InstanceMethod<&DeviceObject::measure_ceiling>("measureCeiling"),
        InstanceMethod<&DeviceObject::load_model>("loadModel"),
        InstanceMethod<&DeviceObject::random_model>("randomModel"), InstanceMethod<&DeviceObject::dispose_js>("dispose"),
        InstanceMethod<&DeviceObject::attention_prefill>("attentionPrefill"),

@@ -5,6 +5,7 @@
 
 #include "addon/addon.h"
 #include "addon/resource.h"
+#include "backend/cpu_ceilings.h"
 
 namespace diffqkv::addon {
 
@@ -41,7 +42,11 @@ class DeviceObject final : public Napi::ObjectWrap<DeviceObject>, public Resourc
   static Napi::Value open(const Napi::CallbackInfo& info);  // addon.openDevice(id)
 
  private:
-  std::shared_ptr<void> take() override { return std::move(counting_); }  // the context goes with its last holder
+  // The context goes with its last holder. Only the emulated device counts, and only the CPU has ceilings.
+  std::shared_ptr<void> take() override {
+    if (ceilings_) return std::move(ceilings_);
+    return std::move(counting_);
+  }
   // Queues `run` and gives its promise.
   Napi::Value submit(const Napi::CallbackInfo& info, std::function<void(Job&)> run);
 
@@ -52,6 +57,7 @@ class DeviceObject final : public Napi::ObjectWrap<DeviceObject>, public Resourc
   Napi::Value elapsed_ms(const Napi::CallbackInfo& info);
   Napi::Value counters(const Napi::CallbackInfo& info);
   Napi::Value reset_counters(const Napi::CallbackInfo& info);
+  Napi::Value measure_ceiling(const Napi::CallbackInfo& info);  // ceilings.cc
   Napi::Value load_model(const Napi::CallbackInfo& info);
   Napi::Value random_model(const Napi::CallbackInfo& info);
   Napi::Value dispose_js(const Napi::CallbackInfo& info);
@@ -66,7 +72,8 @@ class DeviceObject final : public Napi::ObjectWrap<DeviceObject>, public Resourc
   Napi::Value silu_mul(const Napi::CallbackInfo& info);
   Napi::Value embed(const Napi::CallbackInfo& info);
 
-  std::shared_ptr<void> counting_;  // null: nothing is counted
+  std::shared_ptr<void> counting_;         // null: nothing is counted
+  std::shared_ptr<CpuCeilings> ceilings_;  // null until the first measurement
 };
 
 }  // namespace diffqkv::addon

@@ -18,6 +18,7 @@
 #include "backend/cpu/sampling/sampler.h"
 #include "backend/cpu/system/control_group.h"
 #include "backend/cpu/system/memory.h"
+#include "backend/cpu/system/threads.h"
 
 namespace diffqkv {
 namespace {
@@ -58,8 +59,10 @@ void prestart_threads(int count) {
   for (std::thread& thread : threads) thread.join();
 }
 
+}  // namespace
+
 // omp_set_num_threads applies to the calling thread, the executor of the device, which may change.
-void use_num_threads() {
+void cpu::use_num_threads() {
   thread_local bool done = false;
   if (done) return;
   prestart_threads(num_threads() - 1);
@@ -68,6 +71,10 @@ void use_num_threads() {
   std::atomic_signal_fence(std::memory_order_seq_cst);  // an empty region would be left out
   done = true;
 }
+
+namespace {
+
+using cpu::use_num_threads;
 
 // One core does not saturate memory bandwidth. Pieces are large enough to be worth a thread.
 void parallel_memcpy(void* dst, const void* src, size_t bytes) {

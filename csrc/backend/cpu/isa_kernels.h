@@ -18,5 +18,7 @@ void quantize(const QuantizeParams& p);
 void attention_prefill(const AttentionPrefillParams& p, Arena& arena);
 void attention_decode(const AttentionDecodeParams& p, Arena& arena);
 void convert(DType to, void* dst, DType from, const void* src, int64_t count);
+uint32_t read_stream(const void* data, int64_t bytes, int streams, int64_t prefetch_bytes);
+double multiply_registers(int64_t rounds, float* sink);
 
 }  // namespace diffqkv::cpu::DIFFQKV_ISA

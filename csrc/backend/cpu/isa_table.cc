@@ -21,6 +21,8 @@ const Kernels kernels = {
     attention_prefill,
     attention_decode,
     convert,
+    read_stream,
+    multiply_registers,
 };
 
 }  // namespace diffqkv::cpu::DIFFQKV_ISA

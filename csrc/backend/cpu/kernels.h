@@ -33,6 +33,12 @@ struct Kernels {
   void (*attention_prefill)(const AttentionPrefillParams& p, Arena& arena);
   void (*attention_decode)(const AttentionDecodeParams& p, Arena& arena);
   void (*convert)(DType to, void* dst, DType from, const void* src, int64_t count);
+
+  // For CpuCeilings, on the calling thread only.
+  // Reads all bytes in `streams` parts (1, 2 or 4) side by side; returns the bitwise or of some of them.
+  uint32_t (*read_stream)(const void* data, int64_t bytes, int streams, int64_t prefetch_bytes);
+  // Multiplies registers with the widest instruction and returns the number of FLOPs. *sink is 0 before the call.
+  double (*multiply_registers)(int64_t rounds, float* sink);
 };
 
 namespace baseline {

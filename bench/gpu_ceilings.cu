@@ -1,6 +1,6 @@
-// gpu_ceilings [ROUNDS [DEVICE]]: what a GPU allows at most, by a program that shares no code with diffqkv. Prints
-// {"copyGbPerS": [...], "readGbPerS": [...], "mmaTflops": [...]}: a copy of 1 GiB inside of the GPU's memory (bytes read and
-// written), a reduction over 4 GiB, and the rate of bf16 tensor core instructions of a warp (mma.sync, from registers).
+// gpu_ceilings [ROUNDS [DEVICE]]: the highest rates of a GPU. It shares no code with diffqkv. Prints
+// {"copyGbPerS": [...], "readGbPerS": [...], "mmaTflops": [...]}: a copy of 1 GiB in the memory of the GPU (bytes read and
+// written), a reduction over 4 GiB, and the rate of the bf16 mma.sync instruction on registers.
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include <mma.h>
@@ -29,7 +29,7 @@ __global__ void read_all(const uint4* data, size_t count, unsigned* out) {
                 d = __ldcs(data + i + 3 * step);
     sum ^= a.x ^ a.y ^ a.z ^ a.w ^ b.x ^ b.y ^ b.z ^ b.w ^ c.x ^ c.y ^ c.z ^ c.w ^ d.x ^ d.y ^ d.z ^ d.w;
   }
-  if (sum == 0x12345678u) *out = sum;  // never, but the compiler cannot know
+  if (sum == 0x12345678u) *out = sum;  // keeps the loads: the compiler does not know that this is false
 }
 
 __global__ void multiply_all(float* out) {
@@ -49,7 +49,7 @@ __global__ void multiply_all(float* out) {
   if (sum < 0) *out = sum;
 }
 
-// Milliseconds of each of `rounds` runs, after one that is not counted, turned into a rate.
+// Prints the rate of each of `rounds` runs, after a run that is not counted.
 void measure(const char* name, int rounds, double amount, double unit, const std::function<void()>& work) {
   cudaEvent_t start, stop;
   must(cudaEventCreate(&start), "event");
