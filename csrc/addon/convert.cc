@@ -139,12 +139,12 @@ uint64_t seed64(const Napi::Value& value, const char* name) {
 
 DType dtype(const Napi::Value& value, const char* name) {
   std::string type = text(value, name);
-  DType result;
-  if (!dtype_from_name(type.c_str(), &result)) {
+  std::optional<DType> result = dtype_from_name(type.c_str());
+  if (!result) {
     fail(ErrorCode::invalid_argument, "%s is \"%s\"; it must be one of f32, f16, bf16, i32, i8, f8e4m3", name,
          type.c_str());
   }
-  return result;
+  return *result;
 }
 
 std::vector<int64_t> shape(const Napi::Value& value) {

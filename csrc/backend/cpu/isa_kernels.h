@@ -1,4 +1,4 @@
-// Declares this instruction set's kernels, for the files that define them and for isa_table.cc.
+// The kernels of one instruction set.
 #pragma once
 
 #include "backend/cpu/kernels.h"
