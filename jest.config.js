@@ -1,4 +1,5 @@
-// The test suite. npm test (scripts/test.mjs) and npm run ci (scripts/ci.mjs) run it: see test/README.md.
+// The test suite. npm test (scripts/test.mjs) and npm run ci (scripts/ci.mjs) run it: see
+// test/README.md.
 module.exports = {
   testEnvironment: 'node',
   testMatch: ['<rootDir>/test/**/*.test.ts'],

@@ -43,7 +43,7 @@ export class Ceilings {
     return this.one({ what: 'copy' });
   }
 
-  /** GFLOP/s of the CPU's widest multiply instruction, on registers. */
+  /** GFLOP/s of the CPU's fastest multiply instruction, on registers. */
   async multiply(): Promise<number> {
     return this.one({ what: 'multiply' });
   }

@@ -194,8 +194,10 @@ export async function runCounters(argv: string[]): Promise<number> {
     return 0;
   }
   if (!listDevices().some(({ id }) => id === 'emulated')) {
-    tell("bench counters: this module has no device 'emulated': run `npm run build:test`, and set");
-    tell('DIFFQKV_MODULE=$PWD/build-cmake/diffqkv-test.node in the environment');
+    tell(
+      "bench counters: this module has no device 'emulated': run `npm run build:test`, and set DIFFQKV_MODULE to the",
+    );
+    tell('absolute path of build-cmake/diffqkv-test.node (the test module)');
     return 1;
   }
   const { check, only } = values;

@@ -90,7 +90,7 @@ export class CpuLimits {
     const { m, k, n } = MATRIX;
     const rate = this.ceilings.hasOnednn
       ? `oneDNN, ${m} x ${k} x ${n}, bf16`
-      : "the CPU's widest multiply instruction on registers";
+      : "the CPU's fastest multiply instruction on registers";
     const how =
       `reads of a buffer larger than the caches (${this.pattern.name}); memcpy of half of it to the other half; ` +
       `${rate}; each again between cells, whose limits are the best of the last ${WINDOW}`;

@@ -7,6 +7,7 @@ import { parseArgs } from 'node:util';
 import { type DeviceInfo, listDevices } from '../lib/index';
 import type { Figure } from './figure';
 import { describeMachine, projectRoot } from './machine';
+import { overLimitReason } from './report_result';
 import type { Result } from './result';
 import { runSuites } from './run';
 import { type BenchKind, kindOf, type Suite } from './suite';
@@ -149,7 +150,10 @@ export async function runBench(argv: string[]): Promise<number> {
   } finally {
     stop.release();
   }
-  process.stdout.write(`${formatTable(result.figures.filter(isHeadline))}\n`);
+  const shownFigures = result.figures.filter(isHeadline);
+  process.stdout.write(`${formatTable(shownFigures)}\n`);
+  const reasons = new Set(shownFigures.map(overLimitReason).filter((reason) => reason !== null));
+  for (const reason of reasons) process.stdout.write(`${reason}\n`);
   for (const { name, skipped, note } of result.cells) {
     if (skipped !== undefined) process.stdout.write(`skipped: ${name}: ${skipped}\n`);
     if (note !== undefined) process.stdout.write(`${name}: ${note}\n`);

@@ -1,8 +1,9 @@
 // The typed interface of csrc/addon, and the loading of the native module.
 //
-// A method that returns a promise runs on the device's executor thread, in the order of the calls.
-// Errors are Errors with a `code` of lib/errors.ts. Input arrays are copied before the call
-// returns. Output arrays are written on the JavaScript thread just before the promise resolves.
+// A call that has arguments takes one object. A method that returns a promise runs on the device's
+// executor thread, in the order of the calls. Errors are Errors with a `code` of lib/errors.ts.
+// Input arrays are copied before the call returns. Output arrays are written on the JavaScript
+// thread just before the promise resolves.
 
 import { DiffqkvError } from './errors';
 import { packageRoot } from './paths';
@@ -28,20 +29,24 @@ export interface NativeCancel {
 
 export interface NativeTensor {
   readonly byteLength: number;
-  /** Fills `out`, a Float32Array (converted) or the typed array of the dtype, of equal length. */
-  readInto(out: ArrayBufferView): Promise<void>;
-  write(data: ArrayBufferView): Promise<void>;
+  /** Fills `array`, a Float32Array (converted) or the typed array of the dtype, of equal length. */
+  readInto(options: { array: ArrayBufferView }): Promise<void>;
+  write(options: { array: ArrayBufferView }): Promise<void>;
   dispose(): void;
 }
 
 export interface NativeDevice {
   readonly info: NativeDeviceInfo;
   /** `data`: undefined for zeros, null to leave the memory uninitialized. */
-  tensor(dtype: NativeDType, shape: number[], data?: ArrayBufferView | null): NativeTensor;
+  tensor(options: {
+    dtype: NativeDType;
+    shape: number[];
+    data?: ArrayBufferView | null;
+  }): NativeTensor;
   synchronize(): Promise<void>;
   /** Queues a time stamp and returns its handle, for `elapsedMs`. */
   recordEvent(): object;
-  elapsedMs(start: object, stop: object): Promise<number>;
+  elapsedMs(options: { start: object; stop: object }): Promise<number>;
   /**
    * Measures a limit of the CPU once; see csrc/backend/cpu_ceilings.h. Rejects with
    * ERR_DEVICE_UNAVAILABLE on every device but `cpu`.
@@ -51,59 +56,63 @@ export interface NativeDevice {
 
   // Operators. They check shapes, types and head counts before they queue anything, and throw
   // synchronously.
-  attentionPrefill(
-    q: NativeTensor,
-    k: NativeTensor,
-    v: NativeTensor,
-    kScales: NativeTensor | undefined,
-    vScales: NativeTensor | undefined,
-    out: NativeTensor,
-    lse: NativeTensor | undefined,
-    kvLens: NativeTensor | undefined,
-    causal: boolean,
-    smScale: number | undefined,
-  ): Promise<void>;
+  attentionPrefill(tensors: NativeAttention & { causal: boolean }): Promise<void>;
   attentionDecode(
-    q: NativeTensor,
-    k: NativeTensor,
-    v: NativeTensor,
-    kScales: NativeTensor | undefined,
-    vScales: NativeTensor | undefined,
-    out: NativeTensor,
-    lse: NativeTensor | undefined,
-    kvLens: NativeTensor | undefined,
-    smScale: number | undefined,
-    numSplits: number,
-    selectiveTopK: number,
-    renormalize: boolean,
+    tensors: NativeAttention & { numSplits: number; selectiveV?: NativeSelectiveV },
   ): Promise<void>;
-  quantize(x: NativeTensor, out: NativeTensor, scales: NativeTensor): Promise<void>;
-  augmentedQ(
-    x: NativeTensor,
-    gate: NativeTensor,
-    up: NativeTensor,
-    down: NativeTensor,
-    out: NativeTensor,
-  ): Promise<void>;
-  matmul(x: NativeTensor, weight: NativeTensor, out: NativeTensor): Promise<void>;
-  rmsNorm(
-    x: NativeTensor,
-    weight: NativeTensor,
-    out: NativeTensor,
-    residual: NativeTensor | undefined,
-    eps: number,
-  ): Promise<void>;
-  rope(x: NativeTensor, positions: NativeTensor, out: NativeTensor, theta: number): Promise<void>;
-  siluMul(gate: NativeTensor, up: NativeTensor, out: NativeTensor): Promise<void>;
-  embed(table: NativeTensor, tokens: NativeTensor, out: NativeTensor): Promise<void>;
+  quantize(tensors: { x: NativeTensor; out: NativeTensor; scales: NativeTensor }): Promise<void>;
+  augmentedQ(tensors: {
+    x: NativeTensor;
+    gate: NativeTensor;
+    up: NativeTensor;
+    down: NativeTensor;
+    out: NativeTensor;
+  }): Promise<void>;
+  matmul(tensors: { x: NativeTensor; weight: NativeTensor; out: NativeTensor }): Promise<void>;
+  rmsNorm(tensors: {
+    x: NativeTensor;
+    weight: NativeTensor;
+    out: NativeTensor;
+    residual?: NativeTensor;
+    eps: number;
+  }): Promise<void>;
+  rope(tensors: {
+    x: NativeTensor;
+    positions: NativeTensor;
+    out: NativeTensor;
+    theta: number;
+  }): Promise<void>;
+  siluMul(tensors: { gate: NativeTensor; up: NativeTensor; out: NativeTensor }): Promise<void>;
+  embed(tensors: { table: NativeTensor; tokens: NativeTensor; out: NativeTensor }): Promise<void>;
 
   loadModel(
-    directory: string,
-    options: NativeModelOptions,
-    onProgress: ((loadedBytes: number, totalBytes: number) => void) | undefined,
-    cancel: NativeCancel | undefined,
+    options: NativeModelOptions & {
+      directory: string;
+      onProgress?: (loadedBytes: number, totalBytes: number) => void;
+      cancel?: NativeCancel;
+    },
   ): Promise<NativeModel>;
-  randomModel(configJson: string, options: NativeModelOptions, seed: bigint): Promise<NativeModel>;
+  /** `config` is the text of a config.json. */
+  randomModel(options: NativeModelOptions & { config: string; seed: bigint }): Promise<NativeModel>;
+}
+
+/** The arguments that both attention operators have. */
+export interface NativeAttention {
+  q: NativeTensor;
+  k: NativeTensor;
+  v: NativeTensor;
+  kScales?: NativeTensor;
+  vScales?: NativeTensor;
+  out: NativeTensor;
+  lse?: NativeTensor;
+  kvLens?: NativeTensor;
+  smScale?: number;
+}
+
+export interface NativeSelectiveV {
+  /** At least 1. */
+  topK: number;
+  renormalize: boolean;
 }
 
 /** out [m, n] = x [m, k] weight [n, k]^T, with x and weight in bf16. */
@@ -118,7 +127,7 @@ export interface NativeMatrix {
  * - `read`: GB/s (1e9) of reading a buffer larger than the caches, in `streams` (1, 2 or 4) parts
  *   side by side, with prefetch that many bytes ahead (0: none).
  * - `copy`: GB/s, read and written, of copying one half of that buffer to the other half.
- * - `multiply`: GFLOP/s of the CPU's widest multiply instruction for bf16, else f32, on registers.
+ * - `multiply`: GFLOP/s of the CPU's fastest multiply instruction, for f32 or bf16, on registers.
  * - `matrices`: milliseconds of each matrix by oneDNN with its first weight, then with its second,
  *   up to `numWeights`. Layout `plain` is row-major; `packed` is the one that oneDNN prefers.
  */
@@ -147,10 +156,13 @@ export interface NativeModel {
   readonly kvCache: NativeKvCache;
   createSession(options: NativeSessionOptions): Promise<NativeSession>;
   /**
-   * One step of continuous batching. Each item has a different session of this model. The results
-   * are in the order of the items.
+   * One batch step, the only call that runs the model. Each item has a different session of this
+   * model. The results are in the order of the items. `cancel` ends all items with ABORT_ERR.
    */
-  step(items: NativeBatchItem[]): Promise<NativeBatchResult[]>;
+  step(options: {
+    items: readonly NativeBatchItem[];
+    cancel?: NativeCancel;
+  }): Promise<NativeBatchResult[]>;
   dispose(): void;
 }
 
@@ -164,13 +176,18 @@ export interface NativeKvCache {
 
 export interface NativeBatchItem {
   session: NativeSession;
-  /** Appended to the session. Of several (a prompt), one step appends one chunk. */
+  /** Appended to the session. */
   tokens: Int32Array;
+  /** How much of several tokens (a prompt) the step appends: the next chunk, or all of them. */
+  chunks: 'next' | 'all';
   /** If undefined, no token is drawn. */
-  sampling: NativeSampling | undefined;
-  /** Number of tokens that the generation has drawn before. */
-  draw: number;
-  cancel: NativeCancel | undefined;
+  sampling?: NativeSampling;
+  /** Number of tokens that the generation has drawn before. Required with `sampling`. */
+  draw?: number;
+  /** [vocabSize]. Filled with the logits of the last token when all tokens are appended. */
+  logits?: Float32Array;
+  /** Ends this item with ABORT_ERR, before it begins or within a prompt. */
+  cancel?: NativeCancel;
 }
 
 export interface NativeBatchResult {
@@ -232,8 +249,7 @@ export interface NativeSessionOptions {
   maxKvLen?: number;
   kType?: NativeDType;
   vType?: NativeDType;
-  selectiveTopK?: number;
-  renormalize?: boolean;
+  selectiveV?: NativeSelectiveV;
 }
 
 export interface NativeSampling {
@@ -251,13 +267,7 @@ export interface NativeSession {
   readonly maxKvLen: number;
   readonly kCacheBytes: number;
   readonly vCacheBytes: number;
-  /** Appends tokens and fills `logits` ([vocabSize]) with the logits of the last one. */
-  forward(
-    tokens: Int32Array,
-    logits: Float32Array,
-    cancel: NativeCancel | undefined,
-  ): Promise<void>;
-  truncate(kvLen: number): Promise<void>;
+  truncate(options: { kvLen: number }): Promise<void>;
   fork(): Promise<NativeSession>;
   dispose(): void;
 }
@@ -267,7 +277,7 @@ export interface NativeAddon {
   readonly build: { linear: string; cuda: boolean; version: string };
   listDevices(): NativeDeviceInfo[];
   /** Rejects with ERR_DEVICE_UNAVAILABLE if there is no such device or it cannot be used. */
-  openDevice(id: string): Promise<NativeDevice>;
+  openDevice(options: { id: string }): Promise<NativeDevice>;
   createCancel(): NativeCancel;
   /** Throws ERR_OUT_OF_MEMORY if the process cannot start another thread now. */
   demandThread(): void;

@@ -56,7 +56,7 @@ export class Device implements Disposable {
 
   /** @internal */
   static async open(id: string, fallbackReason: string | null): Promise<Device> {
-    return new Device(await awaitNative(() => addon().openDevice(id)), fallbackReason);
+    return new Device(await awaitNative(() => addon().openDevice({ id })), fallbackReason);
   }
 
   /** @internal */
@@ -94,7 +94,7 @@ export class Device implements Disposable {
     const start = callNative(() => this.#native.recordEvent());
     await work();
     const stop = callNative(() => this.#native.recordEvent());
-    return awaitNative(() => this.#native.elapsedMs(start, stop));
+    return awaitNative(() => this.#native.elapsedMs({ start, stop }));
   }
 
   /**

@@ -1,4 +1,4 @@
-import type { NativeDevice, NativeTensor } from './addon';
+import type { NativeAttention, NativeDevice, NativeSelectiveV, NativeTensor } from './addon';
 import {
   awaitNative,
   checkBoolean,
@@ -83,22 +83,11 @@ export const kernels = {
    */
   async attentionPrefill(args: AttentionPrefillArguments): Promise<Tensor> {
     checkObject('arguments', args);
-    const { q, k, v, kScales, vScales, causal = false, smScale, kvLens, out, lse } = args;
+    const { q, v, causal = false, smScale, out } = args;
     checkNotNull('smScale', 'a number', smScale);
     const [b, l, h] = axes('q', q, 4);
     return run(q, out, q?.dtype, [b, l, h, axes('v', v, 4)[3]], (device, to) =>
-      device.attentionPrefill(
-        nativeTensor('q', q),
-        nativeTensor('k', k),
-        nativeTensor('v', v),
-        optionalTensor('kScales', kScales),
-        optionalTensor('vScales', vScales),
-        to,
-        optionalTensor('lse', lse),
-        optionalTensor('kvLens', kvLens),
-        causal,
-        smScale,
-      ),
+      device.attentionPrefill({ ...attentionTensors(args), out: to, causal, smScale }),
     );
   },
 
@@ -108,37 +97,18 @@ export const kernels = {
    */
   async attentionDecode(args: AttentionDecodeArguments): Promise<Tensor> {
     checkObject('arguments', args);
-    const {
-      q,
-      k,
-      v,
-      kScales,
-      vScales,
-      smScale,
-      kvLens,
-      numSplits = 0,
-      selectiveV,
-      out,
-      lse,
-    } = args;
+    const { q, v, smScale, numSplits = 0, selectiveV, out } = args;
     checkNotNull('smScale', 'a number', smScale);
-    const { topK, renormalize } = checkSelectiveV(selectiveV);
+    const selective = checkSelectiveV(selectiveV);
     const [b, h] = axes('q', q, 3);
     return run(q, out, q?.dtype, [b, h, axes('v', v, 4)[3]], (device, to) =>
-      device.attentionDecode(
-        nativeTensor('q', q),
-        nativeTensor('k', k),
-        nativeTensor('v', v),
-        optionalTensor('kScales', kScales),
-        optionalTensor('vScales', vScales),
-        to,
-        optionalTensor('lse', lse),
-        optionalTensor('kvLens', kvLens),
+      device.attentionDecode({
+        ...attentionTensors(args),
+        out: to,
         smScale,
         numSplits,
-        topK,
-        renormalize,
-      ),
+        selectiveV: selective,
+      }),
     );
   },
 
@@ -171,7 +141,11 @@ export const kernels = {
       given === undefined ? Tensor.create(x.device, 'bf16', x.shape.slice(0, -1), null) : given;
     try {
       const values = await run(x, out, dtype, x.shape, (device, to) =>
-        device.quantize(nativeTensor('x', x), to, nativeTensor('scales', scales)),
+        device.quantize({
+          x: nativeTensor('x', x),
+          out: to,
+          scales: nativeTensor('scales', scales),
+        }),
       );
       return { values, scales };
     } catch (error) {
@@ -195,13 +169,13 @@ export const kernels = {
     checkObject('arguments', args);
     const { x, gate, up, down, out } = args;
     return run(x, out, x?.dtype, [axes('x', x, 2)[0], axes('down', down, 2)[0]], (device, to) =>
-      device.augmentedQ(
-        nativeTensor('x', x),
-        nativeTensor('gate', gate),
-        nativeTensor('up', up),
-        nativeTensor('down', down),
-        to,
-      ),
+      device.augmentedQ({
+        x: nativeTensor('x', x),
+        gate: nativeTensor('gate', gate),
+        up: nativeTensor('up', up),
+        down: nativeTensor('down', down),
+        out: to,
+      }),
     );
   },
 
@@ -210,7 +184,7 @@ export const kernels = {
     checkObject('arguments', args);
     const { x, weight, out } = args;
     return run(x, out, x?.dtype, [axes('x', x, 2)[0], axes('weight', weight, 2)[0]], (device, to) =>
-      device.matmul(nativeTensor('x', x), nativeTensor('weight', weight), to),
+      device.matmul({ x: nativeTensor('x', x), weight: nativeTensor('weight', weight), out: to }),
     );
   },
 
@@ -229,13 +203,13 @@ export const kernels = {
     checkObject('arguments', args);
     const { x, weight, eps, residual, out } = args;
     return run(x, out, x?.dtype, x?.shape, (device, to) =>
-      device.rmsNorm(
-        nativeTensor('x', x),
-        nativeTensor('weight', weight),
-        to,
-        optionalTensor('residual', residual),
+      device.rmsNorm({
+        x: nativeTensor('x', x),
+        weight: nativeTensor('weight', weight),
+        out: to,
+        residual: optionalTensor('residual', residual),
         eps,
-      ),
+      }),
     );
   },
 
@@ -249,7 +223,12 @@ export const kernels = {
     checkObject('arguments', args);
     const { x, positions, theta, out } = args;
     return run(x, out, x?.dtype, x?.shape, (device, to) =>
-      device.rope(nativeTensor('x', x), nativeTensor('positions', positions), to, theta),
+      device.rope({
+        x: nativeTensor('x', x),
+        positions: nativeTensor('positions', positions),
+        out: to,
+        theta,
+      }),
     );
   },
 
@@ -261,7 +240,7 @@ export const kernels = {
     checkObject('arguments', args);
     const { gate, up, out } = args;
     return run(gate, out, gate?.dtype, gate?.shape, (device, to) =>
-      device.siluMul(nativeTensor('gate', gate), nativeTensor('up', up), to),
+      device.siluMul({ gate: nativeTensor('gate', gate), up: nativeTensor('up', up), out: to }),
     );
   },
 
@@ -278,7 +257,11 @@ export const kernels = {
       table?.dtype,
       [axes('tokens', tokens, 1)[0], axes('table', table, 2)[1]],
       (device, to) =>
-        device.embed(nativeTensor('table', table), nativeTensor('tokens', tokens), to),
+        device.embed({
+          table: nativeTensor('table', table),
+          tokens: nativeTensor('tokens', tokens),
+          out: to,
+        }),
     );
   },
 };
@@ -290,6 +273,26 @@ function nativeTensor(name: string, value: Tensor): NativeTensor {
 
 function optionalTensor(name: string, value: Tensor | undefined): NativeTensor | undefined {
   return value === undefined ? undefined : nativeTensor(name, value);
+}
+
+function attentionTensors({
+  q,
+  k,
+  v,
+  kScales,
+  vScales,
+  lse,
+  kvLens,
+}: Omit<AttentionPrefillArguments, 'causal'>): Omit<NativeAttention, 'out'> {
+  return {
+    q: nativeTensor('q', q),
+    k: nativeTensor('k', k),
+    v: nativeTensor('v', v),
+    kScales: optionalTensor('kScales', kScales),
+    vScales: optionalTensor('vScales', vScales),
+    lse: optionalTensor('lse', lse),
+    kvLens: optionalTensor('kvLens', kvLens),
+  };
 }
 
 // Returns the shape of an input, from which that of the output is made. The addon checks that the
@@ -321,12 +324,9 @@ async function run(
   return to;
 }
 
-/** Converts `selectiveV` to the two values of the addon. topK 0 means off. */
-export function checkSelectiveV(selectiveV: SelectiveV | undefined): {
-  topK: number;
-  renormalize: boolean;
-} {
-  if (selectiveV === undefined) return { topK: 0, renormalize: false };
+/** Checks `selectiveV` and fills in its default. */
+export function checkSelectiveV(selectiveV: SelectiveV | undefined): NativeSelectiveV | undefined {
+  if (selectiveV === undefined) return undefined;
   checkObject('selectiveV', selectiveV);
   const { topK, renormalize = false } = selectiveV;
   checkInteger('selectiveV.topK', topK, 1);

@@ -108,7 +108,7 @@ export class Model implements Disposable {
   ) {
     this.#native = model;
     this.#ownsDevice = ownsDevice;
-    this.#scheduler = new Scheduler((items) => model.step(items));
+    this.#scheduler = new Scheduler((items) => model.step({ items }));
     this.device = device;
     this.tokenizer = tokenizer;
     this.config = Object.freeze(model.config);
@@ -137,7 +137,7 @@ export class Model implements Disposable {
       ((loadedBytes: number, totalBytes: number) => onProgress({ loadedBytes, totalBytes }));
     return Model.#onDevice(options.device, async (where) => {
       const model = await withCancel(signal, (cancel) =>
-        where.device[native].loadModel(directory, nativeOptions, report, cancel),
+        where.device[native].loadModel({ directory, ...nativeOptions, onProgress: report, cancel }),
       );
       try {
         const tokenizer = await Tokenizer.fromDirectory(directory);
@@ -167,7 +167,7 @@ export class Model implements Disposable {
     const nativeOptions = nativeModelOptions(options);
     return Model.#onDevice(options.device, async (where) => {
       const model = await awaitNative(() =>
-        where.device[native].randomModel(json, nativeOptions, seed),
+        where.device[native].randomModel({ config: json, ...nativeOptions, seed }),
       );
       return callNative(() => new Model(model, where, null));
     });
@@ -185,6 +185,11 @@ export class Model implements Disposable {
       opened.dispose();
       throw error;
     }
+  }
+
+  /** @internal */
+  get [native](): NativeModel {
+    return this.#native;
   }
 
   /**

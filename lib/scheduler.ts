@@ -80,9 +80,11 @@ export class Scheduler {
 
   async #run(): Promise<void> {
     const batch = this.#nextBatch();
-    const items = batch.map(({ session, tokens, done, sampling, draw, cancel }) => {
-      return { session, tokens: tokens.subarray(done), sampling, draw, cancel };
-    });
+    const items = batch.map(
+      ({ session, tokens, done, sampling, draw, cancel }): NativeBatchItem => {
+        return { session, tokens: tokens.subarray(done), chunks: 'next', sampling, draw, cancel };
+      },
+    );
     try {
       const results = batch.length > 0 ? await awaitNative(() => this.#step(items)) : [];
       batch.forEach((request, i) => {
@@ -142,7 +144,7 @@ export class Scheduler {
   async #fail(request: PendingRequest, error: unknown): Promise<void> {
     const { session, done } = request;
     try {
-      if (done > 0) await awaitNative(() => session.truncate(session.kvLen - done));
+      if (done > 0) await awaitNative(() => session.truncate({ kvLen: session.kvLen - done }));
     } catch {
       // The session is disposed or the device is lost, so its tokens no longer matter.
     }

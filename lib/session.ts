@@ -1,5 +1,5 @@
 import { withCancel } from './abort';
-import type { NativeSession, NativeSessionOptions } from './addon';
+import type { NativeBatchItem, NativeCancel, NativeSession, NativeSessionOptions } from './addon';
 import {
   awaitNative,
   callNative,
@@ -96,9 +96,7 @@ export class Session implements Disposable {
   ): Promise<Float32Array> {
     checkObject('options', options);
     const list = checkTokens(tokens, this.model.config.vocabSize);
-    const logits = new Float32Array(this.model.config.vocabSize);
-    await withCancel(options.signal, (cancel) => this.#native.forward(list, logits, cancel));
-    return logits;
+    return withCancel(options.signal, (cancel) => this.#append(list, cancel));
   }
 
   /**
@@ -106,10 +104,17 @@ export class Session implements Disposable {
    * Rejects like `prefill`.
    */
   async decode(token: number): Promise<Float32Array> {
-    const { vocabSize } = this.model.config;
-    checkInteger('token', token, 0, vocabSize - 1);
-    const logits = new Float32Array(vocabSize);
-    await awaitNative(() => this.#native.forward(Int32Array.of(token), logits, undefined));
+    checkInteger('token', token, 0, this.model.config.vocabSize - 1);
+    return awaitNative(() => this.#append(Int32Array.of(token)));
+  }
+
+  // A batch of one item, queued before this returns: later calls, such as a truncate, come after it.
+  // The scheduler would defer it until its next step.
+  async #append(tokens: Int32Array, cancel?: NativeCancel): Promise<Float32Array> {
+    const logits = new Float32Array(this.model.config.vocabSize);
+    const item: NativeBatchItem = { session: this.#native, tokens, chunks: 'all', logits };
+    const [result] = await this.model[native].step({ items: [item], cancel });
+    if (result?.error !== undefined) throw result.error;
     return logits;
   }
 
@@ -119,7 +124,7 @@ export class Session implements Disposable {
    */
   async truncate(kvLen: number): Promise<void> {
     checkInteger('kvLen', kvLen, 0, 2 ** 31 - 1);
-    return awaitNative(() => this.#native.truncate(kvLen));
+    return awaitNative(() => this.#native.truncate({ kvLen }));
   }
 
   /**
@@ -168,6 +173,5 @@ export function nativeSessionOptions(options: SessionOptions): NativeSessionOpti
   if (maxKvLen !== undefined) checkInteger('maxKvLen', maxKvLen, 1, 2 ** 31 - 1);
   checkNotNull('kType', 'an element type', kType);
   checkNotNull('vType', 'an element type', vType);
-  const { topK, renormalize } = checkSelectiveV(selectiveV);
-  return { maxKvLen, kType, vType, selectiveTopK: topK, renormalize };
+  return { maxKvLen, kType, vType, selectiveV: checkSelectiveV(selectiveV) };
 }

@@ -38,7 +38,7 @@ export class Tensor implements Disposable {
     this.device = device;
     this.dtype = dtype;
     this.shape = Object.freeze([...shape]);
-    this.#native = callNative(() => device[native].tensor(dtype, [...shape], data));
+    this.#native = callNative(() => device[native].tensor({ dtype, shape: [...shape], data }));
     this.byteLength = this.#native.byteLength;
   }
 
@@ -87,7 +87,7 @@ export class Tensor implements Disposable {
    * length or becomes detached before then.
    */
   async readInto(array: TensorData): Promise<void> {
-    return awaitNative(() => this.#native.readInto(array));
+    return awaitNative(() => this.#native.readInto({ array }));
   }
 
   /**
@@ -95,7 +95,7 @@ export class Tensor implements Disposable {
    * copied before the call returns. Rejects with ERR_INVALID_ARGUMENT or ERR_DISPOSED.
    */
   async write(array: TensorData): Promise<void> {
-    return awaitNative(() => this.#native.write(array));
+    return awaitNative(() => this.#native.write({ array }));
   }
 
   /** Frees the memory after the calls that use it are done. A second call does nothing. */

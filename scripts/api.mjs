@@ -1,8 +1,9 @@
-// npm run api: writes the declarations of the package's public names into docs/api.md. Every block of the page that follows
-// a comment `<!-- declarations: NAME ... -->` is written anew from dist/lib/index.d.ts, without doc comments and private
-// members. Fails if the page lacks a public name, or has one twice.
+// npm run api: writes the declarations of the package's public names into docs/api.md. Each block
+// that follows a comment `<!-- declarations: NAME ... -->` is generated from dist/lib/index.d.ts,
+// without doc comments and private members. Fails if the page lacks a public name or declares one
+// twice.
 //
-//   node scripts/api.mjs [--check] [FILE ...]     --check: writes nothing, and fails if a file differs
+//   node scripts/api.mjs [--check] [FILE ...]     --check: write nothing; fail if a file differs
 import { spawnSync } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
@@ -37,7 +38,7 @@ const isPrivate = (member) =>
   ts.isPrivateIdentifier(member.name ?? member) ||
   (ts.getCombinedModifierFlags(member) & ts.ModifierFlags.Private) !== 0;
 
-/** The declaration without its private members, and with the names that only this package knows written out. */
+/** The declaration without private members. Expands the names that are not exported. */
 function publicPart(declaration) {
   const visit = (node) => {
     if (ts.isClassElement(node) && isPrivate(node)) return undefined;
@@ -51,7 +52,7 @@ function publicPart(declaration) {
   return ts.visitNode(declaration, visit);
 }
 
-/** An alias that the documentation shows as an interface (`@interface`): its properties, one by one. */
+/** The properties of an alias that is documented as an interface (`@interface`). */
 function asInterface(name, declaration) {
   const flags = ts.NodeBuilderFlags.NoTruncation;
   const members = checker.getPropertiesOfType(checker.getTypeAtLocation(declaration)).map((property) => {
@@ -78,7 +79,7 @@ function textOf(name) {
     .join('\n');
 }
 
-const blocks = new Map(); // by the list of names
+const blocks = new Map(); // keyed by the list of names
 
 function formatted(text) {
   const biome = require.resolve('@biomejs/biome/bin/biome');
@@ -91,7 +92,7 @@ function formatted(text) {
     .trim();
 }
 
-/** The page with its blocks written anew, and what is wrong with it. */
+/** The page with newly generated blocks, and its errors. */
 function rewritten(page) {
   const shown = [];
   const text = page.replace(/^(<!-- declarations: (.*) -->\n```ts\n)[\s\S]*?^```$/gm, (_, start, list) => {

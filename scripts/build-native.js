@@ -1,14 +1,15 @@
 #!/usr/bin/env node
-// Builds the native module by CMakeLists.txt into build-cmake/ and copies it to build/Release/diffqkv.node, where
-// node-gyp-build looks for it. CMake runs through cmake-js, or by itself where cmake-js is not installed.
-// build-cmake/ is kept apart because `node-gyp rebuild` wipes build/.
+// Builds the native module with CMake in build-cmake/ and copies it to build/Release/diffqkv.node,
+// where node-gyp-build finds it. Uses cmake-js if it is installed, else CMake itself. build-cmake/
+// is a separate folder because `node-gyp rebuild` deletes build/.
 //
 //   node scripts/build-native.js [--clean] [--verbose] [--test] [-DNAME=VALUE ...]
 //
-// --test builds what the tests need instead, and leaves it in build-cmake/: the module with the emulated device, the
-// checks of the emulation, the interpreter of the kernels' PTX, and gpu_driver on the emulated device. CMake options given
-// once are remembered by build-cmake/; DIFFQKV_CMAKE_ARGS in the environment adds to them, DIFFQKV_BUILD_DIR names another
-// folder than build-cmake/, and DIFFQKV_OUTPUT_DIR another than build/Release/.
+// --test builds what the tests need instead and leaves it in build-cmake/: the module with the
+// emulated device, the checks of the emulation, the PTX interpreter, and gpu_driver on the emulated
+// device. build-cmake/ keeps CMake options from one call to the next. DIFFQKV_CMAKE_ARGS in the
+// environment adds CMake options. DIFFQKV_BUILD_DIR replaces build-cmake/, and DIFFQKV_OUTPUT_DIR
+// replaces build/Release/.
 'use strict';
 
 const { spawnSync } = require('node:child_process');
@@ -42,8 +43,8 @@ function cmakeJs() {
   }
 }
 
-// Runs a command; its output is shown as it comes with --verbose, else only the lines that a reader needs, and all of
-// it when the command fails.
+// Runs a command. With --verbose its output is shown directly, else only the lines that matter, and
+// all of it if the command fails.
 function run(command, commandArgs) {
   const result = spawnSync(command, commandArgs, {
     cwd: root,
@@ -55,7 +56,7 @@ function run(command, commandArgs) {
   const output = verbose ? '' : result.stdout + result.stderr;
   if (result.status !== 0) {
     process.stderr.write(output);
-    // The reason CMake gives, in one line, once more at the end, where it is seen.
+    // Repeats CMake's reason in one line at the end.
     const reason = /CMake Error at [^\n]*:\n\s+(.+?)\n\s*\n/s.exec(output);
     stop(reason ? reason[1].replace(/\s+/g, ' ') : `${command} failed with status ${result.status ?? result.signal}`);
   }
@@ -112,12 +113,12 @@ if (
   fs.statSync(from).mtimeMs > fs.statSync(to).mtimeMs ||
   !fs.readFileSync(from).equals(fs.readFileSync(to))
 ) {
-  // A module may lack symbols and still link: they could have been Node's.
+  // A module can lack symbols and still link, because Node might have provided them.
   const loads = spawnSync(process.execPath, ['-e', 'require(process.argv[1])', from], { encoding: 'utf8' });
   if (loads.status !== 0)
-    stop(`the module was built but does not load: ${/Error: (.*)/.exec(loads.stderr)?.[1] ?? loads.stderr}`);
+    stop(`the module was built, but it does not load: ${/Error: (.*)/.exec(loads.stderr)?.[1] ?? loads.stderr}`);
   fs.mkdirSync(path.dirname(to), { recursive: true });
-  // By rename: a process that has the old module mapped keeps it.
+  // Rename it, so that a process that has mapped the old module keeps the old file.
   fs.copyFileSync(from, `${to}.${process.pid}`);
   fs.renameSync(`${to}.${process.pid}`, to);
   console.log(`diffqkv: built ${path.relative(process.cwd(), to)}`);

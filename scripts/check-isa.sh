@@ -1,6 +1,6 @@
 #!/bin/sh
-# The per-instruction-set objects must define no weak symbol: the linker keeps one copy of such a symbol for everybody,
-# perhaps the AVX-512 one, and an older CPU would stop with SIGILL.
+# Checks that the objects for one instruction set define no weak symbol. The linker keeps only one
+# copy of a weak symbol, perhaps the AVX-512 one, and an older CPU would then stop with SIGILL.
 # Usage: scripts/check-isa.sh BUILD_DIR
 set -eu
 

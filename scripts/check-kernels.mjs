@@ -1,9 +1,11 @@
-// npm run check:kernels [-- ARCHITECTURE ...] (default: sm_80 sm_90a sm_120): what the compiler made of each kernel: registers,
-// shared memory that is not dynamic, spills, stack. Fails on any spill or stack in a kernel that is not on the list of cold
-// ones below. Needs nvcc, no GPU. What did not change since the last time comes from build/kernel-reports/.
-//   --json FILE        writes the table there too
-// With a disassembler (nvdisasm on PATH or in NVDISASM) it also reads the main loops in the machine code (sass.js). It fails if
-// they are worse than in bench/results/sass-ARCHITECTURE.json, a table for one version of nvcc.
+// npm run check:kernels [-- ARCHITECTURE ...] (default: sm_80 sm_90a sm_120): prints the registers,
+// static shared memory, spills and stack of each compiled kernel. Fails if a kernel that COLD does
+// not list has spills or a stack. Needs nvcc, but no GPU. Results for unchanged sources come from
+// build/kernel-reports/.
+//   --json FILE        also writes the table to FILE
+// If there is a disassembler (nvdisasm on PATH or in NVDISASM), the script also reads the main
+// loops in the machine code (sass.js). It fails if they are worse than those in
+// bench/results/sass-ARCHITECTURE.json, which is a table for one version of nvcc.
 //   --sass-json FILE   writes the main loops of one architecture to FILE and compares nothing
 
 import { execFileSync, spawnSync } from 'node:child_process';
@@ -16,8 +18,8 @@ import { checkSass, findDisassembler } from './check-sass.js';
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 const reports = join(root, 'build', 'kernel-reports');
 
-// Kernels in which a stack, or a spill, costs nothing that matters, and why.
-const COLD = [[/^sample_kernel\b/, 'once a token, in one block']];
+// Kernels in which a stack or a spill does not matter, and the reason.
+const COLD = [[/^sample_kernel\b/, 'runs once per token, in one block']];
 
 const given = process.argv.slice(2);
 function takeOption(name) {
@@ -29,7 +31,7 @@ function takeOption(name) {
 }
 const jsonFile = takeOption('--json');
 const sassFile = takeOption('--sass-json');
-// Rows of any size and type, one element at a time.
+// These kernels process rows of any size and type, one element at a time.
 const readsBytes = new Set(['attention_plain.cu', 'kv_gather.cu']);
 const architectures = given.length > 0 ? given : ['sm_80', 'sm_90a', 'sm_120'];
 
@@ -42,7 +44,7 @@ if (version.error || version.status !== 0) {
 
 const disassembler = findDisassembler();
 if (sassFile && (!disassembler || architectures.length !== 1)) {
-  console.error('check-kernels: --sass-json wants nvdisasm on PATH or in NVDISASM, and one architecture');
+  console.error('check-kernels: --sass-json needs nvdisasm on PATH or in NVDISASM, and one architecture');
   process.exit(1);
 }
 
@@ -52,7 +54,9 @@ const headers = ['cuda', 'cuda/device', 'csrc/backend'].flatMap((folder) =>
     .map((name) => join(root, folder, name)),
 );
 
-/** ptxas' words on one file for one architecture; and, if there is a disassembler for it, the cubin's path. */
+/**
+ * ptxas' output for one file and architecture. Adds the cubin's path if there is a disassembler.
+ */
 function compile(file, architecture) {
   const options = ['-std=c++20', '-O3', `-arch=${architecture}`, '-Xptxas', '-v', '-Icuda', '-Icsrc'];
   const hash = createHash('sha256').update(version.stdout + options.join(' '));
@@ -74,11 +78,11 @@ function compile(file, architecture) {
   const machineCode = status === 0 ? readFileSync(join(kept, 'out.cubin')) : undefined;
   rmSync(kept, { recursive: true, force: true });
   if (status !== 0) throw new Error(`${file} does not compile for ${architecture}:\n${stderr}`);
-  // No fast kernel reads elements of one byte: such a load is a wide one that the compiler took apart. (Of local memory the
-  // stack tells.)
+  // A fast kernel never loads elements of one byte. Such a load means that the compiler split a
+  // wide load. (Loads of local memory show up as stack.)
   const bytes = ptx.match(/ld\.(?!param|local)(\S*\.)?[usb]8\s/g)?.length ?? 0;
   if (bytes > 0 && !readsBytes.has(file))
-    throw new Error(`${file} for ${architecture}: ${bytes} loads of single bytes, where wide ones were asked for`);
+    throw new Error(`${file} for ${architecture}: ${bytes} loads of single bytes; the source asks for wide loads`);
   for (const name of readdirSync(reports))
     if (name.startsWith(`${file}.${architecture}.`)) rmSync(join(reports, name), { force: true });
   writeFileSync(keptPtx, ptx);
@@ -89,13 +93,14 @@ function compile(file, architecture) {
 
 function parse(text, file, architecture) {
   const kernels = [];
-  // One kernel: "Compiling entry function 'x' for 'sm_80'", its stack and spills, "Used 40 registers, ... bytes smem".
+  // ptxas prints for each kernel: "Compiling entry function 'x' for 'sm_80'", its stack and spills,
+  // and "Used 40 registers, ... bytes smem".
   for (const part of text.split("Compiling entry function '").slice(1)) {
     const [, stack, stores, loads] =
       /(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads/.exec(part) ?? [];
     const registers = /Used (\d+) registers/.exec(part)?.[1];
     if (stack === undefined || registers === undefined)
-      throw new Error(`cannot read what ptxas says of ${file}:\n${part}`);
+      throw new Error(`cannot parse ptxas' output for ${file}:\n${part}`);
     kernels.push({
       file,
       architecture,
@@ -115,13 +120,13 @@ function demangle(names) {
     try {
       return execFileSync(program, { input: names.join('\n'), encoding: 'utf8', maxBuffer: 1 << 28 }).split('\n');
     } catch {
-      // The next one.
+      // Try the next program.
     }
   }
   return names;
 }
 
-/** Without namespaces, parameters, and the numbers that nvcc gives to unnamed namespaces. */
+/** Removes namespaces, parameters, and the numbers that nvcc adds to unnamed namespaces. */
 const shorten = (name) =>
   name
     .replace(/^void /, '')
@@ -182,6 +187,6 @@ if (disassembler) {
 }
 const most = Math.max(...kernels.map(({ registers }) => registers));
 console.log(
-  `\ncheck-kernels: ${kernels.length} kernels for ${architectures.join(', ')}, at most ${most} registers; ${bad.length} with spills or stack that must have none`,
+  `\ncheck-kernels: ${kernels.length} kernels for ${architectures.join(', ')}, at most ${most} registers; ${bad.length} with spills or stack`,
 );
 process.exitCode = bad.length + slower > 0 ? 1 : 0;

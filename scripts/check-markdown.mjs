@@ -1,5 +1,6 @@
-// Markdown has at most 100 columns. Exempt are rows of tables, lines of code blocks (fenced or indented), and a line whose
-// only space is before its last word, such as a long link. Every run first proves that the rule finds a long line.
+// Checks that Markdown has at most 100 columns. Exempt are table rows, lines of code blocks (fenced
+// or indented), and a line whose only space is before its last word, such as a long link. Each run
+// first proves that the check finds a long line.
 //
 //   node scripts/check-markdown.mjs
 import { readdirSync, readFileSync } from 'node:fs';
@@ -40,6 +41,6 @@ const blind = proofs.filter(([text, lines]) => String(tooLong(text)) !== String(
 const found = [...pages('.')].flatMap((path) =>
   tooLong(readFileSync(join(root, path), 'utf8')).map((line) => `${path}:${line}: more than ${COLUMNS} columns`),
 );
-for (const [text] of blind) console.log(`the rule no longer judges this as it must: ${text}`);
+for (const [text] of blind) console.log(`the check returns the wrong result for: ${text}`);
 for (const line of found) console.log(line);
 process.exitCode = blind.length + found.length === 0 ? 0 : 1;

@@ -1,4 +1,4 @@
-// The main loops of the compiled kernels (scripts/sass.js) beside a committed table of them. For
+// Compares the main loops of compiled kernels (scripts/sass.js) with a committed table. Used by
 // scripts/check-kernels.mjs.
 'use strict';
 
@@ -8,11 +8,11 @@ const { existsSync, readFileSync, writeFileSync } = require('node:fs');
 const { join } = require('node:path');
 const { readSass } = require('./sass.js');
 
-// An unrelated edit of a kernel may add an address computation to a loop. The same source for f16
-// and for bf16 compiles to loops of the same length, so the compiler's own noise needs no more.
+// An unrelated edit of a kernel may add an address computation to a loop. This leeway is enough for
+// the compiler's noise: the same source compiles to loops of equal length for f16 and bf16.
 const LEEWAY = 0.02;
 
-/** The disassembler in NVDISASM or on PATH: its name and version; undefined if there is none. */
+/** The name and version of the disassembler in NVDISASM or on PATH; undefined if there is none. */
 function findDisassembler() {
   const program = process.env.NVDISASM || 'nvdisasm';
   const { status, stdout, error } = spawnSync(program, ['--version'], { encoding: 'utf8' });
@@ -22,7 +22,10 @@ function findDisassembler() {
   return undefined;
 }
 
-/** The main loops of each function of a cubin. They are kept beside it, since the disassembler is slow. */
+/**
+ * The main loops of each function of a cubin. Caches them in a file, because the disassembler is
+ * slow.
+ */
 function loopsOf(cubin, { program, version }) {
   const hash = createHash('sha256')
     .update(version)
@@ -45,12 +48,16 @@ const FIGURES = [
   { what: 'spills', of: (loop) => loop.spills ?? 0 },
 ];
 
-/** What a loop does: two versions of a kernel are compared loop by loop only if these agree. */
+/**
+ * The kind of work in a loop. Two versions of a kernel are compared loop by loop only if these
+ * agree.
+ */
 const kind = (loop) => ['hmma', 'ldgsts', 'loads'].filter((work) => loop[work] > 0).join('+');
 const kinds = (loops) => `[${loops.map(kind).join(', ')}]`;
 
 /**
- * @param {Record<string, import('./sass.js').MainLoop[]>} committed by kernel; a count of 0 may be left out
+ * @param {Record<string, import('./sass.js').MainLoop[]>}
+ *   committed by kernel; a count of 0 may be omitted
  * @param {Record<string, import('./sass.js').MainLoop[]>} measured
  * @returns {{worse: string[], better: string[]}}
  */
@@ -69,7 +76,7 @@ function compareLoops(committed, measured) {
           const line = `${name}: loop ${i + 1}: ${what} ${Number(was.toFixed(2))} -> ${Number(is.toFixed(2))}`;
           const [low, high] = [was * (1 - leeway), was * (1 + leeway)];
           if (is >= low && is <= high) continue;
-          // A count that is not a number is worse.
+          // A count that is not a number counts as worse.
           if (more === 'better' ? is > high : is < low) better.push(line);
           else worse.push(line);
         }
@@ -101,7 +108,10 @@ const formatRow = (cells) =>
     .join(' ')
     .trimEnd();
 
-/** A table as text: a line a loop, so that a diff names the kernel. Counts of 0 are left out, and addresses. */
+/**
+ * The table as text, one line per loop, so that a diff names the kernel. Omits addresses and counts
+ * of 0.
+ */
 function formatTable(architecture, nvcc, kernels) {
   const rows = Object.entries(kernels).map(([name, loops]) => {
     const lines = loops.map(({ address, ...counts }) =>
@@ -169,7 +179,7 @@ function checkSass({ disassembler, architecture, nvcc, builds, nameOf, table, wr
   for (const line of better) console.log(`better: ${line}`);
   for (const line of worse) console.log(`worse: ${line}`);
   if (better.length + worse.length > 0) {
-    console.log(`SASS: if this is meant, commit a new ${table}:`);
+    console.log(`SASS: if the change is intended, commit a new ${table}:`);
     console.log(`  npm run check:kernels -- ${architecture} --sass-json ${table}`);
   }
   console.log(`SASS: ${count} main loops of ${architecture}: ${worse.length} figures worse, ${better.length} better`);

@@ -1,6 +1,7 @@
-// npm run ci: what takes longer than npm test and what may not share the machine, after npm test has passed: the machine code
-// of the kernels, an installation in a bare system, the soak, time and memory, every instruction set, PTX, coverage, and the
-// tests on a GPU if there is one. .ci/run calls it after the README's test line.
+// npm run ci: runs the checks that take longer than npm test or that must not share the machine. It
+// expects that npm test has passed. It checks the machine code of the kernels, an installation in a
+// bare system, the soak test, time and memory, every instruction set, PTX, coverage, and the tests
+// on a GPU if there is one. .ci/run calls it after the README's test line.
 
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';
@@ -10,11 +11,11 @@ import { countReport, finish, hasEmulation, results, root, run, script, step, te
 
 const module = hasEmulation ? { DIFFQKV_MODULE: testModule } : {};
 
-step('weak symbols', 'the rule of csrc/backend/cpu/kernels.h on weak symbols does not hold', () =>
+step('weak symbols', 'an object for an instruction set defines a weak symbol (see csrc/backend/cpu/kernels.h)', () =>
   run('bash', [join(root, 'scripts', 'check-isa.sh'), join(root, 'build-cmake')]),
 );
 script('kernels', 'the compiled kernels spill', 'check-kernels.mjs');
-script('reference', 'the reference of the public names cannot be made', 'docs.mjs');
+script('reference', 'the API reference cannot be built', 'docs.mjs');
 const cleanroomReport = join(results, 'cleanroom.json'); // it writes its own counts
 rmSync(cleanroomReport, { force: true });
 script(
@@ -26,14 +27,14 @@ script(
   cleanroomReport,
 );
 countReport('cleanroom');
-script('soak', 'the soak has failed', 'soak.mjs', '--minutes', '0.5');
+script('soak', 'the soak test failed', 'soak.mjs', '--minutes', '0.5');
 tests('alone', ['--runInBand', `--testPathPatterns=${pattern(alone)}`]);
 tests('slow', [`--testPathPatterns=${pattern([...slow, ...emulation])}`], {
   ...module,
   OMP_NUM_THREADS: '1',
 });
-script('coverage', 'the tests fail, or run too few of the lines', 'coverage.mjs');
-// The shipped module shows what a GPU makes of the kernels, if there is one.
+script('coverage', 'the tests fail, or coverage is too low', 'coverage.mjs');
+// If there is a GPU, test the shipped module on it.
 const listed = `require(${JSON.stringify(join(root, 'dist', 'lib', 'index.js'))}).listDevices()`;
 const usable = `${listed}.some(({ kind, usable }) => kind === 'cuda' && usable)`;
 if (run(process.execPath, ['-e', `process.exit(${usable} ? 0 : 1)`]) === 0) {

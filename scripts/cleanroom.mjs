@@ -1,14 +1,16 @@
-// npm run test:cleanroom: the package as users get it. It is packed, looked over (publint, are-the-types-wrong, strict
-// TypeScript), and installed in minimal systems that have Node alone, where it must write text, call kernels and tell what
-// it runs on, without network. Ends with a line "N passed, N failed, N skipped".
+// npm run test:cleanroom: tests the package as users get it. Packs it, checks the package (publint,
+// are-the-types-wrong, strict TypeScript), and installs it in minimal systems that have only Node.
+// There it must generate text, call kernels and list its devices, without network. The last line
+// is "N passed, N failed, N skipped".
 //
-//   node scripts/cleanroom.mjs            the prebuild for all GPUs (made first), Debian stable and the one after, every
-//                                         Node that is served, bun, deno, and `diffqkv build` where there is a compiler
-//   node scripts/cleanroom.mjs --quick    the module of build/Release, one Debian, this Node: what CI runs
-//   --tarball FILE  this package, made elsewhere, instead of one made here
-//   --suites a,b    other systems that debootstrap knows, e.g. jammy where an Ubuntu mirror is reached
-//   --keep          leaves the rooms under build-cleanroom/ as they are
-//   --json FILE     writes the counts as Jest does
+//   node scripts/cleanroom.mjs            builds the prebuild for all GPUs; tests Debian 12 and 13,
+//                                         every supported Node, bun, deno, and
+//                                         `diffqkv build` in a system with a compiler
+//   node scripts/cleanroom.mjs --quick    the module of build/Release, one Debian, this Node (CI)
+//   --tarball FILE  tests this package instead of packing one
+//   --suites a,b    other systems that debootstrap knows, e.g. jammy (needs an Ubuntu mirror)
+//   --keep          keeps the rooms under build-cleanroom/
+//   --json FILE     writes the counts in Jest's format
 import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { parseArgs } from 'node:util';
@@ -27,12 +29,12 @@ const { values } = parseArgs({
   },
 });
 const suites = (values.suites ?? (values.quick ? 'bookworm' : 'bookworm,trixie')).split(',');
-const NODE_NEEDS = ['libstdc++6', 'libatomic1']; // the second from Node 25 on
+const NODE_NEEDS = ['libstdc++6', 'libatomic1']; // Node 25 and later need the second
 const prompt = '# tar\n> Archiving utility.\n';
 const expected = JSON.parse(readFileSync(join(root, 'test', 'fixtures', 'sigma-tldr', 'expected.json'), 'utf8'))
   .cases[0];
 
-/** A program that an npm package brings, or null where it can't be had. */
+/** The path of a program from an npm package, or null if it is not available. */
 async function runtime(spec, binary) {
   const folder = join(work, 'runtimes', spec.replace(/[^\w.]+/g, '-'));
   const path = join(folder, 'package', binary);
@@ -49,7 +51,9 @@ async function runtime(spec, binary) {
   }
 }
 
-/** Holds what use.mjs printed to what it must be. Native files must come from `modules`, or be what any system has. */
+/**
+ * Checks what use.mjs printed. Native files must come from `modules`, or be present on any system.
+ */
 function checkUse(stdout, modules, besides = /^$/) {
   const { text, attention, product, libraries } = JSON.parse(stdout.trim().split('\n').pop());
   equal('the text', text, expected.text);
@@ -64,11 +68,11 @@ function checkUse(stdout, modules, besides = /^$/) {
   return own.sort().join(' ');
 }
 
-/** What every Node must do in a room where the package is installed. */
+/** What every Node version must do in a room that has the package installed. */
 async function checkNode(suite, room) {
   const label = `${suite}, Node ${(await succeed(room.run('node', ['--version']))).trim()}`;
   const prebuilds = `/app/node_modules/diffqkv/prebuilds/${platform}`;
-  await check(`${label}: ES module: text, kernels, nothing loaded from elsewhere`, async () =>
+  await check(`${label}: ES module: text, kernels, loads nothing from elsewhere`, async () =>
     checkUse(await succeed(room.run('node', ['use.mjs'])), prebuilds),
   );
   await check(`${label}: CommonJS, a worker thread, coded errors`, async () => {
@@ -127,7 +131,7 @@ async function bareRoom(suite, from, tarball, runtimes) {
     await furnish(room, tarball);
     await check(`${suite}: no network`, async () => {
       const interfaces = await succeed(room.run('node', ['-p', 'Object.keys(os.networkInterfaces()).join()']));
-      equal('what there is', interfaces.trim(), '');
+      equal('the network interfaces', interfaces.trim(), '');
     });
     if (!(await check(`${suite}: npm install without network or compiler`, () => install(room).then(() => '')))) return;
     await checkNode(suite, room);
@@ -138,7 +142,7 @@ async function bareRoom(suite, from, tarball, runtimes) {
     });
     for (const { name, path, args } of runtimes) {
       if (!path) {
-        skip(`${suite}, ${name}`, 'it is not to be had from the registry');
+        skip(`${suite}, ${name}`, 'the registry does not have it');
         continue;
       }
       if (name.startsWith('Node')) {
@@ -147,7 +151,7 @@ async function bareRoom(suite, from, tarball, runtimes) {
         continue;
       }
       room.bring(path, 'opt/bin/other');
-      await check(`${suite}, ${name}: text, kernels, nothing loaded from elsewhere`, async () => {
+      await check(`${suite}, ${name}: text, kernels, loads nothing from elsewhere`, async () => {
         const output = await succeed(room.run('other', [...args, 'use.mjs'], { env: { DENO_NO_UPDATE_CHECK: '1' } }));
         return checkUse(output, `/app/node_modules/diffqkv/prebuilds/${platform}`);
       });
@@ -168,7 +172,7 @@ async function compilerRoom(suite, from, tarball) {
       const output = await succeed(room.run('npx', ['--offline', 'diffqkv', 'build'], options));
       return output.trim().split('\n').pop();
     });
-    await check(`${suite} with a compiler: what was built is what runs`, async () =>
+    await check(`${suite} with a compiler: the built module is the one that runs`, async () =>
       checkUse(await succeed(room.run('node', ['use.mjs'])), release, /\/libgomp\.so\.1/),
     );
   } finally {
@@ -176,7 +180,10 @@ async function compilerRoom(suite, from, tarball) {
   }
 }
 
-/** A system to make rooms of, or with --quick null, which is counted as skipped: the mirror may be out of reach. */
+/**
+ * A system for rooms. With --quick, null (counted as skipped) if it cannot be made: the mirror may
+ * be unreachable.
+ */
 async function systemOf(suite, packages) {
   try {
     return await base(work, suite, packages);

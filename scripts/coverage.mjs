@@ -1,13 +1,17 @@
-// npm run coverage [-- --report]: which lines of lib/, csrc/ and cuda/ the tests run. Builds the tests' module once more in
-// build-coverage/, with gcc's counters, and runs on it, with fewer sizes, suites of the device `emulated`, the operators on the
-// CPU at every level of instructions that it has, and the command line. Prints the share of lines of each folder, writes
-// build/coverage/summary.json, which names the lines that nothing ran, and fails if lib/, csrc/ or cuda/ is below the limit.
-// --report prints again what the last run left.
+// npm run coverage [-- --report]: measures which lines of lib/, csrc/ and cuda/ the tests run.
+// Builds the tests' module in build-coverage/ with gcc's counters. Runs suites with fewer sizes on
+// the device `emulated`, the operators on the CPU at every instruction set that it has, and the
+// command line. Prints the share of lines for each folder, writes the lines that no test runs to
+// build/coverage/summary.json, and fails if lib/, csrc/ or cuda/ is below the limit. --report
+// prints the last run's results again.
 //
-// A line of a template or header counts as run if any instance of it ran. What the preprocessor leaves out of this build is no
-// line of it: PTX and all else that nvcc alone compiles, oneDNN's part (this build has the plain loops that take its place;
-// npm test runs oneDNN's), and files for instructions that this CPU lacks.
-// Each suite has a process to itself, which ends by itself and so writes its counts: a worker of Jest may be killed first.
+// A line of a template or header counts as run if any instance of it ran. Lines that the
+// preprocessor removes from this build do not count: PTX and everything that only nvcc compiles,
+// the oneDNN code (this build has the project's own loops; npm test runs oneDNN), and files for
+// instruction sets that this CPU lacks.
+//
+// Each suite runs in its own process, because only a process that exits by itself writes its
+// counts. Jest may kill a worker first.
 
 import { spawn, spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
@@ -25,7 +29,7 @@ const out = join(root, 'build', 'coverage');
 const jest = join(root, 'node_modules', 'jest', 'bin', 'jest.js');
 const module = join(work, 'diffqkv-test.node');
 
-// What runs on the emulated device: the suites for every device but the longest, and these.
+// Suites for the emulated device: those for every device except the longest, and these.
 const tooLong = ['checkpoint_shapes', 'fixtures', 'generate', 'kv_append', 'kv_cache'];
 const others = ['convert', 'counters', 'decoder', 'device_choice', 'device_lost', 'emulated_device', 'tokenizer'];
 const levels = ['baseline', 'avx2', 'avx512', 'avx512_bf16', 'amx'];
@@ -33,7 +37,8 @@ const operators = [
   ...['attention_decode', 'attention_prefill', 'augmented_q', 'embed', 'kv_append', 'matmul', 'mixed_and_empty'],
   ...['quantize', 'rms_norm', 'rope', 'sample', 'silu_mul', 'tensor'],
 ];
-// Long, or not about instructions: at the lowest and the highest level alone.
+// These are long or do not depend on instructions, so they run only at the lowest and highest
+// level.
 const onTwoLevels = ['generate', 'key_and_value_sizes', 'kv_cache', 'kv_types'];
 
 function cannot(why) {
@@ -41,7 +46,7 @@ function cannot(why) {
   process.exit(0);
 }
 
-/** The runs of Jest: a name, the suites, what the environment has besides. */
+/** The runs of Jest: a name, the suites, and additional environment variables. */
 function runs() {
   const emulated = [...everyDevice.filter((name) => !tooLong.includes(name)), ...others];
   const usable = usableLevels();
@@ -56,7 +61,7 @@ function runs() {
   ];
 }
 
-/** One run of Jest on the counting module; what it prints is shown if it fails. */
+/** Runs Jest once on the instrumented module. Prints its output only if it fails. */
 function suite([name, suites, env], index) {
   const report = join(out, 'jest', `${index}.json`);
   const started = Date.now();
@@ -67,7 +72,8 @@ function suite([name, suites, env], index) {
       ...['--runInBand', '--forceExit', '--silent', '--json', `--outputFile=${report}`],
       ...['--coverage', '--coverageProvider=babel', '--coverageReporters=json'],
       `--coverageDirectory=${join(out, 'jest', `${index}`)}`,
-      // Every file, even one that nothing loads, once; after that those which are loaded.
+      // The first run counts every file, even if nothing loads it. Later runs count only loaded
+      // files.
       ...(index === 0
         ? ['--collectCoverageFrom={lib,cli}/**/*.ts']
         : ['--coveragePathIgnorePatterns=/(bench|examples|node_modules|test)/']),
@@ -80,7 +86,8 @@ function suite([name, suites, env], index) {
         ...process.env,
         DIFFQKV_MODULE: module,
         DIFFQKV_TEST_REDUCED: '1',
-        OMP_NUM_THREADS: '1', // as many processes as cores; and threads of one process fight over its counters
+        // As many processes as cores; threads of one process contend for its counters.
+        OMP_NUM_THREADS: '1',
         ...env,
       },
     },
@@ -94,7 +101,7 @@ function suite([name, suites, env], index) {
       try {
         result = JSON.parse(readFileSync(report, 'utf8'));
       } catch (error) {
-        output += `\n${report} is no report: ${error.message}`;
+        output += `\n${report} is not a report: ${error.message}`;
       }
       const good = status === 0 && result.success;
       if (!good) console.error(output);
@@ -105,7 +112,7 @@ function suite([name, suites, env], index) {
   });
 }
 
-/** All runs, as many at once as there are cores. */
+/** Executes all runs, as many at once as there are cores. */
 async function runAll() {
   const waiting = [...runs().entries()];
   let success = true;
@@ -118,7 +125,7 @@ async function runAll() {
   return success;
 }
 
-/** The levels that the CPU has: the device of a level that it lacks does not open. */
+/** The instruction sets that the CPU has. Opening the device fails at a level that it lacks. */
 function usableLevels() {
   const open = `require(process.argv[1]).openDevice('cpu').then((device) => device.dispose(), () => process.exit(1))`;
   return levels.filter(
@@ -146,7 +153,10 @@ function jestLines(lines) {
   }
 }
 
-/** What V8 has counted in other processes, on lines that Jest knows for statements: to V8 every line is one. */
+/**
+ * V8's counts from other processes, for the lines that Jest treats as statements. V8 counts every
+ * line.
+ */
 async function processLines(lines) {
   const folder = join(out, 'processes');
   if (!existsSync(folder)) return;
@@ -170,7 +180,7 @@ async function processLines(lines) {
 
 function nativeLines(lines, gcov, usable) {
   const objects = readdirSync(work, { recursive: true }).filter((name) => name.endsWith('.gcno'));
-  // avx512_bf16 is what runs where there is AMX; its files have both.
+  // avx512_bf16 also runs on CPUs with AMX, whose files contain both.
   const lacking = levels.filter((level) => level !== 'amx' && !usable.includes(level));
   for (const object of objects) {
     if (lacking.some((level) => object.includes(`/cpu_${level}.dir/`))) continue;
@@ -221,7 +231,7 @@ function share(lines, belongs) {
   return { lines: total, ran, percent: total === 0 ? 0 : Math.floor((ran / total) * 1000) / 10 };
 }
 
-/** The lines that nothing ran, as `3-7, 12`. Lines without code between two of them belong to the range. */
+/** The lines that no test ran, as `3-7, 12`. A range includes lines without code. */
 function missing(counts) {
   const ranges = [];
   let open;
@@ -263,19 +273,17 @@ async function report(gcov) {
     ),
   };
   console.log(
-    '  not in the build, so not counted: what nvcc alone compiles (PTX), the part of oneDNN, templates that nothing instantiates',
+    '  not in the build, so not counted: code that only nvcc compiles (PTX), oneDNN code, uninstantiated templates',
   );
   if (lacking.length > 0)
-    console.log(`  not counted either: the CPU kernels for ${lacking.join(', ')}, which this CPU lacks`);
+    console.log(`  also not counted: the CPU kernels for ${lacking.join(', ')}, which this CPU lacks`);
   mkdirSync(out, { recursive: true });
   writeFileSync(join(out, 'summary.json'), `${JSON.stringify(summary, null, 1)}\n`);
-  console.log(`  the lines that nothing ran: ${relative(root, join(out, 'summary.json'))}`);
+  console.log(`  lines that no test ran: ${relative(root, join(out, 'summary.json'))}`);
   return summary;
 }
 
-// ----
-
-if (process.arch !== 'x64') cannot('the emulation is for x86-64 alone');
+if (process.arch !== 'x64') cannot('the emulation needs x86-64');
 const { stdout } = spawnSync(process.env.CXX || 'c++', ['-print-prog-name=gcov'], { encoding: 'utf8' });
 const gcov = (stdout ?? '').trim() || 'gcov';
 if (!/Free Software/.test(spawnSync(gcov, ['--version'], { encoding: 'utf8' }).stdout ?? ''))
@@ -295,7 +303,7 @@ if (!process.argv.includes('--report')) {
   );
   if (error) throw error;
   if (status !== 0) process.exit(1);
-  console.log(`coverage: built in ${seconds()} s; runs the suites`);
+  console.log(`coverage: built in ${seconds()} s; running the suites`);
   for (const name of readdirSync(work, { recursive: true })) {
     if (name.endsWith('.gcda')) rmSync(join(work, name));
   }

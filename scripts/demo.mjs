@@ -1,5 +1,5 @@
-// npm run demo: the embedded model writes a help page; then its speed, and the size of its KV cache.
-// The prompt, the sampling and the seed were chosen for a page that does not repeat itself.
+// npm run demo: generates a help page with the embedded model, then prints the speed and the KV
+// cache size. The prompt, the sampling and the seed produce a page that does not repeat itself.
 import { createRequire } from 'node:module';
 
 const { defaultModelDirectory, Model } = createRequire(import.meta.url)('../dist/lib/index.js');

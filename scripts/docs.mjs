@@ -1,5 +1,5 @@
-// npm run docs: pages of every public name, the README and docs/ with them, into build/docs (typedoc.json). Fails on a public
-// name that has no doc comment and on a link that leads nowhere.
+// npm run docs: builds pages for every public name, the README and docs/ into build/docs
+// (typedoc.json). Fails on a public name without a doc comment and on a broken link.
 
 import { spawnSync } from 'node:child_process';
 import { dirname, join } from 'node:path';

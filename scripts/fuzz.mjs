@@ -1,11 +1,13 @@
-// npm run fuzz [-- --seconds N] [--target NAME] [--seed N] [--minimize] [--coverage]: feeds mutated files to everything that
-// opens a checkpoint, for N seconds (60), shared among the targets. The targets in csrc/model are C++ under AddressSanitizer
-// and UBSan, with clang's libFuzzer (test/fuzz/*.cc). The targets of the tokenizer have a small fuzzer in JavaScript, guided by
-// V8's block counts (test/fuzz/tokenizer_*.cjs). All begin with test/fuzz/corpus.tar.gz and continue in build-fuzz/corpus.
-// An input that crashes, hangs or uses too much memory is kept in build-fuzz/found, and the exit status is 1.
+// npm run fuzz [-- --seconds N] [--target NAME] [--seed N] [--minimize] [--coverage]: feeds mutated
+// files to everything that opens a checkpoint, for N seconds (default 60) split among the targets.
+// The targets in csrc/model are C++ with AddressSanitizer, UBSan and clang's libFuzzer
+// (test/fuzz/*.cc). The tokenizer targets use a small JavaScript fuzzer that V8's block counts
+// guide (test/fuzz/tokenizer_*.cjs). All start from test/fuzz/corpus.tar.gz and add to
+// build-fuzz/corpus. An input that crashes, hangs or uses too much memory is saved in
+// build-fuzz/found, and the exit status is 1.
 //
-// --minimize reduces both corpora, for the targets in C++, to what reaches the same code, and writes corpus.tar.gz.
-// --coverage prints the lines of csrc/model that both corpora reach.
+// --minimize reduces both corpora of the C++ targets to inputs that reach the same code, and writes
+// corpus.tar.gz. --coverage prints the lines of csrc/model that both corpora reach.
 
 import { spawn, spawnSync } from 'node:child_process';
 import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync, statSync } from 'node:fs';
@@ -21,7 +23,7 @@ const work = join(root, 'build-fuzz');
 const found = join(work, 'found');
 const native = ['safetensors', 'config', 'index', 'checkpoint'];
 const scripted = ['tokenizer', 'chat_template'];
-const HANG_SECONDS = 20; // far more than any input takes, on a busy machine too
+const HANG_SECONDS = 20; // far more than any input takes, even on a busy machine
 
 const { values } = parseArgs({
   options: {
@@ -34,9 +36,8 @@ const { values } = parseArgs({
 });
 const all = [...native, ...scripted];
 const seconds = Number(values.seconds);
-if (!(seconds > 0)) stop(`--seconds ${values.seconds}: a number above 0 is wanted`);
-if (values.target && !all.includes(values.target))
-  stop(`--target ${values.target}: one of ${all.join(', ')} is wanted`);
+if (!(seconds > 0)) stop(`--seconds ${values.seconds}: must be a number above 0`);
+if (values.target && !all.includes(values.target)) stop(`--target ${values.target}: must be one of ${all.join(', ')}`);
 let targets = values.target ? [values.target] : all;
 
 function stop(message) {
@@ -57,17 +58,19 @@ function build(clang, folder, ...options) {
   const steps = existsSync(join(folder, 'CMakeCache.txt')) ? [] : [configured];
   for (const args of [...steps, ['--build', folder, '--parallel', '2']]) {
     const { status, stdout, stderr } = spawnSync('cmake', args, { encoding: 'utf8', maxBuffer: 1 << 28 });
-    if (status !== 0) stop(`${stdout ?? ''}${stderr ?? ''}\nthe fuzz targets do not build`);
+    if (status !== 0) stop(`${stdout ?? ''}${stderr ?? ''}\nbuilding the fuzz targets failed`);
   }
 }
 
-// What stands in test/fuzz/regressions are findings of before, which the test replays: some are slow.
-const keptCorpus = join(work, 'kept'); // what corpus.tar.gz has
+// test/fuzz/regressions has earlier findings, which the tests replay. Some are slow, so fuzzing
+// does not start from them.
+const keptCorpus = join(work, 'kept'); // the contents of corpus.tar.gz
 const kept = (target) => [join(keptCorpus, target)].filter(existsSync);
 const fresh = (target) => join(work, 'corpus', target);
 const environment = {
   ...process.env,
-  // What costs the most time: stacks of each block, a quarantine that does not fit the caches, stacks that are kept.
+  // These defaults cost the most time: a stack trace per block, a quarantine larger than the
+  // caches, and use-after-return detection.
   ASAN_OPTIONS:
     'malloc_context_size=2:quarantine_size_mb=4:thread_local_quarantine_size_kb=64:detect_stack_use_after_return=0',
 };
@@ -90,9 +93,12 @@ function runNative(target, share) {
   return { good: status === 0 && executions > 0, executions, reached: `${number(/.*cov: (\d+)/s)} edges` };
 }
 
-/** One process after another: each ends with its time, or at the first input that is a finding. */
+/**
+ * Runs one process after another until the time is up. Each ends when its time is up or at the
+ * first finding.
+ */
 async function runScripted(target, share) {
-  // In memory where that can be: each input is written to files.
+  // Use memory if possible: each input is written to files.
   const place = mkdtempSync(join(existsSync('/dev/shm') ? '/dev/shm' : tmpdir(), 'diffqkv-fuzz-'));
   const current = join(place, 'current');
   const child = spawn(
@@ -120,13 +126,13 @@ async function runScripted(target, share) {
   try {
     result = JSON.parse(output);
   } catch {
-    if (!hangs) errors += output; // it died before it could say anything
+    if (!hangs) errors += output; // it died before it could print anything
   }
   const good = status === 0 && result.executions > 0;
   if (!good) {
     const file = join(found, `${target}-${Date.now()}`);
     if (existsSync(current)) copyFileSync(current, file);
-    console.error(`${hangs ? `an input takes more than ${HANG_SECONDS} s` : errors.slice(-4000)}\nkept: ${file}`);
+    console.error(`${hangs ? `an input takes more than ${HANG_SECONDS} s` : errors.slice(-4000)}\nsaved: ${file}`);
   }
   rmSync(place, { recursive: true });
   return { good, executions: result.executions ?? 0, reached: `${result.blocks ?? 0} blocks` };
@@ -188,7 +194,7 @@ if (clang) {
   for (const target of targets.filter((target) => native.includes(target)))
     console.log(`SKIPPED: ${target}: no clang++ with libFuzzer (on Debian and Ubuntu: apt-get install clang)`);
   targets = targets.filter((target) => scripted.includes(target));
-  if (targets.length === 0) stop('nothing is left to fuzz');
+  if (targets.length === 0) stop('there is no target to fuzz');
 }
 if (values.minimize || values.coverage) {
   if (!clang) process.exit(1);
@@ -210,6 +216,6 @@ for (const target of targets) {
   total += executions;
 }
 console.log(
-  `fuzz: ${total} inputs, seed ${values.seed}, ${failed ? `findings are kept in ${relative(root, found)}` : 'no finding'}`,
+  `fuzz: ${total} inputs, seed ${values.seed}, ${failed ? `findings are in ${relative(root, found)}` : 'no finding'}`,
 );
 process.exitCode = failed ? 1 : 0;

@@ -1,30 +1,31 @@
 #!/usr/bin/env bash
-# What only a machine with a GPU can tell about this checkout, in at most 525 seconds: runs the steps of
-# test/gpu/steps.sh, each in a process of its own with a limit. See docs/guides/gpu-check.md.
+# Checks what only a machine with a GPU can show about this checkout, in at most 525 seconds. Runs
+# the steps of test/gpu/steps.sh, each in its own process with a time limit. See
+# docs/guides/gpu-check.md.
 #
 #   gpu-check.sh [--archive FILE] [--rebuild] [--only STEP,...] [--seconds N]
 #                [--rehearse FOLDER [--break hang,crash,fail]]
 #   gpu-check.sh --list    the steps with their limits in seconds
 #
-# It needs bash and coreutils. Node and the programs come from the archive that `npm run gpu:pack` makes
-# (--archive, or build-gpu/diffqkv-gpu.tar.xz if it is there). Without one, or with `--archive none`, the script
-# takes what this checkout has built.
+# Needs bash and coreutils. Node and the programs come from the archive that `npm run gpu:pack`
+# builds (--archive, or build-gpu/diffqkv-gpu.tar.xz if it exists). Without an archive, or with
+# `--archive none`, the script uses this checkout's build.
 #
-#   --rebuild    compiles the programs and the module from this checkout's sources, on top of the archive
-#   --only       runs these steps only
+#   --rebuild    compiles the programs and the module from this checkout's sources
+#   --only       runs only these steps
 #   --seconds    the limit of the whole run
-#   --rehearse   runs without a GPU: takes the stand-ins of test/gpu/stand_in, and gpu_driver_emulated and
-#                diffqkv-test.node of FOLDER (build-cmake of a checkout)
+#   --rehearse   runs without a GPU: uses the replacements of test/gpu/stand_in, and
+#                gpu_driver_emulated and diffqkv-test.node from FOLDER (build-cmake of a checkout)
 #   --break      adds steps that hang, crash and fail
 #
-# The results go to the folder that OUT names (default: bench/results/gpu), at most 8 files: summary.txt,
-# rewritten after each step; log.txt, what the steps printed; the steps' data as JSON lines or CSV.
+# The results go to the folder in OUT (default: bench/results/gpu), at most 8 files: summary.txt,
+# rewritten after each step; log.txt, the steps' output; and the steps' data as JSON lines or CSV.
 set -u
 export LC_ALL=C
 
 GRACE=5                   # seconds from SIGTERM to SIGKILL
-MARGIN=1                  # seconds for what the script does between two steps
-HEAD_BYTES=$((640 << 10)) # what log.txt keeps of a step's output: the head and the tail
+MARGIN=1                  # seconds for the script's own work between two steps
+HEAD_BYTES=$((640 << 10)) # log.txt keeps the head and the tail of a step's output
 TAIL_BYTES=$((192 << 10))
 DATA_BYTES=$((15 << 20)) # the limit of each other file
 
@@ -60,7 +61,7 @@ record() {
   summary >"$out/summary.txt"
 }
 
-# Ends what a step has left behind, even in a session or process group of its own.
+# Ends the processes that a step left behind, even in another session or process group.
 sweep() { # ID
   local file
   for file in $(grep -lzsx "CHECK_STEP_ID=$1" /proc/[0-9]*/environ); do
@@ -68,7 +69,7 @@ sweep() { # ID
   done
 }
 
-# Appends standard input to log.txt as it comes, up to HEAD_BYTES, and drops the rest.
+# Appends standard input to log.txt as it arrives, up to HEAD_BYTES, and drops the rest.
 keep_head() {
   stdbuf -o0 head -c $HEAD_BYTES >>"$out/log.txt"
   cat >/dev/null
@@ -84,7 +85,7 @@ keep_tail() { # LOG
   tail -c "$rest" "$1" >>"$out/log.txt"
 }
 
-# The lines of a step's output that are data get a file of their own.
+# Writes the data lines of a step's output to a separate file.
 save_data() { # NAME LOG
   case $1 in
     correctness | timings | limits | models) set -- "$2" "$1.jsonl" '^{' ;;
@@ -142,7 +143,7 @@ run_step() { # NAME LIMIT
   running=
   took=$(($(milliseconds) - begun))
   sweep "$id"
-  # The readers end with the last writer. One that cannot be killed must not hold up the run.
+  # The readers end with the last writer. A writer that cannot be killed must not block the run.
   for ((i = 0; i < 10; i++)); do
     kill -0 $readers 2>/dev/null || break
     sleep 0.1
@@ -175,7 +176,8 @@ finish() {
   rm -rf "$work"
 }
 
-# The driver's timings as a table: microseconds, and the shares of the read bandwidth and of the rate of mma.sync.
+# The driver's timings as a table: microseconds, and percentages of the read bandwidth and of the
+# mma.sync rate.
 timing_table() {
   [ -s "$out/timings.jsonl" ] || return
   awk '
@@ -192,7 +194,7 @@ timing_table() {
     }' "$out/timings.jsonl"
 }
 
-# The programs of the archive take the machine's libraries if it has them, else the archive's.
+# The archive's programs use the machine's libraries if it has them, else the archive's.
 find_libraries() {
   local file
   export CHECK_LIBRARIES=
@@ -242,7 +244,7 @@ main() {
   else
     find_gpu
   fi
-  # While nothing holds the GPU open, its driver may take it down and start it again for each process.
+  # If no process has the GPU open, its driver may shut it down and start it again for each process.
   if [ -r /dev/nvidia0 ]; then exec 9</dev/nvidia0; fi
   mkdir -p "$out" || exit 1
   rm -f "$out"/{summary.txt,log.txt,correctness.jsonl,timings.jsonl,limits.jsonl,models.jsonl,ncu.csv}
@@ -286,7 +288,7 @@ main() {
   timing_table
   summary | tee "$out/summary.txt"
   case " ${outcomes[*]} " in *TIMEOUT* | *CRASHED* | *FAILED* | *INCOMPLETE*) exit 1 ;; esac
-  # A machine that is there and an archive that unpacks have shown nothing yet.
+  # The machine step and the unpack step by themselves prove nothing.
   for i in "${!names[@]}"; do
     case ${names[i]}:${outcomes[i]} in machine:* | unpack:*) ;; *:passed) exit 0 ;; esac
   done

@@ -1,11 +1,13 @@
-// npm run gpu:pack [-- --plan]: makes build-gpu/diffqkv-gpu.tar.xz, with which scripts/gpu-check.sh runs on a machine with an
-// H200 (or another GPU of compute capability 9.0) that has neither Node nor a network. See docs/guides/gpu-check.md.
+// npm run gpu:pack [-- --plan]: builds build-gpu/diffqkv-gpu.tar.xz, which scripts/gpu-check.sh
+// uses on a machine with an H200 (or another GPU of compute capability 9.0) that has neither Node
+// nor a network. See docs/guides/gpu-check.md.
 //
-// The archive has Node, the module and the programs for 9.0a, the tests for every device as JavaScript, Jest, and the
-// headers to compile the module again. It has no checkpoints and no sources: they are tracked files, and the archive
-// travels with the checkout. Both together may have LIMIT bytes; the command fails if they have more.
+// The archive contains Node, the module and programs for 9.0a, the tests for every device as
+// JavaScript, Jest, and the headers to compile the module again. It contains no checkpoints and no
+// sources: they are tracked files, and the archive is copied together with the checkout. The total
+// size of both is limited to LIMIT bytes; the command fails above it.
 //
-// --plan builds nothing and prints what the archive is made of and what travels, as JSON.
+// --plan builds nothing and prints the contents of the archive and the transfer size as JSON.
 
 import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -19,7 +21,7 @@ import { everyDevice } from './suites.mjs';
 
 const MIB = 2 ** 20;
 const LIMIT = 60 * MIB;
-/** The limit of the archive, which the test of the total reckons with before there is one. */
+/** The archive's size limit. The test of the total size uses it if there is no archive yet. */
 const EXPECTED_ARCHIVE = 28 * MIB;
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 const work = join(root, 'build-gpu');
@@ -47,13 +49,16 @@ function output(command, args) {
   return stdout;
 }
 
-/** The files that travel with the archive: tracked ones, and those that git does not ignore. */
+/**
+ * The files that are copied with the archive: tracked files, and untracked files that git does not
+ * ignore.
+ */
 const traveling = () =>
   output('git', ['ls-files', '-z', '--cached', '--others', '--exclude-standard'])
     .split('\0')
     .filter((path) => path && existsSync(join(root, path)));
 
-/** The TypeScript files that these load, themselves included. */
+/** The TypeScript files that these files load, including themselves. */
 function sourceClosure(paths) {
   const found = new Set();
   const visit = (path) => {
@@ -69,11 +74,11 @@ function sourceClosure(paths) {
   return [...found].sort();
 }
 
-/** The folders of these packages and of all that they depend on, as paths below the root. */
+/** The folders of these packages and of all their dependencies, as paths below the root. */
 function packageClosure(names) {
   const found = new Set();
   const visit = (name, from) => {
-    // Node's own search: node_modules of the folder that asks, then of each folder above it.
+    // Like Node's resolution: node_modules of the requiring folder, then of each folder above it.
     for (let folder = from; ; folder = dirname(folder)) {
       const path = join(folder, 'node_modules', name);
       if (existsSync(join(path, 'package.json'))) {
@@ -84,7 +89,7 @@ function packageClosure(names) {
         for (const next of Object.keys({ ...dependencies, ...optionalDependencies })) visit(next, path);
         return;
       }
-      if (folder === root) return; // optional, and for another platform
+      if (folder === root) return; // an optional package for another platform
     }
   };
   for (const name of names) visit(name, root);
@@ -92,24 +97,24 @@ function packageClosure(names) {
 }
 
 const plan = () => ({
-  /** Programs of build-gpu. */
+  /** Programs from build-gpu. */
   programs: {
     'diffqkv.node': 'build/Release/diffqkv.node',
     gpu_driver: 'build-cmake/gpu_driver',
     device_check: 'build-cmake/device_check',
   },
-  /** Copied as they are. */
+  /** Copied without changes. */
   files: [
     ...['dist/lib', 'dist/bench/shapes.js', 'package.json', 'scripts/gpu-check.sh', 'scripts/suites.mjs'],
     ...['steps.sh', 'limits.py', 'models.cjs', 'stand_in'].map((name) => `test/gpu/${name}`),
     ...packageClosure(['jest', 'node-gyp-build', '@huggingface/jinja', '@huggingface/tokenizers']),
     ...packageClosure(['node-addon-api', 'node-api-headers']),
   ],
-  /** TypeScript that goes in as JavaScript. */
+  /** TypeScript files, copied as JavaScript. */
   sources: sourceClosure(everyDevice.map((stem) => `test/${stem}.test.ts`)),
 });
 
-/** Bytes that travel, and the limit. */
+/** Bytes to copy, and the limit. */
 function budget() {
   const tracked = traveling().reduce((total, path) => total + lstatSync(join(root, path)).size, 0);
   const made = existsSync(archive) ? statSync(archive).size : null;
@@ -139,7 +144,7 @@ function strippedCopy(from, to) {
   run('strip', ['--strip-unneeded', join(stage, to)]);
 }
 
-/** The folder with nlohmann/json.hpp, as CMake has found it. */
+/** The folder with nlohmann/json.hpp that CMake found. */
 function jsonHeaders() {
   const found = /^NLOHMANN_JSON_INCLUDE_DIR:PATH=(.*)$/m.exec(readFileSync(join(work, 'CMakeCache.txt'), 'utf8'));
   return join(found[1], 'nlohmann');
@@ -148,7 +153,7 @@ function jsonHeaders() {
 function make() {
   const { programs, files, sources } = plan();
   rmSync(archive, { force: true });
-  // The machine need not have oneDNN.
+  // The target machine may lack oneDNN.
   const options = ['-DDIFFQKV_CUDA=ON', '-DDIFFQKV_ONEDNN=OFF', '-DCMAKE_CUDA_ARCHITECTURES=90a-real'];
   run('cmake', ['-S', root, '-B', work, '-DCMAKE_BUILD_TYPE=Release', ...options]);
   const targets = ['addon', 'gpu_driver', 'device_check'];
@@ -172,7 +177,7 @@ function make() {
   };
   writeFileSync(join(stage, 'jest.config.js'), `module.exports = ${JSON.stringify(jest)};\n`);
   writeFileSync(join(stage, 'commit'), output('git', ['describe', '--always', '--dirty']).trim());
-  // By which the script tells whether the checkout that it runs in has changed since.
+  // gpu-check.sh uses these sums to detect sources that changed after packing.
   const compiled = traveling().filter((path) => /^(csrc|cuda|lib|test)\/.*\.(cc|h|cu|ts)$|^CMakeLists/.test(path));
   const sum = (path) =>
     createHash('sha256')
@@ -180,7 +185,7 @@ function make() {
       .digest('hex');
   writeFileSync(join(stage, 'sources.sha256'), compiled.map((path) => `${sum(path)}  ${path}\n`).join(''));
 
-  const xz = '--x86 --lzma2=preset=9'; // the filter for x86 code takes 4 % off
+  const xz = '--x86 --lzma2=preset=9'; // the filter for x86 code saves 4 %
   run('tar', ['--sort=name', '-cJf', archive, '-C', stage, '.'], { XZ_OPT: xz });
 }
 
@@ -195,7 +200,7 @@ if (given.includes('--plan')) {
     `gpu-pack: ${archive}: ${mib(made)}; with ${mib(tracked)} of tracked files ${mib(made + tracked)} of ${mib(LIMIT)}`,
   );
   if (made > EXPECTED_ARCHIVE || made + tracked > LIMIT) {
-    console.error(`gpu-pack: too large to travel: the archive may have ${mib(EXPECTED_ARCHIVE)}`);
+    console.error(`gpu-pack: the archive is larger than its limit of ${mib(EXPECTED_ARCHIVE)}`);
     process.exitCode = 1;
   }
 }

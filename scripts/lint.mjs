@@ -1,6 +1,7 @@
-// npm run lint: biome for TypeScript, the house rules, the columns of Markdown, and clang-format for C++ if it is
-// installed. Every check runs, even after another has failed. --fix (npm run format) fixes what the tools can fix. If
-// DIFFQKV_REPORT_DIR is set, lint.json there gets the counts.
+// npm run lint: runs biome on TypeScript, the boundary rules, the column check of Markdown, and
+// clang-format on C++ if it is installed. Every check runs, even if another fails. --fix (npm run
+// format) applies the tools' automatic fixes. If DIFFQKV_REPORT_DIR is set, the counts are written
+// to lint.json in that folder.
 import { spawnSync } from 'node:child_process';
 import { mkdirSync, readdirSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
@@ -28,7 +29,7 @@ const biome = createRequire(import.meta.url).resolve('@biomejs/biome/bin/biome')
 check('biome', process.execPath, [biome, 'check', '--error-on-warnings', ...(fix ? ['--write'] : [])]);
 check('boundaries', process.execPath, ['scripts/check-boundaries.mjs']);
 check('markdown', process.execPath, ['scripts/check-markdown.mjs']);
-// Versions differ in what they make of the same style, so one of them judges: that of Debian 12.
+// Versions of clang-format format differently, so only version 14 (Debian 12) decides.
 const { stdout } = spawnSync('clang-format', ['--version'], { encoding: 'utf8' });
 if (/version 14\./.test(stdout ?? '')) {
   const folders = ['bench', 'csrc', 'cuda', 'test'];

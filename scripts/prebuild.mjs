@@ -1,9 +1,10 @@
-// npm run prebuild: prebuilds/<platform>-<arch>/ as the npm package carries it: the native module, with CUDA code for every
-// GPU that is served where nvcc is there, the shared libraries that it needs and a bare system lacks, and their licences.
-// Then the check: nothing may be needed from outside but what every system with Node has.
+// npm run prebuild: builds prebuilds/<platform>-<arch>/ for the npm package. It contains the native
+// module (with CUDA code for every supported GPU if nvcc is available), the shared libraries that
+// the module needs and a bare system lacks, and their licenses. Then checks that the module needs
+// only libraries that every system with Node has.
 //
-//   node scripts/prebuild.mjs [-DNAME=VALUE ...]             build in build-prebuild/ (many minutes the first time)
-//   node scripts/prebuild.mjs --module FILE --out FOLDER     take this module, put it under FOLDER/prebuilds/
+//   node scripts/prebuild.mjs [-DNAME=VALUE ...]             builds in build-prebuild/
+//   node scripts/prebuild.mjs --module FILE --out FOLDER     uses this module, in FOLDER/prebuilds/
 import { spawnSync } from 'node:child_process';
 import {
   copyFileSync,
@@ -23,9 +24,11 @@ import { parseArgs, promisify } from 'node:util';
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 const work = join(root, 'build-prebuild');
-// A system with Node has these: the parts of glibc, and the C++ compiler's library, which Node needs itself.
+// Every system with Node has these: parts of glibc, and the C++ runtime library, which Node needs
+// itself.
 const SYSTEM = /^(libc|libm|libdl|libpthread|librt|libstdc\+\+|libgcc_s|ld-linux-[\w-]+)\.so(\.\d+)*$/;
-// The newest versions of symbols that may be asked for: those of RHEL 9; Ubuntu 22.04 and Debian 12 have newer ones.
+// The newest symbol versions that the module may need are those of RHEL 9. Ubuntu 22.04 and Debian
+// 12 have newer ones.
 const FLOOR = { GLIBC: '2.34', GLIBCXX: '3.4.29', CXXABI: '1.3.13', GCC: '11.0' };
 
 function fail(message) {
@@ -45,20 +48,21 @@ function output(command, ...args) {
 }
 
 const { values, positionals } = parseArgs({
-  // -DNAME=VALUE goes on to CMake.
+  // Arguments -DNAME=VALUE are passed to CMake.
   args: process.argv.slice(2).map((arg) => (arg.startsWith('-D') ? `=${arg}` : arg)),
   options: { module: { type: 'string' }, out: { type: 'string', default: root } },
   allowPositionals: true,
 });
 const defines = positionals.map((arg) => arg.replace(/^=/, ''));
 const unknown = defines.find((arg) => !arg.startsWith('-D'));
-if (unknown) fail(`'${unknown}' is not understood; scripts/prebuild.mjs tells what is`);
+if (unknown) fail(`'${unknown}' is not a known argument; see the head of scripts/prebuild.mjs`);
 const out = resolve(values.out);
 const folder = join(out, 'prebuilds', `${process.platform}-${process.arch}`);
 rmSync(folder, { recursive: true, force: true });
 mkdirSync(folder, { recursive: true });
 
-// The module, by prebuildify. It wants to own build/Release, which is not touched here: it gets one of its own.
+// prebuildify builds the module. It expects a build/Release of its own, so it gets a separate
+// folder.
 if (values.module) {
   const libc = existsSync('/etc/alpine-release') ? 'musl' : 'glibc';
   const copy = join(folder, `diffqkv.${libc}.node`);
@@ -84,25 +88,28 @@ if (values.module) {
 }
 const module = join(folder, readdirSync(folder).find((name) => name.endsWith('.node')) ?? fail('no module was built'));
 
-// What a file says of itself that the loader heeds.
+// The entries of a file's dynamic section that the loader reads.
 function dynamic(file) {
   const entries = [...output('readelf', '-dW', file).matchAll(/\((NEEDED|RPATH|RUNPATH)\)[^[]*\[(.*)\]/g)];
   const of = (tag) => entries.filter(([, name]) => name === tag).map(([, , value]) => value);
   return { needed: of('NEEDED'), rpath: of('RPATH'), runpath: of('RUNPATH') };
 }
 
-/** The path that the loader finds for each library of a file, or '' where it finds none. */
+/** The path that the loader finds for each library of a file, or '' if it finds none. */
 function resolved(file) {
   const lines = output('ldd', file).matchAll(/^\s*(\S+) => (\S+|not found)/gm);
   return new Map([...lines].map(([, name, path]) => [name, path === 'not found' ? '' : path]));
 }
 
-/** Copies the libraries that a system may lack to where the module is, and gives their names and origins. */
+/**
+ * Copies the libraries that a system may lack into the module's folder. Returns their names and
+ * origins.
+ */
 function copyLibraries() {
   const origins = new Map();
   for (const [name, path] of resolved(module)) {
     if (SYSTEM.test(name)) continue;
-    if (path === '') fail(`${name} is nowhere to be found`);
+    if (path === '') fail(`${name} was not found`);
     const copy = join(folder, name);
     origins.set(name, realpathSync(path));
     copyFileSync(path, copy);
@@ -111,28 +118,30 @@ function copyLibraries() {
   return origins;
 }
 
-/** The licence of each library as its Debian package states it, with the texts that this refers to. */
-function licences(origins) {
+/**
+ * The license of each library from its Debian package, with the texts that the license refers to.
+ */
+function licenses(origins) {
   const texts = new Map(); // GPL and GPL-3 are one text
   const parts = [...origins].map(([name, origin]) => {
-    // Files are known by their paths before /lib became a link to /usr/lib, or after.
+    // dpkg knows a file by its path before or after /lib became a link to /usr/lib.
     const owners = [origin, origin.replace(/^\/usr\/lib\//, '/lib/')].map((path) =>
       spawnSync('dpkg', ['-S', path], { encoding: 'utf8' }),
     );
     const owner = owners.find(({ status }) => status === 0)?.stdout.split(': ')[0];
-    if (!owner) fail(`${origin} belongs to no Debian package, so its licence can't be told`);
+    if (!owner) fail(`${origin} belongs to no Debian package, so its license is unknown`);
     const source = output('dpkg-query', '-W', '-f', `\${source:Package} \${source:Version}`, owner);
     const text = readFileSync(`/usr/share/doc/${owner.split(':')[0]}/copyright`, 'utf8');
     for (const [, reference] of text.matchAll(/\/usr\/share\/common-licenses\/([A-Za-z]+(?:-[\d.]*\d)?)/g))
       texts.set(readFileSync(`/usr/share/common-licenses/${reference}`, 'utf8'), reference);
-    return `${name}: unchanged from Debian's package ${owner} but for stripped symbols; source: Debian's source package ${source}\n\n${text}`;
+    return `${name}: unchanged from Debian's package ${owner} except for stripped symbols; source: Debian's source package ${source}\n\n${text}`;
   });
   const rule = `\n${'='.repeat(100)}\n\n`;
   const referred = [...texts].map(([text, name]) => `/usr/share/common-licenses/${name}, referred to above\n\n${text}`);
-  return ['The licences of the shared libraries in this folder.\n', ...parts, ...referred].join(rule);
+  return ['The licenses of the shared libraries in this folder.\n', ...parts, ...referred].join(rule);
 }
 
-/** A version as numbers that compare: '3.4.29' < '3.4.30'. */
+/** A version as a comparable number: '3.4.29' < '3.4.30'. */
 const order = (version) =>
   version.split('.').reduce((sum, part) => sum * 1000 + Number(part), 0) * 1000 ** (3 - version.split('.').length);
 
@@ -153,7 +162,7 @@ function check(files) {
     }
     for (const [family, version] of Object.entries(newest))
       if (order(version) > order(FLOOR[family]))
-        wrong.push(`${name} needs ${family}_${version}, past ${FLOOR[family]}`);
+        wrong.push(`${name} needs ${family}_${version}, newer than ${FLOOR[family]}`);
     const versions = Object.entries(newest)
       .map((pair) => pair.join('_'))
       .join(' ');
@@ -162,7 +171,7 @@ function check(files) {
   console.log(`ldd ${basename(module)}`);
   for (const [name, path] of resolved(module)) {
     console.log(`  ${name} => ${path}`);
-    if (!SYSTEM.test(name) && path !== join(folder, name)) wrong.push(`${name} is taken from ${path || 'nowhere'}`);
+    if (!SYSTEM.test(name) && path !== join(folder, name)) wrong.push(`${name} is loaded from ${path || 'nowhere'}`);
   }
   return wrong;
 }
@@ -173,7 +182,7 @@ const loads = spawnSync(process.execPath, ['-p', 'JSON.stringify(require(process
 if (loads.status !== 0) fail(`the module does not load: ${loads.stderr}`);
 if (process.platform === 'linux') {
   const origins = copyLibraries();
-  if (origins.size > 0) writeFileSync(join(folder, 'LICENSES.txt'), licences(origins));
+  if (origins.size > 0) writeFileSync(join(folder, 'LICENSES.txt'), licenses(origins));
   const wrong = check([module, ...[...origins.keys()].map((name) => join(folder, name))]);
   for (const line of wrong) console.error(`prebuild: ${line}`);
   if (wrong.length > 0) process.exit(1);

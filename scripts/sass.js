@@ -3,12 +3,12 @@
 //
 // A main loop is a natural loop that contains a tensor-core instruction (HMMA), an asynchronous
 // copy to shared memory (LDGSTS) or a 16-byte global load (LDG.128) outside of the loops nested in
-// it. Every count excludes nested loops. The counts are static: both sides of a branch count, and
-// instructions are taken in the order of their addresses.
+// it. Every count excludes nested loops. The counts are static: both sides of a branch count, in
+// the order of the instructions' addresses.
 //
 // Bits 41 to 63 of an instruction's second word are not in the text. They name the scoreboard that
-// a load counts up until its data is there, and the scoreboards that an instruction waits for.
-// There are six, so that loads share them: a warp that waits for one load then waits for all.
+// a load increments until its data arrives, and the scoreboards that an instruction waits for.
+// There are only six, so loads share them: a warp that waits for one load may then wait for others.
 // (Volta to Blackwell; not documented by NVIDIA.)
 'use strict';
 
@@ -25,17 +25,17 @@
  */
 
 const BRANCHES = new Set(['BRA', 'BRX', 'JMP', 'JMX']);
-// Opcodes whose first operand is not a destination.
+// The first operand of these opcodes is not a destination.
 const NO_DESTINATION = new Set(
   (
     'ST STG STS STL RED REDG LDGSTS BRA BRX JMP JMX CALL RET EXIT BPT BAR WARPSYNC NANOSLEEP MEMBAR CCTL ERRBAR ' +
     'DEPBAR LDGDEPBAR BSSY BSYNC BREAK R2P NOP SYNCS UBLKCP'
   ).split(' '),
 );
-// Opcodes that may write a predicate before their register.
+// These opcodes may write a predicate before their register.
 const PREDICATE_FIRST = new Set(['SHFL', 'ATOM', 'ATOMG', 'ATOMS', 'MATCH', 'VOTE']);
 
-/** Splits operands at the commas that are outside of brackets. */
+/** Splits operands at the commas outside brackets. */
 function splitOperands(text) {
   const operands = [];
   let depth = 0;
@@ -101,7 +101,7 @@ function parseFunctions(text) {
 }
 
 const endsBlock = ({ name }) => BRANCHES.has(name) || name === 'EXIT' || name === 'RET';
-// 'BRA P0, `(label)' has its condition among the operands, and so has 'BRA.DIV'.
+// 'BRA P0, `(label)' has its condition among the operands, as does 'BRA.DIV'.
 const fallsThrough = (instruction) =>
   !endsBlock(instruction) ||
   instruction.predicate !== '' ||
@@ -123,8 +123,7 @@ function basicBlocks({ instructions, labels, name }) {
     const end = firsts[block + 1] ?? instructions.length;
     const last = instructions[end - 1];
     const successors = [];
-    // Threads of a warp that have diverged take BRA.DIV. That path is out of line and is not
-    // counted.
+    // Diverged threads of a warp take BRA.DIV. That path is out of line and is not counted.
     if (last.opcode !== 'BRA.DIV') {
       for (const target of last.targets) {
         const index = labels.get(target);
@@ -186,7 +185,7 @@ function naturalLoops(blocks, name) {
   for (const block of order) {
     for (const header of blocks[block].successors) {
       if (rank.get(header) > rank.get(block)) continue;
-      if (!dominates(header, block)) throw new Error(`${name}: a loop with two entries, which this reader cannot read`);
+      if (!dominates(header, block)) throw new Error(`${name}: a loop with two entries is not supported`);
       if (!loops.has(header)) loops.set(header, { header, blocks: new Set([header]) });
       const body = loops.get(header).blocks;
       const pending = [block];
@@ -201,7 +200,7 @@ function naturalLoops(blocks, name) {
   return [...loops.values()].sort((a, b) => b.blocks.size - a.blocks.size);
 }
 
-/** How many registers an operand names. */
+/** The number of registers that an operand names. */
 function width({ name, opcode }, operand, position) {
   if (/R\d+\.64\b/.test(operand)) return 2;
   if (operand.includes('[')) return 1; // the address of a load, or an index into constants
@@ -252,10 +251,11 @@ function copied({ name, opcode, operands }) {
 }
 
 /**
- * How many global loads of the loop are under way when the warp first waits for one of them, when
- * it waits for any, and after such a wait. The warp runs through the loop again and again, so that
- * loads from before the back-edge count. A prefetch that works leaves loads under way after every
- * wait. Loads of 16 bytes if the loop has any, else all: the look-up of a page is no stream.
+ * The number of the loop's global loads that are in flight when the warp first waits for one of
+ * them, when it waits for any, and after such a wait. The warp runs through the loop repeatedly, so
+ * loads from before the back-edge count. An effective prefetch leaves loads in flight after every
+ * wait. Counts only 16-byte loads if the loop has any, because the lookup of a page is not part of
+ * the stream.
  * @returns {{atFirstWait: number, atMost: number, atLeast: number}}
  */
 function loadsInFlight(body, own) {
@@ -287,9 +287,9 @@ function loadsInFlight(body, own) {
 }
 
 /**
- * Copies of a register that a global load of the same iteration wrote, for the next iteration:
- * nothing reads the copy before the back-edge. The warp waits for the load there, so that it is no
- * prefetch.
+ * Copies, for the next iteration, of a register that a global load of the same iteration wrote.
+ * Nothing reads the copy before the back-edge. The warp waits for the load at the copy, so the load
+ * is not a prefetch.
  */
 function carriedMoves(body, own) {
   let count = 0;

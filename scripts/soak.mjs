@@ -1,9 +1,11 @@
-// npm run test:soak [-- --minutes N] [--workers N] [--seed N] [--device ID] [--memory any]: worker threads that load, generate, abort,
-// fork, truncate, dispose and forget at random (test/soak/worker.mjs), and are terminated at random, on the built package.
-// Whatever is not cut off must give what it gives alone, bit by bit; nothing may crash, fail otherwise or hang; and native
-// memory (what is resident less V8's heaps), taken every 15 s when all has been let go, must stay where it was: its median
-// in the last third of the run is at most 24 MB above that in the first, of which the first 30 s do not count. Runs under two and a half minutes
-// have too few samples to say so, and don't.
+// npm run test:soak [-- --minutes N] [--workers N] [--seed N] [--device ID] [--memory any]: runs
+// worker threads on the built package that load, generate, abort, fork, truncate, dispose and drop
+// references at random (test/soak/worker.mjs). The workers are terminated at random. Every
+// operation that is not cut off must return the same bits as when it runs by itself. No worker may
+// crash, hang or fail in another way. Native memory (resident memory minus V8's heaps) must not
+// grow. It is sampled every 15 s after all workers have released everything. The median of the last
+// third of the run may be at most 24 MB above that of the first third. The first 30 s do not count.
+// A run under two and a half minutes has too few samples, so its memory is not checked.
 
 import { readdirSync } from 'node:fs';
 import { createRequire } from 'node:module';
@@ -20,14 +22,15 @@ const { values } = parseArgs({
     workers: { type: 'string', default: '8' },
     seed: { type: 'string', default: '1' },
     device: { type: 'string', default: 'cpu' },
-    memory: { type: 'string', default: 'flat' }, // any: where a sanitizer has its own
+    // `any` is for sanitizers, which use memory of their own.
+    memory: { type: 'string', default: 'flat' },
   },
 });
 const boundMB = 24;
 const calmEvery = 15_000;
 const mb = (bytes) => Math.round((bytes / 2 ** 20) * 10) / 10;
 
-// OpenMP's threads, two for each of many devices, must not take the time of those that work.
+// Idle OpenMP threads, two for each of many devices, must not take time from the working ones.
 process.env.OMP_WAIT_POLICY ??= 'passive';
 const { expectations } = await import('../test/soak/worker.mjs');
 const { defaultModelDirectory } = createRequire(import.meta.url)('../dist/lib/index.js');
@@ -65,7 +68,7 @@ function start() {
   return worker;
 }
 
-/** All let go of what they have; takes the memory, and lets them go on. */
+/** Asks all workers to release everything, samples the memory, and lets the workers go on. */
 async function calm(workers) {
   const heaps = await Promise.all(
     workers.map((worker) => {
@@ -81,7 +84,7 @@ async function calm(workers) {
       return answer;
     }),
   );
-  await sleep(50); // the executors' threads end
+  await sleep(50); // so that the executors' threads can end
   const memory = process.memoryUsage();
   const native = memory.rss - memory.heapTotal - heaps.reduce((sum, heap) => sum + heap, 0);
   calms.push({ at: Date.now() - begun, native, resident: memory.rss });
@@ -91,7 +94,7 @@ async function calm(workers) {
 const begun = Date.now();
 const end = begun + Number(values.minutes) * 60_000;
 const watch = setInterval(() => {
-  if (Date.now() - lastWord > 60_000) stop('nothing was done for a minute: it hangs');
+  if (Date.now() - lastWord > 60_000) stop('no action finished for a minute: the run hangs');
 }, 5000);
 const workers = Array.from({ length: Number(values.workers) }, start);
 let nextCalm = begun + Math.min(calmEvery, (end - begun) / 6);
@@ -120,15 +123,15 @@ const counted = calms.filter(({ at }) => at >= Math.min(30_000, (end - begun) / 
 const third = Math.max(1, Math.floor(counted.length / 3));
 const median = (list) => list.map(({ native }) => native).sort((a, b) => a - b)[list.length >> 1];
 const [first, last] = [median(counted.slice(0, third)), median(counted.slice(-third))];
-console.log(`native memory at ${calms.length} calms, MB: ${calms.map(({ native }) => mb(native)).join(' ')}`);
+console.log(`native memory in ${calms.length} samples, MB: ${calms.map(({ native }) => mb(native)).join(' ')}`);
 console.log(
   `native memory: ${mb(first)} MB in the first third, ${mb(last)} MB in the last, ${mb(last - first)} MB more (at most ${boundMB}); resident at most ${mb(Math.max(...calms.map(({ resident }) => resident)))} MB at rest`,
 );
 const missing = ['load', 'generate', 'generateMany', 'fork', 'truncate', 'disposeModel', 'disposeDevice'].filter(
   (name) => !counts[name],
 );
-if (missing.length > 0) stop(`never came to ${missing.join(', ')}: too short a run`);
-// With a sample or two a third says what glibc happens to keep, and no more.
-if (end - begun < 150_000) console.log('too short a run to say whether native memory grows');
+if (missing.length > 0) stop(`the run is too short: it never ran ${missing.join(', ')}`);
+// One or two samples per third show only what glibc happens to keep.
+if (end - begun < 150_000) console.log('the run is too short to check whether native memory grows');
 else if (values.memory === 'flat' && mb(last - first) > boundMB) stop('native memory grows');
 process.exit(0);

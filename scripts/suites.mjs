@@ -1,4 +1,5 @@
-// Which test files run on which devices. Every script that picks test files by device reads the lists here.
+// Lists which test files run on which devices. Every script that selects test files by device reads
+// the lists here.
 //
 //   node scripts/suites.mjs     a pattern for Jest: the files that run on every device
 
@@ -8,7 +9,10 @@ import { fileURLToPath, pathToFileURL } from 'node:url';
 
 const tests = join(dirname(fileURLToPath(import.meta.url)), '..', 'test');
 
-/** Test files (without `.test.ts`) that run the same tests on each device. On a GPU only these have something to test. */
+/**
+ * Test files (without `.test.ts`) that run the same tests on each device. Only these test anything
+ * on a GPU.
+ */
 export const everyDevice = readdirSync(tests)
   .filter((name) => /\.test\.[jt]s$/.test(name))
   .filter((name) => /^\(?(0, _devices\.)?onEveryDevice\)?\(/m.test(readFileSync(join(tests, name), 'utf8')))
@@ -17,8 +21,11 @@ export const everyDevice = readdirSync(tests)
 /** Test files for the emulated device itself. */
 export const emulation = ['counters', 'device_lost', 'emulated_device', 'emulation', 'gpu_driver', 'gpu_shapes'];
 
-/** Test files in which time or memory counts, so nothing may run beside them; isa.test.ts runs suites on more threads. */
-export const alone = ['behaviour', 'cli', 'isa', 'out_of_memory'];
+/**
+ * Test files that measure time or memory, so nothing may run beside them. isa.test.ts is here
+ * because it runs suites on several threads.
+ */
+export const alone = ['behavior', 'cli', 'isa', 'out_of_memory'];
 
 /** Test files that take too long for npm test: npm run ci runs them. */
 export const slow = ['bench', 'convert', 'convert_process', 'fuzz', 'gpu_check', 'http_example', 'ptx'];

@@ -1,6 +1,7 @@
-// npm run test:emulated [-- [--gpu NAME] JEST_ARGUMENTS]: builds the tests' module, whose device `emulated` runs the CUDA
-// kernels as C++, and runs on that device the tests for every device, then the tests of the emulation. --gpu: which GPU the
-// device describes itself as, by default small (test/emulation/engine/gpu_shape.cc).
+// npm run test:emulated [-- [--gpu NAME] JEST_ARGUMENTS]: builds the tests' module, whose device
+// `emulated` runs the CUDA kernels as C++. Runs the tests for every device on it, then the tests of
+// the emulation itself. --gpu selects the GPU that the device reports (default: small, see
+// test/emulation/engine/gpu_shape.cc).
 
 import { spawnSync } from 'node:child_process';
 import { dirname, join } from 'node:path';

@@ -1,7 +1,8 @@
-// npm run test:mutations [-- NAME ...]: breaks the CUDA sources, one error at a time, and shows that a
-// named check finds each one without a GPU. Works on a copy of the tracked files in build-mutations/. Fails if a check passes
-// on a broken source, if it is another check that fails, or if a check fails on the unbroken copy. Needs nvcc, takes about an
-// hour on two cores. NAME: a part of a mutation's name.
+// npm run test:mutations [-- NAME ...]: introduces one error at a time into the CUDA sources and
+// verifies that a named check finds it without a GPU. Works on a copy of the tracked files in
+// build-mutations/. Fails if the check passes on a broken source, if a different check fails, or if
+// a check fails on the unmodified copy. Needs nvcc and takes about an hour on two cores. NAME is a
+// part of a mutation's name.
 
 import { spawnSync } from 'node:child_process';
 import { copyFileSync, existsSync, mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
@@ -26,7 +27,10 @@ function run(command, args, env = {}) {
   return { stdout, output: stdout + stderr, status: status ?? signal };
 }
 
-/** Makes the copy equal to the checkout. Equal files keep their times, so that builds are incremental. */
+/**
+ * Makes the copy equal to the checkout. Unchanged files keep their times, so that builds are
+ * incremental.
+ */
 function refresh() {
   const { stdout } = spawnSync('git', ['ls-files', '-z'], { cwd: root, encoding: 'utf8', maxBuffer: 1 << 26 });
   for (const path of stdout.split('\0')) {
@@ -47,15 +51,15 @@ function build(...targets) {
 }
 
 function must({ status, output }) {
-  if (status !== 0) throw new Error(`the copy does not build:\n${output.slice(-4000)}`);
+  if (status !== 0) throw new Error(`building the copy failed:\n${output.slice(-4000)}`);
 }
 
-/** What each kind of check says: the names of those that failed. */
+/** Runs each kind of check and returns the names of the failed checks. */
 const checks = {
   emulation_check({ part }) {
     build('emulation_check');
     const { stdout, status } = run(join(copy, 'build-cmake', 'emulation_check'), [part]);
-    if (status !== 0 && status !== 1) throw new Error(`emulation_check ended by ${status}`);
+    if (status !== 0 && status !== 1) throw new Error(`emulation_check ended with ${status}`);
     return JSON.parse(stdout)
       .filter(({ wrong }) => wrong !== null)
       .map(({ name, wrong }) => `${name}: ${wrong}`);
@@ -72,9 +76,9 @@ const checks = {
     const { stdout, status } = run(join(copy, 'build-cmake', 'ptx_check'), [
       ...['--ptx', folder, '--architectures', 'sm_90a', '--seeds', '2', '--only', only],
     ]);
-    if (status !== 0 && status !== 1) throw new Error(`ptx_check ended by ${status}`);
+    if (status !== 0 && status !== 1) throw new Error(`ptx_check ended with ${status}`);
     const { cases, failures } = JSON.parse(stdout);
-    if (cases === 0) throw new Error(`no call has a name like ${only}`);
+    if (cases === 0) throw new Error(`no call's name contains ${only}`);
     return failures;
   },
   lint() {
@@ -86,7 +90,7 @@ const checks = {
 function apply({ file, from, to }) {
   const path = join(copy, file);
   const text = readFileSync(path, 'utf8');
-  if (text.split(from).length !== 2) throw new Error(`${file} does not have this text once: ${from}`);
+  if (text.split(from).length !== 2) throw new Error(`${file} does not contain this text exactly once: ${from}`);
   writeFileSync(
     path,
     text.replace(from, () => to),
@@ -95,7 +99,7 @@ function apply({ file, from, to }) {
 
 const wanted = process.argv.slice(2);
 const chosen = mutations.filter(({ name }) => wanted.length === 0 || wanted.some((part) => name.includes(part)));
-if (chosen.length === 0) throw new Error(`no mutation has a name like this: ${wanted.join(', ')}`);
+if (chosen.length === 0) throw new Error(`no mutation's name contains: ${wanted.join(', ')}`);
 mkdirSync(join(copy, 'build'), { recursive: true });
 refresh();
 let wrong = 0;
@@ -121,5 +125,5 @@ for (const { name, edits, check, finds } of chosen) {
   }
 }
 refresh();
-console.log(`test-mutations: ${chosen.length} mutations, ${wrong} not as they should be`);
+console.log(`test-mutations: ${chosen.length} mutations, ${wrong} not caught as expected`);
 process.exitCode = wrong > 0 ? 1 : 0;

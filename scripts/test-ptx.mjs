@@ -1,8 +1,8 @@
-// npm run test:ptx [-- OPTION ...]: executes the PTX that nvcc makes of every kernel, by the interpreter of test/ptx, and
-// compares with the emulation. Needs nvcc, no GPU. Other options than these go to ptx_check (test/ptx/main.cc); it gets
-// --seeds 24 if nothing is said.
-//   --no-build    ptx_check is built (npm run build:test)
-//   --json FILE   writes there what ptx_check prints
+// npm run test:ptx [-- OPTION ...]: executes the PTX that nvcc makes of every kernel in the
+// interpreter of test/ptx, and compares the results with the emulation. Needs nvcc, but no GPU.
+// All other options are passed to ptx_check (test/ptx/main.cc), by default --seeds 24.
+//   --no-build    does not build ptx_check (npm run build:test builds it)
+//   --json FILE   writes ptx_check's output to FILE
 
 import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -37,7 +37,7 @@ function run(command, args) {
   return { status, output: stdout + stderr, stdout, stderr };
 }
 
-/** The PTX of the kernels of the device layer's functions, beside that of the others. */
+/** Compiles the kernels that wrap the device layer's functions, next to the other kernels' PTX. */
 function compileWrappers(architecture, version) {
   const source = join('test', 'ptx', 'wrappers.cu');
   const options = ['-std=c++20', '-O3', `-arch=${architecture}`, '-Icuda', '-Icsrc', '-Itest/native'];
@@ -64,8 +64,8 @@ if (version.error || version.status !== 0 || process.arch !== 'x64') {
   process.exit(0);
 }
 if (!noBuild && run(process.execPath, [join('scripts', 'build-native.js'), '--test']).status !== 0)
-  stop('the test programs do not build: npm run build:test');
-if (!existsSync(program)) stop(`${program} is not built: npm run build:test`);
+  stop('building the test programs failed: run `npm run build:test`');
+if (!existsSync(program)) stop(`${program} is not built: run npm run build:test`);
 mkdirSync(reports, { recursive: true });
 const kernels = run(process.execPath, [join('scripts', 'check-kernels.mjs'), ...architectures]);
 if (kernels.status !== 0) stop(`check-kernels fails:\n${kernels.output.slice(-3000)}`);

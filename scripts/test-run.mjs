@@ -1,4 +1,4 @@
-// What scripts/test.mjs and scripts/ci.mjs share: running a step, running Jest and counting its tests.
+// Shared by scripts/test.mjs and scripts/ci.mjs: runs a step, runs Jest and counts its tests.
 
 import { spawnSync } from 'node:child_process';
 import { mkdirSync, readFileSync, rmSync } from 'node:fs';
@@ -6,7 +6,7 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 export const root = join(dirname(fileURLToPath(import.meta.url)), '..');
-/** Where Jest's reports go; .ci/run adds them up. */
+/** The folder of Jest's reports. .ci/run sums them. */
 export const results = join(root, 'build', 'test-results');
 export const testModule = join(root, 'build-cmake', 'diffqkv-test.node');
 /** The emulation switches stacks in x86-64 assembly. */
@@ -31,7 +31,7 @@ export function run(command, args, env = {}) {
 export const runNode = (args, env) => run(process.execPath, args, env);
 export const runJest = (args, env) => runNode([jest, ...args], env);
 
-/** Runs a step and prints its time. `what` says what is wrong if it fails. */
+/** Runs a step and prints its time. Prints `what` if the step fails. */
 export function step(name, what, work) {
   const from = Date.now();
   const ok = work() === 0;
@@ -46,11 +46,11 @@ export function step(name, what, work) {
   return ok;
 }
 
-/** A step that runs a script of scripts/. */
+/** A step that runs a script from scripts/. */
 export const script = (name, what, file, ...args) =>
   step(name, what, () => runNode([join(root, 'scripts', file), ...args]));
 
-/** A step that runs Jest. Its tests count in `finish`. */
+/** A step that runs Jest. `finish` includes its tests. */
 export function tests(name, args, env) {
   mkdirSync(results, { recursive: true });
   const report = join(results, `${name}.json`);
@@ -59,7 +59,7 @@ export function tests(name, args, env) {
   step(`tests: ${name}`, `tests failed: ${name}`, () => runJest([...args, '--json', `--outputFile=${report}`], env));
 }
 
-/** Counts the tests of a report that another program has written. */
+/** Includes the tests of a report that another program wrote. */
 export const countReport = (name) => reports.push(join(results, `${name}.json`));
 
 /** Prints the number of tests and the steps that failed, and sets the exit status. */
@@ -70,7 +70,7 @@ export function finish(name) {
       const counts = JSON.parse(readFileSync(report, 'utf8'));
       for (const field of Object.keys(sums)) sums[field] += counts[field] ?? 0;
     } catch (error) {
-      console.error(`${report} is no report: ${error.message}`);
+      console.error(`${report} is not a report: ${error.message}`);
       failures.push(report);
     }
   }

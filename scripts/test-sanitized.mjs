@@ -1,11 +1,13 @@
-// npm run test:sanitized [-- JEST_ARGUMENTS]: builds the tests' module and the checks of the emulation under
-// AddressSanitizer and UBSan, in build-sanitized/, and runs the checks and the suites of the device `emulated` with fewer
-// sizes. Leaks are not looked for: Node itself leaves some.
+// npm run test:sanitized [-- JEST_ARGUMENTS]: builds the tests' module and the emulation's checks
+// with AddressSanitizer and UBSan in build-sanitized/. Runs the checks, and the suites on the
+// device `emulated` with fewer sizes. Leaks are not reported, because Node itself leaks.
 //
-// npm run test:sanitized -- --thread [JEST_ARGUMENTS]: the same under ThreadSanitizer, in build-sanitized-thread/, with
-// suites that run on several threads, on the CPU device, and a soak of a minute. Node is not instrumented: accesses of its
-// own are not looked at, while its locks count, since TSan sees every pthread call. libgomp it would not understand: OpenMP's
-// regions run on test/sanitizers/openmp.cc. oneDNN, which uses libgomp, is left out: its place takes the project's own loops.
+// npm run test:sanitized -- --thread [JEST_ARGUMENTS]: the same with ThreadSanitizer in
+// build-sanitized-thread/, with multithreaded suites, on the CPU device too, and a soak test of a
+// minute. Node is not instrumented: TSan ignores its memory accesses but intercepts its pthread
+// calls, so its locks count. TSan does not understand libgomp, so OpenMP regions run on
+// test/sanitizers/openmp.cc. oneDNN uses libgomp, so this build uses the project's own loops
+// instead.
 
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
@@ -47,7 +49,7 @@ const built = run([join(root, 'scripts', 'build-native.js'), '--test', ...saniti
 });
 if (!built) process.exit(1);
 
-// Reports go to files: a worker of Jest keeps its standard error to itself.
+// Reports go to files, because a Jest worker does not show its standard error.
 const reports = join(work, 'reports');
 rmSync(reports, { recursive: true, force: true });
 mkdirSync(reports);
@@ -72,8 +74,8 @@ const suites = thread
     ];
 const args =
   given.length > 0 ? given : [`--testPathPatterns=test/(${suites.join('|')})\\.test\\.ts$`, '--testTimeout=900000'];
-// Two paths of prefill attention, with and without a NaN in sight, give the same bits as they are compiled for users, not at
-// this build's -O1; no thread has a part in it.
+// This test compares the bits of two prefill paths, which are equal with users' flags but not with
+// this build's -O1. It does not depend on threads.
 if (thread && given.length === 0) args.push('--testNamePattern=^(?!.*NaN past kvLens)');
 const environment = {
   DIFFQKV_MODULE: join(work, 'diffqkv-test.node'),
@@ -93,23 +95,24 @@ const environment = {
     : {
         DIFFQKV_EMULATION_CHECK: join(work, 'emulation_check'),
         DIFFQKV_TEST_DEVICES: 'emulated',
-        // A stray access that the emulation itself refuses is no concern of ASan's; a fiber's stack is, if it is not told.
+        // The emulation catches stray accesses itself, before ASan. ASan does not know a fiber's
+        // stack unless it is told.
         ASAN_OPTIONS: `detect_leaks=0:detect_stack_use_after_return=0:halt_on_error=0:log_path=${join(reports, 'asan')}`,
-        // UBSan's reports do not reach the files: what it finds ends the process, and so fails the suite.
+        // UBSan's reports do not reach the files. Its findings end the process, so the suite fails.
         UBSAN_OPTIONS: 'print_stacktrace=1:halt_on_error=1',
       }),
 };
 if (thread) {
   run([join(root, 'test', 'sanitizers', 'several_splits.cjs')], { ...environment, OPENMP_WITHOUT_BARRIERS: '1' });
   if (readdirSync(reports).length === 0) {
-    console.error('ThreadSanitizer does not see a race that is there');
+    console.error('ThreadSanitizer did not report a known race');
     process.exit(1);
   }
   for (const name of readdirSync(reports)) rmSync(join(reports, name));
 }
 let passed = run([join(root, 'node_modules', 'jest', 'bin', 'jest.js'), ...args], environment);
 if (thread && given.length === 0) {
-  // Its memory is TSan's, of which there is no telling.
+  // TSan's own memory makes memory growth impossible to measure.
   const soak = [join(root, 'scripts', 'soak.mjs'), '--minutes', '1', '--workers', '4', '--memory', 'any'];
   passed = run(soak, environment) && passed;
 }

@@ -1,5 +1,5 @@
-// npm test: lint, the type check of the tests, and the test suite on `cpu` and on `emulated` (the CUDA kernels as C++, in the
-// tests' module, which it builds). What takes longer is in scripts/ci.mjs.
+// npm test: runs lint, the type check of the tests, and the tests on `cpu` and on `emulated` (the
+// CUDA kernels as C++, in the tests' module, which it builds). Longer checks are in scripts/ci.mjs.
 //   npm test                  everything
 //   npm test -- ARGUMENTS     Jest with these arguments, e.g. `npm test -- test/rope.test.ts`
 
@@ -18,20 +18,20 @@ if (!existsSync(join(root, 'dist', 'lib', 'index.js'))) {
 }
 const npm = process.env.npm_execpath ? [process.execPath, process.env.npm_execpath] : ['npm'];
 step('lint', 'lint failed', () => run(npm[0], [...npm.slice(1), 'run', '--silent', 'lint']));
-step('types', 'the tests do not pass the type check', () =>
+step('types', 'the type check of the tests failed', () =>
   runNode([join(root, 'node_modules', 'typescript', 'bin', 'tsc'), '-p', 'test']),
 );
-if (hasEmulation && !script('build', "the tests' module does not build", 'build-native.js', '--test'))
+if (hasEmulation && !script('build', "building the tests' module failed", 'build-native.js', '--test'))
   finish('npm test');
 
-// Two processes with one thread each: threads without a core of their own wait long for each other. isa.test.ts runs
-// other numbers of threads.
+// Two processes with one thread each: more threads than cores wait long for each other. isa.test.ts
+// runs other numbers of threads.
 const env = { ...(hasEmulation ? { DIFFQKV_MODULE: testModule } : {}), OMP_NUM_THREADS: '1' };
 tests('cpu', [`--testPathIgnorePatterns=${pattern([...alone, ...slow, ...emulation])}`, '/node_modules/'], {
   ...env,
   DIFFQKV_TEST_DEVICES: 'cpu',
 });
-// Fewer sizes than on `cpu`: `npm run test:emulated` runs all of them.
+// Runs fewer sizes than on `cpu`. `npm run test:emulated` runs all of them.
 if (hasEmulation) {
   tests('emulated', [`--testPathPatterns=${pattern(everyDevice)}`], {
     ...env,

@@ -1,4 +1,4 @@
-// Aborts and progress: of loads, prefills and generations.
+// Aborts and progress of loads, prefills and generations.
 
 import { Model } from '../lib/index';
 import { firstBitDifference } from './compare';
@@ -19,7 +19,7 @@ onEveryDevice((device) => {
       expect([error.name, error.code]).toEqual(['AbortError', 'ABORT_ERR']);
     };
 
-    it('before and while a model loads', async () => {
+    it('rejects a load that is aborted before or during loading', async () => {
       await expectAbort(() => Model.load(tldrDirectory, { device: device(), signal: AbortSignal.abort() }));
       const controller = new AbortController();
       let calls = 0;
@@ -38,7 +38,7 @@ onEveryDevice((device) => {
       again.dispose();
     });
 
-    it('loading reports its bytes, rising to the total', async () => {
+    it('reports loaded bytes that rise to the total', async () => {
       const seen: { loadedBytes: number; totalBytes: number }[] = [];
       const own = await Model.load(tldrDirectory, {
         device: device(),
@@ -54,7 +54,7 @@ onEveryDevice((device) => {
       own.dispose();
     });
 
-    it('an onProgress that throws fails the load with its error', async () => {
+    it('fails the load with the error that onProgress throws', async () => {
       await expect(
         Model.load(tldrDirectory, {
           device: device(),
@@ -65,7 +65,7 @@ onEveryDevice((device) => {
       ).rejects.toThrow('mine');
     });
 
-    it('generate: a signal that has fired before the call gives an empty result, and its session is as it was', async () => {
+    it('generate: returns an empty result and keeps the session if the signal fired before the call', async () => {
       const session = await model.createSession();
       const tokens = (model.tokenizer as NonNullable<Model['tokenizer']>).encode(prompt);
       const logits = await session.prefill(tokens);
@@ -77,7 +77,7 @@ onEveryDevice((device) => {
       session.dispose();
     });
 
-    it('prefill: before the call, and within a long prompt, whose session is then as it was', async () => {
+    it('prefill: keeps the session if aborted before the call or within a long prompt', async () => {
       const session = await model.createSession();
       await session.prefill([1, 2]);
       await expectAbort(() => session.prefill([3], { signal: AbortSignal.abort() }));
@@ -93,7 +93,7 @@ onEveryDevice((device) => {
       whole.dispose();
     });
 
-    it('generate: an abort between tokens ends it within a token', async () => {
+    it('generate: ends within a token after an abort between tokens', async () => {
       const controller = new AbortController();
       const session = await model.createSession();
       const generation = model.generate(prompt, { maxTokens: 500, signal: controller.signal, session });
@@ -110,7 +110,7 @@ onEveryDevice((device) => {
       session.dispose();
     });
 
-    long('generate: an abort within a long prompt leaves the session as it was', async () => {
+    long('generate: restores the session after an abort within a long prompt', async () => {
       const long = new Array(1000).fill(0).map((_, i) => (i * 37) % 4000);
       const controller = new AbortController();
       const session = await model.createSession();

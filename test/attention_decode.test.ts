@@ -10,7 +10,7 @@ onEveryDevice((device) => {
     await checkAttention(device(), c, 'decode');
   });
 
-  it.each(['f32', 'bf16', 'f16'] as const)('selective V reads the kept rows alone: %s', async (type) => {
+  it.each(['f32', 'bf16', 'f16'] as const)('reads only the kept rows of V with selectiveV: %s', async (type) => {
     const input = attentionInput({
       heads: [4, 1, 2],
       dims: [32, 32],
@@ -22,7 +22,8 @@ onEveryDevice((device) => {
       causal: false,
     });
     await withTensors(device(), async (tensors) => {
-      // All scores are equal, so the first three rows are the ones to keep, and NaN in all the others must not be touched.
+      // All scores are equal, so the first three rows are kept. The NaN in all other rows must not
+      // be read.
       const out = tensors.out(type, [1, 4, 32]);
       await kernels.attentionDecode({
         q: tensors.make(type, [1, 4, 32], input.q),
@@ -41,7 +42,7 @@ onEveryDevice((device) => {
     });
   });
 
-  it('NaN past kvLens is never read', async () => {
+  it('never reads NaN past kvLens', async () => {
     const input = attentionInput({
       heads: [8, 2, 4],
       dims: [64, 64],
@@ -83,40 +84,43 @@ onEveryDevice((device) => {
     });
   });
 
-  it.each(['f32', 'bf16', 'f16'] as const)('NaN and infinities in V stay in their own dims: %s', async (type) => {
-    const input = attentionInput({
-      heads: [8, 2, 4],
-      dims: [64, 64],
-      types: [type, type, type],
-      inputs: 'normal',
-      batchSize: 2,
-      qLen: 1,
-      kvLen: 90,
-      kvLens: [90, 41],
-      causal: false,
-    });
-    const at = (batch: number, key: number, head: number, d: number): number =>
-      ((batch * 90 + key) * 4 + head) * 64 + d;
-    input.v[at(0, 40, 0, 6)] = Number.POSITIVE_INFINITY;
-    input.v[at(0, 89, 1, 33)] = Number.NEGATIVE_INFINITY;
-    input.v[at(1, 17, 3, 62)] = Number.NaN;
-    input.v[at(1, 41, 2, 5)] = Number.NaN; // past its kvLens
-    await withTensors(device(), async (tensors) => {
-      const out = tensors.out(type, [2, 8, 64]);
-      await kernels.attentionDecode({
-        q: tensors.make(type, [2, 8, 64], input.q),
-        k: tensors.make(type, [2, 90, 2, 64], input.k),
-        v: tensors.make(type, [2, 90, 4, 64], input.v),
-        kvLens: tensors.make('i32', [2], Int32Array.of(90, 41)),
-        out,
+  it.each(['f32', 'bf16', 'f16'] as const)(
+    'keeps NaN and infinities of V in their own dimensions: %s',
+    async (type) => {
+      const input = attentionInput({
+        heads: [8, 2, 4],
+        dims: [64, 64],
+        types: [type, type, type],
+        inputs: 'normal',
+        batchSize: 2,
+        qLen: 1,
+        kvLen: 90,
+        kvLens: [90, 41],
+        causal: false,
       });
-      const expected = attention(input).out;
-      expect(expected.filter((x) => !Number.isFinite(x))).toHaveLength(6);
-      expectClose(await out.read(), expected, tolerances[type], 64);
-    });
-  });
+      const at = (batch: number, key: number, head: number, d: number): number =>
+        ((batch * 90 + key) * 4 + head) * 64 + d;
+      input.v[at(0, 40, 0, 6)] = Number.POSITIVE_INFINITY;
+      input.v[at(0, 89, 1, 33)] = Number.NEGATIVE_INFINITY;
+      input.v[at(1, 17, 3, 62)] = Number.NaN;
+      input.v[at(1, 41, 2, 5)] = Number.NaN; // past its kvLens
+      await withTensors(device(), async (tensors) => {
+        const out = tensors.out(type, [2, 8, 64]);
+        await kernels.attentionDecode({
+          q: tensors.make(type, [2, 8, 64], input.q),
+          k: tensors.make(type, [2, 90, 2, 64], input.k),
+          v: tensors.make(type, [2, 90, 4, 64], input.v),
+          kvLens: tensors.make('i32', [2], Int32Array.of(90, 41)),
+          out,
+        });
+        const expected = attention(input).out;
+        expect(expected.filter((x) => !Number.isFinite(x))).toHaveLength(6);
+        expectClose(await out.read(), expected, tolerances[type], 64);
+      });
+    },
+  );
 
-  it('the number of splits changes rounding at most, and the backend chooses where none is given', async () => {
+  it('differs only by rounding between numbers of splits, and chooses a number by default', async () => {
     const input = attentionInput({
       heads: [8, 2, 4],
       dims: [64, 64],
@@ -151,8 +155,8 @@ onEveryDevice((device) => {
     ['numSplits -1', { numSplits: -1 }],
     ['numSplits 1.5', { numSplits: 1.5 }],
     ['smScale NaN', { smScale: Number.NaN }],
-    ['smScale a string', { smScale: '1' as unknown as number }],
-  ])('refuses %s', async (_, options) => {
+    ['smScale is a string', { smScale: '1' as unknown as number }],
+  ])('rejects %s', async (_, options) => {
     await withTensors(device(), async (tensors) => {
       const q = tensors.make('f32', [1, 2, 8], new Float32Array(16));
       const k = tensors.make('f32', [1, 4, 2, 8], new Float32Array(64));

@@ -9,7 +9,7 @@ onEveryDevice((device) => {
     await checkAttention(device(), c, 'prefill');
   });
 
-  it('allocates its output where none is given', async () => {
+  it('allocates its output if none is given', async () => {
     await withTensors(device(), async (tensors) => {
       const random = new Random(1);
       const q = tensors.make('bf16', [2, 3, 8, 32], random.normals(2 * 3 * 8 * 32, 0.1, 'bf16'));
@@ -23,7 +23,7 @@ onEveryDevice((device) => {
   });
 
   it.each(['f32', 'bf16', 'f16'] as const)(
-    'NaN past kvLens or in the future is never read, NaN in sight shows where it must: %s',
+    'never reads NaN past kvLens or in the future, and propagates NaN in sight: %s',
     async (type) => {
       const input = attentionInput({
         heads: [4, 2, 4],
@@ -56,7 +56,7 @@ onEveryDevice((device) => {
         poisonedV.fill(Number.POSITIVE_INFINITY, 20 * 4 * 32);
         expect(await run(poisonedK, poisonedV)).toEqual(clean);
 
-        // Key 19 is seen by the last query alone; V head 1 is read by Q head 1 alone.
+        // Only the last query sees key 19, and only Q head 1 reads V head 1.
         const oneV = input.v.slice();
         oneV[(19 * 4 + 1) * 32 + 5] = Number.NaN;
         const seen = await run(input.k, oneV);
@@ -64,7 +64,8 @@ onEveryDevice((device) => {
           if (i === (7 * 4 + 1) * 32 + 5) expect(x).toBeNaN();
           else if (x !== clean[i]) throw new Error(`element ${i} changed`);
         });
-        // A NaN in K makes the scores of both Q heads that read it NaN, and so their whole rows of the last query.
+        // A NaN in K makes the scores of both Q heads that read it NaN, and so the whole rows of
+        // the last query.
         const oneK = input.k.slice();
         oneK[(19 * 2 + 1) * 32 + 3] = Number.NaN;
         const rows = await run(oneK, input.v);
@@ -76,7 +77,7 @@ onEveryDevice((device) => {
     },
   );
 
-  it('refuses kvLens outside [0, kvLen] and leaves the device usable', async () => {
+  it('rejects kvLens outside [0, kvLen] and leaves the device usable', async () => {
     await withTensors(device(), async (tensors) => {
       const q = tensors.make('f32', [1, 2, 2, 8], new Float32Array(32));
       const k = tensors.make('f32', [1, 4, 2, 8], new Float32Array(64));

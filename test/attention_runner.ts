@@ -1,4 +1,4 @@
-// Runs one attention case on a device and holds the result against the reference.
+// Runs one attention case on a device and compares the result with the reference.
 
 import { type Device, kernels, type Tensor } from '../lib/index';
 import type { AttentionCase } from './cases';
@@ -17,7 +17,7 @@ export async function checkAttention(device: Device, c: AttentionCase, operator:
   await withTensors(device, async (tensors) => {
     const perQuery = operator === 'prefill' ? [batchSize, qLen] : [batchSize];
     const outShape = [...perQuery, numQHeads, headDimVo];
-    // Neighbours of the output, most likely beside it in memory too: a kernel must leave them as they are.
+    // Memory that is probably adjacent to the output. A kernel must not write to it.
     const guards = [tensors.out(qType, outShape)];
     const out = tensors.out(qType, outShape);
     guards.push(tensors.out(qType, outShape));
@@ -48,7 +48,8 @@ export async function checkAttention(device: Device, c: AttentionCase, operator:
     const actual = await out.read();
     const type = coarsest(...c.types);
     if (c.inputs === 'ones' || c.inputs === 'onesHuge') {
-      // Weights times the scales of V are rounded as products, so that their sum need not be that of the weights.
+      // The products of weights and scales of V are rounded, so their sum may differ from that of
+      // the weights.
       const exact = input.vRows === undefined && (!c.selectiveV || c.selectiveV.renormalize === true);
       expectOnes(actual, expected.out, exact, type);
     } else {
@@ -66,7 +67,7 @@ export async function checkAttention(device: Device, c: AttentionCase, operator:
   });
 }
 
-/** With V = 1 weights that sum to one give exactly 1. */
+/** If V = 1, weights that sum to one must produce exactly 1. */
 function expectOnes(actual: Float32Array, expected: Float64Array, exact: boolean, type: 'f32' | 'f16' | 'bf16'): void {
   if (exact)
     expectClose(

@@ -21,7 +21,8 @@ onEveryDevice((device) => {
   describe.each(['f32', 'bf16', 'f16'] as const)('%s', (type) => {
     it.each(reduced ? shapes.slice(0, -1) : shapes)('%i tokens, q %i, augmented %i', async (numTokens, qDim, augQ) => {
       const random = new Random(qDim + augQ);
-      // gate and up are scaled so that silu works in its curved part, and both factors and the result are of the table's size.
+      // Scales gate and up so that silu works in its curved part and the table's tolerances fit
+      // both factors and the result.
       const x = random.normals(numTokens * qDim, 0.1, type);
       const gate = random.normals(augQ * qDim, 10 / Math.sqrt(qDim), type);
       const up = random.normals(augQ * qDim, 1 / Math.sqrt(qDim), type);

@@ -1,4 +1,5 @@
-// Many generations at once: each says what it says alone, and none disturbs another.
+// Many generations at once: each returns the same as when it runs by itself, and none disturbs
+// another.
 
 import { DiffqkvError, Model, type Session } from '../lib/index';
 import { randomCheckpoint, temporaryDirectories, writeCheckpoint } from './checkpoints';
@@ -14,7 +15,7 @@ afterAll(() => directories.cleanUp());
 const commands = 'tar ls git docker curl find grep sed awk ssh rsync make gcc npm node zip'.split(' ');
 
 onEveryDevice((device) => {
-  it('16 at once say what each says alone, greedy and drawn', async () => {
+  it('returns for each of 16 concurrent generations what it returns by itself, greedy and sampled', async () => {
     const model = await Model.load(tldrDirectory, { device: device() });
     const count = device().info.kind === 'cpu' ? 16 : reduced ? 3 : 5;
     const maxTokens = device().info.kind === 'cpu' ? 40 : 6;
@@ -50,7 +51,7 @@ onEveryDevice((device) => {
       expect(model.kvCache.pages).toBe(0);
     };
 
-    it('long prompts do not hold up those that decode, and are read in the order of arrival', async () => {
+    it('interleaves long prompts with decodes, and reads prompts in order of arrival', async () => {
       const order: string[] = [];
       const random = new Random(1);
       const start = (name: string, promptTokens: number, maxTokens: number) =>
@@ -72,7 +73,7 @@ onEveryDevice((device) => {
       await settled();
     });
 
-    it('sessions of other types and options decode in one step, each as alone', async () => {
+    it('decodes sessions of other types and options in one step with unchanged results', async () => {
       const options = [
         {},
         { kType: 'i8' as const },
@@ -91,7 +92,7 @@ onEveryDevice((device) => {
       await settled();
     });
 
-    it('an abort while waiting, within a prompt, and between tokens; what stays is as it was', async () => {
+    it('aborts while waiting, within a prompt and between tokens, and keeps the previous state', async () => {
       const random = new Random(2);
       const prompt = random.tokens(1500, 128);
       const before = await model.createSession();
@@ -126,7 +127,7 @@ onEveryDevice((device) => {
       await settled();
     });
 
-    it('a session that is disposed is the error of its own generation', async () => {
+    it('fails only the generation whose session is disposed', async () => {
       const doomed = await model.createSession();
       const generations = [
         model.generate([1, 2, 3], { maxTokens: 50, session: doomed }),
@@ -147,11 +148,12 @@ onEveryDevice((device) => {
       await settled();
     });
 
-    it('logits that nothing can be drawn from are the error of their own turn', async () => {
+    it('fails only the generation whose logits cannot be sampled', async () => {
       const directory = directories.make();
       const checkpoint = randomCheckpoint({ numLayers: 1, tied: false });
       const embed = checkpoint.tensors.get('model.embed_tokens.weight') as CheckpointTensor;
-      embed.data.fill(Number.NaN, 72 * 64, 73 * 64); // token 72 spoils the sequence it is in
+      // Token 72 makes the logits of its sequence NaN.
+      embed.data.fill(Number.NaN, 72 * 64, 73 * 64);
       writeCheckpoint(directory, checkpoint);
       const broken = await Model.load(directory, { device: device() });
       const sessions = [await broken.createSession(), await broken.createSession(), await broken.createSession()];
@@ -172,7 +174,7 @@ onEveryDevice((device) => {
       broken.dispose();
     });
 
-    it('a progress callback that throws ends its own generation, and the session is as before', async () => {
+    it('fails only the generation whose progress callback throws, and restores its session', async () => {
       const session = await model.createSession();
       await session.prefill([3, 2, 1]);
       const failing = model.generate(new Random(4).tokens(700, 128), {
@@ -189,7 +191,7 @@ onEveryDevice((device) => {
       await settled();
     });
 
-    it('a random schedule of starts, aborts, forks, truncates and disposes leaks no page', async () => {
+    it('leaks no page under a random schedule of starts, aborts, forks, truncates and disposes', async () => {
       const steps = device().info.kind === 'cpu' ? (reduced ? 1000 : 10_000) : 150;
       await randomSchedule(model, steps);
       await settled();
@@ -198,8 +200,8 @@ onEveryDevice((device) => {
 });
 
 /**
- * `steps` random actions on sessions and generations that overlap. What each survivor says is compared with what a fresh
- * session says after the same tokens.
+ * Runs `steps` random actions on sessions and overlapping generations. Compares the next logits of
+ * each survivor with those of a new session that has the same tokens.
  */
 async function randomSchedule(model: Model, steps: number): Promise<void> {
   const random = new Random(11);
@@ -256,7 +258,7 @@ async function randomSchedule(model: Model, steps: number): Promise<void> {
       one.session.dispose();
       live.splice(live.indexOf(one), 1);
     } else if (one.tokens.length > 0 && checked++ % 8 === 0) {
-      // What it says next, and what a fresh session says after the same tokens.
+      // The next logits must equal those of a new session with the same tokens.
       using fresh = await model.createSession();
       using fork = await one.session.fork();
       const expected = await fresh.prefill([...one.tokens, 7]);

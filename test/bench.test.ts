@@ -1,4 +1,4 @@
-// The bench's arithmetic, its timing, and its runs: stopped, resumed, and as a process of their own.
+// The benchmark's arithmetic, timing and runs: stopped, resumed, and in a separate process.
 
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -46,7 +46,7 @@ afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
 const stats = (value: number) => ({ median: value, min: value, max: value, count: 1 });
 
-/** The configuration of Sigma-1.5B as a loaded model tells it. */
+/** The configuration of Sigma-1.5B as a loaded model reports it. */
 const SIGMA_15B: ModelConfig = {
   architecture: 'sigma',
   hiddenSize: 2048,
@@ -64,14 +64,14 @@ const SIGMA_15B: ModelConfig = {
 };
 
 describe('bytes and FLOPs', () => {
-  it('of cache rows, scales included', () => {
+  it('counts cache rows, including scales', () => {
     expect(rowBytes('bf16', 64)).toBe(128);
     expect(rowBytes('f32', 64)).toBe(256);
     expect(rowBytes('i8', 64)).toBe(66);
     expect(rowBytes('f8e4m3', 128)).toBe(130);
   });
 
-  it("of a token's K and V: Sigma saves 37.5 %", () => {
+  it("counts a token's K and V: Sigma saves 37.5 %", () => {
     expect(cacheBytes(SIGMA_HEADS)).toBe(20 * 128);
     expect(cacheBytes(STD_HEADS)).toBe(32 * 128);
     expect(cacheBytes(SIGMA_HEADS, 'i8', 'bf16')).toBe(4 * 66 + 16 * 128);
@@ -79,12 +79,12 @@ describe('bytes and FLOPs', () => {
     expect(SAVING_LIMIT).toBe(37.5);
   });
 
-  it('of selective V: no more rows than there are', () => {
+  it('counts at most the existing rows for selective V', () => {
     expect(selectiveBytes(SIGMA_HEADS, 32768, 100)).toBe(32768 * 4 * 128 + 3200 * 128);
     expect(selectiveBytes(SIGMA_HEADS, 10, 100)).toBe(10 * cacheBytes(SIGMA_HEADS));
   });
 
-  it('of attention, against a count of the pairs that meet', () => {
+  it('counts attention like a loop over the pairs of query and key', () => {
     const heads = headShape([8, 1, 4], 32);
     let pairs = 0;
     for (let query = 0; query < 7; ++query) for (let key = 0; key <= query; ++key) ++pairs;
@@ -92,9 +92,9 @@ describe('bytes and FLOPs', () => {
     expect(prefillFlops(heads, 7, false)).toBe(7 * decodeFlops(heads, 7));
   });
 
-  it("of whole models: 26 layers of Sigma-1.5B are the paper's 2.02 B parameters, with q_proj folded", () => {
+  it("counts whole models: 26 layers of Sigma-1.5B are the paper's 2.02 B parameters, with q_proj folded", () => {
     const { keyValue, rest } = layerWeights(SIGMA_15B);
-    const unfolded = 2048 * 2048; // q_proj, which is folded into the gate and up of augmented Q
+    const unfolded = 2048 * 2048; // q_proj, which is folded into gate and up of augmented Q
     const parameters = 26 * (keyValue + rest + unfolded) + 128256 * 2048;
     expect(parameters / 1e9).toBeCloseTo(2.02, 2);
     const linear = 2 * 512 * 26 * (keyValue + rest);
@@ -106,7 +106,7 @@ describe('bytes and FLOPs', () => {
     expect(stepBytes(untied, 2 * 128256 * 2048 + 5, [])).toBe(5);
   });
 
-  it('of Sigma-10B: as many layers as the memory holds', () => {
+  it('counts for Sigma-10B only the layers that fit in memory', () => {
     expect(fittingLayers('sigma-10b', 80e9)).toBe(32);
     expect(fittingLayers('sigma-1.5b', 23e9)).toBe(26);
     const some = fittingLayers('sigma-10b', 12e9);
@@ -117,11 +117,11 @@ describe('bytes and FLOPs', () => {
 });
 
 describe('sums', () => {
-  it('run over the lengths that output tokens meet', () => {
+  it('cover the lengths that output tokens see', () => {
     expect(outputLengths(2048, 3)).toEqual([2049, 2050, 2051]);
   });
 
-  it('between known lengths go by straight lines, as a loop over all lengths does', () => {
+  it('interpolate linearly between known lengths, like a loop over all lengths', () => {
     const points = [
       { length: 100, value: 50 },
       { length: 10, value: 7 },
@@ -146,7 +146,7 @@ describe('sums', () => {
     }
   });
 
-  it('end where nothing was measured', () => {
+  it('end at the last measured length', () => {
     expect(sumOver([{ length: 10, value: 1 }], 5, 11)).toBeNull();
     expect(sumOver([], 0, 1)).toBeNull();
   });
@@ -166,7 +166,7 @@ describe('sums', () => {
       bytes: 10 * value,
     });
 
-  it('of CEET: parts, totals and savings of each place in the grid that was measured', () => {
+  it("compute CEET's parts, totals and savings for each measured place in the grid", () => {
     const steps = [
       step('32/4/16', 'augmented Q', 3),
       step('32/4/16', 'cache', 1),
@@ -177,7 +177,7 @@ describe('sums', () => {
       ]),
     ];
     const figures = ceetGrid(steps, { outputs: [1, 8], prefixes: [2] }, 26);
-    // 8k after 2k is past the last position: it is left out.
+    // 8k after 2k is past the last position, so it is omitted.
     expect(new Set(figures.map(({ at }) => at?.output))).toEqual(new Set([1024]));
     const value = (what: string, heads?: string): Figure =>
       figures.find(({ at }) => at?.what === what && at.heads === heads) as Figure;
@@ -215,14 +215,14 @@ describe('limits', () => {
     expect(limitOf({ call, bytes: 1, flops: 1 }, { ...limits, matrixGflopPerS: null })).toBeNull();
   });
 
-  it('of 0 or below have no share', () => {
+  it('have no share if they are 0 or below', () => {
     const base = { name: '', value: 1, unit: '%', limitName: '', better: 'more', target: null, samples: {} } as const;
     expect(figure({ ...base, limit: -3 }).share).toBeNull();
     expect(figure({ ...base, limit: 0 }).share).toBeNull();
     expect(figure({ ...base, limit: 4 }).share).toBe(0.25);
   });
 
-  it('rotate past the last-level cache that the system tells of', () => {
+  it('rotate past the last-level cache that the system reports', () => {
     const caches = join(folder, 'cache');
     for (const [index, size] of [
       ['index0', '48K'],
@@ -289,12 +289,12 @@ describe('ceilings', () => {
 });
 
 describe('timing', () => {
-  it('takes medians', () => {
+  it('computes medians', () => {
     expect(summarize([3, 1, 2])).toEqual({ median: 2, min: 1, max: 3, count: 3 });
     expect(summarize([4, 1, 2, 3]).median).toBe(2.5);
   });
 
-  it('measures for as long as it may, in turn, and lets the caller stop', async () => {
+  it('alternates the candidates until the time is up, and lets the caller stop', async () => {
     const order: string[] = [];
     const sample = (name: string) => async () => {
       order.push(name);
@@ -319,10 +319,10 @@ describe('timing', () => {
     expect(rounds).toBe(4);
   });
 
-  it('tells the time left', () => {
+  it('estimates the time left', () => {
     expect([5, 200, 3900].map(formatDuration)).toEqual(['5 s', '3 min 20 s', '1 h 5 min']);
     expect(timeLeft(0, 0, 30)).toBe(30);
-    expect(timeLeft(98, 198, 10)).toBe(20); // it has taken twice as long as guessed
+    expect(timeLeft(98, 198, 10)).toBe(20); // it took twice as long as estimated
     let text = '';
     const progress = new Progress(
       [
@@ -337,7 +337,7 @@ describe('timing', () => {
     expect(text).toBe('[1/2] one, 30 s left\n[2/2] two, 20 s left\n');
   });
 
-  it('names lengths and shapes', () => {
+  it('formats lengths and shapes', () => {
     expect([lengthName(32768), lengthName(100)]).toEqual(['32k', '100']);
     expect(shapeName(SIGMA_HEADS)).toBe('32/4/16 x 64');
     expect(shapeName({ ...SIGMA_HEADS, headDimVo: 128 })).toBe('32/4/16 x 64/128');
@@ -348,7 +348,7 @@ describe('runs', () => {
   const made = (name: string, value: number): Figure =>
     figure({ name, value, unit: 's', better: 'less', limit: null, limitName: '', target: null, samples: {} });
 
-  /** Three cells that count how often each is measured; after the second the user asks to stop. */
+  /** Three cells that count their measurements. After the second the user asks to stop. */
   function suiteOf(counts: Record<string, number>, stop?: AbortController): Suite {
     const cell = (name: string, bytes = 0): Cell => ({
       name,
@@ -389,7 +389,7 @@ describe('runs', () => {
       ceilings: false,
     });
 
-  it('write what there is when stopped, and go on from there', async () => {
+  it('save their results if stopped, and resume from there', async () => {
     const file = join(folder, 'stopped.json');
     const counts: Record<string, number> = {};
     const stop = new AbortController();
@@ -423,10 +423,11 @@ describe('runs', () => {
     const atOnce = new AbortController();
     atOnce.abort();
     await run(suiteOf(counts), file, false, atOnce.signal);
-    expect(readFileSync(file, 'utf8')).toBe(whole); // stopped before anything was measured: the old result stays
+    // Stopped before the first measurement: the old result stays.
+    expect(readFileSync(file, 'utf8')).toBe(whole);
 
     await run(suiteOf(counts), file, false);
-    expect(counts.a).toBe(2); // without --resume everything is measured anew
+    expect(counts.a).toBe(2); // without --resume everything is measured again
   });
 
   it('measure the limits of the CPU with the native module', async () => {
@@ -446,7 +447,7 @@ describe('runs', () => {
     }
   });
 
-  it('are not resumed from what does not belong to them', () => {
+  it('are not resumed from results that do not match', () => {
     const fresh = newResult('ket', [], false, cpu);
     expect(() => resumeFrom(fresh, { ...fresh, suite: 'ceet' })).toThrow(/has suite ceet, and this run ket/);
     expect(() => resumeFrom(fresh, { ...fresh, quick: true })).toThrow(/quick/);
@@ -459,7 +460,7 @@ describe('runs', () => {
 
   const main = join(projectRoot, 'dist', 'bench', 'main.js');
 
-  it('go through the command line: wrong use gives the usage and status 1', async () => {
+  it('print the usage and return status 1 on wrong arguments', async () => {
     for (const args of [
       [],
       ['nothing'],

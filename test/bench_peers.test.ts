@@ -1,4 +1,5 @@
-// bench/peers without the peers themselves: the files that they are given, read back; samples in turn; what happens where one is missing.
+// bench/peers without the peers themselves: reads back the files that they get, takes samples in
+// turn, and handles missing peers.
 
 import { chmodSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -35,7 +36,7 @@ const SHAPE: LlamaShape = {
 
 type Value = number | string | Value[];
 
-/** A GGUF file by its specification, version 3. */
+/** Parses a GGUF file, version 3, by its specification. */
 function parseGguf(bytes: Buffer) {
   let at = 0;
   const take = (length: number) => {
@@ -73,7 +74,7 @@ function parseGguf(bytes: Buffer) {
 
 const [F32, F16, BF16] = [0, 1, 30];
 
-/** Numbers of a tensor of a GGUF file, whatever their type. */
+/** The numbers of a tensor of a GGUF file, of any type. */
 function ggufValues(bytes: Buffer, file: ReturnType<typeof parseGguf>, name: string): number[] {
   const { dims, type, offset } = file.tensors.find((tensor) => tensor.name === name) as (typeof file.tensors)[number];
   const start = file.data + offset;
@@ -93,7 +94,7 @@ function safetensorsValues(bytes: Buffer, name: string): { shape: number[]; valu
 }
 
 describe('16-bit numbers', () => {
-  it('are the bits of the format', () => {
+  it('have the bits of the format', () => {
     for (const [value, f16, bf16] of [
       [0, 0, 0],
       [1, 0x3c00, 0x3f80],
@@ -101,7 +102,7 @@ describe('16-bit numbers', () => {
       [1.5, 0x3e00, 0x3fc0],
       [255, 0x5bf8, 0x437f],
       [2 ** -14, 0x0400, 0x3880],
-      [-(2 ** -15), 0x8200, 0xb800], // in f16 a subnormal
+      [-(2 ** -15), 0x8200, 0xb800], // a subnormal in f16
       [3 * 2 ** -24, 0x0003, 0x3440],
     ] as const) {
       expect([value, exactBits(value, 'F16'), exactBits(value, 'BF16')]).toEqual([value, f16, bf16]);
@@ -112,7 +113,7 @@ describe('16-bit numbers', () => {
 });
 
 describe('GGUF', () => {
-  it('head: metadata, and where the tensors lie, each at a multiple of the alignment', () => {
+  it('has a header with metadata and tensor offsets, each a multiple of the alignment', () => {
     const tensors = [
       { name: 'a', shape: [3, 5], type: 'F16' as const },
       { name: 'b', shape: [7], type: 'F32' as const },
@@ -155,7 +156,7 @@ describe('GGUF', () => {
     expect((file.metadata['tokenizer.ggml.token_type'] as number[]).slice(257)).toEqual([6, 6, ...Array(41).fill(1)]);
   });
 
-  it('and the checkpoint hold the same weights; rows of Q and K as llama.cpp rotates them', () => {
+  it("has the checkpoint's weights, with the rows of Q and K in llama.cpp's rotation order", () => {
     const { ggufs, weightBytes, matrixParameters } = writeModels(folder, SHAPE, ['BF16', 'F16']);
     const safetensors = readFileSync(join(folder, 'model.safetensors'));
     const layer = 'model.layers.1';
@@ -192,7 +193,7 @@ describe('GGUF', () => {
         };
         const expected = values.map((_, i) => values[from(Math.floor(i / width)) * width + (i % width)]);
         expect(ggufValues(bytes, parsed, `${gguf}.weight`)).toEqual(expected);
-        expect(new Set(values).size).toBeGreaterThan(8); // not all alike
+        expect(new Set(values).size).toBeGreaterThan(8); // the values differ
       }
       const end = parsed.tensors.at(-1) as (typeof parsed.tensors)[number];
       expect(bytes.length).toBe(parsed.data + end.offset + 2 * 300 * 32);
@@ -204,7 +205,7 @@ describe('GGUF', () => {
   });
 });
 
-/** A protobuf message: the values of each field, numbers or bytes. */
+/** Parses a protobuf message: the values of each field, as numbers or bytes. */
 function parseProtobuf(bytes: Buffer): Record<number, (number | Buffer)[]> {
   const fields: Record<number, (number | Buffer)[]> = {};
   let at = 0;
@@ -276,7 +277,7 @@ describe('the ONNX model', () => {
 });
 
 describe('measuring', () => {
-  it('takes samples in turn; a ratio is that of each round by itself', async () => {
+  it('samples in turn and computes a ratio per round', async () => {
     const slow = [100, 1, 1, 10]; // the first round warms up; the last is disturbed on both sides
     const sample = (ms: number[]) => {
       let round = 0;
@@ -296,7 +297,7 @@ describe('measuring', () => {
     expect(times).toEqual({ median: 2, min: 2, max: 2, count: 3 });
   });
 
-  it('compares results: one vector that is wrong, or not a number, is found', () => {
+  it('detects one vector that is wrong or not a number', () => {
     const expected = Float32Array.from({ length: 64 * 100 }, (_, i) => Math.sin(i) * (i < 64 ? 1 : 0.01));
     const got = expected.map((value) => value * (1 + 2 ** -9));
     expect(vectorError(got, expected, 64)).toBeCloseTo(2 ** -9, 6);
@@ -316,7 +317,7 @@ describe('measuring', () => {
 });
 
 describe('a run', () => {
-  /** Runs in this process; what it says. */
+  /** Runs in this process and returns its output. */
   async function peers(...args: string[]) {
     const said = { out: '', err: '' };
     const catching = (name: 'out' | 'err') => (text: string | Uint8Array) => {
@@ -334,7 +335,10 @@ describe('a run', () => {
     }
   }
 
-  /** A program that answers in the place of a Python with PyTorch: attention over one key, which is the first of V. */
+  /**
+   * Writes a program that replaces a Python with PyTorch: attention over one key, so the result is
+   * the first vector of V.
+   */
   function python(name: string, change: number): string {
     const file = join(folder, name);
     const text = `#!${process.execPath}
@@ -361,7 +365,7 @@ console.log(JSON.stringify({ version: '0', device: 'none', peers: [], figures: [
   const read = (file: string): Result & { peers: object[] } => JSON.parse(readFileSync(file, 'utf8'));
   const onUnix = process.platform === 'win32' ? it.skip : it;
 
-  it('without the peer says why, fails --check, and leaves an older file as it is', async () => {
+  it('prints the reason if the peer is missing, fails --check, and keeps an older file', async () => {
     const file = join(folder, 'older.json');
     writeFileSync(file, 'an older result');
     const args = ['--only', 'torch', '--tiny', '--json', file];
@@ -391,7 +395,7 @@ console.log(JSON.stringify({ version: '0', device: 'none', peers: [], figures: [
     );
   });
 
-  onUnix('compares our output with the reference, and writes what was measured', async () => {
+  onUnix('compares our output with the reference and writes the measurements', async () => {
     const file = join(folder, 'measured.json');
     const args = ['--only', 'torch', '--tiny', '--check', '--json', file, '--python'];
     const { status, out } = await peers(...args, python('right', 0));
@@ -402,7 +406,7 @@ console.log(JSON.stringify({ version: '0', device: 'none', peers: [], figures: [
     expect(result.figures.map(({ at }) => at?.who)).toEqual(['stand-in', 'diffqkv']);
     expect(result.setup.torch).toMatchObject({ bound: 2 ** -6, errors: { diffqkv: 0 } });
 
-    // One number of one vector is another: by much less than the standard deviation of the numbers.
+    // Changes one number of one vector by much less than the standard deviation of the numbers.
     const wrong = await peers(...args, python('wrong', 0.2));
     expect(wrong.status).toBe(1);
     expect(wrong.out).toMatch(/^PyTorch: missing: decode attention: the output of diffqkv is wrong by 0\.0/m);

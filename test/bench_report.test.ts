@@ -1,4 +1,5 @@
-// The reports of the bench, on made-up results: the page has every figure and needs nothing beside it, compare finds what moved.
+// The benchmark's reports on synthetic results: the page has every figure and needs no other file,
+// and compare finds the changes.
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { compareReports, compareResults, formatComparison } from '../bench/compare';
@@ -21,7 +22,7 @@ const plain = (html: string) =>
     .replace(/&quot;/g, '"')
     .replace(/&amp;/g, '&');
 
-/** The cells of the rows that hold a figure, as text. */
+/** The cells of the rows that contain a figure, as text. */
 function rowsOf(page: string): string[][] {
   return [...page.matchAll(/<tr>(.*?)<\/tr>/gs)].map(([, row]) =>
     [...(row as string).matchAll(/<td[^>]*>(.*?)<\/td>/gs)].map(([, cell]) => plain(cell as string)),
@@ -34,12 +35,12 @@ function write(result: Result): string {
   return file;
 }
 
-/** The same result with the figures that `change` returns. */
+/** A copy of the result with the changes that `change` returns for each figure. */
 function changed(result: Result, change: (figure: Result['figures'][number]) => Partial<Result['figures'][number]>) {
   return { ...result, figures: result.figures.map((figure) => ({ ...figure, ...change(figure) })) };
 }
 
-/** A figure whose value and samples are `factor` times as large. */
+/** A copy of a figure with its value and samples multiplied by `factor`. */
 function scaled(figure: Result['figures'][number], factor: number): Result['figures'][number] {
   const scale = (stats: { median: number; min: number; max: number; count: number }) => ({
     median: stats.median * factor,
@@ -53,7 +54,7 @@ function scaled(figure: Result['figures'][number], factor: number): Result['figu
 
 const built = path.join(path.dirname(builtCli), '..', 'bench');
 
-/** The built report of a folder, in a process of its own. */
+/** Runs the built report of a folder in a separate process. */
 const report = (args: string[], folder = built) =>
   runNode([
     '-e',
@@ -72,7 +73,7 @@ describe('report', () => {
     expect(outcome.stderr).not.toMatch(/WARN|Error/);
   });
 
-  it('has every figure, with value, unit, spread, limit, share and paper', () => {
+  it("shows every figure with value, unit, spread, limit, share and the paper's value", () => {
     const rows = rowsOf(fs.readFileSync(page, 'utf8'));
     for (const figure of result.figures) {
       const row = rows.find(([name]) => name === figure.name);
@@ -91,7 +92,7 @@ describe('report', () => {
     }
   });
 
-  it('says where, with what and how it was measured, and which peers are missing', () => {
+  it('shows where, with what and how it was measured, and the missing peers', () => {
     const text = plain(fs.readFileSync(page, 'utf8'));
     for (const word of ['synthetic processor, 2 cores', 'bench synthetic <not a run>', '2000-01-01T00:00:00.000Z'])
       expect(text).toContain(word);
@@ -99,7 +100,7 @@ describe('report', () => {
       expect(text).toContain(word);
   });
 
-  it('needs nothing beside it, and no id in it is used twice', () => {
+  it('needs no other file, and uses each id only once', () => {
     const text = fs.readFileSync(page, 'utf8');
     expect(text.replace(/xmlns(:\w+)?="[^"]*"/g, '')).not.toMatch(/https?:|src=|@import|<script|<link|url\((?!#)/);
     const ids = [...text.matchAll(/\bid="([^"]*)"/g)].map(([, id]) => id as string);
@@ -107,7 +108,7 @@ describe('report', () => {
     for (const [, id] of text.matchAll(/url\(#([^)]*)\)/g)) expect(ids).toContain(id);
   });
 
-  it('writes each plot as a file beside the page, which links to it', () => {
+  it('writes each plot to a file next to the page, which links to it', () => {
     const text = fs.readFileSync(page, 'utf8');
     const files = fs.readdirSync(folder).filter((name) => name.endsWith('.svg'));
     const plots = [
@@ -129,7 +130,7 @@ describe('report', () => {
       expect(time).toContain(word);
   });
 
-  it('tells what is wrong with its arguments and files', async () => {
+  it('prints what is wrong with its arguments and files', async () => {
     const bad = write({} as Result);
     const told = async (...args: string[]) => ({ ...(await report(args)), signal: undefined });
     expect(await told()).toMatchObject({ status: 1, stderr: expect.stringContaining('no result file is given') });
@@ -141,7 +142,7 @@ describe('report', () => {
   });
 
   it('needs no package and no other part of the project', async () => {
-    const elsewhere = directories.make(); // no node_modules in any folder above
+    const elsewhere = directories.make(); // no folder above has node_modules
     for (const name of fs.readdirSync(built))
       if (/^(report|shapes).*\.js$/.test(name)) fs.copyFileSync(path.join(built, name), path.join(elsewhere, name));
     const copy = path.join(elsewhere, 'page.html');
@@ -168,7 +169,7 @@ describe('report', () => {
     expect(results.length).toBe(4);
   });
 
-  it('gives the reason for a share above 100 % and for a spread below 0', () => {
+  it('shows the reason for a share above 100 % and for a spread below 0', () => {
     const render = (...figures: Result['figures']) => {
       const results = [{ ...result, figures }];
       return renderPage(
@@ -187,7 +188,7 @@ describe('report', () => {
     expect(render(normal, saving)).toMatch(/A spread below 0: the value is computed from two times/);
   });
 
-  it('takes the spread of ratios and savings from the extremes of both times', () => {
+  it('computes the spread of ratios and savings from the extremes of both times', () => {
     const samples = { a: { median: 6, min: 5, max: 9, count: 3 }, b: { median: 8, min: 7, max: 12, count: 4 } };
     const spread = (value: number) => spreadOf(made({ name: 'x', value, samples }));
     expect(spread(6 / 8)).toEqual({ min: 5 / 12, max: 9 / 7, count: 3 });
@@ -197,7 +198,7 @@ describe('report', () => {
     expect(spread(40)).toEqual({ min: 0, max: 80, count: 3 }); // computed in another way: 40 (1 - 1) to 40 (1 + 1)
   });
 
-  it('marks each run where there are several', () => {
+  it('labels each run if there are several', () => {
     const results = [syntheticResult('a.json'), { ...syntheticResult('b.json'), suite: 'other' }];
     const sections = [...groupFigures(results)].map(([group, rows]) => ({ group, rows, plots: [] }));
     const rows = rowsOf(renderPage(results, sections)).filter(
@@ -227,14 +228,14 @@ describe('savings', () => {
   const at = (what: string, who: string) => (point: { what: string; who: string }) =>
     point.what === what && point.who === who;
 
-  it('are those of table 15 where the paper has them', () => {
+  it('equal those of table 15 if the paper has them', () => {
     const points = savings(collect(syntheticResult().figures.filter(({ group }) => group === 'ket')));
     const paper = points.filter(at('split', 'paper (H100)')).map(({ value }) => value.toFixed(1));
     expect(paper).toEqual(['1.2', '25.4', '26.3', '27.3']); // the paper: 1.17, 25.33, 26.30, 27.21
     expect(points.filter(at('total', 'limit')).map(({ value }) => value)).toEqual([37.5, 37.5, 37.5, 37.5]);
   });
 
-  it('are taken from figures in % where there are any', () => {
+  it('come from figures in % if there are any', () => {
     const heads = { sigma: '32/4/16', std: '32/16/16' };
     const times = Object.values(heads).map((name) =>
       made({ name, value: 8, group: 'ceet', at: { heads: name, output: 2, prefix: 2, what: 'cache' } }),
@@ -249,14 +250,14 @@ describe('savings', () => {
     ]);
   });
 
-  it('are costs where STD has none of it', () => {
+  it('are costs if STD has none of the kind', () => {
     const figures = syntheticResult().figures.filter(({ group }) => group === 'ceet');
     const costs = savings(collect(figures)).filter(({ what }) => what === 'augmented Q');
     expect(costs.length).toBe(36);
     for (const { value } of costs) expect(value).toBeLessThan(0);
   });
 
-  it('leave a group that has no places to the plot of shares', () => {
+  it('leave a group without places to the plot of shares', () => {
     const plots = plotsOf('ket', [made({ name: 'ket of another kind', value: 1 })], 'nowhere');
     expect(plots.map(({ name }) => name)).toEqual(['share']);
   });
@@ -271,9 +272,9 @@ describe('compare', () => {
       .changes.filter(({ verdict }) => verdict !== 'same')
       .map(({ after: { name }, verdict }) => [name, verdict]);
 
-  it('finds what moved beyond its spread, and not what did not', () => {
+  it('reports only changes beyond the spread', () => {
     const after = changed(before, (figure) => {
-      if (figure.name === slow) return scaled(figure, 1.1); // spreads of 2 %
+      if (figure.name === slow) return scaled(figure, 1.1); // the spread is 2 %
       return scaled(figure, figure.name === fast ? 1.2 : 1.03);
     });
     expect(moved(after).sort()).toEqual([
@@ -283,7 +284,7 @@ describe('compare', () => {
     expect(moved(before)).toEqual([]);
   });
 
-  it('goes by the best sample, for one disturbed sample hides nothing', () => {
+  it('uses the best sample, so that one disturbed sample hides nothing', () => {
     const disturbed = (figure: Result['figures'][number]) => ({
       samples: { ms: { ...(figure.samples.ms as { median: number; min: number; count: number }), max: 1e9 } },
     });
@@ -292,16 +293,18 @@ describe('compare', () => {
     expect(compareResults(one, after).changes.map(({ verdict }) => verdict)).toEqual(['worse']);
   });
 
-  it('takes both signs where samples are few, and judges nothing by two', () => {
+  it('requires both signs for few samples, and judges nothing by two', () => {
     const of = (median: number, min: number, max: number, count: number): Result => ({
       ...before,
       figures: [made({ name: 'x', value: median, samples: { ms: { median, min, max, count } } })],
     });
     const verdict = (a: Result, b: Result) => compareResults(a, b).changes[0]?.verdict;
     expect(verdict(of(100, 99, 101, 3), of(110, 109, 111, 3))).toBe('worse');
-    expect(verdict(of(100, 90, 101, 3), of(110, 102, 111, 3))).toBe('same'); // apart, but not far
+    // The samples do not overlap, but the difference is small.
+    expect(verdict(of(100, 90, 101, 3), of(110, 102, 111, 3))).toBe('same');
     expect(verdict(of(100, 90, 101, 5), of(110, 102, 111, 5))).toBe('worse');
-    expect(verdict(of(100, 99, 111, 3), of(110, 109, 111, 3))).toBe('same'); // far, but not apart
+    // The difference is large, but the samples overlap.
+    expect(verdict(of(100, 99, 111, 3), of(110, 109, 111, 3))).toBe('same');
     expect(verdict(of(100, 99.9, 100.1, 9), of(100.9, 100.8, 101, 9))).toBe('same'); // below 1 %
     expect(verdict(of(100, 100, 100, 2), of(200, 200, 200, 2))).toBe('unjudged');
     expect(verdict(of(100, 99, 101, 7), { ...before, figures: [made({ name: 'x', value: 200, samples: {} })] })).toBe(
@@ -309,7 +312,7 @@ describe('compare', () => {
     );
   });
 
-  it('tells new, missing and unlike figures', () => {
+  it('reports new, missing and incomparable figures', () => {
     const extra = made({ name: 'a new one', value: 1 });
     const after = { ...before, figures: [...before.figures.slice(1), extra] };
     const comparison = compareResults(before, after);
@@ -323,7 +326,7 @@ describe('compare', () => {
     expect(formatComparison(unlike)).toContain('another machine or device');
   });
 
-  it('--check fails where something got worse, and where nothing could be judged', async () => {
+  it('fails with --check if a figure got worse or if no figure could be judged', async () => {
     const written: string[] = [];
     const spies = [process.stdout, process.stderr].map((stream) =>
       jest.spyOn(stream, 'write').mockImplementation((text) => written.push(String(text)) > 0),

@@ -1,8 +1,9 @@
-// Result files with made-up numbers, in the shape that the bench writes: for tests of report and compare alone.
+// Result files with synthetic numbers, in the format that the benchmark writes. Only for tests of
+// report and compare.
 import { type Figure, figure } from '../bench/figure';
 import type { Result } from '../bench/report_result';
 
-/** Samples round a median, by as much as `relative` on either side. */
+/** Samples around a median, up to `relative` above and below. */
 const around = (median: number, relative = 0.02, count = 7) => ({
   median,
   min: median * (1 - relative),
@@ -15,7 +16,7 @@ interface Made extends Partial<Figure> {
   value: number;
 }
 
-/** A figure with samples of 2 % round it. */
+/** A figure with samples within 2 % of its value. */
 export function made({ name, value, ...rest }: Made): Figure {
   return {
     ...figure({

@@ -1,4 +1,4 @@
-// How the tests break checkpoints: each row changes a good one on disk and says what the error must name.
+// Broken checkpoints: each row changes a good one on disk and lists what the error must name.
 
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -9,10 +9,10 @@ export type Header = Record<string, HeaderEntry & Record<string, unknown>>;
 
 export interface Break {
   name: string;
-  /** Breaks the checkpoint that stands in `directory`. */
+  /** Breaks the checkpoint in `directory`. */
   apply(directory: string, checkpoint: Checkpoint): void;
   code?: 'ERR_INVALID_CHECKPOINT' | 'ERR_UNSUPPORTED_MODEL';
-  /** All must be in the message. */
+  /** Each must be in the message. */
   names: (string | RegExp)[];
   shards?: number;
   llama?: boolean;

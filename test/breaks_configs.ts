@@ -1,4 +1,4 @@
-// Broken configs, and those of models that are not supported.
+// Broken configs, and configs of unsupported models.
 
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -62,7 +62,7 @@ export const configs: Break[] = [
     names: ['config.json', field],
   })),
   ...['hidden_size', 'intermediate_size', 'vocab_size', 'head_dim'].map((field) => ({
-    name: `${field} not that of the tensors`,
+    name: `${field} differs from the tensors`,
     apply: (directory: string, checkpoint: Checkpoint) =>
       writeConfig(directory, { ...checkpoint.config, [field]: (checkpoint.config[field] as number) * 2 }),
     names: [/model\.|lm_head/],
@@ -215,12 +215,12 @@ export const unsupported: Break[] = [
     names: ['config.json', 'num_key_heads', 'num_value_heads', 'DiffQKV'],
   },
   {
-    name: 'model_type sigma with num_key_value_heads alone',
+    name: 'model_type sigma with only num_key_value_heads',
     apply: config({ num_key_heads: undefined, num_value_heads: undefined, num_key_value_heads: 2 }),
     names: ['config.json', 'num_key_heads', 'DiffQKV'],
   },
   {
-    name: 'num_value_heads missing alone',
+    name: 'only num_value_heads missing',
     apply: config({ num_value_heads: undefined }),
     names: ['config.json', 'num_value_heads'],
   },
@@ -242,7 +242,7 @@ export const unsupported: Break[] = [
     names: ['config.json', 'yarn'],
   },
   {
-    name: 'RoPE scaling linear, the old way',
+    name: 'RoPE scaling linear, in the old format',
     apply: config({ rope_scaling: { type: 'linear', factor: 4 } }),
     names: ['config.json', 'linear'],
   },

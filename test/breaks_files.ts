@@ -1,4 +1,4 @@
-// Broken files: of weights, of safetensors headers, of tokenizers.
+// Broken weight files, safetensors headers and tokenizers.
 
 import { mkdirSync, rmSync, symlinkSync, truncateSync, unlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -98,7 +98,7 @@ export const headers: Break[] = [
   { name: 'an array', apply: headerBytes('[]'), names: [file] },
   { name: 'a string', apply: headerBytes('"header"'), names: [file] },
   { name: 'null', apply: headerBytes('null'), names: [file] },
-  { name: 'spaces alone', apply: headerBytes('          '), names: [file] },
+  { name: 'only spaces', apply: headerBytes('          '), names: [file] },
   { name: 'empty object', apply: rewrite(() => ({ header: '{}', data: new Uint8Array(0) })), names: [file] },
   {
     name: 'arrays nested 100,000 deep',
@@ -143,7 +143,7 @@ export const headers: Break[] = [
     names: [file, '__metadata__'],
   },
   {
-    name: 'text behind the object',
+    name: 'text after the object',
     apply: rewrite((header) => ({ header: `${JSON.stringify(header)} {}` })),
     names: [file],
   },

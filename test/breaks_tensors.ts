@@ -1,4 +1,4 @@
-// Broken tensors: their header entries, their shapes, their places in shards.
+// Broken tensors: their header entries, shapes and places in shards.
 
 import { renameSync, truncateSync, unlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -32,7 +32,7 @@ export const entries: Break[] = [
     names: [file, kProj, 'data_offsets'],
   },
   { name: 'unknown dtype', apply: entry({ dtype: 'F99' }), names: [file, kProj, 'F99'] },
-  { name: 'dtype of another size', apply: entry({ dtype: 'F64' }), names: [file, kProj] },
+  { name: 'dtype of a different size', apply: entry({ dtype: 'F64' }), names: [file, kProj] },
   {
     name: 'dtype of the same size, not a weight type',
     apply: entry({ dtype: 'I32' }),
@@ -141,13 +141,13 @@ export const entries: Break[] = [
     names: [file, /k_proj/, /overlap/],
   },
   {
-    name: 'a hole between tensors',
+    name: 'a gap between tensors',
     apply: rewrite((header, data) => {
       const span = (header[norm] as HeaderEntry).data_offsets as [number, number];
       (header[norm] as HeaderEntry).data_offsets = [span[0] + 64, span[1] + 64];
       return { data: new Uint8Array([...data, ...new Uint8Array(64)]) };
     }),
-    names: [file, norm, /hole|cover/],
+    names: [file, norm, /gap|cover/],
   },
   {
     name: 'a byte too few for its shape',
@@ -197,7 +197,7 @@ export const tensors: Break[] = [
   })),
   { name: 'an empty tensor', apply: reshape(kProj, [0, 64]), names: [file, kProj] },
   {
-    name: 'augmented Q in layer 0 alone',
+    name: 'augmented Q only in layer 0',
     apply: (directory, checkpoint) => {
       const kept = new Map(
         [...checkpoint.tensors].filter(([name]) => !/layers\.1\.self_attn\.q_(gate|up|down)/.test(name)),
@@ -226,7 +226,7 @@ export const tensors: Break[] = [
     code: 'ERR_UNSUPPORTED_MODEL',
   },
   {
-    name: 'q_proj of another width than aug_q_dim says',
+    name: 'q_proj of a width other than aug_q_dim',
     apply: config({ aug_q_dim: 49 }),
     names: [/q_(gate|up|down)_proj/, /49/],
   },
@@ -318,7 +318,7 @@ export const shards: Break[] = (
         });
         writeFileSync(join(directory, 'model.safetensors.index.json'), JSON.stringify({ weight_map: map }));
       },
-      names: [shard2, /twice|too|both/],
+      names: [shard2, /is also in/],
     },
     {
       name: 'the index without its shards, all renamed',

@@ -1,4 +1,5 @@
-// The case table of attention. Prefill and decode draw on the same head counts, head sizes, types and kinds of input.
+// The case table of attention. Prefill and decode use the same head counts, head sizes, types and
+// kinds of input.
 
 import { type FloatType, type KvType, Random, toF8e4m3Bits } from './numbers';
 import { type AttentionInput, dequantizeRows, type QuantizedRows, quantizeRows, type SelectiveV } from './reference';
@@ -7,7 +8,10 @@ export type Heads = readonly [q: number, k: number, v: number];
 export type Dims = readonly [qk: number, vo: number];
 export type Types = readonly [q: FloatType, k: KvType, v: KvType];
 
-/** normal: N(0, 1/100). large: logits of order 100. huge: of order 1e4. tiny: scores of order 1e-40. equal: all scores the same. ones: V = 1. */
+/**
+ * normal: N(0, 1/100). large: logits of order 100. huge: of order 1e4. tiny: scores of order 1e-40.
+ * equal: all scores equal. ones: V = 1.
+ */
 export type InputKind = 'normal' | 'large' | 'huge' | 'tiny' | 'equal' | 'ones' | 'onesHuge';
 
 export interface AttentionCase {
@@ -73,7 +77,7 @@ export function caseName(c: AttentionCase): string {
   return parts.join(', ');
 }
 
-/** K or V as the reference takes it, and as it is stored where the type is i8 or f8e4m3. */
+/** K or V as the reference reads it, and as it is stored if the type is i8 or f8e4m3. */
 export interface CacheInput {
   x: Float32Array;
   rows?: QuantizedRows;
@@ -89,7 +93,10 @@ function normalCache(random: Random, length: number, scale: number, type: KvType
   return { x: dequantizeRows(rows), rows };
 }
 
-/** Small multiples of `unit`, as exact in i8 and f8e4m3 as they can be: their scales are powers of two, not the same for all rows. */
+/**
+ * Small multiples of `unit`, as exact in i8 and f8e4m3 as possible: the scales are powers of two
+ * that differ between rows.
+ */
 function exactCache(x: Float32Array, unit: number, type: KvType, rowLength: number): CacheInput {
   if (!isQuantized(type)) return { x };
   const scales = new Float32Array(x.length / rowLength).map((_, row) => unit * 2 ** -(row % 3));
@@ -99,7 +106,7 @@ function exactCache(x: Float32Array, unit: number, type: KvType, rowLength: numb
   return { x: dequantizeRows(rows), rows };
 }
 
-/** The inputs of a case, rounded to their types. The seed follows from the case. */
+/** The inputs of a case, rounded to their types. The seed depends on the case. */
 export function attentionInput(c: AttentionCase): AttentionInput & {
   q: Float32Array;
   k: Float32Array;
@@ -128,8 +135,9 @@ export function attentionInput(c: AttentionCase): AttentionInput & {
     case 'large':
     case 'huge':
     case 'onesHuge': {
-      // Small integers and a scale that is a power of two: the scores are exact in f32 in any order of summation, so that
-      // what is tested is the softmax at that size and not the rounding of the scores.
+      // With small integers and a power of two as the scale, the scores are exact in f32 in any
+      // order of summation. So the case tests the softmax at that size, and not the rounding of the
+      // scores.
       const limit = Math.max(1, Math.floor(Math.sqrt(2000 / Math.sqrt(headDimQk))));
       q = random.integers(qCount, -limit, limit);
       k = exactCache(random.integers(kCount, -limit, limit), 1, kType, headDimQk);
@@ -194,7 +202,8 @@ export function prefillCases(reduced: boolean): AttentionCase[] {
     }
     for (const causal of [false, true]) {
       add({ types, causal, batchSize: 4, qLen: 9, kvLen: 40, kvLens: [40, 0, 17, 9] });
-      add({ types, causal, batchSize: 3, qLen: 9, kvLen: 40, kvLens: [4, 1, 9] }); // shorter than qLen: rows that see no key
+      // Shorter than qLen: some rows see no key.
+      add({ types, causal, batchSize: 3, qLen: 9, kvLen: 40, kvLens: [4, 1, 9] });
     }
     if (!reduced) {
       add({ types, qLen: 1, kvLen: 513 });
@@ -222,7 +231,7 @@ export function decodeCases(reduced: boolean): AttentionCase[] {
     for (const length of reduced ? [1, 17, 65, 129] : lengths)
       add({ types, heads: [8, 1, 2], dims: [32, 32], kvLen: length });
     for (const numSplits of [1, 2, 3, 7, 64]) {
-      add({ types, numSplits, kvLen: 61 }); // 64: more splits than keys
+      add({ types, numSplits, kvLen: 61 }); // 64 splits: more splits than keys
       add({ types, numSplits, batchSize: 3, kvLen: 61, kvLens: [61, 0, 5], heads: [12, 3, 6] });
     }
     for (const inputs of ['large', 'huge', 'tiny', 'equal', 'ones', 'onesHuge'] as const) {
@@ -241,7 +250,7 @@ export function decodeCases(reduced: boolean): AttentionCase[] {
       add({ types, selectiveV, kvLen: 400, batchSize: 2, kvLens: [400, 60] });
       add({ types, selectiveV, kvLen: 130, heads: [4, 4, 2], dims: [32, 128], numSplits: 3 });
     }
-    // Ties by the hundred: the earlier keys are the ones to keep.
+    // Hundreds of ties: the earlier keys are kept.
     add({ types, inputs: 'equal', kvLen: 300, selectiveV: { topK: 7 } });
     add({ types, inputs: 'equal', kvLen: 300, selectiveV: { topK: 7, renormalize: true }, numSplits: 5 });
     add({ types, inputs: 'huge', kvLen: 700, dims: [8, 8], selectiveV: { topK: 50 } });
@@ -261,7 +270,7 @@ export function decodeCases(reduced: boolean): AttentionCase[] {
 
 const kvTypes: KvType[] = ['f32', 'f16', 'bf16', 'i8', 'f8e4m3'];
 const everyPair = kvTypes.flatMap((k) => kvTypes.map((v) => [k, v] as const));
-/** The pairs that caches are made for: K as precise as Q and V coarser, and both coarse. */
+/** The pairs that caches are meant for: K as precise as Q with a coarser V, or both coarse. */
 const cacheTypes: Types[] = [
   ['bf16', 'bf16', 'i8'],
   ['bf16', 'bf16', 'f8e4m3'],
@@ -270,7 +279,10 @@ const cacheTypes: Types[] = [
   ['f16', 'f16', 'f8e4m3'],
   ['f16', 'f8e4m3', 'i8'],
 ];
-/** Of a list every other one, so that two neighbours in cacheTypes, or bf16 and f16 of the same pair, have all of it between them. */
+/**
+ * Every other item of a list. Two neighbors in cacheTypes, or bf16 and f16 of the same pair,
+ * together cover the list.
+ */
 function part<T>(list: readonly T[], typesIndex: number): T[] {
   return list.filter((_, i) => i % 2 === typesIndex % 2);
 }
@@ -285,7 +297,7 @@ const cacheHeadSizes: Dims[] = [
   [80, 64],
 ];
 
-/** K and V of all types, in pairs. */
+/** Pairs of K and V types that cover all types. */
 export function kvTypePrefillCases(reduced: boolean): AttentionCase[] {
   const cases: AttentionCase[] = [];
   const add = (c: Partial<AttentionCase> & Pick<AttentionCase, 'qLen' | 'kvLen' | 'types'>): void =>

@@ -1,5 +1,5 @@
-// Every way to break a checkpoint that comes to mind: a coded error that names the file and, where there is one, the
-// tensor; no crash; and a session that was there before goes on with the same bits.
+// Every known way to break a checkpoint returns a coded error that names the file and, if there is
+// one, the tensor. Nothing crashes, and an existing session continues with the same bits.
 
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -64,7 +64,7 @@ onEveryDevice((device) => {
     },
   );
 
-  it('the checkpoint itself loads, single, sharded and as Llama', async () => {
+  it('loads the unbroken checkpoint, single, sharded and as Llama', async () => {
     for (const [checkpoint, numShards] of [
       [good, 1],
       [good, 2],
@@ -77,7 +77,7 @@ onEveryDevice((device) => {
     }
   });
 
-  it('what does no harm is let be: metadata, tensors that nobody reads, spaces behind the header', async () => {
+  it('accepts harmless additions: metadata, unused tensors, spaces after the header', async () => {
     const directory = directories.make();
     const extra = new Map(good.tensors).set('model.extra.weight', {
       type: 'F32',

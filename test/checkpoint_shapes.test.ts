@@ -1,5 +1,6 @@
-// Other shapes of the same families, generated here, against the float64 model: odd head counts, head sizes 8 to 128, long
-// prompts, shards, untied heads, all weight types, RoPE scaling, types of weights and cache chosen at load.
+// Other shapes of the same model families against the float64 model: odd head counts, head sizes 8
+// to 128, long prompts, shards, untied heads, all weight types, RoPE scaling, and types of weights
+// and cache that are chosen at load. The test generates the checkpoints.
 
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -74,12 +75,12 @@ const cases: Case[] = [
     },
   ]),
   {
-    name: 'sizes that are no multiple of anything',
+    name: 'sizes that are not multiples of anything',
     spec: { hiddenSize: 70, intermediateSize: 101, augQSize: 37, vocabSize: 131, headDim: 10, heads: [6, 3, 2] },
   },
   { name: 'without augmented Q', spec: { augQSize: 0 } },
   {
-    name: 'aug_q_dim missing from the config, read off q_up_proj',
+    name: 'aug_q_dim missing from the config, derived from q_up_proj',
     spec: { augQSize: 40, config: { aug_q_dim: undefined } },
   },
   { name: 'augmented Q larger than Q', spec: { augQSize: 200 } },
@@ -98,7 +99,7 @@ const cases: Case[] = [
   },
   { name: 'one layer, one token', spec: { numLayers: 1 }, numTokens: 1 },
   { name: 'selective V', spec: { heads: [12, 3, 6] }, selectiveV: { topK: 3 } },
-  { name: 'selective V, renormalised', spec: { heads: [6, 6, 1] }, selectiveV: { topK: 4, renormalize: true } },
+  { name: 'selective V, renormalized', spec: { heads: [6, 6, 1] }, selectiveV: { topK: 4, renormalize: true } },
   { name: 'selective V, BF16', spec: { heads: [8, 2, 4], type: 'BF16', headDim: 32 }, selectiveV: { topK: 8 } },
 ];
 
@@ -145,9 +146,9 @@ onEveryDevice((device) => {
 
     const types = ['BF16', 'F32', 'F16'] as const;
     long.each(reduced ? types.slice(0, 1) : types)(
-      '%s: whole, in uneven pieces and by decode at the end',
+      '%s: returns the same whole, in uneven pieces and with decode at the end',
       async (type) => {
-        // A chunk is 512 tokens. The emulated device takes its time.
+        // A chunk is 512 tokens. The emulated device is slow.
         const length = device().id === 'emulated' ? 600 : 1500;
         const tokens = new Random(4).tokens(length, 96);
         const checkpoint = randomCheckpoint({ ...spec, type });
@@ -185,7 +186,7 @@ onEveryDevice((device) => {
       },
     );
 
-    it('selective V at that length', async () => {
+    it('handles selective V at that length', async () => {
       const tokens = new Random(4).tokens(device().id === 'emulated' ? 600 : 1500, 96);
       const checkpoint = randomCheckpoint({ ...spec, numLayers: 1 });
       const directory = directories.make();
@@ -213,13 +214,14 @@ onEveryDevice((device) => {
       writeCheckpoint(directory, checkpoint);
     });
 
-    it.each(['f32', 'f16', 'bf16'] as const)('weights loaded as %s', async (dtype) => {
+    it.each(['f32', 'f16', 'bf16'] as const)('loads weights as %s', async (dtype) => {
       const model = await Model.load(directory, { device: device(), dtype });
       try {
         const session = await model.createSession();
         const error = logitError(await session.prefill(tokens), expected);
         expect(error).toBeLessThanOrEqual(modelTolerances[dtype]);
-        if (dtype !== 'f32') expect(error).toBeGreaterThan(modelTolerances.f32); // else the type was not taken
+        // A smaller error would mean that the type was ignored.
+        if (dtype !== 'f32') expect(error).toBeGreaterThan(modelTolerances.f32);
         const bytes = 40 * 2 * 32 * (dtype === 'f32' ? 4 : 2);
         const { k, v } = session.kvCacheBytes;
         expect(v).toBe(2 * k);
@@ -234,7 +236,7 @@ onEveryDevice((device) => {
       ['f32', 'bf16'],
       ['f16', 'f16'],
       ['bf16', 'f16'],
-    ] as const)('a cache of K as %s and V as %s', async (kType, vType) => {
+    ] as const)('stores K as %s and V as %s in the cache', async (kType, vType) => {
       const model = await Model.load(directory, { device: device() });
       try {
         const size = { f32: 4, f16: 2, bf16: 2 };
@@ -259,8 +261,9 @@ onEveryDevice((device) => {
     it.each([
       ['sigma-1.5b', 2.02e9],
       ['sigma-10b', 9.99e9],
-    ] as const)("%s has the parameters that the paper's code gives", (name, expected) => {
-      // Counted from the shapes, as the test below shows the addon to do, and not made: it would take gigabytes.
+    ] as const)("%s has the parameters that the paper's code has", (name, expected) => {
+      // Computes the count from the shapes, because creating the model would take gigabytes. The
+      // test below shows that the addon counts the same.
       const c: Record<string, unknown> = presets[name];
       const size = (field: string): number => c[field] as number;
       const qSize = size('num_attention_heads') * size('head_dim');
@@ -277,8 +280,8 @@ onEveryDevice((device) => {
 
     const { config } = randomCheckpoint({ heads: [12, 3, 6] });
 
-    it('takes numbers as they are written: integers past 64 bits too, and 64.0 is no integer', async () => {
-      // JSON writes 1e19 without a point.
+    it('keeps numbers as written: integers past 64 bits, and 64.0 is not an integer', async () => {
+      // JSON writes 1e19 without a decimal point.
       const model = await Model.random({ ...config, rope_theta: 1e19 }, { device: device() });
       expect(model.config.ropeTheta).toBe(1e19);
       model.dispose();
@@ -287,7 +290,7 @@ onEveryDevice((device) => {
       const file = join(directory, 'config.json');
       writeFileSync(file, readFileSync(file, 'utf8').replace(/("hidden_size": *)(\d+)/, '$1$2.0'));
       expect((await errorOf(() => Model.load(directory, { device: device() }))).message).toMatch(
-        /hidden_size is \d+\.0 \(an integer/,
+        /hidden_size is \d+\.0; it must be an integer/,
       );
     });
 

@@ -1,5 +1,5 @@
-// Writes and reads checkpoints in Hugging Face form, for tests: whole ones, sharded ones and, through the raw parts,
-// broken ones.
+// Writes and reads checkpoints in Hugging Face format for tests: whole, sharded and, through the
+// raw parts, broken ones.
 
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -20,7 +20,7 @@ export interface CheckpointSpec {
   heads?: [q: number, k: number, v: number];
   headDim?: number;
   valueHeadDim?: number;
-  /** Half K dim: K cached at keyHeadDim, and lifted. */
+  /** Half K dim: K is cached at keyHeadDim and then lifted. */
   keyHeadDim?: number;
   keyLift?: { kind: 'linear' | 'swiglu'; position: 'after_rope' | 'before_rope'; intermediate_size?: number };
   hiddenSize?: number;
@@ -33,7 +33,7 @@ export interface CheckpointSpec {
   ropeScaling?: Llama3RopeScaling;
   maxPositionEmbeddings?: number;
   seed?: number;
-  /** Laid over the config at the end; undefined removes a field. */
+  /** Overrides fields of the config; undefined removes a field. */
   config?: Record<string, unknown>;
 }
 
@@ -129,7 +129,9 @@ export function randomCheckpoint(spec: CheckpointSpec = {}): Checkpoint {
   return { config, tensors };
 }
 
-/** A safetensors file from its parts: header length (default: as it is), header text, data. */
+/**
+ * A safetensors file from its parts: header length (default: the actual one), header text, data.
+ */
 export function safetensorsFile(header: string | Uint8Array, data: Uint8Array, headerLength?: bigint): Uint8Array {
   const text = typeof header === 'string' ? new TextEncoder().encode(header) : header;
   const file = new Uint8Array(8 + text.length + data.length);
@@ -145,7 +147,7 @@ export interface HeaderEntry {
   data_offsets: unknown;
 }
 
-/** Header and data of a safetensors file that holds `tensors` in their order. */
+/** Header and data of a safetensors file that contains `tensors` in this order. */
 export function safetensorsParts(tensors: Iterable<[string, CheckpointTensor]>): {
   header: Record<string, HeaderEntry>;
   data: Uint8Array;
@@ -166,7 +168,7 @@ export function writeConfig(directory: string, config: unknown): void {
   writeFileSync(join(directory, 'config.json'), JSON.stringify(config, null, 2));
 }
 
-/** Writes a checkpoint, as one file, or dealt out over `numShards` with an index. */
+/** Writes a checkpoint as one file, or distributed over `numShards` files with an index. */
 export function writeCheckpoint(directory: string, checkpoint: Checkpoint, numShards = 1): void {
   mkdirSync(directory, { recursive: true });
   writeConfig(directory, checkpoint.config);
@@ -205,7 +207,7 @@ export function readCheckpoint(directory: string): Checkpoint {
   return { config: JSON.parse(readFileSync(join(directory, 'config.json'), 'utf8')), tensors };
 }
 
-/** A fresh directory, removed by `cleanUp`, which a test file calls in afterAll. */
+/** Creates fresh directories. A test file calls `cleanUp` in afterAll to remove them. */
 export function temporaryDirectories(): { make(): string; cleanUp(): void } {
   const made: string[] = [];
   return {

@@ -18,14 +18,14 @@ export interface RunOptions {
   cwd?: string;
   input?: string;
   timeoutMs?: number;
-  /** Called once the process runs; may send signals. */
+  /** Called when the process runs; may send signals. */
   onStart?: (child: ChildProcessWithoutNullStreams) => void;
 }
 
 export const builtIndex = join(projectRoot, 'dist', 'lib', 'index.js');
 export const builtCli = join(projectRoot, 'dist', 'cli', 'main.js');
 
-/** Runs `node` and waits for it to end by itself; one that does not is killed and has the signal SIGKILL. */
+/** Runs `node` and waits for its exit. Kills it after the timeout; its signal is then SIGKILL. */
 export function runNode(args: string[], options: RunOptions = {}): Promise<Outcome> {
   if (!existsSync(builtIndex)) throw new Error('dist/ is missing: run `npm run build` first');
   return new Promise((resolve, reject) => {
@@ -41,7 +41,7 @@ export function runNode(args: string[], options: RunOptions = {}): Promise<Outco
     child.stderr.setEncoding('utf8').on('data', (text: string) => {
       stderr += text;
     });
-    child.stdin.on('error', () => {}); // it may end without reading all of its input
+    child.stdin.on('error', () => {}); // the process may exit without reading all of its input
     const timer = setTimeout(() => child.kill('SIGKILL'), options.timeoutMs ?? 120_000);
     child.on('error', reject);
     child.on('close', (status, signal) => {
@@ -53,7 +53,7 @@ export function runNode(args: string[], options: RunOptions = {}): Promise<Outco
   });
 }
 
-/** Runs a script of test/children that prints one line of JSON last, and gives that. */
+/** Runs a script of test/children whose last line of output is JSON, and returns that. */
 export async function runScript<T>(script: string, args: string[], options: RunOptions = {}): Promise<T> {
   const outcome = await runNode([join(__dirname, 'children', script), ...args], options);
   if (outcome.status !== 0)

@@ -1,4 +1,4 @@
-// The command line as a user has it: dist/cli/main.js in a process of its own.
+// The command line as a user runs it: dist/cli/main.js in a separate process.
 
 import { spawn } from 'node:child_process';
 import { readFileSync } from 'node:fs';
@@ -15,7 +15,7 @@ const [first, second] = tldr.cases as [(typeof tldr.cases)[0], (typeof tldr.case
 const { version } = JSON.parse(readFileSync(join(projectRoot, 'package.json'), 'utf8'));
 
 describe('generate', () => {
-  it('writes the text of the embedded model to stdout, and what it took to stderr', async () => {
+  it('writes the text of the embedded model to stdout and statistics to stderr', async () => {
     const { status, stdout, stderr } = await cli([
       'generate',
       '--prompt',
@@ -25,7 +25,7 @@ describe('generate', () => {
     ]);
     expect({ status, stdout }).toEqual({ status: 0, stdout: `${first.text}\n`.replace(/\n\n$/, '\n') });
     expect(stderr).toMatch(/^12 prompt tokens in \d+ ms, 40 tokens in \d+ ms \(\d+ tokens\/s\), length\n$/);
-    expect(stderr).not.toContain('\x1b'); // no progress bar where there is no terminal
+    expect(stderr).not.toContain('\x1b'); // no progress bar without a terminal
   });
 
   it('reads the prompt from standard input', async () => {
@@ -35,7 +35,7 @@ describe('generate', () => {
     expect({ status, stdout: stdout.trimEnd() }).toEqual({ status: 0, stdout: (second.text as string).trimEnd() });
   });
 
-  it('--json prints one object', async () => {
+  it('prints one object with --json', async () => {
     const { status, stdout, stderr } = await cli([
       'generate',
       '--model',
@@ -55,7 +55,7 @@ describe('generate', () => {
     });
   });
 
-  it('--seed makes a sampled text repeatable; every sampling option is taken', async () => {
+  it('repeats a sampled text with --seed, and accepts every sampling option', async () => {
     const args = [
       'generate',
       '--prompt',
@@ -86,7 +86,7 @@ describe('generate', () => {
     expect(tokens[2]).not.toBe(tokens[0]);
   });
 
-  it('--stop ends the text before it', async () => {
+  it('ends the text before a --stop string', async () => {
     const { status, stdout } = await cli([
       'generate',
       '--prompt',
@@ -102,8 +102,12 @@ describe('generate', () => {
   it.each<[string, string[], string]>([
     ['no such directory', ['generate', '--prompt', 'x', '--model', '/nowhere/at/all'], 'ERR_INVALID_CHECKPOINT'],
     ['no such device', ['generate', '--prompt', 'x', '--device', 'cuda:77'], 'ERR_DEVICE_UNAVAILABLE'],
-    ['a device of no kind', ['generate', '--prompt', 'x', '--device', 'tpu'], 'ERR_'],
-    ['a temperature that is no number', ['generate', '--prompt', 'x', '--temperature', 'hot'], 'ERR_INVALID_ARGUMENT'],
+    ['an unknown device', ['generate', '--prompt', 'x', '--device', 'tpu'], 'ERR_'],
+    [
+      'a temperature that is not a number',
+      ['generate', '--prompt', 'x', '--temperature', 'hot'],
+      'ERR_INVALID_ARGUMENT',
+    ],
     ['a negative temperature', ['generate', '--prompt', 'x', '--temperature', '-1'], 'ERR_INVALID_ARGUMENT'],
     ['an empty number', ['generate', '--prompt', 'x', '--top-k', ''], 'ERR_INVALID_ARGUMENT'],
     ['no tokens', ['generate', '--prompt', 'x', '--max-tokens', '0'], 'ERR_INVALID_ARGUMENT'],
@@ -111,24 +115,24 @@ describe('generate', () => {
     ['a seed past 64 bits', ['generate', '--prompt', 'x', '--seed', '18446744073709551616'], 'ERR_INVALID_ARGUMENT'],
     ['--chat without a template', ['generate', '--prompt', 'x', '--chat'], 'ERR_UNSUPPORTED_MODEL'],
     ['a prompt longer than the context', ['generate', '--prompt', 'word '.repeat(3000)], 'ERR_KV_CACHE_FULL'],
-    ['an option of no kind', ['generate', '--frobnicate'], 'ERR_INVALID_ARGUMENT'],
-    ['a command of no kind', ['frobnicate'], 'ERR_INVALID_ARGUMENT'],
+    ['an unknown option', ['generate', '--frobnicate'], 'ERR_INVALID_ARGUMENT'],
+    ['an unknown command', ['frobnicate'], 'ERR_INVALID_ARGUMENT'],
     ['an option without its value', ['generate', '--prompt'], 'ERR_INVALID_ARGUMENT'],
-    ['info of no directory', ['info', '--model', '/nowhere/at/all'], 'ERR_INVALID_CHECKPOINT'],
-  ])('%s: status 1 and one line with the code', async (_, args, code) => {
+    ['info on a missing directory', ['info', '--model', '/nowhere/at/all'], 'ERR_INVALID_CHECKPOINT'],
+  ])('exits with status 1 and one line with the code on %s', async (_, args, code) => {
     const { status, stdout, stderr } = await cli(args);
     expect({ status, stdout }).toEqual({ status: 1, stdout: '' });
     expect(stderr).toMatch(new RegExp(`^diffqkv: [^\\n]+ \\(${code}[A-Z_]*\\)\\n$`));
   });
 
-  it('a checkpoint without a tokenizer: an error that says so', async () => {
+  it('rejects a checkpoint without a tokenizer with a clear message', async () => {
     const directory = directories.make();
     writeCheckpoint(directory, randomCheckpoint({}));
     const { status, stderr } = await cli(['generate', '--model', directory, '--prompt', 'x']);
     expect([status, stderr]).toEqual([1, expect.stringMatching(/tokenizer.*\(ERR_INVALID_ARGUMENT\)\n$/)]);
   });
 
-  it('Ctrl-C while it writes: status 130, and what was written stays', async () => {
+  it('exits with status 130 on Ctrl-C during output, and keeps the output so far', async () => {
     const { status, signal, stdout } = await cli(
       ['generate', '--prompt', '# git log\n', '--max-tokens', '1000', '--temperature', '1.5', '--seed', '5'],
       {
@@ -139,7 +143,7 @@ describe('generate', () => {
     expect(stdout.length).toBeGreaterThan(0);
   });
 
-  it('Ctrl-C while it waits for a prompt: status 130', async () => {
+  it('exits with status 130 on Ctrl-C while it waits for a prompt', async () => {
     const child = spawn(process.execPath, [builtCli, 'generate'], {
       cwd: projectRoot,
       stdio: ['pipe', 'ignore', 'ignore'],
@@ -150,7 +154,7 @@ describe('generate', () => {
     expect(status).toBe(130);
   });
 
-  it('a reader that goes away ends it quietly', async () => {
+  it('exits quietly if the reader closes the pipe', async () => {
     const { status, stderr } = await cli(
       ['generate', '--prompt', '# git log\n', '--max-tokens', '1000', '--temperature', '1.5', '--seed', '5'],
       {
@@ -162,7 +166,7 @@ describe('generate', () => {
 });
 
 describe('info', () => {
-  it('lists the devices with what they are', async () => {
+  it('lists the devices with their details', async () => {
     const { status, stdout } = await cli(['info']);
     expect(status).toBe(0);
     expect(stdout).toMatch(/^cpu\s/m);
@@ -170,7 +174,7 @@ describe('info', () => {
     expect(stdout).toMatch(/cuda/);
   });
 
-  it('--json, and with --model its shapes, memory and KV bytes per token', async () => {
+  it('prints JSON with --json, and with --model the shapes, memory and KV bytes per token', async () => {
     const { status, stdout, stderr } = await cli(['info', '--model', tldrDirectory, '--json']);
     expect([status, stderr]).toEqual([0, '']);
     const { devices, model } = JSON.parse(stdout);
@@ -191,7 +195,7 @@ describe('info', () => {
 });
 
 describe('the program', () => {
-  it('--version and --help', async () => {
+  it('prints its version and its help', async () => {
     expect(await cli(['--version'])).toMatchObject({ status: 0, stdout: `${version}\n`, stderr: '' });
     const help = await cli(['--help']);
     expect(help.status).toBe(0);

@@ -16,9 +16,9 @@ const values = (...numbers: number[]): Float64Array => Float64Array.from(numbers
 describe('difference', () => {
   const { bf16, f16, f32, f32Elementwise, lse, exact } = tolerances;
 
-  it('accepts equal values, on either side of a limit it decides as the table says', () => {
+  it('accepts equal values, and decides on both sides of a limit as the table says', () => {
     expect(difference(values(1, 2, -3), values(1, 2, -3), exact, 3)).toBeNull();
-    // One element among many, so that the cosine is not what decides.
+    // One element among many, so that the cosine does not decide.
     const one = (actual: number, expected: number, tolerance: Tolerance): boolean => {
       const others = new Array<number>(100_000).fill(Math.max(1, expected));
       return difference(values(actual, ...others), values(expected, ...others), tolerance, 1) === null;
@@ -38,13 +38,13 @@ describe('difference', () => {
     expect(difference(values(1), values(1 + 1e-15), exact, 1)).not.toBeNull();
   });
 
-  it('measures f32 against the row for sums, against the element for elementwise results', () => {
+  it('measures f32 against the row for sums, and against the element for elementwise results', () => {
     expect(difference(values(1, 0.5e-5), values(1, 0), f32, 2)).toBeNull();
     expect(difference(values(1, 0.5e-5), values(1, 0), f32, 1)).not.toBeNull();
     expect(difference(values(1, 0.5e-5), values(1, 0), f32Elementwise, 2)).not.toBeNull();
   });
 
-  it.each(Object.entries(tolerances))('fails on NaN by itself: %s', (_, tolerance) => {
+  it.each(Object.entries(tolerances))('fails on NaN: %s', (_, tolerance) => {
     expect(difference(values(Number.NaN), values(0), tolerance, 1)).not.toBeNull();
     expect(difference(values(1, Number.NaN, 1), values(1, 1, 1), tolerance, 3)).toMatch(
       /1 of 3 elements differ; first \[1\] = NaN/,
@@ -54,7 +54,7 @@ describe('difference', () => {
   });
 
   it.each(Object.entries(tolerances))(
-    'wants infinities where the reference has them, with their sign: %s',
+    'requires infinities at the positions of the reference, with the same sign: %s',
     (_, tolerance) => {
       const inf = Number.POSITIVE_INFINITY;
       expect(difference(values(1, inf), values(1, inf), tolerance, 2)).toBeNull();
@@ -66,7 +66,7 @@ describe('difference', () => {
     },
   );
 
-  it('finds a wrong direction that hides in the absolute limit', () => {
+  it('detects a wrong direction below the absolute limit', () => {
     const expected = Float64Array.from({ length: 256 }, (_, i) => 1e-4 * Math.sin(i));
     const shifted = Float64Array.from({ length: 256 }, (_, i) => 1e-4 * Math.sin(i + 1));
     expect(difference(shifted, expected, bf16, 256)).toMatch(/cosine/);
@@ -90,7 +90,7 @@ describe('difference', () => {
     expect(difference(new Float64Array(4), new Float64Array(4), exact, 4)).toBeNull();
   });
 
-  it('refuses other lengths', () => {
+  it('rejects different lengths', () => {
     expect(difference(values(1, 2), values(1), bf16, 1)).toMatch(/2 elements, expected 1/);
     expect(difference(values(), values(1), bf16, 1)).not.toBeNull();
     expect(difference(values(1, 2, 3), values(1, 2, 3), bf16, 2)).toMatch(/row length/);
@@ -98,20 +98,20 @@ describe('difference', () => {
 });
 
 describe('helpers', () => {
-  it('logitError is NaN where there is NaN or another length', () => {
+  it('returns NaN from logitError for NaN and for different lengths', () => {
     expect(logitError(values(1, 3), [1, 4])).toBe(0.25);
     expect(logitError(values(1, Number.NaN), [1, 4])).toBeNaN();
     expect(logitError(values(1), [1, 4])).toBeNaN();
     expect(logitError(values(1, Number.NaN), [1, 4]) <= 1).toBe(false);
   });
 
-  it('firstBitDifference tells 0 from -0', () => {
+  it('distinguishes 0 from -0 in firstBitDifference', () => {
     expect(firstBitDifference(Float32Array.of(1, 0), Float32Array.of(1, 0))).toBe(-1);
     expect(firstBitDifference(Float32Array.of(1, 0), Float32Array.of(1, -0))).toBe(1);
     expect(firstBitDifference(Float32Array.of(1, 0), Float32Array.of(1))).toBe(1);
   });
 
-  it('coarsest', () => {
+  it('finds the coarsest type', () => {
     expect(coarsest('f32', 'bf16', 'f16')).toBe('bf16');
     expect(coarsest('f32', 'f16')).toBe('f16');
     expect(coarsest('f32', 'f32')).toBe('f32');
@@ -119,7 +119,7 @@ describe('helpers', () => {
 });
 
 describe('number formats', () => {
-  it('every bf16 and f16 code survives a round trip, NaN as NaN', () => {
+  it('round-trips every bf16 and f16 code, NaN as NaN', () => {
     for (let bits = 0; bits < 65536; bits++) {
       for (const [from, to] of [
         [fromBf16Bits, toBf16Bits],
@@ -146,12 +146,12 @@ describe('number formats', () => {
     expect(roundTo('f16', 1023.5 * 2 ** -24)).toBe(2 ** -14);
   });
 
-  it('knows the corners of f8e4m3', () => {
+  it('handles the extreme values of f8e4m3', () => {
     expect([0x00, 0x01, 0x08, 0x38, 0x7e, 0xfe].map(fromF8e4m3Bits)).toEqual([0, 2 ** -9, 2 ** -6, 1, 448, -448]);
     expect(fromF8e4m3Bits(0x7f)).toBeNaN();
   });
 
-  it('encode and decode are inverse on representable values', () => {
+  it('encodes and decodes representable values without change', () => {
     const random = new Random(1);
     for (const type of ['f32', 'f16', 'bf16'] as const) {
       const data = random.normals(1000, 3, type);
@@ -159,7 +159,7 @@ describe('number formats', () => {
     }
   });
 
-  it('the normal numbers are normal', () => {
+  it('draws normal numbers with the right mean and variance', () => {
     const data = new Random(2).normals(100_000, 1, 'f32');
     const mean = data.reduce((sum, x) => sum + x, 0) / data.length;
     const variance = data.reduce((sum, x) => sum + (x - mean) ** 2, 0) / data.length;

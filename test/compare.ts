@@ -1,9 +1,9 @@
-// The one comparator and the one table of tolerances. Every operator test on every device comes through here; a test that
-// needs a wider tolerance has found a defect.
+// The one comparator and the one table of tolerances. Every operator test on every device uses
+// them. A test that needs a wider tolerance has found a defect.
 //
-// A comparison passes only on what it has shown to be close: a NaN difference is close to nothing, so NaN fails by itself
-// (a comparator that takes the max() of differences lets NaN through). NaN and infinities must stand where the reference
-// has them, infinities with the same sign.
+// A comparison passes only on values that it has shown to be close. A NaN difference is never
+// close, so NaN always fails (the max() of the differences would let NaN pass). NaN and infinities
+// must be where the reference has them, infinities with the same sign.
 
 import type { FloatType, KvType, Numbers } from './numbers';
 
@@ -11,20 +11,27 @@ import type { FloatType, KvType, Numbers } from './numbers';
 export interface Tolerance {
   abs: number;
   rel: number;
-  /** What rel refers to: the expected element, or the largest expected magnitude in its row (the last axis). */
+  /**
+   * What rel is relative to: the expected element, or the largest expected magnitude in its row
+   * (the last axis).
+   */
   of: 'element' | 'row';
-  /** Upper limit of 1 - 2 a.e / (a.a + e.e) over the whole tensor: 1 - cos for vectors of one length, and it sees a wrong scale too. */
+  /**
+   * Upper limit of 1 - 2 a.e / (a.a + e.e) over the whole tensor. For vectors of equal length it is
+   * 1 - cos; it also detects a wrong scale.
+   */
   cosine: number;
 }
 
 /**
- * Of outputs by type, at inputs of randn / 10.
+ * Tolerances of outputs by type, at inputs of randn / 10.
  *
- * - bf16 keeps 8 significant bits: 2 / 128 is two units in the last place, for P and the output are each rounded once.
- * - f16 keeps 11, three more: all of bf16's limits by 8, the cosine, which is quadratic, by 64.
- * - f32: 1e-5 of the largest magnitude of the row, since a sum that cancels keeps the absolute error of its terms; the
- *   absolute floor only covers results below the smallest normal number times a few.
- * - lse is f32 on any input type: 8 / 65536 of its value; where it passes through zero, 1e-6, as its two parts
+ * - bf16 has 8 significant bits: 2 / 128 is two units in the last place, because P and the output
+ *   are each rounded once.
+ * - f16 has 11, three more: bf16's limits divided by 8, and the cosine, which is quadratic, by 64.
+ * - f32: 1e-5 of the row's largest magnitude, because a sum that cancels keeps the absolute error
+ *   of its terms. The absolute limit only covers results near the smallest normal number.
+ * - lse is f32 for any input type: 8 / 65536 of its value, or 1e-6 near zero, because its two parts
  *   (the maximum and the logarithm of the sum) cancel there.
  */
 export const tolerances = {
@@ -36,21 +43,25 @@ export const tolerances = {
   exact: { abs: 0, rel: 0, of: 'element', cosine: 1e-12 },
 } as const satisfies Record<string, Tolerance>;
 
-/** Whole models: largest logit difference relative to the largest reference logit. */
+/** Whole models: the largest logit difference relative to the largest reference logit. */
 export const modelTolerances = { f32: 2e-4, f16: 3e-2, bf16: 3e-2 } as const satisfies Record<FloatType, number>;
 
 /**
- * An operator is as precise as the coarsest type that goes in or comes out; i8 and f8e4m3 go in with their scales, exactly.
+ * An operator is as precise as its coarsest input or output type. i8 and f8e4m3 inputs are exact
+ * with their scales.
  */
 export function coarsest(...types: KvType[]): FloatType {
   return types.includes('bf16') ? 'bf16' : types.includes('f16') ? 'f16' : 'f32';
 }
 
-/** Null where `actual` is close to `expected`, else what is wrong, with the first and the worst element. */
+/**
+ * Returns null if `actual` is close to `expected`, else a description with the first and worst
+ * element.
+ */
 export function difference(actual: Numbers, expected: Numbers, tolerance: Tolerance, rowLength: number): string | null {
   if (actual.length !== expected.length) return `${actual.length} elements, expected ${expected.length}`;
   if (expected.length % rowLength !== 0)
-    return `${expected.length} elements are no multiple of the row length ${rowLength}`;
+    return `${expected.length} elements are not a multiple of the row length ${rowLength}`;
   let numWrong = 0;
   let first = -1;
   let worst = -1;
@@ -69,14 +80,14 @@ export function difference(actual: Numbers, expected: Numbers, tolerance: Tolera
       const e = expected[i] as number;
       let close: boolean;
       if (Number.isFinite(e)) {
-        const error = Math.abs(a - e); // NaN where a is NaN, which no limit admits
+        const error = Math.abs(a - e); // NaN if a is NaN, which exceeds every limit
         close = error <= tolerance.abs || error <= tolerance.rel * (tolerance.of === 'row' ? rowMax : Math.abs(e));
         if (error > worstError) [worst, worstError] = [i, error];
         dot += a * e;
         actualSquares += a * a;
         expectedSquares += e * e;
       } else {
-        close = Object.is(a, e); // NaN for NaN, an infinity for the same infinity
+        close = Object.is(a, e); // NaN matches NaN, an infinity matches the same infinity
       }
       if (!close) {
         numWrong++;
@@ -93,19 +104,23 @@ export function difference(actual: Numbers, expected: Numbers, tolerance: Tolera
     : `cosine difference ${cosine}, limit ${tolerance.cosine}; worst ${at(worst)}`;
 }
 
-/** Fails the test with what is wrong, unless `actual` is close to `expected`. */
+/** Fails the test with a description unless `actual` is close to `expected`. */
 export function expectClose(actual: Numbers, expected: Numbers, tolerance: Tolerance, rowLength: number): void {
   const wrong = difference(actual, expected, tolerance, rowLength);
   if (wrong !== null) throw new Error(wrong);
 }
 
-/** Largest difference of two logit vectors over the largest magnitude of the second; NaN where either has one. */
+/**
+ * The largest difference of two logit vectors divided by the largest magnitude of the second. NaN
+ * if either contains NaN.
+ */
 export function logitError(actual: Numbers, expected: ArrayLike<number>): number {
   if (actual.length !== expected.length) return Number.NaN;
   let error = 0;
   let largest = 0;
   for (let i = 0; i < actual.length; i++) {
-    error = Math.max(error, Math.abs((actual[i] as number) - (expected[i] as number))); // Math.max passes NaN on
+    // Math.max propagates NaN.
+    error = Math.max(error, Math.abs((actual[i] as number) - (expected[i] as number)));
     largest = Math.max(largest, Math.abs(expected[i] as number));
   }
   return error / largest;

@@ -1,4 +1,5 @@
-// diffqkv convert: what it writes, bit by bit; what it computes; what it refuses; what it leaves when it is interrupted.
+// diffqkv convert: the bits that it writes, the results of the converted model, the arguments that
+// it rejects, and the files left after an interruption.
 
 import { mkdirSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import fileSystem from 'node:fs/promises';
@@ -31,7 +32,7 @@ afterAll(() => directories.cleanUp());
 const cli = (args: string[], options?: RunOptions): Promise<Outcome> =>
   runNode([builtCli, 'convert', ...args], options);
 
-/** Writes the checkpoint, converts it, and gives both directories. */
+/** Writes the checkpoint, converts it, and returns both directories. */
 async function converted(checkpoint: Checkpoint, args: string[], numShards = 1): Promise<{ from: string; to: string }> {
   const parent = directories.make();
   const [from, to] = [join(parent, 'in'), join(parent, 'out')];
@@ -50,7 +51,7 @@ const attention = (layer: number, part: string): string => `model.layers.${layer
 const bytesOf = ({ type, data }: CheckpointTensor): string =>
   Buffer.from(encode(type.toLowerCase() as FloatType, data)).toString('hex');
 
-/** Tensors other than those of K and V must be as they were, bit for bit, in their type. */
+/** Checks that all tensors except K and V have the same type and bits. */
 function expectOthersKept(before: Checkpoint, after: Checkpoint): void {
   const others = (names: Iterable<string>): string[] =>
     [...names].filter((name) => !/\.self_attn\.[kv]_/.test(name)).sort();
@@ -61,13 +62,13 @@ function expectOthersKept(before: Checkpoint, after: Checkpoint): void {
   }
 }
 
-describe('the same counts: every file as it was, byte for byte', () => {
+describe('the same counts keep every file, byte for byte', () => {
   it.each<[string, CheckpointSpec, string[], number]>([
     ['Sigma', { type: 'BF16' }, ['--key-heads', '2', '--value-heads', '4'], 1],
     ['Sigma in 3 shards', { type: 'F16', tied: false }, ['--key-heads', '2'], 3],
     ['Llama', { architecture: 'llama', heads: [8, 2, 2] }, ['--key-heads', '2', '--value-heads', '2'], 1],
     [
-      'Llama MHA that does not say so',
+      'Llama MHA without num_key_value_heads',
       { architecture: 'llama', heads: [4, 4, 4], config: { num_key_value_heads: undefined } },
       ['--key-heads', '4'],
       1,
@@ -78,21 +79,21 @@ describe('the same counts: every file as it was, byte for byte', () => {
     expect(contents(to)).toEqual(contents(from));
   });
 
-  it('the embedded model, with its tokenizer', async () => {
+  it('copies the embedded model with its tokenizer', async () => {
     const to = join(directories.make(), 'out');
     expect((await cli([tldrDirectory, to, '--key-heads', '2'])).status).toBe(0);
     expect(contents(to)).toEqual(contents(tldrDirectory));
   });
 });
 
-// All finite values of a 16-bit type in order, to find the nearest one by search.
+// All finite values of a 16-bit type in order, to find the nearest by search.
 const finite = { bf16: finiteValues(fromBf16Bits, 0x7f80), f16: finiteValues(fromF16Bits, 0x7c00) };
 
 function finiteValues(decode: (bits: number) => number, infinity: number): Float64Array {
   return Float64Array.from({ length: infinity }, (_, bits) => decode(bits));
 }
 
-/** The value of the type nearest to a float64, ties to even, found without arithmetic on bits. */
+/** The value of the type nearest to a float64, ties to even, computed without bit arithmetic. */
 function nearest(type: FloatType, value: number): number {
   if (type === 'f32' || !Number.isFinite(value)) return Math.fround(value);
   const values = finite[type];
@@ -109,7 +110,7 @@ function nearest(type: FloatType, value: number): number {
 }
 
 describe('mean pooling', () => {
-  // Of four heads each; the first two would go wrong if the mean were first rounded to f32.
+  // Values of four heads each. The first two are wrong if the mean is first rounded to f32.
   const hard: Record<FloatType, number[][]> = {
     bf16: [[4, 2 ** -6, 2 ** -26, 0]],
     f16: [[4, 2 ** -9, 2 ** -24, 0]],
@@ -131,7 +132,7 @@ describe('mean pooling', () => {
     [1, -1, 2 ** -10, 0],
   ];
 
-  it.each(['BF16', 'F16', 'F32'] as const)('%s: the mean in float64, rounded once', async (type) => {
+  it.each(['BF16', 'F16', 'F32'] as const)('%s: computes the mean in float64 and rounds once', async (type) => {
     const float = type.toLowerCase() as FloatType;
     const before = randomCheckpoint({ type, heads: [12, 12, 4], headDim: 8, hiddenSize: 40, augQSize: 24 });
     const k = before.tensors.get(attention(0, 'k_proj')) as CheckpointTensor;
@@ -165,7 +166,7 @@ describe('mean pooling', () => {
     }
   });
 
-  it('one head alone is copied with all its bits, NaNs too', async () => {
+  it('copies a single head with all its bits, including NaN', async () => {
     const before = randomCheckpoint({ type: 'F32', heads: [4, 2, 4] });
     const { from, to } = await converted(before, ['--kv-group-sharing']);
     const bytes = (directory: string) => {
@@ -177,7 +178,8 @@ describe('mean pooling', () => {
     const file = join(from, 'model.safetensors');
     const changed = readFileSync(file);
     const { header, start } = parts(changed);
-    changed.writeUInt32LE(0x7f800123, start + header[kProj].data_offsets[0]); // a signalling NaN with a payload
+    // A signaling NaN with a payload.
+    changed.writeUInt32LE(0x7f800123, start + header[kProj].data_offsets[0]);
     writeFileSync(file, changed);
     const again = `${to}2`;
     expect((await cli([from, again, '--kv-group-sharing'])).status).toBe(0);
@@ -216,7 +218,7 @@ describe('mean pooling', () => {
       ['num_key_heads', 'num_value_heads'],
     ],
     [
-      'Sigma, and a stale count for both',
+      'Sigma with an outdated count for both',
       { heads: [8, 4, 4], config: { num_key_value_heads: 4 } },
       ['--key-heads', '2'],
       { model_type: 'sigma', num_key_heads: 2, num_value_heads: 4 },
@@ -231,7 +233,7 @@ describe('mean pooling', () => {
     await expectReference(to, after);
   });
 
-  it('numbers in config.json that do not change stay as they are written', async () => {
+  it('keeps the spelling of numbers in config.json that do not change', async () => {
     const parent = directories.make();
     const from = join(parent, 'in');
     writeCheckpoint(from, randomCheckpoint({}));
@@ -247,12 +249,12 @@ describe('mean pooling', () => {
     expect(JSON.parse(written)).toMatchObject({ num_key_heads: 1, rms_norm_eps: 1e-5 });
   });
 
-  it('strings in config.json stay strings, however they are written', async () => {
+  it('keeps strings in config.json, in any spelling', async () => {
     const parent = directories.make();
     const from = join(parent, 'in');
     writeCheckpoint(from, randomCheckpoint({}));
     const text = readFileSync(join(from, 'config.json'), 'utf8');
-    // \u0023 is #; the converter marks numbers with a run of # that is in no string.
+    // \u0023 is #; the converter marks numbers with a run of # that no string contains.
     const fields = String.raw`"a": "\u0023abc", "b": "\u0023123", "c": ["#\u0023#4", "x\"\u00235\""], "\u00236": 7.0`;
     writeFileSync(join(from, 'config.json'), text.replace('{', `{ ${fields},`));
     const to = join(parent, 'out');
@@ -264,8 +266,8 @@ describe('mean pooling', () => {
   });
 });
 
-/** The first part of a safetensors file, as JSON; `start` is where its data begins. */
-// biome-ignore lint/suspicious/noExplicitAny: as JSON.parse has it
+/** The header of a safetensors file as JSON; `start` is the offset of its data. */
+// biome-ignore lint/suspicious/noExplicitAny: the type of JSON.parse's result
 function parts(file: Buffer): { header: any; start: number } {
   const start = 8 + Number(file.readBigUInt64LE());
   return { header: JSON.parse(file.subarray(8, start).toString()), start };
@@ -281,7 +283,7 @@ async function logitsOf(directory: string, tokens: number[]): Promise<Float32Arr
   }
 }
 
-/** What the addon loads from the directory computes what the reference makes of its tensors. */
+/** Checks that the model in the directory computes what the reference computes from the tensors. */
 async function expectReference(directory: string, checkpoint: Checkpoint): Promise<void> {
   const tokens = new Random(5).tokens(40, checkpoint.config.vocab_size as number);
   const [expected] = modelLogits(checkpoint, tokens) as [Float64Array];
@@ -290,7 +292,7 @@ async function expectReference(directory: string, checkpoint: Checkpoint): Promi
 }
 
 describe('shards', () => {
-  it('keep their names, their metadata and the index, whose totals follow', async () => {
+  it('keep their names, metadata and index, and get new totals', async () => {
     const parent = directories.make();
     const [from, to] = [join(parent, 'in'), join(parent, 'out')];
     const before = randomCheckpoint({ type: 'BF16', heads: [8, 4, 8], headDim: 16 });
@@ -311,7 +313,8 @@ describe('shards', () => {
     const map = { ...index.weight_map };
     for (let layer = 0; layer < 2; layer++) map[attention(layer, 'k_lift_proj')] = map[attention(layer, 'k_proj')];
     expect(made.weight_map).toEqual(map);
-    const growth = 2 * (16 * 8 + (2 * 8 - 4 * 16) * 64); // lifts of two layers, K of a quarter of the rows
+    // Lifts of two layers, K with a quarter of the rows.
+    const growth = 2 * (16 * 8 + (2 * 8 - 4 * 16) * 64);
     expect(made.metadata).toEqual({
       total_size: 1_000_000 + 2 * growth,
       total_parameters: 500_000 + growth,
@@ -322,13 +325,14 @@ describe('shards', () => {
       const { header, start } = parts(file);
       expect(header.__metadata__).toEqual({ format: 'pt' });
       const held = Object.keys(map).filter((tensor) => map[tensor] === name);
-      if (held.some((tensor) => /k_proj/.test(tensor))) expect(start % 8).toBe(0); // the others are as they were
+      // The other files are unchanged.
+      if (held.some((tensor) => /k_proj/.test(tensor))) expect(start % 8).toBe(0);
       expect(Object.keys(header).sort()).toEqual(['__metadata__', ...held].sort());
     }
     expectOthersKept(before, readCheckpoint(to));
   });
 
-  it('the other files come along, links followed; weights in other forms do not', async () => {
+  it('keep the other files and follow links, but omit weights in other formats', async () => {
     const parent = directories.make();
     const [from, to] = [join(parent, 'in'), join(parent, 'out')];
     writeCheckpoint(from, randomCheckpoint({ type: 'BF16' }));
@@ -370,7 +374,7 @@ describe('shards', () => {
   });
 });
 
-describe('group sharing: the logits of the original', () => {
+describe('group sharing keeps the logits', () => {
   it.each<[string, CheckpointSpec, number, 'sigma' | 'llama', number]>([
     ['Sigma with augmented Q', { heads: [12, 3, 6] }, 6, 'sigma', 1],
     ['BF16, sharded', { heads: [8, 1, 4], type: 'BF16', tied: false }, 4, 'sigma', 2],
@@ -398,13 +402,14 @@ describe('group sharing: the logits of the original', () => {
       for (const key of ['num_key_heads', 'num_value_heads', 'aug_q_dim']) expect(after.config).not.toHaveProperty(key);
     expectOthersKept(before, after);
     const tokens = new Random(6).tokens(40, 128);
-    expect(modelLogits(after, tokens)).toEqual(modelLogits(before, tokens)); // in float64: the same numbers
+    // The same numbers in float64.
+    expect(modelLogits(after, tokens)).toEqual(modelLogits(before, tokens));
     const [a, b] = [await logitsOf(from, tokens), await logitsOf(to, tokens)];
     const type = (spec.type ?? 'F32').toLowerCase() as FloatType;
     expect(logitError(b, Float64Array.from(a))).toBeLessThanOrEqual(modelTolerances[type]);
   });
 
-  it('the embedded model writes the same text', async () => {
+  it('writes the same text with the embedded model', async () => {
     const to = join(directories.make(), 'out');
     expect((await cli([tldrDirectory, to, '--kv-group-sharing'])).status).toBe(0);
     const { prompt, greedy } = tldr.cases[0] as { prompt: string; greedy: number[] };
@@ -418,7 +423,7 @@ describe('group sharing: the logits of the original', () => {
     }
   });
 
-  it('pooled first, then copied', async () => {
+  it('pools first, then copies', async () => {
     const before = randomCheckpoint({ heads: [8, 4, 8] });
     const pooled = readCheckpoint((await converted(before, ['--key-heads', '2'])).to);
     const shared = readCheckpoint((await converted(before, ['--key-heads', '2', '--kv-group-sharing'])).to);
@@ -435,7 +440,7 @@ describe('--key-head-dim half', () => {
     ['F32', {}],
     ['BF16, Llama 3 scaling', { type: 'BF16', architecture: 'llama', heads: [4, 2, 2], ropeScaling: llama3 }],
     ['F16, head size 12', { type: 'F16', headDim: 12 }],
-  ])('%s: every second row, and the lift that puts it back', async (_, spec) => {
+  ])('%s: keeps every second row, and adds the lift that restores the size', async (_, spec) => {
     const before = randomCheckpoint(spec);
     const { headDim: size = 16, type = 'F32' } = spec;
     const after = readCheckpoint((await converted(before, ['--key-head-dim', 'half'])).to);
@@ -463,7 +468,8 @@ describe('--key-head-dim half', () => {
       expect(after.tensors.get(attention(layer, 'v_proj'))?.data).toEqual(
         before.tensors.get(attention(layer, 'v_proj'))?.data,
       );
-      // RoPE at half of the size, then the lift: K after RoPE at its full size, with the odd pairs at 0.
+      // RoPE at half of the size, then the lift. The result is K after RoPE at full size, with the
+      // odd pairs at 0.
       const theta = before.config.rope_theta as number;
       const positions = [0, 1, 77, 500];
       const x = new Random(7).normals(4 * 64, 1, 'f32');
@@ -475,7 +481,7 @@ describe('--key-head-dim half', () => {
     }
   });
 
-  it('computes what the original would with every second row of K at 0', async () => {
+  it('computes what the original computes with every second row of K at 0', async () => {
     const before = randomCheckpoint({ type: 'BF16', heads: [8, 2, 4] });
     const { to } = await converted(before, ['--key-head-dim', 'half']);
     const after = readCheckpoint(to);
@@ -492,7 +498,7 @@ describe('--key-head-dim half', () => {
     await expectReference(to, after);
   });
 
-  it('V of a head size of its own is pooled by it', async () => {
+  it('pools V by its own head size', async () => {
     const before = randomCheckpoint({ type: 'F32', heads: [8, 2, 4], valueHeadDim: 6 });
     const after = readCheckpoint((await converted(before, ['--value-heads', '2'])).to);
     const old = before.tensors.get(attention(0, 'v_proj'))?.data as Float32Array;
@@ -505,14 +511,14 @@ describe('--key-head-dim half', () => {
     expect(after.config).toEqual({ ...before.config, num_value_heads: 2 });
   });
 
-  it('with pooling: half of the pooled heads', async () => {
+  it('keeps half of the pooled heads together with pooling', async () => {
     const before = randomCheckpoint({ heads: [8, 4, 4], type: 'BF16' });
     const pooled = (await converted(before, ['--key-heads', '2'])).to;
     const twoSteps = `${pooled}-half`;
     expect((await cli([pooled, twoSteps, '--key-head-dim', 'half'])).status).toBe(0);
     const { to } = await converted(before, ['--key-heads', '2', '--key-head-dim', 'half']);
     expect(contents(to)).toEqual(contents(twoSteps));
-    // And the heads of a halved checkpoint can be pooled.
+    // The heads of a halved checkpoint can be pooled.
     const oneHead = `${to}-one`;
     expect((await cli([to, oneHead, '--key-heads', '1'])).status).toBe(0);
     const after = readCheckpoint(oneHead);
@@ -528,7 +534,7 @@ describe('--key-head-dim half', () => {
   });
 });
 
-describe('refused, with nothing written', () => {
+describe('rejects and writes nothing', () => {
   const good = randomCheckpoint({ heads: [12, 6, 4] });
   const setUp = () => {
     const parent = directories.make();
@@ -545,7 +551,7 @@ describe('refused, with nothing written', () => {
     ['no K heads', ['--key-heads', '0'], /is 0/],
     ['-2 K heads', ['--key-heads', '-2'], /is -2/],
     ['1.5 K heads', ['--key-heads', '1.5'], /1\.5/],
-    ['a word for a number', ['--key-heads', 'two'], /'two'/],
+    ['a word instead of a number', ['--key-heads', 'two'], /'two'/],
     ['a third of the head size', ['--key-head-dim', 'third'], /'third'/],
     ['half, for readers that know one size', ['--key-head-dim', 'half', '--kv-group-sharing'], /one head size/],
   ])('%s', async (_, args, message) => {
@@ -557,7 +563,7 @@ describe('refused, with nothing written', () => {
     expect(readdirSync(parent)).toEqual(['in']);
   });
 
-  it('half of a head size that is no multiple of 4, and of one that is half already', async () => {
+  it('half of a head size that is not a multiple of 4 or that is already halved', async () => {
     const { parent, from, to } = setUp();
     writeCheckpoint(from, randomCheckpoint({ headDim: 10 }));
     const odd = await errorOf(() => convert(from, to, { keyHeadDim: 'half' }));
@@ -583,9 +589,9 @@ describe('refused, with nothing written', () => {
         return join(parent, 'link');
       },
     ],
-    ['inside the input', ({ from }) => join(from, 'new')],
+    ['a directory inside the input', ({ from }) => join(from, 'new')],
     [
-      'a directory with something in it',
+      'a directory that is not empty',
       ({ to }) => {
         mkdirSync(to);
         writeFileSync(join(to, 'mine'), 'x');
@@ -600,14 +606,14 @@ describe('refused, with nothing written', () => {
       },
     ],
     [
-      'a link to nowhere',
+      'a dangling link',
       ({ to }) => {
         symlinkSync('/nowhere/at/all', to);
         return to;
       },
     ],
-    ['in a directory that is not there', ({ parent }) => join(parent, 'a', 'b')],
-  ])('the output is %s', async (_, prepare) => {
+    ['in a directory that does not exist', ({ parent }) => join(parent, 'a', 'b')],
+  ])('an output that is %s', async (_, prepare) => {
     const place = setUp();
     const to = prepare(place);
     const before = [readdirSync(place.parent).sort(), contents(place.from)];
@@ -616,11 +622,11 @@ describe('refused, with nothing written', () => {
     expect([readdirSync(place.parent).sort(), contents(place.from)]).toEqual(before);
   });
 
-  it('the output is an empty directory that is a mount point', async () => {
+  it('an output that is an empty directory and a mount point', async () => {
     const { from, to, parent } = setUp();
     mkdirSync(to);
     const { stat } = fileSystem;
-    // One that a test without rights cannot mount.
+    // This simulates a mount point, because the test may lack the right to mount.
     const mounted = jest.spyOn(fileSystem, 'stat').mockImplementation(async (path) => {
       const info = await stat(path);
       return String(path).endsWith(`${sep}out`) ? Object.assign(info, { dev: info.dev + 1 }) : info;
@@ -633,7 +639,7 @@ describe('refused, with nothing written', () => {
     expect([readdirSync(parent).sort(), readdirSync(to)]).toEqual([['in', 'out'], []]);
   });
 
-  it('a tensor that is to be made is in a shard already, and not in the index', async () => {
+  it('a tensor to create that is already in a shard but not in the index', async () => {
     const { parent, from, to } = setUp();
     const name = attention(1, 'k_lift_proj');
     const lift: CheckpointTensor = { type: 'F32', shape: [16, 8], data: new Float32Array(128) };
@@ -652,7 +658,7 @@ describe('refused, with nothing written', () => {
     expect(readdirSync(parent)).toEqual(['in']);
   });
 
-  it('an empty directory is taken', async () => {
+  it('but accepts an empty directory as output', async () => {
     const { from, to, parent } = setUp();
     mkdirSync(to);
     expect((await cli([from, to, '--key-heads', '3'])).status).toBe(0);
@@ -660,7 +666,7 @@ describe('refused, with nothing written', () => {
     expect(readdirSync(to).sort()).toEqual(['config.json', 'model.safetensors']);
   });
 
-  // What the converter does not look at: the tensors besides K's and V's, and all of the config besides the heads.
+  // The converter does not read the tensors other than K and V, nor the config except the heads.
   const relevant =
     /k_proj|v_proj|layers\.2\.|safetensors|config\.json|index\.json|num_key|num_value|num_attention|head_dim/;
   const skipped = /^a tensor twice$|^weight_map empty$|biases|^more K heads/;
@@ -690,13 +696,13 @@ describe('refused, with nothing written', () => {
     });
   });
 
-  // Of the config it reads the heads alone: what else is wrong there is for the loader to say.
+  // The converter reads only the heads from the config. Other errors are left to the loader.
   const ofHeads =
     /^(num_(attention|key|value|key_value)_heads|num_hidden_layers|hidden_size|head_dim) |rchitecture|^model_type|heads|JSON|^(empty|NaN|null|a list|a string)$/;
   const all = [...configs, ...unsupported];
   describe.each([
-    ['refused', all.filter(({ name }) => ofHeads.test(name))],
-    ['refused or let be', all.filter(({ name }) => !ofHeads.test(name))],
+    ['rejected', all.filter(({ name }) => ofHeads.test(name))],
+    ['rejected or accepted', all.filter(({ name }) => !ofHeads.test(name))],
   ])('config %s', (which, breaks) => {
     it.each(breaks)('$name', async ({ apply, llama }) => {
       const parent = directories.make();
@@ -708,12 +714,12 @@ describe('refused, with nothing written', () => {
       const outcome = await convert(from, to, { keyHeads: 1 })
         .catch((error: Error & { code?: string }) => error)
         .finally(() => write.mockRestore());
-      if (which !== 'refused' && outcome === 0) {
+      if (which !== 'rejected' && outcome === 0) {
         expect(readdirSync(to).sort()).toEqual(['config.json', 'model.safetensors']);
         const after = readCheckpoint(to);
         expect(after.config).toEqual({ ...readCheckpoint(from).config, num_key_heads: 1 });
         expectOthersKept(checkpoint, after);
-        // K and V too are as with the config that is not broken.
+        // K and V must also equal those with the unbroken config.
         const reference = join(parent, 'reference');
         writeCheckpoint(from, checkpoint);
         expect((await cli([from, reference, '--key-heads', '1'])).status).toBe(0);

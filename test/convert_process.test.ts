@@ -1,4 +1,5 @@
-// diffqkv convert as a process: its memory, and what it leaves behind when it is killed, interrupted or out of disk.
+// diffqkv convert as a process: its memory, and the files left after a kill, an interruption or a
+// full disk.
 
 import { type ChildProcess, spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -20,7 +21,10 @@ import { projectRoot } from './fixtures';
 const directories = temporaryDirectories();
 afterAll(() => directories.cleanUp());
 
-/** K and an embedding of `rows` rows of 4,096 F32 zeros each, on disk a hole. The other tensors matter to nobody here. */
+/**
+ * K and an embedding of `rows` rows of 4,096 F32 zeros each, stored as a hole on disk. The other
+ * tensors do not matter here.
+ */
 function writeLarge(directory: string, numHeads: number): void {
   mkdirSync(directory, { recursive: true });
   const hiddenSize = 4096;
@@ -51,7 +55,7 @@ function writeLarge(directory: string, numHeads: number): void {
 }
 
 describe('memory', () => {
-  it('does not grow with the tensors: 200 MB each take less than 64 MB more than 0.5 MB each', async () => {
+  it('does not grow with the tensors: 200 MB each need less than 64 MB more than 0.5 MB each', async () => {
     const parent = directories.make();
     const preload = join(parent, 'measure.cjs');
     writeFileSync(
@@ -69,13 +73,13 @@ describe('memory', () => {
     };
     const small = await peak('small', 2, ['--key-heads', '1']);
     const large = await peak('large', 100, ['--key-heads', '50', '--key-head-dim', 'half']);
-    expect(small).toBeGreaterThan(10); // the measure measures
+    expect(small).toBeGreaterThan(10); // the measurement works
     expect(large - small).toBeLessThan(64);
   });
 });
 
-describe('an end before the end', () => {
-  /** Starts a conversion of 400 MB and sends the signal once there is something to leave behind. */
+describe('an interrupted conversion', () => {
+  /** Starts a conversion of 400 MB and sends the signal when there are partial files. */
   async function interrupted(signal: NodeJS.Signals, preloaded = ''): Promise<Outcome & { left: string[] }> {
     const parent = directories.make();
     const preload = join(directories.make(), 'preload.cjs');
@@ -97,7 +101,7 @@ describe('an end before the end', () => {
     return { ...outcome, left: readdirSync(parent).filter((name) => name !== 'in') };
   }
 
-  it('kill -9: nothing under the name of the output', async () => {
+  it("leaves nothing under the output's name after kill -9", async () => {
     const { signal, left } = await interrupted('SIGKILL');
     expect({ signal, left }).toEqual({
       signal: 'SIGKILL',
@@ -105,14 +109,17 @@ describe('an end before the end', () => {
     });
   });
 
-  describe('kill -9 at any moment: under the name of the output there is all of it, or nothing', () => {
+  describe("leaves all or nothing under the output's name after kill -9 at any moment", () => {
     const whole = (directory: string): string => {
       const hash = createHash('sha256');
       for (const name of readdirSync(directory).sort())
         hash.update(`${name}\n`).update(readFileSync(join(directory, name)));
       return hash.digest('hex');
     };
-    /** What is beside the input once a conversion in `parent` has ended: the hash of `out`, or undefined. */
+    /**
+     * Checks the files next to the input after a conversion in `parent`. Returns whether the output
+     * is complete.
+     */
     const check = (parent: string, expected: string): boolean => {
       const left = readdirSync(parent).filter((name) => name !== 'in');
       for (const name of left) expect(name).toMatch(/^out(\.partial-[0-9a-f]{8})?$/);
@@ -123,7 +130,7 @@ describe('an end before the end', () => {
 
     it('before and after each call to the file system', async () => {
       const preload = join(directories.make(), 'preload.cjs');
-      // Counts what changes files, and ends the process at the call that KILL_AT names.
+      // Counts the calls that change files, and ends the process at call KILL_AT.
       writeFileSync(
         preload,
         `const files = require('node:fs/promises');
@@ -171,11 +178,11 @@ describe('an end before the end', () => {
       expect(complete).toBeGreaterThan(0); // killed after the rename
       expect(complete).toBeLessThan(calls / 2);
       console.log(
-        `kill -9 at each of ${calls} moments round calls to the file system: ${complete} left all, the others nothing`,
+        `kill -9 at each of ${calls} moments around file system calls: ${complete} left a complete output, the others nothing`,
       );
     });
 
-    it('at 12 moments of its time', async () => {
+    it('at 12 moments during the conversion', async () => {
       const from = directories.make();
       writeLarge(join(from, 'in'), 60);
       const convert = async (killAfter: number) => {
@@ -206,17 +213,17 @@ describe('an end before the end', () => {
   it.each([
     ['SIGINT', 130],
     ['SIGTERM', 143],
-  ] as const)('%s: status %i, and nothing is left', async (signal, expected) => {
+  ] as const)('exits after %s with status %i and leaves nothing', async (signal, expected) => {
     const { status, stdout, left } = await interrupted(signal);
     expect({ status, stdout, left }).toEqual({ status: expected, stdout: '', left: [] });
   });
 
-  it('a second Ctrl-C: at once, though what was written is still being removed', async () => {
+  it('exits at once on a second Ctrl-C, even while files are being removed', async () => {
     const { status, stdout, left } = await interrupted(
       'SIGINT',
       `require('node:fs/promises').rm = () => {
         process.kill(process.pid, 'SIGINT');
-        return new Promise(() => setInterval(() => {}, 1000)); // never done
+        return new Promise(() => setInterval(() => {}, 1000)); // never resolves
       };`,
     );
     expect({ status, stdout, left }).toEqual({
@@ -226,11 +233,11 @@ describe('an end before the end', () => {
     });
   });
 
-  it('a disk that is full: one line, and nothing is left', async () => {
+  it('exits with one line and leaves nothing if the disk is full', async () => {
     const parent = directories.make();
     const from = join(parent, 'in');
     writeLarge(from, 4);
-    // The shell's limit on the size of a file, in KiB, as the stand-in for a full disk.
+    // The shell's limit on file sizes, in KiB, simulates a full disk.
     const command = `ulimit -f 2000 && exec "$0" "$@"`;
     const args = [builtCli, 'convert', from, join(parent, 'out'), '--key-heads', '1'];
     const child: ChildProcess = spawn('bash', ['-c', command, process.execPath, ...args], { cwd: projectRoot });
@@ -248,7 +255,7 @@ describe('an end before the end', () => {
     expect(readdirSync(parent)).toEqual(['in']);
   });
 
-  it('where stderr is no terminal nothing is written to it', async () => {
+  it('writes nothing to stderr if stderr is not a terminal', async () => {
     const parent = directories.make();
     writeLarge(join(parent, 'in'), 2);
     const { stderr, stdout } = await runNode([

@@ -1,5 +1,5 @@
-// The counters' suite of bench/: the CUDA kernels, on the emulated device, move and multiply no more than the committed table
-// says; and a table, or kernels, that are worse are found out.
+// The counter suite of bench/: the CUDA kernels on the emulated device move and multiply no more
+// than the committed table says. A worse table or worse kernels are detected.
 
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -18,7 +18,7 @@ const committed = (JSON.parse(readFileSync(committedFile, 'utf8')) as { rows: Co
 const wanted = process.env.DIFFQKV_TEST_DEVICES?.split(',').includes('emulated') ?? true;
 const there = wanted && listDevices().some(({ id }) => id === 'emulated');
 
-/** Runs `bench counters` in this process; what it says is kept from the terminal. */
+/** Runs `bench counters` in this process and captures its output. */
 async function run(...args: string[]): Promise<{ status: number; out: string; told: string }> {
   let [out, told] = ['', ''];
   const spies = [
@@ -44,7 +44,7 @@ describe('the comparison of counters', () => {
   const name = `${row.kernel} ${row.shape}`;
   const compare = (change: Partial<CounterRow>) => compareCounters([row], [{ ...row, ...change }]);
 
-  it('finds the committed table no worse and no better than itself', () => {
+  it('finds the committed table neither worse nor better than itself', () => {
     expect(committed.length).toBeGreaterThan(30);
     expect(compareCounters(committed, committed)).toEqual({ worse: [], better: [] });
   });
@@ -53,7 +53,7 @@ describe('the comparison of counters', () => {
     ['bytesRead', 'bytes read'],
     ['bytesWritten', 'bytes written'],
     ['sectors', 'sectors'],
-  ] as const)('%s may grow by half a percent, and no more', (key, words) => {
+  ] as const)('lets %s grow by at most half a percent', (key, words) => {
     expect(compare({ [key]: Math.floor(row[key] * 1.005) })).toEqual({ worse: [], better: [] });
     const { worse, better } = compare({ [key]: Math.ceil(row[key] * 1.006) });
     expect(better).toEqual([]);
@@ -62,21 +62,21 @@ describe('the comparison of counters', () => {
     expect(compare({ [key]: Math.floor(row[key] * 0.9) })).toMatchObject({ worse: [], better: [expect.any(String)] });
   });
 
-  it.each(['bankConflicts', 'mmaOps'] as const)('one more of %s is worse, one less is better', (key) => {
+  it.each(['bankConflicts', 'mmaOps'] as const)('counts one more of %s as worse and one less as better', (key) => {
     const some = { ...row, [key]: 1000 };
     const at = (value: number) => compareCounters([some], [{ ...some, [key]: value }]);
     expect(at(1001)).toMatchObject({ worse: [expect.stringContaining('1000 -> 1001 (+0.10 %)')], better: [] });
     expect(at(999)).toMatchObject({ worse: [], better: [expect.stringContaining('1000 -> 999 (-0.10 %)')] });
   });
 
-  it('what was 0 and is not any more is worse, and so is a count that is no number', () => {
+  it('counts a change from 0 as worse, and a count that is not a number too', () => {
     const none = { ...row, bankConflicts: 0 };
     expect(compareCounters([none], [{ ...none, bankConflicts: 1 }]).worse).toHaveLength(1);
     expect(compare({ sectors: Number.NaN }).worse).toHaveLength(1);
     expect(compare({ sectors: undefined }).worse).toHaveLength(1);
   });
 
-  it('a shape of which only one of the two knows is worse', () => {
+  it('counts a shape that only one side has as worse', () => {
     expect(compareCounters([], [row]).worse).toEqual([expect.stringContaining(`${name}: not in`)]);
     expect(compareCounters([row], []).worse).toEqual([expect.stringContaining(`${name}: in the committed table, but`)]);
   });
@@ -84,13 +84,13 @@ describe('the comparison of counters', () => {
 
 describe('the counters of the CUDA kernels', () => {
   if (!there) {
-    it.skip('SKIPPED: no emulated device in this module, or not to be tested', () => {});
+    it.skip('SKIPPED: this module has no emulated device, or it is not to be tested', () => {});
     return;
   }
   const folder = mkdtempSync(join(tmpdir(), 'diffqkv-counters-'));
   afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
-  it('are no worse than those committed', async () => {
+  it('are no worse than the committed ones', async () => {
     const { status, out, told } = await run('--check', ...(reduced ? ['--only', 'matmul'] : []));
     expect({ status, told }).toEqual({
       status: 0,
@@ -100,7 +100,7 @@ describe('the counters of the CUDA kernels', () => {
     expect(out.split('\n').filter((line) => /^(matmul|augmentedQ) /.test(line)).length).toBeGreaterThanOrEqual(4);
   });
 
-  it('that are worse fail the check, which says where and by how much', async () => {
+  it('fail the check if they are worse, with the place and the amount', async () => {
     const file = join(folder, 'doctored.json');
     const doctored = committed.map((row) =>
       row.kernel === 'embed' ? { ...row, bytesRead: row.bytesRead / 2, sectors: row.sectors * 2 } : row,
@@ -123,7 +123,7 @@ describe('the counters of the CUDA kernels', () => {
     expect(rows).toEqual(await measureCounters({ only: 'top 100' }));
   });
 
-  it('begin at 0, count only the emulated device, and end', async () => {
+  it('start at 0 and count only the emulated device until they stop', async () => {
     const { counters, startCounting, stopCounting } = emulation();
     const none = { bytesRead: 0, bytesWritten: 0, sectors: 0, bankConflicts: 0, mmaOps: 0 };
     stopCounting();
@@ -143,7 +143,7 @@ describe('the counters of the CUDA kernels', () => {
     expect(counters()).toBeNull();
   });
 
-  it('wrong use is told', async () => {
+  it('rejects wrong arguments', async () => {
     expect(await run('--nonsense')).toMatchObject({
       status: 1,
       told: expect.stringContaining('Usage: bench counters'),

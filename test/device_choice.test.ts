@@ -1,5 +1,5 @@
-// What `auto` takes where a GPU is there, usable or not: machines that CI has none of, told by a stand-in for the addon's
-// list of devices. A GPU that cannot be used is never passed over in silence.
+// The choice of `auto` if there is a GPU, usable or not. CI has no such machine, so a replacement
+// of the addon's device list simulates it. A GPU that cannot be used is never skipped silently.
 
 import type { NativeDeviceInfo } from '../lib/addon';
 import { DiffqkvError, openDevice } from '../lib/index';
@@ -17,13 +17,15 @@ const info = (id: string, more: Partial<NativeDeviceInfo> = {}): NativeDeviceInf
   ...more,
 });
 
-/** A machine with the CPU and these GPUs; those of `failing` are listed as usable and do not open. */
+/**
+ * A machine with the CPU and these GPUs. Those in `failing` are listed as usable but fail to open.
+ */
 function machine(gpus: NativeDeviceInfo[], failing: Record<string, Error> = {}): string[] {
   const opened: string[] = [];
   const devices = [info('cpu'), ...gpus];
   standIn = {
     listDevices: () => devices,
-    openDevice: async (id: string) => {
+    openDevice: async ({ id }: { id: string }) => {
       opened.push(id);
       if (failing[id]) throw failing[id];
       return { info: devices.find((device) => device.id === id) };
@@ -36,14 +38,14 @@ const warning = jest.spyOn(process, 'emitWarning').mockImplementation(() => {});
 beforeEach(() => warning.mockClear());
 afterAll(() => jest.restoreAllMocks());
 
-it('takes the first usable GPU, without a word of the others', async () => {
+it('opens the first usable GPU without a warning about the others', async () => {
   const opened = machine([info('cuda:0', { usable: false, reason: 'too old' }), info('cuda:1'), info('cuda:2')]);
   const device = await openDevice();
   expect([device.id, device.fallbackReason, opened]).toEqual(['cuda:1', null, ['cuda:1']]);
   expect(warning).not.toHaveBeenCalled();
 });
 
-it('a GPU that is too old: the CPU, the reason, and a warning once', async () => {
+it('falls back to the CPU with the reason and one warning if a GPU is too old', async () => {
   machine([info('cuda:0', { usable: false, reason: 'compute capability 7.5' })]);
   for (let i = 0; i < 2; i++) {
     const device = await openDevice();
@@ -57,7 +59,7 @@ it('a GPU that is too old: the CPU, the reason, and a warning once', async () =>
   ]);
 });
 
-it('a driver that is too old to list GPUs warns as well; no driver, and so no GPU, does not', async () => {
+it('warns if the driver is too old to list GPUs, but not if there is no driver', async () => {
   machine([info('cuda', { usable: false, reason: 'driver too old', details: { driver: 'CUDA 11.4' } })]);
   expect((await openDevice()).fallbackReason).toBe('driver too old');
   expect(warning).toHaveBeenCalledTimes(1);
@@ -66,7 +68,7 @@ it('a driver that is too old to list GPUs warns as well; no driver, and so no GP
   expect(warning).toHaveBeenCalledTimes(1);
 });
 
-it('a GPU that does not open: the next one, else the CPU with all reasons', async () => {
+it('opens the next GPU if one fails to open, else the CPU with all reasons', async () => {
   const lost = Object.assign(new Error('out of memory'), { code: 'ERR_OUT_OF_MEMORY' });
   const gpus = [info('cuda:0'), info('cuda:1', { usable: false, reason: 'too old' }), info('cuda:2')];
   machine(gpus, { 'cuda:0': lost });
@@ -79,12 +81,12 @@ it('a GPU that does not open: the next one, else the CPU with all reasons', asyn
   expect(warning).toHaveBeenCalledTimes(1);
 });
 
-it('an error without a code of this project is not one of the GPU: it is passed on', async () => {
+it('rethrows an error without an error code of this project', async () => {
   machine([info('cuda:0')], { 'cuda:0': new TypeError('a defect') });
   await expect(openDevice()).rejects.toThrow(new TypeError('a defect'));
 });
 
-it('a GPU that was asked for by name never becomes the CPU', async () => {
+it('never replaces a GPU that was requested by name with the CPU', async () => {
   const unavailable = Object.assign(new Error('too old'), { code: 'ERR_DEVICE_UNAVAILABLE' });
   const opened = machine([info('cuda:0', { usable: false, reason: 'too old' })], { 'cuda:0': unavailable });
   const error = await openDevice('cuda:0').catch((thrown) => thrown);

@@ -1,6 +1,7 @@
-// A GPU that fails in the midst of its work, on the emulated one: every kind of call of the CUDA runtime that can meet the
-// failure, at places all over the life of a model. The faults are set by test/emulation/module.cc, in processes of
-// their own; without the tests' module this is skipped. TRIALS_OF_FAULTS tries more places.
+// A GPU that fails while it works, on the emulated device: every kind of CUDA runtime call that can
+// report the failure, at places throughout the life of a model. test/emulation/module.cc
+// injects the faults in separate processes. Skipped without the tests' module. TRIALS_OF_FAULTS
+// tries more places.
 
 import { join } from 'node:path';
 import { listDevices } from '../lib/index';
@@ -13,27 +14,27 @@ const run = (name: string): Promise<{ tried: number; refused?: number }> =>
   runScript('device_lost.cjs', [name, directory, trials], { timeoutMs: 900_000 });
 
 (there ? describe : describe.skip)('the emulated device', () => {
-  it('a fault that stays: the device is lost and says to start the process again, from then on; others go on', async () => {
+  it('loses the device for good after a permanent fault, says to restart the process, and keeps other devices', async () => {
     const { tried } = await run('lost');
     expect(tried).toBeGreaterThan(12);
   }, 900_000);
 
-  it('a device that a reset does not bring back: the error says to start the process again', async () => {
+  it('says to restart the process if a reset does not recover the device', async () => {
     expect(await run('notBack')).toEqual({ tried: 2 });
   });
 
-  it('a launch that is refused: the error of that call, and the device stays usable', async () => {
+  it('fails only the call whose launch is rejected, and keeps the device usable', async () => {
     const { tried } = await run('refused');
     expect(tried).toBeGreaterThan(1);
   }, 900_000);
 
-  it('no memory: ERR_OUT_OF_MEMORY, and the device stays usable', async () => {
+  it('fails with ERR_OUT_OF_MEMORY if memory runs out, and keeps the device usable', async () => {
     const { tried, refused } = await run('outOfMemory');
     expect(tried).toBeGreaterThan(10);
     expect(refused).toBeGreaterThan(tried / 3);
   }, 900_000);
 
-  it('worker threads hear of the loss and open the device again, all at once', async () => {
+  it('reports the loss to worker threads, which open the device again concurrently', async () => {
     expect(await run('workers')).toEqual({ tried: 3 });
   }, 900_000);
 });

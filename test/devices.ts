@@ -1,13 +1,17 @@
-// Which devices the tests run on: the CPU, and `cuda` and `emulated` where they are there. One that is not there shows as
-// a skipped test; it never passes. DIFFQKV_TEST_DEVICES in the environment, e.g. `cpu,emulated`, leaves out the others.
+// The devices that the tests run on: the CPU, and `cuda` and `emulated` if they exist. A missing
+// device shows as a skipped test, never as a passed one. DIFFQKV_TEST_DEVICES in the environment,
+// e.g. `cpu,emulated`, selects devices.
 
 import { type Device, listDevices, openDevice, type Tensor } from '../lib/index';
 import type { FloatType } from './numbers';
 
-/** True in runs with every kind of case but fewer sizes: on `emulated` in npm test, and once per instruction set. */
+/**
+ * True in runs with every kind of case but fewer sizes: on `emulated` in npm test, and once per
+ * instruction set.
+ */
 export const reduced = process.env.DIFFQKV_TEST_REDUCED === '1';
 
-/** For tests of host code that take long on the emulated device: a reduced run on it skips them. */
+/** For tests of host code that are slow on the emulated device. A reduced run on it skips them. */
 export const long = reduced && process.env.DIFFQKV_TEST_DEVICES === 'emulated' ? it.skip : it;
 
 const wanted = process.env.DIFFQKV_TEST_DEVICES?.split(',');
@@ -21,7 +25,7 @@ export function onEveryDevice(body: (device: () => Device) => void): void {
     const usable = ofKind.filter((info) => info.usable);
     if (usable.length === 0) {
       if (kind === 'cpu') throw new Error('the CPU device is missing');
-      if (wanted) throw new Error(`DIFFQKV_TEST_DEVICES names ${kind}, which is not there: ${ofKind[0]?.reason}`);
+      if (wanted) throw new Error(`DIFFQKV_TEST_DEVICES names ${kind}, which is not available: ${ofKind[0]?.reason}`);
       describe(kind, () => {
         it.skip(`SKIPPED: ${ofKind[0]?.reason ?? `no ${kind} device in this build`}`, () => {});
       });
@@ -38,7 +42,7 @@ export function onEveryDevice(body: (device: () => Device) => void): void {
   }
 }
 
-/** A tensor whose every element is NaN: what a kernel leaves unwritten, the comparison sees. */
+/** A tensor of NaN elements, so that a comparison detects what a kernel does not write. */
 export function unwritten(device: Device, type: FloatType, shape: number[]): Tensor {
   const length = shape.reduce((product, size) => product * size, 1);
   return device.tensor(type, shape, new Float32Array(length).fill(Number.NaN));
@@ -67,7 +71,7 @@ export class Tensors {
   }
 }
 
-/** Runs `work` with a set of tensors that is disposed of whatever happens. */
+/** Runs `work` with a set of tensors and always disposes them. */
 export async function withTensors<T>(device: Device, work: (tensors: Tensors) => Promise<T>): Promise<T> {
   const tensors = new Tensors(device);
   try {
@@ -77,19 +81,19 @@ export async function withTensors<T>(device: Device, work: (tensors: Tensors) =>
   }
 }
 
-/** The error that `work` throws or rejects with; fails the test where there is none. */
+/** The error that `work` throws or rejects with. Fails the test if there is none. */
 export async function errorOf(work: () => unknown): Promise<Error & { code?: string }> {
   try {
     await work();
   } catch (error) {
     return error as Error & { code?: string };
   }
-  throw new Error('expected an error, and there was none');
+  throw new Error('expected an error, but there was none');
 }
 
 /**
- * The error of a call whose mistake lies in device memory, a token or a length: the CPU finds it in the call, a GPU by the
- * time that the result is read.
+ * The error of a call with an invalid value in device memory (a token or a length). The CPU throws
+ * it in the call, a GPU at the latest when the result is read.
  */
 export function errorOfRead(device: Device, work: () => Promise<Tensor>): Promise<Error & { code?: string }> {
   return errorOf(async () => {

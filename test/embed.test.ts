@@ -28,7 +28,7 @@ onEveryDevice((device) => {
     }
   });
 
-  it.each([-1, 4, 2 ** 31 - 1, -(2 ** 31)])('refuses token %i of a vocabulary of 4', async (token) => {
+  it.each([-1, 4, 2 ** 31 - 1, -(2 ** 31)])('rejects token %i with a vocabulary of 4', async (token) => {
     await withTensors(device(), async (tensors) => {
       const table = tensors.make('f32', [4, 8], new Float32Array(32).fill(2));
       const error = await errorOfRead(device(), () =>

@@ -1,6 +1,6 @@
-// The emulation of CUDA kernels is tested itself, by a program of its own (test/native): hazards that it must find, the
-// device layer's fragments, the counters; and, of every operator's kernels, the traffic and that the order of threads
-// changes nothing.
+// Tests the emulation of CUDA kernels itself with a separate program (test/native): hazards that it
+// must detect, the device layer's fragments, and the counters. For every operator's kernels it
+// checks the memory traffic, and that the order of threads does not change the results.
 
 import { spawnSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
@@ -13,7 +13,9 @@ interface Result {
   wrong: string | null;
 }
 
-/** For each part: the number of checks, so that a missing check fails the test, and the emulated GPU. */
+/**
+ * For each part the number of checks, so that a missing check fails the test, and the emulated GPU.
+ */
 const parts: [part: string, count: number, gpu: string][] = [
   ['hazards', 99, 'small'],
   ['device_layer', 18, 'small'],
@@ -40,11 +42,11 @@ describe.each(parts)('%s: %i checks on %s', (part, count, gpu) => {
       maxBuffer: 1 << 26,
     });
     if (error || signal)
-      throw error ?? new Error(`emulation_check ended by ${signal}: ${stdout.slice(-500)} ${stderr}`);
+      throw error ?? new Error(`emulation_check ended with ${signal}: ${stdout.slice(-500)} ${stderr}`);
     results = JSON.parse(stdout) as Result[];
   });
 
-  it('every check passes', () => {
+  it('passes every check', () => {
     expect(results.filter(({ wrong }) => wrong !== null)).toEqual([]);
     expect(results.length).toBe(count);
   });

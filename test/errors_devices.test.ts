@@ -1,4 +1,4 @@
-// Devices and tensors, misused: a coded error, and objects that are usable afterwards.
+// Misuse of devices and tensors returns a coded error and leaves the objects usable.
 
 import { kernels, listDevices, Model, openDevice } from '../lib/index';
 import { randomCheckpoint } from './checkpoints';
@@ -12,11 +12,11 @@ describe('openDevice', () => {
       show(id),
       id,
     ]),
-  )('refuses %s', async (_, id) => {
+  )('rejects %s', async (_, id) => {
     await expectCode(() => openDevice(id as Anything), typeof id === 'string' ? 'ERR_DEVICE_UNAVAILABLE' : invalid);
   });
 
-  it('a device that is not there is ERR_DEVICE_UNAVAILABLE and says why', async () => {
+  it('rejects a missing device with ERR_DEVICE_UNAVAILABLE and the reason', async () => {
     await expectCode(() => openDevice('cuda:97'), 'ERR_DEVICE_UNAVAILABLE', /./);
     const cuda = listDevices().find((info) => info.kind === 'cuda');
     if (!cuda?.usable)
@@ -27,7 +27,7 @@ describe('openDevice', () => {
       );
   });
 
-  it('auto takes what there is, and says why it is not a GPU', async () => {
+  it('opens an available device with auto, and says why it is not a GPU', async () => {
     const device = await openDevice();
     const gpu = listDevices().some((info) => info.kind === 'cuda' && info.usable);
     expect(device.info.kind).toBe(gpu ? 'cuda' : 'cpu');
@@ -66,11 +66,11 @@ onEveryDevice((device) => {
       ['a string', 'f32', [2], 'ab'],
       ['an ArrayBuffer', 'f32', [2], new ArrayBuffer(8)],
       ['a DataView', 'f32', [2], new DataView(new ArrayBuffer(8))],
-    ])('refuses %s', async (_, dtype, shape, data) => {
+    ])('rejects %s', async (_, dtype, shape, data) => {
       await expectCode(() => device().tensor(dtype as Anything, shape as Anything, data as Anything), invalid);
     });
 
-    it('memory that is not there is ERR_OUT_OF_MEMORY with the bytes asked and free, and the device goes on', async () => {
+    it('reports ERR_OUT_OF_MEMORY with the requested and the free bytes, and keeps the device usable', async () => {
       const elements = 2 ** 46;
       const free = /, \d+ bytes are free/;
       await expectCode(() => device().tensor('f32', [elements]), 'ERR_OUT_OF_MEMORY', String(elements * 4), free);
@@ -81,7 +81,7 @@ onEveryDevice((device) => {
       tensor.dispose();
     });
 
-    it('refuses a read or a write of the wrong type or size', async () => {
+    it('rejects a read or a write of the wrong type or size', async () => {
       const tensor = device().tensor('f32', [3], Float32Array.of(1, 2, 3));
       for (const array of [
         new Float32Array(2),
@@ -101,7 +101,7 @@ onEveryDevice((device) => {
       tensor.dispose();
     });
 
-    it('is disposed of once and for all', async () => {
+    it('can be disposed repeatedly, and cannot be used afterwards', async () => {
       const tensor = device().tensor('f32', [3]);
       const other = device().tensor('f32', [3]);
       tensor.dispose();
@@ -117,7 +117,7 @@ onEveryDevice((device) => {
   });
 
   describe('devices', () => {
-    it('is disposed of once and for all, and takes its objects with it', async () => {
+    it('can be disposed repeatedly, and cannot be used afterwards, nor can their objects', async () => {
       const id = device().id as Parameters<typeof openDevice>[0];
       const opened = await openDevice(id);
       const tensor = opened.tensor('f32', [8, 8]);
@@ -138,14 +138,15 @@ onEveryDevice((device) => {
       model.dispose();
     });
 
-    it('time gives milliseconds of the work, and hands its error on', async () => {
+    it('measures time in milliseconds, and rethrows the error of the work', async () => {
       const x = device().tensor('f32', [256, 512], new Float32Array(256 * 512).fill(1));
       const start = performance.now();
       const ms = await device().time(async () => {
         for (let i = 0; i < 5; i++) (await kernels.matmul({ x, weight: x })).dispose();
       });
       expect(ms).toBeGreaterThan(0);
-      expect(ms).toBeLessThan(performance.now() - start + 50); // no more than what passed here
+      // No more than the time that passed here.
+      expect(ms).toBeLessThan(performance.now() - start + 50);
       await expect(device().time(() => Promise.reject(new Error('mine')))).rejects.toThrow('mine');
       await expectCode(() => device().time(5 as Anything), invalid);
       x.dispose();

@@ -1,4 +1,4 @@
-// Kernel calls, misused: a coded error, and objects that are usable afterwards.
+// Misuse of kernel calls returns a coded error and leaves the objects usable.
 
 import { kernels, openDevice, type Tensor } from '../lib/index';
 import { onEveryDevice } from './devices';
@@ -39,25 +39,25 @@ onEveryDevice((device) => {
         },
       ],
       [
-        'another batch in k',
+        'different batch in k',
         (a) => {
           a.k = make([2, 5, 2, 8]);
         },
       ],
       [
-        'another batch in v',
+        'different batch in v',
         (a) => {
           a.v = make([2, 5, 4, 16]);
         },
       ],
       [
-        'another kvLen in v',
+        'different kvLen in v',
         (a) => {
           a.v = make([1, 6, 4, 16]);
         },
       ],
       [
-        'another head size in k',
+        'different head size in k',
         (a) => {
           a.k = make([1, 5, 2, 16]);
         },
@@ -93,7 +93,7 @@ onEveryDevice((device) => {
         },
       ],
       [
-        'out of another shape',
+        'out of wrong shape',
         (a) => {
           a.out = make([1, 3, 4, 8]);
         },
@@ -117,7 +117,7 @@ onEveryDevice((device) => {
         },
       ],
       [
-        'lse of another shape',
+        'lse of wrong shape',
         (a) => {
           a.lse = make([1, 3, 4]);
         },
@@ -195,7 +195,7 @@ onEveryDevice((device) => {
           a.out = a.q;
         },
       ],
-    ])('attentionPrefill refuses %s', async (_, change) => {
+    ])('attentionPrefill rejects %s', async (_, change) => {
       const args = prefill();
       change(args);
       await expectCode(() => kernels.attentionPrefill(args), invalid, /./);
@@ -222,13 +222,13 @@ onEveryDevice((device) => {
         },
       ],
       [
-        'out of another shape',
+        'out of wrong shape',
         (a) => {
           a.out = make([2, 4, 8]);
         },
       ],
       [
-        'lse of another shape',
+        'lse of wrong shape',
         (a) => {
           a.lse = make([2, 4, 1]);
         },
@@ -263,7 +263,7 @@ onEveryDevice((device) => {
           a.numSplits = Number.NaN;
         },
       ],
-    ])('attentionDecode refuses %s', async (_, change) => {
+    ])('attentionDecode rejects %s', async (_, change) => {
       const args = decode();
       change(args);
       await expectCode(() => kernels.attentionDecode(args), invalid, /./);
@@ -282,11 +282,11 @@ onEveryDevice((device) => {
         },
       ],
       [
-        'augmentedQ: up of another size',
+        'augmentedQ: up of different size',
         () => kernels.augmentedQ({ x: make([2, 8]), gate: make([6, 8]), up: make([7, 8]), down: make([8, 6]) }),
       ],
       [
-        'augmentedQ: down the wrong way round',
+        'augmentedQ: down transposed',
         () => kernels.augmentedQ({ x: make([2, 8]), gate: make([6, 8]), up: make([6, 8]), down: make([6, 8]) }),
       ],
       [
@@ -307,15 +307,15 @@ onEveryDevice((device) => {
       ['rope: theta 0', () => kernels.rope({ x: make([2, 1, 8]), positions: make([2], 'i32'), theta: 0 })],
       ['rope: theta NaN', () => kernels.rope({ x: make([2, 1, 8]), positions: make([2], 'i32'), theta: Number.NaN })],
       ['siluMul: other shapes', () => kernels.siluMul({ gate: make([2, 8]), up: make([8, 2]) })],
-      ['siluMul: other types', () => kernels.siluMul({ gate: make([2, 8]), up: make([2, 8], 'bf16') })],
+      ['siluMul: different types', () => kernels.siluMul({ gate: make([2, 8]), up: make([2, 8], 'bf16') })],
       ['embed: tokens of f32', () => kernels.embed({ table: make([4, 8]), tokens: make([2]) })],
       ['embed: table of rank 1', () => kernels.embed({ table: make([8]), tokens: make([2], 'i32') })],
-    ])('refuses %s', async (_, call) => {
+    ])('rejects %s', async (_, call) => {
       await expectCode(call, invalid, /./);
     });
 
     it.each(Object.keys(kernels) as (keyof typeof kernels)[])(
-      '%s refuses what is no object of tensors',
+      '%s rejects an argument that is not an object of tensors',
       async (name) => {
         for (const value of notAnything) await expectCode(() => (kernels[name] as Anything)(value), invalid);
       },
@@ -337,11 +337,11 @@ onEveryDevice((device) => {
         'rmsNorm: residual',
         () => kernels.rmsNorm({ x: make([2, 8]), weight: make([8]), eps: 1, residual: null as Anything }),
       ],
-    ])('refuses null: %s', async (_, call) => {
+    ])('rejects null: %s', async (_, call) => {
       await expectCode(call, invalid, /null/);
     });
 
-    it('refuses tensors of another device', async () => {
+    it('rejects tensors of another device', async () => {
       const other = await openDevice('cpu');
       const foreign = other.tensor('f32', [2, 8]);
       await expectCode(() => kernels.siluMul({ gate: make([2, 8]), up: foreign }), invalid, /device/);

@@ -1,4 +1,4 @@
-// Models and sessions, misused: a coded error, and objects that are usable afterwards.
+// Misuse of models and sessions returns a coded error and leaves the objects usable.
 
 import { Model, type Session } from '../lib/index';
 import { randomCheckpoint, temporaryDirectories, writeCheckpoint } from './checkpoints';
@@ -27,7 +27,7 @@ onEveryDevice((device) => {
     afterAll(() => model.dispose());
 
     it.each([5, null, undefined, {}, [], true, ''].map((value) => [show(value), value]))(
-      'Model.load refuses %s as a directory',
+      'Model.load rejects %s as a directory',
       async (_, value) => {
         await expectCode(() => Model.load(value as Anything), invalid);
       },
@@ -49,7 +49,7 @@ onEveryDevice((device) => {
         { signal: {} },
         { signal: 5 },
       ].map((options) => [show(options), options]),
-    )('Model.load refuses %s', async (_, options) => {
+    )('Model.load rejects %s', async (_, options) => {
       const absent = 'device' in options && options.device === 'tpu';
       await expectCode(
         () => Model.load(tldrDirectory, options as Anything),
@@ -66,12 +66,12 @@ onEveryDevice((device) => {
       [{}, 'ERR_UNSUPPORTED_MODEL'],
       [{ ...checkpoint.config, num_key_heads: 3 }, invalid],
       [{ ...checkpoint.config, hidden_size: -1 }, invalid],
-    ])('Model.random refuses %j', async (config, code) => {
+    ])('Model.random rejects %j', async (config, code) => {
       await expectCode(() => Model.random(config as Anything, { device: device() }), code);
     });
 
     it.each([{ dtype: null }, { seed: null }, { seed: -1 }, { device: null }])(
-      'Model.random refuses the options %j',
+      'Model.random rejects the options %j',
       async (options) => {
         await expectCode(() => Model.random(checkpoint.config, { device: device(), ...options } as Anything), invalid);
       },
@@ -99,11 +99,11 @@ onEveryDevice((device) => {
         { selectiveV: true },
         { selectiveV: {} },
       ].map((options) => [show(options), options]),
-    )('createSession refuses %s', async (_, options) => {
+    )('createSession rejects %s', async (_, options) => {
       await expectCode(() => model.createSession(options as Anything), invalid, /./);
     });
 
-    it('a cache takes memory as it fills, however long it may become', async () => {
+    it('allocates cache memory as the cache fills, for any maxKvLen', async () => {
       const roomy = await Model.random(
         { ...checkpoint.config, max_position_embeddings: 2 ** 30, head_dim: 256 },
         { device: device() },
@@ -116,7 +116,7 @@ onEveryDevice((device) => {
       await session.prefill([1]);
     });
 
-    it('a model larger than memory is ERR_OUT_OF_MEMORY, not a crash', async () => {
+    it('rejects a model larger than memory with ERR_OUT_OF_MEMORY instead of a crash', async () => {
       const config = {
         ...checkpoint.config,
         hidden_size: 2 ** 17,
@@ -145,7 +145,7 @@ onEveryDevice((device) => {
       ['a bigint', [1n]],
     ];
 
-    it.each(badTokens)('prefill refuses %s, and the session is as before', async (_, tokens) => {
+    it.each(badTokens)('prefill rejects %s and keeps the session', async (_, tokens) => {
       const first = await session.prefill([1, 2, 3]);
       await expectCode(() => session.prefill(tokens as Anything), invalid, /./);
       expect(session.kvLen).toBe(3);
@@ -157,19 +157,19 @@ onEveryDevice((device) => {
       badTokens
         .map(([name, tokens]) => [name, Array.isArray(tokens) ? tokens[tokens.length - 1] : 'x'] as const)
         .filter(([name]) => name !== 'a hole'),
-    )('decode refuses %s', async (_, token) => {
+    )('decode rejects %s', async (_, token) => {
       await session.prefill([1, 2, 3]);
       await expectCode(() => session.decode(token as Anything), invalid);
       expect(session.kvLen).toBe(3);
     });
 
-    it('takes typed arrays and the largest token', async () => {
+    it('accepts typed arrays and the largest token', async () => {
       const logits = await session.prefill([127, 0, 5]);
       await session.truncate(0);
       expect(firstBitDifference(await session.prefill(Int32Array.of(127, 0, 5) as Anything), logits)).toBe(-1);
     });
 
-    it('a full cache is ERR_KV_CACHE_FULL, and the cache is as before', async () => {
+    it('rejects tokens for a full cache with ERR_KV_CACHE_FULL and keeps the cache', async () => {
       await session.prefill(new Array(18).fill(7));
       await expectCode(() => session.prefill([1, 2, 3]), 'ERR_KV_CACHE_FULL', '20', '18');
       expect(session.kvLen).toBe(18);
@@ -187,7 +187,7 @@ onEveryDevice((device) => {
       whole.dispose();
     });
 
-    it('without maxKvLen the context of the config is the limit', async () => {
+    it("limits the cache to the config's context without maxKvLen", async () => {
       const whole = await model.createSession();
       expect(whole.maxKvLen).toBe(64);
       await expectCode(() => whole.prefill(new Array(65).fill(1)), 'ERR_KV_CACHE_FULL', '64');
@@ -199,14 +199,14 @@ onEveryDevice((device) => {
         show(value),
         value,
       ]),
-    )('truncate refuses %s', async (_, value) => {
+    )('truncate rejects %s', async (_, value) => {
       await session.prefill([1, 2, 3]);
       await expectCode(() => session.truncate(value as Anything), invalid);
       expect(session.kvLen).toBe(3);
       await session.truncate(3);
     });
 
-    it('sessions and models are disposed of once and for all, a model with its sessions', async () => {
+    it("disposes sessions and models once, and a model's sessions with the model", async () => {
       const own = await Model.random(checkpoint.config, { device: device(), seed: 3 });
       const first = await own.createSession();
       const second = await own.createSession();

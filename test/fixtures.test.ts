@@ -1,4 +1,4 @@
-// Whole models against the float64 answers that came with the fixtures.
+// Whole models compared with the float64 results in the fixtures.
 
 import { Model, type Session } from '../lib/index';
 import { argmax, firstBitDifference, logitError, modelTolerances } from './compare';
@@ -30,11 +30,11 @@ onEveryDevice((device) => {
       ({ length, expected }) => {
         const largest = Math.max(...expected.last_logits.map(Math.abs));
 
-        it('logits after prefill, greedy tokens with the cache, logits after them', async () => {
+        it('computes the logits after prefill, the greedy tokens with the cache, and the logits after them', async () => {
           await withSession(async (session) => {
             let logits = await session.prefill(expected.tokens);
             expect(logitError(logits, expected.last_logits)).toBeLessThanOrEqual(tolerance);
-            // Fed the expected tokens, so that one close call does not decide the ones behind it.
+            // Feeds the expected tokens, so that one close decision does not affect the later ones.
             for (const [i, token] of expected.greedy.entries()) {
               if ((expected.greedy_margin[i] as number) > 2 * tolerance * largest) expect(argmax(logits)).toBe(token);
               logits = await session.decode(token);
@@ -44,7 +44,7 @@ onEveryDevice((device) => {
           });
         });
 
-        it('logits of every position, by decode alone', async () => {
+        it('computes the logits of every position by decode only', async () => {
           await withSession(async (session) => {
             let logits: Float32Array = new Float32Array();
             for (const [i, token] of expected.tokens.entries()) {
@@ -56,7 +56,7 @@ onEveryDevice((device) => {
           });
         });
 
-        it('prefill(n) and decode = prefill(n + 1); in pieces = whole', async () => {
+        it('computes the same by prefill(n) and decode as by prefill(n + 1), and in pieces as whole', async () => {
           await withSession(async (session) => {
             const whole = await session.prefill(expected.tokens);
             for (const split of new Set([1, length >> 1, length - 1])) {
@@ -64,7 +64,8 @@ onEveryDevice((device) => {
               await session.truncate(0);
               await session.prefill(expected.tokens.slice(0, split));
               const pieces = await session.prefill(expected.tokens.slice(split));
-              // Two roundings of the same sum: each is within the tolerance of the exact one, and they are close to each other.
+              // Each is a rounding of the same sum: both are within the tolerance of the exact
+              // value and of each other.
               expect(logitError(pieces, whole)).toBeLessThanOrEqual(tolerance);
             }
           });
@@ -75,7 +76,7 @@ onEveryDevice((device) => {
     const { tokens, greedy: allGreedy } = cases[cases.length - 1] as (typeof cases)[0];
     const greedy = reduced ? allGreedy.slice(0, 6) : allGreedy;
 
-    it('truncate and decode again gives the same bits', async () => {
+    it('returns the same bits after truncate and decode', async () => {
       await withSession(async (session) => {
         await session.prefill(tokens);
         const first: Float32Array[] = [];
@@ -94,13 +95,13 @@ onEveryDevice((device) => {
       });
     });
 
-    it('a fork goes on with the same bits, and neither sees what the other appends', async () => {
+    it('continues with the same bits in a fork, and isolates parent and fork', async () => {
       await withSession(async (parent) => {
         await parent.prefill(tokens);
         const fork = await parent.fork();
         try {
           expect([fork.kvLen, fork.maxKvLen]).toEqual([parent.kvLen, parent.maxKvLen]);
-          // The two take turns, on different tokens; then each path is walked again alone.
+          // The two alternate with different tokens. Then each path is repeated by itself.
           const other = greedy.map((token) => (token + 1) % model.config.vocabSize);
           const parentLogits: Float32Array[] = [];
           const forkLogits: Float32Array[] = [];
@@ -118,7 +119,7 @@ onEveryDevice((device) => {
             for (const [i, token] of path.entries())
               expect(firstBitDifference(await parent.decode(token), logits[i] as Float32Array)).toBe(-1);
           }
-          // A fork outlives its parent.
+          // A fork remains usable after its parent is disposed.
           await fork.truncate(tokens.length);
           parent.dispose();
           expect(firstBitDifference(await fork.decode(greedy[0] as number), parentLogits[0] as Float32Array)).toBe(-1);
@@ -128,7 +129,7 @@ onEveryDevice((device) => {
       });
     });
 
-    it('two sessions in turns do not see each other', async () => {
+    it('isolates two sessions that alternate', async () => {
       await withSession(async (a) => {
         await withSession(async (b) => {
           const alone = await a.prefill(tokens);

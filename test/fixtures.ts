@@ -1,4 +1,4 @@
-// The checkpoints with exact answers that come with the tests: see fixtures/README.md.
+// The checkpoints with exact results in the test fixtures: see fixtures/README.md.
 
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';

@@ -1,5 +1,6 @@
-// The inputs that fuzzing has left (test/fuzz): every one through the built module and lib/, as a user's file would come. They
-// load, or fail with a code, a message of one line, and soon. With clang, seconds of fuzzing too.
+// Runs every kept fuzzing input (test/fuzz) through the built module and lib/, like a user's file.
+// Each loads, or fails quickly with a code and a one-line message. With clang, also fuzzes for a
+// few seconds.
 
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
@@ -36,7 +37,7 @@ const good = randomCheckpoint({
   vocabSize: 4,
 });
 
-/** The files of a checkpoint, of which an input of a target is one or all. */
+/** The files of a checkpoint that an input of a target represents. */
 const files: Record<string, (input: Buffer) => [string, Uint8Array][]> = {
   safetensors: (input) => [['model.safetensors', input]],
   index: (input) => [['model.safetensors.index.json', input]],
@@ -67,7 +68,10 @@ const place = () => {
   return directory;
 };
 
-/** What a load of these files gives: 'loads', or the code of its error, which must be one that broken files have. */
+/**
+ * The result of loading these files: 'loads', or the error code, which must be one for broken
+ * files.
+ */
 async function outcome(written: [string, Uint8Array][], directory = place()): Promise<string> {
   rmSync(directory, { recursive: true });
   mkdirSync(directory);
@@ -83,7 +87,7 @@ async function outcome(written: [string, Uint8Array][], directory = place()): Pr
   });
   expect(error.message).toContain(directory);
   expect(error.message.length).toBeLessThan(3000);
-  // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what must not be there
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: the message must not contain them
   expect(error.message).not.toMatch(/[\u0000-\u001f\u007f\ufffd]/);
   return error.code as string;
 }
@@ -104,7 +108,8 @@ describe('kept inputs', () => {
 
   it.each(Object.keys(scripted))('%s', async (target) => {
     const directory = place();
-    const warn = jest.spyOn(console, 'warn').mockImplementation(() => {}); // the encoder warns of what it doesn't know
+    // The encoder warns about unknown settings.
+    const warn = jest.spyOn(console, 'warn').mockImplementation(() => {});
     const all = inputs(target);
     for (const [name, input] of all) {
       const start = performance.now();
@@ -116,13 +121,13 @@ describe('kept inputs', () => {
   });
 });
 
-describe('files that took hours or many times their size', () => {
+describe('files that once took hours or many times their size in memory', () => {
   const objects = `[${new Array(100_000).fill('{"":0}').join(',')}]`;
   const sigma = '"architectures":["sigma"],"num_key_heads":1,"num_value_heads":1';
   const tokens = Array.from({ length: 100_000 }, (_, id) => id).join(',');
   const sizes = '"hidden_size":4,"intermediate_size":4,"num_hidden_layers":1,"vocab_size":4,"rms_norm_eps":1e-5';
   it.each<[string, string, string, RegExp]>([
-    ['objects in an array of config.json', 'config.json', `{"a":${objects}}`, /num_key_heads/],
+    ['many objects in an array of config.json', 'config.json', `{"a":${objects}}`, /num_key_heads/],
     [
       'a config.json of more than 1 MiB',
       'config.json',
@@ -142,7 +147,7 @@ describe('files that took hours or many times their size', () => {
       /'sigma', .*\.\.\./,
     ],
     [
-      'objects in an array beside weight_map',
+      'objects in an array next to weight_map',
       'model.safetensors.index.json',
       `{"metadata":${objects},"weight_map":{"x":"a.safetensors"}}`,
       /a\.safetensors.*missing/,
@@ -157,7 +162,8 @@ describe('files that took hours or many times their size', () => {
     const error = await load(directory);
     expect(error?.message).toMatch(message);
     expect(error?.message.length).toBeLessThan(1000);
-    expect(performance.now() - start).toBeLessThan(10_000); // they took minutes, or the square of it
+    // They once took minutes, or quadratic time.
+    expect(performance.now() - start).toBeLessThan(10_000);
   });
 });
 
@@ -179,7 +185,7 @@ describe('npm run fuzz', () => {
   if (hasClang) it.each(Object.keys(files))('%s', seconds, 900_000);
   else it.skip('SKIPPED: the targets in C++: no clang++ with libFuzzer', () => {});
 
-  it('refuses what it does not know', () => {
+  it('rejects unknown targets and invalid durations', () => {
     expect(fuzz('--target', 'telepathy').status).toBe(2);
     expect(fuzz('--seconds', '0').status).toBe(2);
   });

@@ -28,7 +28,7 @@ onEveryDevice((device) => {
     return { tokens, pieces, text: pieces.join(''), result: await generation.result };
   };
 
-  it('greedy writes the expected text; the iteration gives the same as the result', async () => {
+  it('writes the expected text greedily, with equal iteration and result', async () => {
     const { tokens, text, result } = await iterated({ maxTokens: first.greedy.length });
     expect(text).toBe(first.text);
     expect(tokens).toEqual(first.greedy);
@@ -45,13 +45,13 @@ onEveryDevice((device) => {
     expect(tokensPerSecond).toBeCloseTo(((tokens.length - 1) / decodeMs) * 1000, 3);
   });
 
-  it('a prompt of tokens is taken as it is', async () => {
+  it('uses a prompt of tokens unchanged', async () => {
     const { tokens, usage } = await model.generate(first.tokens, { maxTokens: 10 }).result;
     expect(tokens).toEqual(first.greedy.slice(0, 10));
     expect(usage.promptTokens).toBe(first.tokens.length);
   });
 
-  it('result alone, iteration alone, iteration twice', async () => {
+  it('supports only the result, only the iteration, or two iterations', async () => {
     const generation = model.generate(prompt, { maxTokens: 5 });
     const twice: number[][] = [[], []];
     for (const list of twice) for await (const { token } of generation) list.push(token);
@@ -59,20 +59,20 @@ onEveryDevice((device) => {
     expect((await generation.result).tokens.length).toBe(5);
   });
 
-  long('ends at the end-of-text token, which is among the tokens and not in the text', async () => {
+  long('ends at the end-of-text token, which is in the tokens but not in the text', async () => {
     const result = await model.generate(prompt, { maxTokens: 1000, temperature: 0.8, seed: 3 }).result;
     if (result.finishReason === 'stop') {
       expect(result.tokens[result.tokens.length - 1]).toBe(4095);
       expect(result.text).not.toContain('<|end_of_text|>');
     }
-    // Fed the end of a page, the model ends it: found here by its own greedy text.
+    // The model ends after the end of a page, which its own greedy text provides here.
     const { tokens, finishReason } = await model.generate(prompt, { maxTokens: Number.POSITIVE_INFINITY }).result;
     if (finishReason === 'stop') expect(tokens.indexOf(4095)).toBe(tokens.length - 1);
     else expect(tokens.length).toBe(1024 - first.tokens.length + 1);
     expect(['stop', 'length']).toContain(result.finishReason);
   });
 
-  it('an eos_token_id of the config ends it, one of several', async () => {
+  it('ends at any eos_token_id of the config', async () => {
     const directory = directories.make();
     const checkpoint = randomCheckpoint({});
     writeCheckpoint(directory, checkpoint);
@@ -107,7 +107,7 @@ onEveryDevice((device) => {
       }
     });
 
-    long('of several the first to come counts; one that never comes changes nothing', async () => {
+    long('stop at the first of several to appear, and have no effect if they never appear', async () => {
       const { text, result } = await iterated({ maxTokens: 40, stop: ['tar', '$', 'zzz'] });
       expect(text).toBe((first.text as string).slice(0, (first.text as string).indexOf('$')));
       expect(result.finishReason).toBe('stop');
@@ -116,7 +116,7 @@ onEveryDevice((device) => {
       expect(never.result.finishReason).toBe('length');
     });
 
-    long('what was withheld comes out at the end', async () => {
+    long('release the withheld text at the end', async () => {
       const { greedy } = first;
       for (let maxTokens = 1; maxTokens <= 12; maxTokens++) {
         const { text } = await iterated({ maxTokens, stop: [' file or directory and more', '- Archive a filx'] });
@@ -124,7 +124,7 @@ onEveryDevice((device) => {
       }
     });
 
-    it.each([[''], [['']], [5], [[5]], [null], [{}]])('refuses %j', async (stop) => {
+    it.each([[''], [['']], [5], [[5]], [null], [{}]])('reject %j', async (stop) => {
       // biome-ignore lint/suspicious/noExplicitAny: what a caller without types may pass
       expect((await errorOf(() => model.generate(prompt, { stop: stop as any }).result)).code).toBe(
         'ERR_INVALID_ARGUMENT',
@@ -133,18 +133,18 @@ onEveryDevice((device) => {
   });
 
   describe('sessions', () => {
-    it('holds the prompt and all tokens afterwards, so that a second call goes on', async () => {
+    it('contain the prompt and all tokens afterwards, so that a second call continues', async () => {
       const session = await model.createSession();
       const a = await model.generate(prompt, { session, maxTokens: 10 }).result;
       expect(session.kvLen).toBe(first.tokens.length + 10);
-      // Going on with the eleventh token as the prompt gives the twelfth and so on.
+      // With the eleventh token as the prompt, the twelfth follows, and so on.
       const b = await model.generate([first.greedy[10] as number], { session, maxTokens: 10 }).result;
       expect([...a.tokens, first.greedy[10], ...b.tokens]).toEqual(first.greedy.slice(0, 21));
       expect(b.usage).toEqual({ promptTokens: 1, completionTokens: 10 });
       session.dispose();
     });
 
-    it('a text that goes on gets no second begin-of-text token', async () => {
+    it('adds no second begin-of-text token to a continued text', async () => {
       const session = await model.createSession();
       await model.generate('# tar\n', { session, maxTokens: 1 }).result;
       const before = session.kvLen;
@@ -154,7 +154,7 @@ onEveryDevice((device) => {
       session.dispose();
     });
 
-    it('serves one generation at a time', async () => {
+    it('serve one generation at a time', async () => {
       const session = await model.createSession();
       const running = model.generate(prompt, { session, maxTokens: 20 });
       expect((await errorOf(() => model.generate(prompt, { session, maxTokens: 2 }).result)).code).toBe(
@@ -165,7 +165,7 @@ onEveryDevice((device) => {
       session.dispose();
     });
 
-    it('stops at the end of the cache', async () => {
+    it('stop a generation at the end of the cache', async () => {
       const session = await model.createSession({ maxKvLen: first.tokens.length + 5 });
       const result = await model.generate(prompt, { session, maxTokens: 100 }).result;
       expect(result).toMatchObject({ finishReason: 'length', tokens: first.greedy.slice(0, 5) });
@@ -177,12 +177,12 @@ onEveryDevice((device) => {
       small.dispose();
     });
 
-    it('a prompt longer than the context is ERR_KV_CACHE_FULL', async () => {
+    it('reject a prompt longer than the context with ERR_KV_CACHE_FULL', async () => {
       const error = await errorOf(() => model.generate(new Array(1025).fill(5), {}).result);
       expect([error.code, error.message]).toEqual(['ERR_KV_CACHE_FULL', expect.stringContaining('1024')]);
     });
 
-    it('a session of another model or device is refused', async () => {
+    it('must belong to the same model and device', async () => {
       const other = await Model.random(randomCheckpoint({}).config, { device: device() });
       const session = await other.createSession();
       expect((await errorOf(() => model.generate(prompt, { session, maxTokens: 1 }).result)).code).toBe(
@@ -193,7 +193,7 @@ onEveryDevice((device) => {
     });
   });
 
-  it('leaving the iteration early stops it and frees its session', async () => {
+  it('stops and releases the session if the iteration is left early', async () => {
     const session = await model.createSession();
     const generation = model.generate(prompt, { session, maxTokens: 900 });
     for await (const { token } of generation) {
@@ -208,7 +208,7 @@ onEveryDevice((device) => {
     session.dispose();
   });
 
-  it('a session disposed of in the middle ends the generation with an error or its result', async () => {
+  it('ends with an error or its result if the session is disposed during the generation', async () => {
     const session = await model.createSession();
     const generation = model.generate(prompt, { session, maxTokens: 500 });
     const outcome = await (async () => {
@@ -218,7 +218,7 @@ onEveryDevice((device) => {
     expect(['ERR_DISPOSED', 'done']).toContain(outcome);
   });
 
-  long('hears of each chunk of the prompt', async () => {
+  long('reports each chunk of the prompt', async () => {
     const seen: number[] = [];
     const tokens = new Array(1000).fill(0).map((_, i) => i);
     await model.generate(tokens, {
@@ -238,7 +238,7 @@ onEveryDevice((device) => {
       JSON.stringify(value) ?? 'undefined',
       value,
     ]),
-  )('prompt %s: an error of the generation, both ways, and none unhandled', async (shown, value) => {
+  )('rejects the prompt %s in the result and the iteration, without an unhandled rejection', async (shown, value) => {
     // biome-ignore lint/suspicious/noExplicitAny: what a caller without types may pass
     const generation = model.generate(value as any, { maxTokens: 1 });
     if (shown === '""') {
@@ -270,13 +270,13 @@ onEveryDevice((device) => {
     ['seed null', { seed: null }],
     ['maxTokens null', { maxTokens: null }],
     ['signal null', { signal: null }],
-  ])('options %s: an error of the generation', async (_, options) => {
+  ])("rejects the options %s in the generation's result", async (_, options) => {
     // biome-ignore lint/suspicious/noExplicitAny: what a caller without types may pass
     const generation = model.generate('x', options as any);
     expect((await errorOf(() => generation.result)).code).toBe('ERR_INVALID_ARGUMENT');
   });
 
-  long.each([1, 2, 3])('onPrefillProgress throws at chunk %i: its error, and the session is as before', async (at) => {
+  long.each([1, 2, 3])('rethrows an error of onPrefillProgress at chunk %i, and restores the session', async (at) => {
     const session = await model.createSession();
     await session.prefill(first.tokens);
     let calls = 0;
@@ -295,12 +295,12 @@ onEveryDevice((device) => {
     session.dispose();
   });
 
-  it('messages need a chat template', async () => {
+  it('rejects messages without a chat template', async () => {
     const error = await errorOf(() => model.generate([{ role: 'user', content: 'hi' }], { maxTokens: 1 }).result);
     expect([error.code, error.message]).toEqual(['ERR_UNSUPPORTED_MODEL', expect.stringMatching(/chat template/)]);
   });
 
-  it('messages go through the template, with one begin-of-text token', async () => {
+  it('formats messages with the template and one begin-of-text token', async () => {
     const { cpSync, readFileSync, writeFileSync } = await import('node:fs');
     const directory = directories.make();
     cpSync(tldrDirectory, directory, { recursive: true });
@@ -320,7 +320,7 @@ onEveryDevice((device) => {
     chat.dispose();
   });
 
-  it('without a tokenizer tokens work, text does not', async () => {
+  it('generates from tokens without a tokenizer, and rejects text', async () => {
     const bare = await Model.random(randomCheckpoint({}).config, { device: device(), seed: 1 });
     const generation = bare.generate([1, 2], { maxTokens: 3 });
     for await (const { text } of generation) expect(text).toBe('');

@@ -1,5 +1,5 @@
-// scripts/gpu-check.sh without a GPU: a rehearsal with the stand-ins of gpu/stand_in and a driver that only prints lines; and
-// what travels to a machine with a GPU.
+// Runs scripts/gpu-check.sh without a GPU, as a rehearsal with the replacements in gpu/stand_in and
+// a driver that only prints lines. Also checks what is copied to a machine with a GPU.
 
 import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import {
@@ -18,14 +18,14 @@ import { temporaryDirectories } from './checkpoints';
 import { projectRoot } from './fixtures';
 
 const MIB = 2 ** 20;
-const LOG_LIMIT = (640 + 192) * 1024; // of a step in log.txt
+const LOG_LIMIT = (640 + 192) * 1024; // limit of a step's output in log.txt
 const script = join(projectRoot, 'scripts', 'gpu-check.sh');
 const testModule = process.env.DIFFQKV_MODULE ?? join(projectRoot, 'build-cmake', 'diffqkv-test.node');
 
 const directories = temporaryDirectories();
 afterAll(() => directories.cleanUp());
 
-/** A folder for --rehearse whose driver runs this shell script. */
+/** A folder for --rehearse with this shell script as its driver. */
 function rehearsal(driver: string): string {
   const folder = directories.make();
   const program = join(folder, 'gpu_driver_emulated');
@@ -50,7 +50,7 @@ function readSummary(out: string): Map<string, Step> {
   );
 }
 
-/** A run of the script, on what this checkout has built unless `args` name an archive. */
+/** Runs the script on this checkout's build, unless `args` name an archive. */
 function check(args: string[]): { status: number | null; stdout: string; out: string; steps: Map<string, Step> } {
   const out = directories.make();
   const { status, stdout } = spawnSync('bash', [script, '--archive', 'none', ...args], {
@@ -61,7 +61,7 @@ function check(args: string[]): { status: number | null; stdout: string; out: st
   return { status, stdout, out, steps: readSummary(out) };
 }
 
-it('no step and no kill can make the run longer than 525 s', () => {
+it('limits a run to 525 s, including the time to kill each step', () => {
   const lines = execFileSync('bash', [script, '--list'], { encoding: 'utf8' }).trim().split('\n');
   const steps = lines.slice(0, -1).map((line) => Number(line.split(' ')[1]));
   const [grace, margin] = ['GRACE', 'MARGIN'].map((name) =>
@@ -85,7 +85,7 @@ describeHere('a rehearsal with steps that hang, crash and fail', () => {
         list*) echo one ;;
         *) echo '{"part": "'$1'", "case": "a case", "outcome": "ok", "seconds": 0.1}' ;;
       esac
-      # What a step leaves behind is ended before the next one.
+      # The script ends a step's leftover processes before the next step.
       if grep -qzs 'CHECK_STEP_ID=.*[.]break_hang' /proc/[0-9]*/environ; then
         echo '{"part": "correctness", "case": "left behind", "outcome": "FAILED", "seconds": 0}'
       fi
@@ -98,14 +98,14 @@ describeHere('a rehearsal with steps that hang, crash and fail', () => {
     run = check(['--rehearse', rehearsal(driver), '--break', 'hang,crash,fail']);
   });
 
-  it('names all three, with their outcomes', () => {
+  it('reports all three with their outcomes', () => {
     expect(run.steps.get('break_hang')?.outcome).toMatch(/^TIMEOUT/);
     expect(run.steps.get('break_crash')?.outcome).toBe('CRASHED SIGSEGV');
     expect(run.steps.get('break_fail')?.outcome).toBe('FAILED (1)');
     expect(run.status).toBe(1);
   });
 
-  it('has the result of every other step', () => {
+  it('reports the result of every other step', () => {
     const outcomes = Object.fromEntries([...run.steps].map(([name, { outcome }]) => [name, outcome]));
     expect(outcomes).toMatchObject({
       ...{ machine: 'passed', unpack: expect.stringMatching(/SKIPPED|passed/), device_layer: 'passed' },
@@ -117,10 +117,10 @@ describeHere('a rehearsal with steps that hang, crash and fail', () => {
     expect(run.steps.get('correctness')?.line).toBe('1 ok, 1 FAILED: another case');
     expect(run.steps.get('jest')?.line).toMatch(/passed/);
     expect(run.steps.get('models')?.line).toMatch(/sigma-10b.*tokens\/s.*sigma-1.5b.*tokens\/s/);
-    expect(run.stdout.trimEnd().split('\n').at(-1)).toMatch(/^ncu /); // the summary is the end
+    expect(run.stdout.trimEnd().split('\n').at(-1)).toMatch(/^ncu /); // the summary comes last
   });
 
-  it('leaves few files, none of them large, with the head and the tail of what was printed', () => {
+  it('leaves few small files, with the head and the tail of the output', () => {
     const files = readdirSync(run.out).sort();
     const known = [
       'correctness.jsonl',
@@ -132,7 +132,8 @@ describeHere('a rehearsal with steps that hang, crash and fail', () => {
       'timings.jsonl',
     ];
     expect(known).toEqual(expect.arrayContaining(files));
-    expect(files.length).toBeGreaterThanOrEqual(known.length - 1); // limits.jsonl only where Python has torch
+    // limits.jsonl needs a Python with torch.
+    expect(files.length).toBeGreaterThanOrEqual(known.length - 1);
     for (const file of files) expect(statSync(join(run.out, file)).size).toBeLessThan(16 * MIB);
     const log = readFileSync(join(run.out, 'log.txt'), 'utf8');
     expect(log).toMatch(/\[\.\.\. \d+ bytes left out \.\.\.\][^[]*\nthe last line\n==== timings: INCOMPLETE/);
@@ -142,7 +143,7 @@ describeHere('a rehearsal with steps that hang, crash and fail', () => {
 });
 
 describeHere('the end of a run', () => {
-  it('a run that is stopped has a summary, and skips the rest', async () => {
+  it('writes a summary and skips the rest if it is stopped', async () => {
     const out = directories.make();
     const folder = rehearsal('[ "$1" = list ] || exec sleep 100');
     const child = spawn('bash', [script, '--archive', 'none', '--rehearse', folder, '--only', 'correctness,timings'], {
@@ -152,7 +153,8 @@ describeHere('the end of a run', () => {
     const ended = new Promise((resolve) => child.on('close', resolve));
     while (!existsSync(join(out, 'summary.txt')) || readSummary(out).get('correctness') === undefined)
       await setTimeout(50);
-    expect(readSummary(out).get('correctness')?.outcome).toBe('running'); // so a run that is killed says how far it came
+    // A killed run still shows its progress.
+    expect(readSummary(out).get('correctness')?.outcome).toBe('running');
     await setTimeout(200);
     child.kill('SIGTERM');
     expect(await ended).toBe(1);
@@ -160,7 +162,7 @@ describeHere('the end of a run', () => {
     expect(readSummary(out).get('timings')).toEqual({ outcome: 'SKIPPED', line: 'stopped by SIGTERM' });
   });
 
-  it('steps for which no time is left are skipped', () => {
+  it('skips steps if no time is left', () => {
     const { status, steps } = check([
       '--rehearse',
       rehearsal('exit 0'),
@@ -170,17 +172,17 @@ describeHere('the end of a run', () => {
       'machine,correctness',
     ]);
     expect(steps.get('correctness')).toEqual({ outcome: 'SKIPPED', line: 'no time left' });
-    expect(status).toBe(1); // nothing was shown
+    expect(status).toBe(1); // no step passed
   });
 
-  it('a step whose output lacks the result does not pass', () => {
+  it('fails a step whose output lacks the result', () => {
     const { status, steps } = check(['--rehearse', rehearsal('exit 0'), '--only', 'correctness']);
     expect(steps.get('correctness')).toEqual({ outcome: 'FAILED (no result)', line: 'no case ended' });
     expect(status).toBe(1);
   });
 });
 
-it('unpacks an archive, takes what it brings, and names the sources that have changed since', () => {
+it('unpacks an archive, uses its contents, and names the sources that have changed since', () => {
   const archived = directories.make();
   const archive = join(directories.make(), 'archive.tar.xz');
   mkdirSync(join(archived, 'bin'));
@@ -195,7 +197,7 @@ it('unpacks an archive, takes what it brings, and names the sources that have ch
   expect(steps.get('models')).toEqual({ outcome: 'SKIPPED', line: 'dist/lib/index.js is not built' });
 });
 
-(existsSync('/dev/nvidia0') ? it.skip : it)('without a GPU nothing runs', () => {
+(existsSync('/dev/nvidia0') ? it.skip : it)('runs nothing without a GPU', () => {
   const { status, stdout } = spawnSync('bash', [script], { encoding: 'utf8' });
   expect({ status, stdout }).toEqual({
     status: 0,
@@ -203,7 +205,7 @@ it('unpacks an archive, takes what it brings, and names the sources that have ch
   });
 });
 
-describe('what travels', () => {
+describe('the files to copy', () => {
   interface Plan {
     files: string[];
     sources: string[];
@@ -218,12 +220,12 @@ describe('what travels', () => {
     plan = JSON.parse(execFileSync(process.execPath, [pack, '--plan'], { encoding: 'utf8', cwd: projectRoot }));
   });
 
-  it('is under 60 MiB: tracked files and the archive', () => {
+  it('are under 60 MiB: tracked files and the archive', () => {
     expect(plan.limit).toBe(60 * MIB);
     expect(plan.tracked + (plan.archive ?? plan.expectedArchive)).toBeLessThanOrEqual(plan.limit);
   });
 
-  it('the archive has the tests for every device, and nothing that they do not load', () => {
+  it('include the tests for every device, and nothing that the tests do not load', () => {
     const tests = plan.sources.filter((path) => path.endsWith('.test.ts'));
     expect(tests).toContain('test/attention_decode.test.ts');
     for (const path of tests) expect(readFileSync(join(projectRoot, path), 'utf8')).toContain('onEveryDevice');
@@ -234,7 +236,7 @@ describe('what travels', () => {
     expect(packages.filter((path) => unused.test(path))).toEqual([]);
   });
 
-  it('every step has a command that the script knows', () => {
+  it('include a command for every step', () => {
     const names = execFileSync('bash', [script, '--list'], { encoding: 'utf8' }).match(/^\w+(?= \d+$)/gm) as string[];
     const text = readFileSync(join(projectRoot, 'test', 'gpu', 'steps.sh'), 'utf8');
     for (const name of names.filter((name) => name !== 'total'))

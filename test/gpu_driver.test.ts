@@ -1,5 +1,5 @@
-// gpu_driver (test/gpu) on the emulated device: its checks pass, its timings run through, and a case that hangs, crashes or
-// fails is named while the others go on.
+// gpu_driver (test/gpu) on the emulated device: its checks pass, its timings complete, and it names
+// a case that hangs, crashes or fails while the other cases continue.
 
 import { spawnSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
@@ -16,7 +16,7 @@ interface Line {
   [detail: string]: unknown;
 }
 
-/** `case-seconds` is far above what a case takes, unless a test has a case that hangs. */
+/** `case-seconds` is far above the time of a case, unless a test has a case that hangs. */
 function driver(...given: string[]): { status: number | null; device: Line; cases: Line[]; summary: Line } {
   const args = given.includes('--case-seconds') ? given : [...given, '--case-seconds', '150'];
   const env = { ...process.env, OMP_WAIT_POLICY: 'passive' };
@@ -34,7 +34,7 @@ function driver(...given: string[]): { status: number | null; device: Line; case
 
 const notOk = (cases: Line[]): Line[] => cases.filter(({ outcome }) => outcome !== 'ok');
 
-/** The names of each operator's checks. */
+/** Patterns for the names of each operator's checks. */
 const operators: Record<string, RegExp> = {
   embed: /^embed/,
   rms_norm: /^RMSNorm/,
@@ -53,7 +53,7 @@ const operators: Record<string, RegExp> = {
 if (!existsSync(program)) {
   it.skip(`SKIPPED: ${program} is not built (npm run build:test)`, () => {});
 } else {
-  it('every small call of every operator is as its plain kernel has it', () => {
+  it('computes every small call of every operator like its plain kernel', () => {
     const { status, cases, summary } = driver('correctness', '--shapes', 'small');
     expect(notOk(cases)).toEqual([]);
     expect(status).toBe(0);
@@ -71,13 +71,13 @@ if (!existsSync(program)) {
     for (const { case: name, emulation } of cases) expect([name, emulation]).toEqual([name, true]);
   });
 
-  it('its limits are those of compare.ts', () => {
+  it('uses the limits of compare.ts', () => {
     const { bf16, f16, f32, f32Elementwise, lse } = tolerances;
     const { device } = driver('correctness', '--shapes', 'small', '--only', 'embed, f32 to f32');
     expect(device.tolerances).toEqual({ bf16, f16, f32, f32Elementwise, lse });
   });
 
-  it('the small timings run through', () => {
+  it('completes the small timings', () => {
     const { status, device, cases } = driver('timings', '--shapes', 'small');
     expect(notOk(cases)).toEqual([]);
     expect(status).toBe(0);
@@ -95,7 +95,7 @@ if (!existsSync(program)) {
     );
   });
 
-  it('a case that hangs, crashes, aborts or fails is named, and the others go on', () => {
+  it('names a case that hangs, crashes, aborts or fails, and runs the others', () => {
     const breaks = ['hang', 'crash', 'abort', 'fail'].flatMap((kind) => ['--break', kind]);
     const args = ['correctness', '--shapes', 'small', '--only', 'RMSNorm', '--case-seconds', '8', ...breaks];
     const { status, cases, summary } = driver(...args);
@@ -114,7 +114,7 @@ if (!existsSync(program)) {
     expect(summary).toMatchObject({ ok: cases.length - 4, FAILED: 1, TIMEOUT: 1, CRASHED: 2, SKIPPED: 0 });
   });
 
-  it('what the time limit leaves is listed as skipped', () => {
+  it('lists the cases past the time limit as skipped', () => {
     const { status, cases, summary } = driver('correctness', '--shapes', 'small', '--seconds', '0.5');
     expect(status).toBe(4);
     const skipped = cases.filter(({ outcome }) => outcome === 'SKIPPED');
@@ -122,7 +122,7 @@ if (!existsSync(program)) {
     expect(summary).toMatchObject({ SKIPPED: skipped.length, FAILED: 0, CRASHED: 0, TIMEOUT: 0 });
   });
 
-  it('lists the cases, which have different names', () => {
+  it('lists the cases under unique names', () => {
     const { status, stdout } = spawnSync(program, ['list', '--shapes', 'all'], { encoding: 'utf8' });
     const names = stdout.trim().split('\n');
     expect(status).toBe(0);
@@ -130,7 +130,7 @@ if (!existsSync(program)) {
     expect(names.filter((name, i) => names.indexOf(name) !== i)).toEqual([]);
   });
 
-  it('in one process: the same cases, and what comes after a device error is skipped', () => {
+  it('runs the same cases in one process, and skips the rest after a device error', () => {
     const args = ['correctness', '--shapes', 'small', '--only', 'rope', '--in-process'];
     expect(driver(...args).status).toBe(0);
     const { status, cases } = driver(...args, '--break', 'crash');
@@ -138,7 +138,7 @@ if (!existsSync(program)) {
     expect(cases.map(({ outcome }) => outcome).slice(0, 3)).toEqual(['ok', 'CRASHED', 'SKIPPED']);
   });
 
-  it('says what is wrong with its arguments', () => {
+  it('reports invalid arguments', () => {
     for (const args of [[], ['speed'], ['correctness', '--shapes', 'huge'], ['list', '--seconds', '-1']]) {
       const { status, stderr } = spawnSync(program, args, { encoding: 'utf8' });
       expect([args, status]).toEqual([args, 2]);

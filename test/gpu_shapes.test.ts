@@ -1,5 +1,6 @@
-// Kernels plan by the GPU's multiprocessors and shared memory. The emulated device has a small GPU by default; here it has
-// larger ones, in processes of their own. `npm run test:emulated -- --gpu NAME` runs all suites on one.
+// Kernels plan by the GPU's multiprocessors and shared memory. The emulated device has a small GPU
+// by default. Here it has larger ones, in separate processes. `npm run test:emulated -- --gpu NAME`
+// runs all suites on one.
 
 import { spawnSync } from 'node:child_process';
 import { listDevices } from '../lib/index';
@@ -28,7 +29,7 @@ const listWith = (gpu: string) =>
     expect(info.details.multiprocessors).toBe(multiprocessors);
   });
 
-  it('another name is an error that lists the names', () => {
+  it('rejects an unknown name with the list of names', () => {
     const { status, stderr } = listWith('h100');
     expect(status).not.toBe(0);
     expect(stderr).toMatch(/ERR_DEVICE_UNAVAILABLE/);
@@ -36,7 +37,7 @@ const listWith = (gpu: string) =>
   });
 
   it.each(['h200', 'rtx5090'])(
-    'operators on %s',
+    'passes the operator suites on %s',
     async (gpu) => {
       const numPassed = await passSuites(suites, { DIFFQKV_EMULATED_GPU: gpu, DIFFQKV_TEST_DEVICES: 'emulated' });
       expect(numPassed).toBeGreaterThan(100);

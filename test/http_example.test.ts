@@ -1,4 +1,5 @@
-// examples/http-server in a process of its own, as a user runs it, against OpenAI's client and against worse ones.
+// Runs examples/http-server in a separate process, like a user, against OpenAI's client and against
+// misbehaving clients.
 
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -31,10 +32,10 @@ interface Server {
   child: ChildProcess;
   url: string;
   client: OpenAI;
-  /** What it wrote to stderr. */
+  /** The server's output to stderr. */
   errors(): string;
   health(): Promise<Health>;
-  /** Sends SIGTERM and gives the exit status. */
+  /** Sends SIGTERM and returns the exit status. */
   stop(): Promise<number | null>;
 }
 
@@ -45,7 +46,10 @@ afterEach(async () => {
 });
 afterAll(() => directories.cleanUp());
 
-/** The embedded model under another name, with a chat template; one that does not end has no end-of-text token and a long context. */
+/**
+ * The embedded model under another name, with a chat template. With `ends` false it has no
+ * end-of-text token and a long context.
+ */
 function variant(name: string, chatTemplate: string, ends: boolean): string {
   const directory = directories.make();
   for (const file of ['model.safetensors', 'tokenizer.json']) {
@@ -65,7 +69,7 @@ beforeAll(() => {
   endlessDirectory = variant('endless', '', false);
 });
 const startEndless = (...args: string[]) => start(['--model', endlessDirectory, '--max-tokens', '30000', ...args]);
-/** A request that would take half a minute. */
+/** A request that needs half a minute. */
 const endless = (seed = 1) => ({ model: 'endless', prompt: '# tar\n', max_tokens: 30_000, temperature: 1, seed });
 
 async function start(args: string[] = [], env: NodeJS.ProcessEnv = {}): Promise<Server> {
@@ -97,12 +101,12 @@ async function start(args: string[] = [], env: NodeJS.ProcessEnv = {}): Promise<
   return server;
 }
 
-/** Waits until `condition` holds of what /health says. */
+/** Waits until `condition` is true for the answer of /health. */
 async function until(server: Server, condition: (health: Health) => boolean): Promise<Health> {
   for (const end = Date.now() + 20_000; ; ) {
     const health = await server.health();
     if (condition(health)) return health;
-    if (Date.now() > end) throw new Error(`never came: ${JSON.stringify(health)}`);
+    if (Date.now() > end) throw new Error(`timeout with ${JSON.stringify(health)}`);
     await new Promise((resolve) => setTimeout(resolve, 5));
   }
 }
@@ -122,10 +126,10 @@ async function apiError(work: () => PromiseLike<unknown>): Promise<APIError> {
     if (error instanceof APIError) return error;
     throw error;
   }
-  throw new Error('it should have failed');
+  throw new Error('expected an error');
 }
 
-it("speaks OpenAI's API", async () => {
+it("implements OpenAI's API", async () => {
   const server = await start();
   const { completions, models } = server.client;
   expect((await models.list()).data.map(({ id }) => id)).toEqual(['sigma-tldr']);
@@ -149,7 +153,8 @@ it("speaks OpenAI's API", async () => {
   expect(chunks.slice(0, -1).every(({ usage }) => usage === null)).toBe(true);
   expect((await collect(await completions.create({ ...asked, stream: true }))).at(-1)).not.toHaveProperty('usage');
 
-  // Each option comes through to generate: with a seed the text is the same twice, without the option another.
+  // Each option reaches `generate`: with a seed the text repeats, and without the option it
+  // differs.
   const text = async (options: object) => (await completions.create({ ...asked, ...options })).choices[0]?.text;
   const drawn = { temperature: 1.5, seed: 5 };
   const plain = await text(drawn);
@@ -158,7 +163,8 @@ it("speaks OpenAI's API", async () => {
     expect(await text({ ...drawn, ...option })).not.toBe(plain);
   }
   expect(await text({ repetition_penalty: 1.8 })).not.toBe(greedy);
-  expect(await text({ temperature: null, seed: null, stop: null })).not.toBe(greedy); // temperature is 1 where it isn't given
+  // Temperature defaults to 1.
+  expect(await text({ temperature: null, seed: null, stop: null })).not.toBe(greedy);
   const stop = greedy.slice(10, 14);
   const stopped = await completions.create({ ...asked, stop: ['not there', stop] });
   expect(stopped.choices[0]).toMatchObject({ text: greedy.slice(0, greedy.indexOf(stop)), finish_reason: 'stop' });
@@ -167,7 +173,7 @@ it("speaks OpenAI's API", async () => {
   expect(await text({ prompt: [prompt] })).toBe(greedy);
   expect((await completions.create({ ...asked, max_tokens: undefined })).usage?.completion_tokens).toBe(16);
 
-  // Many at once say what each says alone.
+  // Concurrent requests return the same as single ones.
   const many = await Promise.all(Array.from({ length: 24 }, () => text({})));
   expect(new Set(many)).toEqual(new Set([greedy]));
   await idle(server);
@@ -175,7 +181,7 @@ it("speaks OpenAI's API", async () => {
   expect(server.errors()).toBe('');
 });
 
-it('chats where the model has a template, and says so where it has none', async () => {
+it('chats if the model has a template, and reports an error if it has none', async () => {
   const template =
     '{{ bos_token }}{% for m in messages %}{% if m.role == "robot" %}{{ raise_exception("no robots") }}{% endif %}{{ m.content }}{% endfor %}';
   const server = await start(['--model', variant('chatty', template, true)]);
@@ -200,7 +206,7 @@ it('chats where the model has a template, and says so where it has none', async 
   const final = await runner.finalChatCompletion();
   expect(final.choices[0]?.message).toMatchObject({ role: 'assistant', content: greedy });
   expect(final.usage?.completion_tokens).toBe(40);
-  // Without a length it goes on to the end.
+  // Without max_tokens the answer continues to the model's end.
   const ended = await completions.create({ model: 'chatty', messages: asked.messages, temperature: 0 });
   expect(ended.choices[0]?.finish_reason).toBe('stop');
 
@@ -222,7 +228,7 @@ it('chats where the model has a template, and says so where it has none', async 
   expect(none.message).toContain('no chat template');
 });
 
-it('refuses what is wrong, with a status, a code and the parameter', async () => {
+it('rejects invalid requests with a status, a code and the parameter', async () => {
   const server = await start(['--max-tokens', '100', '--max-body-bytes', '20000']);
   const asked = { model: 'sigma-tldr', prompt: '# ls\n', max_tokens: 3 };
   const wrong: [object, number, string | null, string | null][] = [
@@ -291,7 +297,7 @@ it('refuses what is wrong, with a status, a code and the parameter', async () =>
   expect(await raw('/v1/embeddings?x=1', post('{}'))).toEqual([404, 'not_found', null]);
   expect(await raw('/constructor', { method: 'GET' })).toEqual([404, 'not_found', null]);
 
-  // A body without a length, one that never comes whole, and what is no HTTP at all.
+  // A body without a length, a body that never completes, and data that is not HTTP.
   const { port } = new URL(server.url);
   const chunked = request({ port, path: '/v1/completions', method: 'POST' });
   for (let i = 0; i < 30; i++) chunked.write('x'.repeat(1000));
@@ -313,7 +319,7 @@ it('refuses what is wrong, with a status, a code and the parameter', async () =>
   expect(server.errors()).toBe('');
 });
 
-it('lets go of what a client that leaves has asked for: in a stream, before an answer, in the queue', async () => {
+it('cancels the requests of a client that leaves: during a stream, before an answer, in the queue', async () => {
   const server = await startEndless('--max-concurrent', '2');
   const { completions } = server.client;
   const ask = (stream: boolean, seed: number, signal?: AbortSignal) =>
@@ -329,7 +335,7 @@ it('lets go of what a client that leaves has asked for: in a stream, before an a
     let count = 0;
     for await (const _ of stream) if (++count === 3) break; // the client closes the connection
   }
-  // Its place goes to the one that waited, which leaves before its answer.
+  // The next waiting request starts, and its client leaves before the answer.
   await until(server, ({ queued, running }) => queued === 0 && running === 2);
   controllers[1]?.abort();
   await until(server, ({ running, open }) => running === 1 && open === 1);
@@ -341,7 +347,7 @@ it('lets go of what a client that leaves has asked for: in a stream, before an a
   expect(server.errors()).toBe('');
 });
 
-it('lets go of pipelined requests whose client leaves', async () => {
+it('cancels pipelined requests whose client leaves', async () => {
   const server = await startEndless('--max-concurrent', '2');
   const body = JSON.stringify(endless());
   const post = `POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: ${body.length}\r\n\r\n${body}`;
@@ -356,7 +362,7 @@ it('lets go of pipelined requests whose client leaves', async () => {
   expect(server.errors()).toBe('');
 });
 
-it('takes as many as it may: past them 429 and when to come back; those that wait come in their order', async () => {
+it('accepts requests up to its limit, answers 429 with a retry time above it, and serves waiting ones in order', async () => {
   const server = await startEndless('--max-concurrent', '1', '--max-queue', '3');
   const first = await server.client.completions.create({ ...endless(), stream: true });
   const order: number[] = [];
@@ -368,7 +374,7 @@ it('takes as many as it may: past them 429 and when to come back; those that wai
   const error = await apiError(() => server.client.completions.create(endless()));
   expect(error).toMatchObject({ status: 429, code: 'rate_limit_exceeded', type: 'rate_limit_error' });
   expect(error.headers?.get('retry-after')).toBe('1');
-  // The client comes back by itself.
+  // The client retries by itself.
   const patient = server.client.withOptions({ maxRetries: 5 }).completions.create({ ...endless(), max_tokens: 2 });
   first.controller.abort();
   await Promise.all(others);
@@ -377,7 +383,7 @@ it('takes as many as it may: past them 429 and when to come back; those that wai
   await idle(server);
 });
 
-it('ends what takes too long, and says so', async () => {
+it('ends a request that exceeds its time, with an error', async () => {
   const server = await startEndless('--timeout-ms', '3000', '--max-concurrent', '1');
   const stream = await server.client.completions.create({ ...endless(), stream: true });
   let text = '';
@@ -392,7 +398,7 @@ it('ends what takes too long, and says so', async () => {
   await idle(server);
 });
 
-it('refuses at the start, in one line, numbers with which it could not serve', async () => {
+it('rejects unusable numbers at the start with one line', async () => {
   for (const [option, value] of [
     ['--timeout-ms', '2147483648'],
     ['--max-concurrent', '0'],
@@ -406,13 +412,13 @@ it('refuses at the start, in one line, numbers with which it could not serve', a
   }
 });
 
-it('a KV cache that is full is a 503, and the next request is served', async () => {
+it('answers 503 if the KV cache is full, and serves the next request', async () => {
   const server = await startEndless('--kv-cache-bytes', String(4 * 64 * 2304)); // 4 pages
   const asked = { ...endless(), prompt: '# tar\n'.repeat(100), max_tokens: 3 };
   const error = await apiError(() => server.client.completions.create(asked));
   expect(error).toMatchObject({ status: 503, code: 'ERR_KV_CACHE_FULL', type: 'server_error' });
   expect(error.headers?.get('retry-after')).toBe('1');
-  // The same in the midst of a stream is an event of it.
+  // During a stream the same error is an event of the stream.
   const stream = await server.client.completions.create({ ...endless(), stream: true });
   expect(await apiError(() => collect(stream))).toMatchObject({ code: 'ERR_KV_CACHE_FULL' });
   await idle(server);
@@ -420,7 +426,7 @@ it('a KV cache that is full is a 503, and the next request is served', async () 
 });
 
 const emulated = listDevices().some(({ id }) => id === 'emulated');
-(emulated ? it : it.skip)('a device that is lost is a 503, in /health too (emulated)', async () => {
+(emulated ? it : it.skip)('answers 503 if the device is lost, in /health too (emulated)', async () => {
   const args = ['--model', endlessDirectory, '--device', 'emulated'];
   const server = await start(args, { DIFFQKV_EMULATED_FAIL_LAUNCH: '150' });
   const asked = { ...endless(), prompt: [5], max_tokens: 4 };
@@ -434,7 +440,8 @@ const emulated = listDevices().some(({ id }) => id === 'emulated');
 });
 
 describe('a reader that does not read', () => {
-  // On a Unix socket, whose buffer is small: the loopback device's holds the longest answer of this model.
+  // Uses a Unix socket because its buffer is small: a loopback buffer is larger than this model's
+  // longest answer.
   const slow = async (...args: string[]) => {
     const socketPath = join(directories.make(), 'socket');
     const server = await startEndless('--socket', socketPath, ...args);
@@ -450,10 +457,12 @@ describe('a reader that does not read', () => {
     return { server, ask, json, socketPath };
   };
 
-  it('holds up neither the others nor its own generation, and what waits for it is bounded', async () => {
+  it('blocks neither other requests nor its own generation, and the buffered output is limited', async () => {
     const { server, ask, json } = await slow('--max-concurrent', '1');
-    const lazy = await ask('/v1/completions', { ...endless(), max_tokens: 1000, stream: true }); // nobody reads it
-    // Its generation ends, its place is free, and the server still has the answer's rest.
+    // Nobody reads the answer.
+    const lazy = await ask('/v1/completions', { ...endless(), max_tokens: 1000, stream: true });
+    // The generation ends and frees its place, while the server still buffers the rest of the
+    // answer.
     const health = await until(server, ({ running, open }) => running === 0 && open === 1);
     expect(health.bufferedBytes).toBeGreaterThan(0);
     expect(health.bufferedBytes).toBeLessThan(lazy.readableHighWaterMark + 2000);
@@ -462,7 +471,7 @@ describe('a reader that does not read', () => {
     );
     expect(other.choices[0].text).toBe(greedy);
     expect((await server.health()).open).toBe(1);
-    // When it reads at last it gets everything.
+    // A late reader still gets everything.
     const events = (await lazy.toArray()).join('').split('\n\n').filter(Boolean);
     expect(events.at(-1)).toBe('data: [DONE]');
     const text = events.slice(0, -1).map((event) => JSON.parse(event.slice(6)).choices[0].text);
@@ -472,12 +481,12 @@ describe('a reader that does not read', () => {
     await idle(server);
   });
 
-  it('is cut off after a while', async () => {
+  it('is disconnected after a while', async () => {
     const { server, ask, socketPath } = await slow('--stall-ms', '300');
     const lazy = await ask('/v1/completions', { ...endless(), stream: true });
     await idle(server);
     await expect(lazy.toArray()).rejects.toThrow('aborted');
-    // And so is one that does not write.
+    // A client that stops writing is disconnected too.
     const socket = connect(socketPath);
     socket.write('POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 50\r\n\r\n{"mod');
     expect((await socket.toArray()).join('')).toMatch(/^HTTP\/1.1 408 /);
@@ -486,7 +495,7 @@ describe('a reader that does not read', () => {
   });
 });
 
-it('ends in order: what runs is finished, what comes is refused, what is too long is ended', async () => {
+it('shuts down in order: finishes running requests, rejects new ones, ends long ones', async () => {
   const server = await startEndless();
   const running = await server.client.completions.create({ ...endless(), max_tokens: 300, stream: true });
   server.child.kill('SIGTERM');
@@ -504,7 +513,7 @@ it('ends in order: what runs is finished, what comes is refused, what is too lon
   expect(hasty.child.exitCode).toBe(0);
 });
 
-it('the load script finds nothing wrong in a short run', async () => {
+it('passes a short run of the load script', async () => {
   const script = join(projectRoot, 'examples', 'http-server', 'load.mjs');
   const args = ['--clients', '24', '--seconds', '3', '--', '--device', 'cpu'];
   const { status, stdout, stderr } = await runNode([script, ...args]);

@@ -1,5 +1,6 @@
-// Every level of instructions that this CPU has, not just its best: the operator and model suites, with fewer sizes, in
-// processes of their own, since a process picks its level once. A level that the CPU lacks is skipped.
+// Runs the operator and model suites on every instruction set that this CPU has, not only its best.
+// Each runs with fewer sizes in a separate process, because a process selects its instruction set
+// once. Instruction sets that the CPU lacks are skipped.
 
 import { spawnSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
@@ -7,7 +8,7 @@ import { builtIndex } from './children';
 import { passSuites } from './suites';
 
 const levels = ['baseline', 'avx2', 'avx512', 'avx512_bf16', 'amx'];
-// Other numbers of threads than the CPU has cores divide the work in other places.
+// Thread counts other than the number of cores divide the work differently.
 const threads: Record<string, string> = { avx2: '3', avx512: '1', avx512_bf16: '7' };
 const suites = [
   'attention_prefill',
@@ -42,7 +43,7 @@ function openWith(level: string): { code?: string; message?: string; details?: R
 const usable = new Set(existsSync(builtIndex) ? levels.filter((level) => openWith(level).code === undefined) : levels);
 
 describe('DIFFQKV_CPU_ISA', () => {
-  it('names the level to use; one that is not there is an error that lists those that are', () => {
+  it('selects the instruction set, and rejects an unavailable one with the list of available ones', () => {
     const { code, message } = openWith('mmx');
     expect(code).toBe('ERR_DEVICE_UNAVAILABLE');
     expect(message).toContain('mmx');

@@ -1,5 +1,5 @@
-// K smaller than V and the other way round, and K cached at a smaller size than it is used at (half K dim), whole models
-// against float64.
+// K smaller than V and the reverse, and K cached at a smaller size than it is used at (half K dim):
+// whole models compared with float64.
 
 import { Model } from '../lib/index';
 import { type CheckpointSpec, randomCheckpoint, temporaryDirectories, writeCheckpoint } from './checkpoints';
@@ -32,7 +32,7 @@ onEveryDevice((device) => {
   describe.each(specs)('%s', (_, spec) => {
     const types = ['BF16', 'F32'] as const;
     it.each(reduced ? types.slice(0, 1) : types)(
-      '%s: prefill, decode, K and V in other types, a fork',
+      '%s: computes prefill, decode, K and V in other types, and a fork',
       async (type) => {
         const checkpoint = randomCheckpoint({ ...spec, type });
         const tokens = new Random(5).tokens(150, 128);
@@ -75,7 +75,7 @@ describe('config.json', () => {
     [{ keyHeadDim: 8, keyLift: { kind: 'linear' } as typeof lift }, /key_lift.position is missing/],
     [{ keyHeadDim: 8, keyLift: { ...lift, kind: 'swiglu' as const } }, /key_lift.intermediate_size is missing/],
     [{ valueHeadDim: 0 }, /value_head_dim is 0/],
-  ] as [CheckpointSpec, RegExp][])('%j is refused', async (spec, message) => {
+  ] as [CheckpointSpec, RegExp][])('rejects %j', async (spec, message) => {
     const { config } = randomCheckpoint({ heads, headDim: 16, config: specConfig(spec) });
     const error = await errorOf(() => Model.random(config, { device: 'cpu' }));
     expect(error.code).toBe('ERR_INVALID_ARGUMENT');

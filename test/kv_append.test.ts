@@ -1,4 +1,5 @@
-// kv_append is the only writer of a cache and has no call of its own: what it writes is seen by what a session answers.
+// kv_append is the only writer of a cache and has no public call. The tests observe its output
+// through a session's logits.
 
 import { Model, type Session } from '../lib/index';
 import { randomCheckpoint, temporaryDirectories, writeCheckpoint } from './checkpoints';
@@ -13,7 +14,7 @@ afterAll(() => directories.cleanUp());
 const types = ['f32', 'bf16', 'f16'] as const;
 
 onEveryDevice((device) => {
-  // Heads and sizes that fill no vector register, and tiles of keys in all phases.
+  // Heads and sizes that do not fill a vector register, and tiles of keys in all alignments.
   describe.each([
     [[6, 3, 2], 10],
     [[12, 3, 6], 8],
@@ -45,7 +46,7 @@ onEveryDevice((device) => {
 
     const pairs = types.flatMap((kType) => types.map((vType) => [kType, vType] as const));
     it.each(pairs.filter((_, i) => !reduced || (i + headDim / 2) % 4 === 0))(
-      'K as %s, V as %s: after every append, of any length at any position',
+      'stores K as %s and V as %s correctly after every append, of any length at any position',
       async (kType, vType) => {
         const tolerance = kType === 'f32' && vType === 'f32' ? modelTolerances.f32 : modelTolerances.bf16;
         await withSession({ kType, vType, maxKvLen: tokens.length }, async (session) => {
@@ -64,7 +65,7 @@ onEveryDevice((device) => {
       },
     );
 
-    long('what is truncated is written over; what stands before is not touched', async () => {
+    long('overwrites truncated tokens and keeps the tokens before them', async () => {
       await withSession({}, async (session) => {
         await session.prefill(tokens.slice(0, 50));
         const before = await session.decode(tokens[50] as number);
@@ -80,7 +81,7 @@ onEveryDevice((device) => {
       });
     });
 
-    it('the last slot of the cache is used, and nothing behind it', async () => {
+    it('uses the last slot of the cache and writes nothing after it', async () => {
       for (const maxKvLen of [1, 15, 16, 17, 33]) {
         await withSession({ maxKvLen }, async (session) => {
           if (maxKvLen > 1) await session.prefill(tokens.slice(0, maxKvLen - 1));

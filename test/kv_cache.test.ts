@@ -1,5 +1,5 @@
-// The paged cache: forks that share pages, the pool's budget, the prefix cache. What a session answers is held against
-// float64; what it holds, against the pool's own count.
+// The paged cache: forks that share pages, the pool's budget, and the prefix cache. The logits of a
+// session are compared with float64, and its pages with the pool's own count.
 
 import { DiffqkvError, Model, type Session } from '../lib/index';
 import { randomCheckpoint, temporaryDirectories, writeCheckpoint } from './checkpoints';
@@ -38,7 +38,7 @@ onEveryDevice((device) => {
   const check = (logits: Float32Array, at: number) =>
     expect(logitError(logits, expected[at] as Float64Array)).toBeLessThanOrEqual(modelTolerances.f32);
 
-  it('takes pages as tokens come, and gives them back', async () => {
+  it('allocates pages as tokens arrive, and frees them', async () => {
     await withModel({}, async (model) => {
       const session = await model.createSession();
       const pages = () => model.kvCache.pages;
@@ -67,7 +67,7 @@ onEveryDevice((device) => {
   });
 
   it.each(reduced ? [64, 100] : [1, 63, 64, 65, 100, 128])(
-    'a fork at %i tokens shares pages; who writes copies one',
+    'shares the pages of a fork at %i tokens, and copies one on write',
     async (at) => {
       await withModel({}, async (model) => {
         const session = await model.createSession();
@@ -76,7 +76,7 @@ onEveryDevice((device) => {
         const forks: Session[] = [];
         for (let i = 0; i < 3; i++) forks.push(await session.fork());
         expect(model.kvCache.pages).toBe(before);
-        // Each goes its own way: other tokens, which must not be seen by the others.
+        // Each fork continues with other tokens, which the other forks must not see.
         const other = [5, 6, 7];
         for (const fork of forks) await fork.prefill(other);
         check(await session.prefill(tokens.slice(at, at + 30)), at + 29);
@@ -97,7 +97,7 @@ onEveryDevice((device) => {
     },
   );
 
-  it('a full pool is the error of the one that asks, which keeps what it had', async () => {
+  it('fails only the session that asks for a page of a full pool, and keeps its tokens', async () => {
     await withModel({ kvCacheBytes: 4 * pageBytes }, async (model) => {
       expect(model.kvCache.maxBytes).toBe(4 * pageBytes);
       const a = await model.createSession();
@@ -113,10 +113,10 @@ onEveryDevice((device) => {
       const error = await errorOf(() => a.prefill(tokens.slice(120, 130)));
       expect(error.code).toBe('ERR_KV_CACHE_FULL');
       expect(error).toBeInstanceOf(DiffqkvError);
-      check(await a.prefill(tokens.slice(120, 128)), 127); // within its second
+      check(await a.prefill(tokens.slice(120, 128)), 127); // within its second page
       const fork = await a.fork();
       await fork.truncate(100);
-      const copy = await errorOf(() => fork.decode(7)); // a copy of a shared page is a page too
+      const copy = await errorOf(() => fork.decode(7)); // a copy of a shared page needs a page too
       expect([copy.code, fork.kvLen]).toEqual(['ERR_KV_CACHE_FULL', 100]);
       await b.truncate(64);
       await fork.decode(7);
@@ -125,7 +125,7 @@ onEveryDevice((device) => {
     });
   });
 
-  long('generate gets the error too, and others go on', async () => {
+  long('fails only the generation that needs a page', async () => {
     await withModel({ kvCacheBytes: 3 * pageBytes }, async (model) => {
       const long = model.generate(tokens.slice(0, 100), { maxTokens: 150 });
       const short = model.generate(tokens.slice(0, 20), { maxTokens: 30 });
@@ -140,7 +140,7 @@ onEveryDevice((device) => {
   });
 
   describe('the prefix cache', () => {
-    it('lends the pages of an earlier prompt, whoever computed them, and only for the same beginning', async () => {
+    it('shares the pages of an earlier prompt of any session, but only for an equal beginning', async () => {
       await withModel({ prefixCacheBytes: 100 * pageBytes }, async (model) => {
         const first = await model.createSession();
         check(await first.prefill(tokens.slice(0, 200)), 199);
@@ -150,13 +150,13 @@ onEveryDevice((device) => {
         expect(model.kvCache).toMatchObject({ pages: 3, prefixPages: 3 });
 
         const second = await model.createSession();
-        check(await second.prefill(tokens.slice(0, 150)), 149); // 2 pages lent
+        check(await second.prefill(tokens.slice(0, 150)), 149); // 2 pages from the prefix cache
         expect(model.kvCache).toMatchObject({ pages: 4, prefixPages: 3 });
         check(await second.prefill(tokens.slice(150, 250)), 249);
-        // Its third page holds what the cache has already; only page 4 is not whole.
+        // The cache already has the contents of its third page. Only page 4 is incomplete.
         expect(model.kvCache).toMatchObject({ pages: 5, prefixPages: 3 });
 
-        // Another first token: nothing is the same.
+        // With another first token, nothing is shared.
         const other = await model.createSession();
         const changed = [(tokens[0] as number) ^ 1, ...tokens.slice(1, 200)];
         const [logits] = modelLogits(checkpoint, changed);
@@ -165,14 +165,14 @@ onEveryDevice((device) => {
         );
         expect(model.kvCache).toMatchObject({ pages: 9, prefixPages: 6 });
 
-        // All tokens are known: the last is done all the same, for its logits.
+        // All tokens are cached. The last is still computed for its logits.
         const same = await model.createSession();
         check(await same.prefill(tokens.slice(0, 192)), 191);
         expect(model.kvCache.prefixPages).toBe(6);
       });
     });
 
-    it('a lent page is not written to: truncate and go on otherwise', async () => {
+    it('never writes to a shared page after truncate and other tokens', async () => {
       await withModel({ prefixCacheBytes: 100 * pageBytes }, async (model) => {
         const first = await model.createSession();
         await first.prefill(tokens.slice(0, 130));
@@ -186,7 +186,7 @@ onEveryDevice((device) => {
       });
     });
 
-    long('other types of cache and selective V have prefixes of their own', async () => {
+    long('separates the prefixes of other cache types and of selective V', async () => {
       await withModel({ prefixCacheBytes: 100 * pageBytes }, async (model) => {
         const logits: Float32Array[] = [];
         const options = [
@@ -209,7 +209,7 @@ onEveryDevice((device) => {
       });
     });
 
-    long('keeps to its bytes, the latest used first, and gives way where the pool is full', async () => {
+    long('stays within its bytes, keeps the most recently used pages, and yields pages to a full pool', async () => {
       await withModel({ prefixCacheBytes: 3 * pageBytes, kvCacheBytes: 5 * pageBytes }, async (model) => {
         const run = async (some: readonly number[]) => {
           const session = await model.createSession();
@@ -228,7 +228,7 @@ onEveryDevice((device) => {
       });
     });
 
-    // The first part of a prompt of 700 tokens that is done: what was lent, and a chunk of 512.
+    // The first part of a prompt of 700 tokens: cached pages and a chunk of 512 tokens.
     const firstPart = async (model: Model, prompt: readonly number[]): Promise<number> => {
       const controller = new AbortController();
       const heard: number[] = [];
@@ -244,7 +244,7 @@ onEveryDevice((device) => {
     long.each([
       ['the later, whole', 1, 640],
       ['the earlier, its first page', 0, 576],
-    ])('what is used last stays: %s', async (_, which, expectedPart) => {
+    ])('keeps the most recently used pages: %s', async (_, which, expectedPart) => {
       await withModel({ prefixCacheBytes: 3 * pageBytes }, async (model) => {
         const both = [tokens, tokens.map((token) => (token + 1) % 128)] as const;
         for (const some of both) {
@@ -255,7 +255,7 @@ onEveryDevice((device) => {
       });
     });
 
-    it('a page that the prefix cache alone shares is not copied where there is no room', async () => {
+    it('does not copy a page that only the prefix cache shares if no page is free', async () => {
       await withModel({ prefixCacheBytes: 2 * pageBytes, kvCacheBytes: 2 * pageBytes }, async (model) => {
         const session = await model.createSession();
         await session.prefill(tokens.slice(0, 128));
@@ -266,7 +266,7 @@ onEveryDevice((device) => {
       });
     });
 
-    it('a request that cannot fit takes nothing from it', async () => {
+    it('loses nothing to a request that cannot fit', async () => {
       await withModel({ prefixCacheBytes: 10 * pageBytes, kvCacheBytes: 6 * pageBytes }, async (model) => {
         const a = await model.createSession();
         await a.prefill(tokens.slice(0, 130));
@@ -283,14 +283,14 @@ onEveryDevice((device) => {
       });
     });
 
-    long('generate skips what is known, and says the same', async () => {
+    long('skips cached tokens in generate with the same result', async () => {
       await withModel({ prefixCacheBytes: 100 * pageBytes }, async (model) => {
         const prompt = longer(tokens);
         const results = [await model.generate(prompt, { maxTokens: 10 }).result];
         expect(model.kvCache.prefixPages).toBe(11); // 709 tokens
         results.push(await model.generate(prompt, { maxTokens: 10 }).result);
         expect(results[1]?.tokens).toEqual(results[0]?.tokens);
-        expect(await firstPart(model, prompt)).toBe(700); // all but the last page was there
+        expect(await firstPart(model, prompt)).toBe(700); // all but the last page was cached
       });
     });
   });

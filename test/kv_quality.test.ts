@@ -1,5 +1,6 @@
-// What 8-bit caches cost: the loss of the embedded model over pages that it was not trained on. A part of the text here; the
-// whole is in bench/results/kv_quality.json.
+// The quality loss of 8-bit caches: the loss of the embedded model on pages that it was not trained
+// on. This test uses a part of the text. bench/results/kv_quality.json has the result for all of
+// it.
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -11,7 +12,7 @@ interface Result {
   rows: { kType: string; vType: string; loss: number; bytesPerToken: number }[];
 }
 
-/** The rise of the loss in percent against the first pair. */
+/** The increase of the loss in percent relative to the first pair. */
 function rises({ rows }: Result): Record<string, number> {
   const base = (rows[0] as Result['rows'][0]).loss;
   return Object.fromEntries(rows.map(({ kType, vType, loss }) => [`${kType} ${vType}`, (loss / base - 1) * 100]));
@@ -25,7 +26,7 @@ function check(result: Result): void {
   }
 }
 
-it('K and V in 8 bits raise the loss by less than 0.5 and 1 percent', async () => {
+it('raises the loss by less than 0.5 and 1 percent with K and V in 8 bits', async () => {
   const directory = mkdtempSync(join(tmpdir(), 'diffqkv-quality-'));
   try {
     const json = join(directory, 'quality.json');
@@ -40,14 +41,14 @@ it('K and V in 8 bits raise the loss by less than 0.5 and 1 percent', async () =
     const result: Result = JSON.parse(readFileSync(json, 'utf8'));
     check(result);
     const losses = result.rows.map(({ loss }) => loss);
-    expect(new Set(losses).size).toBe(losses.length); // each pair was really taken
+    expect(new Set(losses).size).toBe(losses.length); // each pair had an effect
     for (const loss of losses) expect(Math.abs(loss - 2.4)).toBeLessThan(0.6);
   } finally {
     rmSync(directory, { recursive: true });
   }
 });
 
-it('so do all 185 pages, by the committed result', () => {
+it('raises the loss as little on all 185 pages, by the committed result', () => {
   const result: Result = JSON.parse(readFileSync(join(projectRoot, 'bench', 'results', 'kv_quality.json'), 'utf8'));
   expect([result.setup.documents, result.rows.length]).toEqual([185, 16]);
   check(result);

@@ -1,4 +1,4 @@
-// Attention over K and V of every pair of types; i8 and f8e4m3 with their scales.
+// Attention with K and V of every pair of types, i8 and f8e4m3 with scales.
 
 import { kernels, type Tensor } from '../lib/index';
 import { checkAttention } from './attention_runner';
@@ -38,7 +38,7 @@ onEveryDevice((device) => {
     causal: true,
   };
 
-  /** Runs an operator on rows as they are stored; out and lse. */
+  /** Runs an operator on stored rows. Returns out and lse. */
   async function run(
     tensors: Tensors,
     c: AttentionCase,
@@ -72,7 +72,7 @@ onEveryDevice((device) => {
   };
 
   it.each(both.flatMap(([type, kind]) => [1, 3].map((qLen) => [type, kind, qLen] as const)))(
-    '%s on %s, %i queries: a scale or a code of NaN is seen where it must be, and past the keys never',
+    '%s on %s, %i queries: propagates a NaN scale or code only where its row is seen, and never past the keys',
     async (type, kind, qLen) => {
       const c = { ...small, types: [type, kind, kind] as const, qLen, causal: qLen > 1 };
       const input = rowsOf(c);
@@ -80,13 +80,13 @@ onEveryDevice((device) => {
       await withTensors(device(), async (tensors) => {
         const clean = await run(tensors, c, input);
         expect(clean.out.every(Number.isFinite)).toBe(true);
-        // Past kvLens, whatever the memory holds.
+        // Memory past kvLens may contain anything.
         kRows.scales.fill(Number.NaN, (90 + 41) * 2);
         vRows.scales.fill(Number.NaN, (90 + 41) * 4);
         kRows.values.fill(127, (90 + 41) * 2 * 64);
         vRows.values.fill(127, (90 + 41) * 4 * 64);
         expect(await run(tensors, c, input)).toEqual(clean);
-        // One K head of the last key of sequence 0, V heads of one key each in both.
+        // One K head of the last key of sequence 0, and a V head of one key in each sequence.
         kRows.scales[89 * 2 + 1] = Number.NaN;
         vRows.scales[5 * 4 + 1] = Number.NaN;
         vRows.scales[(90 + 40) * 4 + 2] = Number.NaN;
@@ -101,14 +101,14 @@ onEveryDevice((device) => {
   );
 
   it.each(both.flatMap(([type, kind]) => [1, 3].map((qLen) => [type, kind, qLen] as const)))(
-    '%s on %s, %i queries: a row of V with a large scale and zeros leaves the others in sight',
+    '%s on %s, %i queries: keeps other rows of V exact next to a row with a large scale and zeros',
     async (type, kind, qLen) => {
       const c: AttentionCase = { ...small, types: [type, kind, kind], inputs: 'equal', qLen, causal: qLen > 1 };
       for (const factor of type === 'bf16' ? [100, 1e3, 1e6, 1e30] : [100, 1e3]) {
         const input = rowsOf(c);
         const { kRows, vRows } = input;
         for (let head = 0; head < 4; head++) {
-          const row = 7 * 4 + head; // of sequence 0
+          const row = 7 * 4 + head; // in sequence 0
           vRows.scales[row] = roundTo('bf16', factor * (vRows.scales[row] as number));
           vRows.values.fill(0, row * 64 + 1, (row + 1) * 64);
         }
@@ -121,13 +121,14 @@ onEveryDevice((device) => {
     },
   );
 
-  it.each(both)('%s on %s: selective V reads no scale of a row that is not kept', async (type, kind) => {
+  it.each(both)('%s on %s: reads no scale of a row that selectiveV drops', async (type, kind) => {
     const c: AttentionCase = { ...small, types: [type, kind, kind], inputs: 'equal', qLen: 1, causal: false };
     const input = rowsOf(c);
     await withTensors(device(), async (tensors) => {
       const clean = await run(tensors, c, input, { topK: 3 });
       for (let b = 0; b < 2; b++) {
-        input.vRows.scales.fill(Number.NaN, (b * 90 + 3) * 4, (b + 1) * 90 * 4); // all scores are equal: the first three are kept
+        // All scores are equal, so the first three rows are kept.
+        input.vRows.scales.fill(Number.NaN, (b * 90 + 3) * 4, (b + 1) * 90 * 4);
         input.vRows.values.fill(127, (b * 90 + 3) * 4 * 64, (b + 1) * 90 * 4 * 64);
       }
       expect(clean.out.every(Number.isFinite)).toBe(true);
@@ -136,12 +137,12 @@ onEveryDevice((device) => {
   });
 
   it.each(both.flatMap(([type, kind]) => [1, 2].map((qLen) => [type, kind, qLen] as const)))(
-    '%s on %s, %i queries: every code',
+    '%s on %s, %i queries: decodes every code',
     async (type, kind, qLen) => {
       const codes = Uint8Array.from({ length: 256 }, (_, i) => i);
       const value = (code: number): number => (kind === 'i8' ? (code << 24) >> 24 : fromF8e4m3Bits(code));
       await withTensors(device(), async (tensors) => {
-        // Sequence b has one key: code b in dim 3 of K, which q picks out, and in dim b of V every code.
+        // Sequence b has one key: code b in dim 3 of K, which q selects, and V contains every code.
         const q = new Float32Array(256 * qLen * 64);
         const k = new Uint8Array(256 * 64);
         const v = new Uint8Array(256 * 256);
@@ -181,7 +182,7 @@ onEveryDevice((device) => {
     },
   );
 
-  it('what kernels.quantize makes goes into attention as it is', async () => {
+  it('accepts the output of kernels.quantize unchanged', async () => {
     const random = new Random(8);
     const q = random.normals(2 * 8 * 64, 0.1, 'bf16');
     const k = random.normals(2 * 70 * 2 * 64, 0.1, 'bf16');
@@ -212,7 +213,7 @@ onEveryDevice((device) => {
     });
   });
 
-  describe.each(['attentionPrefill', 'attentionDecode'] as const)('%s refuses', (operator) => {
+  describe.each(['attentionPrefill', 'attentionDecode'] as const)('%s rejects', (operator) => {
     const make = (tensors: Tensors, shape: number[], dtype: Anything): Anything =>
       tensors.keep(device().tensor(dtype, shape));
     const arguments_ = (tensors: Tensors): Anything => ({

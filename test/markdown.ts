@@ -1,4 +1,4 @@
-// Reads the pages of the documentation: their code blocks, and what they point to.
+// Reads the documentation pages: their code blocks, links and file names.
 
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join, posix } from 'node:path';
@@ -6,12 +6,12 @@ import { projectRoot } from './fixtures';
 
 export interface Block {
   page: string;
-  /** Of its first line of code, from 1. */
+  /** The line number of its first line of code, from 1. */
   line: number;
-  /** What stands behind the fence; indented blocks are shell lines. */
+  /** The text after the fence. Indented blocks are shell lines. */
   language: string;
   lines: string[];
-  /** `<!-- name (of): text -->` before the block. */
+  /** The marker `<!-- name (of): text -->` before the block. */
   marker?: { name: string; of: string[]; text: string };
 }
 
@@ -28,7 +28,7 @@ export function allPages(): string[] {
   return walk('.');
 }
 
-/** The pages whose code runs: README.md, docs and the pages of the examples. */
+/** The pages whose code runs: README.md, docs and the examples' pages. */
 export const pages = (): string[] => allPages().filter((page) => /^(README\.md|docs\/|examples\/)/.test(page));
 
 export function blocksOf(page: string): Block[] {
@@ -63,7 +63,7 @@ export function blocksOf(page: string): Block[] {
       const [, name = '', of, text = ''] = marked;
       marker = { name, of: of?.split(/,\s*/) ?? [], text };
     } else if (line.trim() !== '') {
-      if (marker) throw new Error(`${page}:${i + 1}: a marker stands before what is no block`);
+      if (marker) throw new Error(`${page}:${i + 1}: a marker must be followed by a block`);
       if (/^\s*([-*]|\d+\.) /.test(line)) inList = true;
       else if (/^\S/.test(line)) inList = false;
     }
@@ -99,7 +99,7 @@ function anchors(page: string): Set<string> {
   );
 }
 
-/** What a page links to or names in `code` as a file of the project, and is not there. */
+/** The links and file names in `code` on a page that do not exist in the project. */
 export function deadEnds(page: string): string[] {
   const prose = proseOf(page);
   const dead: string[] = [];
@@ -110,15 +110,15 @@ export function deadEnds(page: string): string[] {
     if (!existsSync(join(projectRoot, file))) dead.push(target);
     else if (anchor !== undefined && !anchors(file).has(anchor)) dead.push(target);
   }
-  // Paths with a pattern (`cpu/*.cc`, `<stem>.cu`) and what builds make are not looked for.
+  // Ignores paths with a pattern (`cpu/*.cc`, `<stem>.cu`) and build outputs.
   const named = /`((?:bench|cli|csrc|cuda|docs|examples|lib|models|scripts|test)\/[\w./-]+\.\w+)`/g;
   for (const [, path = ''] of prose.matchAll(named)) if (!existsSync(join(projectRoot, path))) dead.push(path);
   return dead;
 }
 
 /**
- * Whether a block stands in a file: its lines one after another, however far all of them are indented; a line of `...`
- * stands for any lines between.
+ * Whether a file contains the block: the same lines in order, at any common indentation. A line of
+ * `...` matches any lines.
  */
 export function isExcerpt(block: Block): boolean {
   const file = block.marker?.text ?? '';

@@ -4,7 +4,8 @@ import { onEveryDevice, reduced, withTensors } from './devices';
 import { Random } from './numbers';
 import { matmul } from './reference';
 
-// [numTokens, inFeatures, outFeatures]: 1 to 8 tokens go the streaming way, more the blocked one; odd sizes leave rests.
+// [numTokens, inFeatures, outFeatures]: 1 to 8 tokens use the streaming product, more the blocked
+// one. Odd sizes leave remainders.
 const shapes: [number, number, number][] = [
   [1, 1, 1],
   [1, 64, 64],
@@ -22,13 +23,14 @@ const shapes: [number, number, number][] = [
   [16, 100, 50],
   [17, 257, 65],
   [33, 64, 130],
-  [33, 63, 5], // with AMX, oneDNN 2.6.3 ends the process here, so that odd widths are widened
+  [33, 63, 5], // with AMX, oneDNN 2.6.3 would end the process here, so odd widths are padded
   [70, 63, 64],
   [64, 128, 96],
   [65, 320, 33],
   [129, 65, 70],
 ];
-// The longest rows of weights that a Sigma model has, and the most of them. The other sizes are small.
+// The longest weight rows of a Sigma model, and the largest number of rows. The other sizes are
+// small.
 const modelShapes: [inFeatures: number, outFeatures: number][] = [
   [14336, 72],
   [16, 128256],
@@ -58,13 +60,14 @@ onEveryDevice((device) => {
       });
     });
 
-    it('gives exact sums of small integers', async () => {
+    it('computes exact sums of small integers', async () => {
       const random = new Random(3);
       for (const numTokens of [1, 4, 20]) {
         const x = random.integers(numTokens * 48, -3, 3);
         const weight = random.integers(40 * 48, -2, 2);
         const exact = matmul(x, weight, numTokens, 48, 40);
-        const limit = type === 'bf16' ? 256 : 2048; // integers up to here are exact in the output's type
+        // Integers up to this limit are exact in the output's type.
+        const limit = type === 'bf16' ? 256 : 2048;
         expect(exact.every((value) => Math.abs(value) <= limit)).toBe(true);
         await withTensors(device(), async (tensors) => {
           const out = tensors.keep(
@@ -80,7 +83,7 @@ onEveryDevice((device) => {
       }
     });
 
-    it('NaN and infinity show in their rows and columns alone', async () => {
+    it('propagates NaN and infinity only to their rows and columns', async () => {
       for (const numTokens of [1, 3, 12]) {
         const x = new Float32Array(numTokens * 40).fill(0.5);
         const weight = new Float32Array(20 * 40).fill(0.25);
@@ -99,7 +102,7 @@ onEveryDevice((device) => {
     });
   });
 
-  it.each(modelShapes)('bf16 at the sizes of a model: %i -> %i', async (inFeatures, outFeatures) => {
+  it.each(modelShapes)('computes bf16 at the sizes of a model: %i -> %i', async (inFeatures, outFeatures) => {
     const random = new Random(inFeatures);
     const weight = random.normals(outFeatures * inFeatures, 0.1, 'bf16');
     await withTensors(device(), async (tensors) => {

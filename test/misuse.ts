@@ -1,4 +1,4 @@
-// What the error tests share.
+// Shared by the error tests.
 
 import { errorOf } from './devices';
 

@@ -1,4 +1,5 @@
-// What all operators have in common: inputs of different types, tensors without elements, types that an operator lacks.
+// Common to all operators: inputs of different types, tensors without elements, and unsupported
+// types.
 
 import { kernels, type Tensor } from '../lib/index';
 import { coarsest, expectClose, tolerances } from './compare';
@@ -94,7 +95,7 @@ onEveryDevice((device) => {
     ];
   };
 
-  it.each(types)('no tokens in, none out: %s', async (type) => {
+  it.each(types)('returns no tokens for no tokens: %s', async (type) => {
     await withTensors(device(), async (tensors) => {
       for (const [name, call] of calls(tensors, type, 0)) {
         const out = tensors.keep(await call());
@@ -103,7 +104,7 @@ onEveryDevice((device) => {
     });
   });
 
-  it('no keys: zeros, and -Infinity in lse', async () => {
+  it('returns zeros, and -Infinity in lse, without keys', async () => {
     await withTensors(device(), async (tensors) => {
       const [k, v] = [device().tensor('f32', [2, 0, 2, 8]), device().tensor('f32', [2, 0, 4, 8])].map((tensor) =>
         tensors.keep(tensor),
@@ -137,7 +138,7 @@ onEveryDevice((device) => {
     });
   });
 
-  it('f8e4m3 is a type to store; an operator that does not compute with it says which types it takes', async () => {
+  it('names the supported types when it rejects f8e4m3, which is only a storage type', async () => {
     await withTensors(device(), async (tensors) => {
       for (const [, call] of calls(tensors, 'f8e4m3', 2)) await expectCode(call, invalid, 'f8e4m3', 'bf16');
     });

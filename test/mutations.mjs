@@ -1,5 +1,6 @@
-// What scripts/test-mutations.mjs does to the CUDA sources. `edits`: texts that are in a file once, and what replaces them.
-// `check`: what must fail; `finds`: the name of the failing check, and what it says.
+// The mutations of the CUDA sources for scripts/test-mutations.mjs. `edits`: texts that occur once
+// in a file, and their replacements. `check`: the check that must fail. `finds`: the name and the
+// message of the failing check.
 
 const decode = 'cuda/attention_decode.cu';
 const operators = { kind: 'emulation_check', part: 'operators' };
@@ -7,7 +8,6 @@ const ptx = (source, only) => ({ kind: 'ptx', source, only });
 const wrapper = (name) => ptx('test/ptx/wrappers.cu', `device layer: ${name}`);
 const lint = { kind: 'lint' };
 
-/** One replacement in one file. */
 const edit = (file, from, to) => [{ file, from, to }];
 
 export const mutations = [
@@ -71,13 +71,13 @@ __device__ __forceinline__ void ldmatrix_x4_trans`,
     finds: /seeds: decode attention 32\/4\/16 x 64: .*no chain of fence/,
   },
   {
-    name: 'decode attention: no fence behind the atomic that counts blocks',
+    name: 'decode attention: no fence after the atomic that counts blocks',
     edits: edit(decode, 'plan.arrived + unit.index, 1u);\n    __threadfence();\n', 'plan.arrived + unit.index, 1u);\n'),
     check: operators,
     finds: /seeds: decode attention 32\/4\/16 x 64: .*no chain of fence/,
   },
   {
-    name: 'decode attention: the fence before the barrier that it needs in front',
+    name: 'decode attention: the fence before the barrier instead of after it',
     edits: edit(
       decode,
       `  __syncthreads();
@@ -95,7 +95,7 @@ __device__ __forceinline__ void ldmatrix_x4_trans`,
     finds: /seeds: decode attention 32\/4\/16 x 64: .*no chain of fence/,
   },
   {
-    name: 'launch: the shared memory of a kernel set to what one launch needs',
+    name: "launch: a kernel's shared memory limit set to the size of one launch",
     edits: edit(
       'cuda/launch.h',
       '    allow_all_shared_memory(reinterpret_cast<const void*>(kernel), name);',

@@ -1,15 +1,16 @@
-// Number formats and seeded random numbers for the tests, written without the addon's help.
+// Number formats and seeded random numbers for the tests, implemented without the addon.
 //
-// Test inputs are rounded to their type here, so that the device stores exactly the values that the reference computes
-// with, and what a comparison sees is the operator's own error.
+// Test inputs are rounded to their type here. The device then stores exactly the values that the
+// reference uses, so a comparison shows only the operator's own error.
 
 export type FloatType = 'f32' | 'f16' | 'bf16';
-/** Types that store a row with a scale of its own: test/reference.ts, quantizeRows. */
+/** Types that store a row with its own scale: test/reference.ts, quantizeRows. */
 export type QuantizedType = 'i8' | 'f8e4m3';
 export type KvType = FloatType | QuantizedType;
 export type Numbers = Float32Array | Float64Array;
 
-// Jest runs tests in a context of their own, where every look at a global takes 100 ns: too long for millions of numbers.
+// Jest runs tests in a separate context in which each access to a global takes 100 ns. That is too
+// slow for millions of numbers.
 const { imul, sqrt, log, cos, PI, fround, floor, abs, min, max, log2 } = Math;
 const isNan = Number.isNaN;
 
@@ -52,7 +53,8 @@ export function toF16Bits(value: number): number {
   const rest = significand & ((1 << shift) - 1);
   const half = 1 << (shift - 1);
   const up = rest > half || (rest === half && (kept & 1) === 1);
-  return sign | (kept + (up ? 1 : 0)); // a carry into the exponent is the right result, infinity included
+  // A carry into the exponent is correct, including to infinity.
+  return sign | (kept + (up ? 1 : 0));
 }
 
 export function fromF16Bits(bits: number): number {
@@ -79,12 +81,15 @@ export function roundHalfEven(value: number): number {
   return rest > 0.5 || (rest === 0.5 && below % 2 !== 0) ? below + 1 : below;
 }
 
-/** The E4M3 nearest to a value, ties to even; past 464, halfway to what would follow 448, NaN. */
+/**
+ * The nearest E4M3, ties to even. NaN above 464, which is halfway between 448 and the next value.
+ */
 export function toF8e4m3Bits(value: number): number {
   const sign = value < 0 || Object.is(value, -0) ? 0x80 : 0;
   const magnitude = abs(value);
   if (!(magnitude <= 464)) return sign | 0x7f;
-  // The codes of one exponent are evenly spaced, 2^-9 apart up to 2^-6; those of 8 * 2^e to 16 * 2^e begin at 8 (e + 10).
+  // The codes of one exponent are evenly spaced: 2^-9 apart up to 2^-6, and those of 8 * 2^e to 16
+  // * 2^e begin at 8 (e + 10).
   const exponent = max(-9, floor(log2(magnitude)) - 3);
   const steps = roundHalfEven(magnitude * 2 ** -exponent); // 16 is the first of the next exponent
   return sign | min(0x7e, steps + 8 * (exponent + 9));
@@ -104,12 +109,12 @@ export function encode(type: FloatType, values: ArrayLike<number>): Uint8Array {
 }
 
 export function decode(type: FloatType, bytes: Uint8Array): Float32Array {
-  const copy = new Uint8Array(bytes).buffer; // a copy of its own: a Buffer's slice() would be a view
+  const copy = new Uint8Array(bytes).buffer; // a copy, because a Buffer's slice() would be a view
   if (type === 'f32') return new Float32Array(copy);
   return Float32Array.from(new Uint16Array(copy), type === 'bf16' ? fromBf16Bits : fromF16Bits);
 }
 
-/** mulberry32: 32 bits of state, a new stream for each seed. */
+/** mulberry32: 32 bits of state, a different stream for each seed. */
 export class Random {
   constructor(private state: number) {}
 

@@ -1,7 +1,8 @@
-// Memory that is not there: every allocation that the native module makes fails in its turn (test/preload/
-// fail_allocation.cc says whose allocations those are), and processes whose address space is limited as by `ulimit -v`. Each
-// call ends well or with ERR_OUT_OF_MEMORY, what it was made on is as before, and no process dies of it.
-// TRIALS_OF_ALLOCATIONS tries more of them: 24 of each way's some 100 to 1,400 by default.
+// Out of memory: each allocation of the native module fails in turn
+// (test/preload/fail_allocation.cc defines which allocations those are), and processes run with a
+// limited address space, as with `ulimit -v`. Each call succeeds or fails with ERR_OUT_OF_MEMORY,
+// its objects are unchanged, and no process crashes. By default 24 of each way's 100 to 1,400
+// allocations fail. TRIALS_OF_ALLOCATIONS sets another number.
 
 import { execFileSync, spawnSync } from 'node:child_process';
 import { writeFileSync } from 'node:fs';
@@ -18,7 +19,7 @@ const linux = process.platform === 'linux' && process.arch === 'x64';
 const has = (program: string): boolean => spawnSync(program, ['--version']).status === 0;
 
 (linux && has(process.env.CXX || 'c++') ? describe : describe.skip)(
-  'each allocation fails once, and all from it on',
+  'fails each allocation once, and then all from it on',
   () => {
     const preload = (): string => {
       const file = join(directories.make(), 'fail_allocation.so');
@@ -40,7 +41,7 @@ const has = (program: string): boolean => spawnSync(program, ['--version']).stat
           LD_PRELOAD: library,
           FAIL_ALLOCATION_FILE: control,
           OMP_WAIT_POLICY: 'passive',
-          DIFFQKV_MODULE: '', // the one that is shipped
+          DIFFQKV_MODULE: '', // the shipped module
         };
         type Outcome = Record<string, { allocations: number; tried: number; refused: number }>;
         const outcome = await runScript<Outcome>('out_of_memory.cjs', [name, small, trials], {
@@ -52,7 +53,8 @@ const has = (program: string): boolean => spawnSync(program, ['--version']).stat
         for (const { allocations, tried, refused } of Object.values(outcome)) {
           expect(allocations).toBeGreaterThan(50);
           expect(tried).toBeGreaterThan(10);
-          expect(refused).toBeGreaterThan(tried / 2); // some failures are made up for: a thread's cache, a larger guess
+          // Some failures have a fallback: a thread's cache, a larger guess.
+          expect(refused).toBeGreaterThan(tried / 2);
         }
       },
       1_800_000,
@@ -60,9 +62,9 @@ const has = (program: string): boolean => spawnSync(program, ['--version']).stat
   },
 );
 
-(linux && has('prlimit') ? describe : describe.skip)('an address space that is limited', () => {
+(linux && has('prlimit') ? describe : describe.skip)('a limited address space', () => {
   it.each(['2', '8'])(
-    'while the process runs, with %s threads: every step ends well or with ERR_OUT_OF_MEMORY',
+    'with %s threads: completes every step or fails with ERR_OUT_OF_MEMORY if the limit starts later',
     async (threads) => {
       const { steps, byV8 } = await runScript<{ steps: [number, ...string[]][]; byV8: number }>(
         'address_space.cjs',
@@ -77,7 +79,7 @@ const has = (program: string): boolean => spawnSync(program, ['--version']).stat
     300_000,
   );
 
-  it('from its start (ulimit -v): text, or one line with ERR_OUT_OF_MEMORY, wherever Node itself can run', () => {
+  it('from the start (ulimit -v): writes text, or one line with ERR_OUT_OF_MEMORY, if Node itself can run', () => {
     const run = (kilobytes: number, args: string[]) => {
       const script = `ulimit -v ${kilobytes} && exec "$0" "$@"`;
       const env = { ...process.env, DIFFQKV_MODULE: '', OMP_NUM_THREADS: '4' };
@@ -88,7 +90,7 @@ const has = (program: string): boolean => spawnSync(program, ['--version']).stat
         encoding: 'utf8',
       });
     };
-    // With its pool of threads, without which libuv ends the process.
+    // Includes the thread pool, without which libuv ends the process.
     const nodeRuns = (kilobytes: number) =>
       run(kilobytes, ['-e', 'JSON.stringify(Array(1e5).fill("x")); fs.promises.stat(".")']).status === 0;
     let kilobytes = 500_000;
@@ -106,7 +108,8 @@ const has = (program: string): boolean => spawnSync(program, ['--version']).stat
       if (status === 0 && stdout.length > 0) outcomes.push('text');
       else if (status === 1 && /^diffqkv: .*\(ERR_OUT_OF_MEMORY\)$/m.test(stderr)) outcomes.push('ERR_OUT_OF_MEMORY');
       else if (/FATAL ERROR|Fatal process out of memory|# Fatal error in/.test(stderr)) outcomes.push('V8');
-      // Where libuv's pool gets no threads it aborts without a word; terminate and glibc say something.
+      // libuv aborts silently if its pool gets no threads. std::terminate and glibc print a
+      // message.
       else if (signal === 'SIGABRT' && stderr === '') outcomes.push('libuv');
       else outcomes.push(`${status ?? signal}: ${stderr}`);
     }

@@ -1,5 +1,5 @@
-// The npm package: what `npm pack` takes, what it exports, and the check that scripts/prebuild.mjs makes of a module.
-// scripts/cleanroom.mjs installs it in bare systems.
+// The npm package: the files of `npm pack`, the exports, and the checks of scripts/prebuild.mjs.
+// scripts/cleanroom.mjs installs the package in bare systems.
 
 import { execFileSync, spawnSync } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
@@ -30,7 +30,7 @@ describe('the tarball', () => {
     files = (JSON.parse(output)[0].files as { path: string }[]).map(({ path }) => path);
   });
 
-  it('has what is loaded, and every source that npx diffqkv build compiles', () => {
+  it('contains every file that is loaded, and every source that npx diffqkv build compiles', () => {
     const wanted = [
       'LICENSE',
       'README.md',
@@ -46,22 +46,22 @@ describe('the tarball', () => {
     expect(wanted.filter((path) => !files.includes(path))).toEqual([]);
   });
 
-  it('has no binding.gyp, for which npm would want a compiler, and nothing of the workshop', () => {
+  it('contains no binding.gyp, which would make npm need a compiler, and no development files', () => {
     const allowed = /^(dist|csrc|cuda|models|prebuilds\/\w+-\w+)\/|^[^/]+\.(md|json|txt)$|^LICENSE$/;
     const others = files.filter((path) => !allowed.test(path) || /\.tsbuildinfo$|^dist\/(test|scripts)/.test(path));
     expect(others).toEqual(['scripts/build-native.js']);
     expect(files).not.toContain('binding.gyp');
   });
 
-  it('has no part of the bench that needs a checkout, and no emulation', () => {
+  it('contains no emulation, and no part of the bench that needs a checkout', () => {
     const unwanted = /^bench\/|^dist\/bench\/(peers\/|counters|kv_quality)|emulat/;
     expect(files.filter((path) => unwanted.test(path))).toEqual([]);
   });
 });
 
-it('installs without a script of its own or of a dependency', () => {
+it('installs without an install script in the package or a dependency', () => {
   expect(['preinstall', 'install', 'postinstall', 'prepare'].filter((name) => name in manifest.scripts)).toEqual([]);
-  expect(manifest.gypfile).toBe(false); // else npm adds one when it publishes
+  expect(manifest.gypfile).toBe(false); // else npm adds a script when it publishes
   const { packages } = JSON.parse(readFileSync(join(projectRoot, 'package-lock.json'), 'utf8')) as {
     packages: Record<string, { dev?: boolean; hasInstallScript?: boolean }>;
   };
@@ -70,7 +70,7 @@ it('installs without a script of its own or of a dependency', () => {
   expect(installed.filter(([, { hasInstallScript }]) => hasInstallScript)).toEqual([]);
 });
 
-it('ES modules and CommonJS get the same objects under the same names', async () => {
+it('exports the same objects under the same names to ES modules and CommonJS', async () => {
   const script = `
     const { createRequire } = await import('node:module');
     const required = createRequire(process.cwd() + '/')('diffqkv');
@@ -78,7 +78,7 @@ it('ES modules and CommonJS get the same objects under the same names', async ()
     const names = Object.keys(imported).filter((name) => name !== 'default' && name !== 'module.exports').sort();
     const same = names.every((name) => imported[name] === required[name]);
     console.log(JSON.stringify({ names, required: Object.keys(required).sort(), same }));`;
-  // A package may name itself, and is then taken by its exports.
+  // A package can import itself by name, through its exports.
   const { status, stdout, stderr } = await runNode(['--input-type=module', '-e', script], { cwd: projectRoot });
   expect({ status, stderr }).toEqual({ status: 0, stderr: '' });
   const { names, required, same } = JSON.parse(stdout);
@@ -87,19 +87,19 @@ it('ES modules and CommonJS get the same objects under the same names', async ()
   expect(same).toBe(true);
 });
 
-it('publint finds nothing', async () => {
+it('passes publint', async () => {
   const cli = join(projectRoot, 'node_modules', 'publint', 'src', 'cli.js');
   const { status, stdout, stderr } = await runNode([cli, projectRoot, '--strict']);
   expect({ status, output: stdout + stderr }).toEqual({ status: 0, output: expect.stringContaining('All good!') });
 });
 
-// It asks dpkg for licences.
+// Needs dpkg to find licenses.
 const onDebian = existsSync('/usr/bin/dpkg') ? describe : describe.skip;
 onDebian('scripts/prebuild.mjs', () => {
   const prebuild = (module: string, out: string) =>
     runNode([join(projectRoot, 'scripts', 'prebuild.mjs'), '--module', module, '--out', out]);
 
-  it('puts beside the module what it needs, with licences', async () => {
+  it('copies the required libraries and their licenses next to the module', async () => {
     const out = directories.make();
     const { status, stdout, stderr } = await prebuild(join(projectRoot, 'build', 'Release', 'diffqkv.node'), out);
     expect({ status, stderr }).toEqual({ status: 0, stderr: '' });
@@ -107,11 +107,11 @@ onDebian('scripts/prebuild.mjs', () => {
     const names = readdirSync(folder);
     expect(names).toEqual(expect.arrayContaining(['LICENSES.txt', 'diffqkv.glibc.node', 'libgomp.so.1']));
     expect(stdout).toContain(`libgomp.so.1 => ${join(folder, 'libgomp.so.1')}`);
-    const licences = readFileSync(join(folder, 'LICENSES.txt'), 'utf8');
-    for (const name of names.filter((name) => /\.so\./.test(name))) expect(licences).toContain(`\n${name}: `);
+    const licenses = readFileSync(join(folder, 'LICENSES.txt'), 'utf8');
+    for (const name of names.filter((name) => /\.so\./.test(name))) expect(licenses).toContain(`\n${name}: `);
   });
 
-  it('refuses a module that looks elsewhere for its libraries, or wants newer systems than are served', async () => {
+  it('rejects a module that searches elsewhere for libraries or needs newer systems than supported', async () => {
     const folder = directories.make();
     const source = `
       #include <condition_variable>
@@ -128,8 +128,8 @@ onDebian('scripts/prebuild.mjs', () => {
     expect(status).toBe(1);
     expect(stderr).toContain('looks for libraries in /opt/lib');
     expect(stderr).toContain('has no DT_RPATH of $ORIGIN');
-    expect(stderr).toMatch(/libgomp\.so\.1 is taken from \/(usr\/)?lib/);
-    // GCC 11's library has no such version of condition_variable::wait, which GCC 12 and up ask for.
+    expect(stderr).toMatch(/libgomp\.so\.1 is loaded from \/(usr\/)?lib/);
+    // GCC 11's library lacks this version of condition_variable::wait, which GCC 12 and later need.
     if (!/^11\b/.test(spawnSync(process.env.CXX || 'g++', ['-dumpversion'], { encoding: 'utf8' }).stdout))
       expect(stderr).toMatch(/needs GLIBCXX_3\.4\.30/);
   });

@@ -1,5 +1,5 @@
-// What nvcc makes of the kernels is executed by an interpreter of PTX (test/ptx), on the calls of all operators, and
-// compared with the emulation. The interpreter has checks of its own.
+// Executes the PTX that nvcc makes of the kernels in an interpreter (test/ptx), with the calls of
+// all operators, and compares the results with the emulation. The interpreter has its own checks.
 
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
@@ -9,11 +9,17 @@ import { join } from 'node:path';
 const root = join(__dirname, '..');
 const program = join(root, 'build-cmake', 'ptx_check');
 
-/** Every kernel of cuda/*.cu, and one for each function of the device layer. A kernel more or less changes this number. */
+/**
+ * All kernels of cuda/*.cu, and one for each function of the device layer. A new or removed kernel
+ * changes this number.
+ */
 const numKernels = 189;
 const numChecks = 106;
 const seeds = 2;
-/** Of all instructions of the kernels; what is missing is mostly unrolled loops that are too long for small shapes. */
+/**
+ * The share of all kernel instructions that must run. The others are mostly unrolled loops that are
+ * too long for small shapes.
+ */
 const leastExecuted = 0.85;
 
 interface Result {
@@ -25,9 +31,9 @@ interface Result {
 if (!existsSync(program)) {
   it.skip(`SKIPPED: ${program} is not built (npm run build:test)`, () => {});
 } else {
-  it('the interpreter executes instructions as the ISA defines them, and finds faults', () => {
+  it('executes instructions as the ISA defines them, and detects faults', () => {
     const { stdout, stderr, signal } = spawnSync(program, ['--checks'], { encoding: 'utf8' });
-    if (signal) throw new Error(`ptx_check ended by ${signal}: ${stderr}`);
+    if (signal) throw new Error(`ptx_check ended with ${signal}: ${stderr}`);
     const checks = JSON.parse(stdout) as { name: string; wrong: string | null }[];
     expect(checks.filter(({ wrong }) => wrong !== null)).toEqual([]);
     expect(checks.length).toBe(numChecks);
@@ -36,7 +42,7 @@ if (!existsSync(program)) {
   const nvcc = spawnSync(process.env.CUDACXX || 'nvcc', ['--version']).status === 0;
   if (!nvcc) it.skip('SKIPPED: no nvcc on PATH or in CUDACXX', () => {});
   else
-    it('every kernel computes from its PTX what it computes as C++', () => {
+    it("computes the same from every kernel's PTX as from its C++", () => {
       const folder = mkdtempSync(join(tmpdir(), 'diffqkv-ptx-'));
       const json = join(folder, 'result.json');
       const script = join(root, 'scripts', 'test-ptx.mjs');

@@ -6,7 +6,7 @@ import { dequantizeRows, type QuantizedRows, quantizeRows } from './reference';
 
 const kinds = ['i8', 'f8e4m3'] as const;
 
-/** Rows of every kind that the rule tells apart, rounded to a type. */
+/** Rows of every kind that the rule distinguishes, rounded to a type. */
 function rows(type: FloatType, rowLength: number): Float32Array {
   const random = new Random(rowLength);
   const list: Float32Array[] = [];
@@ -26,10 +26,11 @@ function rows(type: FloatType, rowLength: number): Float32Array {
   ]) {
     for (const sign of [1, -1]) {
       add((i) => (i === rowLength - 1 ? sign * max : max * (random.uniform() - 0.5)));
-      add((i) => (i === 0 ? sign * max : (i % 2 ? max : -max) * 2 ** -random.integer(1, 24))); // down to f8's denormals
+      // Reaches f8's subnormals.
+      add((i) => (i === 0 ? sign * max : (i % 2 ? max : -max) * 2 ** -random.integer(1, 24)));
     }
   }
-  // Halves of i8's and of f8's steps under a scale of 1: ties. What lies beside them must not be taken for one.
+  // Ties: halves of i8's and f8's steps at a scale of 1. Adjacent values must not round like ties.
   add((i) => (i === 0 ? 127 : random.integer(-254, 253) / 2));
   add((i) => (i === 0 ? 127 : (random.integer(-127, 126) + 0.5) * (1 + random.integer(-1, 1) * 2 ** -9)));
   add((i) => {
@@ -47,7 +48,7 @@ function rows(type: FloatType, rowLength: number): Float32Array {
 }
 
 onEveryDevice((device) => {
-  /** Quantises on the device, with neighbours beside its outputs, and compares every code. */
+  /** Quantizes on the device, with guard memory next to the outputs, and compares every code. */
   async function check(tensors: Tensors, x: Float32Array, shape: number[], type: FloatType, dtype: QuantizedType) {
     const expected = quantizeRows(x, shape[shape.length - 1] as number, dtype);
     const filler = (): Int8Array | Uint8Array => expected.values.slice().fill(85);
@@ -71,7 +72,7 @@ onEveryDevice((device) => {
   }
 
   it.each((['f32', 'f16', 'bf16'] as const).flatMap((type) => kinds.map((dtype) => [type, dtype] as const)))(
-    '%s to %s, rows of every kind',
+    'quantizes %s to %s for rows of every kind',
     async (type, dtype) => {
       await withTensors(device(), async (tensors) => {
         for (const rowLength of [1, 7, 10, 32, 64, 96, 128, 256, 300]) {
@@ -82,7 +83,7 @@ onEveryDevice((device) => {
     },
   );
 
-  it.each(kinds)('%s: 2 to 4 axes, many rows, none', async (dtype) => {
+  it.each(kinds)('%s: supports 2 to 4 axes, many rows and no rows', async (dtype) => {
     const random = new Random(3);
     await withTensors(device(), async (tensors) => {
       for (const shape of [
@@ -99,7 +100,7 @@ onEveryDevice((device) => {
     });
   });
 
-  it.each(kinds)('%s: makes its outputs where none are given, the same bits each time', async (dtype) => {
+  it.each(kinds)('%s: allocates its outputs if none are given, with the same bits each time', async (dtype) => {
     await withTensors(device(), async (tensors) => {
       const data = new Random(4).normals(2 * 9 * 3 * 32, 0.1, 'f16');
       const x = tensors.make('f16', [2, 9, 3, 32], data);
@@ -120,7 +121,7 @@ onEveryDevice((device) => {
     });
   });
 
-  describe('refuses', () => {
+  describe('rejects', () => {
     const refuse = async (change: (a: Anything, tensors: Tensors) => void, ...inMessage: (string | RegExp)[]) =>
       withTensors(device(), async (tensors) => {
         const args: Anything = { x: tensors.make('f32', [2, 3, 8], new Float32Array(48)), dtype: 'i8' };
@@ -180,9 +181,9 @@ describe('the definition', () => {
     return [scales[0] as number, ...values];
   };
 
-  it('i8: scale rounded up to bf16, ties to even', () => {
+  it('i8: rounds the scale up to bf16, ties to even', () => {
     expect(codes('i8', 127, -127, 0.5, 1.5, 2.5, -0.5, -1.5, -63.5)).toEqual([1, 127, -127, 0, 2, 2, 0, -2, -64]);
-    // 127.001 / 127 is just above 1: the next bf16 is 1 + 2^-7, and 127.001 becomes 126.
+    // 127.001 / 127 is just above 1. The next bf16 is 1 + 2^-7, so 127.001 becomes 126.
     expect(codes('i8', 127.001, 0)).toEqual([1 + 2 ** -7, 126, 0]);
     expect(codes('i8', 2 ** -100)[0]).toBeGreaterThan(0);
     expect(codes('i8', 2 ** -100 * (1 - 2 ** -24), -0)).toEqual([0, 0, 0]);
@@ -197,7 +198,7 @@ describe('the definition', () => {
     expect(codes('f8e4m3', 0, -0)).toEqual([0, 0, 0]);
   });
 
-  it('f8e4m3: every code is its own nearest, and every value goes to the nearest of them', () => {
+  it('f8e4m3: rounds every code to itself and every value to the nearest code', () => {
     for (let code = 0; code < 256; code++) {
       const value = fromF8e4m3Bits(code);
       if (!Number.isNaN(value)) expect(toF8e4m3Bits(value)).toBe(code);
@@ -212,7 +213,7 @@ describe('the definition', () => {
     }
   });
 
-  it('values read back within half a step', () => {
+  it('reads values back within half a step', () => {
     for (const type of ['f32', 'bf16'] as const) {
       const x = rows(type, 64);
       for (const kind of kinds) {
@@ -222,7 +223,7 @@ describe('the definition', () => {
           const step =
             kind === 'i8' ? 1 : 2 ** Math.max(-9, Math.floor(Math.log2(Math.abs(x[i] as number) / scale)) - 3);
           if (Number.isNaN(scale) && Number.isNaN(value)) return;
-          if (Math.abs(x[i] as number) > 3e38) return; // rounded up it may be past f32
+          if (Math.abs(x[i] as number) > 3e38) return; // rounding up may exceed f32
           const limit = scale === 0 ? 2 ** -100 : scale * step * (0.5 + 2 ** -16);
           if (!(Math.abs(value - (x[i] as number)) <= limit)) throw new Error(`${kind}: ${x[i]} became ${value}`);
         });

@@ -1,5 +1,5 @@
-// The definition of each operator: plain loops in float64 over row-major arrays, written to be read, not to be fast.
-// Names of sizes and axes are those of csrc/backend/ops.h.
+// Defines each operator with plain float64 loops over row-major arrays, for clarity and not for
+// speed. Sizes and axes have the names of csrc/backend/ops.h.
 
 import { fromBf16Bits, fromF8e4m3Bits, type Numbers, type QuantizedType, roundHalfEven, toF8e4m3Bits } from './numbers';
 
@@ -27,8 +27,9 @@ export interface AttentionInput {
 }
 
 /**
- * Softmax attention. Q head i reads K head floor(i numKHeads / numQHeads) and V head floor(i numVHeads / numQHeads):
- * equation 3 of the paper. A query that sees no key gives 0 and lse = -Infinity.
+ * Softmax attention. Q head i reads K head floor(i numKHeads / numQHeads) and V head
+ * floor(i numVHeads / numQHeads): equation 3 of the paper. A query that sees no key has the output
+ * 0 and lse = -Infinity.
  * Returns out [batchSize, qLen, numQHeads, headDimVo] and lse [batchSize, numQHeads, qLen].
  */
 export function attention(input: AttentionInput): { out: Float64Array; lse: Float64Array } {
@@ -58,7 +59,7 @@ export function attention(input: AttentionInput): { out: Float64Array; lse: Floa
         for (let j = 0; j < visible; j++) {
           const vRow = ((b * kvLen + j) * numVHeads + vHead) * headDimVo;
           const weight = weights[j] as number;
-          if (input.selectiveV && weight === 0) continue; // a row that is not kept is not read
+          if (input.selectiveV && weight === 0) continue; // dropped rows are not read
           for (let d = 0; d < headDimVo; d++)
             out[outRow + d] = (out[outRow + d] as number) + weight * (v[vRow + d] as number);
         }
@@ -70,14 +71,17 @@ export function attention(input: AttentionInput): { out: Float64Array; lse: Floa
 
 function softmax(scores: number[]): { weights: number[]; logSumExp: number } {
   let max = Number.NEGATIVE_INFINITY;
-  for (const score of scores) max = Math.max(max, score); // Math.max passes NaN on
+  for (const score of scores) max = Math.max(max, score); // Math.max propagates NaN
   const weights = scores.map((score) => Math.exp(score - max));
   let sum = 0;
   for (const weight of weights) sum += weight;
   return { weights: weights.map((weight) => weight / sum), logSumExp: max + Math.log(sum) };
 }
 
-/** Selective V (paper, B.2): zeroes all weights but those of the topK highest scores; of equal ones the earlier wins. */
+/**
+ * Selective V (paper, B.2): zeroes all weights except those of the topK highest scores. The earlier
+ * of two equal scores wins.
+ */
 function keepLargest(scores: number[], weights: number[], { topK, renormalize }: SelectiveV): void {
   const order = scores.map((_, j) => j).sort((a, b) => (scores[b] as number) - (scores[a] as number) || a - b);
   for (const j of order.slice(topK)) weights[j] = 0;
@@ -87,18 +91,19 @@ function keepLargest(scores: number[], weights: number[], { topK, renormalize }:
   for (let j = 0; j < weights.length; j++) weights[j] = (weights[j] as number) / sum;
 }
 
-/** Rows of K or V as i8 or f8e4m3 with a scale, a bf16, for each. */
+/** Rows of K or V as i8 or f8e4m3, each with a bf16 scale. */
 export interface QuantizedRows {
-  values: Int8Array | Uint8Array; // i8 themselves, or the codes of f8e4m3
+  values: Int8Array | Uint8Array; // i8 values, or f8e4m3 codes
   scales: Float32Array; // [numRows]
 }
 
 const largest = { i8: 127, f8e4m3: 448 } as const;
 
 /**
- * Each row of x [numRows, rowLength], f32 values, by its largest magnitude m: scale = m / 127 or m / 448 in f32, rounded up
- * to bf16; value = x / scale in f32, rounded to nearest, ties to even. m < 2^-100: scale and values are 0. A NaN or an
- * infinity in the row: values are 0, and the scale is NaN.
+ * Quantizes each row of x [numRows, rowLength], f32 values, by its largest magnitude m: scale = m /
+ * 127 or m / 448 in f32, rounded up to bf16; value = x / scale in f32, rounded to nearest, ties to
+ * even. If m < 2^-100, scale and values are 0. If the row contains NaN or an infinity, values are 0
+ * and the scale is NaN.
  */
 export function quantizeRows(x: Float32Array, rowLength: number, type: QuantizedType): QuantizedRows {
   const { abs, fround, max } = Math;
@@ -107,7 +112,7 @@ export function quantizeRows(x: Float32Array, rowLength: number, type: Quantized
   for (let row = 0; row < scales.length; row++) {
     const [start, end] = [row * rowLength, (row + 1) * rowLength];
     let m = 0;
-    for (let i = start; i < end; i++) m = max(m, abs(x[i] as number)); // which passes NaN on
+    for (let i = start; i < end; i++) m = max(m, abs(x[i] as number)); // max propagates NaN
     if (!Number.isFinite(m)) scales[row] = Number.NaN;
     if (!(m >= 2 ** -100 && m < Infinity)) continue;
     const scale = bf16RoundedUp(fround(m / largest[type]));
@@ -120,7 +125,7 @@ export function quantizeRows(x: Float32Array, rowLength: number, type: Quantized
   return { values, scales };
 }
 
-/** The smallest bf16 that is not below a positive f32. */
+/** The smallest bf16 that is not below a positive f32 value. */
 function bf16RoundedUp(value: number): number {
   const bits = new Uint32Array(Float32Array.of(value).buffer)[0] as number;
   return fromBf16Bits((bits + 0xffff) >>> 16);
@@ -131,7 +136,7 @@ export function unscaledRows({ values }: QuantizedRows): Float32Array {
   return Float32Array.from(values, values instanceof Int8Array ? Number : fromF8e4m3Bits);
 }
 
-/** value * scale, row by row: exact, as it has at most 15 significant bits. */
+/** value * scale, row by row. Exact, because a product has at most 15 significant bits. */
 export function dequantizeRows(rows: QuantizedRows): Float32Array {
   const x = unscaledRows(rows);
   const rowLength = x.length / rows.scales.length;
@@ -178,7 +183,10 @@ export interface GatedMlpInput {
   outFeatures: number;
 }
 
-/** Augmented Q (paper, section 2), and with other matrices a layer's FFN: (silu(x gate^T) * (x up^T)) down^T. */
+/**
+ * Augmented Q (paper, section 2) and, with other matrices, a layer's FFN: (silu(x gate^T) * (x
+ * up^T)) down^T.
+ */
 export function augmentedQ(input: GatedMlpInput): Float64Array {
   const { x, gate, up, down, numTokens, inFeatures, innerSize, outFeatures } = input;
   const inner = siluMul(
@@ -188,7 +196,10 @@ export function augmentedQ(input: GatedMlpInput): Float64Array {
   return matmul(inner, down, numTokens, innerSize, outFeatures);
 }
 
-/** h = residual + x where there is a residual, else x; out = h / sqrt(mean(h^2) + eps) * weight, per token. */
+/**
+ * h = residual + x if there is a residual, else x; out = h / sqrt(mean(h^2) + eps) * weight, per
+ * token.
+ */
 export function rmsNorm(
   x: Numbers,
   weight: Numbers,
@@ -215,9 +226,9 @@ export interface Llama3RopeScaling {
 }
 
 /**
- * The frequencies of RoPE, theta^(-2d / headDim), d < headDim / 2; with Llama 3's scaling those of wavelengths past
- * original_max / low_freq_factor are divided by factor, those under original_max / high_freq_factor stay, and between
- * the two they are mixed linearly in original_max / wavelength.
+ * The frequencies of RoPE, theta^(-2d / headDim), d < headDim / 2. Llama 3's scaling divides those
+ * with wavelengths above original_max / low_freq_factor by factor, keeps those below original_max /
+ * high_freq_factor, and interpolates linearly in original_max / wavelength between the two.
  */
 export function ropeFrequencies(headDim: number, theta: number, scaling?: Llama3RopeScaling): Float64Array {
   return Float64Array.from({ length: headDim / 2 }, (_, d) => {
@@ -231,7 +242,10 @@ export function ropeFrequencies(headDim: number, theta: number, scaling?: Llama3
   });
 }
 
-/** Rotate-half RoPE of x [numTokens, numHeads, headDim]: dims d and d + headDim / 2 turn by position * frequency[d]. */
+/**
+ * Rotate-half RoPE of x [numTokens, numHeads, headDim]: dims d and d + headDim / 2 rotate by
+ * position * frequency[d].
+ */
 export function rope(
   x: Numbers,
   positions: ArrayLike<number>,
@@ -256,7 +270,7 @@ export function rope(
   return out;
 }
 
-/** table [vocabSize, hiddenSize], row by row of the tokens. */
+/** Looks up a row of table [vocabSize, hiddenSize] for each token. */
 export function embed(table: Numbers, tokens: ArrayLike<number>, hiddenSize: number): Float64Array {
   const out = new Float64Array(tokens.length * hiddenSize);
   for (let t = 0; t < tokens.length; t++) {

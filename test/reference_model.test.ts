@@ -1,4 +1,5 @@
-// The float64 model of the tests against the logits that came with the fixtures: two independent float64 computations.
+// The tests' float64 model against the logits in the fixtures: two independent float64
+// computations.
 
 import { readCheckpoint } from './checkpoints';
 import { logitError } from './compare';

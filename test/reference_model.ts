@@ -1,5 +1,5 @@
-// The Sigma model (and Llama, its special case) in float64 over a decoded checkpoint, augmented Q unfolded: the formulas
-// of the paper's section 2 in their order, without a cache.
+// The Sigma model (and Llama, its special case) in float64 over a decoded checkpoint, without
+// folding augmented Q: the formulas of the paper's section 2 in order, without a cache.
 
 import type { Numbers } from './numbers';
 import {
@@ -50,7 +50,7 @@ export function modelLogits(
   const headDim = config.head_dim ?? hiddenSize / numQHeads;
   const eps = config.rms_norm_eps as number;
   const headDimVo = config.value_head_dim ?? headDim;
-  const headDimK = config.key_head_dim ?? headDim; // of K as it is cached
+  const headDimK = config.key_head_dim ?? headDim; // the head size of cached K
   const turned = (x: Numbers, heads: number, size: number): Float64Array =>
     rope(
       x,

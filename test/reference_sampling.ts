@@ -1,4 +1,4 @@
-// The definition of sampling: the filters of csrc/backend/ops.h in their order, and the random number they end with.
+// Defines sampling: the filters of csrc/backend/ops.h in order, and the random number for the draw.
 
 export interface Sampling {
   temperature: number;
@@ -34,7 +34,10 @@ export function uniform(seed: bigint, step: number): number {
   return Number((first << 21n) | (second >> 11n)) * 2 ** -53;
 }
 
-/** The token that is drawn from `logits`; `history` are the tokens before it. Also how near the draw was to another one. */
+/**
+ * The token drawn from `logits` after the tokens of `history`. Also returns how close the draw was
+ * to another token.
+ */
 export function sample(
   logits: ArrayLike<number>,
   history: readonly number[],
@@ -47,7 +50,7 @@ export function sample(
     const score = scores[token] as number;
     scores[token] = score > 0 ? score / repetitionPenalty : score * repetitionPenalty;
   }
-  // The most likely first; of equal ones the lower token.
+  // Most likely first; of equal ones the lower token first.
   let kept = scores.map((score, token) => ({ score, token })).sort((a, b) => b.score - a.score || a.token - b.token);
   if (temperature === 0) {
     const [first, second] = kept;

@@ -33,7 +33,7 @@ onEveryDevice((device) => {
       });
     });
 
-    it.each(sizes)('with a residual, which becomes the sum: %i tokens of %i', async (numTokens, hiddenSize) => {
+    it.each(sizes)('adds the residual and stores the sum in it: %i tokens of %i', async (numTokens, hiddenSize) => {
       const random = new Random(hiddenSize + 1);
       const x = random.normals(numTokens * hiddenSize, 0.1, type);
       const residual = random.normals(numTokens * hiddenSize, 0.1, type);
@@ -54,7 +54,7 @@ onEveryDevice((device) => {
       });
     });
 
-    it('zeros, tiny and large values, and NaN in its own row', async () => {
+    it('handles zeros, tiny and large values, and keeps NaN in its row', async () => {
       const weight = new Float32Array(64).fill(1);
       const x = new Float32Array(4 * 64);
       x.fill(2 ** -20, 64, 128);

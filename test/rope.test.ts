@@ -17,7 +17,7 @@ onEveryDevice((device) => {
     ])('%i tokens, %i heads of %i, theta %d', async (numTokens, numHeads, headDim, theta) => {
       const random = new Random(headDim);
       const x = random.normals(numTokens * numHeads * headDim, 0.1, type);
-      // Far positions too: an angle formed in f32 has lost its third digit at 100,000.
+      // Includes far positions: an angle computed in f32 loses its third digit at 100,000.
       const positions = Int32Array.from(
         { length: numTokens },
         (_, t) => [0, 1, 100_000, 131_071, 17, 4095, 1_000_003][t] as number,
@@ -34,7 +34,7 @@ onEveryDevice((device) => {
       });
     });
 
-    it('position 0 changes nothing, in place works', async () => {
+    it('changes nothing at position 0, and works in place', async () => {
       const x = new Random(5).normals(2 * 4 * 64, 1, type);
       await withTensors(device(), async (tensors) => {
         const xs = tensors.make(type, [2, 4, 64], x);

@@ -1,4 +1,5 @@
-// Sampling through generate: each token against the reference on the logits that a second session returns.
+// Sampling through generate: compares each token with the reference, applied to the logits of a
+// second session.
 
 import { Model } from '../lib/index';
 import { randomCheckpoint } from './checkpoints';
@@ -7,7 +8,7 @@ import { onEveryDevice, reduced } from './devices';
 import { philox4x32, type Sampling, sample, uniform } from './reference_sampling';
 
 describe('the reference', () => {
-  it('is Philox: the known answers of the Random123 distribution', () => {
+  it('implements Philox with the known answers of the Random123 distribution', () => {
     const hex = (words: bigint[]): string => words.map((word) => word.toString(16).padStart(8, '0')).join(' ');
     expect(hex(philox4x32([0n, 0n, 0n, 0n], [0n, 0n]))).toBe('6627e8d5 e169c58d bc57ac4c 9b00dbd8');
     const ones = 0xffffffffn;
@@ -23,7 +24,7 @@ describe('the reference', () => {
     expect(Math.abs(sum / 20_000 - 0.5)).toBeLessThan(0.01);
   });
 
-  it('filters as it says', () => {
+  it('filters as defined', () => {
     const logits = [Math.log(4), Math.log(1), Math.log(3), Math.log(2)];
     const draws = (options: Partial<Sampling>, history: number[] = []): number[] => {
       const seen = new Set<number>();
@@ -59,7 +60,7 @@ const settings: [string, Partial<Sampling>][] = [
   ['a seed of 64 bits', { temperature: 1, seed: 0xfedcba9876543210n }],
   ['top 1', { temperature: 1, topK: 1 }],
   ['top 7', { temperature: 2, topK: 7 }],
-  ['top more than there are', { temperature: 1, topK: 100_000 }],
+  ['topK above the vocabulary', { temperature: 1, topK: 100_000 }],
   ['top-p 0.5', { temperature: 2, topP: 0.5 }],
   ['top-p 0.95', { temperature: 2, topP: 0.95, seed: 9n }],
   ['top-p tiny', { temperature: 2, topP: 1e-6 }],
@@ -80,7 +81,7 @@ onEveryDevice((device) => {
   afterAll(() => model?.dispose());
   const prompt = [3, 250, 17, 17, 42];
 
-  it.each(settings)("%s: every token is the reference's", async (_, options) => {
+  it.each(settings)("draws the reference's tokens: %s", async (_, options) => {
     const sampling = { ...plain, ...options };
     const maxTokens = reduced ? 20 : 60;
     const { tokens } = await model.generate(prompt, { ...sampling, maxTokens }).result;
@@ -90,7 +91,7 @@ onEveryDevice((device) => {
     let numClose = 0;
     for (const [step, token] of tokens.entries()) {
       const expected = sample(logits, history, sampling, step);
-      // Logits come from the same device, yet a session of one's own may round otherwise: a draw on an edge may fall either way.
+      // The second session may round differently, so a draw at an edge may go either way.
       if (expected.margin < 1e-6) numClose++;
       else expect(token).toBe(expected.token);
       history.push(token);
@@ -101,7 +102,7 @@ onEveryDevice((device) => {
     session.dispose();
   });
 
-  it('the same seed gives the same tokens, another one others; none gives a random one', async () => {
+  it('repeats tokens for an equal seed, changes them for another, and draws a random seed by default', async () => {
     const run = async (seed?: number | bigint): Promise<string> =>
       (await model.generate(prompt, { temperature: 1, seed, maxTokens: 30 }).result).tokens.join();
     expect(await run(5)).toBe(await run(5));
@@ -110,7 +111,7 @@ onEveryDevice((device) => {
     expect(await run()).not.toBe(await run());
   });
 
-  it('top 1, min-p 1 and a tiny top-p are greedy', async () => {
+  it('is greedy with top 1, min-p 1 or a tiny top-p', async () => {
     const greedy = (await model.generate(prompt, { maxTokens: 20 }).result).tokens;
     const session = await model.createSession();
     expect(greedy[0]).toBe(argmax(await session.prefill(prompt)));
@@ -122,7 +123,7 @@ onEveryDevice((device) => {
     }
   });
 
-  it('the penalty applies to the tokens that a session held before', async () => {
+  it('penalizes the tokens that the session contained before', async () => {
     const session = await model.createSession();
     await session.prefill(prompt);
     const { tokens } = await model.generate([8], { session, repetitionPenalty: 1.5, maxTokens: 30 }).result;
@@ -139,7 +140,7 @@ onEveryDevice((device) => {
     other.dispose();
   });
 
-  it('the penalty forgets the tokens that were truncated', async () => {
+  it('does not penalize truncated tokens', async () => {
     const session = await model.createSession();
     await model.generate([...prompt, 8, 9, 10], { session, repetitionPenalty: 1.5, maxTokens: 20 }).result;
     await session.truncate(prompt.length);
@@ -179,7 +180,7 @@ onEveryDevice((device) => {
     }
     for (const [i, { token }] of top.entries()) {
       const p = (weights[i] as number) / total;
-      // Five standard deviations.
+      // The limit is five standard deviations.
       expect(Math.abs((counts.get(token) ?? 0) / rounds - p)).toBeLessThan(
         5 * Math.sqrt((p * (1 - p)) / rounds) + 1e-9,
       );
@@ -229,7 +230,7 @@ onEveryDevice((device) => {
           options,
         ] as const,
     ),
-  )('refuses %s', async (_, options) => {
+  )('rejects %s', async (_, options) => {
     // biome-ignore lint/suspicious/noExplicitAny: what a caller without types may pass
     await expect(model.generate(prompt, options as any).result).rejects.toMatchObject({
       code: 'ERR_INVALID_ARGUMENT',

@@ -1,6 +1,6 @@
-// scripts/sass.js and scripts/check-sass.js: what is counted in a kernel's main loops, on three short
-// kernels written for this test, and that a table with better figures makes the check fail. No
-// disassembler is needed.
+// Tests scripts/sass.js and scripts/check-sass.js: the counts of a kernel's main loops on three
+// short kernels written for this test, and the failure of the check against a table with better
+// figures. Needs no disassembler.
 
 import { chmodSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -57,8 +57,8 @@ function listing(name: string, lines: string): string {
   return `\t.section\t.text.${name},"ax",@progbits\n${head}${body.join('\n')}\n`;
 }
 
-// A product of a row: the weights of the next iteration are loaded into R20 to R27 and moved to R8
-// to R15, where this iteration reads them. x is loaded into R16.
+// A product of one row. The weights of the next iteration are loaded into R20 to R27 and moved to
+// R8 to R15, where this iteration reads them. x is loaded into R16.
 const PREFETCH = `
   LDC R1, c[0x0][0x28]
   @!P1 LDG.E.128.CONSTANT R8, desc[UR4][R2.64]
@@ -88,8 +88,8 @@ const PREFETCH = `
   BRA \`(.L_x_2)
 `;
 
-// The same with two sets of registers and two pieces an iteration: no moves, and each set is loaded
-// a piece ahead.
+// The same with two sets of registers and two pieces per iteration: no moves, and each set is
+// loaded one piece ahead.
 const TWO_SETS = `
   LDG.E.128.CONSTANT R8, desc[UR4][R2.64] {sets 1}
 .L_x_0:
@@ -104,9 +104,9 @@ const TWO_SETS = `
   EXIT
 `;
 
-// A tile a turn: the loop over pieces copies them to shared memory, 10 instructions of which one is
-// LDGSTS; the tile loop multiplies. Threads that have diverged take the path at .L_x_9, which is
-// none of the loop's.
+// One tile per iteration. The loop over pieces copies the tile to shared memory with 10
+// instructions, one of them LDGSTS; the tile loop multiplies. Diverged threads take the path at
+// .L_x_9, which is not part of the loop.
 const TILES = `
   S2R R0, SR_TID.X
 .L_x_3:
@@ -180,7 +180,7 @@ describe('the reader of SASS', () => {
     expect(only(TWO_SETS)).toMatchObject({ ...counts, inFlightAtLeast: 1 });
   });
 
-  it('sees a prefetch that shares its scoreboard with what is waited for', () => {
+  it('detects a prefetch that shares its scoreboard with a load that is waited for', () => {
     const shared = TWO_SETS.replaceAll('{sets 2}', '{sets 1}').replaceAll('{waits 0 2}', '{waits 0 1}');
     expect(only(shared)).toMatchObject({ inFlightAtFirstWait: 2, inFlightAtMost: 2, inFlightAtLeast: 0 });
   });
@@ -197,8 +197,8 @@ describe('the reader of SASS', () => {
 
   it.each([
     ['read before the back-edge', '  @!P0 BRA `(.L_x_0)\n', '  IADD3 R50, R8, R9, RZ\n  @!P0 BRA `(.L_x_0)\n', 6],
-    ['of what the iteration has computed', 'MOV R9, R21', 'MOV R9, R2', 7],
-    ['of what was there before the loop', 'MOV R9, R21', 'MOV R9, R50', 7],
+    ['of a value that the iteration computed', 'MOV R9, R21', 'MOV R9, R2', 7],
+    ['of a value from before the loop', 'MOV R9, R21', 'MOV R9, R50', 7],
     ['of a constant', 'MOV R9, R21', 'MOV R9, 0x8', 7],
     ['that negates', 'IMAD.MOV.U32 R10, RZ, RZ, R22', 'IMAD.MOV R10, RZ, RZ, -R22', 7],
     ['that no iteration reads', 'MOV R9, R21', 'MOV R60, R21', 7],
@@ -207,7 +207,7 @@ describe('the reader of SASS', () => {
     expect(only(PREFETCH.replace(from, to))).toMatchObject({ carriedMoves: moves });
   });
 
-  it('counts nested loops apart, and not the path of diverged threads', () => {
+  it('counts nested loops separately, without the path of diverged threads', () => {
     const [kernel] = readSass(listing('tiles', TILES));
     expect(kernel?.loops).toEqual([
       expect.objectContaining({ depth: 1, instructions: 16, hmma: 2, ldgsts: 0, loads: 1, barriers: 1, spills: 1 }),
@@ -215,7 +215,7 @@ describe('the reader of SASS', () => {
     ]);
   });
 
-  it('reads several functions, and finds no main loop where there is none', () => {
+  it('reads several functions, and finds no main loop in a function without one', () => {
     const text = `\t.target\tsm_90a\n${listing('tiles', TILES)}${listing('copy', 'LDG.E.128 R4, desc[UR4][R2.64]\nEXIT')}`;
     expect(readSass(text).map(({ name, loops }) => [name, loops.length])).toEqual([
       ['tiles', 2],
@@ -223,7 +223,7 @@ describe('the reader of SASS', () => {
     ]);
   });
 
-  it('rejects what it cannot follow', () => {
+  it('rejects input that it cannot parse', () => {
     expect(() => readSass(listing('kernel', 'BRX R4 -0x10\nEXIT'))).toThrow('a branch without a label');
     expect(() => readSass('.text.kernel:\n        /*0000*/                   EXIT ;')).toThrow('with its encoding');
     expect(() => readSass(listing('kernel', 'BRA `(.L_x_7)\nEXIT'))).toThrow('no label .L_x_7');
@@ -244,11 +244,11 @@ describe('the comparison with the committed table', () => {
   };
   const compare = (change: Partial<MainLoop>) => compareLoops({ k: [loop] }, { k: [{ ...loop, ...change }] });
 
-  it('finds nothing between equals, and a count of 0 may be left out', () => {
+  it('finds no difference between equal tables, and treats a missing count as 0', () => {
     expect(compare({ carriedMoves: 0, barriers: 0, spills: 0 })).toEqual({ worse: [], better: [] });
   });
 
-  it('instructions may grow by the leeway, and no more', () => {
+  it('allows more instructions only within the leeway', () => {
     expect(compare({ instructions: 1000 * (1 + LEEWAY) })).toEqual({ worse: [], better: [] });
     expect(compare({ instructions: 1000 * (1 + LEEWAY) + 1 })).toEqual({
       worse: ['k: loop 1: instructions per HMMA 31.25 -> 31.91', 'k: loop 1: instructions per LDGSTS 62.5 -> 63.81'],
@@ -262,7 +262,7 @@ describe('the comparison with the committed table', () => {
     ['inFlightAtFirstWait', 7, 9],
     ['inFlightAtMost', 10, 12],
     ['inFlightAtLeast', 1, 3],
-  ])('%s: one fewer is worse, one more is better', (name, fewer, more) => {
+  ])('%s: counts one fewer as worse and one more as better', (name, fewer, more) => {
     expect(compare({ [name]: fewer })).toMatchObject({
       worse: [expect.stringContaining('loads in flight')],
       better: [],
@@ -273,11 +273,11 @@ describe('the comparison with the committed table', () => {
     });
   });
 
-  it.each(['carriedMoves', 'spills'])('%s: one is worse than none', (name) => {
+  it.each(['carriedMoves', 'spills'])('%s: counts one as worse than none', (name) => {
     expect(compare({ [name]: 1 }).worse).toEqual([expect.stringMatching(/ 0 -> 1$/)]);
   });
 
-  it('a kernel or a loop of which only one of the two knows is worse', () => {
+  it('counts a kernel or a loop that only one side has as worse', () => {
     expect(compareLoops({ k: [loop] }, {}).worse).toEqual(['k: in the committed table, but not compiled']);
     expect(compareLoops({}, { k: [loop] }).worse).toEqual(['k: not in the committed table']);
     const one = { instructions: 20, ldgsts: 1 };
@@ -293,14 +293,14 @@ describe('the check', () => {
   const cubin = join(folder, 'a.cubin');
   const program = join(folder, 'disassemble');
   beforeAll(() => {
-    // A disassembler that prints the file.
+    // A replacement for the disassembler that prints the file.
     writeFileSync(program, '#!/bin/sh\nexec cat "$3"\n');
     chmodSync(program, 0o755);
     writeFileSync(cubin, listing('_Zprefetch', PREFETCH) + listing('_Ztiles', TILES));
   });
   afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
-  /** What it prints, and how many figures are worse. */
+  /** Returns the check's output and the number of worse figures. */
   function check(options: object = {}): { worse: number; printed: string } {
     let printed = '';
     const log = jest.spyOn(console, 'log').mockImplementation((line) => {
@@ -322,7 +322,7 @@ describe('the check', () => {
     }
   }
 
-  it('writes a table, with which it then agrees', () => {
+  it('writes a table that it then agrees with', () => {
     expect(check()).toMatchObject({ worse: 0, printed: expect.stringContaining('not compared: there is no') });
     check({ write: true });
     const { nvcc, kernels } = JSON.parse(readFileSync(table, 'utf8'));
@@ -333,7 +333,7 @@ describe('the check', () => {
     expect(printed).toMatch(/^ +0x40 +1 +16 +2 +8\.0 +- +- +3 +3 +3 +- +8 +- +-$/m);
   });
 
-  it('fails against a table that is better, and says where', () => {
+  it('fails against a better table, and says where', () => {
     check({ write: true });
     const text = readFileSync(table, 'utf8');
     writeFileSync(
@@ -346,7 +346,7 @@ describe('the check', () => {
     expect(printed).toContain('worse: a.cu tiles: loop 2: instructions per LDGSTS 8 -> 10\n');
   });
 
-  it('compares nothing with the table of another nvcc, nor without the names of kernels', () => {
+  it('compares nothing against the table of another nvcc or without kernel names', () => {
     check({ write: true });
     writeFileSync(table, readFileSync(table, 'utf8').replace('"carriedMoves":8', '"carriedMoves":0'));
     expect(check()).toMatchObject({ worse: 1 });

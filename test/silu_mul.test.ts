@@ -32,7 +32,7 @@ onEveryDevice((device) => {
       });
     });
 
-    it('far from zero, at zero, infinities and NaN', async () => {
+    it('handles values far from zero, zero, infinities and NaN', async () => {
       const values = [
         0,
         1e-6,

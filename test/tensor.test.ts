@@ -1,4 +1,4 @@
-// Tensors: conversions on the way in and out, of every type.
+// Tensors: conversions of input and output values of every type.
 
 import { onEveryDevice } from './devices';
 import { fromBf16Bits, fromF8e4m3Bits, fromF16Bits, Random, roundTo, toBf16Bits, toF16Bits } from './numbers';
@@ -7,7 +7,7 @@ onEveryDevice((device) => {
   it.each([
     ['bf16', fromBf16Bits],
     ['f16', fromF16Bits],
-  ] as const)('%s: all 65,536 codes, in as they are and out as f32', async (type, decode) => {
+  ] as const)('%s: keeps all 65,536 codes of raw input, read as f32', async (type, decode) => {
     const codes = Uint16Array.from({ length: 65536 }, (_, i) => i);
     const tensor = device().tensor(type, [256, 256], codes);
     expect([tensor.dtype, tensor.shape, tensor.byteLength]).toEqual([type, [256, 256], 131072]);
@@ -24,12 +24,12 @@ onEveryDevice((device) => {
   it.each([
     ['bf16', toBf16Bits, fromBf16Bits],
     ['f16', toF16Bits, fromF16Bits],
-  ] as const)('%s: f32 in is rounded to nearest even', async (type, encode, decode) => {
+  ] as const)('%s: rounds f32 input to nearest even', async (type, encode, decode) => {
     const random = new Random(1);
     const bits = new Float32Array(
       Uint32Array.from({ length: 20_000 }, () => Math.floor(random.uniform() * 2 ** 32)).buffer,
     );
-    // Random values, and the midpoints between neighbouring codes with their neighbours in f32.
+    // Random values, and the midpoints between adjacent codes with their neighbors in f32.
     const list = [
       ...bits.map((x) => (Number.isNaN(x) ? 1 : x)),
       0,
@@ -63,7 +63,7 @@ onEveryDevice((device) => {
     nan.dispose();
   });
 
-  it('f8e4m3: all codes out, every f32 to the nearest of them, past the range NaN', async () => {
+  it('f8e4m3: reads all codes, and writes every f32 as the nearest code or as NaN past the range', async () => {
     const codes = Uint8Array.from({ length: 256 }, (_, i) => i);
     const tensor = device().tensor('f8e4m3', [256], codes);
     expect([...(await tensor.read())].map((x, i) => Object.is(x, fromF8e4m3Bits(i)))).toEqual(
@@ -92,7 +92,7 @@ onEveryDevice((device) => {
     rounded.dispose();
   });
 
-  it('integers, raw and read as f32', async () => {
+  it('keeps integers raw, and reads them as f32', async () => {
     const i32 = device().tensor('i32', [3], Int32Array.of(-(2 ** 31), 5, 2 ** 24));
     expect([...(await i32.read())]).toEqual([-(2 ** 31), 5, 2 ** 24]);
     const raw = new Int32Array(3);
@@ -104,7 +104,7 @@ onEveryDevice((device) => {
     i8.dispose();
   });
 
-  it('zeros without data, empty ones, scalars, many elements', async () => {
+  it('creates zeros without data, empty tensors, scalars and large tensors', async () => {
     const zeros = device().tensor('f32', [1000]);
     expect((await zeros.read()).every((x) => Object.is(x, 0))).toBe(true);
     const empty = device().tensor('bf16', [3, 0, 2]);
@@ -117,7 +117,7 @@ onEveryDevice((device) => {
     for (const tensor of [zeros, empty, scalar, large]) tensor.dispose();
   });
 
-  it('write replaces the values, in the order of the calls; arrays are copied at the call', async () => {
+  it('writes values in the order of the calls, and copies arrays at the call', async () => {
     const data = Float32Array.of(1, 2, 3);
     const tensor = device().tensor('f32', [3], data);
     data.fill(9);

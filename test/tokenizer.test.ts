@@ -25,7 +25,7 @@ async function load(directory: string): Promise<Tokenizer> {
   return tokenizer;
 }
 
-/** Decodes token by token; fails where a piece holds half a character. */
+/** Decodes token by token. Fails if a piece contains half a character. */
 function streamed(tokenizer: Tokenizer, tokens: readonly number[]): string[] {
   const stream = tokenizer.stream();
   const pieces = [...tokens.map((token) => stream.push(token)), stream.flush()];
@@ -90,17 +90,17 @@ describe("the embedded model's tokenizer", () => {
   });
 
   it.each(texts.map((text) => [JSON.stringify(text).slice(0, 40), text]))(
-    'round trip, whole and streamed: %s',
+    'round-trips a text, whole and streamed: %s',
     (_, text) => {
       const tokens = tokenizer.encode(text as string, { addSpecialTokens: false });
       expect(tokenizer.decode(tokens)).toBe(text);
       const pieces = streamed(tokenizer, tokens);
       expect(pieces.join('')).toBe(text);
-      expect(pieces[pieces.length - 1]).toBe(''); // well-formed text leaves nothing over
+      expect(pieces[pieces.length - 1]).toBe(''); // well-formed text leaves nothing pending
     },
   );
 
-  it('never splits a character: 300 random texts of all planes', () => {
+  it('never splits a character of 300 random texts from all planes', () => {
     const random = new Random(11);
     for (let i = 0; i < 300; i++) {
       const length = random.integer(1, 40);
@@ -116,19 +116,19 @@ describe("the embedded model's tokenizer", () => {
     }
   });
 
-  it("gives the whole's text for any tokens, broken bytes included", () => {
+  it('streams the same text as decode for any tokens, including invalid bytes', () => {
     const random = new Random(12);
     for (let i = 0; i < 500; i++) {
       const tokens = random.tokens(random.integer(1, 30), 4096);
-      const bytes = random.tokens(10, 256); // single bytes: most are no character alone
+      const bytes = random.tokens(10, 256); // single bytes: most are not a whole character
       expect(streamed(tokenizer, tokens).join('')).toBe(tokenizer.decode(tokens));
       expect(streamed(tokenizer, bytes).join('')).toBe(tokenizer.decode(bytes));
     }
   });
 
-  it('a character of four bytes comes with its last byte', () => {
+  it('emits a character of four bytes with its last byte', () => {
     const tokens = [...Buffer.from('é😀x')].map((byte) => {
-      // The byte-level alphabet: a token of one byte each.
+      // The byte-level alphabet has one token per byte.
       for (let id = 0; id < 256; id++)
         if (Buffer.compare(Buffer.from(singleByte(tokenizer, id)), Buffer.from([byte])) === 0) return id;
       throw new Error(`no token for byte ${byte}`);
@@ -138,7 +138,7 @@ describe("the embedded model's tokenizer", () => {
     expect(streamed(tokenizer, [...tokens.slice(0, 4), tokens[6] as number])).toEqual(['', 'é', '', '', '\ufffdx', '']);
   });
 
-  it('refuses what is no text and no token', async () => {
+  it('rejects values that are not text or tokens', async () => {
     // biome-ignore lint/suspicious/noExplicitAny: what a caller without types may pass
     for (const text of [5, null, undefined, {}, ['a']] as any[])
       expect((await errorOf(() => tokenizer.encode(text))).code).toBe('ERR_INVALID_ARGUMENT');
@@ -161,7 +161,10 @@ describe("the embedded model's tokenizer", () => {
     );
   });
 
-  /** The byte that token `id` of the first 256 stands for, found by decoding it behind a lead byte where it needs one. */
+  /**
+   * The bytes of token `id` of the first 256, found by decoding it after a lead byte if it needs
+   * one.
+   */
   function singleByte(of: Tokenizer, id: number): number[] {
     byteOf ??= bytesOfTokens(of);
     return [byteOf[id] as number];
@@ -169,7 +172,8 @@ describe("the embedded model's tokenizer", () => {
   let byteOf: number[] | undefined;
   function bytesOfTokens(of: Tokenizer): number[] {
     const result: number[] = [];
-    // Encoding a text gives one token per byte where no merge applies; learn the alphabet from characters alone.
+    // Encoding a text produces one token per byte if no merge applies, so single characters reveal
+    // the alphabet.
     for (let code = 0; code < 0x800; code++) {
       const text = String.fromCodePoint(code);
       const ids = of.encode(text, { addSpecialTokens: false });
@@ -192,7 +196,8 @@ describe("the embedded model's tokenizer", () => {
 });
 
 describe('other kinds of tokenizer', () => {
-  // SentencePiece as Llama 2 has it: a space is U+2581, bytes that no piece covers are <0x..>, one leading space is dropped.
+  // SentencePiece in Llama 2's form: a space is U+2581, bytes without a piece are <0x..>, and one
+  // leading space is dropped.
   const pieces = [
     '<unk>',
     '<s>',
@@ -243,7 +248,7 @@ describe('other kinds of tokenizer', () => {
   };
   const id = (piece: string): number => pieces.indexOf(piece);
 
-  it('SentencePiece with byte fallback', async () => {
+  it('supports SentencePiece with byte fallback', async () => {
     const tokenizer = await load(
       write({
         'tokenizer.json': sentencePiece,
@@ -262,7 +267,7 @@ describe('other kinds of tokenizer', () => {
     expect(stream.push(id('▁Hello'))).toBe(' Hello');
   });
 
-  it('WordPiece', async () => {
+  it('supports WordPiece', async () => {
     const vocab = { '[UNK]': 0, un: 1, '##believ': 2, '##able': 3, '!': 4 };
     const tokenizer = await load(
       write({
@@ -285,7 +290,7 @@ describe('other kinds of tokenizer', () => {
     expect(tokenizer.encode('unbelievable!')).toEqual([1, 2, 3, 4]);
   });
 
-  it('refuses a decoder that it does not know, by name', async () => {
+  it('rejects an unknown decoder by its name', async () => {
     const directory = write({ 'tokenizer.json': { ...sentencePiece, decoder: { type: 'Telepathy' } } });
     const error = await errorOf(() => Tokenizer.fromDirectory(directory));
     expect([error.code, error.message]).toEqual([
@@ -294,7 +299,7 @@ describe('other kinds of tokenizer', () => {
     ]);
   });
 
-  it('is null where there is no tokenizer.json', async () => {
+  it('is null without tokenizer.json', async () => {
     expect(await Tokenizer.fromDirectory(write({}))).toBeNull();
   });
 
@@ -318,7 +323,7 @@ describe('other kinds of tokenizer', () => {
       'tokenizer.json',
     ],
     ['config not JSON', { 'tokenizer.json': sentencePiece, 'tokenizer_config.json': 'x' }, 'tokenizer_config.json'],
-  ])('a broken file is ERR_INVALID_CHECKPOINT with its name: %s', async (_, files, name) => {
+  ])('rejects a broken file with ERR_INVALID_CHECKPOINT and its name: %s', async (_, files, name) => {
     const error = await errorOf(() => Tokenizer.fromDirectory(write(files)));
     expect([error.code, error.message]).toEqual(['ERR_INVALID_CHECKPOINT', expect.stringContaining(name)]);
   });
@@ -358,7 +363,7 @@ describe('other kinds of tokenizer', () => {
       );
     });
 
-    it('refuses what are no messages, and says what a template refuses', async () => {
+    it('rejects invalid messages, and reports the error that a template raises', async () => {
       const refusing = "{% if messages[0].role != 'user' %}{{ raise_exception('user first') }}{% endif %}ok";
       const tokenizer = await load(
         write({ 'tokenizer.json': sentencePiece, 'tokenizer_config.json': { ...config, chat_template: refusing } }),
@@ -378,13 +383,13 @@ describe('the limits of a chat template', () => {
   const render = (template: string, count: number) =>
     renderLimited('a template', new Template(template), { messages: messages(count) });
 
-  it('let a text grow by the messages of a long chat', () => {
+  it('allow a text to grow by the messages of a long chat', () => {
     const template =
       '{% set ns = namespace(text="") %}{% for m in messages %}{% set ns.text = ns.text + m.role + m.content %}{% endfor %}{{ ns.text }}';
     expect(render(template, 2000)).toBe(`user${'x'.repeat(400)}`.repeat(2000));
   });
 
-  it('stop one that doubles a text, and one that keeps every array on its way', () => {
+  it('stop a template that doubles a text, and one that keeps every intermediate array', () => {
     const doubles =
       '{% set ns = namespace(text="x") %}{% for i in range(60) %}{% set ns.text = ns.text + ns.text %}{% endfor %}';
     const keeps =

@@ -1,4 +1,4 @@
-// The exports of the module: what lib/addon.ts calls NativeAddon. Nothing here is shared between environments but code.
+// The module, NativeAddon in lib/addon.ts. Environments share only its code.
 #include "addon/addon.h"
 
 #include <memory>
@@ -18,7 +18,7 @@ AddonData& addon_data(Napi::Env env) { return *env.GetInstanceData<AddonData>();
 
 namespace {
 
-constexpr size_t kRoomOfWatchdog = size_t{4} << 20;
+constexpr size_t kWatchdogBytes = size_t{4} << 20;
 
 template <typename Class>
 void define_class(Napi::Env env) {
@@ -34,16 +34,17 @@ Napi::Value list_devices(const Napi::CallbackInfo& info) {
   });
 }
 
-// Node's watchdog over a script of node:vm takes a thread, and ends the process where it cannot have one.
+// Node runs a script of node:vm with a time limit by starting a thread, and aborts the process if
+// it cannot. So a caller asks first whether a thread and its memory are available.
 Napi::Value demand_thread(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     try {
-      const std::unique_ptr<void, void (*)(void*)> room(::operator new(kRoomOfWatchdog),
-                                                        [](void* p) { ::operator delete(p); });
+      const std::unique_ptr<void, void (*)(void*)> memory(::operator new(kWatchdogBytes),
+                                                          [](void* p) { ::operator delete(p); });
       std::thread([] {}).join();
     } catch (const std::exception& error) {
-      fail(ErrorCode::out_of_memory, "cannot start a thread to watch over what a checkpoint has programmed (%s)",
-           error.what());
+      fail(ErrorCode::out_of_memory,
+           "cannot start the thread that limits the time of a checkpoint's template or pattern: %s", error.what());
     }
     return info.Env().Undefined();
   });
@@ -51,9 +52,9 @@ Napi::Value demand_thread(const Napi::CallbackInfo& info) {
 
 Napi::Value create_cancel(const Napi::CallbackInfo& info) { return construct<CancelObject>(info.Env(), {}); }
 
-// On process.exit() Node leaves by exit(), without the environment's hooks: the libraries that executor threads stand in
-// would be taken down under them. So the threads are stopped when the process says that it exits; once for each JS
-// thread, however many environments it loads this module into.
+// process.exit() calls exit() without the cleanup hooks of the environment. Static objects of
+// libraries would then be destroyed while executor threads use them. So the threads are stopped in
+// the 'exit' event of the process. Installed once per JS thread, for all its environments.
 void stop_at_exit(Napi::Env env) {
   thread_local bool installed = false;
   if (installed) return;

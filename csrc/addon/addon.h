@@ -1,4 +1,5 @@
-// What one environment (the main thread or a worker) keeps, and how its JS objects are made and recognised.
+// The state of one environment (the main thread or a worker), and the creation and type checks of
+// its JS objects.
 #pragma once
 
 #include <napi.h>
@@ -13,7 +14,7 @@ enum ClassId { kDevice, kTensor, kEvent, kModel, kSession, kCancel, kNumClasses 
 
 struct AddonData {
   Napi::FunctionReference constructors[kNumClasses];
-  void* pending_state = nullptr;  // what the constructor that runs now starts from
+  void* pending_state = nullptr;  // the State for the constructor that runs now
 };
 
 AddonData& addon_data(Napi::Env env);
@@ -21,13 +22,13 @@ AddonData& addon_data(Napi::Env env);
 // Fills the exports of the module for one environment.
 Napi::Object init(Napi::Env env, Napi::Object exports);
 
-// Every class has: ClassId kClass; const char* kName; struct State, which it is made from; static define(env), which
-// gives its constructor.
+// Every class has: ClassId kClass; const char* kName, for messages; struct State, the argument of
+// its constructor; static define(env), which returns its JS constructor.
 inline napi_type_tag type_tag(ClassId id) { return {0x6469666671'6b7601ull, 0x9d1c5a70'e21f4b00ull + id}; }
 
-// Only C++ makes these objects: `new` from JS finds no pending state.
+// Only C++ can create these objects: there is no pending state when JS calls `new`.
 template <typename State>
-State take_pending_state(Napi::Env env) {
+State consume_pending_state(Napi::Env env) {
   void* state = std::exchange(addon_data(env).pending_state, nullptr);
   if (state == nullptr) throw Napi::TypeError::New(env, "Illegal constructor");
   return std::move(*static_cast<State*>(state));
@@ -41,7 +42,7 @@ Napi::Object construct(Napi::Env env, typename Class::State state) {
   try {
     object = data.constructors[Class::kClass].New({});
   } catch (...) {
-    data.pending_state = nullptr;  // where there was no memory for the object, nobody has taken it
+    data.pending_state = nullptr;  // still set if the object could not be allocated
     throw;
   }
   napi_type_tag tag = type_tag(Class::kClass);

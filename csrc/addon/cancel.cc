@@ -6,7 +6,9 @@ Napi::Function CancelObject::define(Napi::Env env) {
   return DefineClass(env, "NativeCancel", {InstanceMethod<&CancelObject::cancel>("cancel")});
 }
 
-CancelObject::CancelObject(const Napi::CallbackInfo& info) : ObjectWrap(info) { take_pending_state<State>(info.Env()); }
+CancelObject::CancelObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
+  consume_pending_state<State>(info.Env());
+}
 
 void CancelObject::attach(const Napi::Value& cancel, Job& job, const std::shared_ptr<Executor>& executor) {
   if (absent(cancel)) return;

@@ -1,4 +1,4 @@
-// NativeCancel: ends a running or waiting call early.
+// NativeCancel: ends a running or queued call early.
 #pragma once
 
 #include "addon/addon.h"
@@ -14,7 +14,7 @@ class CancelObject final : public Napi::ObjectWrap<CancelObject> {
   static Napi::Function define(Napi::Env env);
   explicit CancelObject(const Napi::CallbackInfo& info);
 
-  // Makes `job` end with ABORT_ERR once this is cancelled. undefined: the job cannot be cancelled from JS.
+  // Makes `job` end with ABORT_ERR when `cancel`, a CancelObject or undefined, is cancelled.
   static void attach(const Napi::Value& cancel, Job& job, const std::shared_ptr<Executor>& executor);
   std::shared_ptr<const CancelFlag> flag() const { return flag_; }
 
@@ -22,7 +22,7 @@ class CancelObject final : public Napi::ObjectWrap<CancelObject> {
   Napi::Value cancel(const Napi::CallbackInfo& info);
 
   std::shared_ptr<CancelFlag> flag_ = std::make_shared<CancelFlag>(false);
-  std::weak_ptr<Executor> executor_;  // where the last job went
+  std::weak_ptr<Executor> executor_;  // of the last job
 };
 
 }  // namespace diffqkv::addon

@@ -32,8 +32,8 @@ const char* type_name(const Napi::Value& value) {
   }
 }
 
-[[noreturn]] void wrong_type(const Napi::Value& value, const char* name, const char* wanted) {
-  fail(ErrorCode::invalid_argument, "%s must be %s, not %s", name, wanted, type_name(value));
+[[noreturn]] void wrong_type(const Napi::Value& value, const char* name, const char* expected) {
+  fail(ErrorCode::invalid_argument, "%s must be %s, not %s", name, expected, type_name(value));
 }
 
 }  // namespace
@@ -54,13 +54,13 @@ napi_value js_error(napi_env env, std::exception_ptr exception) {
     return error.Value();
   } catch (const std::bad_alloc&) {
     return make_error(env, error_code_name(ErrorCode::out_of_memory),
-                      "the process is out of host memory; free models, sessions and tensors that are not needed");
+                      "the process is out of host memory; dispose of models, sessions and tensors that are not needed");
   } catch (const std::length_error&) {
-    return make_error(env, error_code_name(ErrorCode::out_of_memory), "a size is too large for host memory");
+    return make_error(env, error_code_name(ErrorCode::out_of_memory), "a size exceeds host memory");
   } catch (const std::exception& error) {
     return make_error(env, "ERR_INTERNAL", error.what());
   } catch (...) {
-    return make_error(env, "ERR_INTERNAL", "an exception that is no std::exception");
+    return make_error(env, "ERR_INTERNAL", "an exception that is not a std::exception");
   }
 }
 
@@ -84,17 +84,17 @@ ArrayView array_view(const Napi::Value& value, const char* name) {
   if (!is_typed_array) wrong_type(value, name, "a typed array");
   ArrayView view{};
   if (napi_get_typedarray_info(value.Env(), value, &view.type, &view.length, &view.data, nullptr, nullptr) != napi_ok) {
-    fail(ErrorCode::invalid_argument, "%s is a typed array of an unknown type", name);
+    fail(ErrorCode::invalid_argument, "%s is a typed array of an unsupported type", name);
   }
   if (view.data == nullptr) view.length = 0;
   return view;
 }
 
 void fill_array(const Napi::Value& array, const void* src, size_t length) {
-  ArrayView view = array_view(array, "the array to fill");
+  ArrayView view = array_view(array, "the output array");
   if (view.length < length) {
     fail(ErrorCode::invalid_argument,
-         "the array to fill was detached or shrunk to %zu elements during the call; it needs %zu", view.length, length);
+         "the output array was detached or shrunk to %zu elements during the call; it needs %zu", view.length, length);
   }
   view.length = length;
   if (length > 0) std::memcpy(view.data, src, view.bytes());
@@ -116,7 +116,7 @@ bool boolean(const Napi::Value& value, const char* name) {
 double number(const Napi::Value& value, const char* name) {
   if (!value.IsNumber()) wrong_type(value, name, "a number");
   double result = value.As<Napi::Number>().DoubleValue();
-  if (std::isnan(result)) fail(ErrorCode::invalid_argument, "%s is NaN", name);
+  if (std::isnan(result)) fail(ErrorCode::invalid_argument, "%s must be a number, not NaN", name);
   return result;
 }
 
@@ -139,12 +139,12 @@ uint64_t seed64(const Napi::Value& value, const char* name) {
 
 DType dtype(const Napi::Value& value, const char* name) {
   std::string type = text(value, name);
-  DType result;
-  if (!dtype_from_name(type.c_str(), &result)) {
+  std::optional<DType> result = dtype_from_name(type.c_str());
+  if (!result) {
     fail(ErrorCode::invalid_argument, "%s is \"%s\"; it must be one of f32, f16, bf16, i32, i8, f8e4m3", name,
          type.c_str());
   }
-  return result;
+  return *result;
 }
 
 std::vector<int64_t> shape(const Napi::Value& value) {
@@ -158,7 +158,7 @@ std::vector<int64_t> shape(const Napi::Value& value) {
   for (uint32_t axis = 0; axis < array.Length(); ++axis) {
     int64_t size = integer(array.Get(axis), "an axis of shape", 0, kMaxSafeInteger);
     if (__builtin_mul_overflow(elements, size, &elements) || elements > kMaxSafeInteger / 4) {
-      fail(ErrorCode::invalid_argument, "shape has more than 2^51 elements");
+      fail(ErrorCode::invalid_argument, "shape has too many elements; the limit is 2^51");
     }
     result.push_back(size);
   }

@@ -1,5 +1,6 @@
-// JS values to C++ and back, C++ exceptions to JS errors. Everything here throws diffqkv::Error, with the name of the
-// argument, and never asks `instanceof`: values may come from another realm.
+// Conversions between JS and C++ values, and from C++ exceptions to JS errors. Everything here
+// throws diffqkv::Error with the name of the argument. `instanceof` is not used, because values may
+// come from another realm.
 #pragma once
 
 #include <napi.h>
@@ -14,10 +15,10 @@
 
 namespace diffqkv::addon {
 
-// The JS Error of an exception, with `code`. Null only where the environment is being torn down.
+// The JS Error of an exception, with `code`. Null only if the environment is being torn down.
 napi_value js_error(napi_env env, std::exception_ptr exception);
 
-// Runs the body of a JS-callable function; C++ exceptions leave it as JS ones.
+// Runs the body of a JS-callable function and throws its C++ exceptions as JS ones.
 template <typename Body>
 auto guarded(Napi::Env env, Body&& body) -> decltype(body()) {
   try {
@@ -29,15 +30,15 @@ auto guarded(Napi::Env env, Body&& body) -> decltype(body()) {
   }
 }
 
-// A typed array, as it is now.
+// The current state of a typed array.
 struct ArrayView {
   napi_typedarray_type type;
-  size_t length;  // 0 when its memory was detached
+  size_t length;  // 0 if its memory was detached
   void* data;
   size_t bytes() const;
 };
 ArrayView array_view(const Napi::Value& value, const char* name);
-// Copies `length` elements into a typed array, unless it has shrunk or lost its memory since it was given.
+// Copies `length` elements into a typed array. Fails if it shrank or was detached during the call.
 void fill_array(const Napi::Value& array, const void* src, size_t length);
 
 inline Napi::Value property(const Napi::Value& object, const char* name) { return object.As<Napi::Object>().Get(name); }
@@ -47,9 +48,10 @@ double number(const Napi::Value& value, const char* name);  // not NaN
 int64_t integer(const Napi::Value& value, const char* name, int64_t min, int64_t max);
 uint64_t seed64(const Napi::Value& value, const char* name);  // a BigInt in [0, 2^64)
 DType dtype(const Napi::Value& value, const char* name);
-std::vector<int64_t> shape(const Napi::Value& value);  // its number of bytes is known not to overflow for any type
+// The size in bytes of the result does not overflow for any dtype.
+std::vector<int64_t> shape(const Napi::Value& value);
 
-// The typed array that holds elements of `dtype` as they are.
+// Whether a typed array of this type stores elements of `dtype` without conversion.
 bool holds_raw(DType dtype, napi_typedarray_type type);
 const char* raw_array_name(DType dtype);
 

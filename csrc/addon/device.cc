@@ -1,5 +1,6 @@
 #include "addon/device.h"
 
+#include "addon/fields.h"
 #include "addon/model.h"
 #include "addon/tensor.h"
 #include "backend/devices.h"
@@ -8,7 +9,7 @@ namespace diffqkv::addon {
 Napi::Function EventObject::define(Napi::Env env) { return DefineClass(env, "NativeEvent", {}); }
 
 EventObject::EventObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
-  auto state = take_pending_state<State>(info.Env());
+  auto state = consume_pending_state<State>(info.Env());
   slot_ = std::move(state.slot);
   own(info.Env(), kName, std::move(state.device), state.parent, 0);
 }
@@ -38,16 +39,16 @@ Napi::Function DeviceObject::define(Napi::Env env) {
 }
 
 DeviceObject::DeviceObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
-  own(info.Env(), kName, take_pending_state<State>(info.Env()), nullptr, 0);
+  own(info.Env(), kName, consume_pending_state<State>(info.Env()), nullptr, 0);
 }
 
 Napi::Value DeviceObject::open(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
-    std::string id = text(info[0], "device id");
+    std::string id = Fields(info).text("id");
     auto device = std::make_shared<DeviceContext>();
     device->executor = Executor::start(info.Env());
     auto job = std::make_unique<Job>(info.Env());
-    // The job holds a slot of its own and not the context, which belongs to the JS thread.
+    // The job has its own slot, because the context belongs to the JS thread.
     auto backend = std::make_shared<std::shared_ptr<Backend>>();
     job->run = [id, backend](Job&) { *backend = open_device(id); };
     job->resolve = [device, backend](Job& job) -> Napi::Value {
@@ -100,13 +101,14 @@ Napi::Value DeviceObject::record_event(const Napi::CallbackInfo& info) {
 Napi::Value DeviceObject::elapsed_ms(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     check_usable();
-    auto start = unwrap<EventObject>(info[0], "start").slot(*device_, "start");
-    auto stop = unwrap<EventObject>(info[1], "stop").slot(*device_, "stop");
+    const Fields fields(info);
+    auto start = fields.instance<EventObject>("start").slot(*device_, "start");
+    auto stop = fields.instance<EventObject>("stop").slot(*device_, "stop");
     auto job = std::make_unique<Job>(info.Env());
     auto result = std::make_shared<double>(0);
     job->run = [backend = device_->backend, start, stop, result](Job&) {
       if (!*start || !*stop) {
-        backend->synchronize();  // where the device is lost, it says so
+        backend->synchronize();  // throws the cause if the device is lost
         fail(ErrorCode::out_of_memory, "a time stamp could not be recorded");
       }
       *result = backend->elapsed_ms(**start, **stop);

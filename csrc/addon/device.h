@@ -1,4 +1,4 @@
-// NativeDevice: an open device, with its executor thread. The kernel methods are in kernels.cc.
+// NativeDevice: an open device and its executor thread. Its kernel methods are in kernels.cc.
 #pragma once
 
 #include <memory>
@@ -9,7 +9,7 @@
 
 namespace diffqkv::addon {
 
-// A time stamp in the device's queue.
+// NativeEvent: a time stamp in the device's queue.
 class EventObject final : public Napi::ObjectWrap<EventObject>, public Resource {
  public:
   static constexpr ClassId kClass = kEvent;
@@ -26,7 +26,7 @@ class EventObject final : public Napi::ObjectWrap<EventObject>, public Resource 
   Slot slot(const DeviceContext& device, const char* name) const;
 
  private:
-  std::shared_ptr<void> take() override { return std::move(slot_); }
+  std::shared_ptr<void> detach_memory() override { return std::move(slot_); }
   Slot slot_;
 };
 
@@ -39,12 +39,12 @@ class DeviceObject final : public Napi::ObjectWrap<DeviceObject>, public Resourc
   explicit DeviceObject(const Napi::CallbackInfo& info);
   ~DeviceObject() override { finalize(Env()); }
 
-  static Napi::Value open(const Napi::CallbackInfo& info);  // addon.openDevice(id)
+  static Napi::Value open(const Napi::CallbackInfo& info);  // addon.openDevice({ id })
 
  private:
-  // The context goes with its last holder. Only the CPU has ceilings.
-  std::shared_ptr<void> take() override { return std::move(ceilings_); }
-  // Queues `run` and gives its promise.
+  // The context is freed by its last holder. Only the CPU has ceilings.
+  std::shared_ptr<void> detach_memory() override { return std::move(ceilings_); }
+  // Queues `run` and returns its promise.
   Napi::Value submit(const Napi::CallbackInfo& info, std::function<void(Job&)> run);
 
   Napi::Value info_js(const Napi::CallbackInfo& info);

@@ -11,12 +11,12 @@
 namespace diffqkv::addon {
 namespace {
 
-// The executors started by this JS thread, whichever of its environments they belong to.
-// A bare pointer: what has a destructor must be registered with the system, which ends the process where it lacks memory.
+// The executors started by this JS thread, for all its environments. A raw pointer: a thread-local
+// object with a destructor must be registered with glibc, which aborts if it cannot allocate.
 constinit thread_local Executor* first_of_this_thread = nullptr;
 
-// A thread gets its copy of the module's thread-local data when it first looks at any, and where there is no memory for it
-// then, the dynamic linker ends the process. So it looks here, having made sure that there is.
+// The first access to thread-local data allocates, and glibc aborts if that fails. Access it here,
+// after checking that memory is available.
 void prepare_thread() {
   ::operator delete(::operator new (size_t{64} << 10));
   static_cast<Executor* volatile&>(first_of_this_thread) = nullptr;
@@ -39,7 +39,7 @@ std::shared_ptr<Executor> Executor::start(Napi::Env env) {
     napi_release_threadsafe_function(self->wake_, napi_tsfn_abort);
     fail(ErrorCode::out_of_memory, "cannot start a thread for the device: %s", error.what());
   }
-  // Added after the thread-safe function, whose own hook therefore runs after this one.
+  // Added after the thread-safe function, so that the hook of that function runs after this one.
   napi_add_env_cleanup_hook(env, on_environment_end, self.get());
   self->self_ = self;
   self->next_of_thread_ = std::exchange(first_of_this_thread, self.get());
@@ -81,14 +81,15 @@ void Executor::report_progress(Job& job, int64_t done, int64_t total) {
   if (job.progress.IsEmpty()) return;
   Entries entry = one_entry();
   entry.front().progress_of = &job;
-  entry.front().progress_done = static_cast<double>(done), entry.front().progress_total = static_cast<double>(total);
+  entry.front().progress_done = static_cast<double>(done);
+  entry.front().progress_total = static_cast<double>(total);
   send(std::move(entry));
 }
 
 void Executor::send(Entries entry) {
   std::lock_guard lock(mutex_);
   outbox_.splice(outbox_.end(), entry);
-  // After stop_now nobody listens; what is in the outbox goes with this object.
+  // After stop_now nothing is delivered; the outbox is destroyed with this object.
   if (!stopped_ && outbox_.size() == 1) napi_call_threadsafe_function(wake_, nullptr, napi_tsfn_nonblocking);
 }
 
@@ -96,7 +97,8 @@ void Executor::loop() {
   bool prepared = false;
   std::unique_lock lock(mutex_);
   for (;;) {
-    // After close() the thread stays until all is settled: what a settled job leaves behind is freed here.
+    // After close() the thread runs until all jobs are settled, because settled jobs are destroyed
+    // here.
     changed_.wait(lock, [this] { return stopped_ || !queue_.empty() || (closing_ && unsettled_ == 0); });
     if (stopped_ || queue_.empty()) break;
     Entries entry;
@@ -114,7 +116,7 @@ void Executor::loop() {
       } catch (...) {
         job.error = std::current_exception();
       }
-      job.run = nullptr;  // here, so that memory whose last user this was is freed on this thread
+      job.run = nullptr;  // here, so that memory it was the last to hold is freed on this thread
       send(std::move(entry));
     }
     entry.clear();
@@ -122,8 +124,8 @@ void Executor::loop() {
     running_.reset();
   }
 #ifdef __GLIBC__
-  // What the closed device has freed goes back to the system; glibc would keep it in the arena of this thread, and the
-  // next device's thread would take another.
+  // Returns the memory of the closed device to the system. glibc would keep it in the arena of this
+  // thread, and the thread of the next device would use another arena.
   lock.unlock();
   malloc_trim(0);
   lock.lock();
@@ -158,8 +160,8 @@ void Executor::deliver() {
   if (ended) finish();
 }
 
-// Node-API's C functions, whose failures (the environment is being torn down) can be passed over, rather than wrappers
-// that throw.
+// Uses the C functions of Node-API, not the wrappers, which throw. Failures can be ignored: they
+// mean that the environment is being torn down.
 void Executor::call_progress(Job& job, double done, double total) {
   if (!job.progress_error.IsEmpty()) return;
   Napi::HandleScope scope(env_);
@@ -172,7 +174,7 @@ void Executor::call_progress(Job& job, double done, double total) {
     return;
   napi_value thrown;
   if (napi_get_and_clear_last_exception(env_, &thrown) != napi_ok) return;
-  // Boxed, for a reference to a primitive is not possible in Node-API 8.
+  // In an object, because Node-API 8 has no references to primitives.
   napi_value box;
   if (napi_create_object(env_, &box) != napi_ok || napi_set_named_property(env_, box, "thrown", thrown) != napi_ok)
     return;
@@ -199,8 +201,10 @@ void Executor::settle(Entries entry) {
   if (value != nullptr && job.deferred != nullptr) {
     ok ? napi_resolve_deferred(env_, job.deferred, value) : napi_reject_deferred(env_, job.deferred, value);
   }
-  // The rest of the job goes on the executor's thread: what it holds may be large, and freeing it is not this thread's work.
-  job.keep.Reset(), job.progress.Reset(), job.progress_error.Reset();
+  // The rest of the job is destroyed on the executor thread, because it may hold much memory.
+  job.keep.Reset();
+  job.progress.Reset();
+  job.progress_error.Reset();
   job.error = nullptr;
   entry.front().settled = true;
   {
@@ -212,17 +216,17 @@ void Executor::settle(Entries entry) {
 }
 
 void Executor::reject_queued(const CancelFlag* cancel) {
-  Entries taken;
+  Entries rejected;
   {
     std::lock_guard lock(mutex_);
     for (auto it = queue_.begin(); it != queue_.end();) {
       const auto at = it++;
-      if (at->job && !at->settled && at->job->cancel.get() == cancel) taken.splice(taken.end(), queue_, at);
+      if (at->job && !at->settled && at->job->cancel.get() == cancel) rejected.splice(rejected.end(), queue_, at);
     }
   }
-  while (!taken.empty()) {
+  while (!rejected.empty()) {
     Entries entry;
-    entry.splice(entry.end(), taken, taken.begin());
+    entry.splice(entry.end(), rejected, rejected.begin());
     try {
       fail(ErrorCode::aborted, "the call was aborted before it began");
     } catch (...) {
@@ -232,10 +236,10 @@ void Executor::reject_queued(const CancelFlag* cancel) {
   }
 }
 
-// The thread has run all it was given after close().
+// The thread has ended after close().
 void Executor::finish() {
   if (!self_) return;
-  if (thread_.joinable()) thread_.join();  // else joined at the exit of the process
+  if (thread_.joinable()) thread_.join();  // joined already if the process exits
   napi_remove_env_cleanup_hook(env_, on_environment_end, this);
   forget_environment();
 }
@@ -270,7 +274,7 @@ void Executor::forget_environment() {
   while (*at && *at != this) at = &(*at)->next_of_thread_;
   if (*at) *at = next_of_thread_;
   napi_release_threadsafe_function(wake_, napi_tsfn_abort);
-  // Their references to JS values must go while the environment stands.
+  // Their references to JS values must be released before the environment ends.
   queue_.clear();
   outbox_.clear();
 }

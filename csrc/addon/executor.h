@@ -1,8 +1,10 @@
-// One thread per open device that runs its jobs, first in, first out. A job is made on the JS thread, runs here, and is
-// settled on the JS thread, so that nothing ever waits on the event loop.
+// One thread per open device, which runs its jobs in the order of submission. A job is created on
+// the JS thread, runs on the executor thread, and is settled on the JS thread. The event loop never
+// blocks.
 //
-// The event loop is kept alive only while a job is pending. When the environment goes (a worker is terminated, the
-// process exits), running jobs are cancelled, queued ones dropped, and the thread is joined before Node-API handles die.
+// The event loop is kept alive only while a job is pending. When the environment ends (a worker is
+// terminated, the process exits), the running job is cancelled, queued jobs are dropped, and the
+// thread is joined before Node-API handles become invalid.
 #pragma once
 
 #include <napi.h>
@@ -19,8 +21,9 @@
 #include "model/model.h"
 
 #if defined(__linux__) && defined(__GLIBCXX__)
-// GCC 12 gave condition_variable::wait a new version, the same but for noexcept, which would be all that keeps a prebuilt
-// module from systems with GCC 11's libstdc++ (RHEL 9 and its kin). Ask for the one before, which is still there.
+// GCC 12 added a new symbol version of condition_variable::wait, which differs only in noexcept.
+// Link to the old version, which newer libraries still have. Otherwise a prebuilt module would not
+// load with the libstdc++ of GCC 11 (RHEL 9).
 __asm__(
     ".symver _ZNSt18condition_variable4waitERSt11unique_lockISt5mutexE,"
     "_ZNSt18condition_variable4waitERSt11unique_lockISt5mutexE@GLIBCXX_3.4.11");
@@ -34,29 +37,35 @@ struct Job {
     if (kind == with_promise && napi_create_promise(env, &deferred, &promise) != napi_ok) throw Napi::Error::New(env);
   }
 
-  std::function<void(Job& job)> run;             // executor thread; destroyed there
-  std::function<Napi::Value(Job& job)> resolve;  // JS thread, after run; holds no JS values. Where empty: undefined
+  // Called and destroyed on the executor thread.
+  std::function<void(Job& job)> run;
+  // Called on the JS thread, after run. Holds no JS values. If empty, the promise resolves to
+  // undefined.
+  std::function<Napi::Value(Job& job)> resolve;
   std::shared_ptr<CancelFlag> cancel = std::make_shared<CancelFlag>(false);
-  Napi::ObjectReference keep;        // what resolve needs of JS: an array to fill
+  Napi::ObjectReference keep;        // a JS object that resolve needs, such as an array to fill
   Napi::FunctionReference progress;  // (done, total), called on the JS thread
 
   Napi::Env env;
   napi_deferred deferred = nullptr;
   napi_value promise = nullptr;  // valid until the call that made the job returns
   std::exception_ptr error;
-  Napi::ObjectReference progress_error;  // { thrown }: what the progress callback threw ends the job and is its error
+  // { thrown }: an exception of the progress callback. It ends the job and rejects its promise.
+  Napi::ObjectReference progress_error;
 };
 
 class Executor : public std::enable_shared_from_this<Executor> {
  public:
-  // What goes through the queue and comes back through the outbox. Its node in a list is made beforehand, where lack of
-  // memory is an error of the call that asks, and then only moved: what ends a job, or frees memory, must not need any.
+  // An element of the queue and of the outbox. Its list node is allocated in advance, so that lack
+  // of memory is an error of the call, and is then only moved: ending a job and freeing memory must
+  // not allocate.
   struct Entry {
-    std::unique_ptr<Job> job;      // to be run, to be settled or, where `settled`, to be let go; or null:
-    std::shared_ptr<void> memory;  // to be let go
+    std::unique_ptr<Job> job;      // to run, to settle or, if `settled`, to destroy; or null
+    std::shared_ptr<void> memory;  // to free
     bool settled = false;
-    Job* progress_of = nullptr;  // in the outbox: of a job that still runs
-    double progress_done = 0, progress_total = 0;
+    Job* progress_of = nullptr;  // in the outbox: a job that still runs
+    double progress_done = 0;
+    double progress_total = 0;
   };
   using Entries = std::list<Entry>;
   static Entries one_entry() { return Entries(1); }
@@ -65,18 +74,19 @@ class Executor : public std::enable_shared_from_this<Executor> {
   explicit Executor(Napi::Env env) : env_(env) {}
 
   // JS thread.
-  Napi::Value submit(std::unique_ptr<Job> job);  // gives its promise
-  void reject_queued(const CancelFlag* cancel);  // jobs that wait behind others need not wait to be aborted
+  Napi::Value submit(std::unique_ptr<Job> job);  // returns its promise
+  void reject_queued(const CancelFlag* cancel);  // rejects the queued jobs of this flag at once
 
   // Any thread.
-  void close();  // runs what is queued, then ends the thread
-  // Drops the reference on the executor thread.
+  void close();  // ends the thread after the queued jobs
+  // Frees `memory` on the executor thread.
   void release(Entries entry, std::shared_ptr<void> memory) noexcept;
   void report_progress(Job& job, int64_t done, int64_t total);
 
-  // Cancels what runs, joins the thread; nothing is settled any more. For the end of an environment, or of the process.
+  // Cancels the running job and joins the thread. Later nothing is settled. For the end of the
+  // environment or of the process.
   void stop_now() noexcept;
-  static void stop_all_of_this_thread() noexcept;  // the executors that this JS thread started
+  static void stop_all_of_this_thread() noexcept;  // all executors that this JS thread started
 
  private:
   void loop();
@@ -92,14 +102,15 @@ class Executor : public std::enable_shared_from_this<Executor> {
   napi_env env_;
   napi_threadsafe_function wake_ = nullptr;
   std::thread thread_;
-  Executor* next_of_thread_ = nullptr;  // of those that the same JS thread has started
-  std::shared_ptr<Executor> self_;      // until the thread has ended and its handles are gone
+  Executor* next_of_thread_ = nullptr;  // list of the executors that this JS thread started
+  std::shared_ptr<Executor> self_;      // reset when the thread has ended
 
-  std::mutex mutex_;  // guards all below
+  std::mutex mutex_;  // guards all members below
   std::condition_variable changed_;
-  Entries queue_, outbox_;
+  Entries queue_;
+  Entries outbox_;
   std::shared_ptr<CancelFlag> running_;
-  int64_t unsettled_ = 0;  // jobs submitted whose promise is not yet settled
+  int64_t unsettled_ = 0;  // number of submitted jobs whose promise is pending
   bool closing_ = false;
   bool stopped_ = false;
   bool ended_ = false;

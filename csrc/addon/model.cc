@@ -2,21 +2,23 @@
 
 #include "addon/cancel.h"
 #include "addon/device.h"
+#include "addon/fields.h"
 #include "addon/session.h"
-#include "addon/step.h"
 
 namespace diffqkv::addon {
 namespace {
 
-// The JS object of a model that a job has made. `keep` is its device, which may have been disposed meanwhile.
+// Makes the job resolve to the JS object of the model that it has created. Rejects if the device
+// was disposed meanwhile.
 void resolve_with_model(Job& job, const std::shared_ptr<DeviceContext>& device, Napi::Object device_object,
                         std::shared_ptr<std::shared_ptr<Model>> model) {
   job.keep = Napi::Persistent(device_object);
   job.resolve = [device = std::weak_ptr(device), model](Job& job) -> Napi::Value {
     auto& parent = unwrap<DeviceObject>(job.keep.Value(), "device");
     auto context = device.lock();
-    if (parent.disposed() || !context)
-      fail(ErrorCode::disposed, "the device was disposed while the model was made on it");
+    if (parent.disposed() || !context) {
+      fail(ErrorCode::disposed, "the device was disposed while a model was created on it");
+    }
     return construct<ModelObject>(job.env, {context, &parent, *model});
   };
 }
@@ -46,7 +48,7 @@ Napi::Object js_config(Napi::Env env, const Config& config) {
     result["keyLift"] = std::string(config.key_lift.kind == KeyLift::linear ? "linear" : "swiglu") +
                         (config.key_lift.before_rope ? " before RoPE" : " after RoPE");
   }
-  if (config.has_bos_token_id) set("bosTokenId", config.bos_token_id);
+  if (config.bos_token_id) set("bosTokenId", *config.bos_token_id);
   Napi::Array eos = Napi::Array::New(env, config.eos_token_ids.size());
   for (uint32_t i = 0; i < config.eos_token_ids.size(); ++i) {
     eos.Set(i, Napi::Number::New(env, static_cast<double>(config.eos_token_ids[i])));
@@ -55,18 +57,15 @@ Napi::Object js_config(Napi::Env env, const Config& config) {
   return result;
 }
 
-LoadOptions load_options(const Napi::Value& value) {
-  if (!value.IsObject()) fail(ErrorCode::invalid_argument, "options must be an object");
-  const auto object = value.As<Napi::Object>();
-  const auto bytes = [&](const char* name, uint64_t& out) {
-    if (Napi::Value given = object.Get(name); !absent(given))
-      out = static_cast<uint64_t>(integer(given, name, 0, kMaxSafeInteger));
-  };
+LoadOptions load_options(const Fields& fields) {
   LoadOptions options;
-  Napi::Value type = object.Get("dtype");
-  if ((options.has_dtype = !absent(type))) options.dtype = dtype(type, "dtype");
-  bytes("kvCacheBytes", options.kv_limits.max_bytes);
-  bytes("prefixCacheBytes", options.kv_limits.prefix_bytes);
+  options.dtype = fields.optional_dtype("dtype");
+  if (const auto bytes = fields.optional_integer("kvCacheBytes", 0, kMaxSafeInteger)) {
+    options.kv_limits.max_bytes = static_cast<uint64_t>(*bytes);
+  }
+  if (const auto bytes = fields.optional_integer("prefixCacheBytes", 0, kMaxSafeInteger)) {
+    options.kv_limits.prefix_bytes = static_cast<uint64_t>(*bytes);
+  }
   return options;
 }
 
@@ -83,23 +82,21 @@ Napi::Function ModelObject::define(Napi::Env env) {
 }
 
 ModelObject::ModelObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
-  auto state = take_pending_state<State>(info.Env());
+  auto state = consume_pending_state<State>(info.Env());
   model_ = std::move(state.model);
   own(info.Env(), kName, std::move(state.device), state.parent, static_cast<int64_t>(model_->weight_bytes()));
 }
 
 Napi::Value ModelObject::load(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device,
                               Napi::Object device_object) {
-  std::string directory = text(info[0], "directory");
-  LoadOptions options = load_options(info[1]);
+  const Fields fields(info);
+  std::string directory = fields.text("directory");
+  LoadOptions options = load_options(fields);
   auto job = std::make_unique<Job>(info.Env());
-  if (!absent(info[2])) {
-    if (!info[2].IsFunction()) fail(ErrorCode::invalid_argument, "onProgress must be a function");
-    job->progress = Napi::Persistent(info[2].As<Napi::Function>());
-  }
-  CancelObject::attach(info[3], *job, device->executor);
+  if (fields.has("onProgress")) job->progress = Napi::Persistent(fields.function("onProgress"));
+  CancelObject::attach(fields.get("cancel"), *job, device->executor);
   auto model = std::make_shared<std::shared_ptr<Model>>();
-  // The thread that runs the job is that of this executor, which therefore outlives it.
+  // The job runs on the thread of this executor, so the executor outlives it.
   job->run = [executor = device->executor.get(), backend = device->backend, directory, options,
               model](Job& job) mutable {
     options.cancel = job.cancel.get();
@@ -112,9 +109,10 @@ Napi::Value ModelObject::load(const Napi::CallbackInfo& info, const std::shared_
 
 Napi::Value ModelObject::random(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device,
                                 Napi::Object device_object) {
-  std::string config = text(info[0], "config");
-  LoadOptions options = load_options(info[1]);
-  uint64_t seed = seed64(info[2], "seed");
+  const Fields fields(info);
+  std::string config = fields.text("config");
+  LoadOptions options = load_options(fields);
+  uint64_t seed = fields.seed64("seed");
   auto job = std::make_unique<Job>(info.Env());
   auto model = std::make_shared<std::shared_ptr<Model>>();
   job->run = [backend = device->backend, config, options, seed, model](Job& job) mutable {
@@ -167,13 +165,6 @@ Napi::Value ModelObject::kv_cache(const Napi::CallbackInfo& info) {
     set("bytes", pool.bytes());
     if (pool.limits().max_bytes != UINT64_MAX) set("maxBytes", pool.limits().max_bytes);
     return result;
-  });
-}
-
-Napi::Value ModelObject::step(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&]() -> Napi::Value {
-    check_usable();
-    return submit_step(info, device_, model_);
   });
 }
 

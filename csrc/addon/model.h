@@ -22,21 +22,22 @@ class ModelObject final : public Napi::ObjectWrap<ModelObject>, public Resource 
   explicit ModelObject(const Napi::CallbackInfo& info);
   ~ModelObject() override { finalize(Env()); }
 
-  // device.loadModel(directory, options, onProgress, cancel) and device.randomModel(config, options, seed)
+  // device.loadModel({ directory, dtype, kvCacheBytes, prefixCacheBytes, onProgress, cancel })
   static Napi::Value load(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device,
                           Napi::Object device_object);
+  // device.randomModel({ config, dtype, kvCacheBytes, prefixCacheBytes, seed }); config is JSON
   static Napi::Value random(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device,
                             Napi::Object device_object);
 
  private:
-  std::shared_ptr<void> take() override { return std::move(model_); }
+  std::shared_ptr<void> detach_memory() override { return std::move(model_); }
   Napi::Value config(const Napi::CallbackInfo& info);
   Napi::Value dtype_js(const Napi::CallbackInfo& info);
   Napi::Value num_parameters(const Napi::CallbackInfo& info);
   Napi::Value weight_bytes(const Napi::CallbackInfo& info);
   Napi::Value kv_cache(const Napi::CallbackInfo& info);
   Napi::Value create_session(const Napi::CallbackInfo& info);
-  Napi::Value step(const Napi::CallbackInfo& info);
+  Napi::Value step(const Napi::CallbackInfo& info);  // in step.cc
   Napi::Value dispose_js(const Napi::CallbackInfo& info);
 
   std::shared_ptr<Model> model_;

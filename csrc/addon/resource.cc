@@ -25,13 +25,14 @@ void Resource::own(Napi::Env env, const char* what, std::shared_ptr<DeviceContex
 
 void Resource::set_external_bytes(Napi::Env env, int64_t bytes) {
   int64_t now;
-  if (!disposed_ && bytes != external_bytes_)
-    napi_adjust_external_memory(env, bytes - std::exchange(external_bytes_, bytes), &now);
+  if (disposed_ || bytes == external_bytes_) return;
+  napi_adjust_external_memory(env, bytes - std::exchange(external_bytes_, bytes), &now);
 }
 
 void Resource::check_usable() const {
-  if (disposed_)
-    fail(ErrorCode::disposed, "this %s is disposed (by its own dispose() or that of what it was made on)", what_);
+  if (disposed_) {
+    fail(ErrorCode::disposed, "this %s is disposed, by its own dispose() or that of its model or device", what_);
+  }
 }
 
 void Resource::dispose(Napi::Env env) {
@@ -40,24 +41,25 @@ void Resource::dispose(Napi::Env env) {
     child->parent_ = nullptr;
     child->dispose(env);
   }
-  let_go(env);
+  release(env);
 }
 
 void Resource::finalize(Napi::Env env) {
   for (Resource* child : children_) child->parent_ = nullptr;
   children_.clear();
-  let_go(env);
+  release(env);
 }
 
-void Resource::let_go(Napi::Env env) {
+void Resource::release(Napi::Env env) {
   if (parent_ != nullptr) parent_->children_.erase(this);
   parent_ = nullptr;
   if (!disposed_) {
     set_external_bytes(env, 0);
     disposed_ = true;
-    if (device_) {  // else its constructor did not finish
-      if (std::shared_ptr<void> memory = take())
+    if (device_) {  // null if the constructor did not finish
+      if (std::shared_ptr<void> memory = detach_memory()) {
         device_->executor->release(std::move(release_entry_), std::move(memory));
+      }
     }
   }
   device_.reset();

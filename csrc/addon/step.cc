@@ -1,80 +1,111 @@
-#include "addon/step.h"
+// model.step({ items, cancel }): one batch step.
 
 #include <algorithm>
 #include <limits>
 #include <set>
 
 #include "addon/cancel.h"
+#include "addon/fields.h"
+#include "addon/model.h"
 #include "addon/session.h"
-#include "model/turns.h"
+#include "model/batch.h"
 
 namespace diffqkv::addon {
 namespace {
 
-float in_range(const Napi::Value& value, const char* name, double min, double max) {
-  double result = number(value, name);
-  if (!(result >= min && result <= max))
-    fail(ErrorCode::invalid_argument, "%s is %g; it must be from %g to %g", name, result, min, max);
-  return static_cast<float>(result);
-}
-
-SamplingOptions sampling_options(const Napi::Value& value) {
-  if (!value.IsObject()) fail(ErrorCode::invalid_argument, "sampling options must be an object");
+SamplingOptions sampling_options(const Fields& fields) {
   SamplingOptions options;
-  options.temperature = in_range(property(value, "temperature"), "temperature", 0, 1e6);
-  options.top_k = integer(property(value, "topK"), "topK", 0, INT32_MAX);
-  // A number that float rounds to 0 still means "the likeliest token alone".
-  options.top_p = std::max(in_range(property(value, "topP"), "topP", 0, 1), std::numeric_limits<float>::min());
-  options.min_p = in_range(property(value, "minP"), "minP", 0, 1);
-  options.repetition_penalty = in_range(property(value, "repetitionPenalty"), "repetitionPenalty", 1e-6, 1e6);
-  options.seed = seed64(property(value, "seed"), "seed");
+  options.temperature = static_cast<float>(fields.number("temperature", 0, 1e6));
+  options.top_k = fields.integer("topK", 0, INT32_MAX);
+  // A topP that float rounds to 0 keeps the most likely token, like the smallest float above 0.
+  options.top_p = std::max(static_cast<float>(fields.number("topP", 0, 1)), std::numeric_limits<float>::min());
+  options.min_p = static_cast<float>(fields.number("minP", 0, 1));
+  options.repetition_penalty = static_cast<float>(fields.number("repetitionPenalty", 1e-6, 1e6));
+  options.seed = fields.seed64("seed");
   return options;
 }
 
-Turn turn_argument(Napi::Env env, const Napi::Value& value) {
-  if (!value.IsObject()) fail(ErrorCode::invalid_argument, "a turn must be an object");
-  Turn turn;
-  turn.session = unwrap<SessionObject>(property(value, "session"), "session").session(env);
-  turn.tokens = tokens_argument(property(value, "tokens"));
-  if (Napi::Value sampling = property(value, "sampling"); !absent(sampling)) turn.sampling = sampling_options(sampling);
-  turn.draw = static_cast<uint64_t>(integer(property(value, "draw"), "draw", 0, kMaxSafeInteger));
-  if (Napi::Value cancel = property(value, "cancel"); !absent(cancel))
-    turn.cancel = unwrap<CancelObject>(cancel, "cancel").flag();
-  return turn;
+Chunks chunks(const Fields& fields) {
+  const std::string name = fields.text("chunks");
+  if (name == "next") return Chunks::next;
+  if (name == "all") return Chunks::all;
+  fail(ErrorCode::invalid_argument, "chunks is \"%s\"; it must be \"next\" or \"all\"", name.c_str());
+}
+
+BatchItem batch_item(const Fields& fields) {
+  BatchItem item;
+  item.session = fields.instance<SessionObject>("session").session(fields.env());
+  item.tokens = fields.tokens("tokens");
+  item.chunks = chunks(fields);
+  if (const auto sampling = fields.optional_object("sampling")) {
+    item.sampling = sampling_options(*sampling);
+    item.draw = static_cast<uint64_t>(fields.integer("draw", 0, kMaxSafeInteger));
+  }
+  item.wants_logits = fields.has("logits");
+  if (item.wants_logits) {
+    const ArrayView view = fields.array("logits");
+    const auto vocab_size = static_cast<size_t>(item.session->model()->config().vocab_size);
+    if (view.type != napi_float32_array || view.length != vocab_size) {
+      fail(ErrorCode::invalid_argument, "logits must be a Float32Array of vocabSize = %zu elements", vocab_size);
+    }
+  }
+  if (fields.has("cancel")) item.cancel = fields.instance<CancelObject>("cancel").flag();
+  return item;
+}
+
+Napi::Object js_result(Napi::Env env, const BatchItem& item) {
+  Napi::Object result = Napi::Object::New(env);
+  result.Set("consumed", Napi::Number::New(env, static_cast<double>(item.consumed)));
+  if (item.token) result.Set("token", Napi::Number::New(env, *item.token));
+  if (item.error) result.Set("error", Napi::Value(env, js_error(env, item.error)));
+  return result;
 }
 
 }  // namespace
 
-Napi::Value submit_step(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device,
-                        const std::shared_ptr<Model>& model) {
-  if (!info[0].IsArray()) fail(ErrorCode::invalid_argument, "turns must be an array");
-  auto list = info[0].As<Napi::Array>();
-  auto turns = std::make_shared<std::vector<Turn>>();
-  std::set<const Session*> sessions;
-  for (uint32_t i = 0; i < list.Length(); ++i) {
-    turns->push_back(turn_argument(info.Env(), list.Get(i)));
-    const Session* session = turns->back().session.get();
-    if (session->model() != model) fail(ErrorCode::invalid_argument, "the session belongs to another model");
-    if (!sessions.insert(session).second) fail(ErrorCode::invalid_argument, "a session has two turns in one step");
-  }
-  auto job = std::make_unique<Job>(info.Env());
-  job->run = [model, turns](Job& job) {
-    run_turns(*model, *turns, *job.cancel);
-    for (Turn& turn : *turns) turn.session.reset();  // here, in case this was its last user
-  };
-  job->resolve = [turns](Job& job) -> Napi::Value {
-    Napi::Array results = Napi::Array::New(job.env, turns->size());
-    for (uint32_t i = 0; i < turns->size(); ++i) {
-      const Turn& turn = (*turns)[i];
-      Napi::Object result = Napi::Object::New(job.env);
-      result.Set("consumed", Napi::Number::New(job.env, static_cast<double>(turn.consumed)));
-      if (turn.token >= 0) result.Set("token", Napi::Number::New(job.env, turn.token));
-      if (turn.error) result.Set("error", Napi::Value(job.env, js_error(job.env, turn.error)));
-      results.Set(i, result);
+Napi::Value ModelObject::step(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    const Fields fields(info);
+    const Napi::Array list = fields.list("items");
+    auto items = std::make_shared<std::vector<BatchItem>>();
+    items->reserve(list.Length());
+    for (uint32_t i = 0; i < list.Length(); ++i) {
+      items->push_back(batch_item(Fields(list.Get(i), "an item of a batch")));
     }
-    return results;
-  };
-  return device->executor->submit(std::move(job));
+    // After the sessions: disposing of a model disposes of them, and the error must name the
+    // session.
+    check_usable();
+    std::set<const Session*> sessions;
+    for (const BatchItem& item : *items) {
+      if (item.session->model() != model_) {
+        fail(ErrorCode::invalid_argument, "session belongs to another model; use a session of this model");
+      }
+      if (!sessions.insert(item.session.get()).second) {
+        fail(ErrorCode::invalid_argument, "a session is in two items of one batch; use one item");
+      }
+    }
+    auto job = std::make_unique<Job>(info.Env());
+    CancelObject::attach(fields.get("cancel"), *job, device_->executor);
+    job->run = [model = model_, items](Job& job) {
+      run_batch(*model, *items, *job.cancel);
+      // Here, because a session must be freed on this thread and this may be its last reference.
+      for (BatchItem& item : *items) item.session.reset();
+    };
+    job->keep = Napi::Persistent(list.As<Napi::Object>());
+    job->resolve = [items](Job& job) -> Napi::Value {
+      const auto list = job.keep.Value().As<Napi::Array>();
+      Napi::Array results = Napi::Array::New(job.env, items->size());
+      for (uint32_t i = 0; i < items->size(); ++i) {
+        const BatchItem& item = (*items)[i];
+        if (item.wants_logits && !item.error) {
+          fill_array(property(list.Get(i), "logits"), item.logits.data(), item.logits.size());
+        }
+        results.Set(i, js_result(job.env, item));
+      }
+      return results;
+    };
+    return device_->executor->submit(std::move(job));
+  });
 }
 
 }  // namespace diffqkv::addon

@@ -3,16 +3,18 @@
 #include <algorithm>
 #include <cstring>
 
+#include "addon/fields.h"
+
 namespace diffqkv::addon {
 namespace {
 
 constexpr int64_t kPiece = 1 << 18;  // elements converted at a time
 
-// Host memory that crosses threads; contents undefined.
+// Uninitialized host memory, shared by two threads.
 using HostBytes = std::shared_ptr<std::byte[]>;
 HostBytes host_bytes(size_t bytes) { return HostBytes(new std::byte[bytes]); }
 
-// Checks that `view` can be copied to or from the tensor; true where the elements need converting.
+// Checks that `view` can be copied to or from the tensor. Returns whether elements need conversion.
 bool needs_conversion(const TensorData& tensor, const ArrayView& view, const char* name) {
   bool raw = holds_raw(tensor.dtype, view.type);
   if (!raw && view.type != napi_float32_array) {
@@ -35,7 +37,7 @@ void integers_to_f32(DType from, float* dst, const void* src, int64_t count) {
   }
 }
 
-// Copies `view` now and returns what uploads it, on the executor thread.
+// Copies `view` now and returns the job that uploads the copy.
 std::function<void(Job&)> upload_job(std::shared_ptr<Backend> backend, std::shared_ptr<TensorData> tensor,
                                      const ArrayView& view, const char* name) {
   bool convert = needs_conversion(*tensor, view, name);
@@ -57,10 +59,10 @@ std::function<void(Job&)> upload_job(std::shared_ptr<Backend> backend, std::shar
   };
 }
 
-// Zeros: what was in this memory before is nobody's business.
 std::function<void(Job&)> zero_job(std::shared_ptr<Backend> backend, std::shared_ptr<TensorData> tensor) {
   return [=](Job&) {
-    size_t bytes = tensor->buffer.bytes(), size = std::min<size_t>(bytes, 1 << 20);
+    size_t bytes = tensor->buffer.bytes();
+    size_t size = std::min<size_t>(bytes, 1 << 20);
     HostBytes zeros = host_bytes(size);
     std::memset(zeros.get(), 0, size);
     for (size_t i = 0; i < bytes; i += size) {
@@ -79,30 +81,34 @@ Napi::Function TensorObject::define(Napi::Env env) {
 }
 
 TensorObject::TensorObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
-  auto state = take_pending_state<State>(info.Env());
+  auto state = consume_pending_state<State>(info.Env());
   data_ = std::move(state.data);
   own(info.Env(), kName, std::move(state.device), state.parent, static_cast<int64_t>(data_->buffer.bytes()));
 }
 
 Napi::Object TensorObject::create(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device,
                                   Resource& parent) {
+  const Fields fields(info);
   auto data = std::make_shared<TensorData>();
-  data->dtype = dtype(info[0], "dtype");
-  data->shape = shape(info[1]);
+  data->dtype = fields.dtype("dtype");
+  data->shape = fields.shape("shape");
   data->elements = 1;
   for (int64_t size : data->shape) data->elements *= size;
-  // Backend::allocate may be called from any thread; here, so that ERR_OUT_OF_MEMORY is thrown by the call that asks.
+  // Backend::allocate may be called from any thread. Called here, it makes this call throw
+  // ERR_OUT_OF_MEMORY.
   data->buffer = Buffer(device->backend, static_cast<size_t>(data->elements) * dtype_size(data->dtype));
-  if (!info[2].IsNull()) {
+  const Napi::Value contents = fields.get("data");
+  if (!contents.IsNull()) {
     auto job = std::make_unique<Job>(info.Env(), Job::without_promise);
-    std::function<void(Job&)> fill_it = info[2].IsUndefined()
-                                            ? zero_job(device->backend, data)
-                                            : upload_job(device->backend, data, array_view(info[2], "data"), "data");
-    job->run = [data, fill_it = std::move(fill_it)](Job& job) {
+    std::function<void(Job&)> fill = contents.IsUndefined()
+                                         ? zero_job(device->backend, data)
+                                         : upload_job(device->backend, data, fields.array("data"), "data");
+    job->run = [data, fill = std::move(fill)](Job& job) {
       try {
-        fill_it(job);
+        fill(job);
       } catch (...) {
-        data->broken = std::current_exception();  // there is no promise to reject: what uses the tensor fails
+        // There is no promise to reject. Calls that use the tensor throw this error.
+        data->upload_error = std::current_exception();
       }
     };
     device->executor->submit(std::move(job));
@@ -114,7 +120,7 @@ std::shared_ptr<TensorData> TensorObject::data(const DeviceContext& device, cons
   if (disposed()) fail(ErrorCode::disposed, "%s is disposed", name);
   if (device_.get() != &device) {
     fail(ErrorCode::invalid_argument,
-         "%s is on another device (%s) than this call (%s); read() it and make a tensor there", name,
+         "%s is on device %s and the call is on device %s; read() it and create a tensor there", name,
          device_->info.id.c_str(), device.info.id.c_str());
   }
   return data_;
@@ -130,12 +136,12 @@ Napi::Value TensorObject::byte_length(const Napi::CallbackInfo& info) {
 Napi::Value TensorObject::write(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     check_usable();
-    auto upload =
-        upload_job(device_->backend, data_, array_view(info[0], "data"), "data");  // may throw: before the promise
+    // Before the promise is created, because this may throw.
+    auto upload = upload_job(device_->backend, data_, Fields(info).array("array"), "array");
     auto job = std::make_unique<Job>(info.Env());
     job->run = [tensor = data_, upload = std::move(upload)](Job& job) {
       upload(job);
-      tensor->broken = nullptr;
+      tensor->upload_error = nullptr;
     };
     return device_->executor->submit(std::move(job));
   });
@@ -144,8 +150,9 @@ Napi::Value TensorObject::write(const Napi::CallbackInfo& info) {
 Napi::Value TensorObject::read_into(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     check_usable();
-    ArrayView view = array_view(info[0], "the array to fill");
-    bool convert = needs_conversion(*data_, view, "the array to fill");
+    const Fields fields(info);
+    ArrayView view = fields.array("array");
+    bool convert = needs_conversion(*data_, view, "array");
     auto job = std::make_unique<Job>(info.Env());
     auto host = std::make_shared<HostBytes>();
     job->run = [backend = device_->backend, tensor = data_, host, convert](Job&) {
@@ -168,7 +175,7 @@ Napi::Value TensorObject::read_into(const Napi::CallbackInfo& info) {
         }
       }
     };
-    job->keep = Napi::Persistent(info[0].As<Napi::Object>());
+    job->keep = Napi::Persistent(fields.get("array").As<Napi::Object>());
     job->resolve = [host, length = view.length](Job& job) -> Napi::Value {
       fill_array(job.keep.Value(), host->get(), length);
       return job.env.Undefined();

@@ -15,10 +15,10 @@ struct TensorData {
   DType dtype;
   std::vector<int64_t> shape;
   int64_t elements;
-  std::exception_ptr broken;  // why its first contents did not get there; executor thread only
+  std::exception_ptr upload_error;  // of the first contents; executor thread only
 
   void check() const {
-    if (broken) std::rethrow_exception(broken);
+    if (upload_error) std::rethrow_exception(upload_error);
   }
 };
 
@@ -35,15 +35,16 @@ class TensorObject final : public Napi::ObjectWrap<TensorObject>, public Resourc
   explicit TensorObject(const Napi::CallbackInfo& info);
   ~TensorObject() override { finalize(Env()); }
 
-  // device.tensor(dtype, shape, data); data undefined: zeros, null: left as the memory is
+  // device.tensor({ dtype, shape, data }). data: undefined for zeros, null for uninitialized
+  // memory.
   static Napi::Object create(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device,
                              Resource& parent);
 
-  // For a kernel call on `device`; `name` is the argument's, for messages.
+  // For a kernel call on `device`. `name` is the argument's name, for messages.
   std::shared_ptr<TensorData> data(const DeviceContext& device, const char* name) const;
 
  private:
-  std::shared_ptr<void> take() override { return std::move(data_); }
+  std::shared_ptr<void> detach_memory() override { return std::move(data_); }
   Napi::Value byte_length(const Napi::CallbackInfo& info);
   Napi::Value read_into(const Napi::CallbackInfo& info);
   Napi::Value write(const Napi::CallbackInfo& info);

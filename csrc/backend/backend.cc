@@ -18,7 +18,7 @@ Buffer::Buffer(Buffer&& other) noexcept
       bytes_(std::exchange(other.bytes_, 0)) {}
 
 Buffer& Buffer::operator=(Buffer&& other) noexcept {
-  Buffer incoming(std::move(other));  // leaves with what was here; other may be *this
+  Buffer incoming(std::move(other));  // frees the old memory when it goes out of scope; other may be *this
   std::swap(backend_, incoming.backend_);
   std::swap(data_, incoming.data_);
   std::swap(bytes_, incoming.bytes_);

@@ -1,6 +1,7 @@
-// What a device must offer: memory, and the operators of ops.h. Everything is pure virtual: a backend that lacks an
-// operator does not compile. Calls enqueue in order and do not wait, but for `download` and `synchronize`. One thread at
-// a time uses a backend: the executor of its device.
+// The interface of a device: memory, and the operators of ops.h. All methods are pure virtual, so a
+// backend that lacks an operator does not compile. Calls are enqueued in order and do not wait,
+// except `download` and `synchronize`. Only one thread at a time uses a backend: the executor of
+// its device.
 #pragma once
 
 #include <cstddef>
@@ -22,11 +23,11 @@ struct DeviceInfo {
   std::string reason;  // why it is not usable
   uint64_t total_memory = 0;
   std::string compute_capability;  // "9.0"; empty on the CPU
-  std::vector<std::pair<std::string, std::string>>
-      details;  // what `diffqkv info` prints besides: SIMD level, linear layers by, threads
+  // What else `diffqkv info` prints: SIMD level, library of the linear layers, threads.
+  std::vector<std::pair<std::string, std::string>> details;
 };
 
-// A point in the device's own time.
+// A point in time, by the device's clock.
 class Event {
  public:
   virtual ~Event() = default;
@@ -38,7 +39,8 @@ class Backend {
 
   virtual const DeviceInfo& info() const = 0;
 
-  // Memory. Allocations are aligned to 256 bytes, zero bytes are allowed, contents are undefined. Throws ERR_OUT_OF_MEMORY.
+  // Memory. Allocations are aligned to 256 bytes. Zero bytes are allowed. Contents are undefined.
+  // Throws ERR_OUT_OF_MEMORY.
   virtual void* allocate(size_t bytes) = 0;                                  // from any thread
   virtual void free(void* data, size_t bytes) noexcept = 0;                  // from any thread
   virtual void upload(void* dst, const void* host_src, size_t bytes) = 0;    // host_src may be reused on return
@@ -63,7 +65,7 @@ class Backend {
   virtual void sample(const SampleParams& p) = 0;
 };
 
-// Owns device memory; movable. Keeps its backend alive.
+// Owns device memory. Movable. Keeps its backend alive.
 class Buffer {
  public:
   Buffer() = default;

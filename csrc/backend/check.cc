@@ -44,17 +44,18 @@ void check_float(std::initializer_list<const TensorView*> tensors) {
 
 void check_same_type(const TensorView& a, const TensorView& b) {
   if (a.dtype != b.dtype) {
-    fail(ErrorCode::invalid_argument, "%s has type %s and %s has %s; they must be of one type", a.name,
+    fail(ErrorCode::invalid_argument, "%s has type %s and %s has %s; they must have the same type", a.name,
          dtype_name(a.dtype), b.name, dtype_name(b.dtype));
   }
 }
 
-// Two tensors are either the same memory or apart.
+// Two tensors never overlap in part: they are the same memory or separate.
 void check_apart(const TensorView& out, std::initializer_list<const TensorView*> inputs) {
   for (const TensorView* input : inputs) {
     if (input != nullptr && input->data == out.data && elements(*input) > 0) {
       fail(ErrorCode::invalid_argument,
-           "%s and %s are one tensor; this operator does not work in place: give another out", out.name, input->name);
+           "%s and %s are the same tensor; this operator does not work in place: pass another %s", out.name,
+           input->name, out.name);
     }
   }
 }
@@ -64,21 +65,10 @@ void check_at_least_one(const char* what, int64_t value) {
     fail(ErrorCode::invalid_argument, "%s is %lld; it must be at least 1", what, static_cast<long long>(value));
 }
 
-bool is_quantized(DType dtype) { return dtype == DType::i8 || dtype == DType::f8e4m3; }
-
-void check_compute_type(const TensorView& t) {
-  if (!dtype_is_float(t.dtype) || is_quantized(t.dtype)) {
-    fail(ErrorCode::invalid_argument, "%s has type %s; it must be f32, f16 or bf16", t.name, dtype_name(t.dtype));
-  }
-}
-
-// K or V: `t` in any type but i32, and its scales where the type has them. Returns the scales' memory.
+// K or V: `t`, and its scales if its type has them. Returns the scales' memory.
 const void* check_cache(const TensorView& t, const TensorView* scales, const char* scales_name, const char* layout) {
-  if (!dtype_is_float(t.dtype) && !is_quantized(t.dtype)) {
-    fail(ErrorCode::invalid_argument, "%s has type %s; it must be f32, f16, bf16, i8 or f8e4m3", t.name,
-         dtype_name(t.dtype));
-  }
-  if (!is_quantized(t.dtype)) {
+  require_cache_type(t.name, t.dtype);
+  if (!dtype_is_scaled(t.dtype)) {
     if (scales == nullptr) return nullptr;
     fail(ErrorCode::invalid_argument,
          "%s is given and %s has type %s, which has no scales; leave them out (i8 and f8e4m3 have them)", scales_name,
@@ -94,14 +84,14 @@ const void* check_cache(const TensorView& t, const TensorView* scales, const cha
   return scales->data;
 }
 
-// Queries are split into q_len here; decode gives 1.
+// The part that prefill and decode share. The caller has set the sizes of q.
 template <typename Params>
 void check_attention(Params& p, const AttentionViews& tensors, std::optional<double> sm_scale) {
   const auto& [q, k, v, out, k_scales, v_scales, lse, kv_lens] = tensors;
   check_rank(k, 4, "[batch, kvLen, numKHeads, headDimQk]");
   check_rank(v, 4, "[batch, kvLen, numVHeads, headDimVo]");
-  check_compute_type(q);
-  check_compute_type(out);
+  require_compute_type(q.name, q.dtype);
+  require_compute_type(out.name, out.dtype);
   p.kv_len = k.shape[1];
   p.num_k_heads = k.shape[2];
   p.num_v_heads = v.shape[2];
@@ -137,8 +127,14 @@ void check_attention(Params& p, const AttentionViews& tensors, std::optional<dou
     check_apart(*lse, {&q, &k, &v, kv_lens});
     p.lse = static_cast<float*>(lse->data);
   }
-  p.q = q.data, p.k = k.data, p.v = v.data, p.out = out.data;
-  p.q_dtype = q.dtype, p.k_dtype = k.dtype, p.v_dtype = v.dtype, p.out_dtype = out.dtype;
+  p.q = q.data;
+  p.k = k.data;
+  p.v = v.data;
+  p.out = out.data;
+  p.q_dtype = q.dtype;
+  p.k_dtype = k.dtype;
+  p.v_dtype = v.dtype;
+  p.out_dtype = out.dtype;
   p.stride_k_batch = p.kv_len * p.num_k_heads * p.head_dim_qk;
   p.stride_v_batch = p.kv_len * p.num_v_heads * p.head_dim_vo;
 }
@@ -188,14 +184,14 @@ AttentionDecodeParams check_attention_decode(const AttentionViews& tensors, std:
   return p;
 }
 
-// The types and ranks keep x, out and scales apart: no two can be one tensor.
+// x, out and scales have different types or ranks, so no two of them are the same tensor.
 QuantizeParams check_quantize(const TensorView& x, const TensorView& out, const TensorView& scales) {
   QuantizeParams p;
   if (x.shape.size() < 2 || x.shape.size() > 4) {
     fail(ErrorCode::invalid_argument, "%s has shape %s; it must have 2 to 4 axes", x.name, shape_text(x.shape).c_str());
   }
-  check_compute_type(x);
-  if (!is_quantized(out.dtype)) {
+  require_compute_type(x.name, x.dtype);
+  if (!dtype_is_scaled(out.dtype)) {
     fail(ErrorCode::invalid_argument, "%s has type %s; it must be i8 or f8e4m3", out.name, dtype_name(out.dtype));
   }
   p.head_dim = x.shape.back();
@@ -204,8 +200,11 @@ QuantizeParams check_quantize(const TensorView& x, const TensorView& out, const 
   check_shape(out, x.shape, "the shape of x");
   check_type(scales, DType::bf16);
   check_shape(scales, {x.shape.begin(), x.shape.end() - 1}, "the shape of x without its last axis");
-  p.x = x.data, p.out = out.data, p.scales = scales.data;
-  p.x_dtype = x.dtype, p.out_dtype = out.dtype;
+  p.x = x.data;
+  p.out = out.data;
+  p.scales = scales.data;
+  p.x_dtype = x.dtype;
+  p.out_dtype = out.dtype;
   return p;
 }
 
@@ -229,8 +228,14 @@ AugmentedQParams check_augmented_q(const TensorView& x, const TensorView& gate, 
   check_same_type(gate, up);
   check_same_type(gate, down);
   check_apart(out, {&x, &gate, &up, &down});
-  p.x = x.data, p.gate = gate.data, p.up = up.data, p.down = down.data, p.out = out.data;
-  p.x_dtype = x.dtype, p.weight_dtype = gate.dtype, p.out_dtype = out.dtype;
+  p.x = x.data;
+  p.gate = gate.data;
+  p.up = up.data;
+  p.down = down.data;
+  p.out = out.data;
+  p.x_dtype = x.dtype;
+  p.weight_dtype = gate.dtype;
+  p.out_dtype = out.dtype;
   return p;
 }
 
@@ -246,8 +251,12 @@ MatmulParams check_matmul(const TensorView& x, const TensorView& weight, const T
   check_shape(weight, {p.out_features, p.in_features}, "[out, in] by the shape of x");
   check_shape(out, {p.num_tokens, p.out_features}, "[tokens, out]");
   check_apart(out, {&x, &weight});
-  p.x = x.data, p.weight = weight.data, p.out = out.data;
-  p.x_dtype = x.dtype, p.weight_dtype = weight.dtype, p.out_dtype = out.dtype;
+  p.x = x.data;
+  p.weight = weight.data;
+  p.out = out.data;
+  p.x_dtype = x.dtype;
+  p.weight_dtype = weight.dtype;
+  p.out_dtype = out.dtype;
   return p;
 }
 
@@ -266,12 +275,18 @@ RmsNormParams check_rms_norm(const TensorView& x, const TensorView& weight, cons
     check_float({residual});
     check_shape(*residual, x.shape, "[tokens, hidden]");
     check_apart(*residual, {&x, &weight});
-    p.residual = residual->data, p.residual_dtype = residual->dtype;
+    p.residual = residual->data;
+    p.residual_dtype = residual->dtype;
   }
   if (!(eps >= 0) || !std::isfinite(eps))
     fail(ErrorCode::invalid_argument, "eps is %g; it must be finite and not negative", eps);
-  p.x = x.data, p.weight = weight.data, p.out = out.data, p.eps = static_cast<float>(eps);
-  p.x_dtype = x.dtype, p.weight_dtype = weight.dtype, p.out_dtype = out.dtype;
+  p.x = x.data;
+  p.weight = weight.data;
+  p.out = out.data;
+  p.eps = static_cast<float>(eps);
+  p.x_dtype = x.dtype;
+  p.weight_dtype = weight.dtype;
+  p.out_dtype = out.dtype;
   return p;
 }
 
@@ -291,11 +306,14 @@ RopeParams check_rope(const TensorView& x, const TensorView& positions, const Te
   check_shape(positions, {p.num_tokens}, "[tokens] by the shape of x");
   check_shape(out, x.shape, "[tokens, heads, headDim]");
   check_apart(out, {&positions});
-  // Below 1 the angles would grow with the dim, past what float64 can reduce.
+  // With theta below 1, the angles would grow with the dim, beyond what float64 can reduce.
   if (!(theta >= 1) || !std::isfinite(theta)) {
     fail(ErrorCode::invalid_argument, "theta is %g; it must be finite and at least 1", theta);
   }
-  p.x = x.data, p.out = out.data, p.positions = static_cast<const int32_t*>(positions.data), p.dtype = x.dtype;
+  p.x = x.data;
+  p.out = out.data;
+  p.positions = static_cast<const int32_t*>(positions.data);
+  p.dtype = x.dtype;
   return p;
 }
 
@@ -306,7 +324,11 @@ SiluMulParams check_silu_mul(const TensorView& gate, const TensorView& up, const
   check_same_type(gate, out);
   check_shape(up, gate.shape, "the shape of gate");
   check_shape(out, gate.shape, "the shape of gate");
-  p.gate = gate.data, p.up = up.data, p.out = out.data, p.dtype = gate.dtype, p.count = elements(gate);
+  p.gate = gate.data;
+  p.up = up.data;
+  p.out = out.data;
+  p.dtype = gate.dtype;
+  p.count = elements(gate);
   return p;
 }
 
@@ -321,23 +343,28 @@ EmbedParams check_embed(const TensorView& table, const TensorView& tokens, const
   p.num_tokens = tokens.shape[0];
   check_shape(out, {p.num_tokens, p.hidden_size}, "[tokens, hidden]");
   check_apart(out, {&table, &tokens});
-  p.table = table.data, p.tokens = static_cast<const int32_t*>(tokens.data), p.out = out.data;
-  p.table_dtype = table.dtype, p.out_dtype = out.dtype;
+  p.table = table.data;
+  p.tokens = static_cast<const int32_t*>(tokens.data);
+  p.out = out.data;
+  p.table_dtype = table.dtype;
+  p.out_dtype = out.dtype;
   return p;
 }
 
 void check_sample(const SampleParams& p) {
   if (p.vocab_size <= 0) fail(ErrorCode::invalid_argument, "sample: the vocabulary is empty");
   if (!(p.temperature >= 0) || std::isinf(p.temperature)) {
-    fail(ErrorCode::invalid_argument, "sample: temperature %g must be finite and at least 0", p.temperature);
+    fail(ErrorCode::invalid_argument, "sample: temperature is %g; it must be finite and at least 0", p.temperature);
   }
   if (p.top_k < 0)
-    fail(ErrorCode::invalid_argument, "sample: top_k %lld must be at least 0 (0: all)",
+    fail(ErrorCode::invalid_argument, "sample: topK is %lld; it must be at least 0 (0 keeps all tokens)",
          static_cast<long long>(p.top_k));
-  if (!(p.top_p >= 0 && p.top_p <= 1)) fail(ErrorCode::invalid_argument, "sample: top_p %g must be in [0, 1]", p.top_p);
-  if (!(p.min_p >= 0 && p.min_p <= 1)) fail(ErrorCode::invalid_argument, "sample: min_p %g must be in [0, 1]", p.min_p);
+  if (!(p.top_p >= 0 && p.top_p <= 1))
+    fail(ErrorCode::invalid_argument, "sample: topP is %g; it must be from 0 to 1", p.top_p);
+  if (!(p.min_p >= 0 && p.min_p <= 1))
+    fail(ErrorCode::invalid_argument, "sample: minP is %g; it must be from 0 to 1", p.min_p);
   if (!(p.repetition_penalty > 0) || std::isinf(p.repetition_penalty)) {
-    fail(ErrorCode::invalid_argument, "sample: repetition_penalty %g must be finite and more than 0 (1: none)",
+    fail(ErrorCode::invalid_argument, "sample: repetitionPenalty is %g; it must be finite and more than 0 (1 is none)",
          p.repetition_penalty);
   }
 }

@@ -1,6 +1,6 @@
-// The checks that a direct kernel call needs: shapes, types, head counts, aliasing. They turn tensors into the Params
-// of ops.h, and fail with ERR_INVALID_ARGUMENT, giving value, limit and way out. Host only; the forward graph, which
-// makes its own Params, does not come here.
+// Checks of a direct kernel call: shapes, types, head counts, aliasing. They turn tensors into the
+// Params of ops.h. They throw ERR_INVALID_ARGUMENT with value, limit and remedy. The forward graph
+// makes its own Params and does not use them.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@
 namespace diffqkv {
 
 struct TensorView {
-  const char* name = "";  // the argument's, for messages
+  const char* name = "";  // of the argument, for messages
   void* data = nullptr;
   DType dtype = DType::f32;
   std::vector<int64_t> shape;
@@ -21,7 +21,7 @@ struct TensorView {
 
 std::string shape_text(const std::vector<int64_t>& shape);  // "[2, 16, 64]"
 
-// The tensors of an attention call; null where one is not given.
+// The tensors of an attention call. Optional ones may be null.
 struct AttentionViews {
   const TensorView &q, &k, &v, &out;
   const TensorView *k_scales, *v_scales, *lse, *kv_lens;
@@ -37,12 +37,13 @@ AugmentedQParams check_augmented_q(const TensorView& x, const TensorView& gate, 
 MatmulParams check_matmul(const TensorView& x, const TensorView& weight, const TensorView& out);
 RmsNormParams check_rms_norm(const TensorView& x, const TensorView& weight, const TensorView& out,
                              const TensorView* residual, double eps);
-RopeParams check_rope(const TensorView& x, const TensorView& positions, const TensorView& out,
-                      double theta);  // but inv_freq
+// Leaves inv_freq null.
+RopeParams check_rope(const TensorView& x, const TensorView& positions, const TensorView& out, double theta);
 SiluMulParams check_silu_mul(const TensorView& gate, const TensorView& up, const TensorView& out);
 EmbedParams check_embed(const TensorView& table, const TensorView& tokens, const TensorView& out);
 
-// The rest of SampleParams is the device's to check: the history and the logits lie in its memory.
+// Checks the sampling options. The device checks the history and the logits, which are in its
+// memory.
 void check_sample(const SampleParams& p);
 
 }  // namespace diffqkv

@@ -31,7 +31,7 @@ class CpuCeilings {
   // GB/s, read and written, of copying one half of that buffer to the other half.
   double copy_gb_per_s();
 
-  // GFLOP/s of the widest multiply instruction for bf16 (AMX, AVX512-BF16), else f32, on registers only.
+  // GFLOP/s on registers of the fastest multiply instruction in use: FMA, AVX512-BF16 or AMX.
   double multiply_gflop_per_s();
 
   // Milliseconds of each product by oneDNN: all matrices with their first weight, then all with their second, up to

@@ -1,16 +1,16 @@
-// Stands in for cuda/ where the module is built without nvcc.
+// Replaces cuda/ if the module is built without nvcc.
 #include "backend/backend.h"
 
 namespace diffqkv::cuda {
 
 std::vector<DeviceInfo> device_infos() {
   DeviceInfo info;
-  info.id = info.kind = "cuda";
+  info.id = "cuda";
+  info.kind = "cuda";
   info.name = "CUDA";
   info.usable = false;
   info.reason =
-      "this module was built without nvcc, so it has no CUDA part: install the CUDA toolkit and build again, or use "
-      "'cpu'";
+      "this module was built without nvcc and has no CUDA part: install the CUDA toolkit and build again, or use 'cpu'";
   return {info};
 }
 

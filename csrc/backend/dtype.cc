@@ -18,17 +18,18 @@ uint16_t bf16_from_f32(float value) {
   return static_cast<uint16_t>((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 
-// 2^exponent, of a normal float.
+// 2^exponent. The result must be a normal float.
 constexpr float power_of_two(int exponent) { return std::bit_cast<float>(static_cast<uint32_t>(exponent + 127) << 23); }
 
-// A float of kExponentBits and kMantissaBits, sign apart, from a non-negative one that is not NaN. The result may be
-// one past the largest finite value; the caller deals with that.
+// Rounds a non-negative float that is not NaN to kExponentBits and kMantissaBits, without a sign.
+// The result may be one past the largest finite value; the caller handles that.
 template <int kExponentBits, int kMantissaBits>
 uint32_t small_from_f32(float magnitude) {
-  constexpr int kBias = (1 << (kExponentBits - 1)) - 1, kShift = 23 - kMantissaBits;
+  constexpr int kBias = (1 << (kExponentBits - 1)) - 1;
+  constexpr int kShift = 23 - kMantissaBits;
   if (magnitude < power_of_two(1 - kBias)) {
-    // Denormal there, a whole number of units of 2^(1 - kBias - kMantissaBits). That is also the unit of floats at
-    // `kOffset`, so an addition rounds.
+    // A denormal of the small type is a whole number of units of 2^(1 - kBias - kMantissaBits).
+    // That is also the unit of floats at `kOffset`, so an addition rounds.
     constexpr float kOffset = power_of_two(1 - kBias + kShift);
     return std::bit_cast<uint32_t>(magnitude + kOffset) - std::bit_cast<uint32_t>(kOffset);
   }
@@ -46,11 +47,12 @@ uint16_t f16_from_f32(float value) {
 uint8_t f8e4m3_from_f32(float value) {
   const uint32_t sign = (std::bit_cast<uint32_t>(value) >> 24) & 0x80;
   const float magnitude = std::fabs(value);
-  // 464 lies halfway between the largest value, 448 (even), and what would be the next, 480.
+  // 464 is halfway between the largest value, 448 (even), and what would be the next one, 480.
   return static_cast<uint8_t>(sign | (magnitude <= 464.0f ? small_from_f32<4, 3>(magnitude) : 0x7f));
 }
 
-// Any finite value, denormals included: as the bits of a float it is off by the difference of the biases alone.
+// For any finite value, denormals included. As bits of a float, it is wrong by only the difference
+// of the biases.
 template <int kExponentBits, int kMantissaBits>
 float f32_from_small(uint32_t bits) {
   constexpr int kBias = (1 << (kExponentBits - 1)) - 1;
@@ -74,14 +76,22 @@ float f32_from_f8e4m3(uint8_t bits) {
 
 const char* dtype_name(DType dtype) { return kNames[static_cast<int>(dtype)]; }
 
-bool dtype_from_name(const char* name, DType* out) {
+std::optional<DType> dtype_from_name(const char* name) {
   for (size_t i = 0; i < std::size(kNames); ++i) {
-    if (std::strcmp(name, kNames[i]) == 0) {
-      *out = static_cast<DType>(i);
-      return true;
-    }
+    if (std::strcmp(name, kNames[i]) == 0) return static_cast<DType>(i);
   }
-  return false;
+  return std::nullopt;
+}
+
+void require_compute_type(const char* tensor, DType dtype) {
+  if (dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16) return;
+  fail(ErrorCode::invalid_argument, "%s has type %s; it must be f32, f16 or bf16", tensor, dtype_name(dtype));
+}
+
+void require_cache_type(const char* tensor, DType dtype) {
+  if (dtype != DType::i32) return;
+  fail(ErrorCode::invalid_argument, "%s has type %s; it must be f32, f16, bf16, i8 or f8e4m3", tensor,
+       dtype_name(dtype));
 }
 
 void convert_from_f32(DType to, void* dst, const float* src, size_t count) {
@@ -101,7 +111,8 @@ void convert_from_f32(DType to, void* dst, const float* src, size_t count) {
     case DType::i32:
     case DType::i8: break;
   }
-  fail(ErrorCode::invalid_argument, "no conversion from f32 to %s, only to float types", dtype_name(to));
+  fail(ErrorCode::invalid_argument, "f32 cannot be converted to %s; the type must be f32, f16, bf16 or f8e4m3",
+       dtype_name(to));
 }
 
 void convert_to_f32(DType from, float* dst, const void* src, size_t count) {
@@ -122,7 +133,8 @@ void convert_to_f32(DType from, float* dst, const void* src, size_t count) {
     case DType::i32:
     case DType::i8: break;
   }
-  fail(ErrorCode::invalid_argument, "no conversion from %s to f32, only from float types", dtype_name(from));
+  fail(ErrorCode::invalid_argument, "%s cannot be converted to f32; the type must be f32, f16, bf16 or f8e4m3",
+       dtype_name(from));
 }
 
 }  // namespace diffqkv

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 
 namespace diffqkv {
 
@@ -20,12 +21,21 @@ constexpr size_t dtype_size(DType dtype) {
   return 0;
 }
 
-const char* dtype_name(DType dtype);                 // "f32", "bf16", ...
-bool dtype_from_name(const char* name, DType* out);  // false where there is no such type
-constexpr bool dtype_is_float(DType dtype) { return dtype != DType::i32 && dtype != DType::i8; }
+const char* dtype_name(DType dtype);  // "f32", "bf16", ...
+std::optional<DType> dtype_from_name(const char* name);
 
-// Host-side conversion of `count` elements between f32 and any float type. NaN stays NaN; values past the range of
-// f8e4m3 (which has no infinity) become NaN, as the OCP format defines.
+constexpr bool dtype_is_float(DType dtype) { return dtype != DType::i32 && dtype != DType::i8; }
+// The types that have one scale per row of K or V.
+constexpr bool dtype_is_scaled(DType dtype) { return dtype == DType::i8 || dtype == DType::f8e4m3; }
+
+// Throws ERR_INVALID_ARGUMENT unless `dtype` is f32, f16 or bf16. `tensor` is for the message, for
+// example "matmul: x".
+void require_compute_type(const char* tensor, DType dtype);
+// The same for the types of K and V: f32, f16, bf16, i8 and f8e4m3.
+void require_cache_type(const char* tensor, DType dtype);
+
+// Converts `count` elements between f32 and any float type on the host. NaN stays NaN. Values
+// beyond the range of f8e4m3, which has no infinity, become NaN, as the OCP format defines.
 void convert_from_f32(DType to, void* dst, const float* src, size_t count);
 void convert_to_f32(DType from, float* dst, const void* src, size_t count);
 

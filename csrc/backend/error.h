@@ -1,4 +1,4 @@
-// The one exception type that crosses layers. csrc/addon turns it into a JS Error with `code`.
+// The only exception type that crosses layers. csrc/addon turns it into a JS Error with `code`.
 #pragma once
 
 #include <stdexcept>
@@ -30,7 +30,8 @@ class Error : public std::runtime_error {
   ErrorCode code_;
 };
 
-// Throws Error with a printf-style message. Not inline: the per-ISA kernel files may call it.
+// Throws Error with a printf-style message. Not inline, so that kernel files for one instruction
+// set may call it.
 [[noreturn]] void fail(ErrorCode code, const char* format, ...) __attribute__((format(printf, 2, 3)));
 
 }  // namespace diffqkv

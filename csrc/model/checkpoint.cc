@@ -12,16 +12,16 @@ namespace diffqkv {
 namespace {
 
 static_assert(std::endian::native == std::endian::little,
-              "safetensors are little-endian, and read here without swapping");
+              "safetensors are little-endian, and are read here without byte swapping");
 
-constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the limit of the format's own reader
+constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the limit of the reference implementation
 constexpr size_t kMaxRank = 16;
 
 [[noreturn]] void fail_file(const std::string& path, const std::string& what) {
   fail_at(ErrorCode::invalid_checkpoint, path, what);
 }
 
-// Bits of one element; 0 for a type that safetensors does not have.
+// Bits of one element; 0 for an unknown type.
 unsigned dtype_bits(const std::string& dtype) {
   static constexpr struct {
     const char* name;
@@ -40,18 +40,20 @@ struct HeaderEntry {
   std::string dtype;
   std::vector<int64_t> shape;
   std::vector<uint64_t> offsets;
-  bool has_dtype = false, has_shape = false, has_offsets = false;
+  bool has_dtype = false;
+  bool has_shape = false;
+  bool has_offsets = false;
 };
 
-// Takes the header's JSON as it is read, and nothing but { name: { dtype, shape, data_offsets } } and
-// { "__metadata__": { string: string } }: no tree is built, whatever stands in the file.
+// Parses the header without building a tree, whose memory the file could inflate. Accepts only {
+// name: { dtype, shape, data_offsets } } and { "__metadata__": { string: string } }.
 class HeaderReader : public nlohmann::json_sax<Json> {
  public:
   HeaderReader(const std::string& path, std::map<std::string, HeaderEntry>& entries) : path_(path), entries_(entries) {}
 
   bool null() override { bad_value("null"); }
   bool boolean(bool) override { bad_value("true or false"); }
-  // Only negative ones come here.
+  // Called for negative numbers only.
   bool number_integer(number_integer_t value) override { bad_value(std::to_string(value)); }
   bool number_float(number_float_t, const string_t& text) override { bad_value(printable(text)); }
   bool binary(binary_t&) override { bad_value("binary data"); }
@@ -101,21 +103,21 @@ class HeaderReader : public nlohmann::json_sax<Json> {
   bool key(string_t& value) override {
     if (place_ == Place::top) {
       if (value == "__metadata__") {
-        if (has_metadata_) fail_file(path_, "the header has __metadata__ twice");
+        if (has_metadata_) fail_file(path_, "the header has duplicate __metadata__");
         has_metadata_ = true;
       } else if (entries_.count(value)) {
-        fail_file(path_, "the tensor '" + printable(value) + "' is in the header twice");
+        fail_file(path_, "the header has a duplicate tensor '" + printable(value) + "'");
       }
       name_ = value;
     } else if (place_ == Place::metadata) {
       has_key_ = true;
     } else {
       if (value != "dtype" && value != "shape" && value != "data_offsets") {
-        fail_tensor("unknown field '" + printable(value) + "' (dtype, shape and data_offsets are known)");
+        fail_tensor("unknown field '" + printable(value) + "'; only dtype, shape and data_offsets are allowed");
       }
       if ((value == "dtype" && entry_->has_dtype) || (value == "shape" && entry_->has_shape) ||
           (value == "data_offsets" && entry_->has_offsets)) {
-        fail_tensor(value + " is there twice");
+        fail_tensor("duplicate " + value);
       }
       field_ = value;
     }
@@ -128,7 +130,7 @@ class HeaderReader : public nlohmann::json_sax<Json> {
       if (!entry_->has_shape) fail_tensor("shape is missing");
       if (!entry_->has_offsets) fail_tensor("data_offsets is missing");
       if (entry_->offsets.size() != 2)
-        fail_tensor("data_offsets has " + std::to_string(entry_->offsets.size()) + " numbers, not two");
+        fail_tensor("data_offsets has " + std::to_string(entry_->offsets.size()) + " numbers; it must have two");
       place_ = Place::top;
     } else {
       place_ = place_ == Place::metadata ? Place::top : Place::outside;
@@ -168,34 +170,36 @@ class HeaderReader : public nlohmann::json_sax<Json> {
 
   [[noreturn]] void bad_value(const std::string& value) const {
     switch (place_) {
-      case Place::outside: fail_file(path_, "the header is " + value + ", not a JSON object");
-      case Place::metadata: fail_file(path_, "__metadata__ has " + value + " in it; strings are wanted");
-      case Place::top: fail_tensor("described by " + value + ", not by an object");
-      case Place::shape: fail_tensor("shape has " + value + " in it; integers from 0 on are wanted");
-      case Place::offsets: fail_tensor("data_offsets has " + value + " in it; integers from 0 on are wanted");
+      case Place::outside: fail_file(path_, "the header is " + value + "; it must be a JSON object");
+      case Place::metadata: fail_file(path_, "__metadata__ has the value " + value + "; it must have only strings");
+      case Place::top: fail_tensor("its value is " + value + "; it must be an object");
+      case Place::shape: fail_tensor("shape has the value " + value + "; it must have only integers of at least 0");
+      case Place::offsets:
+        fail_tensor("data_offsets has the value " + value + "; it must have only integers of at least 0");
       case Place::tensor: break;
     }
     fail_tensor(field_ + " is " + value +
-                (field_ == "dtype" ? "; a string is wanted" : "; an array of integers is wanted"));
+                (field_ == "dtype" ? "; it must be a string" : "; it must be an array of integers"));
   }
 
   const std::string& path_;
   std::map<std::string, HeaderEntry>& entries_;
   Place place_ = Place::outside;
-  std::string name_, field_;
+  std::string name_;
+  std::string field_;
   HeaderEntry* entry_ = nullptr;
-  bool has_key_ = false, has_metadata_ = false;
+  bool has_key_ = false;
+  bool has_metadata_ = false;
 };
 
-// The bytes that shape and type need. `element_bits` times the product of the shape, where that is a whole number of
-// bytes.
+// The size in bytes that shape and type require. Fails if it is not a whole number of bytes.
 uint64_t needed_bytes(const std::string& path, const std::string& name, const HeaderEntry& entry) {
   const auto fail_tensor = [&](const std::string& what) {
     fail_file(path, "tensor '" + printable(name) + "': " + what);
   };
   const unsigned bits = dtype_bits(entry.dtype);
   if (bits == 0) fail_tensor("unknown dtype '" + printable(entry.dtype) + "'");
-  // A 0 anywhere makes the product 0, however large the rest.
+  // A 0 anywhere makes the product 0, even if the other sizes overflow.
   const bool empty = std::find(entry.shape.begin(), entry.shape.end(), 0) != entry.shape.end();
   uint64_t total_bits = empty ? 0 : bits;
   for (const int64_t size : entry.shape) {
@@ -203,7 +207,7 @@ uint64_t needed_bytes(const std::string& path, const std::string& name, const He
       fail_tensor("the product of its shape overflows 64 bits");
     }
   }
-  if (total_bits % 8 != 0) fail_tensor("shape and dtype do not make whole bytes");
+  if (total_bits % 8 != 0) fail_tensor("the size by shape and dtype is not a whole number of bytes");
   return total_bits / 8;
 }
 
@@ -250,7 +254,7 @@ Checkpoint::Checkpoint(const std::string& directory) {
   }
   const std::string single = path_;
   path_ = directory + "/model.safetensors.index.json";
-  if (!file_exists(path_)) fail_file(directory, "has neither model.safetensors nor model.safetensors.index.json in it");
+  if (!file_exists(path_)) fail_file(directory, "has neither model.safetensors nor model.safetensors.index.json");
   read_shards(directory);
 }
 
@@ -264,15 +268,15 @@ void Checkpoint::read_file(const std::string& path) {
   const MappedFile& file = files_.emplace_back(path);
   if (file.size() < 8)
     fail_file(path, std::to_string(file.size()) +
-                        " bytes: too short for a safetensors file, which begins with 8 bytes of header length");
+                        " bytes is too short for a safetensors file, which begins with an 8-byte header length");
   uint64_t header_bytes;
   memcpy(&header_bytes, file.data(), 8);
   if (header_bytes > kMaxHeaderBytes) {
-    fail_file(path, "a header of " + std::to_string(header_bytes) + " bytes; the limit is " +
+    fail_file(path, "the header has " + std::to_string(header_bytes) + " bytes; the limit is " +
                         std::to_string(kMaxHeaderBytes));
   }
   if (header_bytes > file.size() - 8) {
-    fail_file(path, "truncated: a header of " + std::to_string(header_bytes) + " bytes, and only " +
+    fail_file(path, "truncated: the header has " + std::to_string(header_bytes) + " bytes, but only " +
                         std::to_string(file.size() - 8) + " bytes follow its length");
   }
   std::map<std::string, HeaderEntry> entries;
@@ -288,21 +292,22 @@ void Checkpoint::read_file(const std::string& path) {
   for (auto& item : entries) {
     const auto& [name, entry] = item;
     const std::string tensor = "tensor '" + printable(name) + "': ";
-    const uint64_t begin = entry.offsets[0], end = entry.offsets[1];
+    const uint64_t begin = entry.offsets[0];
+    const uint64_t end = entry.offsets[1];
     if (begin > end) fail_file(path, tensor + "data_offsets " + span_text(entry) + " end before they begin");
     if (end > data_bytes) {
-      fail_file(path, tensor + "data_offsets " + span_text(entry) + " reach past the end of the file's " +
-                          std::to_string(data_bytes) + " bytes of data; it may be truncated");
+      fail_file(path, tensor + "data_offsets " + span_text(entry) + " exceed the file's " + std::to_string(data_bytes) +
+                          " bytes of data; the file may be truncated");
     }
     const uint64_t needed = needed_bytes(path, name, entry);
     if (end - begin != needed) {
       fail_file(path, tensor + "data_offsets " + span_text(entry) + " are " + std::to_string(end - begin) +
-                          " bytes, and its shape and dtype need " + std::to_string(needed));
+                          " bytes, but its shape and dtype require " + std::to_string(needed));
     }
     in_order.push_back(&item);
   }
 
-  // The format wants the data covered whole, each byte once.
+  // The format requires that tensors cover each byte of the data exactly once.
   std::sort(in_order.begin(), in_order.end(),
             [](const auto* a, const auto* b) { return a->second.offsets < b->second.offsets; });
   uint64_t covered = 0;
@@ -311,21 +316,20 @@ void Checkpoint::read_file(const std::string& path) {
     const uint64_t begin = item->second.offsets[0];
     const std::string tensor = "tensor '" + printable(item->first) + "': data_offsets " + span_text(item->second);
     if (begin < covered) fail_file(path, tensor + " overlap those of '" + printable(*previous) + "'");
-    if (begin > covered)
-      fail_file(path, tensor + " leave a hole after byte " + std::to_string(covered) + ", which no tensor covers");
+    if (begin > covered) fail_file(path, tensor + " leave a gap after byte " + std::to_string(covered));
     covered = item->second.offsets[1];
     previous = &item->first;
   }
   if (covered != data_bytes) {
     fail_file(path,
-              "its tensors cover " + std::to_string(covered) + " of " + std::to_string(data_bytes) + " bytes of data");
+              "the tensors cover " + std::to_string(covered) + " of " + std::to_string(data_bytes) + " bytes of data");
   }
 
   for (auto& [name, entry] : entries) {
     StoredTensor tensor{std::move(entry.dtype), std::move(entry.shape), data + entry.offsets[0],
                         entry.offsets[1] - entry.offsets[0], &kept_path};
     const auto [it, inserted] = tensors_.emplace(name, std::move(tensor));
-    if (!inserted) fail_file(path, "the tensor '" + printable(name) + "' is in " + *it->second.file + " too");
+    if (!inserted) fail_file(path, "the tensor '" + printable(name) + "' is also in " + *it->second.file);
   }
 }
 
@@ -334,20 +338,20 @@ void Checkpoint::read_shards(const std::string& directory) {
   files_.reserve(index.shards.size());
   for (const std::string& shard : index.shards) {
     const std::string path = directory + "/" + shard;
-    if (!file_exists(path)) fail_file(path, "this shard is missing; " + path_ + " names it");
+    if (!file_exists(path)) fail_file(path, "the shard is missing, and " + path_ + " names it");
     read_file(path);
   }
   for (const auto& [name, shard] : index.shard_of) {
     const StoredTensor* tensor = find(name);
     const std::string& path = shard_paths_.at(*shard);
     if (!tensor)
-      fail_file(path, "the tensor '" + printable(name) + "', which " + path_ + " places in this shard, is not there");
+      fail_file(path, "the tensor '" + printable(name) + "', which " + path_ + " places in this shard, is missing");
     if (tensor->file != &path) {
       fail_file(path, "the tensor '" + printable(name) + "', which " + path_ + " places in this shard, is in " +
                           *tensor->file);
     }
   }
-  // As for readers of the format at large, a tensor that the index does not list is not part of the checkpoint.
+  // Other readers of the format also ignore tensors that the index does not list.
   std::erase_if(tensors_, [&](const auto& item) { return !index.shard_of.count(item.first); });
 }
 

@@ -1,5 +1,6 @@
-// The safetensors files of a checkpoint directory, mapped into memory. Everything that a header says is checked before
-// it is used: what `find` returns lies inside its file, and its bytes are as many as its shape and type need.
+// The safetensors files of a checkpoint directory, mapped into memory. Headers are checked in full:
+// the data of a tensor that `find` returns is inside its file and has the size that its shape and
+// type require.
 #pragma once
 
 #include <cstdint>
@@ -13,26 +14,27 @@
 namespace diffqkv {
 
 struct StoredTensor {
-  std::string dtype;              // as the file says it: "BF16", "F32", "I64", ...
-  std::vector<int64_t> shape;     // its product does not overflow
-  const uint8_t* data = nullptr;  // may stand at any address: read through memcpy
+  std::string dtype;              // as in the file: "BF16", "F32", "I64", ...
+  std::vector<int64_t> shape;     // the product does not overflow
+  const uint8_t* data = nullptr;  // may be unaligned: read it with memcpy
   uint64_t bytes = 0;
-  const std::string* file = nullptr;  // path of the file that holds it, for messages
+  const std::string* file = nullptr;  // path of its file, for messages
 };
 
-// F32, F16 and BF16, the types that a model's weights may have.
+// Converts the types that weights may have: F32, F16 and BF16. Returns false for others.
 bool weight_dtype(const StoredTensor& tensor, DType* out);
 
 class Checkpoint {
  public:
-  // `directory` holds model.safetensors, or else model.safetensors.index.json and the shards that it names.
+  // `directory` has model.safetensors, or model.safetensors.index.json and the shards that it
+  // names.
   explicit Checkpoint(const std::string& directory);
   Checkpoint(const Checkpoint&) = delete;
   Checkpoint& operator=(const Checkpoint&) = delete;
 
-  const StoredTensor* find(const std::string& name) const;  // null where there is no such tensor
+  const StoredTensor* find(const std::string& name) const;  // null if there is no such tensor
   const std::map<std::string, StoredTensor>& tensors() const { return tensors_; }
-  // Where a tensor that is not there was looked for: the one file, or the index.
+  // The single file or the index, for messages about missing tensors.
   const std::string& path() const { return path_; }
 
  private:
@@ -41,11 +43,11 @@ class Checkpoint {
 
   std::string path_;
   std::vector<MappedFile> files_;
-  std::map<std::string, std::string> shard_paths_;  // shard name -> path; tensors_ point into the values
+  std::map<std::string, std::string> shard_paths_;  // by shard name; tensors_ point to the values
   std::map<std::string, StoredTensor> tensors_;
 };
 
-// Text from a file, fit for a message: at most 120 bytes, control characters escaped.
+// Shortens text from a file to 120 bytes and escapes control characters, for messages.
 std::string printable(const std::string& text);
 
 }  // namespace diffqkv

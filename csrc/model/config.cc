@@ -11,8 +11,8 @@
 namespace diffqkv {
 namespace {
 
-// Limits that no model comes near, and under which no product of sizes overflows an int64: a matrix has at most
-// 2^24 * 2^20 elements, a model at most 2^12 layers of some ten of them.
+// Limits far above real models. Under them no product of sizes overflows an int64: a matrix has at
+// most 2^24 * 2^20 elements, and a model at most 2^12 layers of about ten matrices.
 constexpr int64_t kMaxHidden = int64_t{1} << 20;
 constexpr int64_t kMaxInner = int64_t{1} << 22;
 constexpr int64_t kMaxLayers = int64_t{1} << 12;
@@ -20,7 +20,7 @@ constexpr int64_t kMaxVocab = int64_t{1} << 24;
 constexpr int64_t kMaxHeads = int64_t{1} << 14;
 constexpr int64_t kMaxHeadDim = int64_t{1} << 12;
 constexpr int64_t kMaxQSize = int64_t{1} << 22;
-constexpr size_t kMaxEos = 256;                      // each id is looked for among them
+constexpr size_t kMaxEos = 256;                      // duplicates are searched in quadratic time
 constexpr int64_t kMaxPositions = int64_t{1} << 30;  // positions are int32 on the device
 
 std::string number_text(double value) {
@@ -31,13 +31,13 @@ std::string number_text(double value) {
 
 using Kind = JsonValue::Kind;
 
-// Reads the fields of one JSON object, and says what is wrong with them.
+// Reads the fields of one JSON object and throws errors that name them.
 class Fields {
  public:
   Fields(const JsonValue& object, std::string origin, ErrorCode malformed, std::string prefix = "")
       : object_(object), origin_(std::move(origin)), malformed_(malformed), prefix_(std::move(prefix)) {}
 
-  // There, and not null.
+  // Present and not null.
   bool has(const char* key) const {
     const JsonValue* value = object_.find(key);
     return value && !value->is(Kind::null);
@@ -48,7 +48,7 @@ class Fields {
 
   int64_t integer(const char* key, int64_t min, int64_t max) const {
     const JsonValue& value = get(key);
-    const std::string range = " (an integer from " + std::to_string(min) + " to " + std::to_string(max) + " is wanted)";
+    const std::string range = "; it must be an integer from " + std::to_string(min) + " to " + std::to_string(max);
     if (!value.is(Kind::integer) || value.integer() < min || value.integer() > max)
       malformed(name(key) + " is " + shown(value) + range);
     return value.integer();
@@ -60,24 +60,24 @@ class Fields {
   double positive(const char* key) const {
     const JsonValue& value = get(key);
     const bool good = value.is_number() && std::isfinite(value.number()) && value.number() > 0;
-    if (!good) malformed(name(key) + " is " + shown(value) + " (a finite number above 0 is wanted)");
+    if (!good) malformed(name(key) + " is " + shown(value) + "; it must be a finite number above 0");
     return value.number();
   }
 
   bool boolean(const char* key, bool otherwise) const {
     if (!has(key)) return otherwise;
-    if (!get(key).is(Kind::boolean)) malformed(name(key) + " is " + shown(get(key)) + " (true or false is wanted)");
+    if (!get(key).is(Kind::boolean)) malformed(name(key) + " is " + shown(get(key)) + "; it must be true or false");
     return get(key).boolean();
   }
 
   std::string string(const char* key, const char* otherwise) const {
     if (!has(key)) return otherwise;
-    if (!get(key).is(Kind::string)) malformed(name(key) + " is " + shown(get(key)) + " (a string is wanted)");
+    if (!get(key).is(Kind::string)) malformed(name(key) + " is " + shown(get(key)) + "; it must be a string");
     return get(key).text();
   }
 
   Fields object(const char* key) const {
-    if (!get(key).is(Kind::object)) malformed(name(key) + " is " + shown(get(key)) + " (an object is wanted)");
+    if (!get(key).is(Kind::object)) malformed(name(key) + " is " + shown(get(key)) + "; it must be an object");
     return Fields(get(key), origin_, malformed_, name(key) + ".");
   }
 
@@ -102,7 +102,7 @@ class Fields {
   std::string prefix_;
 };
 
-// Everything that the config calls its architecture: model_type and the entries of architectures.
+// The names of the architecture: the entries of `architectures`, then `model_type`.
 std::vector<std::string> architecture_names(const Fields& fields) {
   std::vector<std::string> names;
   if (fields.has("architectures")) {
@@ -110,18 +110,19 @@ std::vector<std::string> architecture_names(const Fields& fields) {
     for (size_t i = 0; i < list.size() && list.is(Kind::array) && list[i].is(Kind::string); i++)
       names.push_back(list[i].text());
     if (!list.is(Kind::array) || names.size() < list.size())
-      fields.malformed("architectures is not an array of strings");
+      fields.malformed("architectures must be an array of strings");
   }
   if (fields.has("model_type")) names.push_back(fields.string("model_type", ""));
   return names;
 }
 
-// "sigma" or "llama". A config is DiffQKV by its head counts, not by its name: public configs that call themselves
-// "sigma" are other architectures.
+// "sigma" or "llama". Head counts decide whether a config is DiffQKV, not its name: there are
+// public configs named "sigma" of other architectures.
 std::string decide_architecture(const Fields& fields) {
   const bool has_k = fields.has("num_key_heads"), has_v = fields.has("num_value_heads");
   const std::string lacking = has_k ? "num_value_heads" : has_v ? "num_key_heads" : "num_key_heads and num_value_heads";
-  bool named_sigma = false, named_llama = false;
+  bool named_sigma = false;
+  bool named_llama = false;
   std::string quoted;
   for (const std::string& name : architecture_names(fields)) {
     if (name == "SigmaForCausalLM" || name == "sigma" || name == "diffqkv") {
@@ -129,21 +130,24 @@ std::string decide_architecture(const Fields& fields) {
     } else if (name == "LlamaForCausalLM" || name == "llama") {
       named_llama = true;
     } else {
-      fields.unsupported("the architecture '" + printable(name) + "' is not supported; Sigma (DiffQKV) and Llama are" +
-                         (has_k && has_v ? "" : ". Without " + lacking + " this is not DiffQKV"));
+      fields.unsupported("the architecture '" + printable(name) +
+                         "' is not supported; it must be Sigma (DiffQKV) or Llama" +
+                         (has_k && has_v ? "" : ". A DiffQKV config has " + lacking));
     }
     quoted += (quoted.empty() ? "'" : ", '") + name + "'";
   }
   if (has_k && has_v) return "sigma";
   if (named_llama && !named_sigma && !has_k && !has_v) return "llama";
-  fields.unsupported(
-      "a config without num_key_heads and num_value_heads is not DiffQKV: this one (" +
-      (quoted.empty() ? std::string("no model_type, no architectures") : printable(quoted)) + ") has no " + lacking +
-      ". Models named Sigma that lack them are another architecture; Sigma (DiffQKV) and Llama are supported");
+  fields.unsupported("the config (" +
+                     (quoted.empty() ? std::string("no model_type, no architectures") : printable(quoted)) +
+                     ") has no " + lacking +
+                     ", so it is not DiffQKV; models named Sigma without them have another architecture. Sigma "
+                     "(DiffQKV) and Llama are "
+                     "supported");
 }
 
-// Whether a key asks for something: neither missing, null, false, 0 nor empty.
-bool asks(const Fields& fields, const char* key) {
+// Whether a key enables a feature: not missing, null, false, 0 or empty.
+bool enables(const Fields& fields, const char* key) {
   if (!fields.has(key)) return false;
   const JsonValue& value = fields.get(key);
   if (value.is(Kind::boolean)) return value.boolean();
@@ -151,8 +155,9 @@ bool asks(const Fields& fields, const char* key) {
   return value.is(Kind::string) || value.size() > 0;
 }
 
-// What changes the arithmetic and is not done here is refused: ignoring it would give wrong text without a word.
-void refuse_features(const Fields& fields) {
+// Rejects features that change the result and are not implemented. Ignoring them would silently
+// produce wrong text.
+void check_features(const Fields& fields) {
   static constexpr struct {
     const char* key;
     const char* what;
@@ -169,34 +174,34 @@ void refuse_features(const Fields& fields) {
       {"quantization_config", "quantized weights"},
       {"attn_logit_softcapping", "soft-capped scores"},
       {"final_logit_softcapping", "soft-capped logits"},
-      {"qk_norm", "normalised Q and K"},
-      {"use_qk_norm", "normalised Q and K"},
+      {"qk_norm", "normalized Q and K"},
+      {"use_qk_norm", "normalized Q and K"},
   };
   for (const auto& feature : kFeatures) {
-    if (asks(fields, feature.key)) {
+    if (enables(fields, feature.key)) {
       fields.unsupported(fields.name(feature.key) + " is " + Fields::shown(fields.get(feature.key)) +
                          ": not supported (" + feature.what + ")");
     }
   }
-  if (asks(fields, "sliding_window") && fields.boolean("use_sliding_window", true)) {
+  if (enables(fields, "sliding_window") && fields.boolean("use_sliding_window", true)) {
     fields.unsupported("sliding_window is " + Fields::shown(fields.get("sliding_window")) +
-                       ": not supported (attention over a window)");
+                       ": not supported (sliding-window attention)");
   }
   const std::string activation = fields.string("hidden_act", "silu");
   if (activation != "silu" && activation != "swish") {
-    fields.unsupported("hidden_act is '" + printable(activation) + "'; only 'silu' is supported");
+    fields.unsupported("hidden_act is '" + printable(activation) + "'; it must be 'silu'");
   }
 }
 
-// rope_theta, and inv_freq[d] = theta^(-2d / head_dim_qk) with the scaling of Llama 3, as transformers'
-// modeling_rope_utils defines it: wavelengths above original_max_position_embeddings / low_freq_factor are stretched by
-// `factor`, those below original_max_position_embeddings / high_freq_factor stay, and between the two the frequencies
-// are blended linearly.
+// Reads rope_theta and computes inv_freq[d] = theta^(-2d / head_dim_qk), with the scaling of Llama
+// 3 as in modeling_rope_utils of transformers: wavelengths above original_max_position_embeddings /
+// low_freq_factor are multiplied by `factor`, those below original_max_position_embeddings /
+// high_freq_factor are unchanged, and between them the frequencies are interpolated linearly.
 void read_rope(const Fields& fields, Config& config) {
-  // Newer files have it all in rope_parameters, older ones theta beside rope_scaling.
+  // Newer files have all fields in rope_parameters, older ones have rope_theta beside rope_scaling.
   const char* key = fields.has("rope_parameters") ? "rope_parameters" : "rope_scaling";
   if (fields.has("rope_parameters") && fields.has("rope_scaling")) {
-    fields.malformed("rope_parameters and rope_scaling are both given; keep the one that holds");
+    fields.malformed("rope_parameters and rope_scaling are both set; keep one of them");
   }
   const bool scaled = fields.has(key);
   const Fields scaling = scaled ? fields.object(key) : fields;
@@ -207,23 +212,26 @@ void read_rope(const Fields& fields, Config& config) {
   } else {
     config.rope_theta = fields.positive("rope_theta");
   }
-  // Below 1 the angles would grow with the dim, past what float64 can reduce.
+  // Below 1 the angles would grow with d, beyond the range that float64 can reduce.
   if (config.rope_theta < 1) {
     fields.malformed("rope_theta is " + number_text(config.rope_theta) + "; it must be at least 1");
   }
   for (const Fields* place : {&fields, &scaling}) {
     if (place->has("partial_rotary_factor") && place->positive("partial_rotary_factor") != 1) {
       place->unsupported(place->name("partial_rotary_factor") +
-                         " is not 1: RoPE over a part of the head is not supported");
+                         " is not 1: RoPE of a part of the head is not supported");
     }
   }
   std::string type = "default";
   if (scaled) type = scaling.string("rope_type", scaling.string("type", "default").c_str());
   if (type != "default" && type != "llama3") {
     fields.unsupported(std::string(key) + ": RoPE scaling of type '" + printable(type) +
-                       "' is not supported; 'llama3' and 'default' are");
+                       "' is not supported; it must be 'llama3' or 'default'");
   }
-  double factor = 1, low = 1, high = 4, original = 1;
+  double factor = 1;
+  double low = 1;
+  double high = 4;
+  double original = 1;
   if (type == "llama3") {
     factor = scaling.positive("factor");
     if (factor < 1) fields.malformed(scaling.name("factor") + " is " + number_text(factor) + "; it must be at least 1");
@@ -241,9 +249,8 @@ void read_rope(const Fields& fields, Config& config) {
       double freq = std::pow(config.rope_theta, -2.0 * static_cast<double>(d) / static_cast<double>(head_dim));
       if (type == "llama3") {
         const double wavelength = 2 * M_PI / freq;
-        const double smooth =
-            (original / wavelength - low) / (high - low);  // 0 at the long end of the blend, 1 at the short end
-        const double kept = std::clamp(smooth, 0.0, 1.0);
+        // 0 for long wavelengths, 1 for short ones.
+        const double kept = std::clamp((original / wavelength - low) / (high - low), 0.0, 1.0);
         freq = (1 - kept) * freq / factor + kept * freq;
       }
       inv_freq[d] = freq;
@@ -254,25 +261,26 @@ void read_rope(const Fields& fields, Config& config) {
   config.k_inv_freq = frequencies(config.head_dim_k);
 }
 
-// A number, a list of numbers, or null.
+// eos_token_id is a number, a list of numbers, or null.
 void read_eos(const Fields& fields, std::vector<int64_t>& ids) {
   if (!fields.has("eos_token_id")) return;
   const JsonValue& value = fields.get("eos_token_id");
   if (value.is(Kind::array) && value.size() > kMaxEos)
-    fields.malformed("eos_token_id is a list of " + std::to_string(value.size()) + "; the limit is " +
+    fields.malformed("eos_token_id has " + std::to_string(value.size()) + " tokens; the limit is " +
                      std::to_string(kMaxEos));
   const auto add = [&](const JsonValue& item) {
     const bool good = item.is(Kind::integer) && item.integer() >= 0 && item.integer() <= INT32_MAX;
     if (!good)
-      fields.malformed("eos_token_id has " + Fields::shown(item) +
-                       " in it (a token id, a list of them or null is wanted)");
+      fields.malformed("eos_token_id has the value " + Fields::shown(item) +
+                       "; it must be a token id, a list of token ids or null");
     if (std::find(ids.begin(), ids.end(), item.integer()) == ids.end()) ids.push_back(item.integer());
   };
   if (!value.is(Kind::array)) return add(value);
   for (size_t i = 0; i < value.size(); i++) add(value[i]);
 }
 
-// This project's own fields: value_head_dim, and key_head_dim with key_lift { kind, position, intermediate_size }.
+// This project's own fields: value_head_dim, and key_head_dim with key_lift { kind, position,
+// intermediate_size }.
 void read_key_and_value_dims(const Fields& fields, Config& config) {
   config.head_dim_vo = fields.integer("value_head_dim", 1, kMaxHeadDim, config.head_dim_vo);
   if (config.num_q_heads * config.head_dim_vo > kMaxQSize) {
@@ -283,19 +291,19 @@ void read_key_and_value_dims(const Fields& fields, Config& config) {
   config.head_dim_k = fields.integer("key_head_dim", 2, config.head_dim_qk, config.head_dim_qk);
   if (config.head_dim_k % 2 != 0) {
     fields.malformed("key_head_dim is " + std::to_string(config.head_dim_k) +
-                     " (an even number is wanted: RoPE turns pairs)");
+                     "; it must be even, because RoPE rotates pairs");
   }
   if (!fields.has("key_lift")) {
     if (config.head_dim_k == config.head_dim_qk) return;
     fields.malformed("key_head_dim (" + std::to_string(config.head_dim_k) + ") is below head_dim (" +
-                     std::to_string(config.head_dim_qk) + "), but key_lift, which says how K is lifted, is missing");
+                     std::to_string(config.head_dim_qk) + "), but key_lift, the layer that lifts K, is missing");
   }
   const Fields lift = fields.object("key_lift");
   const auto one_of = [&](const char* key, const char* first, const char* second) {
     lift.get(key);  // missing is malformed
     const std::string value = lift.string(key, "");
     if (value != first && value != second) {
-      lift.malformed(lift.name(key) + " is '" + printable(value) + "' ('" + first + "' or '" + second + "' is wanted)");
+      lift.malformed(lift.name(key) + " is '" + printable(value) + "'; it must be '" + first + "' or '" + second + "'");
     }
     return value == second;
   };
@@ -326,8 +334,8 @@ void read_heads(const Fields& fields, Config& config) {
   const int64_t size =
       fields.has("head_dim") ? fields.integer("head_dim", 2, kMaxHeadDim) : config.hidden_size / config.num_q_heads;
   if (size % 2 != 0 || size < 2 || size > kMaxHeadDim) {
-    fields.malformed("head_dim is " + std::to_string(size) + " (an even number from 2 to " +
-                     std::to_string(kMaxHeadDim) + " is wanted: RoPE turns pairs)");
+    fields.malformed("head_dim is " + std::to_string(size) + "; it must be from 2 to " + std::to_string(kMaxHeadDim) +
+                     ", and even, because RoPE rotates pairs");
   }
   config.head_dim_qk = config.head_dim_vo = config.head_dim_k = size;
   if (sigma) read_key_and_value_dims(fields, config);
@@ -344,7 +352,7 @@ Config parse_config(std::string_view text, const std::string& origin, ErrorCode 
   const Fields fields(json, origin, malformed);
   Config config;
   config.architecture = decide_architecture(fields);
-  refuse_features(fields);
+  check_features(fields);
   const bool sigma = config.architecture == "sigma";
   config.hidden_size = fields.integer("hidden_size", 1, kMaxHidden);
   config.intermediate_size = fields.integer("intermediate_size", 1, kMaxInner);
@@ -352,16 +360,13 @@ Config parse_config(std::string_view text, const std::string& origin, ErrorCode 
   config.vocab_size = fields.integer("vocab_size", 1, kMaxVocab);
   config.max_position_embeddings = fields.integer("max_position_embeddings", 1, kMaxPositions, 2048);
   config.aug_q_size = sigma ? fields.integer("aug_q_dim", 0, kMaxInner, Config::kUnknown) : 0;
-  // 1e-6 is LlamaConfig's default; Sigma's is not known.
+  // 1e-6 is the default of LlamaConfig. The paper has none for Sigma.
   config.rms_norm_eps = !sigma && !fields.has("rms_norm_eps") ? 1e-6 : fields.positive("rms_norm_eps");
   if (config.rms_norm_eps > 1)
-    fields.malformed("rms_norm_eps is " + number_text(config.rms_norm_eps) + " (at most 1 is wanted)");
+    fields.malformed("rms_norm_eps is " + number_text(config.rms_norm_eps) + "; it must be at most 1");
   config.tie_word_embeddings = fields.boolean("tie_word_embeddings", false);
   config.tie_word_embeddings_given = fields.has("tie_word_embeddings");
-  if (fields.has("bos_token_id")) {
-    config.has_bos_token_id = true;
-    config.bos_token_id = fields.integer("bos_token_id", 0, INT32_MAX);
-  }
+  if (fields.has("bos_token_id")) config.bos_token_id = fields.integer("bos_token_id", 0, INT32_MAX);
   read_eos(fields, config.eos_token_ids);
   config.dtype = fields.string("dtype", fields.string("torch_dtype", "").c_str());
   read_heads(fields, config);
@@ -373,7 +378,7 @@ Config load_config(const std::string& directory) {
   check_directory(directory);
   const auto read = [](const std::string& path) {
     MappedFile file(path);
-    constexpr uint64_t kMaxBytes = 1 << 20;  // of files that have some thousand
+    constexpr uint64_t kMaxBytes = 1 << 20;  // real files have a few thousand
     if (file.size() > kMaxBytes) {
       fail_at(ErrorCode::invalid_checkpoint, path,
               std::to_string(file.size()) + " bytes; the limit is " + std::to_string(kMaxBytes));
@@ -385,7 +390,7 @@ Config load_config(const std::string& directory) {
   };
   const std::string path = directory + "/config.json";
   Config config = parse_config(text(read(path)), path, ErrorCode::invalid_checkpoint);
-  // What ends a text in chat may stand only here.
+  // Some checkpoints list the end-of-turn token of a chat only here.
   const std::string generation_path = directory + "/generation_config.json";
   if (file_exists(generation_path)) {
     const MappedFile file = read(generation_path);

@@ -1,11 +1,11 @@
-// The forward graph of a Sigma model. Per layer, with h the residual stream in f32 and x = rms_norm(h):
+// The forward graph. Per layer, with h the residual stream in f32 and x = rms_norm(h):
 //
-//   q = rope(augmented_q(x)), k = rope(W_k x), v = W_v x       k and v go to the cache
-//   h += W_o attention(q, K, V)                               with half K dim: of the lifted K, or with W_lift^T q
+//   q = rope(augmented_q(x)), k = rope(W_k x), v = W_v x    k and v are appended to the cache
+//   h += W_o attention(q, K, V)                       with half K dim: lifted K, or W_lift^T q
 //   h += W_down(silu(W_gate x') * W_up x'),  x' = rms_norm(h)
 //
-// In the last layer only the last token goes past the cache: the logits of no other are asked for. For the chunks of a
-// prompt before its last that means no token at all.
+// In the last layer, K and V are computed for all tokens and the rest only for the last token, whose
+// logits are needed. In the chunks of a prompt before the last chunk, no logits are needed.
 #include "model/forward.h"
 
 #include <algorithm>
@@ -18,7 +18,8 @@ class Graph {
  public:
   Graph(Backend& backend, const Config& config, const Weights& weights, Workspace& workspace, const ForwardStep& step)
       : backend_(backend), config_(config), weights_(weights), ws_(workspace), step_(step), dtype_(weights.dtype) {
-    // One upload: page tables, tokens, positions, for each query the number of keys that it sees, and whose it is.
+    // One upload: page tables, tokens, positions, and for each token its number of keys and its
+    // sequence.
     for (const ForwardSequence& sequence : step.sequences) num_tokens_ += sequence.num_tokens;
     const int64_t n = num_tokens_;
     struct {
@@ -47,8 +48,9 @@ class Graph {
 
   void run() {
     embed();
-    const int64_t n = num_tokens_, num_last = static_cast<int64_t>(step_.sequences.size()),
-                  last = config_.num_layers - 1;
+    const int64_t n = num_tokens_;
+    const int64_t num_last = static_cast<int64_t>(step_.sequences.size());
+    const int64_t last = config_.num_layers - 1;
     for (int64_t layer = 0; layer <= last; layer++) {
       for (const std::atomic<bool>* cancel : step_.cancels) {
         if (!cancel->load(std::memory_order_relaxed)) continue;
@@ -74,7 +76,7 @@ class Graph {
   }
 
  private:
-  // Row `index` of a buffer of the weights' type.
+  // Row `index` of a buffer in the type of the weights.
   uint8_t* row(const Buffer& buffer, int64_t index, int64_t width) const {
     return buffer.as<uint8_t>() + index * width * dtype_size(dtype_);
   }
@@ -93,7 +95,7 @@ class Graph {
     backend_.embed(p);
   }
 
-  // normed = rms_norm(residual), rows first to first + count.
+  // normed = rms_norm(residual), for `count` rows from `first`.
   void rms_norm(const Buffer& weight, int64_t first, int64_t count) {
     RmsNormParams p;
     p.x = residual(first);
@@ -154,7 +156,9 @@ class Graph {
   }
 
   void query(const LayerWeights& w, int64_t first, int64_t count) {
-    const int64_t hidden = config_.hidden_size, size = config_.q_size(), aug = config_.aug_q_size;
+    const int64_t hidden = config_.hidden_size;
+    const int64_t size = config_.q_size();
+    const int64_t aug = config_.aug_q_size;
     void* q = row(ws_.q, first, size);
     if (weights_.folded) {
       gated(row(ws_.normed, first, hidden), w.q_gate, w.q_up, w.q_down, q, count, hidden, aug, size, false);
@@ -201,7 +205,8 @@ class Graph {
     backend_.kv_append(p);
   }
 
-  // What the two attention operators are both told: rows [first, ..) of the queries, over the caches of `pages`.
+  // The parameters that both attention operators have, for the query rows from `first` and the
+  // caches of `pages`.
   template <typename Params>
   Params attention_params(int64_t layer, int64_t first, const KvPage* const* pages) const {
     const KvCache& cache = *step_.sequences[0].cache;
@@ -230,11 +235,13 @@ class Graph {
   void attention(const LayerWeights& w, int64_t layer, int64_t first, int64_t count) {
     if (config_.key_lift.absorbed()) absorb_lift(w, first, count);
     if (!config_.key_lift.on_keys()) return attend(layer, first, count, tables_, step_.sequences.size() == 1);
-    // Lifted keys are there for one sequence at a time; where there are several, each has one token.
+    // Scratch memory has the lifted keys of one sequence at a time. If there are several, each has
+    // one token.
     for (size_t i = 0; i < step_.sequences.size(); i++) {
       const ForwardSequence& sequence = step_.sequences[i];
-      if (layer == 0 || step_.sequences.size() > 1)
+      if (layer == 0 || step_.sequences.size() > 1) {
         ws_.lifted.begin(*sequence.cache, sequence.pos + sequence.num_tokens);
+      }
       ws_.lifted.lift(w, weights_, *sequence.cache, layer);
       const bool single = step_.sequences.size() == 1;
       attend(layer, single ? first : static_cast<int64_t>(i), single ? count : 1, ws_.lifted.pages(), true);
@@ -250,7 +257,8 @@ class Graph {
       backend_.attention_prefill(p);
       return;
     }
-    // Selective V is decode's: each query of a prompt becomes a sequence of its own, all of them over the one cache.
+    // Only decode has selective V, so each query of a prompt is a sequence of its own, all with the
+    // same cache.
     auto p = attention_params<AttentionDecodeParams>(layer, first, pages);
     p.batch_size = count;
     p.kv_lens = kv_lens_ + first;
@@ -260,7 +268,8 @@ class Graph {
     backend_.attention_decode(p);
   }
 
-  // q . (W k) = (W^T q) . k, head by head. Sequence by sequence: a product of other size may round otherwise.
+  // q . (W k) = (W^T q) . k for each head. One sequence at a time, because a product of another
+  // size may round differently.
   void absorb_lift(const LayerWeights& w, int64_t first, int64_t count) {
     const int64_t at_once = step_.sequences.size() == 1 ? count : 1;
     for (int64_t t = first; t < first + count; t += at_once) {
@@ -295,8 +304,10 @@ class Graph {
   Workspace& ws_;
   const ForwardStep& step_;
   const DType dtype_;
-  int64_t num_tokens_ = 0, max_kv_len_ = 0;
-  const KvPage* const* tables_;  // these in device memory
+  int64_t num_tokens_ = 0;
+  int64_t max_kv_len_ = 0;
+  // In device memory.
+  const KvPage* const* tables_;
   const int32_t* tokens_;
   const int32_t* positions_;
   const int32_t* kv_lens_;

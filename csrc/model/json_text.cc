@@ -12,16 +12,16 @@ class JsonReader : public nlohmann::json_sax<Json> {
  public:
   JsonReader(const std::string& origin, ErrorCode malformed) : origin_(origin), malformed_(malformed) {}
 
-  bool null() override { return add(std::monostate()), true; }
-  bool boolean(bool value) override { return add(value), true; }
-  bool number_integer(number_integer_t value) override { return add(int64_t{value}), true; }
+  bool null() override { return add(std::monostate()); }
+  bool boolean(bool value) override { return add(value); }
+  bool number_integer(number_integer_t value) override { return add(int64_t{value}); }
   bool number_unsigned(number_unsigned_t value) override {
-    if (value > uint64_t{std::numeric_limits<int64_t>::max()}) return add(static_cast<double>(value)), true;
-    return add(static_cast<int64_t>(value)), true;
+    if (value > uint64_t{std::numeric_limits<int64_t>::max()}) return add(static_cast<double>(value));
+    return add(static_cast<int64_t>(value));
   }
-  bool number_float(number_float_t value, const string_t&) override { return add(double{value}), true; }
-  bool string(string_t& value) override { return add(std::make_unique<std::string>(std::move(value))), true; }
-  bool binary(binary_t&) override { return false; }  // JSON has none
+  bool number_float(number_float_t value, const string_t&) override { return add(double{value}); }
+  bool string(string_t& value) override { return add(std::make_unique<std::string>(std::move(value))); }
+  bool binary(binary_t&) override { return false; }  // never called for JSON
 
   bool start_object(size_t) override { return open(std::make_unique<JsonValue::Object>()); }
   bool start_array(size_t) override { return open(std::make_unique<JsonValue::Items>()); }
@@ -30,30 +30,41 @@ class JsonReader : public nlohmann::json_sax<Json> {
   bool key(string_t& name) override {
     auto& object = *std::get<std::unique_ptr<JsonValue::Object>>(open_.back()->value_);
     if (!object.keys.try_emplace(std::move(name), object.items.size()).second)
-      fail_at(malformed_, origin_, "the key '" + printable(name) + "' is there twice");
+      fail_at(malformed_, origin_, "duplicate key '" + printable(name) + "'");
     return true;
   }
   bool parse_error(size_t, const std::string&, const nlohmann::detail::exception& e) override {
     fail_at(malformed_, origin_, "not valid JSON: " + json_error(e));
   }
 
-  JsonValue take() { return std::move(root_); }
+  JsonValue result() { return std::move(root_); }
 
  private:
-  // Nothing is added to a container while one inside it is open, so that the pointers in open_ hold.
+  // Nothing is added to a container while one inside it is open, so the pointers in open_ stay
+  // valid.
   template <typename Value>
-  JsonValue& add(Value value) {
+  JsonValue& append(Value value) {
     JsonValue& json = open_.empty() ? root_ : const_cast<JsonValue::Items&>(*open_.back()->items()).emplace_back();
     json.value_ = std::move(value);
     return json;
   }
+  template <typename Value>
+  bool add(Value value) {
+    append(std::move(value));
+    return true;
+  }
   template <typename Container>
   bool open(Container container) {
-    if (open_.size() == static_cast<size_t>(kMaxJsonDepth))
-      fail_at(malformed_, origin_, "nested more than " + std::to_string(kMaxJsonDepth) + " deep");
-    return open_.push_back(&add(std::move(container))), true;
+    if (open_.size() == static_cast<size_t>(kMaxJsonDepth)) {
+      fail_at(malformed_, origin_, "nested more than " + std::to_string(kMaxJsonDepth) + " levels deep");
+    }
+    open_.push_back(&append(std::move(container)));
+    return true;
   }
-  bool close() { return open_.pop_back(), true; }
+  bool close() {
+    open_.pop_back();
+    return true;
+  }
 
   const std::string& origin_;
   ErrorCode malformed_;
@@ -84,7 +95,7 @@ std::string JsonValue::written() const {
     default: break;
   }
   snprintf(number_text, sizeof number_text, "%.9g", number());
-  // 64.0 is no integer, and is not written as one.
+  // 64.0 is not an integer, so it is not written as one.
   return std::strpbrk(number_text, ".eni") ? number_text : std::string(number_text) + ".0";
 }
 
@@ -98,9 +109,9 @@ const JsonValue* JsonValue::find(const std::string& key) const {
 JsonValue parse_json_object(std::string_view text, const std::string& origin, ErrorCode malformed) {
   JsonReader reader(origin, malformed);
   Json::sax_parse(text.begin(), text.end(), &reader);
-  JsonValue result = reader.take();
+  JsonValue result = reader.result();
   if (!result.is(JsonValue::Kind::object))
-    fail_at(malformed, origin, std::string("a JSON object is wanted, not ") + result.type_name());
+    fail_at(malformed, origin, std::string("the text must be a JSON object, not ") + result.type_name());
   return result;
 }
 

@@ -1,4 +1,5 @@
-// JSON from files that nobody vouches for. For the readers of such files alone: json.hpp takes seconds to compile.
+// JSON from untrusted files. Include it only in readers of such files: json.hpp takes seconds to
+// compile.
 #pragma once
 
 #include <cstdint>
@@ -17,12 +18,13 @@ namespace diffqkv {
 
 using Json = nlohmann::json;
 
-// Throws an Error whose message is origin, ": ", what.
+// Throws an Error with the message "origin: what".
 [[noreturn]] inline void fail_at(ErrorCode code, const std::string& origin, const std::string& what) {
   throw Error(code, origin + ": " + what);
 }
 
-// What the parser has to say, without the offending token at full length (it may be as long as the file).
+// The message of the parser, shortened: it quotes the invalid token, which may be as long as the
+// file.
 inline std::string json_error(const std::exception& e) {
   std::string text = e.what();
   const size_t end = text.find("] ");
@@ -36,23 +38,22 @@ inline std::string json_error(const std::exception& e) {
 
 inline constexpr int kMaxJsonDepth = 32;
 
-// A value as it stands in a file. Not nlohmann's, which asks for memory as it is destroyed, and ends the process where there
-// is none.
+// A JSON value. The destructor of nlohmann's value allocates, and the process aborts if that fails.
 class JsonValue {
  public:
   enum class Kind { null, boolean, integer, number, string, array, object };
 
   Kind kind() const { return static_cast<Kind>(value_.index()); }
-  bool is(Kind wanted) const { return kind() == wanted; }
+  bool is(Kind expected) const { return kind() == expected; }
   bool is_number() const { return is(Kind::integer) || is(Kind::number); }
   const char* type_name() const;
-  std::string written() const;  // of all but arrays and objects, in short
+  std::string written() const;  // as JSON text; not for arrays and objects
 
   bool boolean() const { return std::get<bool>(value_); }
-  int64_t integer() const { return std::get<int64_t>(value_); }  // one that is too large is INT64_MAX
+  int64_t integer() const { return std::get<int64_t>(value_); }
   double number() const { return is(Kind::integer) ? static_cast<double>(integer()) : std::get<double>(value_); }
   const std::string& text() const { return *std::get<std::unique_ptr<std::string>>(value_); }
-  // Of an array or object; of anything else there are none.
+  // The number of elements of an array or an object; 0 for other kinds.
   size_t size() const { return items() ? items()->size() : 0; }
   const JsonValue& operator[](size_t i) const { return (*items())[i]; }
   const JsonValue* find(const std::string& key) const;  // of an object
@@ -62,21 +63,21 @@ class JsonValue {
   using Items = std::vector<JsonValue>;
   struct Object {
     Items items;
-    std::map<std::string, size_t> keys;  // which of the items
+    std::map<std::string, size_t> keys;  // index into items
   };
   const Items* items() const {
     if (is(Kind::object)) return &std::get<std::unique_ptr<Object>>(value_)->items;
     return is(Kind::array) ? std::get<std::unique_ptr<Items>>(value_).get() : nullptr;
   }
 
-  // In the order of Kind. 16 bytes: a file may be nothing but numbers of one digit.
+  // In the order of Kind. 16 bytes, because a file may consist of one-digit numbers.
   std::variant<std::monostate, bool, int64_t, double, std::unique_ptr<std::string>, std::unique_ptr<Items>,
                std::unique_ptr<Object>>
       value_;
 };
 
-// One JSON object, nested at most kMaxJsonDepth deep, each key once. The tree takes up to some forty times the bytes of the
-// text.
+// Parses one JSON object of at most kMaxJsonDepth levels without duplicate keys. The tree has up to
+// about 40 times the bytes of the text.
 JsonValue parse_json_object(std::string_view text, const std::string& origin, ErrorCode malformed);
 
 }  // namespace diffqkv

@@ -9,23 +9,25 @@ KvCache::KvCache(std::shared_ptr<Backend> backend, KvPool& pool, KvTypes types)
 
 void KvCache::prepare(int64_t used, int64_t kv_len) {
   constexpr int64_t kTokens = KvPool::kPageTokens;
-  const size_t before = pages_.size(), wanted = static_cast<size_t>((kv_len + kTokens - 1) / kTokens);
-  // The page that holds row `used` and rows before it is written to where it stands, unless it is shared.
-  const size_t partial = static_cast<size_t>(used / kTokens), added = wanted > before ? wanted - before : 0;
+  const size_t before = pages_.size();
+  const size_t needed = static_cast<size_t>((kv_len + kTokens - 1) / kTokens);
+  const size_t added = needed > before ? needed - before : 0;
+  // The page of row `used` is written in place, unless it is shared.
+  const size_t partial = static_cast<size_t>(used / kTokens);
   bool copies = used < kv_len && partial < before && pages_[partial].use_count() > 1;
   try {
     pool_.make_room(stores_, added + copies);
   } catch (const Error&) {
-    // Where it is the prefix cache that shares it, there need be no copy.
+    // If the page is shared only with the prefix cache, dropping it there saves the copy.
     if (!copies) throw;
     pool_.prefixes().drop(pages_[partial]);
     copies = pages_[partial].use_count() > 1;
     if (copies) throw;
     pool_.make_room(stores_, added);
   }
-  reserve_table(wanted);
+  reserve_table(needed);
   if (copies) {
-    std::shared_ptr<KvPage> own = pool_.take(stores_);
+    std::shared_ptr<KvPage> own = pool_.allocate(stores_);
     if (used % kTokens != 0) {
       stores_.k.copy(own->k, pages_[partial]->k);
       stores_.v.copy(own->v, pages_[partial]->v);
@@ -34,7 +36,7 @@ void KvCache::prepare(int64_t used, int64_t kv_len) {
     uploaded_ = std::min(uploaded_, partial);
   }
   try {
-    while (pages_.size() < wanted) pages_.push_back(pool_.take(stores_));
+    while (pages_.size() < needed) pages_.push_back(pool_.allocate(stores_));
     upload_table();
   } catch (...) {
     pages_.resize(before);
@@ -68,7 +70,7 @@ void KvCache::reserve_table(size_t pages) {
   if (table_.bytes() >= pages * sizeof(KvPage)) return;
   Buffer larger(backend_, std::max<size_t>({pages * sizeof(KvPage), 2 * table_.bytes(), 16 * sizeof(KvPage)}));
   if (uploaded_ > 0) backend_->copy(larger.data(), table_.data(), uploaded_ * sizeof(KvPage));
-  backend_->synchronize();  // before the old one goes
+  backend_->synchronize();  // a queued kernel may still read the old table
   table_ = std::move(larger);
 }
 

@@ -1,5 +1,5 @@
-// K and V of one sequence, apart from each other: pages of the model's pool, and their table in device memory. Forks
-// share pages; whoever writes to a shared one gets a copy of it first.
+// K and V of one sequence: pages of the model's pool, and a table of page pointers in device
+// memory. Forks share pages; a shared page is copied before it is written.
 #pragma once
 
 #include <atomic>
@@ -16,12 +16,13 @@ class KvCache {
  public:
   KvCache(std::shared_ptr<Backend> backend, KvPool& pool, KvTypes types);
 
-  // Makes rows [used, kv_len) writable. Throws ERR_KV_CACHE_FULL or ERR_OUT_OF_MEMORY with the first `used` rows and the
-  // number of pages as they were.
+  // Makes rows [used, kv_len) writable. After ERR_KV_CACHE_FULL or ERR_OUT_OF_MEMORY the first
+  // `used` rows and the number of pages are unchanged.
   void prepare(int64_t used, int64_t kv_len);
-  void keep(int64_t kv_len);  // the first kv_len rows; pages past them go
+  void keep(int64_t kv_len);  // keeps the first kv_len rows and releases the pages after them
   void append(std::shared_ptr<KvPage> page);
-  void share(const KvCache& other, int64_t kv_len);  // of an empty cache: the first kv_len rows of `other`
+  // Fills an empty cache with the first kv_len rows of `other`.
+  void share(const KvCache& other, int64_t kv_len);
 
   const KvPage* table() const { return table_.as<KvPage>(); }  // in device memory
   const std::vector<std::shared_ptr<KvPage>>& pages() const { return pages_; }
@@ -30,7 +31,7 @@ class KvCache {
   int64_t k_page_offset(int64_t layer) const { return layer * stores_.k.layer_stride(); }
   int64_t v_page_offset(int64_t layer) const { return layer * stores_.v.layer_stride(); }
 
-  // Bytes of the pages held, shared ones in full; any thread.
+  // Bytes of the pages; shared pages count in full. Any thread.
   uint64_t k_bytes() const { return num_pages_.load() * static_cast<uint64_t>(stores_.k.page_bytes()); }
   uint64_t v_bytes() const { return num_pages_.load() * static_cast<uint64_t>(stores_.v.page_bytes()); }
   uint64_t page_bytes() const { return stores_.page_bytes(); }
@@ -45,7 +46,7 @@ class KvCache {
   KvPool::Stores& stores_;
   std::vector<std::shared_ptr<KvPage>> pages_;
   Buffer table_;         // KvPage [pages_.size()], with room for more
-  size_t uploaded_ = 0;  // so many entries of it are those of pages_; the rest is uploaded before the table is used
+  size_t uploaded_ = 0;  // number of leading entries of table_ that equal those of pages_
   std::atomic<uint64_t> num_pages_{0};
 };
 

@@ -16,38 +16,45 @@ KvPool::Stores& KvPool::stores(KvTypes types) {
 }
 
 void KvPool::make_room(const Stores& stores, uint64_t count) {
-  const uint64_t used = bytes_, asked = count * stores.page_bytes(), limit = limits_.max_bytes;
-  if (used + asked <= limit) return;
-  if (used + asked - prefixes_.unused_bytes() > limit) {
+  const uint64_t used = bytes_;
+  const uint64_t needed = count * stores.page_bytes();
+  const uint64_t limit = limits_.max_bytes;
+  if (used + needed <= limit) return;
+  if (used + needed - prefixes_.unused_bytes() > limit) {
     fail(ErrorCode::kv_cache_full,
-         "the KV cache of the model is full: pages of %llu bytes are asked, %llu of %llu bytes (kvCacheBytes) are in "
-         "use; dispose or truncate sessions, or load the model with more",
-         static_cast<unsigned long long>(asked), static_cast<unsigned long long>(used),
+         "the KV cache of the model is full: the call needs pages of %llu bytes, and %llu of %llu bytes (kvCacheBytes) "
+         "are in use; dispose of or truncate sessions, or load the model with a larger kvCacheBytes",
+         static_cast<unsigned long long>(needed), static_cast<unsigned long long>(used),
          static_cast<unsigned long long>(limit));
   }
-  while (bytes_ + asked > limit) prefixes_.drop_unused();
+  while (bytes_ + needed > limit) prefixes_.drop_unused();
 }
 
-std::shared_ptr<KvPage> KvPool::take(Stores& stores) {
+std::shared_ptr<KvPage> KvPool::allocate(Stores& stores) {
   const uint64_t page_bytes = stores.page_bytes();
-  const auto take_from = [&](PageStore& store) {
+  const auto allocate_from = [&](PageStore& store) {
     for (;;) {
       try {
-        return store.take();
+        return store.allocate();
       } catch (const Error& error) {
         if (error.code() != ErrorCode::out_of_memory || !prefixes_.drop_unused()) throw;
       }
     }
   };
-  // Its holders give back what it has got by then.
+  // The deleter also runs if the second allocate_from throws; v is null then.
   std::shared_ptr<KvPage> page(new KvPage{nullptr, nullptr}, [this, &stores, page_bytes](KvPage* last) {
-    if (last->v) pages_ -= 1, bytes_ -= page_bytes, stores.v.give(last->v);
-    if (last->k) stores.k.give(last->k);
+    if (last->v) {
+      pages_ -= 1;
+      bytes_ -= page_bytes;
+      stores.v.release(last->v);
+    }
+    if (last->k) stores.k.release(last->k);
     delete last;
   });
-  page->k = take_from(stores.k);
-  page->v = take_from(stores.v);
-  pages_ += 1, bytes_ += page_bytes;
+  page->k = allocate_from(stores.k);
+  page->v = allocate_from(stores.v);
+  pages_ += 1;
+  bytes_ += page_bytes;
   return page;
 }
 

@@ -1,5 +1,6 @@
-// The KV cache of all sessions of a model: pages of 64 tokens, K and V each in a store of its own, counted against one
-// budget. A page has as many holders as sessions (and the prefix cache) share it, and goes back with the last of them.
+// The KV cache of all sessions of a model: pages of 64 tokens, with separate stores for K and V and
+// one budget for both. Sessions and the prefix cache share pages. A page returns to its store after
+// its last holder.
 #pragma once
 
 #include <atomic>
@@ -21,8 +22,8 @@ struct KvTypes {
 };
 
 struct KvLimits {
-  uint64_t max_bytes = UINT64_MAX;  // of all pages in use, those of the prefix cache too
-  uint64_t prefix_bytes = 0;        // of those that the prefix cache keeps; 0: there is none
+  uint64_t max_bytes = UINT64_MAX;  // of all pages in use, including those of the prefix cache
+  uint64_t prefix_bytes = 0;        // of the pages that the prefix cache keeps; 0: no prefix cache
 };
 
 class KvPool {
@@ -35,29 +36,30 @@ class KvPool {
     uint64_t page_bytes() const { return static_cast<uint64_t>(k.page_bytes() + v.page_bytes()); }
   };
 
-  // On the executor thread alone, but for the numbers at the end.
+  // Executor thread only, except limits(), pages() and bytes().
   KvPool(std::shared_ptr<Backend> backend, const Config& config, KvLimits limits);
 
   Stores& stores(KvTypes types);
-  // Makes sure that the budget has room for `count` pages: pages that only the prefix cache holds give way, if that is
-  // enough; else ERR_KV_CACHE_FULL, with nothing changed.
+  // Ensures that the budget has room for `count` pages. Drops pages that only the prefix cache
+  // holds if that suffices. Otherwise throws ERR_KV_CACHE_FULL and changes nothing.
   void make_room(const Stores& stores, uint64_t count);
-  // A page nobody else holds, contents undefined; there must be room for it. Throws ERR_OUT_OF_MEMORY. The stores must be of
-  // this pool.
-  std::shared_ptr<KvPage> take(Stores& stores);
+  // An uninitialized page of `stores`, which must belong to this pool. Call make_room first. Throws
+  // ERR_OUT_OF_MEMORY.
+  std::shared_ptr<KvPage> allocate(Stores& stores);
   PrefixCache& prefixes() { return prefixes_; }
 
   const KvLimits& limits() const { return limits_; }
-  uint64_t pages() const { return pages_.load(); }  // in use, each once; any thread
+  uint64_t pages() const { return pages_.load(); }  // in use; a shared page counts once
   uint64_t bytes() const { return bytes_.load(); }
 
  private:
   std::shared_ptr<Backend> backend_;
   const Config& config_;
   KvLimits limits_;
-  std::atomic<uint64_t> pages_{0}, bytes_{0};
+  std::atomic<uint64_t> pages_{0};
+  std::atomic<uint64_t> bytes_{0};
   std::map<KvTypes, Stores> stores_;
-  PrefixCache prefixes_;  // its pages go before the stores
+  PrefixCache prefixes_;  // after stores_, so that its pages are released first
 };
 
 }  // namespace diffqkv

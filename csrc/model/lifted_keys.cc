@@ -19,24 +19,29 @@ void LiftedKeys::begin(const KvCache& cache, int64_t kv_len) {
   kv_len_ = kv_len;
   if (table_.bytes() < num_pages * sizeof(KvPage)) {
     const size_t room = std::max(num_pages, 2 * table_.bytes() / sizeof(KvPage));
-    Buffer keys(backend_, room * page_bytes), table(backend_, room * sizeof(KvPage)),
-        positions(backend_, room * kTokens * sizeof(int32_t));
+    Buffer keys(backend_, room * page_bytes);
+    Buffer table(backend_, room * sizeof(KvPage));
+    Buffer positions(backend_, room * kTokens * sizeof(int32_t));
     std::vector<int32_t> numbers(room * kTokens);
     std::iota(numbers.begin(), numbers.end(), 0);
     backend_->upload(positions.data(), numbers.data(), positions.bytes());
     const KvPage* pointer = table.as<KvPage>();
     backend_->upload(pointer_.data(), &pointer, sizeof pointer);
-    backend_->synchronize();  // before the old ones go
-    keys_ = std::move(keys), table_ = std::move(table), positions_ = std::move(positions);
+    backend_->synchronize();  // a queued kernel may still read the old buffers
+    keys_ = std::move(keys);
+    table_ = std::move(table);
+    positions_ = std::move(positions);
   }
   std::vector<KvPage> entries(num_pages);
-  for (size_t i = 0; i < num_pages; i++)
+  for (size_t i = 0; i < num_pages; i++) {
     entries[i] = {keys_.as<char>() + static_cast<int64_t>(i) * page_bytes, cache.pages()[i]->v};
+  }
   backend_->upload(table_.data(), entries.data(), num_pages * sizeof(KvPage));
 }
 
 void LiftedKeys::lift(const LayerWeights& weights, const Weights& model, const KvCache& cache, int64_t layer) {
-  const int64_t heads = config_->num_k_heads, row_bytes = heads * config_->head_dim_qk * dtype_size(dtype_);
+  const int64_t heads = config_->num_k_heads;
+  const int64_t row_bytes = heads * config_->head_dim_qk * dtype_size(dtype_);
   for (int64_t key = 0; key < kv_len_; key += kChunkKeys) {
     const int64_t num_keys = std::min(kChunkKeys, kv_len_ - key);
     void* lifted = keys_.as<char>() + key * row_bytes;

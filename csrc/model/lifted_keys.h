@@ -1,6 +1,6 @@
-// Keys that are cached small and lifted where they are used: all of a sequence's keys of one layer, lifted into scratch
-// memory, for the lifts that Q cannot take over (KeyLift::on_keys). K's pages are as small as key_head_dim says; what
-// decoding reads is not.
+// Lifts the cached keys of one layer of a sequence into scratch memory, for lifts that cannot be
+// absorbed by Q (KeyLift::on_keys). The K pages have key_head_dim elements per head, but attention
+// reads the lifted keys.
 #pragma once
 
 #include <memory>
@@ -18,15 +18,16 @@ class LiftedKeys {
   LiftedKeys() = default;
   LiftedKeys(std::shared_ptr<Backend> backend, const Config& config, DType dtype);
 
-  // Makes room for kv_len keys of the sequence, and its table: lifted K beside the cached V. Once a step and sequence.
+  // Makes room for kv_len keys and builds a page table of lifted K and cached V. Once per step and
+  // sequence.
   void begin(const KvCache& cache, int64_t kv_len);
-  // Lifts layer `layer`. Attention then finds K in the weights' type at offset 0 of the pages.
+  // Lifts the keys of `layer`. K is then at offset 0 of the pages, in the type of the weights.
   void lift(const LayerWeights& weights, const Weights& model, const KvCache& cache, int64_t layer);
-  // In device memory: a pointer to the table.
+  // A pointer to the table, in device memory.
   const KvPage* const* pages() const { return pointer_.as<const KvPage* const>(); }
 
  private:
-  static constexpr int64_t kChunkKeys = 1024;  // at a time, a multiple of a page
+  static constexpr int64_t kChunkKeys = 1024;  // keys lifted at a time, a multiple of a page
 
   std::shared_ptr<Backend> backend_;
   const Config* config_ = nullptr;
@@ -35,7 +36,8 @@ class LiftedKeys {
   Buffer cached_;     // [kChunkKeys, num_k_heads, head_dim_k]
   Buffer keys_;       // [pages, page_tokens, num_k_heads, head_dim_qk]
   Buffer positions_;  // i32 [pages * page_tokens]: 0, 1, 2, ...
-  Buffer table_, pointer_;
+  Buffer table_;
+  Buffer pointer_;
 };
 
 }  // namespace diffqkv

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int64_t kChunkElements = int64_t{4} << 20;  // 8 to 16 MiB
 
-// Converts `count` elements that may stand at any address.
+// Converts `count` elements at an address that may be unaligned.
 void stored_to_f32(DType from, const uint8_t* src, int64_t count, std::vector<float>& floats,
                    std::vector<uint8_t>& aligned) {
   floats.resize(count);
@@ -24,7 +24,7 @@ void stored_to_f32(DType from, const uint8_t* src, int64_t count, std::vector<fl
   convert_to_f32(from, floats.data(), src, count);
 }
 
-// out[c - c0][r] = in[r][c] for c0 <= c < c1, in tiles that fit the first-level cache.
+// out[c - c0][r] = in[r][c] for c0 <= c < c1, in tiles that fit the L1 cache.
 template <typename T>
 void transpose(uint8_t* out, const uint8_t* in, int64_t rows, int64_t columns, int64_t c0, int64_t c1) {
   constexpr int64_t kTile = 64;
@@ -47,13 +47,15 @@ uint64_t splitmix64(uint64_t x) {
   return x ^ (x >> 31);
 }
 
-// The middles of 4,096 slices of the normal distribution of equal probability, by bisection of its integral.
+// The medians of 4,096 slices of equal probability of the normal distribution, by bisection of its
+// cumulative distribution function.
 constexpr int kSlices = 4096;
 std::vector<float> normal_quantiles() {
   std::vector<float> quantiles(kSlices);
   for (int i = 0; i < kSlices / 2; i++) {
     const double p = (i + 0.5) / kSlices;
-    double low = -5, high = 0;
+    double low = -5;
+    double high = 0;
     for (int step = 0; step < 50; step++) {
       const double middle = (low + high) / 2;
       (0.5 * std::erfc(-middle * M_SQRT1_2) < p ? low : high) = middle;
@@ -64,10 +66,10 @@ std::vector<float> normal_quantiles() {
   return quantiles;
 }
 
-// A hash of 64 bits makes five draws from the table, whose values have their final type already: some 2 GB/s.
+// One 64-bit hash makes five draws from the table, whose values have the final type: about 2 GB/s.
 template <typename T>
 void draw_elements(T* out, const T* table, int64_t first, int64_t count, uint64_t key) {
-  constexpr int kPerHash = 5;  // `first` is a multiple of it
+  constexpr int kPerHash = 5;  // `first` is a multiple of this
   uint64_t counter = first / kPerHash;
   int64_t i = 0;
   while (i < count) {
@@ -95,7 +97,7 @@ void Loader::check_cancel() const {
 void Loader::advance(uint64_t bytes) {
   loaded_bytes_ += bytes;
   check_cancel();
-  // The last report is finish's. A model has many small tensors, of which nobody wants to hear one by one.
+  // At most 200 reports, because a model has many small tensors. finish() makes the last one.
   const uint64_t step = std::max<uint64_t>(uint64_t{1} << 20, total_bytes_ / 200);
   if (options_.on_progress && loaded_bytes_ < total_bytes_ && loaded_bytes_ - reported_bytes_ >= step) {
     reported_bytes_ = loaded_bytes_;
@@ -135,17 +137,20 @@ Buffer Loader::load(const StoredTensor& tensor, DType to) {
 Buffer Loader::load_transposed(const StoredTensor& tensor, DType to) {
   DType from;
   if (!weight_dtype(tensor, &from)) fail(ErrorCode::unsupported_model, "weights of type %s", tensor.dtype.c_str());
-  const int64_t rows = tensor.shape[0], columns = tensor.shape[1];
+  const int64_t rows = tensor.shape[0];
+  const int64_t columns = tensor.shape[1];
   Buffer buffer(backend_, rows * columns * dtype_size(to));
   const int64_t block = std::max<int64_t>(1, kChunkElements / rows);
   std::vector<uint8_t> block_in_file_type;
   for (int64_t c0 = 0; c0 < columns; c0 += block) {
-    const int64_t c1 = std::min(columns, c0 + block), size = (c1 - c0) * rows;
+    const int64_t c1 = std::min(columns, c0 + block);
+    const int64_t size = (c1 - c0) * rows;
     block_in_file_type.resize(size * dtype_size(from));
-    if (dtype_size(from) == 2)
+    if (dtype_size(from) == 2) {
       transpose<uint16_t>(block_in_file_type.data(), tensor.data, rows, columns, c0, c1);
-    else
+    } else {
       transpose<uint32_t>(block_in_file_type.data(), tensor.data, rows, columns, c0, c1);
+    }
     const void* src = block_in_file_type.data();
     if (from != to) {
       stored_to_f32(from, block_in_file_type.data(), size, floats_, converted_);
@@ -164,10 +169,11 @@ Buffer Loader::load_transposed(const StoredTensor& tensor, DType to) {
 
 Buffer Loader::multiply(const StoredTensor& matrix, const Buffer& q_transposed, int64_t hidden_size, DType operand,
                         DType to) {
-  const int64_t aug_q_size = matrix.shape[0], q_size = matrix.shape[1];
+  const int64_t aug_q_size = matrix.shape[0];
+  const int64_t q_size = matrix.shape[1];
   const Buffer x = load(matrix, operand);
   Buffer out(backend_, aug_q_size * hidden_size * dtype_size(to));
-  constexpr int64_t kRows = 512;  // looks at cancel in between
+  constexpr int64_t kRows = 512;  // between two checks of the cancel flag
   for (int64_t row = 0; row < aug_q_size; row += kRows) {
     check_cancel();
     MatmulParams p;
@@ -181,12 +187,13 @@ Buffer Loader::multiply(const StoredTensor& matrix, const Buffer& q_transposed, 
     p.out_features = hidden_size;
     backend_->matmul(p);
   }
-  backend_->synchronize();  // before x goes
+  backend_->synchronize();  // a queued kernel may still read x
   return out;
 }
 
 FoldedQ Loader::fold(const StoredTensor& q, const StoredTensor& gate, const StoredTensor& up, DType to) {
-  // Where the three have one type, the device takes it as it is; else all become f32, which holds each of them exactly.
+  // If the three have the same type, the product uses it. Otherwise all become f32, which
+  // represents each of them exactly.
   const bool same = q.dtype == gate.dtype && q.dtype == up.dtype;
   DType operand = DType::f32;
   if (same) weight_dtype(q, &operand);

@@ -1,5 +1,5 @@
-// Fills device memory with weights, a chunk of bounded size at a time: between two chunks it reports how far it is and
-// looks whether to stop.
+// Fills device memory with weights in chunks of bounded size. Reports progress and checks the
+// cancel flag between chunks.
 #pragma once
 
 #include <cstdint>
@@ -14,24 +14,26 @@ namespace diffqkv {
 struct LoadOptions;
 
 struct FoldedQ {
-  Buffer gate, up;  // W_gate W_q and W_up W_q, [aug_q_size, hidden_size]
+  Buffer gate;  // W_gate W_q, [aug_q_size, hidden_size]
+  Buffer up;    // W_up W_q, of the same shape
 };
 
 class Loader {
  public:
-  // total_bytes: the sum over all calls to come, of what each says that it counts.
+  // total_bytes: the sum of the bytes that all later calls count as progress.
   Loader(std::shared_ptr<Backend> backend, const LoadOptions& options, uint64_t total_bytes);
 
-  // Converts to `to` where the file has another type. Counts tensor.bytes.
+  // Converts to the type `to` if the file has another one. Counts tensor.bytes.
   Buffer load(const StoredTensor& tensor, DType to);
   Buffer load_transposed(const StoredTensor& tensor, DType to);  // of a matrix
-  // Products on the device: exact products of the stored values, summed in f32, rounded once. Counts the bytes of all
-  // three.
+  // Matrix products on the device: exact products of the stored values, summed in f32, rounded
+  // once. Counts the bytes of the three tensors.
   FoldedQ fold(const StoredTensor& q, const StoredTensor& gate, const StoredTensor& up, DType to);
-  // Normal with deviation 1 / sqrt(in_features), the same for the same seed and stream. Counts the buffer's bytes.
+  // Normal distribution with standard deviation 1 / sqrt(in_features), determined by seed and
+  // stream. Counts the bytes of the buffer.
   Buffer draw(int64_t out_features, int64_t in_features, DType dtype, uint64_t seed, uint64_t stream);
-  Buffer ones(int64_t count);  // f32. Counts the buffer's bytes.
-  // Waits for the device and reports the whole as loaded.
+  Buffer ones(int64_t count);  // f32. Counts the bytes of the buffer.
+  // Waits for the device and reports that all bytes are loaded.
   void finish();
 
  private:
@@ -41,9 +43,11 @@ class Loader {
 
   std::shared_ptr<Backend> backend_;
   const LoadOptions& options_;
-  uint64_t total_bytes_, loaded_bytes_ = 0, reported_bytes_ = 0;
-  std::vector<float> floats_;       // one chunk as f32, on its way from type to type
-  std::vector<uint8_t> converted_;  // the same chunk in the type that is wanted
+  uint64_t total_bytes_;
+  uint64_t loaded_bytes_ = 0;
+  uint64_t reported_bytes_ = 0;
+  std::vector<float> floats_;       // one chunk as f32, between two conversions
+  std::vector<uint8_t> converted_;  // the same chunk in the target type
 };
 
 }  // namespace diffqkv

@@ -8,7 +8,8 @@ namespace diffqkv {
 
 class MappedFile {
  public:
-  // Throws ERR_INVALID_CHECKPOINT, with the path and the system's reason, for all that is not a readable regular file.
+  // Throws ERR_INVALID_CHECKPOINT, with the path and the cause, unless it is a readable regular
+  // file.
   explicit MappedFile(const std::string& path);
   ~MappedFile();
   MappedFile(MappedFile&& other) noexcept;
@@ -22,8 +23,8 @@ class MappedFile {
   uint64_t size_ = 0;
 };
 
-bool file_exists(const std::string& path);  // of whatever kind
-// Throws ERR_INVALID_CHECKPOINT where `directory` is not a directory.
+bool file_exists(const std::string& path);  // of any kind
+// Throws ERR_INVALID_CHECKPOINT if `directory` is not a directory.
 void check_directory(const std::string& directory);
 
 }  // namespace diffqkv

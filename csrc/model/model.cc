@@ -4,19 +4,19 @@ namespace diffqkv {
 namespace {
 
 void check_dtype(const LoadOptions& options) {
-  if (!options.has_dtype) return;
-  const DType dtype = options.dtype;
+  if (!options.dtype) return;
+  const DType dtype = *options.dtype;
   if (dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16) return;
   fail(dtype == DType::i32 ? ErrorCode::invalid_argument : ErrorCode::unsupported_model,
-       "weights of type %s are not supported; f32, f16 and bf16 are", dtype_name(dtype));
+       "dtype is %s; weights must be f32, f16 or bf16", dtype_name(dtype));
 }
 
-// The type that config.json says its weights have.
+// The type of the weights according to config.json.
 DType config_dtype(const Config& config) {
   if (config.dtype.empty() || config.dtype == "bfloat16") return DType::bf16;
   if (config.dtype == "float16") return DType::f16;
   if (config.dtype == "float32") return DType::f32;
-  fail(ErrorCode::unsupported_model, "config: dtype '%s' is not supported; 'bfloat16', 'float16' and 'float32' are",
+  fail(ErrorCode::unsupported_model, "config: dtype is '%s'; it must be 'bfloat16', 'float16' or 'float32'",
        printable(config.dtype).c_str());
 }
 
@@ -45,7 +45,7 @@ std::shared_ptr<Model> Model::random(std::shared_ptr<Backend> backend, const std
   check_dtype(options);
   Config config = parse_config(config_json, "config", ErrorCode::invalid_argument);
   if (config.aug_q_size == Config::kUnknown) config.aug_q_size = 0;
-  const DType dtype = options.has_dtype ? options.dtype : config_dtype(config);
+  const DType dtype = options.dtype ? *options.dtype : config_dtype(config);
   Weights weights = random_weights(backend, config, dtype, options, seed);
   return std::shared_ptr<Model>(
       new Model(std::move(backend), std::move(config), std::move(weights), options.kv_limits));

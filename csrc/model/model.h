@@ -1,10 +1,12 @@
-// A loaded model: its shape and its weights in device memory. Immutable after load, shared by its sessions.
+// A loaded model: its shape and its weights in device memory. Immutable after the load, shared by
+// its sessions.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "backend/backend.h"
@@ -15,25 +17,27 @@
 
 namespace diffqkv {
 
-// Set from another thread to end a long call early; the call then throws ErrorCode::aborted.
+// Set by another thread to end a call early. The call then throws ErrorCode::aborted.
 using CancelFlag = std::atomic<bool>;
 
 struct LoadOptions {
-  bool has_dtype = false;
-  DType dtype = DType::f32;  // of weights and activations; default: the checkpoint's
-  std::function<void(uint64_t loaded_bytes, uint64_t total_bytes)> on_progress;  // called on the loading thread
+  std::optional<DType> dtype;  // of weights and activations; default: the checkpoint's
+  // Called on the loading thread.
+  std::function<void(uint64_t loaded_bytes, uint64_t total_bytes)> on_progress;
   const CancelFlag* cancel = nullptr;
   KvLimits kv_limits;
 };
 
 class Model {
  public:
-  // Every error of the checkpoint is ERR_INVALID_CHECKPOINT or ERR_UNSUPPORTED_MODEL and names file and tensor.
+  // An invalid checkpoint is ERR_INVALID_CHECKPOINT or ERR_UNSUPPORTED_MODEL. The message names
+  // file and tensor.
   static std::shared_ptr<Model> load(std::shared_ptr<Backend> backend, const std::string& directory,
                                      const LoadOptions& options);
-  // Weights drawn from a normal distribution by seed; `config_json` is the text of a config.json. What it gets wrong is
-  // ERR_INVALID_ARGUMENT. Type: options.dtype, else the config's, else bf16. Where the config does not say, there is no
-  // augmented Q, and lm_head is a matrix of its own.
+  // Draws the weights from a normal distribution, determined by seed. `config_json` is the text of
+  // a config.json; errors in it are ERR_INVALID_ARGUMENT. The dtype is options.dtype, else that of
+  // the config, else bf16. By default there is no augmented Q, and lm_head is not tied to the
+  // embedding.
   static std::shared_ptr<Model> random(std::shared_ptr<Backend> backend, const std::string& config_json,
                                        const LoadOptions& options, uint64_t seed);
 
@@ -41,10 +45,10 @@ class Model {
   const Weights& weights() const { return weights_; }
   const std::shared_ptr<Backend>& backend() const { return backend_; }
   DType dtype() const { return weights_.dtype; }
-  // As in the checkpoint, before folding; tied embeddings count once.
+  // Number of parameters in the checkpoint, before folding. Tied embeddings count once.
   uint64_t num_parameters() const { return count_parameters(config_); }
   uint64_t weight_bytes() const { return weights_.bytes(); }  // in device memory
-  // On the executor thread alone.
+  // Executor thread only.
   KvPool& kv_pool() { return kv_pool_; }
   Workspace& workspace() { return workspace_; }
 
@@ -54,7 +58,7 @@ class Model {
   std::shared_ptr<Backend> backend_;
   Config config_;
   Weights weights_;
-  Workspace workspace_;  // shared by all sessions: calls on one device run one after another
+  Workspace workspace_;  // shared by all sessions, because calls on a device run one after another
   KvPool kv_pool_;
 };
 

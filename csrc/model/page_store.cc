@@ -4,8 +4,8 @@
 
 namespace diffqkv {
 
-void* PageStore::take() {
-  // Of the slabs with a free page the fullest, so that others become empty, and go.
+void* PageStore::allocate() {
+  // Uses the fullest slab that has a free page, so that other slabs become empty and are freed.
   auto slab = slabs_.end();
   for (auto it = slabs_.begin(); it != slabs_.end(); ++it) {
     const int free = std::popcount(it->second.free);
@@ -21,7 +21,7 @@ void* PageStore::take() {
   return slab->second.memory.as<char>() + index * layer_bytes_;
 }
 
-void PageStore::give(void* page) noexcept {
+void PageStore::release(void* page) noexcept {
   auto slab = std::prev(slabs_.upper_bound(static_cast<const char*>(page)));
   slab->second.free |= 1u << ((static_cast<const char*>(page) - slab->first) / layer_bytes_);
   if (slab->second.free == (1u << kSlabPages) - 1) slabs_.erase(slab);

@@ -16,8 +16,8 @@ PrefixCache::Id PrefixCache::root(DType k_type, DType v_type, int64_t selective_
   return id;
 }
 
-// The entry and all before it in its sequence become the latest used, the first of the sequence last: so an entry is never
-// older than those that follow it, and the oldest is the end of a sequence.
+// Moves the entry and then its predecessors to the front. So a page is never older than the pages
+// that follow it, and the oldest page is the end of a sequence.
 void PrefixCache::touch(Entries::iterator entry) {
   for (;;) {
     entries_.splice(entries_.begin(), entries_, entry);
@@ -38,8 +38,8 @@ std::shared_ptr<KvPage> PrefixCache::find(Id parent, const int32_t* tokens, Id* 
 PrefixCache::Id PrefixCache::add(Id parent, const int32_t* tokens, const std::shared_ptr<KvPage>& page,
                                  uint64_t bytes) {
   if (!enabled() || bytes > max_bytes_) return 0;
-  bool known = by_id_.count(parent) > 0;  // else it has been dropped, and what follows it could never be found
-  for (const auto& [conditions, id] : roots_) known = known || id == parent;
+  bool known = by_id_.count(parent) > 0;  // if it was dropped, the new page could never be found
+  for (const auto& [settings, id] : roots_) known = known || id == parent;
   if (!known) return 0;
   Key key{parent, {tokens, tokens + page_tokens_}};
   if (const auto found = by_key_.find(key); found != by_key_.end()) {
@@ -47,7 +47,8 @@ PrefixCache::Id PrefixCache::add(Id parent, const int32_t* tokens, const std::sh
     return found->second->id;
   }
   entries_.push_front({key, ++last_id_, page, bytes});
-  bytes_ += bytes, num_pages_ += 1;
+  bytes_ += bytes;
+  num_pages_ += 1;
   try {
     by_key_.emplace(std::move(key), entries_.begin());
     by_id_.emplace(last_id_, entries_.begin());
@@ -83,7 +84,8 @@ void PrefixCache::drop(const std::shared_ptr<KvPage>& page) {
 }
 
 void PrefixCache::erase(Entries::iterator entry) {
-  bytes_ -= entry->bytes, num_pages_ -= 1;
+  bytes_ -= entry->bytes;
+  num_pages_ -= 1;
   by_id_.erase(entry->id);
   by_key_.erase(entry->key);
   entries_.erase(entry);

@@ -1,5 +1,6 @@
-// Pages that outlive their sessions, found again by the tokens that they hold and all tokens before them: a prompt that
-// begins as an earlier one did takes those pages over and skips their prefill. Keys are compared in full, not by hash.
+// Keeps pages after their sessions are disposed. The key of a page is its tokens and all tokens
+// before them. A prompt that begins like an earlier one reuses those pages and skips their prefill.
+// Keys are compared in full, not by hash.
 #pragma once
 
 #include <atomic>
@@ -17,24 +18,26 @@ namespace diffqkv {
 
 class PrefixCache {
  public:
-  // Stands for a sequence of whole pages; what is kept under one number never changes. 0: not known.
+  // Identifies a sequence of whole pages. An id is never reused. 0: unknown.
   using Id = uint64_t;
 
   PrefixCache(int64_t page_tokens, uint64_t max_bytes) : page_tokens_(page_tokens), max_bytes_(max_bytes) {}
   bool enabled() const { return max_bytes_ > 0; }
 
-  // The empty sequence under these conditions: what changes what a page holds, besides its tokens.
+  // The empty sequence for these settings, which change the contents of a page.
   Id root(DType k_type, DType v_type, int64_t selective_top_k, bool renormalize);
 
-  // The sequence `parent` and one more page of tokens. Null: not there.
+  // The page that follows the sequence `parent` and has these tokens; sets its id. Null if there is
+  // none.
   std::shared_ptr<KvPage> find(Id parent, const int32_t* tokens, Id* id);
-  // Keeps the page (of `bytes`), unless another has the same key already. The pages used the longest ago make room.
+  // Keeps the page (of `bytes`), unless a page with the same key exists. Drops the least recently
+  // used pages to make room. Returns the id of the sequence, or 0 if the page was not kept.
   Id add(Id parent, const int32_t* tokens, const std::shared_ptr<KvPage>& page, uint64_t bytes);
-  // Bytes of the pages that nobody else holds.
+  // Bytes of the pages that only this cache holds.
   uint64_t unused_bytes() const;
-  // Lets go of that of them which was used the longest ago. False: there is none.
+  // Drops the least recently used one of them. Returns whether there was one.
   bool drop_unused();
-  void drop(const std::shared_ptr<KvPage>& page);  // where it is there
+  void drop(const std::shared_ptr<KvPage>& page);  // if the cache has it
 
   uint64_t pages() const { return num_pages_.load(); }  // any thread
 
@@ -53,13 +56,15 @@ class PrefixCache {
     std::shared_ptr<KvPage> page;
     uint64_t bytes;
   };
-  using Entries = std::list<Entry>;  // the latest used first, a page before those that follow it in its sequence
+  // The most recently used first. A page is before the pages that follow it in its sequence.
+  using Entries = std::list<Entry>;
 
   void touch(Entries::iterator entry);
   void erase(Entries::iterator entry);
 
   int64_t page_tokens_;
-  uint64_t max_bytes_, bytes_ = 0;
+  uint64_t max_bytes_;
+  uint64_t bytes_ = 0;
   Id last_id_ = 0;
   std::map<std::tuple<DType, DType, int64_t, bool>, Id> roots_;
   Entries entries_;

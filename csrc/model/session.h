@@ -3,8 +3,8 @@
 
 #include <atomic>
 #include <cstdint>
-#include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "model/kv_cache.h"
@@ -13,17 +13,23 @@
 namespace diffqkv {
 
 struct SessionOptions {
-  int64_t max_kv_len = 0;  // 0: the config's max_position_embeddings. More than that is allowed: RoPE then extrapolates
-  bool has_k_type = false, has_v_type = false;  // default: the model's type
-  DType k_type = DType::f32, v_type = DType::f32;
-  int64_t selective_top_k = 0;  // 0: off. Applies to every query, those of a prefill too.
+  // Default: the config's max_position_embeddings. A larger value is allowed; RoPE then
+  // extrapolates.
+  std::optional<int64_t> max_kv_len;
+  // Default: the model's type.
+  std::optional<DType> k_type;
+  std::optional<DType> v_type;
+  // 0: off. Applies to every query, also in prefill.
+  int64_t selective_top_k = 0;
   bool renormalize = false;
 };
 
 struct SamplingOptions {
   float temperature = 0;
   int64_t top_k = 0;
-  float top_p = 1, min_p = 0, repetition_penalty = 1;
+  float top_p = 1;
+  float min_p = 0;
+  float repetition_penalty = 1;
   uint64_t seed = 0;
 };
 void check_sampling(const SamplingOptions& options);
@@ -32,44 +38,47 @@ class Session {
  public:
   Session(std::shared_ptr<Model> model, const SessionOptions& options);
 
-  // Any thread. The bytes are those of the pages held, shared ones in full.
+  // Any thread. Shared pages count in full.
   int64_t kv_len() const { return kv_len_.load(); }
-  int64_t max_kv_len() const { return options_.max_kv_len; }
+  int64_t max_kv_len() const { return max_kv_len_; }
   uint64_t k_cache_bytes() const { return cache_.k_bytes(); }
   uint64_t v_cache_bytes() const { return cache_.v_bytes(); }
   const std::shared_ptr<Model>& model() const { return model_; }
-  const SessionOptions& options() const { return options_; }  // defaults put in
+  const SessionOptions& options() const { return options_; }
+  KvTypes types() const { return cache_.types(); }
 
-  // The device's executor thread only. On any error the cache is as before the call.
-  // Appends tokens (at least 1); copies the logits of the last one to logits_out ([vocab_size], f32). Runs in chunks of
-  // kPrefillChunk; cancel is looked at before each layer of each.
-  // Past max_kv_len, or where the pool has no page left: ERR_KV_CACHE_FULL.
-  void forward(const int32_t* tokens, int64_t num_tokens, float* logits_out, const CancelFlag* cancel);
-  void truncate(int64_t kv_len);    // 0 <= kv_len <= kv_len()
-  std::unique_ptr<Session> fork();  // shares the pages in use; whoever writes to a shared one copies it first
+  // Executor thread only, like everything below. After an error the cache is as before the call.
+  // 0 <= kv_len <= kv_len()
+  void truncate(int64_t kv_len);
+  // The copy shares the pages in use. Whichever session writes to a shared page copies it first.
+  std::unique_ptr<Session> fork();
 
-  // The parts of a step, for run_turns (turns.h).
-  // Checks tokens and room; then takes over pages of the prefix cache, as many as leave a token to do, and returns how many tokens
-  // they hold, which count as appended.
+  // The parts of a step, for run_batch (batch.h). If one fails, run_batch truncates the session.
+  //
+  // Checks the tokens and the room for them: ERR_INVALID_ARGUMENT, ERR_KV_CACHE_FULL. Then appends
+  // the pages that the prefix cache has for them, except the page of the last token, and returns
+  // the number of tokens in those pages.
   int64_t begin(const int32_t* tokens, int64_t num_tokens);
-  // Makes room for num_tokens more: what run_forward is told of this session.
+  // Makes room for num_tokens more and returns the session's part of a forward pass.
   ForwardSequence prepare(int64_t num_tokens);
-  void commit(const int32_t* tokens, int64_t num_tokens);  // they are in the cache now
-  // Enqueues the drawing of a token from logits [vocab_size] in device memory; `draw` counts those of one generate call. The repetition
-  // penalty applies to all tokens in the cache.
+  // Counts the tokens as cached, after a forward pass.
+  void commit(const int32_t* tokens, int64_t num_tokens);
+  // Enqueues a draw from logits [vocab_size] in device memory. `draw` is the number of tokens that
+  // the generation has drawn before. The repetition penalty applies to all tokens in the cache.
   void sample(const float* logits, const SamplingOptions& options, uint64_t draw, int32_t* out_token);
 
  private:
   void check_tokens(const int32_t* tokens, int64_t num_tokens) const;
-  void keep(int64_t kv_len);
+  PrefixCache::Id prefix_root();
 
   std::shared_ptr<Model> model_;
   SessionOptions options_;
+  int64_t max_kv_len_;
   KvCache cache_;
-  Buffer history_;  // i32: the first history_len_ of tokens_, copied when a penalty asks for them
+  Buffer history_;  // i32: the first history_len_ of tokens_, uploaded when a penalty needs them
   int64_t history_len_ = 0;
-  std::vector<int32_t> tokens_;          // those in the cache
-  std::vector<PrefixCache::Id> prefix_;  // of its whole pages, the first so many that the prefix cache knows
+  std::vector<int32_t> tokens_;          // the tokens in the cache
+  std::vector<PrefixCache::Id> prefix_;  // of the leading pages that the prefix cache has
   std::atomic<int64_t> kv_len_{0};
 };
 

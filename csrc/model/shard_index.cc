@@ -11,7 +11,8 @@ namespace {
 
 constexpr uint64_t kMaxIndexBytes = uint64_t{64} << 20;
 
-// Takes weight_map as it is read, and nothing else: no tree is built of what may be many times as large as the file.
+// Parses weight_map without building a tree, which could be many times as large as the file.
+// Ignores other fields.
 class IndexReader : public nlohmann::json_sax<Json> {
  public:
   IndexReader(const std::string& path, ShardIndex& index) : path_(path), index_(index) {}
@@ -25,20 +26,19 @@ class IndexReader : public nlohmann::json_sax<Json> {
 
   bool string(string_t& shard) override {
     if (!in_map()) return value("string");
-    // No control characters: the name gets into messages, as a part of a path.
+    // No control characters, because the name appears in messages as a part of a path.
     const bool plain = !shard.empty() && shard.size() <= 255 && shard != "." && shard != ".." &&
                        shard.find_first_of("/\\\x7f") == std::string::npos &&
                        std::all_of(shard.begin(), shard.end(), [](unsigned char c) { return c >= 0x20; });
-    if (!plain)
-      fail(tensor() + "its shard '" + printable(shard) + "' is not the plain name of a file in the directory");
+    if (!plain) fail(tensor() + "its shard '" + printable(shard) + "' is not the name of a file in the directory");
     const std::string& kept = *index_.shards.insert(std::move(shard)).first;
-    if (!index_.shard_of.emplace(key_, &kept).second) fail(tensor() + "it is there twice");
+    if (!index_.shard_of.emplace(key_, &kept).second) fail(tensor() + "duplicate");
     return true;
   }
 
   bool start_object(size_t) override {
     if (depth_ == 1 && key_ == "weight_map") {
-      if (has_map_) fail("weight_map is there twice");
+      if (has_map_) fail("duplicate weight_map");
       has_map_ = true;
     } else if (depth_ > 0) {
       value("object");
@@ -77,23 +77,24 @@ class IndexReader : public nlohmann::json_sax<Json> {
   std::string tensor() const { return "weight_map: tensor '" + printable(key_) + "': "; }
   [[noreturn]] void fail(const std::string& what) const { fail_at(ErrorCode::invalid_checkpoint, path_, what); }
 
-  // Of a type that is wanted nowhere; what stands beside weight_map does not matter.
+  // A value of a type that weight_map must not have. Values outside weight_map are ignored.
   bool value(const std::string& type) const {
-    if (depth_ == 0) fail("a JSON object is wanted, not " + type);
-    if (depth_ == 1 && key_ == "weight_map") fail("weight_map is not an object but of type " + type);
-    if (in_map()) fail(tensor() + "its shard is not a string but of type " + type);
+    if (depth_ == 0) fail("the file must be a JSON object, not " + type);
+    if (depth_ == 1 && key_ == "weight_map") fail("weight_map must be an object, not " + type);
+    if (in_map()) fail(tensor() + "its shard must be a string, not " + type);
     return true;
   }
 
   bool enter() {
-    if (++depth_ > kMaxJsonDepth) fail("nested more than " + std::to_string(kMaxJsonDepth) + " deep");
+    if (++depth_ > kMaxJsonDepth) fail("nested more than " + std::to_string(kMaxJsonDepth) + " levels deep");
     return true;
   }
 
   const std::string& path_;
   ShardIndex& index_;
   int depth_ = 0;
-  std::string key_, top_key_;
+  std::string key_;
+  std::string top_key_;
   bool has_map_ = false;
 };
 

@@ -1,4 +1,4 @@
-// model.safetensors.index.json: which tensor lies in which shard.
+// model.safetensors.index.json: which shard has which tensor.
 #pragma once
 
 #include <map>
@@ -8,7 +8,7 @@
 namespace diffqkv {
 
 struct ShardIndex {
-  std::set<std::string> shards;                        // plain names of files
+  std::set<std::string> shards;                        // file names without a directory
   std::map<std::string, const std::string*> shard_of;  // tensor -> one of shards
 };
 

@@ -10,13 +10,6 @@
 namespace diffqkv {
 namespace {
 
-// One tensor of a checkpoint, and where it goes. A vector is a norm weight.
-struct TensorSpec {
-  std::string name;
-  int64_t out_features;  // or the length of a vector
-  int64_t in_features;   // 0 for a vector
-};
-
 const char* const kQ = "self_attn.q_proj.weight";
 const char* const kQGate = "self_attn.q_gate_proj.weight";
 const char* const kQUp = "self_attn.q_up_proj.weight";
@@ -27,15 +20,19 @@ std::string layer_name(int64_t layer, const char* suffix) {
   return "model.layers." + std::to_string(layer) + "." + suffix;
 }
 
-// Name and shape of a layer's tensors, and the buffers that they go to.
+// Name, shape and destination of one tensor of a layer. in_features is 0 for a vector, a norm
+// weight.
 struct LayerSpec {
   const char* suffix;
-  int64_t out_features, in_features;
+  int64_t out_features;
+  int64_t in_features;
   Buffer LayerWeights::*buffer;
 };
 
 std::vector<LayerSpec> layer_specs(const Config& config) {
-  const int64_t hidden = config.hidden_size, inner = config.intermediate_size, aug = config.aug_q_size;
+  const int64_t hidden = config.hidden_size;
+  const int64_t inner = config.intermediate_size;
+  const int64_t aug = config.aug_q_size;
   std::vector<LayerSpec> specs = {
       {"input_layernorm.weight", hidden, 0, &LayerWeights::input_norm},
       {"post_attention_layernorm.weight", hidden, 0, &LayerWeights::post_attention_norm},
@@ -88,26 +85,26 @@ void check_tensor(const Checkpoint& checkpoint, const std::string& name, int64_t
   const std::string place = *tensor->file + ": the tensor '" + name + "' ";
   if (tensor->shape != shape) {
     throw Error(ErrorCode::invalid_checkpoint,
-                place + "has shape " + shape_text(tensor->shape) + "; by config.json it must be " + shape_text(shape));
+                place + "has shape " + shape_text(tensor->shape) + "; config.json requires " + shape_text(shape));
   }
   DType dtype;
   if (!weight_dtype(*tensor, &dtype)) {
-    throw Error(ErrorCode::unsupported_model,
-                place + "is of type " + tensor->dtype + "; BF16, F16 and F32 are supported");
+    throw Error(ErrorCode::unsupported_model, place + "has type " + tensor->dtype + "; it must be BF16, F16 or F32");
   }
 }
 
-// A tensor in a layer that the model would leave out (a bias, a norm of Q, a layer past num_layers) changes what the
-// checkpoint computes, and so does a bias of the embedding, the last norm or the output matrix. Other tensors outside of
-// the layers, and buffers that only cache RoPE's frequencies, do not matter.
-void refuse_leftovers(const Config& config, const Checkpoint& checkpoint) {
+// Rejects tensors that the model would ignore although they change the result: in a layer (a bias,
+// a norm of Q, a layer after num_layers), and of the embedding, the last norm and the output
+// matrix. Other tensors outside the layers are ignored, and so are buffers that cache RoPE
+// frequencies.
+void check_no_other_tensors(const Config& config, const Checkpoint& checkpoint) {
   for (const std::string module : {"lm_head.", "model.norm.", "model.embed_tokens."}) {
     for (auto it = checkpoint.tensors().lower_bound(module); it != checkpoint.tensors().end(); ++it) {
       const auto& [name, tensor] = *it;
       if (name.compare(0, module.size(), module) != 0) break;
       if (name == module + "weight") continue;
       throw Error(ErrorCode::unsupported_model, *tensor.file + ": the tensor '" + printable(name) +
-                                                    "' is not supported: only " + module + "weight is");
+                                                    "' is not supported; only " + module + "weight is");
     }
   }
   const std::string prefix = "model.layers.";
@@ -122,17 +119,17 @@ void refuse_leftovers(const Config& config, const Checkpoint& checkpoint) {
     const bool is_number =
         !number.empty() && number.size() <= 9 && number.find_first_not_of("0123456789") == std::string::npos;
     if (is_number && std::stoll(number) >= config.num_layers) {
-      throw Error(ErrorCode::invalid_checkpoint, place + "is of a layer past the num_hidden_layers (" +
+      throw Error(ErrorCode::invalid_checkpoint, place + "is in a layer at or after num_hidden_layers (" +
                                                      std::to_string(config.num_layers) + ") of config.json");
     }
     const std::string suffix = dot == std::string::npos ? "" : name.substr(dot + 1);
     if (is_number && known.count(suffix)) continue;
     if (suffix == kQGate || suffix == kQUp || suffix == kQDown) {
       throw Error(ErrorCode::invalid_checkpoint,
-                  place + "belongs to augmented Q, which by config.json and the first layer is not there");
+                  place + "belongs to augmented Q, which config.json and the first layer do not have");
     }
     throw Error(ErrorCode::unsupported_model,
-                place + "is no part of a Sigma or Llama layer, and would change what the model computes");
+                place + "is not part of a Sigma or Llama layer, and would change the result of the model");
   }
 }
 
@@ -158,7 +155,9 @@ uint64_t count_parameters(const Config& config) {
 }
 
 bool folding_saves_bytes(const Config& config) {
-  const int64_t aug = config.aug_q_size, q = config.q_size(), hidden = config.hidden_size;
+  const int64_t aug = config.aug_q_size;
+  const int64_t q = config.q_size();
+  const int64_t hidden = config.hidden_size;
   return aug > 0 && 2 * aug * hidden < q * hidden + 2 * aug * q;
 }
 
@@ -166,11 +165,11 @@ void resolve_config(Config& config, const Checkpoint& checkpoint) {
   if (config.aug_q_size == Config::kUnknown) {
     const StoredTensor* up = checkpoint.find(layer_name(0, kQUp));
     const bool any = up || checkpoint.find(layer_name(0, kQGate)) || checkpoint.find(layer_name(0, kQDown));
-    if (any && !up) fail_missing(checkpoint, layer_name(0, kQUp), ", and other tensors of augmented Q are there");
+    if (any && !up) fail_missing(checkpoint, layer_name(0, kQUp), ", although other tensors of augmented Q exist");
     if (up && (up->shape.size() != 2 || up->shape[0] < 1 || up->shape[0] > (1 << 22))) {
       throw Error(ErrorCode::invalid_checkpoint, *up->file + ": the tensor '" + layer_name(0, kQUp) + "' has shape " +
-                                                     shape_text(up->shape) + "; [aug_q_dim, " +
-                                                     std::to_string(config.q_size()) + "] is wanted");
+                                                     shape_text(up->shape) + "; it must be [aug_q_dim, " +
+                                                     std::to_string(config.q_size()) + "]");
     }
     config.aug_q_size = up ? up->shape[0] : 0;
   }
@@ -180,14 +179,14 @@ void resolve_config(Config& config, const Checkpoint& checkpoint) {
   check_tensor(checkpoint, kNorm, config.hidden_size, 0);
   if (!config.tie_word_embeddings) {
     check_tensor(checkpoint, kLmHead, config.vocab_size, config.hidden_size,
-                 " (config.json says tie_word_embeddings: false)");
+                 " (tie_word_embeddings is false in config.json)");
   }
   const std::vector<LayerSpec> specs = layer_specs(config);
   for (int64_t layer = 0; layer < config.num_layers; layer++) {
     for (const LayerSpec& spec : specs)
       check_tensor(checkpoint, layer_name(layer, spec.suffix), spec.out_features, spec.in_features);
   }
-  refuse_leftovers(config, checkpoint);
+  check_no_other_tensors(config, checkpoint);
 }
 
 namespace {
@@ -212,10 +211,11 @@ Weights load_weights(std::shared_ptr<Backend> backend, const Config& config, con
   }
 
   Weights weights;
-  if (options.has_dtype)
-    weights.dtype = options.dtype;
-  else
+  if (options.dtype) {
+    weights.dtype = *options.dtype;
+  } else {
     weight_dtype(tensor(kEmbed), &weights.dtype);
+  }
   weights.folded = folding_saves_bytes(config);
 
   Loader loader(backend, options, total_bytes);
@@ -252,7 +252,7 @@ Weights random_weights(std::shared_ptr<Backend> backend, const Config& config, D
   weights.dtype = dtype;
   weights.folded = folding_saves_bytes(config);
 
-  // In and out features as they are after folding.
+  // The shapes after folding.
   std::vector<LayerSpec> specs = layer_specs(config);
   if (weights.folded) {
     std::erase_if(specs, [](const LayerSpec& spec) { return spec.suffix == kQ; });
@@ -271,7 +271,7 @@ Weights random_weights(std::shared_ptr<Backend> backend, const Config& config, D
   for (const LayerSpec& spec : specs) total_bytes += bytes(spec.out_features, spec.in_features) * config.num_layers;
 
   Loader loader(backend, options, total_bytes);
-  uint64_t stream = 0;  // each tensor has its own stream of random numbers
+  uint64_t stream = 0;  // each tensor uses its own stream of random numbers
   const auto draw = [&](int64_t out_features, int64_t in_features) {
     return in_features ? loader.draw(out_features, in_features, dtype, seed, stream++) : loader.ones(out_features);
   };

@@ -1,4 +1,4 @@
-// Checks that are counted and printed, and the processes that they look at.
+// Counts and prints checks, and runs processes for them.
 import { spawn } from 'node:child_process';
 
 export const counts = { passed: 0, failed: 0, skipped: 0 };
@@ -8,7 +8,9 @@ export function skip(name, why) {
   console.log(`SKIPPED ${name}: ${why}`);
 }
 
-/** One check: `work` throws, or gives what is to be printed with it. Resolves to whether it held. */
+/**
+ * Runs one check: `work` throws, or returns a text to print. Resolves to whether the check passed.
+ */
 export async function check(name, work) {
   try {
     const what = await work();
@@ -27,7 +29,7 @@ export function equal(name, value, wanted) {
   if (a !== b) throw new Error(`${name} is ${a}, not ${b}`);
 }
 
-/** Runs a command to its end: { status, stdout, stderr }. One that takes longer than `seconds` is killed. */
+/** Runs a command and returns { status, stdout, stderr }. Kills it after `seconds`. */
 export function run(command, args, { cwd, env, seconds = 600 } = {}) {
   return new Promise((resolve) => {
     const child = spawn(command, args, { cwd, env: env ?? process.env, stdio: ['ignore', 'pipe', 'pipe'] });
@@ -45,7 +47,7 @@ export function run(command, args, { cwd, env, seconds = 600 } = {}) {
   });
 }
 
-/** What a run that must succeed wrote to its standard output. */
+/** Returns the standard output of a run that must succeed. */
 export async function succeed(result) {
   const { status, stdout, stderr } = await result;
   if (status !== 0) throw new Error(`status ${status}: ${(stderr + stdout).trim().slice(-1500)}`);

@@ -1,4 +1,5 @@
-// Rooms: minimal Debian systems with nothing but what debootstrap needs itself, entered by chroot, without network.
+// Rooms: minimal Debian systems with only what debootstrap needs itself, entered by chroot, without
+// network.
 import { spawnSync } from 'node:child_process';
 import { cpSync, existsSync, mkdirSync, readdirSync, renameSync, rmSync } from 'node:fs';
 import { dirname, join } from 'node:path';
@@ -6,20 +7,23 @@ import { run } from './checks.mjs';
 
 const withSbin = { ...process.env, PATH: `${process.env.PATH}:/usr/sbin:/sbin` };
 
-/** Why no room can be made here, or ''. */
+/** The reason why no room can be made here, or ''. */
 export function whyNot() {
-  if (process.platform !== 'linux') return 'rooms are made on Linux alone';
-  if (process.getuid() !== 0) return 'debootstrap and chroot want root';
+  if (process.platform !== 'linux') return 'rooms need Linux';
+  if (process.getuid() !== 0) return 'debootstrap and chroot need root';
   const missing = ['debootstrap', 'unshare', 'chroot'].filter(
     (program) => spawnSync('sh', ['-c', `command -v ${program}`], { env: withSbin }).status !== 0,
   );
   if (missing.length > 0) return `${missing.join(', ')} missing (apt-get install debootstrap)`;
   return spawnSync('unshare', ['--mount', '--net', '--pid', '--fork', 'true']).status === 0
     ? ''
-    : 'namespaces of its own are refused to this process';
+    : 'this process may not create namespaces';
 }
 
-/** A system of a suite as debootstrap makes it, kept in `folder` from run to run. Throws where it can't be had. */
+/**
+ * A system of a suite as debootstrap makes it. `folder` caches it from run to run. Throws if it
+ * cannot be made.
+ */
 export async function base(folder, suite, packages) {
   const path = join(folder, `base-${suite}-${packages.join('-')}`);
   if (existsSync(path)) return path;
@@ -52,7 +56,10 @@ export class Room {
     cpSync(from, join(this.path, to), { recursive: true, dereference: true, preserveTimestamps: true });
   }
 
-  /** Runs a command in the room: no network but a loopback that is down, nothing of this machine's environment. */
+  /**
+   * Runs a command in the room, with only a disabled loopback interface and none of this machine's
+   * environment.
+   */
   run(command, args, { cwd = '/app', env = {}, seconds } = {}) {
     const enter = [
       'mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev"',
@@ -66,7 +73,7 @@ export class Room {
     return run('unshare', [...namespaces, ...inner], { env: withSbin, seconds });
   }
 
-  /** What a bare system must not have, of what is there. */
+  /** Lists what is in the room although a bare system must not have it. */
   whatItShouldLack() {
     const found = [];
     for (const folder of ['usr/bin', 'usr/local/bin', 'bin'])

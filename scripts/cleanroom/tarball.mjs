@@ -1,4 +1,4 @@
-// The package as `npm pack` makes it, and what can be seen of it on this machine: its size, its types, its dependencies.
+// Packs the package with `npm pack` and checks its size, types and dependencies on this machine.
 import { spawnSync } from 'node:child_process';
 import { cpSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -13,14 +13,16 @@ const LIMIT = 40e6; // bytes of the packed package
 
 const node = (args, options) => succeed(run(process.execPath, args, options));
 
-/** npm, with a cache that the rooms install from later. */
+/** Runs npm with a cache from which the rooms install later. */
 export const npm = (args, cwd) =>
   node([join(npmRoot, 'bin', 'npm-cli.js'), ...args, '--no-audit', '--no-fund'], {
     cwd,
     env: { ...process.env, npm_config_cache: join(work, 'npm-cache'), npm_config_update_notifier: 'false' },
   });
 
-/** Packs what `npm pack` would, with the prebuilds of `prebuilt`. Gives the path of the tarball. */
+/**
+ * Packs the files of `npm pack` with the prebuilds of `prebuilt`. Returns the path of the tarball.
+ */
 async function pack(prebuilt) {
   const stage = join(work, 'stage');
   rmSync(stage, { recursive: true, force: true });
@@ -32,11 +34,14 @@ async function pack(prebuilt) {
   return join(work, filename);
 }
 
-/** The package with the prebuild for all GPUs, or with the module of build/Release. Gives the path, or false. */
+/**
+ * Packs the package with the prebuild for all GPUs, or with the module of build/Release. Returns
+ * the path, or false.
+ */
 export async function makeTarball(quick) {
   const prebuilt = quick ? join(work, 'prebuilt') : root;
   const module = ['--module', join(root, 'build', 'Release', 'diffqkv.node'), '--out', prebuilt];
-  const built = await check('prebuild: nothing is needed from outside', async () => {
+  const built = await check('prebuild: the module needs nothing from outside', async () => {
     const output = await node([join(root, 'scripts', 'prebuild.mjs'), ...(quick ? module : [])], {
       seconds: 7200,
     });
@@ -45,12 +50,15 @@ export async function makeTarball(quick) {
   return built && pack(prebuilt);
 }
 
-/** Resolves to whether it can be installed; that fills npm's cache, and leaves programs for the rooms in app/types. */
+/**
+ * Resolves to whether the package can be installed. The installation fills npm's cache and leaves
+ * programs for the rooms in app/types.
+ */
 export async function checkTarball(tarball) {
   await check('the packed size', async () => {
     const { size } = statSync(tarball);
     if (size > LIMIT) throw new Error(`${size} bytes, more than ${LIMIT}`);
-    return `${size} bytes, of ${LIMIT} at most`;
+    return `${size} bytes, at most ${LIMIT}`;
   });
   const bin = (name, ...path) => join(root, 'node_modules', name, ...path);
   await check('publint', async () => {

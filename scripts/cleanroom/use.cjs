@@ -1,4 +1,5 @@
-// The same package by require: one implementation for both kinds of import, in a worker thread as well.
+// Loads the package by require. It must be the same implementation as by import, in a worker thread
+// too.
 'use strict';
 const { Worker, isMainThread, parentPort } = require('node:worker_threads');
 const { DiffqkvError, kernels, Model, openDevice } = require('diffqkv');

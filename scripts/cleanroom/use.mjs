@@ -1,5 +1,5 @@
-// What a user does, as an ES module: text by the embedded model, kernels called directly. Prints one line of JSON, in which
-// `libraries` are the native files that the process has mapped.
+// A user's program as an ES module: generates text with the embedded model and calls kernels
+// directly. Prints one line of JSON; `libraries` are the native files that the process has mapped.
 import { readFileSync } from 'node:fs';
 import { defaultModelDirectory, kernels, Model, openDevice } from 'diffqkv';
 
@@ -9,7 +9,7 @@ const q = device.tensor('f32', [1, 8, 64], random(8 * 64));
 const k = device.tensor('f32', [1, 100, 2, 64], random(100 * 2 * 64));
 const v = device.tensor('f32', [1, 100, 4, 64], new Float32Array(100 * 4 * 64).fill(1));
 const attention = await (await kernels.attentionDecode({ q, k, v })).read();
-// More tokens than the streaming product takes, so that oneDNN is called.
+// More tokens than the streaming product handles, so that oneDNN is called.
 const x = device.tensor('f32', [64, 32], new Float32Array(64 * 32).fill(0.5));
 const weight = device.tensor('f32', [16, 32], new Float32Array(16 * 32).fill(2));
 const product = await (await kernels.matmul({ x, weight })).read();

@@ -1,6 +1,7 @@
-// The whole of a model's life under limits of the address space (what `ulimit -v` sets), from hardly any room to enough: in
-// a process that has run already, in which V8 has what it needs. Each step ends well or with ERR_OUT_OF_MEMORY, and once
-// the limit is gone the same device does it all. Prints { steps: [[MB of room, outcome, ...], ...], byV8 }: how often V8 itself,
+// Runs a model's whole life under limits of the address space (what `ulimit -v` sets), from hardly
+// any room to enough. The limit starts in a process that has already run, so V8 has what it needs.
+// Each step succeeds or fails with ERR_OUT_OF_MEMORY, and without the limit the same device can do
+// all of it. Prints { steps: [[MB of room, outcome, ...], ...], byV8 }. byV8: how often V8 itself,
 // which needs memory too, ended the process.
 //   node --expose-gc address_space.cjs MODEL_DIRECTORY MB [MB ...]
 const { execFileSync, fork } = require('node:child_process');
@@ -10,7 +11,7 @@ const assert = require('node:assert');
 const [directory, ...rooms] = process.argv.slice(2);
 const tokens = (length) => Array.from({ length }, (_, i) => (i * 37 + 5) % 120);
 
-/** One process a room: the limit is set, and taken away, from outside. */
+/** Starts one process per amount of room. This process sets and removes the limit from outside. */
 function main() {
   const steps = [];
   let byV8 = 0;

@@ -1,6 +1,6 @@
-// Faults of a GPU, injected into the emulated CUDA runtime, in the midst of a model's work; what came of them is asserted
-// here. Prints how many were tried. Runs on the tests' module (DIFFQKV_MODULE).
-//   node device_lost.cjs NAME MODEL_DIRECTORY TRIALS        TRIALS: at most so many places of each kind are tried
+// Injects GPU faults into the emulated CUDA runtime during a model's work and checks the outcome.
+// Prints the number of trials. Needs the tests' module (DIFFQKV_MODULE).
+//   node device_lost.cjs NAME MODEL_DIRECTORY TRIALS     TRIALS: most places tried per kind of call
 const assert = require('node:assert');
 const { Worker, isMainThread, parentPort, workerData } = require('node:worker_threads');
 const { Model, kernels, openDevice } = require('../../dist/lib/index.js');
@@ -11,7 +11,7 @@ const { fault } = addon().emulation;
 const kOff = ['', 0, 0, 0];
 const kOutOfMemory = 2;
 const kIllegalAddress = 700;
-const kOutOfResources = 701; // a launch that asks for too much: it does not stay
+const kOutOfResources = 701; // a launch that asks for too much: a temporary error
 const kLaunchFailure = 719;
 
 const tokens = (length) => Array.from({ length }, (_, i) => (i * 37 + 5) % 120);
@@ -29,7 +29,7 @@ async function siluMul(device) {
   return result;
 }
 
-/** A device, a model, and a session that works while two generations run. */
+/** A device, a model, and a session that decodes while two generations run. */
 async function work(state) {
   state.device = await openDevice('emulated');
   state.model = await Model.load(directory, { device: state.device, prefixCacheBytes: 1 << 20 });
@@ -52,7 +52,7 @@ function end({ device, model, session }) {
   device?.dispose();
 }
 
-/** How often each call comes in the work, without a fault. */
+/** How often the work calls each function without a fault. */
 async function callsOf(calls) {
   const counts = {};
   for (const call of calls) {
@@ -76,7 +76,10 @@ function isLost(error) {
 }
 
 const ways = {
-  /** The fault stays: whatever call of the runtime meets it, the device is lost, for all that is on it, and nothing else is. */
+  /**
+   * A permanent fault: the call that meets it loses the device for everything on it, and nothing
+   * else.
+   */
   async lost() {
     const cpu = await openDevice('cpu');
     const onCpu = await siluMul(cpu);
@@ -89,21 +92,21 @@ const ways = {
     for (const [call, status] of Object.entries(kinds)) {
       assert(counts[call] > 0, call);
       for (const place of places(counts[call])) {
-        const other = await openDevice('emulated'); // another handle of the same GPU
+        const other = await openDevice('emulated'); // another device object for the same GPU
         const state = {};
         fault(call, place, 1, status);
         const [error, meanwhile] = await Promise.all([errorOf(work(state)), siluMul(cpu)]);
         fault(...kOff);
         assert.deepStrictEqual(meanwhile, onCpu);
         if (error === undefined) {
-          // The fault came in the opening of `other`, or in no call at all this time.
+          // The fault hit the opening of `other`, or no call in this run.
           end(state);
           other.dispose();
           continue;
         }
         tried++;
         for (const one of error.all ?? [error]) isLost(one);
-        // All that comes later on that device.
+        // Everything later on that device must fail too.
         isLost(await thrown(() => other.synchronize()));
         isLost(await thrown(() => siluMul(other)));
         if (state.session) {
@@ -115,7 +118,7 @@ const ways = {
           isLost(await thrown(() => state.device.tensor('f32', [3]).read()));
           isLost(await thrown(() => state.device.time(() => {})));
         }
-        // Half of the times the old one is given up only when the new one is there.
+        // In half of the cases the old device is released only after the new one exists.
         if (place % 2) end(state);
         const again = {};
         assert.deepStrictEqual(await work(again), expected, `after ${call} ${place}`);
@@ -129,7 +132,10 @@ const ways = {
     return { tried, counts };
   },
 
-  /** No device comes back: the reset fails, or succeeds although the GPU still fails, as CUDA may have it in this process. */
+  /**
+   * The device cannot be opened again: the reset fails, or it succeeds although the GPU still
+   * fails, which CUDA allows in the same process.
+   */
   async notBack() {
     const expected = await siluMul(await openDevice('cpu'));
     const ways = { cudaDeviceReset: 1, cudaSetDevice: 2 }; // the first cudaSetDevice is for the reset
@@ -154,7 +160,7 @@ const ways = {
     return { tried: Object.keys(ways).length };
   },
 
-  /** A launch that the GPU refuses is the error of its call alone. */
+  /** A launch that the GPU rejects fails only its own call. */
   async refused() {
     const clean = {};
     const expected = await work(clean);
@@ -180,7 +186,10 @@ const ways = {
     return { tried, count };
   },
 
-  /** No memory: ERR_OUT_OF_MEMORY for those that asked; everything is as before, and what is freed can be had again. */
+  /**
+   * Without memory the calls that asked for it fail with ERR_OUT_OF_MEMORY. Everything else is
+   * unchanged, and freed memory can be allocated again.
+   */
   async outOfMemory() {
     const clean = {};
     const expected = await work(clean);
@@ -188,7 +197,8 @@ const ways = {
     let tried = 0;
     let refused = 0;
     for (const call of Object.keys(counts)) {
-      // Once: the backend tries again when it has waited for the stream, and gets it. Twice: that call fails. Then: all do.
+      // Once: the backend waits for the stream, tries again and succeeds. Twice: that call fails.
+      // 1e9: all calls fail.
       for (const times of [1, 2, 1e9]) {
         for (const place of places(counts[call])) {
           const state = {};
@@ -200,7 +210,7 @@ const ways = {
             refused++;
             for (const one of error.all ?? [error]) assert.strictEqual(one.code, 'ERR_OUT_OF_MEMORY', String(one.stack));
           } else {
-            assert(call === 'cudaMallocAsync' && times === 1, `${call} ${place}: nobody heard of it`);
+            assert(call === 'cudaMallocAsync' && times === 1, `${call} ${place}: no call reported the fault`);
           }
           if (state.session) {
             assert([0, 70].includes(state.session.kvLen));
@@ -218,7 +228,10 @@ const ways = {
     return { tried, refused, counts };
   },
 
-  /** A worker's device is lost with that of the main thread; the worker goes on, and opens it again. */
+  /**
+   * A worker's device is lost together with the main thread's. The worker continues and opens it
+   * again.
+   */
   async workers() {
     const workers = Array.from({ length: 3 }, () => new Worker(__filename, { argv: [], workerData: ['inWorker', directory, trials] }));
     const next = (worker) =>
@@ -226,7 +239,7 @@ const ways = {
         worker.once('message', resolve);
         worker.once('error', reject);
       });
-    await Promise.all(workers.map(next)); // all have opened it
+    await Promise.all(workers.map(next)); // all have opened the device
     const state = {};
     fault('kernel', 20, 1, kLaunchFailure);
     isLost(await errorOf(work(state)));
@@ -247,7 +260,7 @@ const ways = {
     isLost(await thrown(() => siluMul(device)));
     assert.deepStrictEqual(await siluMul(cpu), onCpu);
     device.dispose();
-    // The others may open it, and reset it, while this one does.
+    // The other workers may open and reset the device at the same time.
     assert.deepStrictEqual(await siluMul(await openDevice('emulated')), before);
     parentPort.postMessage('done');
   },

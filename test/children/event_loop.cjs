@@ -1,5 +1,7 @@
-// The longest that the event loop stood still in each phase, in ms: { load, prefill, decode, generate, kernels, ... }.
-//   node event_loop.cjs MODEL_DIRECTORY [BLOCK_MS]      BLOCK_MS blocks the loop on purpose, to show that the measure sees it
+// Measures the longest block of the event loop in each phase, in ms:
+// { load, prefill, decode, generate, kernels, ... }.
+//   node event_loop.cjs MODEL_DIRECTORY [BLOCK_MS]
+// BLOCK_MS blocks the loop on purpose, to show that the measurement detects it.
 const { monitorEventLoopDelay } = require('node:perf_hooks');
 const { setTimeout: sleep } = require('node:timers/promises');
 const { Model, kernels, openDevice } = require('../../dist/lib/index.js');
@@ -9,7 +11,8 @@ async function longest(work) {
   monitor.enable();
   await sleep(20);
   monitor.reset();
-  await sleep(5); // the first tick after a reset is not measured: work that blocks before it would be missed
+  // The monitor skips the first tick after a reset, and would miss work that blocks before it.
+  await sleep(5);
   const result = await work();
   await sleep(5); // so that a block just before the end counts
   monitor.disable();

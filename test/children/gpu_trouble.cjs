@@ -1,4 +1,4 @@
-// What goes wrong on a GPU, by name, on the emulated device. Prints what happened.
+// Causes a GPU problem, selected by name, on the emulated device. Prints what happened.
 //   node gpu_trouble.cjs NAME MODEL_DIRECTORY
 const { Model, kernels, openDevice } = require('../../dist/lib/index.js');
 const { addon } = require('../../dist/lib/addon.js');
@@ -30,7 +30,8 @@ const troubles = {
     const device = await openDevice('emulated');
     const x = device.tensor('f32', [1000], values);
     const other = await openDevice('emulated').catch(() => undefined);
-    // Launches are told apart by their number: whichever it is, it comes while these run.
+    // DIFFQKV_EMULATED_FAIL_LAUNCH selects the failing launch by its number. It is one of these
+    // calls.
     let first = null;
     for (let i = 0; i < 6 && first === null; i++) first = await errorOf(() => siluMul(device));
     const later = [];
@@ -55,7 +56,7 @@ const troubles = {
     return { first, later, difference: Math.max(...result.map((x, i) => Math.abs(x - expected[i]))) };
   },
 
-  /** Two handles of one GPU; the larger heads of K need more shared memory in the same kernel. */
+  /** Two devices on one GPU: the larger heads of K need more shared memory in the same kernel. */
   async twoDevices() {
     const { fault } = addon().emulation;
     const kvLen = 40;
@@ -134,7 +135,7 @@ const troubles = {
   async copies() {
     const device = await openDevice('emulated');
     const wrong = [];
-    // Around the size of a piece of a copy, 4 MiB, and many small ones in a row.
+    // Sizes around that of a piece of a copy, 4 MiB, and many small ones in a row.
     for (const length of [1, 63, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 5 * (1 << 20) + 7]) {
       const data = Float32Array.from({ length }, (_, i) => i % 1000003);
       const tensor = device.tensor('f32', [length], data);

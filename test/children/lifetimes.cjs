@@ -1,4 +1,5 @@
-// One way to end things at a bad moment, by name; the process must end by itself with status 0. Prints {} at the end.
+// Ends objects or the process at a bad moment, selected by name. The process must exit by itself
+// with status 0. Prints {} at the end.
 //   node --expose-gc lifetimes.cjs NAME MODEL_DIRECTORY
 const { Worker, isMainThread, workerData, parentPort } = require('node:worker_threads');
 const { setTimeout: sleep } = require('node:timers/promises');

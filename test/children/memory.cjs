@@ -1,7 +1,9 @@
-// Memory over many cycles of load, session, generate and, by mode, dispose. Prints { before, after }: after the warm-up
-// and at the end, each { resident, native, used } in bytes. native: what is resident besides the heaps of V8, which
-// grow and shrink by tens of MB with the moods of its collector; used: the live objects in those heaps.
-//   node --expose-gc memory.cjs MODE CYCLES WORKERS MODEL_DIRECTORY       MODE: dispose | collect | tensors | keep
+// Measures memory over many cycles of load, session, generate and, depending on the mode, dispose.
+// Prints { before, after }: after the warm-up and at the end, each { resident, native, used } in
+// bytes. native: resident memory outside V8's heaps, which grow and shrink by tens of MB
+// unpredictably. used: the live objects in those heaps.
+//   node --expose-gc memory.cjs MODE CYCLES WORKERS MODEL_DIRECTORY
+// MODE: dispose | collect | tensors | keep
 const { Worker, isMainThread, workerData, parentPort } = require('node:worker_threads');
 const { setTimeout: sleep } = require('node:timers/promises');
 const { Model, openDevice, kernels } = require('../../dist/lib/index.js');
@@ -22,7 +24,7 @@ async function cycle(mode, directory) {
   const fork = await session.fork();
   await fork.prefill([1, 2, 3]);
   await model.generate('# tar\n', { maxTokens: 3, session }).result;
-  if (mode === 'keep') kept.push(model); // a leak, to show that the measure sees it
+  if (mode === 'keep') kept.push(model); // a leak, to show that the measurement detects it
   if (mode === 'dispose') {
     fork.dispose();
     session.dispose();
@@ -30,7 +32,7 @@ async function cycle(mode, directory) {
   }
 }
 
-// Finalizers run between turns of the loop, so a collection takes a few.
+// Finalizers run between turns of the event loop, so a full collection needs several turns.
 async function collect() {
   for (let i = 0; i < 6; i++) {
     global.gc();
@@ -57,7 +59,7 @@ async function main() {
     if (threads.length === 0) await cycles(mode, cycleCount, directory);
     await Promise.all(threads.map((thread) => ask(thread, cycleCount)));
     await collect();
-    // All of it now: a heap shrinks as its thread idles.
+    // Samples all values now: a heap shrinks while its thread idles.
     const heaps = [...(await Promise.all(threads.map((thread) => ask(thread, 0)))), process.memoryUsage()];
     const resident = process.memoryUsage.rss();
     const sum = (field) => heaps.reduce((total, heap) => total + heap[field], 0);

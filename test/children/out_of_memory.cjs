@@ -1,8 +1,10 @@
-// Every allocation that the native module makes in one piece of work fails once, one after another, and then all from it on;
-// the work must end well or with ERR_OUT_OF_MEMORY, and what it was done on must be as before. Prints, for each way,
-// { allocations, tried, refused }: how many the work makes, how many runs had one that failed, and how many of those
-// rejected. Runs with test/preload/fail_allocation.cc preloaded.
-//   node --expose-gc out_of_memory.cjs NAME MODEL_DIRECTORY TRIALS        TRIALS: at most so many allocations are tried
+// Makes each allocation of the native module in one piece of work fail: only this one, or also all
+// later ones. The work must succeed or fail with ERR_OUT_OF_MEMORY, and the objects that it uses
+// must be unchanged. Prints for both ways { allocations, tried, refused }: the number of
+// allocations in the work, of runs with a failed allocation, and of runs that rejected.
+// Runs with test/preload/fail_allocation.cc preloaded.
+//   node --expose-gc out_of_memory.cjs NAME MODEL_DIRECTORY TRIALS
+// TRIALS: how many allocations are tried at most
 const { openSync, readSync, writeSync } = require('node:fs');
 const assert = require('node:assert');
 const { Model, kernels, openDevice } = require('../../dist/lib/index.js');
@@ -10,10 +12,10 @@ const { Model, kernels, openDevice } = require('../../dist/lib/index.js');
 const [name, directory, trials] = process.argv.slice(2);
 const file = openSync(process.env.FAIL_ALLOCATION_FILE, 'r+');
 
-/** `first`: the allocation that fails, counted from 1; 0: none. */
+/** `first`: the number of the allocation that fails, from 1; 0: none. */
 function fail(first, times) {
   const trace = process.env.FAIL_ALLOCATION_TRACE ? 1n : 0n;
-  writeSync(file, new BigInt64Array([0n]), 0, 8, 0); // off, while the rest changes
+  writeSync(file, new BigInt64Array([0n]), 0, 8, 0); // off, while the other fields change
   writeSync(file, new BigInt64Array([BigInt(times), 0n, 0n, trace]), 0, 32, 8);
   writeSync(file, new BigInt64Array([BigInt(first)]), 0, 8, 0);
 }
@@ -53,7 +55,10 @@ async function everyKernel(device) {
   return results;
 }
 
-/** What stays right throughout: a device, a model and a session on it that the work does not touch. */
+/**
+ * A device, a model and a session that the work does not touch. They must return correct results
+ * throughout.
+ */
 async function bystander() {
   const device = await openDevice('cpu');
   const model = await Model.load(directory, { device });
@@ -72,8 +77,8 @@ const options = { temperature: 0.9, topK: 20, seed: 3, repetitionPenalty: 1.1, m
 const generateAll = (model) =>
   Promise.all([70, 71, 5].map((length) => model.generate(tokens(length), options).result.then((result) => result.tokens)));
 
-// Each: `start` makes what the work is done on; `work` may fail; `after` says whether all is as before, and ends it. What
-// `work` gives must be what it gives the first time.
+// `start` creates the objects that the work uses; `work` may fail; `after` checks that all is
+// unchanged, and disposes. `work` must return what it returned the first time.
 const ways = {
   open: {
     start: async () => ({}),
@@ -88,7 +93,7 @@ const ways = {
     start: async () => {
       const device = await openDevice('cpu');
       const kept = device.tensor('bf16', [600000], random(600000));
-      await device.synchronize(); // else it is filled while the work runs
+      await device.synchronize(); // else the buffer is filled while the work runs
       return { device, kept };
     },
     work: async ({ device, kept }) => {
@@ -107,7 +112,8 @@ const ways = {
     },
   },
   kernels: {
-    start: async () => ({ device: await openDevice('cpu') }), // a new one: scratch memory and compiled products are kept
+    // A new device: scratch memory and compiled products are cached.
+    start: async () => ({ device: await openDevice('cpu') }),
     work: ({ device }) => everyKernel(device),
     after: async ({ device }, expected) => {
       same(await everyKernel(device), expected);
@@ -201,7 +207,7 @@ async function main() {
     const { seen: allocations } = await run(1e9, 1);
     let tried = 0;
     let refused = 0;
-    // All of the first ones, then every so many, which changes with the run that is added to it.
+    // Tries at most `trials` allocations, evenly spread.
     const step = Math.max(1, Math.ceil(allocations / Number(trials)));
     for (let number = 1; number <= allocations; number += step) {
       const result = await run(number, times);

@@ -80,8 +80,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   for (const File& file : input.files) fuzz::put_file(kNames[file.kind], file.bytes);
   LoadOptions options;
   static constexpr DType kTypes[] = {DType::f32, DType::f16, DType::bf16};
-  options.has_dtype = input.options % 4 != 0;
-  if (options.has_dtype) options.dtype = kTypes[input.options % 4 - 1];
+  if (input.options % 4 != 0) options.dtype = kTypes[input.options % 4 - 1];
   // Of one in eight, some allocation of device memory fails.
   const int fails_at = (input.options >> 2) % 8 == 7 ? input.options >> 5 : -1;
   const auto backend = std::make_shared<fuzz::HostBackend>(fails_at);

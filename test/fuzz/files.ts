@@ -1,5 +1,5 @@
-// The form of an input of the fuzz target `checkpoint`, as checkpoint.cc has it: a byte of options, then for each file a byte
-// that says which, four bytes of length, and its bytes.
+// The format of an input of the fuzz target `checkpoint` (see checkpoint.cc): a byte of options,
+// then for each file a byte for its name, four bytes for its length, and its contents.
 
 export const names = [
   'config.json',

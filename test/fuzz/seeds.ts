@@ -1,7 +1,8 @@
-// Writes seeds for the fuzz targets: small checkpoints of every kind, and every row of breaks*.ts done to one, each as a
-// whole and file by file.
+// Writes seeds for the fuzz targets: small checkpoints of every kind, and one checkpoint with each
+// row of breaks*.ts applied, each as a whole and file by file.
 //
-//   npx tsc -p test --noEmit false --outDir build/fuzz-seeds && node build/fuzz-seeds/test/fuzz/seeds.js FOLDER
+//   npx tsc -p test --noEmit false --outDir build/fuzz-seeds &&
+//   node build/fuzz-seeds/test/fuzz/seeds.js FOLDER
 
 import { createHash } from 'node:crypto';
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
@@ -34,7 +35,7 @@ function collect(directory: string, targets: readonly string[]): void {
     try {
       return readFileSync(join(directory, name));
     } catch {
-      return undefined; // a break may have taken it away, or put something else there
+      return undefined; // a break may have removed it or put something else there
     }
   };
   for (const name of names) {
@@ -61,7 +62,7 @@ const tiny: CheckpointSpec = {
 const make = (spec: CheckpointSpec) => randomCheckpoint({ ...tiny, ...spec });
 const rope = { factor: 8, low_freq_factor: 1, high_freq_factor: 4, original_max_position_embeddings: 64 };
 const good = make({});
-// A header of three tensors: the target that reads no more than one file is to be fast.
+// A header of three tensors keeps the target that reads only one file fast.
 const few = { ...good, tensors: new Map([...good.tensors].filter(([name]) => /k_proj|model\.norm/.test(name))) };
 const goodLlama = make({ architecture: 'llama', heads: [2, 1, 1] });
 const whole: CheckpointSpec[] = [

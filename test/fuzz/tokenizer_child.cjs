@@ -1,6 +1,7 @@
-// A process that feeds mutated inputs to one target of tokenizer_targets.cjs, guided by the blocks of lib/ and its two
-// libraries that they reach. Before each input it writes it down, and that file is its heartbeat too: scripts/fuzz.mjs ends
-// the process where it stands still, and keeps what is there when the process has died.
+// A process that feeds mutated inputs to one target of tokenizer_targets.cjs, guided by the blocks
+// of lib/ and its two libraries that they reach. It writes each input to a file before it runs it.
+// The file is also its heartbeat: scripts/fuzz.mjs kills the process if the file does not change,
+// and saves the file if the process died.
 //   node tokenizer_child.cjs TARGET SECONDS SEED SCRATCH_FOLDER NEW_CORPUS_FOLDER CORPUS_FOLDER...
 'use strict';
 
@@ -14,15 +15,15 @@ const { Tokenizer } = require('../../dist/lib/index.js');
 const [, , target, seconds, seed, scratch, ...folders] = process.argv;
 const run = require('./tokenizer_targets.cjs')[target];
 const MAX_LENGTH = 4096;
-const MAX_MILLISECONDS = 500; // what takes longer, up to the limits of lib/, is no good to begin from
-const BATCH = 64; // asking for the coverage takes longer than an input
+const MAX_MILLISECONDS = 500; // slower inputs, up to the limits of lib/, are bad starting points
+const BATCH = 64; // reading the coverage takes longer than one input
 
 const directory = join(scratch, 'model');
 const current = join(scratch, 'current');
 const found = folders[0];
 mkdirSync(directory, { recursive: true });
 mkdirSync(found, { recursive: true });
-console.warn = () => {}; // the encoder warns of what it doesn't know
+console.warn = () => {}; // the encoder warns about unknown settings
 
 const session = new Session();
 session.connect();
@@ -32,12 +33,12 @@ const post = (method, parameters) => {
     if (error) throw new Error(error.message);
     answer = result;
   });
-  return answer; // the answer comes at once
+  return answer; // the answer arrives synchronously
 };
 post('Profiler.enable');
 post('Profiler.startPreciseCoverage', { callCount: true, detailed: true });
 
-/** The blocks that were run since the last call. */
+/** The blocks that ran since the last call. */
 function reached() {
   const blocks = [];
   for (const { url, functions } of post('Profiler.takePreciseCoverage').result) {
@@ -79,7 +80,7 @@ async function main() {
   while (Date.now() < end) {
     const batch = [];
     for (let i = 0; i < BATCH && Date.now() < end; i++) {
-      // The newest are likely to lead on.
+      // The newest inputs are the most likely to lead to more.
       const from = below(2) ? corpus[corpus.length - 1 - below(Math.min(20, corpus.length))] : corpus[below(corpus.length)];
       const input = mutate(target, from, corpus[below(corpus.length)], below, MAX_LENGTH);
       await execute(input);

@@ -1,4 +1,4 @@
-// Mutations of the texts that tokenizer_targets.cjs takes: of JSON as a tree, of templates and texts as words.
+// Mutates the inputs of tokenizer_targets.cjs: JSON as a tree, templates and texts as words.
 'use strict';
 
 const dictionary = [
@@ -26,7 +26,7 @@ const jinja = [
 ];
 const values = [null, true, false, 0, 1, -1, 0.5, 2 ** 24, 2 ** 32, 2 ** 53, 1e300, '', 'a', [], {}, [['a', 'b']], ['a b']];
 
-/** Numbers from a seed: the same run again. */
+/** A random number generator; equal seeds repeat a run. */
 function generator(seed) {
   let state = seed >>> 0 || 1;
   return (limit) => {
@@ -100,7 +100,7 @@ function mutateJson(text, below) {
       else if (typeof holder[key] === 'string') holder[key] = mutateText(holder[key], dictionary, below);
       else holder[key] = word;
       break;
-    case 5: // the type decides which code is reached
+    case 5: // the type selects the code that runs
     case 6: {
       const typed = all.filter(([, name]) => name === 'type');
       const [place] = typed.length > 0 ? typed[below(typed.length)] : [holder];
@@ -116,7 +116,7 @@ function mutateJson(text, below) {
   return JSON.stringify(root);
 }
 
-/** `input` after one to four mutations; `other` is one of the corpus, to take a part from. */
+/** Applies one to four mutations to `input`; `other` is a corpus input that provides parts. */
 function mutate(target, input, other, below, maxLength) {
   const parts = input.split('\0');
   const others = other.split('\0');

@@ -1,14 +1,15 @@
-// The fuzz targets of the tokenizer's files: what may come of them, whatever they hold, is a tokenizer that keeps its word or
-// a DiffqkvError with the right code. scripts/fuzz.mjs runs them on dist/, test/fuzz.test.ts the kept inputs on lib/.
+// The fuzz targets of the tokenizer's files. Any input must lead to a consistent tokenizer or a
+// DiffqkvError with the right code. scripts/fuzz.mjs runs them on dist/, and test/fuzz.test.ts runs
+// the kept inputs on lib/.
 //
-// An input is text in parts, NUL between them: tokenizer.json, tokenizer_config.json, chat_template.jinja, a text to encode,
-// each left out where it is empty.
+// An input is text in parts with NUL between them: tokenizer.json, tokenizer_config.json,
+// chat_template.jinja and a text to encode. An empty part is omitted.
 'use strict';
 
 const { rmSync, writeFileSync } = require('node:fs');
 const { join } = require('node:path');
 
-// Of the target `chat_template`, whose inputs have the last two parts alone.
+// For the target `chat_template`, whose inputs have only the last two parts.
 const tokenizerJson = JSON.stringify({
   added_tokens: [
     { id: 0, content: '<s>', special: true },
@@ -28,7 +29,10 @@ async function open(Tokenizer, directory, parts) {
   return Tokenizer.fromDirectory(directory);
 }
 
-/** Fails but for an error with one of `codes`. Nothing where there is one, else what `work` gives. */
+/**
+ * Runs `work` and returns its result. Returns undefined on an error with one of `codes`, and fails
+ * on any other.
+ */
 async function only(codes, work) {
   try {
     return await work();
@@ -59,7 +63,7 @@ async function use(tokenizer, text) {
       await only(broken, () => {
         const stream = tokenizer.stream({ skipSpecialTokens });
         const streamed = ids.map((id) => stream.push(id)).join('') + stream.flush();
-        must(streamed === tokenizer.decode(ids, { skipSpecialTokens }), 'the stream is not what decode gives');
+        must(streamed === tokenizer.decode(ids, { skipSpecialTokens }), 'the stream differs from decode');
       });
     }
   }
@@ -69,7 +73,7 @@ async function use(tokenizer, text) {
   ];
   const codes = [...broken, 'ERR_INVALID_ARGUMENT'];
   const chat = await only(codes, () => tokenizer.applyChatTemplate(messages));
-  must(chat === undefined || typeof chat === 'string', 'a chat that is no string');
+  must(chat === undefined || typeof chat === 'string', 'a chat that is not a string');
 }
 
 module.exports = {

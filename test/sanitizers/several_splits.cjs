@@ -1,4 +1,5 @@
-// Decode attention in several splits, which meet at a barrier: what scripts/test-sanitized.mjs looks at with and without it.
+// Decode attention in several splits, which synchronize at a barrier. scripts/test-sanitized.mjs
+// runs it with and without the barrier.
 const { openDevice, kernels } = require('../../dist/lib/index.js');
 
 (async () => {

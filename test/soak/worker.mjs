@@ -1,6 +1,6 @@
-// A worker of scripts/soak.mjs: does one thing after another at random on the built package, compares what comes out with
-// what the main thread has got from one calm run, and is terminated at any moment. Messages: { done: action }, { calm: heap }
-// when asked for calm, { failed: text }.
+// A worker of scripts/soak.mjs: runs random actions on the built package, compares the results with
+// those of one undisturbed run in the main thread, and is terminated at any moment. Messages: {
+// done: action }, { calm: heap } if asked to pause, { failed: text }.
 
 import { createRequire } from 'node:module';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -25,7 +25,7 @@ async function multiply(device) {
   return result;
 }
 
-/** What everything must give, whoever else works. */
+/** The results that every action must return, whatever else runs. */
 export async function expectations(directories, deviceId) {
   const device = await openDevice(deviceId);
   const product = await multiply(device);
@@ -44,10 +44,11 @@ export async function expectations(directories, deviceId) {
 }
 
 function equal(a, b, what) {
-  if (a.length !== b.length || a.some((x, i) => x !== b[i])) throw new Error(`${what} is not what it was alone`);
+  if (a.length !== b.length || a.some((x, i) => x !== b[i]))
+    throw new Error(`${what} differs from the undisturbed run`);
 }
 
-/** Of a call that may be cut off: undefined where it was, with one of these codes. */
+/** Awaits a call that may be cut off. Returns undefined if it failed with one of these codes. */
 async function unless(codes, promise) {
   try {
     return await promise;
@@ -127,10 +128,10 @@ async function work({ models, product, deviceId, seed }) {
       const forks = await Promise.all([session.fork(), session.fork(), session.fork()]);
       forks[2].dispose();
       await forks[0].prefill(tokens(80, 1));
-      equal(await session.decode(9), expected.logits, 'a session beside its forks');
+      equal(await session.decode(9), expected.logits, 'a session next to its forks');
       equal(await forks[1].decode(9), expected.logits, 'a fork');
       session.dispose();
-      if (random(2)) forks[1].dispose(); // else the garbage collector's
+      if (random(2)) forks[1].dispose(); // else the garbage collector disposes it
     },
     async truncate() {
       const { model, expected } = pick();
@@ -168,7 +169,7 @@ async function work({ models, product, deviceId, seed }) {
       for (const result of await Promise.all([multiply(device), multiply(device)])) equal(result, product, 'a product');
     },
     async forget() {
-      held.pop(); // with whatever is on it: the garbage collector's
+      held.pop(); // the garbage collector disposes it and its sessions
       gc();
     },
   };

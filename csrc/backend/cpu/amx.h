@@ -1,5 +1,6 @@
-// AMX, by inline assembly: it states what memory is touched, and needs no target attribute, so that it inlines.
-// Strides are in bytes.
+// AMX by inline assembly. Unlike the intrinsics, it states which memory is accessed and needs no
+// target attribute, so it can be inlined. Tile numbers are part of the instruction, so the wrappers
+// are macros. Strides are in bytes.
 #pragma once
 
 #include "backend/cpu/simd.h"
@@ -22,8 +23,8 @@ struct alignas(64) TileConfig {
 };
 #endif
 
-// Holds the tile configuration of the calling thread while a kernel runs, and puts back what was there: oneDNN, whose
-// kernels run in the same OpenMP threads, may have one of its own.
+// Saves and restores the tile configuration of the calling thread. oneDNN, whose kernels run in the
+// same OpenMP threads, may have its own.
 class AmxScope {
  public:
   DIFFQKV_INLINE explicit AmxScope(bool enable) : enabled_(enable) {

@@ -1,15 +1,16 @@
-#include "backend/cpu/kernels.h"
-#include "backend/cpu/memory.h"
+#include "backend/cpu/arena.h"
+
+#include "backend/cpu/system/memory.h"
 
 namespace diffqkv::cpu {
 
 Arena::~Arena() {
-  for (int slot = 0; slot < kSlots; ++slot) free_memory(data_[slot], bytes_[slot]);
+  for (int slot = 0; slot < kNumSlots; ++slot) free_memory(data_[slot], bytes_[slot]);
 }
 
-void* Arena::get(int slot, size_t bytes) {
+void* Arena::get(ArenaSlot slot, size_t bytes) {
   if (bytes > bytes_[slot] || !data_[slot]) {
-    // Freed first: contents need not survive, and both at once might not fit.
+    // Free first: the contents need not survive, and memory may not suffice for both.
     free_memory(data_[slot], bytes_[slot]);
     data_[slot] = nullptr;
     bytes_[slot] = 0;

@@ -1,5 +1,5 @@
-// The CPU device: memory, time stamps, and every operator by the kernels of the instruction set in use. All calls work
-// at once, so there is nothing to wait for.
+// The CPU device: memory, time stamps, and every operator by the kernels of the selected
+// instruction set. Calls are synchronous, so there is nothing to wait for.
 #include <omp.h>
 #include <sys/utsname.h>
 
@@ -13,12 +13,12 @@
 #include <vector>
 
 #include "backend/backend.h"
-#include "backend/cpu/control_group.h"
 #include "backend/cpu/cpu_isa.h"
-#include "backend/cpu/linear.h"
-#include "backend/cpu/memory.h"
-#include "backend/cpu/sampler.h"
-#include "backend/cpu/threads.h"
+#include "backend/cpu/linear/linear.h"
+#include "backend/cpu/sampling/sampler.h"
+#include "backend/cpu/system/control_group.h"
+#include "backend/cpu/system/memory.h"
+#include "backend/cpu/system/threads.h"
 
 namespace diffqkv {
 namespace {
@@ -30,16 +30,18 @@ class CpuEvent : public Event {
   const Clock::time_point time = Clock::now();
 };
 
-// OpenMP starts a thread for each CPU of the machine, and they wait for each other actively. In a container that may
-// use the time of a few CPUs only, all the others would hold up the few that run. OMP_NUM_THREADS still goes lower.
+// By default OpenMP has a thread for each CPU of the machine, and these wait actively for each
+// other. In a container that is limited to the time of a few CPUs, the other threads would delay
+// the few that run. OMP_NUM_THREADS can lower the number further.
 int num_threads() {
   static const int threads = std::min(omp_get_max_threads(), cpu::control_group_cpus());
   return threads;
 }
 
-// Where OpenMP cannot start a thread, for lack of memory or by a limit of the system, it ends the process. So all that it
-// will start are started here first, at once; it then finds their stacks where these have left them.
-void rehearse_threads(int count) {
+// If OpenMP cannot start a thread, for lack of memory or because of a system limit, it ends the
+// process. So the same number of threads is started here first, all at once. OpenMP then reuses
+// their stacks, which glibc keeps.
+void prestart_threads(int count) {
   std::vector<std::thread> threads;
   std::mutex all_there;
   try {
@@ -50,8 +52,8 @@ void rehearse_threads(int count) {
     const size_t started = threads.size();
     for (std::thread& thread : threads) thread.join();
     fail(ErrorCode::out_of_memory,
-         "cannot start the %d threads of the CPU device, %zu at most (%s): raise the limit (ulimit -v, -u), or have "
-         "fewer with OMP_NUM_THREADS",
+         "cannot start the %d threads of the CPU device, only %zu (%s): raise the limit (ulimit -v, -u) or set "
+         "OMP_NUM_THREADS lower",
          count + 1, started + 1, error.what());
   }
   for (std::thread& thread : threads) thread.join();
@@ -59,11 +61,11 @@ void rehearse_threads(int count) {
 
 }  // namespace
 
-// The number of threads is a property of the calling thread: the device's executor, which may change.
+// omp_set_num_threads applies to the calling thread, the executor of the device, which may change.
 void cpu::use_num_threads() {
   thread_local bool done = false;
   if (done) return;
-  rehearse_threads(num_threads() - 1);
+  prestart_threads(num_threads() - 1);
   omp_set_num_threads(num_threads());
 #pragma omp parallel
   std::atomic_signal_fence(std::memory_order_seq_cst);  // an empty region would be left out
@@ -74,7 +76,7 @@ namespace {
 
 using cpu::use_num_threads;
 
-// One core does not saturate the memory. Pieces are big enough that threads pay off.
+// One core does not saturate memory bandwidth. Pieces are large enough to be worth a thread.
 void parallel_memcpy(void* dst, const void* src, size_t bytes) {
   use_num_threads();
   constexpr size_t kPiece = size_t{1} << 20;
@@ -99,7 +101,7 @@ std::string cpu_name() {
     const size_t colon = line.find(": ");
     if (colon != std::string::npos) return line.substr(colon + 2);
   }
-  utsname system;  // ARM kernels give no name
+  utsname system;  // /proc/cpuinfo has no model name on ARM
   return uname(&system) == 0 ? system.machine : "CPU";
 }
 
@@ -163,7 +165,7 @@ DeviceInfo cpu_device_info() {
   info.kind = "cpu";
   info.name = cpu_name();
   info.total_memory = cpu::total_memory();
-  info.details.emplace_back("linear", cpu::linear_layers_by());
+  info.details.emplace_back("linear", cpu::linear_layer_library());
   info.details.emplace_back("threads", std::to_string(num_threads()));
   try {
     info.details.emplace(info.details.begin(), "simd", cpu::cpu_isa().name);

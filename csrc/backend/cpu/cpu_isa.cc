@@ -23,7 +23,8 @@ struct Level {
 
 #if defined(DIFFQKV_X86)
 
-// __builtin_cpu_supports looks at XGETBV too: registers that the system doesn't save count as missing.
+// __builtin_cpu_supports checks XGETBV too: registers that the system does not save count as
+// missing.
 bool has_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }
@@ -35,20 +36,28 @@ bool has_avx512() {
 
 bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 
-// The CPU has tiles and bf16 products on them, the system saves their state, and grants this process its use: Linux
-// wants to be asked (arch_prctl), since the state makes signal frames bigger.
+// Whether the CPU has tiles and bf16 products, the system saves their state, and it allows this
+// process to use them. Linux requires a request (arch_prctl), because the state makes signal frames
+// larger.
 bool has_amx() {
   if (!has_avx512_bf16()) return false;
-  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  unsigned eax = 0;
+  unsigned ebx = 0;
+  unsigned ecx = 0;
+  unsigned edx = 0;
   if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
-  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
+  constexpr unsigned kAmxBf16 = 1u << 22;
+  constexpr unsigned kAmxTile = 1u << 24;
   if (!(edx & kAmxBf16) || !(edx & kAmxTile)) return false;
-  unsigned xcr0_low = 0, xcr0_high = 0;
+  unsigned xcr0_low = 0;
+  unsigned xcr0_high = 0;
   __asm__ volatile("xgetbv" : "=a"(xcr0_low), "=d"(xcr0_high) : "c"(0));
-  constexpr unsigned kTileConfig = 1u << 17, kTileData = 1u << 18;
+  constexpr unsigned kTileConfig = 1u << 17;
+  constexpr unsigned kTileData = 1u << 18;
   if (!(xcr0_low & kTileConfig) || !(xcr0_low & kTileData)) return false;
 #if defined(__linux__)
-  constexpr int kArchReqXcompPerm = 0x1023, kXfeatureTileData = 18;
+  constexpr int kArchReqXcompPerm = 0x1023;
+  constexpr int kXfeatureTileData = 18;
   return syscall(SYS_arch_prctl, kArchReqXcompPerm, kXfeatureTileData) == 0;
 #else
   return false;
@@ -60,12 +69,12 @@ bool has_amx() {
 bool always() { return true; }
 
 const Level kLevels[] = {
-    {"baseline", &baseline::kernels, false, always},
+    {.name = "baseline", .kernels = &baseline::kernels, .amx = false, .supported = always},
 #if defined(DIFFQKV_X86)
-    {"avx2", &avx2::kernels, false, has_avx2},
-    {"avx512", &avx512::kernels, false, has_avx512},
-    {"avx512_bf16", &avx512_bf16::kernels, false, has_avx512_bf16},
-    {"amx", &avx512_bf16::kernels, true, has_amx},
+    {.name = "avx2", .kernels = &avx2::kernels, .amx = false, .supported = has_avx2},
+    {.name = "avx512", .kernels = &avx512::kernels, .amx = false, .supported = has_avx512},
+    {.name = "avx512_bf16", .kernels = &avx512_bf16::kernels, .amx = false, .supported = has_avx512_bf16},
+    {.name = "amx", .kernels = &avx512_bf16::kernels, .amx = true, .supported = has_amx},
 #endif
 };
 
@@ -82,15 +91,17 @@ CpuIsa choose() {
   const Level* best = nullptr;
   std::string allowed;
   for (const Level& level : kLevels) {
-    // In rising order, and what needs to ask the system comes last: not asked where a lower level is wanted.
+    // Levels are in rising order. has_amx asks the system for AMX, so it must not run if a lower
+    // level is wanted.
     if (forced && best && best->name == std::string(wanted)) break;
     if (!level.supported()) continue;
     allowed += (best ? ", " : "") + std::string(level.name);
     best = &level;
   }
   if (forced && best->name != std::string(wanted)) {
-    fail(ErrorCode::device_unavailable, "DIFFQKV_CPU_ISA is '%s'; this CPU supports %s. Unset it for the best of them",
-         wanted, allowed.c_str());
+    fail(ErrorCode::device_unavailable,
+         "DIFFQKV_CPU_ISA is '%s', but this CPU supports %s; set one of these, or unset it to use the best", wanted,
+         allowed.c_str());
   }
   return make(*best, forced);
 }

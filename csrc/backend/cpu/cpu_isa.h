@@ -1,4 +1,4 @@
-// Which of the compiled instruction sets this process uses.
+// The instruction set that this process uses.
 #pragma once
 
 #include <string>
@@ -10,13 +10,13 @@ namespace diffqkv::cpu {
 struct CpuIsa {
   const Kernels* kernels;
   bool amx;
-  bool forced;       // by DIFFQKV_CPU_ISA
+  bool forced;       // DIFFQKV_CPU_ISA selects it
   std::string name;  // "avx512_bf16+amx"
 };
 
-// The best that CPU and operating system support, or what the environment variable DIFFQKV_CPU_ISA asks for (baseline,
-// avx2, avx512, avx512_bf16 or amx). Decided once. Throws ERR_DEVICE_UNAVAILABLE where that value is unknown or not
-// supported.
+// The best one that CPU and operating system support, or the one that the environment variable
+// DIFFQKV_CPU_ISA names (baseline, avx2, avx512, avx512_bf16 or amx). Decided once. Throws
+// ERR_DEVICE_UNAVAILABLE if that value is unknown or not supported.
 const CpuIsa& cpu_isa();
 
 }  // namespace diffqkv::cpu

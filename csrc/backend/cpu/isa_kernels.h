@@ -1,4 +1,4 @@
-// Declares this instruction set's kernels, for the files that define them and for isa_table.cc.
+// The kernels of one instruction set.
 #pragma once
 
 #include "backend/cpu/kernels.h"
@@ -19,6 +19,6 @@ void attention_prefill(const AttentionPrefillParams& p, Arena& arena);
 void attention_decode(const AttentionDecodeParams& p, Arena& arena);
 void convert(DType to, void* dst, DType from, const void* src, int64_t count);
 uint32_t read_stream(const void* data, int64_t bytes, int streams, int64_t prefetch_bytes);
-double multiply_registers(int64_t rounds, float* sink);
+double multiply_registers(MultiplyUnit unit, int64_t rounds, float* sink);
 
 }  // namespace diffqkv::cpu::DIFFQKV_ISA

@@ -1,4 +1,4 @@
-// This instruction set's row of the kernel table.
+// The kernel table of one instruction set.
 #include "backend/cpu/isa_kernels.h"
 
 #define DIFFQKV_STRING_(x) #x

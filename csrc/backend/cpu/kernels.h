@@ -1,41 +1,32 @@
-// The handwritten CPU kernels, compiled once for each instruction set and picked at run time.
+// The handwritten CPU kernels, compiled once for each instruction set and selected at run time.
 //
-// Every file listed in CMakeLists.txt as DIFFQKV_ISA_SOURCES is compiled four times, with DIFFQKV_ISA set to baseline,
-// avx2 (AVX2, FMA, F16C), avx512 (F, BW, CD, DQ, VL) and avx512_bf16 (the same and AVX512-BF16), and puts its functions
-// in namespace diffqkv::cpu::DIFFQKV_ISA. AMX is a run-time flag inside avx512_bf16 (`use_amx()`), by function
-// attributes.
+// Every file in DIFFQKV_ISA_SOURCES (CMakeLists.txt) is compiled four times, with DIFFQKV_ISA set
+// to baseline, avx2 (AVX2, FMA, F16C), avx512 (F, BW, CD, DQ, VL) and avx512_bf16 (avx512 and
+// AVX512-BF16). Its functions are in namespace diffqkv::cpu::DIFFQKV_ISA. AMX is a run-time choice
+// in avx512_bf16 (`use_amx()`).
 //
-// Such a file must emit no weak symbols: the linker would keep one copy, perhaps the AVX-512 one, for everybody, and an
-// older CPU would stop with SIGILL. So: no std containers or other header templates and no inline functions that may
-// stay out of line; scratch memory from an Arena, errors by fail(). scripts/check-isa.sh holds it with nm.
+// Such a file must not define weak symbols. The linker keeps one copy of a weak symbol for all
+// callers, perhaps the AVX-512 one, and an older CPU would stop with SIGILL. So it uses no std
+// containers or other header templates, and no inline functions that may stay out of line. It gets
+// scratch memory from an Arena and reports errors with fail(). scripts/check-isa.sh checks the
+// objects with nm.
 #pragma once
 
-#include <cstddef>
-
+#include "backend/cpu/arena.h"
 #include "backend/ops.h"
 
 namespace diffqkv::cpu {
 
-// Scratch memory of one backend, grown as needed and reused from call to call. Slots keep pieces apart within one call.
-class Arena {
- public:
-  static constexpr int kSlots = 8;
-  ~Arena();
-  void* get(int slot, size_t bytes);  // aligned to 64 bytes, contents undefined; throws ERR_OUT_OF_MEMORY
-
- private:
-  void* data_[kSlots] = {};
-  size_t bytes_[kSlots] = {};
-};
+enum class MultiplyUnit { f32, bf16, tiles };  // FMA, AVX512-BF16, AMX
 
 struct Kernels {
   const char* name;
   void (*embed)(const EmbedParams& p);
   void (*rms_norm)(const RmsNormParams& p);
-  void (*gemv)(const MatmulParams& p, Arena& arena);  // few tokens: bound by reading the weight once
+  void (*gemv)(const MatmulParams& p, Arena& arena);  // few tokens; bound by reading the weight once
   // inner = silu(x gate^T) * (x up^T), [num_tokens, inner_size]
   void (*gated_gemv)(const AugmentedQParams& p, void* inner, DType inner_dtype, Arena& arena);
-  void (*matmul_blocked)(const MatmulParams& p, Arena& arena);  // any shape, where oneDNN is not built in
+  void (*matmul_blocked)(const MatmulParams& p, Arena& arena);  // any shape; used if oneDNN is not built in
   void (*silu_mul)(const SiluMulParams& p);
   void (*rope)(const RopeParams& p);
   void (*kv_append)(const KvAppendParams& p);
@@ -48,8 +39,9 @@ struct Kernels {
   // For CpuCeilings, on the calling thread only.
   // Reads all bytes in `streams` parts (1, 2 or 4) side by side; returns the bitwise or of some of them.
   uint32_t (*read_stream)(const void* data, int64_t bytes, int streams, int64_t prefetch_bytes);
-  // Multiplies registers with the widest instruction and returns the number of FLOPs. *sink is 0 before the call.
-  double (*multiply_registers)(int64_t rounds, float* sink);
+  // Multiplies registers and returns the number of FLOPs: 0 if this instruction set does not have the unit. *sink is 0
+  // before the call.
+  double (*multiply_registers)(MultiplyUnit unit, int64_t rounds, float* sink);
 };
 
 namespace baseline {
@@ -65,6 +57,7 @@ namespace avx512_bf16 {
 extern const Kernels kernels;
 }
 
-bool use_amx();  // the CPU has AMX-BF16, the kernel lets this process use it, and DIFFQKV_CPU_ISA does not forbid it
+// Whether the CPU has AMX-BF16, the kernel lets this process use it, and DIFFQKV_CPU_ISA allows it.
+bool use_amx();
 
 }  // namespace diffqkv::cpu

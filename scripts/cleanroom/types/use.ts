@@ -1,4 +1,5 @@
-// What a user writes in strict TypeScript; compiled as ES module and as CommonJS against the packed types, and run.
+// A user's program in strict TypeScript, compiled as ES module and as CommonJS against the packed
+// types, and run.
 import {
   type ChatMessage,
   type Device,
@@ -53,7 +54,7 @@ async function main(): Promise<void> {
   } catch (error) {
     if (error instanceof DiffqkvError) code = error.code;
   }
-  // @ts-expect-error: there is no such type of elements
+  // @ts-expect-error: there is no such dtype
   const wrong: DType = 'f64';
   const { usage, finishReason } = await generate([{ role: 'user', content: '# tar\n' }]);
   const cpu = devices.some(({ kind, usable }) => kind === 'cpu' && usable);

@@ -1,0 +1,47 @@
+// Attention of many queries: out = softmax(sm_scale Q K^T) V, causal or not, with the tiles of
+// FlashAttention.
+//
+// A work item is (sequence, unit of query heads, tile of queries). Tiles that see most keys come
+// first, with dynamic scheduling. If there are fewer items than threads (few queries on a long
+// cache), the keys are split as in decode. Each item packs every block of K and V once for all of
+// its rows, about 1,000, so that packing is a tenth of the arithmetic and memory does not grow with
+// kv_len. Blocks that no query of a tile sees are skipped. Blocks on the diagonal are cut to the
+// visible keys.
+//
+// Bound by arithmetic: by exp as much as by the products, if those use AMX.
+#include "backend/cpu/attention/schedule.h"
+#include "backend/cpu/isa_kernels.h"
+
+namespace diffqkv::cpu::DIFFQKV_ISA {
+namespace {
+
+constexpr int64_t kTileElements = 1024 * 64;  // elements of O in a tile, which with Q, P and the panels fits a 1 MB L2
+constexpr int64_t kMinSplitKeys = 512;
+
+}  // namespace
+
+void attention_prefill(const AttentionPrefillParams& params, Arena& arena) {
+  if (params.batch_size == 0 || params.q_len == 0) return;
+  Problem p = make_problem(params);
+  p.num_batches = params.batch_size;
+  p.num_queries = params.q_len;
+  p.causal = params.causal;
+  p.stride_lse_batch = params.num_q_heads * params.q_len;
+  p.stride_lse_head = params.q_len;
+  p.stride_lse_query = 1;
+
+  const int64_t wanted_items = 4 * omp_get_max_threads();
+  Plan plan = {};
+  plan.unit_heads = unit_heads(p);
+  plan.tile_queries = max_of(kTileElements / (plan.unit_heads * max_of(p.head_dim_qk, p.head_dim_vo)) / 32 * 32, 32);
+  while (plan.tile_queries > 32 && num_tiles(p, plan) < wanted_items) plan.tile_queries = plan.tile_queries / 64 * 32;
+  plan.tile_queries = min_of(plan.tile_queries, p.num_queries);
+  plan.num_splits = max_of(1, min_of(wanted_items / num_tiles(p, plan), p.kv_len / kMinSplitKeys));
+  if (num_tiles(p, plan) >= omp_get_max_threads()) plan.num_splits = 1;
+  plan.min_split_keys = kMinSplitKeys;
+  plan.most_keys = p.kv_len;
+  plan.prefetch = false;
+  run(p, plan, arena);
+}
+
+}  // namespace diffqkv::cpu::DIFFQKV_ISA

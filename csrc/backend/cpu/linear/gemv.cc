@@ -1,0 +1,342 @@
+// out (+)= x weight^T for few tokens, and silu(x gate^T) * (x up^T). Bound by reading the weights
+// from memory, which happens once for up to 16 tokens.
+//
+// Split by weight rows, evenly among the threads. A thread reads several distant runs of its rows
+// in parallel. Each is a stream, contiguous in memory from end to end, with prefetch. bf16 x bf16
+// is multiplied directly if the CPU can, by AMX tiles or vectors. Else weights are converted to
+// float32 in registers, and x beforehand.
+//
+// A token gets the same bits for any number of tokens and any split of rows: the instructions
+// depend on only the weight and the types, and each sum has one order.
+#include "backend/cpu/amx.h"
+#include "backend/cpu/arena.h"
+#include "backend/cpu/isa_kernels.h"
+#include "backend/cpu/linear/dot_rows.h"
+#include "backend/cpu/parallel.h"
+#include "backend/cpu/rowwise/activation.h"
+#include "backend/cpu/simd.h"
+
+namespace diffqkv::cpu::DIFFQKV_ISA {
+namespace {
+
+constexpr int64_t kMaxTokens = 16;  // in one pass over the weights: the columns of a tile
+
+// The number of tokens that fit in registers with this number of rows.
+constexpr int group_for(int rows) {
+  const int tokens = kVectorRegisters * 3 / 4 / rows;
+  return tokens < 6 ? tokens : 6;
+}
+
+// An element of a weight in the CPU cache costs about a quarter of an element of the other
+// operators, which use threads from kParallelElements on.
+constexpr int64_t kElementsPerWork = 4;
+
+// x as the kernels read it: float32, or bf16 if the weight is bf16 and the CPU multiplies bf16. For
+// AMX tiles there is also memory for a copy in pairs for each thread, because data that another
+// core has just written is slow to read.
+struct PreparedX {
+  const void* data;
+  DType dtype;
+  char* pairs = nullptr;
+};
+
+struct Product {
+  PreparedX x;         // [num_x, in_features]
+  const void* weight;  // [num_rows, in_features]
+  DType weight_dtype;
+  float* out;  // [num_x, num_rows]
+  int64_t num_x, in_features, num_rows;
+  bool accumulate;
+
+  DIFFQKV_INLINE void store_sum(int64_t x, int64_t row, float sum) const {
+    float* to = out + x * num_rows + row;
+    *to = accumulate ? *to + sum : sum;
+  }
+};
+
+// Rows row, row + run, ... and tokens [token, token + kXs).
+template <int kRows, int kXs, typename W, typename X>
+DIFFQKV_INLINE void multiply_group(const Product& p, int64_t row, int64_t run, int64_t token, Ahead ahead) {
+  const int64_t n = p.in_features;
+  const W* rows[kRows];
+  for (int r = 0; r < kRows; ++r) rows[r] = static_cast<const W*>(p.weight) + (row + r * run) * n;
+  float sums[kRows][kXs];
+  dot_rows<kRows, kXs, true>(rows, static_cast<const X*>(p.x.data) + token * n, n, n, sums, ahead);
+  for (int r = 0; r < kRows; ++r) {
+    for (int j = 0; j < kXs; ++j) p.store_sum(token + j, row + r * run, sums[r][j]);
+  }
+}
+
+// Rows [begin, end) in kRows streams. If there are more tokens than a group, the groups multiply
+// the same rows in turn, the first from memory and the others from the CPU cache. Each group
+// prefetches its part of the next rows.
+template <int kRows, typename W, typename X>
+void multiply_streams(const Product& p, int64_t begin, int64_t end) {
+  constexpr int kGroup = group_for(kRows);
+  const int64_t num_groups = ceil_div(p.num_x, kGroup);
+  const int64_t group = ceil_div(p.num_x, num_groups);
+  const int64_t run = (end - begin) / kRows;
+  const int64_t row_bytes = p.in_features * static_cast<int64_t>(sizeof(W));
+  const int64_t part = row_bytes / num_groups;
+  const int64_t step = 64 / num_groups + 1;
+  for (int64_t row = begin; row < begin + run; ++row) {
+    Ahead ahead;
+    if (num_groups > 1) ahead = {row_bytes, step};
+    for (int64_t token = 0; token < p.num_x; token += group, ahead.first += part) {
+      switch (min_of(group, p.num_x - token)) {
+        case 1: multiply_group<kRows, 1, W, X>(p, row, run, token, ahead); break;
+        case 2: multiply_group<kRows, 2, W, X>(p, row, run, token, ahead); break;
+        case 3: multiply_group<kRows, 3, W, X>(p, row, run, token, ahead); break;
+        case 4:
+          if constexpr (kGroup >= 4) multiply_group<kRows, 4, W, X>(p, row, run, token, ahead);
+          break;
+        case 5:
+          if constexpr (kGroup >= 5) multiply_group<kRows, 5, W, X>(p, row, run, token, ahead);
+          break;
+        case 6:
+          if constexpr (kGroup >= 6) multiply_group<kRows, 6, W, X>(p, row, run, token, ahead);
+          break;
+      }
+    }
+  }
+  if constexpr (kRows > 1) multiply_streams<1, W, X>(p, begin + kRows * run, end);
+}
+
+// As many streams as leave registers for a few tokens. With more tokens, fewer streams, so that
+// more tokens share the conversion of a row.
+template <typename W, typename X>
+void choose_streams(const Product& p, int64_t begin, int64_t end) {
+  if (p.num_x <= group_for(4) || group_for(4) >= 6) return multiply_streams<4, W, X>(p, begin, end);
+  multiply_streams<2, W, X>(p, begin, end);
+}
+
+// The dot products of gemv and gated_gemv by AMX, bf16 x bf16: a tile of weights as it is in memory
+// (distant rows by 32 features) times a tile of x (16 pairs of features by up to 16 tokens). For
+// any number of tokens, multiplying a tile of weights costs much less than reading it from memory.
+//
+// A sum goes through the features in the order of tdpbf16ps, 32 at a time, which does not depend on
+// the number of tokens and rows.
+#if defined(__AVX512BF16__)
+constexpr int kTileTokens = 16;
+constexpr int kTileFeatures = 32;
+constexpr int kTileRows = 8;  // streams through memory; 4 or 16 of them reach a few percent less of the bandwidth
+
+// Tiles with fewer than 2 columns load slowly, so a single token is stored twice.
+constexpr int64_t tile_columns(int64_t num_x) { return num_x < 2 ? 2 : num_x; }
+
+// Bytes of x in pairs. These are whole cache lines, because n is a multiple of kTileFeatures.
+constexpr int64_t pairs_bytes(int64_t num_x, int64_t n) { return tile_columns(num_x) * n * 2; }
+
+// pairs[p * tile_columns(num_x) + t] = features 2p and 2p + 1 of token t, for num_pairs pairs, a
+// multiple of 16, and up to kTileTokens tokens.
+inline void pack_pairs(const bf16* x, int64_t num_x, int64_t num_pairs, uint32_t* pairs) {
+  if (num_x == 1) {
+    for (int64_t p = 0; p < num_pairs; ++p) {
+      const uint32_t pair = load_raw<uint32_t>(x + 2 * p);
+      pairs[2 * p] = pair;
+      pairs[2 * p + 1] = pair;
+    }
+    return;
+  }
+  const __mmask16 columns = static_cast<__mmask16>((1u << num_x) - 1);
+  for (int64_t p = 0; p < num_pairs; p += 4) {  // lane l of 128 bits of z[j] is of token 4l + j; then 4x4 in each lane
+    __m512i z[4];
+    for (int j = 0; j < 4; ++j) {
+      __m128i part[4];
+      for (int l = 0; l < 4; ++l) {
+        const int64_t token = min_of(4 * l + j, num_x - 1);
+        part[l] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + 2 * (token * num_pairs + p)));
+      }
+      z[j] = _mm512_inserti32x4(_mm512_castsi128_si512(part[0]), part[1], 1);
+      z[j] = _mm512_inserti32x4(_mm512_inserti32x4(z[j], part[2], 2), part[3], 3);
+    }
+    const __m512i a = _mm512_unpacklo_epi32(z[0], z[1]);
+    const __m512i b = _mm512_unpackhi_epi32(z[0], z[1]);
+    const __m512i c = _mm512_unpacklo_epi32(z[2], z[3]);
+    const __m512i d = _mm512_unpackhi_epi32(z[2], z[3]);
+    uint32_t* to = pairs + p * num_x;
+    _mm512_mask_storeu_epi32(to, columns, _mm512_unpacklo_epi64(a, c));
+    _mm512_mask_storeu_epi32(to + num_x, columns, _mm512_unpackhi_epi64(a, c));
+    _mm512_mask_storeu_epi32(to + 2 * num_x, columns, _mm512_unpacklo_epi64(b, d));
+    _mm512_mask_storeu_epi32(to + 3 * num_x, columns, _mm512_unpackhi_epi64(b, d));
+  }
+}
+
+DIFFQKV_INLINE void configure_tiles(int64_t num_rows, int64_t columns) {
+  TileConfig config;
+  config.palette = 1;
+  // Tiles 0 to 2: sums, weights, x.
+  const int64_t rows[3] = {num_rows, num_rows, 16};
+  const int64_t bytes[3] = {4 * columns, 64, 4 * columns};
+  for (int i = 0; i < 3; ++i) {
+    config.rows[i] = static_cast<uint8_t>(rows[i]);
+    config.bytes_per_row[i] = static_cast<uint16_t>(bytes[i]);
+  }
+  asm volatile("ldtilecfg %0" : : "m"(config));
+}
+
+// sums[r][i] = row r . x i. The rows are stride_bytes apart, and the tiles are configured to their
+// number.
+DIFFQKV_INLINE void dot_tiles(const char* rows, int64_t stride_bytes, const uint32_t* pairs, int64_t columns, int64_t n,
+                              float (&sums)[kTileRows][kTileTokens]) {
+  constexpr int64_t kAheadBytes = 512;
+  constexpr int kToL2 = 2;  // not to L1, in which the streams share sets
+  DIFFQKV_TILE_ZERO(0);
+  for (int64_t i = 0; i < n; i += kTileFeatures) {
+    const char* from = rows + 2 * i;
+    DIFFQKV_TILE_LOAD(2, pairs + i / 2 * columns, 4 * columns);
+    DIFFQKV_TILE_LOAD(1, from, stride_bytes);
+    for (int r = 0; r < kTileRows; ++r) __builtin_prefetch(from + r * stride_bytes + kAheadBytes, 0, kToL2);
+    DIFFQKV_TILE_DOT(0, 1, 2);
+  }
+  DIFFQKV_TILE_STORE(0, sums, 4 * kTileTokens);
+}
+
+// Rows [begin, end) in kTileRows streams. The remaining rows are one tile of fewer rows.
+void multiply_tiles(const Product& p, int64_t begin, int64_t end) {
+  const AmxScope amx(p.x.pairs != nullptr);
+  const char* weight = static_cast<const char*>(p.weight);
+  const uint32_t* pairs = reinterpret_cast<const uint32_t*>(p.x.pairs);
+  const int64_t n = p.in_features;
+  const int64_t columns = tile_columns(p.num_x);
+  alignas(64) float sums[kTileRows][kTileTokens];
+  const auto rows = [&](int64_t first, int64_t count, int64_t run) DIFFQKV_LAMBDA {
+    dot_tiles(weight + 2 * n * first, 2 * n * run, pairs, columns, n, sums);
+    for (int64_t j = 0; j < p.num_x; ++j) {
+      for (int64_t r = 0; r < count; ++r) p.store_sum(j, first + r * run, sums[r][j]);
+    }
+  };
+  const int64_t run = (end - begin) / kTileRows;
+  const int64_t rest = begin + kTileRows * run;
+  configure_tiles(kTileRows, columns);
+  for (int64_t row = begin; row < begin + run; ++row) rows(row, kTileRows, run);
+  if (rest == end) return;
+  configure_tiles(end - rest, columns);
+  rows(rest, end - rest, 1);
+}
+#endif
+
+void multiply(const Product& p, int64_t begin, int64_t end) {
+#if defined(__AVX512BF16__)
+  if (p.x.pairs) return multiply_tiles(p, begin, end);
+#endif
+  if constexpr (kHasDotBf16) {
+    if (p.x.dtype == DType::bf16) return choose_streams<bf16, bf16>(p, begin, end);
+  }
+  switch (p.weight_dtype) {
+    case DType::f32: return choose_streams<float, float>(p, begin, end);
+    case DType::bf16: return choose_streams<bf16, float>(p, begin, end);
+    default: return choose_streams<f16, float>(p, begin, end);
+  }
+}
+
+PreparedX prepare_x(DType weight_dtype, DType x_dtype, const void* x, int64_t num_x, int64_t in_features,
+                    Arena& arena) {
+  if (x_dtype == DType::f32) return {x, x_dtype};
+  if (kHasDotBf16 && x_dtype == DType::bf16 && weight_dtype == DType::bf16) {
+#if defined(__AVX512BF16__)
+    if (in_features > 0 && in_features % kTileFeatures == 0 && use_amx()) {
+      const int64_t bytes = omp_get_max_threads() * pairs_bytes(num_x, in_features);
+      return {x, x_dtype, static_cast<char*>(arena.get(kSlotX, bytes))};
+    }
+#endif
+    return {x, x_dtype};
+  }
+  void* x_f32 = arena.get(kSlotX, num_x * in_features * sizeof(float));
+  convert(DType::f32, x_f32, x_dtype, x, num_x * in_features);
+  return {x_f32, DType::f32};
+}
+
+// x for the calling thread.
+PreparedX thread_x(const PreparedX& x, [[maybe_unused]] int64_t num_x, [[maybe_unused]] int64_t in_features) {
+#if defined(__AVX512BF16__)
+  if (x.pairs) {
+    char* pairs = x.pairs + omp_get_thread_num() * pairs_bytes(num_x, in_features);
+    pack_pairs(static_cast<const bf16*>(x.data), num_x, in_features / 2, reinterpret_cast<uint32_t*>(pairs));
+    return {x.data, x.dtype, pairs};
+  }
+#endif
+  return x;
+}
+
+DIFFQKV_INLINE int64_t element_size(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
+
+// Stores elements [begin, end) of each token's row of `out`, [num_x, n]. value(i, count) is a
+// vector of `count` elements, from element i of the whole tensor on. A thread stores only what it
+// has computed, so no synchronization is needed.
+template <typename F>
+DIFFQKV_INLINE void store_rows(DType dtype, void* out, int64_t num_x, int64_t n, int64_t begin, int64_t end,
+                               const F& value) {
+  visit(dtype, [&](auto tag) {
+    auto* to = static_cast<decltype(tag)*>(out);
+    for (int64_t j = 0; j < num_x; ++j) {
+      int64_t i = j * n + begin;
+      for (; i + kLanes <= j * n + end; i += kLanes) store(to + i, value(i, int64_t{kLanes}));
+      const int64_t rest = j * n + end - i;
+      if (rest > 0) store_n(to + i, value(i, rest), rest);
+    }
+  });
+}
+
+}  // namespace
+
+void gemv(const MatmulParams& p, Arena& arena) {
+  const int64_t in = p.in_features;
+  const int64_t n = p.out_features;
+  const bool round = p.out_dtype != DType::f32;
+  for (int64_t token = 0; token < p.num_tokens; token += kMaxTokens) {
+    const int64_t num_x = min_of(kMaxTokens, p.num_tokens - token);
+    const char* x = static_cast<const char*>(p.x) + token * in * element_size(p.x_dtype);
+    void* out = static_cast<char*>(p.out) + token * n * element_size(p.out_dtype);
+    float* sums = static_cast<float*>(round ? arena.get(kSlotOut, num_x * n * sizeof(float)) : out);
+    const PreparedX prepared = prepare_x(p.weight_dtype, p.x_dtype, x, num_x, in, arena);
+    parallel_ranges(n, 1, n * in / kElementsPerWork, [&](int64_t begin, int64_t end) {
+      const PreparedX mine = thread_x(prepared, num_x, in);
+      const Product product = {.x = mine,
+                               .weight = p.weight,
+                               .weight_dtype = p.weight_dtype,
+                               .out = sums,
+                               .num_x = num_x,
+                               .in_features = in,
+                               .num_rows = n,
+                               .accumulate = p.accumulate};
+      multiply(product, begin, end);
+      if (!round) return;
+      store_rows(p.out_dtype, out, num_x, n, begin, end,
+                 [&](int64_t i, int64_t count) { return load_n(sums + i, count); });
+    });
+  }
+}
+
+void gated_gemv(const AugmentedQParams& p, void* inner, DType inner_dtype, Arena& arena) {
+  const int64_t in = p.in_features;
+  const int64_t n = p.inner_size;
+  float* gate_sums = static_cast<float*>(arena.get(kSlotGateSums, kMaxTokens * n * sizeof(float)));
+  float* up_sums = static_cast<float*>(arena.get(kSlotUpSums, kMaxTokens * n * sizeof(float)));
+  for (int64_t token = 0; token < p.num_tokens; token += kMaxTokens) {
+    const int64_t num_x = min_of(kMaxTokens, p.num_tokens - token);
+    const char* x = static_cast<const char*>(p.x) + token * in * element_size(p.x_dtype);
+    void* out = static_cast<char*>(inner) + token * n * element_size(inner_dtype);
+    const PreparedX prepared = prepare_x(p.weight_dtype, p.x_dtype, x, num_x, in, arena);
+    parallel_ranges(n, 1, 2 * n * in / kElementsPerWork, [&](int64_t begin, int64_t end) {
+      const PreparedX mine = thread_x(prepared, num_x, in);
+      Product product = {.x = mine,
+                         .weight = p.gate,
+                         .weight_dtype = p.weight_dtype,
+                         .out = gate_sums,
+                         .num_x = num_x,
+                         .in_features = in,
+                         .num_rows = n,
+                         .accumulate = false};
+      multiply(product, begin, end);
+      product.weight = p.up;
+      product.out = up_sums;
+      multiply(product, begin, end);
+      store_rows(inner_dtype, out, num_x, n, begin, end, [&](int64_t i, int64_t count) {
+        return silu(load_n(gate_sums + i, count)) * load_n(up_sums + i, count);
+      });
+    });
+  }
+}
+
+}  // namespace diffqkv::cpu::DIFFQKV_ISA

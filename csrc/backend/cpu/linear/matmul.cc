@@ -1,0 +1,178 @@
+// out (+)= x weight^T: few tokens by gemv, more by oneDNN, or by matmul_blocked if oneDNN is not
+// built in.
+//
+// oneDNN multiplies f32 by f32, and bf16 by bf16 if the CPU has instructions for it. Every other
+// pair of types is converted to f32, which is exact, in panels of bounded size.
+#include <algorithm>
+
+#include "backend/cpu/arena.h"
+#include "backend/cpu/linear/linear.h"
+#include "backend/error.h"
+
+#if defined(DIFFQKV_HAVE_ONEDNN)
+#include "backend/cpu/linear/onednn.h"
+#endif
+
+namespace diffqkv::cpu {
+
+int64_t max_gemv_tokens(DType weight_dtype) {
+  return weight_dtype == DType::f16 ? 32 : 16;  // f16: oneDNN multiplies panels that are converted to f32
+}
+
+#if defined(DIFFQKV_HAVE_ONEDNN)
+
+struct LinearLayers::OneDnn {
+  OneDnnProducts products;
+};
+
+std::string linear_layer_library() {
+  const dnnl_version_t* version = dnnl_version();
+  return "oneDNN " + std::to_string(version->major) + "." + std::to_string(version->minor) + "." +
+         std::to_string(version->patch);
+}
+
+LinearLayers::LinearLayers(const Kernels& kernels, Arena& arena)
+    : kernels_(kernels), arena_(arena), onednn_(std::make_unique<OneDnn>()) {}
+
+bool LinearLayers::multiplies_bf16() const { return onednn_->products.multiplies_bf16(2); }
+
+namespace {
+
+constexpr int64_t kScratchBytes = int64_t{16} << 20;  // limit for each of x, weight and out in f32
+
+// The number of rows of `row_size` floats in a scratch buffer, at least 64.
+int64_t rows_in_scratch(int64_t row_size) { return std::max<int64_t>(64, kScratchBytes / (row_size * 4) / 64 * 64); }
+
+const void* offset(const void* data, DType dtype, int64_t count) {
+  return static_cast<const char*>(data) + count * static_cast<int64_t>(dtype_size(dtype));
+}
+void* offset(void* data, DType dtype, int64_t count) {
+  return static_cast<char*>(data) + count * static_cast<int64_t>(dtype_size(dtype));
+}
+
+void matmul_onednn(const MatmulParams& p, const Kernels& kernels, Arena& arena, OneDnnProducts& products) {
+  const int64_t in = p.in_features;
+  const bool bf16 = p.x_dtype == DType::bf16 && p.weight_dtype == DType::bf16 && products.multiplies_bf16(in);
+  const DType dtype = bf16 ? DType::bf16 : DType::f32;
+  const bool widen_x = p.x_dtype != dtype;
+  const bool widen_weight = p.weight_dtype != dtype;
+  const bool round_out = p.out_dtype != DType::f32 && !(bf16 && p.out_dtype == DType::bf16);
+
+  int64_t panel_rows = p.out_features;
+  int64_t block_tokens = p.num_tokens;
+  if (widen_weight) panel_rows = std::min(panel_rows, rows_in_scratch(in));
+  if (widen_x) block_tokens = std::min(block_tokens, rows_in_scratch(in));
+  if (round_out) block_tokens = std::min(block_tokens, rows_in_scratch(panel_rows));
+
+  for (int64_t token = 0; token < p.num_tokens; token += block_tokens) {
+    const int64_t num_tokens = std::min(block_tokens, p.num_tokens - token);
+    const void* x = offset(p.x, p.x_dtype, token * in);
+    if (widen_x) {
+      void* x_f32 = arena.get(kSlotX, block_tokens * in * sizeof(float));
+      kernels.convert(DType::f32, x_f32, p.x_dtype, x, num_tokens * in);
+      x = x_f32;
+    }
+    for (int64_t row = 0; row < p.out_features; row += panel_rows) {
+      const int64_t num_rows = std::min(panel_rows, p.out_features - row);
+      const void* weight = offset(p.weight, p.weight_dtype, row * in);
+      if (widen_weight) {
+        void* weight_f32 = arena.get(kSlotWeight, panel_rows * in * sizeof(float));
+        kernels.convert(DType::f32, weight_f32, p.weight_dtype, weight, num_rows * in);
+        weight = weight_f32;
+      }
+      if (!round_out) {
+        products.run({.x = x,
+                      .weight = weight,
+                      .out = offset(p.out, p.out_dtype, token * p.out_features + row),
+                      .dtype = dtype,
+                      .out_dtype = p.out_dtype,
+                      .num_tokens = num_tokens,
+                      .in_features = in,
+                      .out_features = num_rows,
+                      .stride_out = p.out_features,
+                      .epilogue = p.accumulate ? Epilogue::add : Epilogue::none},
+                     arena);
+        continue;
+      }
+      float* out_f32 = static_cast<float*>(arena.get(kSlotOut, block_tokens * panel_rows * sizeof(float)));
+      products.run({.x = x,
+                    .weight = weight,
+                    .out = out_f32,
+                    .dtype = dtype,
+                    .out_dtype = DType::f32,
+                    .num_tokens = num_tokens,
+                    .in_features = in,
+                    .out_features = num_rows,
+                    .stride_out = num_rows},
+                   arena);
+      if (num_rows == p.out_features) {
+        kernels.convert(p.out_dtype, offset(p.out, p.out_dtype, token * p.out_features), DType::f32, out_f32,
+                        num_tokens * num_rows);
+        continue;
+      }
+      for (int64_t t = 0; t < num_tokens; ++t) {
+        kernels.convert(p.out_dtype, offset(p.out, p.out_dtype, (token + t) * p.out_features + row), DType::f32,
+                        out_f32 + t * num_rows, num_rows);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+bool LinearLayers::gated_product_bf16(const AugmentedQParams& p, const void* x, int64_t num_tokens, void* inner) {
+  if (!onednn_->products.multiplies_bf16(p.in_features)) return false;
+  float* gate = static_cast<float*>(arena_.get(kSlotGate, num_tokens * p.inner_size * sizeof(float)));
+  Product product = {.x = x,
+                     .weight = p.gate,
+                     .out = gate,
+                     .dtype = DType::bf16,
+                     .out_dtype = DType::f32,
+                     .num_tokens = num_tokens,
+                     .in_features = p.in_features,
+                     .out_features = p.inner_size,
+                     .stride_out = p.inner_size,
+                     .epilogue = Epilogue::silu};
+  onednn_->products.run(product, arena_);
+  product.weight = p.up;
+  product.out = inner;
+  product.out_dtype = DType::bf16;
+  product.epilogue = Epilogue::multiply;
+  product.factor = gate;
+  onednn_->products.run(product, arena_);
+  return true;
+}
+
+#else
+
+struct LinearLayers::OneDnn {};
+
+std::string linear_layer_library() { return "plain blocked loop"; }
+
+LinearLayers::LinearLayers(const Kernels& kernels, Arena& arena) : kernels_(kernels), arena_(arena) {}
+
+bool LinearLayers::multiplies_bf16() const { return std::string(kernels_.name) == "avx512_bf16"; }
+
+bool LinearLayers::gated_product_bf16(const AugmentedQParams&, const void*, int64_t, void*) { return false; }
+
+#endif
+
+LinearLayers::~LinearLayers() = default;
+
+void LinearLayers::matmul(const MatmulParams& p) {
+  require_compute_type("matmul: x", p.x_dtype);
+  require_compute_type("matmul: weight", p.weight_dtype);
+  require_compute_type("matmul: out", p.out_dtype);
+  if (p.accumulate && p.out_dtype != DType::f32) {
+    fail(ErrorCode::invalid_argument, "matmul: out has type %s; it must be f32 to accumulate", dtype_name(p.out_dtype));
+  }
+  if (p.num_tokens <= 0 || p.out_features <= 0) return;
+  if (p.num_tokens <= max_gemv_tokens(p.weight_dtype) || p.in_features == 0) return kernels_.gemv(p, arena_);
+#if defined(DIFFQKV_HAVE_ONEDNN)
+  matmul_onednn(p, kernels_, arena_, onednn_->products);
+#else
+  kernels_.matmul_blocked(p, arena_);
+#endif
+}
+
+}  // namespace diffqkv::cpu

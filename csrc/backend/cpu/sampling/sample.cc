@@ -1,0 +1,170 @@
+// Draws a token: repetition penalty, temperature, top-k, top-p, min-p, one uniform number (ops.h).
+// Greedy is one pass over the logits. Top-k keeps a heap. Top-p sorts only as many candidates as
+// its mass needs. Bound by exp if nothing restricts the vocabulary.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "backend/check.h"
+#include "backend/cpu/sampling/sampler.h"
+#include "backend/error.h"
+
+namespace diffqkv::cpu {
+namespace {
+
+// Philox-4x32-10: J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011. The
+// first 53 of 128 bits make a float64 in [0, 1).
+double philox_uniform(uint64_t seed, uint64_t step) {
+  uint32_t counter[4] = {static_cast<uint32_t>(step), static_cast<uint32_t>(step >> 32), 0, 0};
+  uint32_t key[2] = {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t a = uint64_t{0xD2511F53} * counter[0];
+    const uint64_t b = uint64_t{0xCD9E8D57} * counter[2];
+    const uint32_t next[4] = {static_cast<uint32_t>(b >> 32) ^ counter[1] ^ key[0], static_cast<uint32_t>(b),
+                              static_cast<uint32_t>(a >> 32) ^ counter[3] ^ key[1], static_cast<uint32_t>(a)};
+    std::copy(next, next + 4, counter);
+    key[0] += 0x9E3779B9;
+    key[1] += 0xBB67AE85;
+  }
+  return static_cast<double>((uint64_t{counter[0]} << 21) | (counter[1] >> 11)) * 0x1p-53;
+}
+
+void check_history(const SampleParams& p) {
+  for (int64_t i = 0; i < p.history_len; ++i) {
+    if (p.history[i] < 0 || p.history[i] >= p.vocab_size) {
+      fail(ErrorCode::invalid_argument, "sample: history[%lld] is %d; it must be a token from 0 to %lld",
+           static_cast<long long>(i), p.history[i], static_cast<long long>(p.vocab_size - 1));
+    }
+  }
+}
+
+}  // namespace
+
+// The penalty applies once to each distinct token, however often it occurs.
+void Sampler::penalize(const SampleParams& p) {
+  logits_.assign(p.logits, p.logits + p.vocab_size);
+  if (p.repetition_penalty == 1) return;
+  seen_.assign((p.vocab_size + 63) / 64, 0);
+  for (int64_t i = 0; i < p.history_len; ++i) {
+    const int32_t token = p.history[i];
+    uint64_t& word = seen_[token / 64];
+    const uint64_t bit = uint64_t{1} << (token % 64);
+    if (word & bit) continue;
+    word |= bit;
+    float& logit = logits_[token];
+    logit = logit > 0 ? logit / p.repetition_penalty : logit * p.repetition_penalty;
+  }
+}
+
+// Of equal logits at the border, the lower tokens stay. Leaves candidates_ in order of tokens.
+void Sampler::keep_top_k(const SampleParams& p) {
+  candidates_.clear();
+  const int32_t vocab_size = static_cast<int32_t>(p.vocab_size);
+  if (p.top_k == 0 || p.top_k >= p.vocab_size) {
+    for (int32_t token = 0; token < vocab_size; ++token) candidates_.push_back({logits_[token], token, 0});
+    return;
+  }
+  const auto by_token = [](const Candidate& a, const Candidate& b) { return a.token < b.token; };
+  if (p.top_k <= 4096) {
+    // A heap with the worst candidate on top. Tokens come in rising order, so an equal logit never
+    // replaces one.
+    const size_t k = static_cast<size_t>(p.top_k);
+    for (int32_t token = 0; token < vocab_size; ++token) {
+      if (candidates_.size() == k) {
+        if (logits_[token] <= candidates_.front().logit) continue;
+        std::pop_heap(candidates_.begin(), candidates_.end(), before);
+        candidates_.pop_back();
+      }
+      candidates_.push_back({logits_[token], token, 0});
+      std::push_heap(candidates_.begin(), candidates_.end(), before);
+    }
+  } else {
+    for (int32_t token = 0; token < vocab_size; ++token) candidates_.push_back({logits_[token], token, 0});
+    std::nth_element(candidates_.begin(), candidates_.begin() + p.top_k, candidates_.end(), before);
+    candidates_.resize(static_cast<size_t>(p.top_k));
+  }
+  std::sort(candidates_.begin(), candidates_.end(), by_token);
+}
+
+// If the largest logit is +inf, the candidates that equal it have weight 1, all others 0.
+void Sampler::compute_weights(const SampleParams& p, float largest) {
+  const double temperature = p.temperature;
+  const int64_t count = static_cast<int64_t>(candidates_.size());
+  Candidate* candidates = candidates_.data();
+#pragma omp parallel for schedule(static) if (count > 4096)
+  for (int64_t i = 0; i < count; ++i) {
+    Candidate& c = candidates[i];
+    c.weight = c.logit == largest ? 1.0 : std::exp((static_cast<double>(c.logit) - largest) / temperature);
+  }
+}
+
+// Keeps the smallest set of the most likely tokens whose mass reaches top_p, at least one token.
+// Sorts increasingly long prefixes until their mass suffices.
+void Sampler::keep_top_p(double top_p) {
+  double total = 0;
+  for (const Candidate& c : candidates_) total += c.weight;
+  const double wanted = top_p * total;
+  double mass = 0;
+  size_t kept = 0;
+  size_t sorted = 0;
+  while (kept < candidates_.size() && (kept == 0 || mass < wanted)) {
+    if (kept == sorted) {
+      sorted = std::min(candidates_.size(), std::max<size_t>(64, sorted * 4));
+      std::nth_element(candidates_.begin() + kept, candidates_.begin() + (sorted - 1), candidates_.end(), before);
+      std::sort(candidates_.begin() + kept, candidates_.begin() + sorted, before);
+    }
+    mass += candidates_[kept].weight;
+    ++kept;
+  }
+  candidates_.resize(kept);
+  std::sort(candidates_.begin(), candidates_.end(),
+            [](const Candidate& a, const Candidate& b) { return a.token < b.token; });
+}
+
+void Sampler::sample(const SampleParams& p) {
+  check_sample(p);
+  check_history(p);
+  penalize(p);
+  int64_t best = 0;
+  bool has_nan = false;
+  for (int64_t i = 0; i < p.vocab_size; ++i) {
+    has_nan |= std::isnan(logits_[i]);
+    if (logits_[i] > logits_[best]) best = i;
+  }
+  if (has_nan) {
+    const auto nan = std::find_if(logits_.begin(), logits_.end(), [](float logit) { return std::isnan(logit); });
+    fail(ErrorCode::invalid_argument, "sample: the logit of token %lld is NaN",
+         static_cast<long long>(nan - logits_.begin()));
+  }
+  const float largest = logits_[best];
+  if (largest == -std::numeric_limits<float>::infinity()) {
+    fail(ErrorCode::invalid_argument, "sample: all %lld logits are -inf", static_cast<long long>(p.vocab_size));
+  }
+  if (p.temperature == 0) {
+    *p.out_token = static_cast<int32_t>(best);
+    return;
+  }
+
+  keep_top_k(p);
+  compute_weights(p, largest);
+  if (p.top_p < 1) keep_top_p(p.top_p);
+  // min-p is relative to the largest probability, whose weight is 1. The weights are in order of
+  // tokens.
+  double mass = 0;
+  for (Candidate& c : candidates_) {
+    if (c.weight < static_cast<double>(p.min_p)) c.weight = 0;
+    mass += c.weight;
+  }
+  const double drawn = philox_uniform(p.seed, p.step) * mass;
+  double sum = 0;
+  int32_t token = static_cast<int32_t>(best);
+  for (const Candidate& c : candidates_) {
+    if (c.weight == 0) continue;
+    sum += c.weight;
+    token = c.token;
+    if (sum > drawn) break;
+  }
+  *p.out_token = token;
+}
+
+}  // namespace diffqkv::cpu

@@ -1,0 +1,225 @@
+#include "model/batch.h"
+
+#include <algorithm>
+#include <span>
+
+namespace diffqkv {
+namespace {
+
+struct RunningItem {
+  BatchItem* item;
+  int64_t kv_len_before;
+};
+
+using Items = std::span<RunningItem>;
+
+bool is_prompt(const BatchItem& item) { return item.tokens.size() > 1; }
+
+int64_t remaining(const BatchItem& item) { return static_cast<int64_t>(item.tokens.size()) - item.consumed; }
+
+int64_t chunk_size(const BatchItem& item) { return std::min(kPrefillChunk, remaining(item)); }
+
+// Whether two sessions can decode in one forward pass.
+bool can_share_pass(const Session& a, const Session& b) {
+  return a.types() == b.types() && a.options().selective_top_k == b.options().selective_top_k &&
+         a.options().renormalize == b.options().renormalize;
+}
+
+class Batch {
+ public:
+  Batch(Model& model, const CancelFlag& cancel)
+      : model_(model), backend_(*model.backend()), workspace_(model.workspace()), cancel_(cancel) {}
+
+  // Appends the tokens of one prompt, or one token of each of several sequences.
+  void run(Items items) {
+    for (RunningItem& running : items) {
+      BatchItem& item = *running.item;
+      guarded({&running, 1}, [&] {
+        item.consumed = item.session->begin(item.tokens.data(), static_cast<int64_t>(item.tokens.size()));
+      });
+    }
+    bool has_more = true;
+    while (has_more) {
+      run_chunk(items);
+      has_more = std::any_of(items.begin(), items.end(), [](const RunningItem& running) {
+        const BatchItem& item = *running.item;
+        return !item.error && item.chunks == Chunks::all && remaining(item) > 0;
+      });
+    }
+  }
+
+ private:
+  // An exception of `body` becomes the error of the items, and their sessions are restored.
+  template <typename Body>
+  static void guarded(Items items, Body&& body) {
+    try {
+      body();
+    } catch (...) {
+      for (const auto& [item, kv_len_before] : items) {
+        if (item->error) continue;
+        item->error = std::current_exception();
+        item->session->truncate(kv_len_before);
+        item->consumed = 0;
+      }
+    }
+  }
+
+  // One forward pass: the next chunk of each item.
+  struct Pass {
+    std::vector<RunningItem> items;
+    std::vector<ForwardSequence> sequences;
+    std::vector<int32_t> tokens;
+    bool is_last = false;  // no tokens remain after it
+    bool needs_logits = false;
+  };
+
+  void run_chunk(Items items) {
+    Pass pass = prepare(items);
+    if (pass.items.empty()) return;
+    guarded(pass.items, [&] { forward(pass); });
+    for (RunningItem& running : pass.items) {
+      BatchItem& item = *running.item;
+      if (item.error) continue;
+      guarded({&running, 1}, [&] {
+        const int64_t size = chunk_size(item);
+        item.session->commit(item.tokens.data() + item.consumed, size);
+        item.consumed += size;
+      });
+    }
+    if (pass.needs_logits) {
+      copy_logits(pass.items);
+      draw(pass.items);
+    }
+  }
+
+  Pass prepare(Items items) {
+    Pass pass;
+    guarded(items, [&] {
+      int64_t num_tokens = 0;
+      for (const RunningItem& running : items) num_tokens += chunk_size(*running.item);
+      pass.items.reserve(items.size());
+      pass.sequences.reserve(items.size());
+      pass.tokens.reserve(static_cast<size_t>(num_tokens));
+    });
+    for (RunningItem& running : items) {
+      BatchItem& item = *running.item;
+      if (item.error) continue;
+      guarded({&running, 1}, [&] {
+        pass.sequences.push_back(item.session->prepare(chunk_size(item)));
+        const auto begin = item.tokens.begin() + item.consumed;
+        pass.tokens.insert(pass.tokens.end(), begin, begin + chunk_size(item));
+        pass.items.push_back(running);
+        pass.is_last = chunk_size(item) == remaining(item);
+        pass.needs_logits = pass.needs_logits || (pass.is_last && (item.sampling || item.wants_logits));
+      });
+    }
+    return pass;
+  }
+
+  void forward(const Pass& pass) {
+    const BatchItem& first = *pass.items[0].item;
+    ForwardStep step;
+    step.sequences = pass.sequences;
+    step.tokens = pass.tokens.data();
+    step.logits = pass.needs_logits;
+    step.selective_top_k = first.session->options().selective_top_k;
+    step.renormalize = first.session->options().renormalize;
+    step.cancels = {&cancel_};
+    // The flag of an item must not end the pass of several items.
+    if (first.cancel && is_prompt(first)) step.cancels.push_back(first.cancel.get());
+    run_forward(backend_, model_.config(), model_.weights(), workspace_, step);
+    // Otherwise a GPU would be sent all chunks at once, and an abort could not stop them.
+    if (!pass.is_last) backend_.synchronize();
+    for (const CancelFlag* cancel : step.cancels) {
+      if (!cancel->load()) continue;
+      const int64_t end = first.session->kv_len() + chunk_size(first);
+      fail(ErrorCode::aborted, "the prefill was aborted at token %lld", static_cast<long long>(end));
+    }
+  }
+
+  const float* logits_row(size_t row) const {
+    return workspace_.logits.as<float>() + static_cast<int64_t>(row) * model_.config().vocab_size;
+  }
+
+  // Row i of the logits belongs to item i.
+  void copy_logits(Items items) {
+    for (size_t i = 0; i < items.size(); i++) {
+      BatchItem& item = *items[i].item;
+      if (!item.wants_logits || item.error) continue;
+      guarded(items.subspan(i, 1),
+              [&] { backend_.download(item.logits.data(), logits_row(i), item.logits.size() * sizeof(float)); });
+    }
+  }
+
+  // Draws the next token of each item.
+  void draw(Items items) {
+    if (items.size() == 1) return guarded(items, [&] { sample(items, 0); });
+    try {
+      sample(items, 0);
+    } catch (...) {
+      // Invalid logits of one item fail the call for all. Drawing one by one finds that item.
+      for (size_t i = 0; i < items.size(); i++) {
+        guarded(items.subspan(i, 1), [&] { sample(items.subspan(i, 1), i); });
+      }
+    }
+  }
+
+  void sample(Items items, size_t first_row) {
+    const auto draws = [](const BatchItem& item) { return item.sampling && !item.error; };
+    int32_t tokens[kDecodeBatch];
+    bool any = false;
+    for (size_t i = 0; i < items.size(); i++) {
+      const BatchItem& item = *items[i].item;
+      if (!draws(item)) continue;
+      any = true;
+      int32_t* out_token = workspace_.out_tokens.as<int32_t>() + i;
+      item.session->sample(logits_row(first_row + i), *item.sampling, item.draw, out_token);
+    }
+    if (!any) return;
+    backend_.download(tokens, workspace_.out_tokens.data(), items.size() * sizeof(int32_t));
+    for (size_t i = 0; i < items.size(); i++) {
+      if (draws(*items[i].item)) items[i].item->token = tokens[i];
+    }
+  }
+
+  Model& model_;
+  Backend& backend_;
+  Workspace& workspace_;
+  const CancelFlag& cancel_;
+};
+
+}  // namespace
+
+void run_batch(Model& model, std::vector<BatchItem>& items, const CancelFlag& cancel) {
+  // Allocates before the first item runs. A later failure is the error of an item.
+  std::vector<std::vector<RunningItem>> decodes;
+  std::vector<std::vector<RunningItem>> prompts;
+  for (BatchItem& item : items) {
+    const RunningItem running{&item, item.session->kv_len()};
+    try {
+      if (item.cancel && item.cancel->load()) fail(ErrorCode::aborted, "the call was aborted before it began");
+      if (item.sampling) check_sampling(*item.sampling);
+      if (item.wants_logits) item.logits.resize(static_cast<size_t>(model.config().vocab_size));
+      if (is_prompt(item)) {
+        prompts.push_back({running});
+        continue;
+      }
+      const auto group = std::find_if(decodes.begin(), decodes.end(), [&](const std::vector<RunningItem>& others) {
+        return static_cast<int64_t>(others.size()) < kDecodeBatch &&
+               can_share_pass(*item.session, *others[0].item->session);
+      });
+      if (group != decodes.end()) {
+        group->push_back(running);
+      } else {
+        decodes.push_back({running});
+      }
+    } catch (...) {
+      item.error = std::current_exception();
+    }
+  }
+  Batch batch(model, cancel);
+  for (std::vector<RunningItem>& group : decodes) batch.run(group);
+  for (std::vector<RunningItem>& prompt : prompts) batch.run(prompt);
+}
+
+}  // namespace diffqkv

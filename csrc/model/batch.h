@@ -1,0 +1,42 @@
+// One batch step. It is the only way to the forward pass: Session.prefill and Session.decode are
+// a batch of one item, and lib/scheduler.ts makes the items of concurrent generations.
+#pragma once
+
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "model/session.h"
+
+namespace diffqkv {
+
+// How much of a prompt one step appends.
+enum class Chunks {
+  next,  // one chunk of kPrefillChunk tokens, so that other sequences decode before the next chunk
+  all,
+};
+
+struct BatchItem {
+  std::shared_ptr<Session> session;
+  std::vector<int32_t> tokens;  // to append to the session; one token is a decode step
+  Chunks chunks = Chunks::next;
+  std::optional<SamplingOptions> sampling;   // if set, the token that follows is drawn
+  uint64_t draw = 0;                         // tokens that the generation has drawn before
+  bool wants_logits = false;                 // of the last token
+  std::shared_ptr<const CancelFlag> cancel;  // ends this item: before it begins, or within a prompt
+
+  // Results. `token` and `logits` are set when all tokens are in the cache.
+  int64_t consumed = 0;  // tokens appended, including those found in the prefix cache
+  std::optional<int32_t> token;
+  std::vector<float> logits;  // [vocab_size]
+  std::exception_ptr error;   // if set, the session is as before the step and `consumed` is 0
+};
+
+// Runs on the executor thread. Each item has a different session of `model`. Items of one token run
+// together, up to kDecodeBatch in one forward pass, then the prompts one after another. An error of
+// one item does not affect the others. `cancel` ends all items with ErrorCode::aborted.
+void run_batch(Model& model, std::vector<BatchItem>& items, const CancelFlag& cancel);
+
+}  // namespace diffqkv
