@@ -213,7 +213,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 bool takes(const AttentionDecodeParams& p) {
   const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
   const auto size = [](int64_t dim) { return dim == 32 || dim == 64 || dim == 96 || dim == 128 || dim == 256; };
-  const auto type = [&](DType dtype) { return dtype == p.q_dtype || is_quantised(dtype); };
+  const auto type = [&](DType dtype) { return dtype == p.q_dtype || is_quantized(dtype); };
   if ((p.q_dtype != DType::bf16 && p.q_dtype != DType::f16) || !type(p.k_dtype) || !type(p.v_dtype) ||
       p.out_dtype != p.q_dtype || !size(p.head_dim_qk) || !size(p.head_dim_vo) || p.num_q_heads % p.num_k_heads != 0 ||
       p.num_q_heads % p.num_v_heads != 0 || !aligned(p.q) || !aligned(p.out)) {
@@ -228,7 +228,7 @@ bool takes(const AttentionDecodeParams& p) {
          p.stride_v_batch % (p.num_v_heads * p.head_dim_vo) == 0;
 }
 
-bool is_scaled(const AttentionDecodeParams& p) { return is_quantised(p.k_dtype) || is_quantised(p.v_dtype); }
+bool is_scaled(const AttentionDecodeParams& p) { return is_quantized(p.k_dtype) || is_quantized(p.v_dtype); }
 
 // The fewest splits that keep the multiprocessors nearly as busy as any number would: each is one more part to merge.
 int choose_splits(const AttentionDecodeParams& p, int64_t num_blocks, int num_multiprocessors) {

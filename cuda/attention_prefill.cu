@@ -48,8 +48,8 @@ struct Row {
   }
 };
 
-// kDimQk 0: any head_dim_qk. kQuantised: K or V has 8 bits, or both have; else both are of type T.
-template <typename T, int kDimQk, int kDimVo, bool kQuantised>
+// kDimQk 0: any head_dim_qk. kQuantized: K or V has 8 bits, or both have; else both are of type T.
+template <typename T, int kDimQk, int kDimVo, bool kQuantized>
 __global__ void __launch_bounds__(kMaxWarps * 32, 1)
     attention_prefill_kernel(AttentionPrefillParams p, Plan plan, Finding* finding) {
   constexpr int kRowTiles = row_tiles(kDimQk, kDimVo), kWarpRows = 16 * kRowTiles;
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
   }
 
   // Each warp reads one tile of K and one of V, and fills its share of them.
-  const int k_tile_bytes = tile_bytes(dim_qk, kQuantised), v_tile_bytes = tile_bytes(kDimVo, kQuantised);
+  const int k_tile_bytes = tile_bytes(dim_qk, kQuantized), v_tile_bytes = tile_bytes(kDimVo, kQuantized);
   const int k_slot = plan.k_is_shared ? 0 : group, v_slot = plan.k_is_shared ? group : 0;
   const int k_slots = plan.k_is_shared ? 1 : plan.groups_per_block, v_slots = plan.groups_per_block + 1 - k_slots;
   const int stage_bytes = k_slots * k_tile_bytes + v_slots * v_tile_bytes;
@@ -122,11 +122,11 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
   unsigned char* const staged = tiles + (plan.two_stages ? 2 : 1) * stage_bytes;
   const int k_head = first_head / static_cast<int>(p.num_q_heads / p.num_k_heads);
   const int v_head = first_head / static_cast<int>(p.num_q_heads / p.num_v_heads);
-  TileFiller<T, false, kQuantised> k(
-      CacheHead<false, kQuantised>(p, batch, k_head), end_key, plan.k_is_shared ? warp : worker,
+  TileFiller<T, false, kQuantized> k(
+      CacheHead<false, kQuantized>(p, batch, k_head), end_key, plan.k_is_shared ? warp : worker,
       plan.k_is_shared ? num_warps : plan.warps_per_group, staged + k_slot * kTileKeys * dim_qk);
-  TileFiller<T, true, kQuantised> v(
-      CacheHead<true, kQuantised>(p, batch, v_head), end_key, plan.k_is_shared ? worker : warp,
+  TileFiller<T, true, kQuantized> v(
+      CacheHead<true, kQuantized>(p, batch, v_head), end_key, plan.k_is_shared ? worker : warp,
       plan.k_is_shared ? plan.warps_per_group : num_warps, staged + kTileKeys * (k_slots * dim_qk + v_slot * kDimVo));
   const auto fill_k = [&](int first_key) {
     k.fill(k_tiles + (plan.two_stages ? first_key / kTileKeys % 2 * stage_bytes : 0), first_key, dim_qk);
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
   };
   if (end_key > 0) {
     k.begin(dim_qk), v.begin(kDimVo);
-    if constexpr (!kQuantised) {
+    if constexpr (!kQuantized) {
       fill_k(0);
       if (plan.two_stages) fill_v(0);
     }
@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
   softmax.clear();
   float v_power = 1;  // by which sum is to be multiplied
   // What widens bytes is large, and so it does it for the first tile in a turn before the first.
-  for (int first_key = kQuantised ? -kTileKeys : 0; first_key < end_key; first_key += kTileKeys) {
+  for (int first_key = kQuantized ? -kTileKeys : 0; first_key < end_key; first_key += kTileKeys) {
     const int next_key = first_key + kTileKeys;
     const int stage = plan.two_stages ? first_key / kTileKeys % 2 * stage_bytes : 0;
     cp_async_wait_group<0>();
@@ -211,7 +211,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
           }
         }
       }
-      if constexpr (kQuantised) {
+      if constexpr (kQuantized) {
         scores.scale(tile_scales(k_tiles + stage, dim_qk)->scale);
       }
     }
@@ -230,7 +230,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
     if (masked) scores.mask(seen);
     float factor[kRowTiles][2];
     bool raised = softmax.raise(scores, plan.scale_log2, factor);
-    if constexpr (kQuantised) {
+    if constexpr (kQuantized) {
       const float power = ld_shared(&tile_scales(v_tiles + stage, kDimVo)->power);
       raised |= power != v_power;
 #pragma unroll
@@ -239,7 +239,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
     }
     if (__ballot_sync(kAllLanes, raised) != 0) sum.scale(factor);
     Weights<kRowTiles> weights;
-    if constexpr (kQuantised) {
+    if constexpr (kQuantized) {
       const float* const v_scales = tile_scales(v_tiles + stage, kDimVo)->scale;
       weights = softmax.template scaled_weights<T>(scores, plan.scale_log2, v_scales, seen);
     } else {
@@ -258,7 +258,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
     for (int h = 0; h < 2; ++h) {
       const Row row(plan, worker * kWarpRows + m * 16 + h * 8 + lane / 4, first_query, q_len);
       const int64_t head = first_head + row.head;
-      if (kQuantised && is_quantised(p.v_dtype)) {  // the sum of P without the scales of V
+      if (kQuantized && is_quantized(p.v_dtype)) {  // the sum of P without the scales of V
         sum.divisor[m][2 * h] = softmax.sum(m, h) * __frcp_rn(v_power);
       }
       sum.store_row(m, h, static_cast<T*>(p.out) + ((first_row + row.query) * p.num_q_heads + head) * kDimVo,
@@ -276,7 +276,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
 bool takes(const AttentionPrefillParams& p) {
   const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
   const auto size = [](int64_t dim) { return dim == 32 || dim == 64 || dim == 96 || dim == 128 || dim == 256; };
-  const auto cache_type = [&](DType dtype) { return dtype == p.q_dtype || is_quantised(dtype); };
+  const auto cache_type = [&](DType dtype) { return dtype == p.q_dtype || is_quantized(dtype); };
   const auto cache_aligned = [&](const void* data, int64_t stride, DType dtype) {
     return aligned(data) && stride * static_cast<int64_t>(dtype_size(dtype)) % 16 == 0;
   };
@@ -289,7 +289,7 @@ bool takes(const AttentionPrefillParams& p) {
                   : cache_aligned(p.k, p.stride_k_batch, p.k_dtype) && cache_aligned(p.v, p.stride_v_batch, p.v_dtype));
 }
 
-bool has_8_bits(const AttentionPrefillParams& p) { return is_quantised(p.k_dtype) || is_quantised(p.v_dtype); }
+bool has_8_bits(const AttentionPrefillParams& p) { return is_quantized(p.k_dtype) || is_quantized(p.v_dtype); }
 
 // What the kernel that takes the call is compiled for: 0 is any.
 int kernel_dim_qk(const AttentionPrefillParams& p) {
@@ -303,9 +303,9 @@ int warp_rows(const AttentionPrefillParams& p) {
 size_t shared_bytes(const AttentionPrefillParams& p, const Plan& plan) {
   const int64_t groups = plan.groups_per_block, k_slots = plan.k_is_shared ? 1 : groups, v_slots = groups + 1 - k_slots;
   const int dim_qk = static_cast<int>(p.head_dim_qk), dim_vo = static_cast<int>(p.head_dim_vo);
-  const bool quantised = has_8_bits(p);
-  const int64_t stage = k_slots * tile_bytes(dim_qk, quantised) + v_slots * tile_bytes(dim_vo, quantised);
-  const int64_t staged = quantised ? kTileKeys * (k_slots * dim_qk + v_slots * dim_vo) : 0;
+  const bool quantized = has_8_bits(p);
+  const int64_t stage = k_slots * tile_bytes(dim_qk, quantized) + v_slots * tile_bytes(dim_vo, quantized);
+  const int64_t staged = quantized ? kTileKeys * (k_slots * dim_qk + v_slots * dim_vo) : 0;
   const int64_t queries = groups * plan.warps_per_group * warp_rows(p) * dim_qk * 2;
   return static_cast<size_t>(queries + stage * (plan.two_stages ? 2 : 1) + staged);
 }
@@ -347,13 +347,13 @@ bool make_plan(const AttentionPrefillParams& p, const Context& context, Plan* pl
   return fits(groups, warps) && tiles() > 0;
 }
 
-template <typename T, int kDimQk, int kDimVo, bool kQuantised>
+template <typename T, int kDimQk, int kDimVo, bool kQuantized>
 void run(const AttentionPrefillParams& p, const Plan& plan, Context& context) {
   LaunchShape shape;
   shape.grid[0] = static_cast<unsigned>(plan.num_units * plan.num_tiles * p.batch_size);
   shape.threads = static_cast<unsigned>(plan.groups_per_block * plan.warps_per_group * 32);
   shape.shared_bytes = shared_bytes(p, plan);
-  launch("attention_prefill", attention_prefill_kernel<T, kDimQk, kDimVo, kQuantised>, shape, context.stream, p, plan,
+  launch("attention_prefill", attention_prefill_kernel<T, kDimQk, kDimVo, kQuantized>, shape, context.stream, p, plan,
          context.finding);
 }
 

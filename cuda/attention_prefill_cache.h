@@ -11,13 +11,13 @@
 namespace diffqkv::cuda {
 namespace {
 
-// A tile of keys; in a quantised kernel their scales lie behind it, as TileScales.
+// A tile of keys; in a quantized kernel their scales lie behind it, as TileScales.
 struct alignas(16) TileScales {
   float scale[kTileKeys];
   float power;  // of two, by which the scales are to be multiplied
 };
-__host__ __device__ __forceinline__ constexpr int tile_bytes(int dims, bool quantised) {
-  return kTileKeys * dims * 2 + (quantised ? (static_cast<int>(sizeof(TileScales)) + 127) / 128 * 128 : 0);
+__host__ __device__ __forceinline__ constexpr int tile_bytes(int dims, bool quantized) {
+  return kTileKeys * dims * 2 + (quantized ? (static_cast<int>(sizeof(TileScales)) + 127) / 128 * 128 : 0);
 }
 __device__ __forceinline__ TileScales* tile_scales(unsigned char* tile, int dims) {
   return reinterpret_cast<TileScales*>(tile + kTileKeys * dims * 2);
@@ -41,7 +41,7 @@ struct Walk {
 static_assert(kTileKeys == 32);
 
 // One K or V head of a sequence in the cache.
-template <bool kIsV, bool kQuantised>
+template <bool kIsV, bool kQuantized>
 class CacheHead {
  public:
   __device__ __forceinline__ CacheHead(const AttentionPrefillParams& p, int batch, int head)
@@ -66,7 +66,7 @@ class CacheHead {
     return first + row(first_key);
   }
 
-  __device__ __forceinline__ bool has_8_bits() const { return kQuantised && is_quantised(dtype()); }
+  __device__ __forceinline__ bool has_8_bits() const { return kQuantized && is_quantized(dtype()); }
   __device__ __forceinline__ DType dtype() const { return kIsV ? p_.v_dtype : p_.k_dtype; }
   __device__ __forceinline__ int num_heads() const { return static_cast<int>(kIsV ? p_.num_v_heads : p_.num_k_heads); }
 
@@ -90,11 +90,11 @@ class CacheHead {
 
 // Fills tiles with the keys of one head, zeros for those from end_key on; one of num_workers warps that do it. dims, the
 // head's, is a parameter of its calls, as the compiler may know it there.
-template <typename T, bool kIsV, bool kQuantised>
+template <typename T, bool kIsV, bool kQuantized>
 class TileFiller {
  public:
   // staged: the warps' room for the bytes of a tile.
-  __device__ __forceinline__ TileFiller(const CacheHead<kIsV, kQuantised>& head, int end_key, int worker,
+  __device__ __forceinline__ TileFiller(const CacheHead<kIsV, kQuantized>& head, int end_key, int worker,
                                         int num_workers, unsigned char* staged)
       : head_(head), end_key_(end_key), worker_(worker), num_workers_(num_workers), staged_(staged) {}
 
@@ -126,7 +126,7 @@ class TileFiller {
       cp_async_cg(tile + row * dims * 2 + ((chunk ^ swizzle(row, dims)) << 4),
                   valid ? from + row * stride + chunk * 8 : from, valid ? 16 : 0);
     }
-    if (kQuantised && worker_ == 0) store_scale(tile_scales(tile, dims), 1.0f, 1.0f);
+    if (kQuantized && worker_ == 0) store_scale(tile_scales(tile, dims), 1.0f, 1.0f);
     if (first_key + kTileKeys < end_key_) head_.seek(first_key + kTileKeys);
   }
 
@@ -185,12 +185,12 @@ class TileFiller {
     const float magnitude = bit_cast<float>(bit_cast<uint32_t>(x) & 0x7fffffffu);
     return magnitude < 0x1p126f ? magnitude : 0.0f;
   }
-  // So that the widened pairs are of neighbours.
+  // So that the widened pairs are of neighbors.
   __device__ __forceinline__ static uint32_t swap_middle_bytes(uint32_t word) {
     return (word & 0xff0000ffu) | (word & 0xff00u) << 8 | (word >> 8 & 0xff00u);
   }
 
-  CacheHead<kIsV, kQuantised> head_;
+  CacheHead<kIsV, kQuantized> head_;
   int end_key_, worker_, num_workers_;
   unsigned char* staged_;
   float power_ = kIsV && __is_same(T, f16) ? 0x1p-40f : 1.0f;

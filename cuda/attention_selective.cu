@@ -260,7 +260,7 @@ bool aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 =
 bool takes(const AttentionDecodeParams& p) {
   const int64_t v_bytes = static_cast<int64_t>(dtype_size(p.v_dtype));
   return (p.q_dtype == DType::bf16 || p.q_dtype == DType::f16) && p.out_dtype == p.q_dtype &&
-         (p.k_dtype == p.q_dtype || is_quantised(p.k_dtype)) && p.selective_top_k > 0 && p.head_dim_qk % 16 == 0 &&
+         (p.k_dtype == p.q_dtype || is_quantized(p.k_dtype)) && p.selective_top_k > 0 && p.head_dim_qk % 16 == 0 &&
          p.head_dim_qk <= kMaxHeadDim && p.head_dim_vo * v_bytes % 16 == 0 && p.head_dim_vo <= kMaxHeadDim &&
          p.num_q_heads % p.num_k_heads == 0 && p.num_q_heads % p.num_v_heads == 0 && aligned(p.q) &&
          (p.pages != nullptr ||

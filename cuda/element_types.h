@@ -45,28 +45,28 @@ void visit_float(DType dtype, const F& f) {
   }
 }
 
-__host__ __device__ __forceinline__ constexpr bool is_quantised(DType dtype) {
+__host__ __device__ __forceinline__ constexpr bool is_quantized(DType dtype) {
   return dtype == DType::i8 || dtype == DType::f8e4m3;
 }
 
 // Throws unless all are f32, f16, bf16, i8 or f8e4m3, the types of a cache.
 inline void check_cache_types(const char* kernel, std::initializer_list<NamedType> tensors) {
   for (const NamedType& tensor : tensors) {
-    if (is_quantised(tensor.dtype)) continue;
+    if (is_quantized(tensor.dtype)) continue;
     check_float_types(kernel, {tensor});
   }
 }
 
 // As visit_float, of i8 and f8e4m3.
 template <typename F>
-void visit_quantised(DType dtype, const F& f) {
+void visit_quantized(DType dtype, const F& f) {
   return dtype == DType::i8 ? f(i8{}) : f(f8e4m3{});
 }
 
 // As visit_float, of all types of a cache.
 template <typename F>
 void visit_cache(DType dtype, const F& f) {
-  return is_quantised(dtype) ? visit_quantised(dtype, f) : visit_float(dtype, f);
+  return is_quantized(dtype) ? visit_quantized(dtype, f) : visit_float(dtype, f);
 }
 
 // One element as f32.

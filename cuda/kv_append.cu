@@ -1,5 +1,5 @@
 // Writes rope(k[t]) and v[t] to the page and row of positions[t] in the cache of sequences[t], in one launch. A block a
-// token: its threads take first V, then K. Where the cache has scales a warp quantises a row at a time; else they take the
+// token: its threads take first V, then K. Where the cache has scales a warp quantizes a row at a time; else they take the
 // elements of V eight at once where rows are aligned to 16 bytes, and the pairs of dims of K. Bound by memory, and at one
 // token by the time of a launch.
 #include "finding.h"
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kThreads, 4)
 
   const KvRows v = rows_in_page(page.v, p.v_page_offset, token, page_tokens, num_v_heads, dim_vo * v_element_bytes);
   const int64_t v_from = static_cast<int64_t>(t) * num_v_heads * dim_vo;
-  if (is_quantised(p.v_cache_dtype)) {
+  if (is_quantized(p.v_cache_dtype)) {
     quantize_rows(num_v_heads, dim_vo, p.v_cache_dtype, v,
                   [&](int row, int d) { return load_any(p.v, p.v_dtype, v_from + row * dim_vo + d); });
   } else {
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kThreads, 4)
 
   const KvRows k = rows_in_page(page.k, p.k_page_offset, token, page_tokens, num_k_heads, dim_qk * k_element_bytes);
   const int64_t k_from = static_cast<int64_t>(t) * num_k_heads * dim_qk;
-  if (is_quantised(p.k_cache_dtype)) {
+  if (is_quantized(p.k_cache_dtype)) {
     quantize_rows(num_k_heads, dim_qk, p.k_cache_dtype, k, [&](int row, int d) {
       const int64_t head = k_from + row * dim_qk;
       return p.inv_freq ? rotated(p.k, p.k_dtype, head, dim_qk, d, position, p.inv_freq)

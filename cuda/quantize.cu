@@ -21,14 +21,14 @@ __global__ void __launch_bounds__(kThreads, 8) quantize_kernel(QuantizeParams p)
 
 void quantize(const QuantizeParams& p, Context& context) {
   check_float_types("quantize", {{"x", p.x_dtype}});
-  if (!is_quantised(p.out_dtype)) {
+  if (!is_quantized(p.out_dtype)) {
     fail(ErrorCode::invalid_argument, "quantize: out of type %s; i8 and f8e4m3 are known", dtype_name(p.out_dtype));
   }
   if (p.num_rows <= 0) return;
   LaunchShape shape;
   shape.grid[0] = static_cast<unsigned>((p.num_rows + kWarps - 1) / kWarps);
   shape.threads = kThreads;
-  visit_quantised(p.out_dtype,
+  visit_quantized(p.out_dtype,
                   [&](auto out) { launch("quantize", quantize_kernel<decltype(out)>, shape, context.stream, p); });
 }
 

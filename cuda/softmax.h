@@ -40,7 +40,7 @@ struct SoftmaxState {
   }
 
   // What o is to be multiplied by: 1 / d, or 0 where nothing was seen.
-  __device__ __forceinline__ float normalise() const { return d == 0.0f ? 0.0f : 1.0f / d; }
+  __device__ __forceinline__ float normalize() const { return d == 0.0f ? 0.0f : 1.0f / d; }
 
   // ln(sum of exp(score * sm_scale)); -inf where nothing was seen.
   __device__ __forceinline__ float lse() const {

@@ -106,7 +106,7 @@ async function run(request: Run): Promise<GenerationResult> {
       ((doneTokens: number, totalTokens: number) => onPrefillProgress({ doneTokens, totalTokens }));
     const next = (appended: Int32Array, draw: number): Promise<number> => {
       const item = { session: used[native], tokens: appended, sampling, draw };
-      // Only the prompt is cancelled midway. A single token is soon done, and completing it keeps
+      // Only the prompt is canceled midway. A single token is soon done, and completing it keeps
       // the cache in step with the tokens that were emitted.
       return scheduler.next(draw === 0 ? { ...item, signals, onProgress } : item);
     };

@@ -14,7 +14,7 @@ class CancelObject final : public Napi::ObjectWrap<CancelObject> {
   static Napi::Function define(Napi::Env env);
   explicit CancelObject(const Napi::CallbackInfo& info);
 
-  // Makes `job` end with ABORT_ERR when `cancel`, a CancelObject or undefined, is cancelled.
+  // Makes `job` end with ABORT_ERR when `cancel`, a CancelObject or undefined, is canceled.
   static void attach(const Napi::Value& cancel, Job& job, const std::shared_ptr<Executor>& executor);
   std::shared_ptr<const CancelFlag> flag() const { return flag_; }
 

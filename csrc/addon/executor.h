@@ -3,7 +3,7 @@
 // blocks.
 //
 // The event loop is kept alive only while a job is pending. When the environment ends (a worker is
-// terminated, the process exits), the running job is cancelled, queued jobs are dropped, and the
+// terminated, the process exits), the running job is canceled, queued jobs are dropped, and the
 // thread is joined before Node-API handles become invalid.
 #pragma once
 

@@ -74,7 +74,7 @@ struct RopeParams {
   int64_t num_tokens = 0, num_heads = 0, head_dim = 0;
 };
 
-// A row of K or V of one head, quantised: type i8 or f8e4m3, with one scale, a bf16; an element means itself times the scale.
+// A row of K or V of one head, quantized: type i8 or f8e4m3, with one scale, a bf16; an element means itself times the scale.
 // scale = the largest magnitude of the row / 127 (i8) or / 448 (f8e4m3), rounded up to bf16 (away from zero), and
 // element = round to nearest even(x / scale), divided in f32. A row whose largest magnitude is below 2^-100 has scale 0 and
 // elements 0; one with a NaN or an infinity has scale NaN and elements 0, so that all of it reads as NaN.
@@ -103,7 +103,7 @@ constexpr int64_t kv_page_layer_bytes(DType dtype, int64_t page_tokens, int64_t 
   return (bytes + 127) / 128 * 128;
 }
 
-// Writes rope(k) and v of num_tokens new tokens into the caches of their sequences, at positions[t], quantised where the cache is.
+// Writes rope(k) and v of num_tokens new tokens into the caches of their sequences, at positions[t], quantized where the cache is.
 // The only writer of a cache. Where inv_freq is null K goes in as it is.
 struct KvAppendParams {
   const void* k = nullptr;               // [num_tokens, num_k_heads, head_dim_qk], before RoPE

@@ -6,7 +6,7 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 const INK = '#1f2933';
-const GREY = '#c9d1d9';
+const GRAY = '#c9d1d9';
 const PALE = '#eef1f4';
 const [Q, K, V] = ['#2f6fb2', '#c4572a', '#3c8d5a'];
 const [PALE_Q, PALE_K, PALE_V] = ['#d6e4f2', '#f6ddd2', '#d7eadd'];
@@ -47,7 +47,7 @@ function roofline() {
   const length = 2048;
   const prefill = (2 * 32 * (64 + 64) * ((length + 1) / 2)) / (2 * (32 * 64 + 4 * 64 + 16 * 64 + 32 * 64));
   const points = [
-    [intensity([32, 16, 16], 64, 128), '32/16/16', GREY, [-8, -8, 'end']],
+    [intensity([32, 16, 16], 64, 128), '32/16/16', GRAY, [-8, -8, 'end']],
     [intensity([32, 4, 16], 64, 128), '32/4/16', K, [-8, -8, 'end']],
     [intensity([32, 4, 16], 64, 66), '32/4/16 in 8 bits', V, [-8, -8, 'end']],
     [prefill, `prefill of ${length}`, Q, [-8, 20, 'end']],
@@ -62,13 +62,13 @@ function roofline() {
     line(x(2 ** ridge), roof(ridge), right, roof(ridge), { width: 2.5 }),
     text(x(2 ** 4.6) - 8, roof(4.6) - 10, 'B, the bandwidth, x FLOPs per byte', { size: 12, anchor: 'end' }),
     middle((x(2 ** ridge) + right) / 2, roof(ridge) - 10, 'F, the tensor cores', { size: 12 }),
-    line(x(2 ** ridge), roof(ridge), x(2 ** ridge), bottom, { dash: '3 4', stroke: GREY }),
+    line(x(2 ** ridge), roof(ridge), x(2 ** ridge), bottom, { dash: '3 4', stroke: GRAY }),
     middle(x(2 ** ridge), bottom + 36, 'F / B of the card', { size: 12 }),
-    points.map(([at, name, colour, [dx, dy, anchor]]) => {
+    points.map(([at, name, color, [dx, dy, anchor]]) => {
       const [px, py] = [x(at), roof(Math.log2(at))];
       return [
-        line(px, bottom, px, py, { stroke: colour, dash: '4 3', width: 1.5 }),
-        `<circle cx="${px}" cy="${py}" r="5" fill="${colour}" stroke="${INK}"/>`,
+        line(px, bottom, px, py, { stroke: color, dash: '4 3', width: 1.5 }),
+        `<circle cx="${px}" cy="${py}" r="5" fill="${color}" stroke="${INK}"/>`,
         text(px + dx, py + dy, `${name}: ${at < 100 ? at.toFixed(1) : Math.round(at)}`, { size: 12, anchor }),
       ];
     }),
@@ -85,7 +85,7 @@ function heads() {
     ]),
   ];
   const reads = (n, from, to) =>
-    count(n, (i) => line(left + ((i + 0.5) * width) / n, from, left + ((i + 0.5) * width) / n, to, { stroke: GREY }));
+    count(n, (i) => line(left + ((i + 0.5) * width) / n, from, left + ((i + 0.5) * width) / n, to, { stroke: GRAY }));
   return picture(760, 250, 'Heads of 32/4/16: 8 query heads share a K head, and 2 share a V head', [
     middle(left + width / 8, 24, 'one unit', { weight: 700 }),
     `<rect x="${left - 5}" y="34" width="${width / 4 + 10}" height="196" rx="6" fill="none" stroke="${INK}" stroke-width="2" stroke-dasharray="6 4"/>`,
@@ -100,7 +100,7 @@ function heads() {
 function work() {
   const [left, keyWidth] = [60, 20];
   const tile = (i) => left + i * keyWidth;
-  const colours = ['#2f6fb2', '#7aa5d2', '#a9c6e3', '#d6e4f2'];
+  const colors = ['#2f6fb2', '#7aa5d2', '#a9c6e3', '#d6e4f2'];
   const slots = ['K', 'V 0', 'V 1', 'V 2', 'V 3'];
   return picture(760, 356, 'From the grid to one ring: splits, warps, slots', [
     text(left, 28, 'The keys of one sequence, for one unit: 3 splits, a block each', { weight: 700 }),
@@ -108,16 +108,16 @@ function work() {
       rect(tile(0) + split * 214, 42, 204, 30, split === 1 ? PALE_Q : PALE),
       middle(tile(0) + split * 214 + 102, 62, `split ${split}`),
     ]),
-    line(tile(0) + 214, 72, tile(0), 104, { stroke: GREY }),
-    line(tile(0) + 418, 72, tile(32), 104, { stroke: GREY }),
+    line(tile(0) + 214, 72, tile(0), 104, { stroke: GRAY }),
+    line(tile(0) + 418, 72, tile(32), 104, { stroke: GRAY }),
     text(left, 100, 'A block: tiles of 32 keys, every fourth one to the same warp', { weight: 700, size: 13 }),
     count(32, (i) => [
-      rect(tile(i), 110, keyWidth, 30, colours[i % 4], '#ffffff'),
+      rect(tile(i), 110, keyWidth, 30, colors[i % 4], '#ffffff'),
       middle(tile(i) + keyWidth / 2, 130, i % 4, { size: 11, fill: i % 4 === 0 ? '#ffffff' : INK }),
     ]),
     text(left, 160, '0, 1, 2, 3: the warps', { size: 12 }),
-    line(tile(4), 140, left, 196, { stroke: GREY }),
-    line(tile(5), 140, left + 460, 196, { stroke: GREY }),
+    line(tile(4), 140, left, 196, { stroke: GRAY }),
+    line(tile(5), 140, left + 460, 196, { stroke: GRAY }),
     text(left + 200, 186, "A warp's ring: 5 slots of 4 KiB", { weight: 700 }),
     slots.map((name, i) => [
       rect(left + i * 92, 196, 92, 44, i === 0 ? K : PALE_V),
@@ -142,7 +142,7 @@ function work() {
 }
 
 /** One mma: A of 16 x 16, B of 16 x 8, C of 16 x 8. `bright`: which of the 8 columns of B and C count. */
-function product(y, [a, b, c], [colourA, colourB, colourC, paleB], bright) {
+function product(y, [a, b, c], [colorA, colorB, colorC, paleB], bright) {
   const cell = 9;
   const grid = (x, columns, fill) => [
     count(columns, (i) => rect(x + i * cell, y, cell, 16 * cell, fill(i), 'none')),
@@ -150,15 +150,15 @@ function product(y, [a, b, c], [colourA, colourB, colourC, paleB], bright) {
     count(columns + 1, (i) => line(x + i * cell, y, x + i * cell, y + 16 * cell, { stroke: '#ffffff', width: 0.8 })),
   ];
   const under = (x, columns, words) => middle(x + (columns * cell) / 2, y + 16 * cell + 18, words, { size: 12 });
-  const [left, centre, right, mid] = [50, 300, 520, y + 8 * cell + 6];
+  const [left, center, right, mid] = [50, 300, 520, y + 8 * cell + 6];
   return [
-    grid(left, 16, () => colourA),
-    grid(centre, 8, (i) => (bright(i) ? colourB : paleB)),
-    grid(right, 8, (i) => (bright(i) ? colourC : PALE)),
-    [under(left, 16, a), under(centre, 8, b), under(right, 8, c)],
+    grid(left, 16, () => colorA),
+    grid(center, 8, (i) => (bright(i) ? colorB : paleB)),
+    grid(right, 8, (i) => (bright(i) ? colorC : PALE)),
+    [under(left, 16, a), under(center, 8, b), under(right, 8, c)],
     [
-      middle((left + 144 + centre) / 2, mid, 'x', { size: 18 }),
-      middle((centre + 72 + right) / 2, mid, '=', { size: 18 }),
+      middle((left + 144 + center) / 2, mid, 'x', { size: 18 }),
+      middle((center + 72 + right) / 2, mid, '=', { size: 18 }),
     ],
   ];
 }
@@ -202,7 +202,7 @@ function splits() {
       arrow(180, 62 + i * 66, 252, 62 + i * 66),
       rect(256, 46 + i * 66, 160, 32, PALE_V),
       middle(336, 67 + i * 66, 'O, m, d  (f32)'),
-      arrow(416, 62 + i * 66, 506, 128, { stroke: GREY }),
+      arrow(416, 62 + i * 66, 506, 128, { stroke: GRAY }),
     ]),
     middle(336, 28, 'scratch memory', { weight: 700 }),
     middle(105, 28, 'grid', { weight: 700 }),

@@ -138,7 +138,7 @@ struct Row {
 };
 
 __device__ __forceinline__ int64_t element_bytes(DType dtype) {
-  return is_quantised(dtype) ? 1 : dtype == DType::f32 ? 4 : 2;
+  return is_quantized(dtype) ? 1 : dtype == DType::f32 ? 4 : 2;
 }
 
 __device__ __forceinline__ Row cache_row(void* page, int64_t offset, DType dtype, int64_t page_tokens, int64_t token,
@@ -186,7 +186,7 @@ __device__ __forceinline__ void quantize_plainly(int64_t dim, DType dtype, const
 
 template <typename Value>
 __device__ __forceinline__ void write_cache_row(int64_t dim, DType dtype, const Value& value, const Row& row) {
-  if (is_quantised(dtype)) return quantize_plainly(dim, dtype, value, row.elements, row.scale);
+  if (is_quantized(dtype)) return quantize_plainly(dim, dtype, value, row.elements, row.scale);
   for (int64_t d = 0; d < dim; ++d) store_any(row.elements, dtype, d, value(d));
 }
 
@@ -237,7 +237,7 @@ __global__ void __launch_bounds__(kThreads, 1) kv_gather_element(KvGatherParams 
   const Row from = cache_row(page_of(p.pages, key, p.page_tokens).k, p.k_page_offset, p.cache_dtype, p.page_tokens, key,
                              p.num_k_heads, row % p.num_k_heads, p.head_dim);
   const float x = load_code(from.elements, p.cache_dtype, i % p.head_dim);
-  store_any(p.out, p.out_dtype, i, is_quantised(p.cache_dtype) ? x * load_float(from.scale) : x);
+  store_any(p.out, p.out_dtype, i, is_quantized(p.cache_dtype) ? x * load_float(from.scale) : x);
 }
 
 __global__ void __launch_bounds__(kThreads, 1) quantize_row_of(QuantizeParams p) {
@@ -282,11 +282,11 @@ __device__ __forceinline__ float cache_element(const AttentionParams& p, const C
     const Row row = cache_row(is_k ? page.k : page.v, side.page_offset, side.dtype, p.page_tokens, token, side.heads,
                               head, side.dim);
     const float x = load_code(row.elements, side.dtype, d);
-    return is_quantised(side.dtype) ? x * load_float(row.scale) : x;
+    return is_quantized(side.dtype) ? x * load_float(row.scale) : x;
   }
   const int64_t row = batch * (side.batch_stride / side.dim) + token * side.heads + head;
   const float x = load_code(side.data, side.dtype, row * side.dim + d);
-  return is_quantised(side.dtype) ? x * load_float(side.scales + row) : x;
+  return is_quantized(side.dtype) ? x * load_float(side.scales + row) : x;
 }
 
 __device__ __forceinline__ int64_t keys_of(const AttentionParams& p, int64_t batch) {

@@ -184,7 +184,7 @@ std::string check_softmax() {
       d += exact, sum += exact * v;
     }
     const SoftmaxState::Factors f = parts[0].merge(parts[1]);
-    const double got = (o[0] * f.own + o[1] * f.other) * static_cast<double>(parts[0].normalise());
+    const double got = (o[0] * f.own + o[1] * f.other) * static_cast<double>(parts[0].normalize());
     const double expected = d == 0 ? 0 : sum / d, lse = d == 0 ? -INFINITY : top * std::log(2.0) + std::log(d);
     if (!(std::fabs(got - expected) <= 1e-5 * (std::fabs(expected) + 1e-30))) return "o is " + std::to_string(got);
     if (!(parts[0].lse() == lse || std::fabs(parts[0].lse() - lse) <= 1e-5 * std::fabs(lse) + 1e-6))

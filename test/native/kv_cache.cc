@@ -31,7 +31,7 @@ std::string check_gather(DType cache, int64_t heads, int64_t dim) {
   const std::vector<float> scales = floats_of_bytes(DType::bf16, rows.scales.values());
   const std::vector<float> out = floats_of_bytes(DType::f32, call.tensor("out").memory.values());
   for (size_t i = 0; i < elements.size(); ++i) {
-    const float want = is_quantised(cache) ? elements[i] * scales[i / static_cast<size_t>(dim)] : elements[i];
+    const float want = is_quantized(cache) ? elements[i] * scales[i / static_cast<size_t>(dim)] : elements[i];
     if (want != out[i]) return "element " + std::to_string(i) + " is " + std::to_string(out[i]);
   }
   return "";
@@ -86,7 +86,7 @@ std::string check_decode_traffic(DType k, DType v, int32_t tokens, double most_s
   const double v_bytes = pages * static_cast<double>(kv_page_layer_bytes(v, 64, c.heads.v, c.dims.vo));
   *bytes = static_cast<double>(counters.read_bytes);
   // Of an allocation what each lane reads is counted, and four lanes read the scale of a K row together.
-  if (!is_quantised(k)) wrong += within("K read", read_from(counters, call.tensor("k_pool")) / k_bytes, 1, 1);
+  if (!is_quantized(k)) wrong += within("K read", read_from(counters, call.tensor("k_pool")) / k_bytes, 1, 1);
   wrong += within("V read", read_from(counters, call.tensor("v_pool")) / v_bytes, 1, 1);
   wrong += within("all reads over K and V", *bytes / (k_bytes + v_bytes), 1, 1.03);
   wrong += within("bytes of sectors read over bytes read", 32 * static_cast<double>(counters.read_sectors) / *bytes, 1,

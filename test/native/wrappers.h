@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(32, 1) try_movmatrix(const uint32_t* in, uint3
   on_lane(in, out, [](LaneWords& l) { l.out[0] = movmatrix_trans(l.in[0]); });
 }
 
-// The lane copies the first in[0] % 17 bytes of its neighbour's words, which lie in global memory.
+// The lane copies the first in[0] % 17 bytes of its neighbor's words, which lie in global memory.
 __global__ void __launch_bounds__(32, 1) try_cp_async(const uint32_t* in, uint32_t* out) {
   on_lane(in, out, [out](LaneWords& l) {
     Words4* mine = reinterpret_cast<Words4*>(out) + blockIdx.x * 32 + lane_index();

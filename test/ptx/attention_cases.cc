@@ -120,7 +120,7 @@ void add_decode(std::vector<Case>* cases) {
   }
 }
 
-// attention_prefill_kernel<T, kDimQk, kDimVo, kQuantised>: kDimQk is that of both sizes where they are equal, else 0.
+// attention_prefill_kernel<T, kDimQk, kDimVo, kQuantized>: kDimQk is that of both sizes where they are equal, else 0.
 void add_prefill(std::vector<Case>* cases) {
   struct Variant {
     int64_t q_len, kv_len;

@@ -76,7 +76,7 @@ void synchronize(Warp& warp, const Instruction&, const uint32_t*, uint32_t lanes
 }
 
 // ---- Tensor cores. With g = lane / 4 and t = lane % 4, of 16-bit elements, two a word:
-//   A (16 x 16): words 0 to 3 of a lane are A[g][2t], A[g + 8][2t], A[g][2t + 8], A[g + 8][2t + 8], and their neighbours
+//   A (16 x 16): words 0 to 3 of a lane are A[g][2t], A[g + 8][2t], A[g][2t + 8], A[g + 8][2t + 8], and their neighbors
 //   B (16 x 8):  words 0 and 1 are B[2t][g] and B[2t + 8][g], and the rows below them
 //   C (16 x 8):  words 0 to 3 are C[g][2t], C[g][2t + 1], C[g + 8][2t], C[g + 8][2t + 1]
 

@@ -26,8 +26,8 @@ void add_contiguous(Call& call, const AttentionCase& c, int64_t caches, Rows k, 
   }
   add_memory(call, "k", c.types.k, std::move(k.elements));
   add_memory(call, "v", c.types.v, std::move(v.elements));
-  if (is_quantised(c.types.k)) add_memory(call, "k_scales", DType::bf16, std::move(k.scales));
-  if (is_quantised(c.types.v)) add_memory(call, "v_scales", DType::bf16, std::move(v.scales));
+  if (is_quantized(c.types.k)) add_memory(call, "k_scales", DType::bf16, std::move(k.scales));
+  if (is_quantized(c.types.v)) add_memory(call, "v_scales", DType::bf16, std::move(v.scales));
 }
 
 // What prefill and decode have in common.
@@ -69,8 +69,8 @@ Params attention_params(Call& call, const AttentionCase& c) {
   add_contiguous(call, c, caches, std::move(k), std::move(v));
   p.k = call.tensor("k").memory.data();
   p.v = call.tensor("v").memory.data();
-  if (is_quantised(c.types.k)) p.k_scales = call.tensor("k_scales").memory.data();
-  if (is_quantised(c.types.v)) p.v_scales = call.tensor("v_scales").memory.data();
+  if (is_quantized(c.types.k)) p.k_scales = call.tensor("k_scales").memory.data();
+  if (is_quantized(c.types.v)) p.v_scales = call.tensor("v_scales").memory.data();
   if (!c.shared_cache) {
     p.stride_k_batch = c.kv_len * c.heads.k * c.dims.qk;
     p.stride_v_batch = c.kv_len * c.heads.v * c.dims.vo;

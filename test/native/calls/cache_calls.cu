@@ -9,7 +9,7 @@ namespace diffqkv::cuda {
 
 Rows random_rows(DType dtype, size_t count, int64_t dim, uint64_t seed) {
   return {random_memory(dtype, count * static_cast<size_t>(dim), 0.1f, seed),
-          random_scale_memory(is_quantised(dtype) ? count : 0, seed + 100)};
+          random_scale_memory(is_quantized(dtype) ? count : 0, seed + 100)};
 }
 
 namespace {
@@ -38,7 +38,7 @@ Memory<uint8_t> make_pool(const PoolPlan& plan, const PoolShape& shape, int64_t 
       const size_t from = b * static_cast<size_t>(kv_len) + static_cast<size_t>(token);
       const size_t count = static_cast<size_t>(std::min<int64_t>(shape.page_tokens, shape.lengths[b] - token));
       copy(layer, plan.rows->elements, from * row, count * row);
-      if (!is_quantised(plan.dtype)) continue;
+      if (!is_quantized(plan.dtype)) continue;
       uint8_t* const scales = layer + static_cast<size_t>(shape.page_tokens) * row;
       copy(scales, plan.rows->scales, from * scale_row, count * scale_row);
     }
@@ -103,7 +103,7 @@ Call kv_append_call(const KvAppendCase& c) {
   p.pages = add_pools(call, {c.k, c.v, heads, c.dims, 64, lengths}, 0, nullptr, nullptr);
   // RoPE rounds as the device's compiler has it; all else is data movement.
   const Comparison k_comparison = !c.rotate           ? Comparison::bits
-                                  : is_quantised(c.k) ? Comparison::quantized_pool
+                                  : is_quantized(c.k) ? Comparison::quantized_pool
                                                       : Comparison::values;
   for (size_t i = 0; i < call.tensors.size(); ++i) {
     if (call.tensors[i].name == "k_pool") call.outputs.push_back({i, k_comparison, 1, coarsest({c.dtype, c.k})});

@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kFillThreads, 4) fill_kernel(FillParams p) {
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kFillThreads + threadIdx.x; i < p.count; i += step) {
     if (p.scales) {
       store_any(p.data, DType::bf16, i, random_scale(p.seed, i));
-    } else if (is_quantised(p.dtype)) {
+    } else if (is_quantized(p.dtype)) {
       st_global(static_cast<uint8_t*>(p.data) + i, random_code(p.dtype, p.seed, i));
     } else {
       store_any(p.data, p.dtype, i, random_normal(p.seed, i, p.scale));
@@ -139,7 +139,7 @@ std::vector<float> floats_of_bytes(DType dtype, const std::vector<uint8_t>& byte
 }
 
 std::vector<uint8_t> random_bytes(DType dtype, size_t count, float scale, uint64_t seed) {
-  if (is_quantised(dtype)) {
+  if (is_quantized(dtype)) {
     std::vector<uint8_t> codes(count);
     for (size_t i = 0; i < count; ++i) codes[i] = random_code(dtype, seed, i);
     return codes;
