@@ -92,31 +92,33 @@ async function run(request: Run): Promise<GenerationResult> {
     );
   }
   const sampling = resolveSampling(options);
-  const tokens = encodePrompt(model, prompt, session !== undefined && session.kvLen > 0);
-  const output = new Output(model, stops);
-  const signals = signal === undefined ? [stop] : [stop, signal];
+  return withClaim(model, session, async () => {
+    const tokens = await encodePrompt(model, prompt, session !== undefined && session.kvLen > 0);
+    const output = new Output(model, stops);
+    const signals = signal === undefined ? [stop] : [stop, signal];
 
-  return withSession(model, session, tokens.length + maxTokens, async (used) => {
-    const room = used.maxKvLen - used.kvLen - tokens.length;
-    // The last token is appended to a session of the caller, so it needs room there. In a session
-    // of this generation it is not.
-    const limit = Math.min(maxTokens, session === undefined ? room + 1 : room);
-    const onProgress =
-      onPrefillProgress &&
-      ((doneTokens: number, totalTokens: number) => onPrefillProgress({ doneTokens, totalTokens }));
-    const next = (appended: Int32Array, draw: number): Promise<number> => {
-      const item = { session: used[native], tokens: appended, sampling, draw };
-      // Only the prompt is canceled midway. A single token is soon done, and completing it keeps
-      // the cache in step with the tokens that were emitted.
-      return scheduler.next(draw === 0 ? { ...item, signals, onProgress } : item);
-    };
-    const isAborted = () => signals.some(({ aborted }) => aborted);
-    const result = await drawTokens({ prompt: tokens, next, output, limit, isAborted, emit });
-    const last = result.tokens.at(-1);
-    if (session !== undefined && last !== undefined) {
-      await scheduler.next({ session: used[native], tokens: Int32Array.of(last), draw: 0 });
-    }
-    return result;
+    return withSession(model, session, tokens.length + maxTokens, async (used) => {
+      const room = used.maxKvLen - used.kvLen - tokens.length;
+      // The last token is appended to a session of the caller, so it needs room there. In a session
+      // of this generation it is not.
+      const limit = Math.min(maxTokens, session === undefined ? room + 1 : room);
+      const onProgress =
+        onPrefillProgress &&
+        ((doneTokens: number, totalTokens: number) => onPrefillProgress({ doneTokens, totalTokens }));
+      const next = (appended: Int32Array, draw: number): Promise<number> => {
+        const item = { session: used[native], tokens: appended, sampling, draw };
+        // Only the prompt is canceled midway. A single token is soon done, and completing it keeps
+        // the cache in step with the tokens that were emitted.
+        return scheduler.next(draw === 0 ? { ...item, signals, onProgress } : item);
+      };
+      const isAborted = () => signals.some(({ aborted }) => aborted);
+      const result = await drawTokens({ prompt: tokens, next, output, limit, isAborted, emit });
+      const last = result.tokens.at(-1);
+      if (session !== undefined && last !== undefined) {
+        await scheduler.next({ session: used[native], tokens: Int32Array.of(last), draw: 0 });
+      }
+      return result;
+    });
   });
 }
 
@@ -208,22 +210,13 @@ class Output {
   }
 }
 
-/** Calls `work` with the given session, or with a temporary one for at most `length` tokens. */
-async function withSession<T>(
+/** Calls `work` while no other generation may use the session. */
+async function withClaim<T>(
   model: Model,
   session: Session | undefined,
-  length: number,
-  work: (session: Session) => Promise<T>,
+  work: () => Promise<T>,
 ): Promise<T> {
-  if (session === undefined) {
-    const maxKvLen = Math.min(model.config.maxPositionEmbeddings, length);
-    const temporary = await model.createSession({ maxKvLen });
-    try {
-      return await work(temporary);
-    } finally {
-      temporary.dispose();
-    }
-  }
+  if (session === undefined) return work();
   if (session.model !== model) {
     throw invalidArgument('session belongs to another model: use a session of this model');
   }
@@ -234,18 +227,35 @@ async function withSession<T>(
   }
   busySessions.add(session);
   try {
-    return await work(session);
+    return await work();
   } finally {
     busySessions.delete(session);
   }
 }
 
+/** Calls `work` with the given session, or with a temporary one for at most `length` tokens. */
+async function withSession<T>(
+  model: Model,
+  session: Session | undefined,
+  length: number,
+  work: (session: Session) => Promise<T>,
+): Promise<T> {
+  if (session !== undefined) return work(session);
+  const maxKvLen = Math.min(model.config.maxPositionEmbeddings, length);
+  const temporary = await model.createSession({ maxKvLen });
+  try {
+    return await work(temporary);
+  } finally {
+    temporary.dispose();
+  }
+}
+
 /** `continues`: the session has a begin-of-text token already, so none is added. */
-function encodePrompt(
+async function encodePrompt(
   { config, tokenizer }: Model,
   prompt: Prompt,
   continues: boolean,
-): Int32Array {
+): Promise<Int32Array> {
   if (typeof prompt !== 'string' && !Array.isArray(prompt)) {
     throw invalid('prompt', 'a string, an array of tokens or an array of messages', prompt);
   }
@@ -258,12 +268,12 @@ function encodePrompt(
     );
   }
   if (typeof prompt === 'string') {
-    const tokens = tokenizer.encode(prompt, { addSpecialTokens: !continues });
+    const tokens = await tokenizer.encode(prompt, { addSpecialTokens: !continues });
     return checkTokens(tokens, config.vocabSize);
   }
   // The template writes the special tokens itself, including begin-of-text.
   const text = tokenizer.applyChatTemplate(prompt as readonly ChatMessage[]);
-  const tokens = tokenizer.encode(text, { addSpecialTokens: false });
+  const tokens = await tokenizer.encode(text, { addSpecialTokens: false });
   const hasSecondBos = continues && tokens[0] === tokenizer.bosTokenId;
   return checkTokens(hasSecondBos ? tokens.slice(1) : tokens, config.vocabSize);
 }

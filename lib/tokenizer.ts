@@ -1,7 +1,5 @@
-import { readFile } from 'node:fs/promises';
+import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { setImmediate as nextTick } from 'node:timers/promises';
-import { Tokenizer as Encoder } from '@huggingface/tokenizers';
 import {
   type ChatMessage,
   ChatTemplate,
@@ -14,11 +12,15 @@ import {
   checkBoolean,
   checkInteger,
   checkObject,
+  DiffqkvError,
   invalid,
   invalidCheckpoint,
   unsupportedModel,
 } from './errors';
-import { withTimeLimit } from './time_limit';
+import { readRegularFile } from './files';
+import { endProcess } from './internal';
+import { TokenizerProcess } from './tokenizer_process';
+import type { Loaded } from './tokenizer_worker';
 
 /**
  * Decodes token by token. The joined results of `push` and `flush` are what `decode` returns for
@@ -46,38 +48,57 @@ export interface StreamOptions extends DecodeOptions {
   continued?: boolean;
 }
 
-type Json = Record<string, unknown>;
+/** Options of {@link Tokenizer.encode}. */
+export interface EncodeOptions {
+  /**
+   * Add the special tokens that the checkpoint puts around a text, such as `<|begin_of_text|>`. A
+   * text that begins with the begin-of-text token, as a chat template writes it, gets no second
+   * one. Default true.
+   */
+  addSpecialTokens?: boolean;
+  /**
+   * The names of control tokens in the text become these tokens. If false, they stay text, so a
+   * user's words cannot end a message or begin another one. Control tokens are the special tokens,
+   * and the other added tokens that the chat template contains. Default true.
+   */
+  parseSpecial?: boolean;
+}
 
-/** Contents of the tokenizer files of a checkpoint. */
-interface TokenizerFiles {
+// The largest tokenizer.json of the models on the Hugging Face Hub has about 33 MB.
+const MAX_TOKENIZER_BYTES = 64 * 2 ** 20;
+const MAX_CONFIG_BYTES = 8 * 2 ** 20;
+const MAX_TEMPLATE_BYTES = 2 ** 20;
+
+// Without tokenizer.json, one of these files has the vocabulary.
+const OTHER_VOCABULARIES = ['tokenizer.model', 'vocab.json', 'merges.txt', 'vocab.txt'];
+
+// A tokenizer that is not used any more ends its process.
+const unused = new FinalizationRegistry<TokenizerProcess>((process) => process.close());
+
+interface Parts {
   directory: string;
-  encoder: Encoder;
-  /** Token strings by id. An id may have none. */
-  pieces: (string | undefined)[];
-  decoderConfig: DecoderConfig | null;
-  /** tokenizer_config.json. */
-  config: Json;
-  /** chat_template.jinja. */
+  process: TokenizerProcess;
+  loaded: Loaded;
   jinjaFile: string | null;
 }
 
-// Far more tokens than any vocabulary has. The tables are as long as the largest id.
-const MAX_TOKENS = 2 ** 24;
-
 /**
  * Converts text to tokens and back, as `tokenizer.json` and `tokenizer_config.json` of a checkpoint
- * define. Decoding returns the text of the tokens byte for byte: it does not clean up spaces (` .`
- * to `.`), which some tokenizer_config.json request.
+ * define. The tokens are those of the Rust library `tokenizers`, which the Python packages use. The
+ * library runs in a process of its own. Decoding returns the text of the tokens byte for byte: it
+ * does not clean up spaces (` .` to `.`), which some tokenizer_config.json request.
  */
 export class Tokenizer {
-  readonly #encoder: Encoder;
+  readonly #process: TokenizerProcess;
   readonly #decoderConfig: DecoderConfig | null;
-  readonly #pieces: (string | undefined)[];
-  readonly #literals: Set<string>;
-  readonly #specialTokens: Set<number>;
-  readonly #prependsBos: boolean;
+  readonly #text: Buffer;
+  readonly #ranges: Uint32Array;
+  readonly #pieces: (string | undefined)[] = [];
+  readonly #specialTexts: Set<string>;
+  readonly #controls: string[];
   readonly #chatTemplate: ChatTemplate | null;
   readonly #directory: string;
+  #prependsBos = false;
 
   /** The largest token id plus one. */
   readonly vocabSize: number;
@@ -86,92 +107,99 @@ export class Tokenizer {
   /** Id of `eos_token` in tokenizer_config.json, or null. */
   readonly eosTokenId: number | null;
 
-  private constructor(files: TokenizerFiles) {
-    const { directory, encoder, pieces, decoderConfig, config, jinjaFile } = files;
+  private constructor({ directory, process, loaded, jinjaFile }: Parts) {
+    const { text, ranges, addedTokens, config } = loaded;
     this.#directory = directory;
-    this.#encoder = encoder;
-    this.#pieces = pieces;
-    this.#decoderConfig = decoderConfig;
-    const added = [...encoder.get_added_tokens_decoder().values()];
-    this.#literals = new Set(added.map((token) => token.content));
-    this.#specialTokens = new Set(added.filter(({ special }) => special).map(({ id }) => id));
-    this.vocabSize = pieces.length;
+    this.#process = process;
+    unused.register(this, process);
+    this.#decoderConfig = loaded.decoder as DecoderConfig | null;
+    // Rejects a decoder that is not supported before it is used.
+    createDecoder(this.#decoderConfig, { continued: false });
+    this.#text = Buffer.from(text.buffer, text.byteOffset, text.byteLength);
+    this.#ranges = ranges;
+    this.vocabSize = ranges.length / 2;
     const names = ['bos_token', 'eos_token', 'unk_token', 'pad_token'];
     const variables = Object.fromEntries(
-      names.map((name) => [name, tokenText(config[name])]).filter(([, text]) => text),
+      names.filter((name) => config[name]).map((name) => [name, config[name] as string]),
     );
-    this.bosTokenId = encoder.token_to_id(variables.bos_token ?? '') ?? null;
-    this.eosTokenId = encoder.token_to_id(variables.eos_token ?? '') ?? null;
-    for (const id of [this.bosTokenId, this.eosTokenId]) {
-      if (id !== null) this.#specialTokens.add(id);
+    const idOf = new Map(addedTokens.map(({ content, id }) => [content, id]));
+    this.bosTokenId = idOf.get(variables.bos_token ?? '') ?? null;
+    this.eosTokenId = idOf.get(variables.eos_token ?? '') ?? null;
+    const special = addedTokens.filter((token) => token.special).map(({ content }) => content);
+    this.#specialTexts = new Set(special);
+    for (const name of ['bos_token', 'eos_token']) {
+      if (variables[name]) this.#specialTexts.add(variables[name]);
     }
-    // Older checkpoints have add_bos_token without a post_processor that adds the token.
-    this.#prependsBos =
-      config.add_bos_token === true &&
-      this.bosTokenId !== null &&
-      this.#encode('', true)[0] !== this.bosTokenId;
     const source = chatTemplateSource(config, jinjaFile);
     this.#chatTemplate = source === null ? null : new ChatTemplate(directory, source, variables);
-    // If the encoder cannot encode, this throws while the caller can name the file.
-    this.#encode('a 1.\u00e9', true);
+    this.#controls = addedTokens
+      .map(({ content }) => content)
+      .filter(
+        (content) =>
+          this.#specialTexts.has(content) || (content.trim() !== '' && source?.includes(content)),
+      );
   }
 
   /**
    * Reads `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja` of a directory; the
-   * last two are optional. Resolves to null if there is no tokenizer.json. Rejects with
-   * ERR_INVALID_CHECKPOINT (the message names the file) if a file is malformed,
-   * ERR_UNSUPPORTED_MODEL if a part of the tokenizer has an unknown type, ERR_INVALID_ARGUMENT if
-   * `directory` is not a string.
+   * last two are optional. Tokens of tokenizer_config.json that tokenizer.json lacks are added, as
+   * transformers does. Resolves to null if the directory has no vocabulary.
+   *
+   * Rejects with ERR_INVALID_CHECKPOINT (the message names the file) if a file is malformed, too
+   * long or not a regular file, ERR_UNSUPPORTED_MODEL if a part of the tokenizer is not supported
+   * or if the vocabulary is only in another format, ERR_INVALID_ARGUMENT if `directory` is not a
+   * string, ERR_DEVICE_UNAVAILABLE if the library `tokenizers` does not work on this platform.
    */
   static async fromDirectory(directory: string): Promise<Tokenizer | null> {
     if (typeof directory !== 'string') throw invalid('directory', 'a path', directory);
     const file = join(directory, 'tokenizer.json');
-    const json = await readJson(file);
-    if (json === null) return null;
-    const config = (await readJson(join(directory, 'tokenizer_config.json'))) ?? {};
-    const jinjaFile = await readText(join(directory, 'chat_template.jinja'));
-    json.added_tokens ??= [];
-    // Each step takes a while for a large vocabulary, so the event loop runs between the steps.
+    const configFile = join(directory, 'tokenizer_config.json');
+    const jinja = join(directory, 'chat_template.jinja');
+    const tokenizer = await readRegularFile(file, MAX_TOKENIZER_BYTES);
+    if (tokenizer === null) return withoutTokenizerJson(directory);
+    const config = (await readRegularFile(configFile, MAX_CONFIG_BYTES)) ?? Buffer.alloc(0);
+    const jinjaFile = (await readRegularFile(jinja, MAX_TEMPLATE_BYTES))?.toString('utf8') ?? null;
+    const process = new TokenizerProcess({ file, configFile, tokenizer, config });
     try {
-      await nextTick();
-      const decoderConfig = (json.decoder as DecoderConfig | null | undefined) ?? null;
-      // Created here only to reject unknown types.
-      createDecoder(decoderConfig, { literals: new Set(), continued: false });
-      // Before the encoder, which would allocate tables for any id.
-      const pieces = readPieces(json);
-      await nextTick();
-      // The encoder requires that every part is present; null means none.
-      const parts = {
-        ...{ normalizer: null, pre_tokenizer: null, post_processor: null, decoder: null },
-        ...json,
-      };
-      const encoder = new Encoder(parts, { ...config, clean_up_tokenization_spaces: false });
-      await nextTick();
-      return new Tokenizer({ directory, encoder, pieces, decoderConfig, config, jinjaFile });
+      const loaded = await process.load();
+      const result = new Tokenizer({ directory, process, loaded, jinjaFile });
+      await result.#prepare(loaded.config.add_bos_token === true);
+      return result;
     } catch (error) {
-      const { code, message } = error as { code?: string; message: string };
-      if (code === 'ERR_OUT_OF_MEMORY') throw error;
-      // The encoder reports a model, normalizer or pre-tokenizer of an unknown type in this way.
-      const isUnknownType = /^Unknown \w+ type: \w/.test(message);
-      throw isUnknownType || code === 'ERR_UNSUPPORTED_MODEL'
-        ? unsupportedModel(file, message)
-        : invalidCheckpoint(file, `malformed: ${message}`);
+      process.close();
+      if (!(error instanceof DiffqkvError)) {
+        throw invalidCheckpoint(file, `malformed: ${(error as Error).message}`);
+      }
+      if (error.message.startsWith(directory)) throw error;
+      throw new DiffqkvError(error.code, `${file}: ${error.message}`);
     }
   }
 
+  /** Rejects if the tokenizer cannot encode, while the caller can name the file. */
+  async #prepare(addsBos: boolean): Promise<void> {
+    const first = (await this.#encode('', true, true))[0];
+    // Older checkpoints have add_bos_token without a post_processor that adds the token.
+    this.#prependsBos = addsBos && this.bosTokenId !== null && first !== this.bosTokenId;
+    await this.#encode('a 1.\u00e9', true, true);
+  }
+
   /**
-   * Returns the tokens of a text. By default, `addSpecialTokens` adds the special tokens that the
-   * checkpoint puts around a text, such as `<|begin_of_text|>`. Names of special tokens in the text
-   * become these tokens. Throws ERR_INVALID_ARGUMENT if `text` is not a string.
+   * Returns the tokens of a text. Rejects with ERR_INVALID_ARGUMENT if `text` is not a string,
+   * ERR_INVALID_CHECKPOINT if the tokenizer fails, takes too long (10 s and 0.1 s for each 1,000
+   * characters) or takes too much memory. It encodes in another process, so the event loop runs on.
    */
-  encode(text: string, options: { addSpecialTokens?: boolean } = {}): number[] {
+  async encode(text: string, options: EncodeOptions = {}): Promise<number[]> {
     if (typeof text !== 'string') throw invalid('text', 'a string', text);
     checkObject('options', options);
-    const { addSpecialTokens = true } = options;
+    const { addSpecialTokens = true, parseSpecial = true } = options;
     checkBoolean('addSpecialTokens', addSpecialTokens);
-    const tokens = this.#encode(text, addSpecialTokens);
-    const prependsBos = addSpecialTokens && this.#prependsBos;
-    return prependsBos ? [this.bosTokenId as number, ...tokens] : tokens;
+    checkBoolean('parseSpecial', parseSpecial);
+    const tokens = Array.from(await this.#encode(text, addSpecialTokens, parseSpecial));
+    if (!addSpecialTokens || this.bosTokenId === null) return tokens;
+    const bos = this.bosTokenId;
+    if (this.#prependsBos && tokens[0] !== bos) return [bos, ...tokens];
+    const hasTwo = !this.#prependsBos && tokens[0] === bos && tokens[1] === bos;
+    return hasTwo ? tokens.slice(1) : tokens;
   }
 
   /**
@@ -196,12 +224,12 @@ export class Tokenizer {
     const { skipSpecialTokens = true, continued = false } = options;
     checkBoolean('skipSpecialTokens', skipSpecialTokens);
     checkBoolean('continued', continued);
-    const decoder = createDecoder(this.#decoderConfig, { literals: this.#literals, continued });
+    const decoder = createDecoder(this.#decoderConfig, { continued });
     return {
       push: (token) => {
         checkInteger('token', token, 0);
-        const piece = this.#pieces[token];
-        const isSkipped = skipSpecialTokens && this.#specialTokens.has(token);
+        const piece = this.#piece(token);
+        const isSkipped = skipSpecialTokens && this.#specialTexts.has(piece ?? '');
         return piece === undefined || isSkipped ? '' : decoder.push(piece);
       },
       flush: () => decoder.flush(),
@@ -227,81 +255,33 @@ export class Tokenizer {
     return this.#chatTemplate.render(messages, options);
   }
 
-  #encode(text: string, addSpecialTokens: boolean): number[] {
-    // A regular expression of the tokenizer may never end.
-    const limit = 10_000 + Math.ceil(text.length / 10);
-    const { ids }: { ids: (number | undefined)[] } = withTimeLimit(
-      `${this.#directory}: the tokenizer`,
-      limit,
-      () => this.#encoder.encode(text, { add_special_tokens: addSpecialTokens }),
-    );
-    // An id is undefined if the vocabulary has neither the piece nor an unk_token. It is dropped.
-    const tokens = ids.filter((id) => id !== undefined);
-    const isToken = (id: number) => Number.isInteger(id) && id >= 0 && id < this.vocabSize;
-    const wrong = tokens.find((id) => !isToken(id));
-    if (wrong === undefined) return tokens;
-    throw invalidCheckpoint(
-      this.#directory,
-      `the tokenizer returned ${wrong}, not an integer from 0 to ${this.vocabSize - 1}`,
-    );
+  /** @internal */
+  [endProcess](): void {
+    this.#process.close();
+  }
+
+  #encode(text: string, addSpecialTokens: boolean, parseSpecial: boolean): Promise<Uint32Array> {
+    const controls = this.#controls;
+    return this.#process.encode({ text, addSpecialTokens, parseSpecial, controls });
+  }
+
+  #piece(token: number): string | undefined {
+    const start = this.#ranges[2 * token];
+    const end = this.#ranges[2 * token + 1];
+    if (start === undefined || end === undefined || start > end) return undefined;
+    this.#pieces[token] ??= this.#text.toString('utf8', start, end);
+    return this.#pieces[token];
   }
 }
 
-/**
- * Token strings by id, from `model.vocab` ({ piece: id }, or [[piece, score]] for Unigram) and
- * `added_tokens`.
- */
-function readPieces(json: Json): (string | undefined)[] {
-  const vocab = (json.model as Json | null | undefined)?.vocab;
-  if (typeof vocab !== 'object' || vocab === null) throw new TypeError('model.vocab is missing');
-  const pieces: (string | undefined)[] = [];
-  const put = (piece: unknown, id: unknown) => {
-    if (typeof piece !== 'string') {
-      throw new TypeError(`the piece of token ${String(id)} is not a string`);
-    }
-    if (typeof id !== 'number' || !Number.isInteger(id) || id < 0 || id >= MAX_TOKENS) {
-      const name = JSON.stringify(piece);
-      throw new RangeError(
-        `token ${name} has the id ${String(id)}, not an integer from 0 to ${MAX_TOKENS - 1}`,
-      );
-    }
-    pieces[id] = piece;
-  };
-  const entries = Array.isArray(vocab)
-    ? vocab.map((entry, id) => [entry?.[0], id])
-    : Object.entries(vocab);
-  for (const [piece, id] of entries) put(piece, id);
-  for (const token of json.added_tokens as Json[]) put(token?.content, token?.id);
-  return pieces;
-}
-
-/** A token in tokenizer_config.json is its text, or an object with the text in `content`. */
-function tokenText(token: unknown): string | undefined {
-  const text = typeof token === 'object' && token !== null ? (token as Json).content : token;
-  return typeof text === 'string' ? text : undefined;
-}
-
-/** Null if the file does not exist. Rejects with ERR_INVALID_CHECKPOINT if it cannot be read. */
-async function readText(file: string): Promise<string | null> {
-  try {
-    return await readFile(file, 'utf8');
-  } catch (error) {
-    const { code, message } = error as NodeJS.ErrnoException;
-    if (code === 'ENOENT') return null;
-    throw invalidCheckpoint(file, `cannot be read: ${message}`);
-  }
-}
-
-/** Like `readText`. Also rejects with ERR_INVALID_CHECKPOINT if the file is not a JSON object. */
-async function readJson(file: string): Promise<Json | null> {
-  const text = await readText(file);
-  if (text === null) return null;
-  let value: unknown;
-  try {
-    value = JSON.parse(text);
-  } catch (error) {
-    throw invalidCheckpoint(file, `not valid JSON: ${(error as Error).message}`);
-  }
-  if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value as Json;
-  throw invalidCheckpoint(file, 'not a JSON object');
+/** Null if the directory has no vocabulary, ERR_UNSUPPORTED_MODEL if it is in another format. */
+async function withoutTokenizerJson(directory: string): Promise<null> {
+  const entries: string[] = await readdir(directory).catch(() => []);
+  const other = OTHER_VOCABULARIES.find((name) => entries.includes(name));
+  if (other === undefined) return null;
+  throw unsupportedModel(
+    join(directory, other),
+    'the vocabulary is not in tokenizer.json: write that file with Python, ' +
+      'transformers.AutoTokenizer.from_pretrained(directory).save_pretrained(directory)',
+  );
 }

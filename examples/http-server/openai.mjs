@@ -66,8 +66,8 @@ export function toApiError(error) {
   return new ApiError(status, message, { code: error.code, param, headers });
 }
 
-/** The tokens, the options and the form of the answer that a request asks for. `chat`: it is one for chat completions. */
-export function readRequest(model, modelName, chat, body, maxTokens) {
+/** Resolves to the tokens, the options and the form of the answer that a request asks for. `chat`: it is one for chat completions. */
+export async function readRequest(model, modelName, chat, body, maxTokens) {
   const refuse = (param, message, code = null, status = 400) => {
     throw new ApiError(status, `${param} ${message}`, { param, code });
   };
@@ -100,7 +100,9 @@ export function readRequest(model, modelName, chat, body, maxTokens) {
   const options = { maxTokens: length, temperature: 1 };
   for (const [name, option] of Object.entries(OPTIONS)) if (given[name] !== undefined) options[option] = given[name];
 
-  const tokens = chat ? chatTokens(model, given.messages, refuse) : promptTokens(model, given.prompt, refuse);
+  const tokens = await (chat
+    ? chatTokens(model, given.messages, refuse)
+    : promptTokens(model, given.prompt, refuse));
   const context = model.config.maxPositionEmbeddings;
   if (tokens.length > context) {
     refuse(
