@@ -194,12 +194,12 @@ export class Tokenizer {
     const { addSpecialTokens = true, parseSpecial = true } = options;
     checkBoolean('addSpecialTokens', addSpecialTokens);
     checkBoolean('parseSpecial', parseSpecial);
-    const tokens = Array.from(await this.#encode(text, addSpecialTokens, parseSpecial));
+    const tokens = await this.#encode(text, addSpecialTokens, parseSpecial);
     if (!addSpecialTokens || this.bosTokenId === null) return tokens;
     const bos = this.bosTokenId;
-    if (this.#prependsBos && tokens[0] !== bos) return [bos, ...tokens];
-    const hasTwo = !this.#prependsBos && tokens[0] === bos && tokens[1] === bos;
-    return hasTwo ? tokens.slice(1) : tokens;
+    if (this.#prependsBos && tokens[0] !== bos) tokens.unshift(bos);
+    else if (tokens[0] === bos && tokens[1] === bos) tokens.shift();
+    return tokens;
   }
 
   /**
@@ -260,7 +260,7 @@ export class Tokenizer {
     this.#process.close();
   }
 
-  #encode(text: string, addSpecialTokens: boolean, parseSpecial: boolean): Promise<Uint32Array> {
+  #encode(text: string, addSpecialTokens: boolean, parseSpecial: boolean): Promise<number[]> {
     const controls = this.#controls;
     return this.#process.encode({ text, addSpecialTokens, parseSpecial, controls });
   }

@@ -26,7 +26,9 @@ export type EncodeCall = Omit<EncodeRequest, 'id' | 'limitMs'> & { controls: str
 
 interface Pending {
   call: EncodeCall;
-  resolve(tokens: Uint32Array): void;
+  /** The tokens that have arrived. */
+  tokens: number[];
+  resolve(tokens: number[]): void;
   reject(error: Error): void;
   /** The process ended while it ran this call and others, so it runs by itself now. */
   solo: boolean;
@@ -81,9 +83,9 @@ export class TokenizerProcess {
   }
 
   /** Rejects with ERR_INVALID_CHECKPOINT if the tokenizer fails or exceeds a limit. */
-  encode(call: EncodeCall): Promise<Uint32Array> {
+  encode(call: EncodeCall): Promise<number[]> {
     return new Promise((resolve, reject) => {
-      this.#waiting.push({ call, resolve, reject, solo: false });
+      this.#waiting.push({ call, tokens: [], resolve, reject, solo: false });
       this.#next();
     });
   }
@@ -171,7 +173,7 @@ export class TokenizerProcess {
       } else if ('problem' in answer) {
         reject(this.#problem(answer.problem.kind, answer.problem.message));
       } else {
-        this.#settle(child, answer);
+        this.#receive(child, answer);
       }
     });
     childProcess.on('error', (error) => {
@@ -205,18 +207,23 @@ export class TokenizerProcess {
     child.running.clear();
     const { file } = this.#source;
     for (const call of calls) {
-      if (calls.length > 1) this.#waiting.push({ ...call, solo: true });
+      if (calls.length > 1) this.#waiting.push({ ...call, tokens: [], solo: true });
       else call.reject(invalidCheckpoint(file, `the tokenizer ${reason}`));
     }
     this.#next();
   }
 
-  #settle(child: Child, answer: { id: number; tokens: Uint32Array } | { id: number; error: string }) {
+  #receive(child: Child, answer: Exclude<WorkerAnswer, { loaded: unknown } | { problem: unknown }>) {
     const pending = child.running.get(answer.id);
+    if (pending === undefined) return;
+    if ('tokens' in answer) {
+      for (const token of answer.tokens) pending.tokens.push(token);
+      if (!answer.isLast) return;
+    }
     child.running.delete(answer.id);
     if (child.running.size === 0) this.#setReferenced(child, false);
-    if ('tokens' in answer) pending?.resolve(answer.tokens);
-    else pending?.reject(invalidCheckpoint(this.#source.file, `cannot encode: ${answer.error}`));
+    if ('tokens' in answer) pending.resolve(pending.tokens);
+    else pending.reject(invalidCheckpoint(this.#source.file, `cannot encode: ${answer.error}`));
     this.#next();
   }
 

@@ -53,7 +53,7 @@ export type ProblemKind = 'unavailable' | 'unsupported' | 'malformed' | 'config'
 export type WorkerAnswer =
   | { loaded: Loaded }
   | { problem: { kind: ProblemKind; message: string } }
-  | { id: number; tokens: Uint32Array }
+  | { id: number; tokens: Uint32Array; isLast: boolean }
   | { id: number; error: string };
 
 class Problem extends Error {
@@ -69,6 +69,8 @@ type Json = Record<string, unknown>;
 
 // Far more tokens than any vocabulary has. The tables are as long as the largest id.
 const MAX_TOKENS = 2 ** 24;
+// Tokens are sent in parts, so that the other process never spends long on one message.
+const TOKENS_PER_MESSAGE = 16_384;
 // Encoding a text takes at most about this many bytes for each code unit.
 const ENCODING_BYTES = 600;
 
@@ -354,8 +356,9 @@ class Host {
   }
 }
 
-function answer(message: WorkerAnswer): void {
-  process.send?.(message);
+/** Resolves when the message is written. */
+function answer(message: WorkerAnswer): Promise<void> {
+  return new Promise((resolve) => process.send?.(message, () => resolve()));
 }
 
 async function main(settings: WorkerSettings): Promise<void> {
@@ -373,20 +376,25 @@ async function main(settings: WorkerSettings): Promise<void> {
   } catch (error) {
     const kind = error instanceof Problem ? error.kind : 'malformed';
     end();
-    return answer({ problem: { kind, message: (error as Error).message } });
+    return await answer({ problem: { kind, message: (error as Error).message } });
   }
   process.on('message', async (request: EncodeRequest) => {
     const { id, text, limitMs } = request;
     const end = watchdog.begin(limitMs, text.length * ENCODING_BYTES);
     try {
-      answer({ id, tokens: await host.encode(request) });
+      const tokens = await host.encode(request);
+      for (let start = 0, isLast = false; !isLast; start += TOKENS_PER_MESSAGE) {
+        const end = start + TOKENS_PER_MESSAGE;
+        isLast = end >= tokens.length;
+        await answer({ id, tokens: tokens.slice(start, end), isLast });
+      }
     } catch (error) {
-      answer({ id, error: (error as Error).message });
+      void answer({ id, error: (error as Error).message });
     } finally {
       end();
     }
   });
-  answer({ loaded: host.loaded });
+  await answer({ loaded: host.loaded });
   end();
 }
 
