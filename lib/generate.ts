@@ -104,7 +104,8 @@ async function run(request: Run): Promise<GenerationResult> {
       const limit = Math.min(maxTokens, session === undefined ? room + 1 : room);
       const onProgress =
         onPrefillProgress &&
-        ((doneTokens: number, totalTokens: number) => onPrefillProgress({ doneTokens, totalTokens }));
+        ((doneTokens: number, totalTokens: number) =>
+          onPrefillProgress({ doneTokens, totalTokens }));
       const next = (appended: Int32Array, draw: number): Promise<number> => {
         const item = { session: used[native], tokens: appended, sampling, draw };
         // Only the prompt is canceled midway. A single token is soon done, and completing it keeps

@@ -192,7 +192,8 @@ export class TokenizerProcess {
       if (!isLoaded) reject(invalidCheckpoint(this.#source.file, `the tokenizer ${reason}`));
       this.#ended(child, reason);
     });
-    for (const stream of [childProcess.stdin, childProcess.stderr]) (stream as Socket | null)?.unref();
+    for (const stream of [childProcess.stdin, childProcess.stderr])
+      (stream as Socket | null)?.unref();
     childProcess.stdin?.on('error', () => {}); // the exit says why
     childProcess.stdin?.write(tokenizer);
     childProcess.stdin?.end(config);
@@ -213,7 +214,10 @@ export class TokenizerProcess {
     this.#next();
   }
 
-  #receive(child: Child, answer: Exclude<WorkerAnswer, { loaded: unknown } | { problem: unknown }>) {
+  #receive(
+    child: Child,
+    answer: Exclude<WorkerAnswer, { loaded: unknown } | { problem: unknown }>,
+  ) {
     const pending = child.running.get(answer.id);
     if (pending === undefined) return;
     if ('tokens' in answer) {

@@ -35,7 +35,9 @@ it.each(pipelines)('$name', async ({ json }) => {
     if (!isEqual(got, want)) differences.push({ what, text, got, want });
   };
   const tokens = await Promise.all(texts.map((text) => tokenizer.encode(text)));
-  const isSpecial = new Set((json.added_tokens as { content: string }[]).map(({ content }) => reference.tokenToId(content)));
+  const isSpecial = new Set(
+    (json.added_tokens as { content: string }[]).map(({ content }) => reference.tokenToId(content)),
+  );
   const specials = (ids: number[]) => ids.flatMap((id, i) => (isSpecial.has(id) ? [i] : []));
   tokens.forEach((ids, i) => {
     check('tokens', texts[i], ids, expected[i]);

@@ -100,9 +100,7 @@ export async function readRequest(model, modelName, chat, body, maxTokens) {
   const options = { maxTokens: length, temperature: 1 };
   for (const [name, option] of Object.entries(OPTIONS)) if (given[name] !== undefined) options[option] = given[name];
 
-  const tokens = await (chat
-    ? chatTokens(model, given.messages, refuse)
-    : promptTokens(model, given.prompt, refuse));
+  const tokens = await (chat ? chatTokens(model, given.messages, refuse) : promptTokens(model, given.prompt, refuse));
   const context = model.config.maxPositionEmbeddings;
   if (tokens.length > context) {
     refuse(

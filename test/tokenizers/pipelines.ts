@@ -76,7 +76,14 @@ const unigramVocab = [
     [`▁${word}`, -2 - i * 0.11],
     [word, -3 - i * 0.17],
   ]),
-  ...([['▁', -2.5], ['.', -4], [',', -4.1], ['1', -5], ['é', -6], ['日', -7]] as [string, number][]),
+  ...([
+    ['▁', -2.5],
+    ['.', -4],
+    [',', -4.1],
+    ['1', -5],
+    ['é', -6],
+    ['日', -7],
+  ] as [string, number][]),
 ];
 const unigram = (byte_fallback: boolean): Json => ({ type: 'Unigram', unk_id: 0, byte_fallback, vocab: unigramVocab });
 const sentencePieceNormalizer = sequence('normalizers', [
@@ -98,7 +105,18 @@ const spBpe = bpe(
 const metaspace = (prepend_scheme: string, isSplit = true): Json => ({
   ...{ type: 'Metaspace', replacement: '▁', prepend_scheme, split: isSplit },
 });
-const wordPieceVocab = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', ...words, ...words.map((word) => `##${word}`), '.', ',', '1', "'"];
+const wordPieceVocab = [
+  '[PAD]',
+  '[UNK]',
+  '[CLS]',
+  '[SEP]',
+  ...words,
+  ...words.map((word) => `##${word}`),
+  '.',
+  ',',
+  '1',
+  "'",
+];
 const wordPiece: Json = {
   type: 'WordPiece',
   unk_token: '[UNK]',
@@ -129,7 +147,9 @@ export const pipelines: Pipeline[] = [
   {
     name: 'Llama 3: BPE, Split, ignore_merges, BOS template',
     json: byteLevelBpe({
-      model: bpe([...byteChars, 'th', 'he', 'Ġt', 'Ġthe', 'hello'], ['t h', 'h e', 'Ġ t', 'Ġt he'], { ignore_merges: true }),
+      model: bpe([...byteChars, 'th', 'he', 'Ġt', 'Ġthe', 'hello'], ['t h', 'h e', 'Ġ t', 'Ġt he'], {
+        ignore_merges: true,
+      }),
       pre_tokenizer: sequence('pretokenizers', [split(llama3, 'Isolated'), byteLevelOnly]),
       post_processor: template([['<|begin|>', 261]], []),
       added_tokens: [added('<|begin|>'), added('<|end|>')],
@@ -243,14 +263,25 @@ export const pipelines: Pipeline[] = [
   },
   {
     name: 'Unigram, Metaspace never',
-    json: pipeline({ model: unigram(true), added_tokens: spTokens, pre_tokenizer: metaspace('never'), decoder: metaspace('never') }),
+    json: pipeline({
+      model: unigram(true),
+      added_tokens: spTokens,
+      pre_tokenizer: metaspace('never'),
+      decoder: metaspace('never'),
+    }),
   },
   {
     name: 'BERT: WordPiece, BertNormalizer, cleanup',
     json: pipeline({
       model: wordPiece,
       added_tokens: bertTokens,
-      normalizer: { type: 'BertNormalizer', clean_text: true, handle_chinese_chars: true, strip_accents: null, lowercase: true },
+      normalizer: {
+        type: 'BertNormalizer',
+        clean_text: true,
+        handle_chinese_chars: true,
+        strip_accents: null,
+        lowercase: true,
+      },
       pre_tokenizer: { type: 'BertPreTokenizer' },
       post_processor: template([['[CLS]', 2]], [['[SEP]', 3]]),
       decoder: { type: 'WordPiece', prefix: '##', cleanup: true },
@@ -260,7 +291,11 @@ export const pipelines: Pipeline[] = [
     name: 'WordPiece, Punctuation, no cleanup',
     json: pipeline({
       model: wordPiece,
-      normalizer: sequence('normalizers', [{ type: 'NFD' }, { type: 'StripAccents' }, { type: 'Strip', strip_left: true, strip_right: true }]),
+      normalizer: sequence('normalizers', [
+        { type: 'NFD' },
+        { type: 'StripAccents' },
+        { type: 'Strip', strip_left: true, strip_right: true },
+      ]),
       pre_tokenizer: sequence('pretokenizers', [{ type: 'Whitespace' }, { type: 'Punctuation', behavior: 'Isolated' }]),
       decoder: { type: 'WordPiece', prefix: '##', cleanup: false },
     }),
@@ -268,7 +303,11 @@ export const pipelines: Pipeline[] = [
   {
     name: 'WordLevel without a decoder',
     json: pipeline({
-      model: { type: 'WordLevel', unk_token: '<unk>', vocab: Object.fromEntries(['<unk>', ...words, '.', ','].map((w, i) => [w, i])) },
+      model: {
+        type: 'WordLevel',
+        unk_token: '<unk>',
+        vocab: Object.fromEntries(['<unk>', ...words, '.', ','].map((w, i) => [w, i])),
+      },
       added_tokens: [added('<unk>'), added('<sep>', { single_word: true })],
       pre_tokenizer: { type: 'Whitespace' },
     }),
@@ -276,9 +315,13 @@ export const pipelines: Pipeline[] = [
   {
     name: 'GPT: BPE with word ends, BPEDecoder',
     json: pipeline({
-      model: bpe(['<unk>', ...'abcdehilnort'.split(''), ...'abcdehilnort'.split('').map((c) => `${c}</w>`), 'th', 'the</w>'], ['t h', 'th e</w>'], {
-        ...{ unk_token: '<unk>', end_of_word_suffix: '</w>' },
-      }),
+      model: bpe(
+        ['<unk>', ...'abcdehilnort'.split(''), ...'abcdehilnort'.split('').map((c) => `${c}</w>`), 'th', 'the</w>'],
+        ['t h', 'th e</w>'],
+        {
+          ...{ unk_token: '<unk>', end_of_word_suffix: '</w>' },
+        },
+      ),
       pre_tokenizer: { type: 'BertPreTokenizer' },
       decoder: { type: 'BPEDecoder', suffix: '</w>' },
     }),
@@ -303,11 +346,71 @@ export const pipelines: Pipeline[] = [
 ];
 
 const fragments = [
-  ...['the', ' the', 'hello', ' world', 'an', 'on', ' in', 'er', 'll', ' a', 'Hello', 'word', ' word ', 'wordy', "don't", " 's", ' .', ' ,'],
+  ...[
+    'the',
+    ' the',
+    'hello',
+    ' world',
+    'an',
+    'on',
+    ' in',
+    'er',
+    'll',
+    ' a',
+    'Hello',
+    'word',
+    ' word ',
+    'wordy',
+    "don't",
+    " 's",
+    ' .',
+    ' ,',
+  ],
   ...[' ', '  ', '   ', '\n', '\n\n', '\r\n', '\t', '.', ',', '!', '?', "'", '-', '_', '▁', '##', '</w>', '<0x41>'],
   ...['1', '12', '1234', '٣', '²', '½', 'Ⅷ', '①', '９', 'é', 'e\u0301', 'É', 'ß', 'ﬁ', 'ñ', 'ü', 'İ', 'ſ'],
-  ...['日本', '語', '中文', '한국어', 'ㅎ', 'Привет', 'مرحبا', 'नमस्ते', 'ไทย', '😀', '👩‍👩‍👧', '🇩🇪', '\u0000', '\u007f', '\ufeff', '\u00a0', '\u2003', '\u200b', '\ufffd'],
-  ...['<s>', '</s>', '<unk>', '<|endoftext|>', '<|im_end|>', '<|begin|>', '<tool_call>', '<mask>', ' <mask> ', '[CLS]', '[SEP]', '<sep>', ' <sep> ', '<extra_id_0>', '<start_of_turn>', '<｜User｜>', '<|im', '_end|>', '<', '>'],
+  ...[
+    '日本',
+    '語',
+    '中文',
+    '한국어',
+    'ㅎ',
+    'Привет',
+    'مرحبا',
+    'नमस्ते',
+    'ไทย',
+    '😀',
+    '👩‍👩‍👧',
+    '🇩🇪',
+    '\u0000',
+    '\u007f',
+    '\ufeff',
+    '\u00a0',
+    '\u2003',
+    '\u200b',
+    '\ufffd',
+  ],
+  ...[
+    '<s>',
+    '</s>',
+    '<unk>',
+    '<|endoftext|>',
+    '<|im_end|>',
+    '<|begin|>',
+    '<tool_call>',
+    '<mask>',
+    ' <mask> ',
+    '[CLS]',
+    '[SEP]',
+    '<sep>',
+    ' <sep> ',
+    '<extra_id_0>',
+    '<start_of_turn>',
+    '<｜User｜>',
+    '<|im',
+    '_end|>',
+    '<',
+    '>',
+  ],
 ];
 
 /** Mixes fragments and random characters of all planes, without lone surrogates. */
