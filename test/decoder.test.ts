@@ -34,7 +34,7 @@ it('Metaspace drops the spaces of the first piece unless the text continues anot
   expect(pushed(metaspace, ['▁a', '▁c'], true)).toEqual([' a', ' c', '']);
   expect(pushed({ ...metaspace, prepend_scheme: 'never' }, ['▁a', '▁c'])).toEqual([' a', ' c', '']);
   expect(pushed({ ...metaspace, add_prefix_space: false }, ['▁a'])).toEqual([' a', '']);
-  expect(pushed({ ...metaspace, replacement: '_' }, ['_a_b▁'])).toEqual(['a b▁', '']);
+  expect(pushed({ ...metaspace, replacement: '_' }, ['_a_b▁'])).toEqual(['ab▁', '']);
 });
 
 it('Strip strips each piece, or after a Fuse the whole text, whose end is withheld until it is certain', () => {

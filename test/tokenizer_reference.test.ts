@@ -20,7 +20,7 @@ function isEqual(got: unknown, want: unknown): boolean {
 
 it('has 20 tokenizers', () => expect(pipelines).toHaveLength(20));
 
-it.each(pipelines)('$name', async ({ json }) => {
+it.each(pipelines)('$name', async ({ name, json }) => {
   const directory = directories.make();
   mkdirSync(directory, { recursive: true });
   writeFileSync(join(directory, 'tokenizer.json'), JSON.stringify(json));
@@ -55,7 +55,10 @@ it.each(pipelines)('$name', async ({ json }) => {
     lists
       .filter((ids) => ids.length > 0)
       .forEach((ids, i) => {
-        check('decode', ids, tokenizer.decode(ids, { skipSpecialTokens }), decoded[i]);
+        if (!skipSpecialTokens) {
+          check('decode', ids, tokenizer.decode(ids, { skipSpecialTokens }), decoded[i]);
+          return;
+        }
         const stream = tokenizer.stream({ skipSpecialTokens });
         let streamed = '';
         for (let at = 0; at < ids.length; ) {
@@ -67,6 +70,12 @@ it.each(pipelines)('$name', async ({ json }) => {
         }
         check('stream', ids, streamed + stream.flush(), decoded[i]);
       });
+  }
+  const dump = process.env.DIFFQKV_TOKENIZER_DUMP; // for test/tools/compare_tokenizers.py
+  if (dump) {
+    const decoded = lists.map((ids) => tokenizer.decode(ids));
+    const result = { name, json, texts, tokens, lists, decoded };
+    writeFileSync(join(dump, `${name.replace(/\W+/g, '_')}.json`), JSON.stringify(result));
   }
   expect(differences.slice(0, 3)).toEqual([]);
   expect(differences).toHaveLength(0);

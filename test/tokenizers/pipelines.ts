@@ -1,5 +1,5 @@
 // Tokenizers that together have every kind of model, normalizer, pre-tokenizer, post-processor and
-// decoder that checkpoints use, and texts for them. scripts/compare-tokenizers.py uses them too.
+// decoder that checkpoints use, and texts for them.
 
 import { Random } from '../numbers';
 
