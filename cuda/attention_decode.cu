@@ -317,29 +317,26 @@ class PieceStream {
   int fill_ = 0, take_ = 0;                          // slots, as bytes of the ring
 };
 
-// The caches of a unit: addresses where they are contiguous, else offsets from the starts of pages.
-__device__ __forceinline__ KeyRows find_rows(const void* data, const void* scales, int64_t first_row, DType dtype,
-                                             int first_head, int64_t num_heads, int64_t head_size, int64_t page_tokens,
-                                             int64_t page_offset) {
-  const int64_t row = num_heads * head_size, element = dtype == DType::bf16 || dtype == DType::f16 ? 2 : 1;
+// K or V of a unit from its first head on: addresses if contiguous, else offsets from a page's start.
+__device__ __forceinline__ KeyRows find_rows(const KvView& kv, int64_t first_row, int first_head, int64_t page_tokens) {
+  const int64_t row = kv.num_heads * kv.head_dim, element = kv.dtype == DType::bf16 || kv.dtype == DType::f16 ? 2 : 1;
   KeyRows r;
-  r.rows = page_tokens > 0 ? static_cast<uint64_t>(page_offset) : reinterpret_cast<uint64_t>(data);
-  r.scales = page_tokens > 0 ? r.rows + static_cast<uint64_t>(page_tokens * row * element)
-                             : reinterpret_cast<uint64_t>(scales) + static_cast<uint64_t>(first_row * num_heads * 2);
+  r.rows = page_tokens > 0 ? static_cast<uint64_t>(kv.page_offset) : reinterpret_cast<uint64_t>(kv.data);
+  r.scales = page_tokens > 0
+                 ? r.rows + static_cast<uint64_t>(page_tokens * row * element)
+                 : reinterpret_cast<uint64_t>(kv.scales) + static_cast<uint64_t>(first_row * kv.num_heads * 2);
   if (page_tokens == 0) r.rows += static_cast<uint64_t>(first_row * row * element);
-  r.rows += static_cast<uint64_t>(first_head * head_size * element);
+  r.rows += static_cast<uint64_t>(first_head * kv.head_dim * element);
   r.scales += static_cast<uint64_t>(first_head) * 2;
   r.stride = static_cast<int>(row * element);
-  r.num_heads = static_cast<int>(num_heads);
+  r.num_heads = static_cast<int>(kv.num_heads);
   return r;
 }
 
 __device__ __forceinline__ Cache find_cache(const AttentionDecodeParams& p, const Plan& plan, const Unit& unit) {
   const int64_t page_tokens = p.pages ? p.page_tokens : 0;
-  return {find_rows(p.k, p.k_scales, unit.batch * plan.k_batch_rows, p.k_dtype, unit.first_k_head, p.num_k_heads,
-                    p.head_dim_qk, page_tokens, p.k_page_offset),
-          find_rows(p.v, p.v_scales, unit.batch * plan.v_batch_rows, p.v_dtype, unit.first_v_head, p.num_v_heads,
-                    p.head_dim_vo, page_tokens, p.v_page_offset),
+  return {find_rows(p.k, unit.batch * plan.k_batch_rows, unit.first_k_head, page_tokens),
+          find_rows(p.v, unit.batch * plan.v_batch_rows, unit.first_v_head, page_tokens),
           p.pages ? ld_global(p.pages + (p.pages_shared ? 0 : unit.batch)) : nullptr, plan.page_shift};
 }
 
@@ -758,10 +755,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   using Warp = Attention<T, kDimVo, kTiles, kScaled>;
   const Unit unit = find_unit(p, plan, finding);
   if (unit.split_idx >= unit.used_splits) return;
-  const int dim_qk = static_cast<int>(p.head_dim_qk), pitch = query_pitch(dim_qk);
+  const int dim_qk = static_cast<int>(p.k.head_dim), pitch = query_pitch(dim_qk);
   const int warp = warp_index();
-  const Format k_format = kScaled ? format_of(p.k_dtype) : Format::wide;
-  const Format v_format = kScaled ? format_of(p.v_dtype) : Format::wide;
+  const Format k_format = kScaled ? format_of(p.k.dtype) : Format::wide;
+  const Format v_format = kScaled ? format_of(p.v.dtype) : Format::wide;
 
   // Q, with rows of zeros past the unit's last head.
   unsigned char* const queries = dynamic_shared();
@@ -868,22 +865,21 @@ __global__ void __launch_bounds__(kThreads, 1)
 bool takes(const AttentionDecodeParams& p) {
   const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
   const auto size = [](int64_t dim) { return dim == 32 || dim == 64 || dim == 96 || dim == 128 || dim == 256; };
-  const auto type = [&](DType dtype) { return dtype == p.q_dtype || is_quantized(dtype); };
-  if ((p.q_dtype != DType::bf16 && p.q_dtype != DType::f16) || !type(p.k_dtype) || !type(p.v_dtype) ||
-      p.out_dtype != p.q_dtype || !size(p.head_dim_qk) || !size(p.head_dim_vo) || p.num_q_heads % p.num_k_heads != 0 ||
-      p.num_q_heads % p.num_v_heads != 0 || !aligned(p.q) || !aligned(p.out)) {
+  const auto fits = [&](const KvView& kv) {
+    if ((kv.dtype != p.q_dtype && !is_quantized(kv.dtype)) || !size(kv.head_dim) || p.num_q_heads % kv.num_heads != 0)
+      return false;
+    if (p.pages) return kv.page_offset % 16 == 0;
+    return aligned(kv.data) && kv.batch_stride % (kv.num_heads * kv.head_dim) == 0;
+  };
+  if ((p.q_dtype != DType::bf16 && p.q_dtype != DType::f16) || p.out_dtype != p.q_dtype || !aligned(p.q) ||
+      !aligned(p.out) || !fits(p.k) || !fits(p.v)) {
     return false;
   }
-  if (p.pages) {
-    return p.page_tokens >= tile_keys(static_cast<int>(p.head_dim_vo)) &&
-           std::has_single_bit(static_cast<uint64_t>(p.page_tokens)) && p.k_page_offset % 16 == 0 &&
-           p.v_page_offset % 16 == 0;
-  }
-  return aligned(p.k) && aligned(p.v) && p.stride_k_batch % (p.num_k_heads * p.head_dim_qk) == 0 &&
-         p.stride_v_batch % (p.num_v_heads * p.head_dim_vo) == 0;
+  return !p.pages || (p.page_tokens >= tile_keys(static_cast<int>(p.v.head_dim)) &&
+                      std::has_single_bit(static_cast<uint64_t>(p.page_tokens)));
 }
 
-bool is_scaled(const AttentionDecodeParams& p) { return is_quantized(p.k_dtype) || is_quantized(p.v_dtype); }
+bool is_scaled(const AttentionDecodeParams& p) { return is_quantized(p.k.dtype) || is_quantized(p.v.dtype); }
 
 // The fewest splits that keep the multiprocessors nearly as busy as any number would: each is one
 // more part to merge.
@@ -904,25 +900,25 @@ int choose_splits(const AttentionDecodeParams& p, int64_t num_blocks, int num_mu
 
 Plan make_plan(const AttentionDecodeParams& p, Context& context) {
   Plan plan = {};
-  plan.q_heads_per_k_head = static_cast<int>(p.num_q_heads / p.num_k_heads);
-  plan.q_heads_per_v_head = static_cast<int>(p.num_q_heads / p.num_v_heads);
+  plan.q_heads_per_k_head = static_cast<int>(p.num_q_heads / p.k.num_heads);
+  plan.q_heads_per_v_head = static_cast<int>(p.num_q_heads / p.v.num_heads);
   plan.group_heads = std::lcm(plan.q_heads_per_k_head, plan.q_heads_per_v_head);
-  const int room = 8 * most_tiles(static_cast<int>(p.head_dim_vo), is_scaled(p));
+  const int room = 8 * most_tiles(static_cast<int>(p.v.head_dim), is_scaled(p));
   plan.parts = (plan.group_heads + room - 1) / room;
   plan.unit_heads = (plan.group_heads + plan.parts - 1) / plan.parts;
   plan.parts = (plan.group_heads + plan.unit_heads - 1) / plan.unit_heads;
   plan.num_units = static_cast<int>(p.num_q_heads) / plan.group_heads * plan.parts;
-  plan.tile_keys = tile_keys(static_cast<int>(p.head_dim_vo));
+  plan.tile_keys = tile_keys(static_cast<int>(p.v.head_dim));
   plan.page_shift = p.pages ? std::countr_zero(static_cast<uint64_t>(p.page_tokens)) : 0;
-  plan.k_batch_rows = p.stride_k_batch / (p.num_k_heads * p.head_dim_qk);
-  plan.v_batch_rows = p.stride_v_batch / (p.num_v_heads * p.head_dim_vo);
+  plan.k_batch_rows = p.k.batch_stride / (p.k.num_heads * p.k.head_dim);
+  plan.v_batch_rows = p.v.batch_stride / (p.v.num_heads * p.v.head_dim);
   plan.scale_log2 = p.sm_scale * 1.44269504088896341f;
   const int64_t num_units = p.batch_size * plan.num_units;
   plan.num_splits = choose_splits(p, num_units, context.num_multiprocessors);
   plan.min_split_keys = p.num_splits > 0 ? 1 : kMinSplitKeys;
   if (plan.num_splits > 1) {
     const size_t rows = static_cast<size_t>(num_units) * plan.num_splits * plan.unit_heads;
-    const size_t o_bytes = rows * static_cast<size_t>(p.head_dim_vo) * sizeof(float);
+    const size_t o_bytes = rows * static_cast<size_t>(p.v.head_dim) * sizeof(float);
     unsigned char* const scratch = static_cast<unsigned char*>(context.scratch(o_bytes + rows * sizeof(Words4)));
     plan.o_accum = reinterpret_cast<float*>(scratch);
     plan.sums_accum = reinterpret_cast<Words4*>(scratch + o_bytes);
@@ -938,7 +934,7 @@ void run(const AttentionDecodeParams& p, const Plan& plan, Context& context) {
   shape.grid[0] = static_cast<unsigned>(p.batch_size * plan.num_splits * plan.num_units);
   shape.threads = kThreads;
   shape.shared_bytes =
-      static_cast<size_t>(kTiles * 8 * query_pitch(static_cast<int>(p.head_dim_qk)) + kWarps * kRingBytes);
+      static_cast<size_t>(kTiles * 8 * query_pitch(static_cast<int>(p.k.head_dim)) + kWarps * kRingBytes);
   launch("attention_decode", attention_decode_kernel<T, kDimVo, kTiles, kScaled>, shape, context.stream, p, plan,
          context.finding);
 }
@@ -957,7 +953,7 @@ void run_tiles(const AttentionDecodeParams& p, const Plan& plan, Context& contex
 
 template <typename T>
 void run_sizes(const AttentionDecodeParams& p, const Plan& plan, Context& context) {
-  switch (p.head_dim_vo) {
+  switch (p.v.head_dim) {
     case 32: return run_tiles<T, 32>(p, plan, context);
     case 64: return run_tiles<T, 64>(p, plan, context);
     case 96: return run_tiles<T, 96>(p, plan, context);
@@ -970,7 +966,7 @@ void run_sizes(const AttentionDecodeParams& p, const Plan& plan, Context& contex
 
 void attention_decode(const AttentionDecodeParams& p, Context& context) {
   if (p.batch_size <= 0) return;
-  if (p.selective_top_k > 0) {
+  if (p.top_k > 0) {
     if (!attention_selective(p, context)) attention_plain_decode(p, context);
     return;
   }

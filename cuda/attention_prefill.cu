@@ -117,7 +117,7 @@ class CacheHead {
  public:
   __device__ __forceinline__ CacheHead(const AttentionPrefillParams& p, int batch, int head)
       : p_(p), batch_(batch), head_(head) {
-    if (!p.pages) start_ = data() + batch * batch_stride() * element_bytes();
+    if (!p.pages) start_ = static_cast<const unsigned char*>(kv().data) + batch * kv().batch_stride * element_bytes();
   }
 
   // Finds the page of the tile at first_key, which has a key. Well before the tile is copied: it
@@ -125,7 +125,7 @@ class CacheHead {
   __device__ __forceinline__ void seek(int first_key) {
     if (!p_.pages || (first_key & (page_tokens() - 1)) != 0) return;
     const KvPage* const page = ld_global(p_.pages + (p_.pages_shared ? 0 : batch_)) + first_key / page_tokens();
-    start_ = static_cast<const unsigned char*>(ld_global(kIsV ? &page->v : &page->k)) + page_offset();
+    start_ = static_cast<const unsigned char*>(ld_global(kIsV ? &page->v : &page->k)) + kv().page_offset;
   }
   // Of the tile at first_key, for which seek() was called last.
   __device__ __forceinline__ const unsigned char* elements(int first_key) const {
@@ -134,22 +134,18 @@ class CacheHead {
   __device__ __forceinline__ const bf16* scales(int first_key) const {
     const bf16* const first =
         p_.pages ? reinterpret_cast<const bf16*>(start_ + int64_t{page_tokens()} * num_heads() * dims())
-                 : static_cast<const bf16*>(kIsV ? p_.v_scales : p_.k_scales) + batch_ * (batch_stride() / dims());
+                 : static_cast<const bf16*>(kv().scales) + batch_ * (kv().batch_stride / dims());
     return first + row(first_key);
   }
 
   __device__ __forceinline__ bool has_8_bits() const { return kQuantized && is_quantized(dtype()); }
-  __device__ __forceinline__ DType dtype() const { return kIsV ? p_.v_dtype : p_.k_dtype; }
-  __device__ __forceinline__ int num_heads() const { return static_cast<int>(kIsV ? p_.num_v_heads : p_.num_k_heads); }
+  __device__ __forceinline__ DType dtype() const { return kv().dtype; }
+  __device__ __forceinline__ int num_heads() const { return static_cast<int>(kv().num_heads); }
 
  private:
-  __device__ __forceinline__ const unsigned char* data() const {
-    return static_cast<const unsigned char*>(kIsV ? p_.v : p_.k);
-  }
-  __device__ __forceinline__ int64_t batch_stride() const { return kIsV ? p_.stride_v_batch : p_.stride_k_batch; }
-  __device__ __forceinline__ int64_t page_offset() const { return kIsV ? p_.v_page_offset : p_.k_page_offset; }
+  __device__ __forceinline__ const KvView& kv() const { return kIsV ? p_.v : p_.k; }
   __device__ __forceinline__ int page_tokens() const { return static_cast<int>(p_.page_tokens); }
-  __device__ __forceinline__ int dims() const { return static_cast<int>(kIsV ? p_.head_dim_vo : p_.head_dim_qk); }
+  __device__ __forceinline__ int dims() const { return static_cast<int>(kv().head_dim); }
   __device__ __forceinline__ int element_bytes() const { return has_8_bits() ? 1 : 2; }
   __device__ __forceinline__ int row(int key) const {
     return (p_.pages ? key & (page_tokens() - 1) : key) * num_heads() + head_;
@@ -567,7 +563,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
   // Q's fragments, where registers suffice; else they are read again for each tile of keys.
   constexpr bool kKeepQueries = kDimQk > 0 && kDimQk <= 64 && kDimVo <= 64;
   constexpr int kKeptSteps = kKeepQueries ? kDimQk / 16 : 1;
-  const int dim_qk = kDimQk > 0 ? kDimQk : static_cast<int>(p.head_dim_qk);
+  const int dim_qk = kDimQk > 0 ? kDimQk : static_cast<int>(p.k.head_dim);
   const int warp = warp_index(), lane = lane_index(), num_warps = static_cast<int>(blockDim.x) / kWarpSize;
   const int q_len = static_cast<int>(p.q_len);
 
@@ -631,8 +627,8 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
   unsigned char* const k_tiles = tiles + k_slot * k_tile_bytes;
   unsigned char* const v_tiles = tiles + k_slots * k_tile_bytes + v_slot * v_tile_bytes;
   unsigned char* const staged = tiles + (plan.two_stages ? 2 : 1) * stage_bytes;
-  const int k_head = first_head / static_cast<int>(p.num_q_heads / p.num_k_heads);
-  const int v_head = first_head / static_cast<int>(p.num_q_heads / p.num_v_heads);
+  const int k_head = first_head / static_cast<int>(p.num_q_heads / p.k.num_heads);
+  const int v_head = first_head / static_cast<int>(p.num_q_heads / p.v.num_heads);
   TileFiller<T, false, kQuantized> k(
       CacheHead<false, kQuantized>(p, batch, k_head), end_key, plan.k_is_shared ? warp : worker,
       plan.k_is_shared ? num_warps : plan.warps_per_group, staged + k_slot * kTileKeys * dim_qk);
@@ -769,7 +765,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
     for (int h = 0; h < 2; ++h) {
       const Row row(plan, worker * kWarpRows + m * 16 + h * 8 + lane / 4, first_query, q_len);
       const int64_t head = first_head + row.head;
-      if (kQuantized && is_quantized(p.v_dtype)) {  // the sum of P without the scales of V
+      if (kQuantized && is_quantized(p.v.dtype)) {  // the sum of P without the scales of V
         sum.divisor[m][2 * h] = softmax.sum(m, h) * __frcp_rn(v_power);
       }
       sum.store_row(m, h, static_cast<T*>(p.out) + ((first_row + row.query) * p.num_q_heads + head) * kDimVo,
@@ -790,33 +786,30 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
 bool takes(const AttentionPrefillParams& p) {
   const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
   const auto size = [](int64_t dim) { return dim == 32 || dim == 64 || dim == 96 || dim == 128 || dim == 256; };
-  const auto cache_type = [&](DType dtype) { return dtype == p.q_dtype || is_quantized(dtype); };
-  const auto cache_aligned = [&](const void* data, int64_t stride, DType dtype) {
-    return aligned(data) && stride * static_cast<int64_t>(dtype_size(dtype)) % 16 == 0;
+  const auto fits = [&](const KvView& kv) {
+    const int64_t stride_bytes = kv.batch_stride * static_cast<int64_t>(dtype_size(kv.dtype));
+    return (kv.dtype == p.q_dtype || is_quantized(kv.dtype)) && size(kv.head_dim) &&
+           p.num_q_heads % kv.num_heads == 0 && (p.pages != nullptr || (aligned(kv.data) && stride_bytes % 16 == 0));
   };
-  return (p.q_dtype == DType::bf16 || p.q_dtype == DType::f16) && p.out_dtype == p.q_dtype && cache_type(p.k_dtype) &&
-         cache_type(p.v_dtype) && size(p.head_dim_qk) && size(p.head_dim_vo) && p.num_q_heads % p.num_k_heads == 0 &&
-         p.num_q_heads % p.num_v_heads == 0 &&
-         (p.num_k_heads % p.num_v_heads == 0 || p.num_v_heads % p.num_k_heads == 0) && std::isnormal(p.sm_scale) &&
-         aligned(p.q) && aligned(p.out) &&
-         (p.pages ? p.page_tokens % kTileKeys == 0
-                  : cache_aligned(p.k, p.stride_k_batch, p.k_dtype) && cache_aligned(p.v, p.stride_v_batch, p.v_dtype));
+  return (p.q_dtype == DType::bf16 || p.q_dtype == DType::f16) && p.out_dtype == p.q_dtype && fits(p.k) && fits(p.v) &&
+         (p.k.num_heads % p.v.num_heads == 0 || p.v.num_heads % p.k.num_heads == 0) && std::isnormal(p.sm_scale) &&
+         aligned(p.q) && aligned(p.out) && (p.pages == nullptr || p.page_tokens % kTileKeys == 0);
 }
 
-bool has_8_bits(const AttentionPrefillParams& p) { return is_quantized(p.k_dtype) || is_quantized(p.v_dtype); }
+bool has_8_bits(const AttentionPrefillParams& p) { return is_quantized(p.k.dtype) || is_quantized(p.v.dtype); }
 
 // What the kernel that takes the call is compiled for: 0 is any.
 int kernel_dim_qk(const AttentionPrefillParams& p) {
-  return !has_8_bits(p) && p.head_dim_qk == p.head_dim_vo ? static_cast<int>(p.head_dim_qk) : 0;
+  return !has_8_bits(p) && p.k.head_dim == p.v.head_dim ? static_cast<int>(p.k.head_dim) : 0;
 }
 
 int warp_rows(const AttentionPrefillParams& p) {
-  return 16 * row_tiles(kernel_dim_qk(p), static_cast<int>(p.head_dim_vo));
+  return 16 * row_tiles(kernel_dim_qk(p), static_cast<int>(p.v.head_dim));
 }
 
 size_t shared_bytes(const AttentionPrefillParams& p, const Plan& plan) {
   const int64_t groups = plan.groups_per_block, k_slots = plan.k_is_shared ? 1 : groups, v_slots = groups + 1 - k_slots;
-  const int dim_qk = static_cast<int>(p.head_dim_qk), dim_vo = static_cast<int>(p.head_dim_vo);
+  const int dim_qk = static_cast<int>(p.k.head_dim), dim_vo = static_cast<int>(p.v.head_dim);
   const bool quantized = has_8_bits(p);
   const int64_t stage = k_slots * tile_bytes(dim_qk, quantized) + v_slots * tile_bytes(dim_vo, quantized);
   const int64_t staged = quantized ? kTileKeys * (k_slots * dim_qk + v_slots * dim_vo) : 0;
@@ -826,10 +819,10 @@ size_t shared_bytes(const AttentionPrefillParams& p, const Plan& plan) {
 
 // False where a group has more Q heads than a block has rows.
 bool make_plan(const AttentionPrefillParams& p, const Context& context, Plan* plan) {
-  const int num_groups = static_cast<int>(std::max(p.num_k_heads, p.num_v_heads));
-  const int num_shared = static_cast<int>(std::min(p.num_k_heads, p.num_v_heads));
+  const int num_groups = static_cast<int>(std::max(p.k.num_heads, p.v.num_heads));
+  const int num_shared = static_cast<int>(std::min(p.k.num_heads, p.v.num_heads));
   const int q_len = static_cast<int>(p.q_len), rows_of_warp = warp_rows(p);
-  plan->k_is_shared = p.num_k_heads <= p.num_v_heads;
+  plan->k_is_shared = p.k.num_heads <= p.v.num_heads;
   plan->q_heads_per_group = static_cast<int>(p.num_q_heads) / num_groups;
   plan->scale_log2 = std::fabs(p.sm_scale) * 1.44269504088896341f;
   plan->negate = p.sm_scale < 0;
@@ -881,7 +874,7 @@ void run_qk(const AttentionPrefillParams& p, const Plan& plan, Context& context)
 
 template <typename T>
 void run_sizes(const AttentionPrefillParams& p, const Plan& plan, Context& context) {
-  switch (p.head_dim_vo) {
+  switch (p.v.head_dim) {
     case 32: return run_qk<T, 32>(p, plan, context);
     case 64: return run_qk<T, 64>(p, plan, context);
     case 96: return run_qk<T, 96>(p, plan, context);

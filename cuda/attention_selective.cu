@@ -97,16 +97,9 @@ struct alignas(16) Segment {
 template <typename E>
 class CacheHead {
  public:
-  __device__ __forceinline__ static CacheHead of_k(const AttentionDecodeParams& p, int page_shift, int64_t batch,
-                                                   int64_t head) {
-    return CacheHead(p, page_shift, batch, head, false, p.k, p.k_scales, p.stride_k_batch, p.num_k_heads, p.head_dim_qk,
-                     p.k_page_offset);
-  }
-  __device__ __forceinline__ static CacheHead of_v(const AttentionDecodeParams& p, int page_shift, int64_t batch,
-                                                   int64_t head) {
-    return CacheHead(p, page_shift, batch, head, true, p.v, p.v_scales, p.stride_v_batch, p.num_v_heads, p.head_dim_vo,
-                     p.v_page_offset);
-  }
+  __device__ __forceinline__ CacheHead(const AttentionDecodeParams& p, int page_shift, KvTensor tensor, int64_t batch,
+                                       int64_t head)
+      : CacheHead(p, page_shift, tensor, batch, head, tensor == KvTensor::v ? p.v : p.k) {}
 
   __device__ __forceinline__ Segment segment(int index) const {
     const int64_t tokens = int64_t{1} << page_shift_;
@@ -114,8 +107,8 @@ class CacheHead {
     const bf16* scales = nullptr;
     if (pages_ != nullptr) {
       const KvPage page = load_page(pages_ + index);
-      const KvRows rows = rows_in_page(is_v_ ? page.v : page.k, page_offset_, 0, static_cast<int>(tokens),
-                                       static_cast<int>(num_heads_), row_bytes_);
+      const KvRows rows = rows_in_page(tensor_ == KvTensor::v ? page.v : page.k, page_offset_, 0,
+                                       static_cast<int>(tokens), static_cast<int>(num_heads_), row_bytes_);
       data = rows.elements, scales = rows.scales;
     } else {
       data = data_ + index * tokens * pitch_;
@@ -133,22 +126,21 @@ class CacheHead {
   __device__ __forceinline__ int64_t pitch() const { return pitch_; }
 
  private:
-  __device__ __forceinline__ CacheHead(const AttentionDecodeParams& p, int page_shift, int64_t batch, int64_t head,
-                                       bool is_v, const void* data, const void* scales, int64_t stride_batch,
-                                       int64_t num_heads, int64_t dim, int64_t page_offset)
-      : data_(static_cast<const unsigned char*>(data)),
-        scales_(static_cast<const bf16*>(scales)),
+  __device__ __forceinline__ CacheHead(const AttentionDecodeParams& p, int page_shift, KvTensor tensor, int64_t batch,
+                                       int64_t head, const KvView& kv)
+      : data_(static_cast<const unsigned char*>(kv.data)),
+        scales_(static_cast<const bf16*>(kv.scales)),
         pages_(p.pages != nullptr ? ld_global(p.pages + (p.pages_shared ? 0 : batch)) : nullptr),
-        page_offset_(page_offset),
-        row_bytes_(dim * kBytes),
-        pitch_(num_heads * dim * kBytes),
+        page_offset_(kv.page_offset),
+        row_bytes_(kv.head_dim * kBytes),
+        pitch_(kv.num_heads * kv.head_dim * kBytes),
         head_(head),
-        num_heads_(num_heads),
+        num_heads_(kv.num_heads),
         page_shift_(page_shift),
-        is_v_(is_v) {
+        tensor_(tensor) {
     if (pages_ != nullptr) return;
-    data_ += batch * stride_batch * kBytes;
-    if (kScaled) scales_ += batch * (stride_batch / dim);
+    data_ += batch * kv.batch_stride * kBytes;
+    if (kScaled) scales_ += batch * (kv.batch_stride / kv.head_dim);
   }
   __device__ __forceinline__ int64_t row_index(int key) const { return key & ((1 << page_shift_) - 1); }
 
@@ -159,7 +151,7 @@ class CacheHead {
   const KvPage* pages_;
   int64_t page_offset_, row_bytes_, pitch_, head_, num_heads_;
   int page_shift_;
-  bool is_v_;
+  KvTensor tensor_;
 };
 
 // ---- attention_selective_scores
@@ -371,7 +363,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int first_head = k_head * plan.q_heads_per_k_head + first;
   const int num_heads = smaller(plan.unit_heads, plan.q_heads_per_k_head - first);
 
-  const int dim = static_cast<int>(p.head_dim_qk), pitch = Tile::query_pitch(dim);
+  const int dim = static_cast<int>(p.k.head_dim), pitch = Tile::query_pitch(dim);
   const int warp = warp_index(), lane = lane_index();
   auto* const shared = reinterpret_cast<ScoresShared*>(dynamic_shared());
   unsigned char* const queries = dynamic_shared() + sizeof(*shared);
@@ -385,7 +377,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     cp_async_cg(queries + row * pitch + chunk * 16, valid ? q + row * dim + chunk * 8 : q, valid ? 16 : 0);
   }
   cp_async_commit_group();
-  const auto cache = CacheHead<K>::of_k(p, plan.page_shift, batch, k_head);
+  const CacheHead<K> cache(p, plan.page_shift, KvTensor::k, batch, k_head);
   const int first_segment = cache.segment_of(begin_key);
   const int num_segments = cache.segment_of(end_key - 1) - first_segment + 1;
   for (int i = threadIdx.x; i < num_segments; i += kThreads) {
@@ -528,7 +520,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_selective_values_kernel
   const int64_t row = blockIdx.x;
   const int head = static_cast<int>(row % p.num_q_heads);
   const int64_t batch = plan.first_batch + row / p.num_q_heads, out_row = batch * p.num_q_heads + head;
-  const int dim = static_cast<int>(p.head_dim_vo);
+  const int dim = static_cast<int>(p.v.head_dim);
   const Keys keys(p, plan, batch, nullptr);
 
   // m and d of all keys, by every warp.
@@ -569,7 +561,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_selective_values_kernel
 
   // The kept go to the list in the order of their keys, a warp's share of a round at a time, and
   // are gathered when it is full.
-  const auto cache = CacheHead<V>::of_v(p, plan.page_shift, batch, head * p.num_v_heads / p.num_q_heads);
+  const CacheHead<V> cache(p, plan.page_shift, KvTensor::v, batch, head * p.v.num_heads / p.num_q_heads);
   Gather<V> gather(dim);
   float weight_sum = 0;
   int listed = 0;
@@ -632,17 +624,17 @@ __global__ void __launch_bounds__(kThreads, 2) attention_selective_values_kernel
 
 bool aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
-// 16-bit Q and out of one type, K of that type or of one byte an element, V of any; head sizes in
-// whole 16 bytes.
+// Whether the kernels support the call: Q and out of one 16-bit type, K of that type or of one byte per element, V of any
+// type; head sizes in whole 16 bytes.
 bool takes(const AttentionDecodeParams& p) {
-  const int64_t v_bytes = static_cast<int64_t>(dtype_size(p.v_dtype));
+  const auto fits = [&](const KvView& kv) {
+    const int64_t bytes = static_cast<int64_t>(dtype_size(kv.dtype));
+    return kv.head_dim * bytes % 16 == 0 && kv.head_dim <= kMaxHeadDim && p.num_q_heads % kv.num_heads == 0 &&
+           (p.pages != nullptr || (aligned(kv.data) && kv.batch_stride * bytes % 16 == 0));
+  };
   return (p.q_dtype == DType::bf16 || p.q_dtype == DType::f16) && p.out_dtype == p.q_dtype &&
-         (p.k_dtype == p.q_dtype || is_quantized(p.k_dtype)) && p.selective_top_k > 0 && p.head_dim_qk % 16 == 0 &&
-         p.head_dim_qk <= kMaxHeadDim && p.head_dim_vo * v_bytes % 16 == 0 && p.head_dim_vo <= kMaxHeadDim &&
-         p.num_q_heads % p.num_k_heads == 0 && p.num_q_heads % p.num_v_heads == 0 && aligned(p.q) &&
-         (p.pages != nullptr ||
-          (aligned(p.k) && aligned(p.v) && p.stride_k_batch * static_cast<int64_t>(dtype_size(p.k_dtype)) % 16 == 0 &&
-           p.stride_v_batch * v_bytes % 16 == 0));
+         (p.k.dtype == p.q_dtype || is_quantized(p.k.dtype)) && p.k.head_dim % 16 == 0 && p.top_k > 0 && fits(p.k) &&
+         fits(p.v) && aligned(p.q);
 }
 
 size_t scores_shared_bytes(int num_heads, size_t query_bytes, int keys) {
@@ -658,17 +650,17 @@ struct Launch {
 Launch make_launch(const AttentionDecodeParams& p, Context& context) {
   Launch launch = {};
   Plan& plan = launch.plan;
-  plan.q_heads_per_k_head = static_cast<int>(p.num_q_heads / p.num_k_heads);
+  plan.q_heads_per_k_head = static_cast<int>(p.num_q_heads / p.k.num_heads);
   const int most = plan.q_heads_per_k_head <= 8 ? 8 : 16;
   plan.parts = (plan.q_heads_per_k_head + most - 1) / most;
   plan.unit_heads = (plan.q_heads_per_k_head + plan.parts - 1) / plan.parts;
-  plan.num_units = static_cast<int>(p.num_k_heads) * plan.parts;
-  plan.top_k = static_cast<int>(std::min(p.selective_top_k, p.kv_len));
+  plan.num_units = static_cast<int>(p.k.num_heads) * plan.parts;
+  plan.top_k = static_cast<int>(std::min(p.top_k, p.kv_len));
   plan.page_shift = p.pages != nullptr ? std::countr_zero(static_cast<uint64_t>(p.page_tokens)) : 6;
   plan.scale = std::fabs(p.sm_scale), plan.scale_log2 = plan.scale * 1.44269504088896341f;
   plan.direction = p.sm_scale > 0 ? 1.0f : p.sm_scale < 0 ? -1.0f : p.sm_scale * 0.0f;
 
-  const size_t query_bytes = static_cast<size_t>(most) * (static_cast<size_t>(p.head_dim_qk) * 2 + 32);
+  const size_t query_bytes = static_cast<size_t>(most) * (static_cast<size_t>(p.k.head_dim) * 2 + 32);
   int max_split_keys = kMaxSplitKeys * 8 / most;
   while (scores_shared_bytes(most, query_bytes, max_split_keys) > context.max_shared_bytes) {
     max_split_keys -= kSplitStep;
@@ -708,7 +700,7 @@ void run_scores(const AttentionDecodeParams& p, const Plan& plan, const LaunchSh
 
 template <typename T>
 void run_scores_of(const AttentionDecodeParams& p, const Plan& plan, const LaunchShape& shape, Context& context) {
-  switch (p.k_dtype) {
+  switch (p.k.dtype) {
     case DType::i8: return run_scores<T, i8>(p, plan, shape, context);
     case DType::f8e4m3: return run_scores<T, f8e4m3>(p, plan, shape, context);
     default: return run_scores<T, T>(p, plan, shape, context);
@@ -734,7 +726,7 @@ bool attention_selective(const AttentionDecodeParams& p, Context& context) {
       run_scores_of<f16>(p, plan, scores, context);
     }
     values.grid[0] = static_cast<unsigned>(sequences * p.num_q_heads);
-    visit_cache(p.v_dtype, [&](auto v) {
+    visit_cache(p.v.dtype, [&](auto v) {
       launch("attention_selective_values", attention_selective_values_kernel<decltype(v)>, values, context.stream, p,
              plan);
     });

@@ -96,7 +96,7 @@ class CudaBackend : public Backend, private Context {
   void embed(const EmbedParams& p) override { enqueue(cuda::embed, p); }
   void rms_norm(const RmsNormParams& p) override { enqueue(cuda::rms_norm, p); }
   void matmul(const MatmulParams& p) override { enqueue(cuda::matmul, p); }
-  void augmented_q(const AugmentedQParams& p) override { enqueue(cuda::augmented_q, p); }
+  void gated_mlp(const GatedMlpParams& p) override { enqueue(cuda::gated_mlp, p); }
   void silu_mul(const SiluMulParams& p) override { enqueue(cuda::silu_mul, p); }
   void rope(const RopeParams& p) override { enqueue(cuda::rope, p); }
   void kv_append(const KvAppendParams& p) override { enqueue(cuda::kv_append, p); }

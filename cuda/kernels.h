@@ -38,7 +38,7 @@ class Context {
 void embed(const EmbedParams& p, Context& context);
 void rms_norm(const RmsNormParams& p, Context& context);
 void matmul(const MatmulParams& p, Context& context);
-void augmented_q(const AugmentedQParams& p, Context& context);
+void gated_mlp(const GatedMlpParams& p, Context& context);
 void silu_mul(const SiluMulParams& p, Context& context);
 void rope(const RopeParams& p, Context& context);
 void kv_append(const KvAppendParams& p, Context& context);

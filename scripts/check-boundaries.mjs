@@ -19,10 +19,14 @@ function breaksArrow(line, path) {
   return !MAY_IMPORT[from].includes(to) || (to === 'lib' && !isPublic);
 }
 
-/** A bare head_dim is right if there is only one head: RoPE, K or V by itself, Hugging Face's key, tests and benches. */
+/**
+ * A bare head_dim is right if there is only one head: RoPE, K or V by itself, Hugging Face's key, tests and benches. So is
+ * the field of a KvView.
+ */
 const oneHeadSize =
   /rope|rotary|quantize|kv_(append|gather|view)|lifted_keys|attention\/(gemm|top_k)|backend\/(ops\.h|check\.cc)|model\/config\.cc|presets\.ts|convert_config\.ts|^(test|bench)\//;
-const bareHeadDim = /^(?!.*(rope|rotary|positions|inv_freq|p\.head_dim = config_)).*\b(head_dim|headDim)\b/i;
+const bareHeadDim =
+  /^(?!.*(rope|rotary|positions|inv_freq|p\.head_dim = config_)).*(?<!\b(k|v|kv(\(\))?|[kv]_cache)\.)(?<!, \.)\b(head_dim|headDim)\b/i;
 
 /** The asm statements that touch memory or wait for threads, but lack volatile or a "memory" clobber. nvcc happens to
  * keep their order, so no test of the compiled code would notice. */
@@ -91,7 +95,8 @@ const RULES = [
   ['K and V have their own head counts', /^(?!scripts\/check-boundaries)/, /\b((num_)?kv_heads|kvHeads|numKvHeads)\b/,
     [['csrc/model/forward.cc', 'int64_t num_kv_heads = 4;'], ['lib/kernels.ts', 'const numKvHeads = k.shape[2];']]],
   ['K and V have their own head sizes', new RegExp(`^(?!.*(check-boundaries|${oneHeadSize.source}))`), bareHeadDim,
-    [['csrc/backend/cpu/attention/decode.cc', 'const int64_t head_dim = 64;'], ['lib/kernels.ts', 'const headDim = 1;']]],
+    [['csrc/backend/cpu/attention/decode.cc', 'const int64_t head_dim = 64;'], ['lib/kernels.ts', 'const headDim = 1;'],
+      ['cuda/attention_prefill.cu', 'const int dim = p.head_dim;']]],
 ];
 
 function problems([, applies, wrong], path, text) {

@@ -32,7 +32,7 @@ Napi::Function DeviceObject::define(Napi::Env env) {
        InstanceMethod<&DeviceObject::random_model>("randomModel"), InstanceMethod<&DeviceObject::dispose_js>("dispose"),
        InstanceMethod<&DeviceObject::attention_prefill>("attentionPrefill"),
        InstanceMethod<&DeviceObject::attention_decode>("attentionDecode"),
-       InstanceMethod<&DeviceObject::quantize>("quantize"), InstanceMethod<&DeviceObject::augmented_q>("augmentedQ"),
+       InstanceMethod<&DeviceObject::quantize>("quantize"), InstanceMethod<&DeviceObject::gated_mlp>("gatedMlp"),
        InstanceMethod<&DeviceObject::matmul>("matmul"), InstanceMethod<&DeviceObject::rms_norm>("rmsNorm"),
        InstanceMethod<&DeviceObject::rope>("rope"), InstanceMethod<&DeviceObject::silu_mul>("siluMul"),
        InstanceMethod<&DeviceObject::embed>("embed")});

@@ -60,7 +60,7 @@ class DeviceObject final : public Napi::ObjectWrap<DeviceObject>, public Resourc
   Napi::Value attention_prefill(const Napi::CallbackInfo& info);
   Napi::Value attention_decode(const Napi::CallbackInfo& info);
   Napi::Value quantize(const Napi::CallbackInfo& info);
-  Napi::Value augmented_q(const Napi::CallbackInfo& info);
+  Napi::Value gated_mlp(const Napi::CallbackInfo& info);
   Napi::Value matmul(const Napi::CallbackInfo& info);
   Napi::Value rms_norm(const Napi::CallbackInfo& info);
   Napi::Value rope(const Napi::CallbackInfo& info);

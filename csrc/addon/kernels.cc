@@ -77,7 +77,8 @@ Napi::Value DeviceObject::attention_prefill(const Napi::CallbackInfo& info) {
     const Fields fields(info);
     Operands operands(fields, *device_);
     const AttentionViews views = operands.attention();
-    const auto p = check_attention_prefill(views, fields.boolean("causal"), fields.optional_number("smScale"));
+    const PrefillOptions options = {.causal = fields.boolean("causal"), .sm_scale = fields.optional_number("smScale")};
+    const auto p = check_attention_prefill(views, options);
     return submit(info, operands.job(&Backend::attention_prefill, p, views.out));
   });
 }
@@ -88,12 +89,14 @@ Napi::Value DeviceObject::attention_decode(const Napi::CallbackInfo& info) {
     const Fields fields(info);
     Operands operands(fields, *device_);
     const AttentionViews views = operands.attention();
-    const std::optional<double> sm_scale = fields.optional_number("smScale");
-    const int64_t num_splits = fields.integer("numSplits", 0, 1 << 20);
-    const auto selective = fields.optional_object("selectiveV", "selectiveV.");
-    const int64_t top_k = selective ? selective->integer("topK", 1, kMaxSafeInteger) : 0;
-    const bool renormalize = selective && selective->boolean("renormalize");
-    const auto p = check_attention_decode(views, sm_scale, num_splits, top_k, renormalize);
+    DecodeOptions options;
+    options.sm_scale = fields.optional_number("smScale");
+    options.num_splits = fields.integer("numSplits", 0, 1 << 20);
+    if (const auto selective = fields.optional_object("selectiveV", "selectiveV.")) {
+      options.top_k = selective->integer("topK", 1, kMaxSafeInteger);
+      options.renormalize = selective->boolean("renormalize");
+    }
+    const auto p = check_attention_decode(views, options);
     return submit(info, operands.job(&Backend::attention_decode, p, views.out));
   });
 }
@@ -110,7 +113,7 @@ Napi::Value DeviceObject::quantize(const Napi::CallbackInfo& info) {
   });
 }
 
-Napi::Value DeviceObject::augmented_q(const Napi::CallbackInfo& info) {
+Napi::Value DeviceObject::gated_mlp(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     check_usable();
     const Fields fields(info);
@@ -120,7 +123,7 @@ Napi::Value DeviceObject::augmented_q(const Napi::CallbackInfo& info) {
     const TensorView& up = operands.tensor("up");
     const TensorView& down = operands.tensor("down");
     const TensorView& out = operands.tensor("out");
-    return submit(info, operands.job(&Backend::augmented_q, check_augmented_q(x, gate, up, down, out), out));
+    return submit(info, operands.job(&Backend::gated_mlp, check_gated_mlp(x, gate, up, down, out), out));
   });
 }
 

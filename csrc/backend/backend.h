@@ -54,7 +54,7 @@ class Backend {
   virtual void embed(const EmbedParams& p) = 0;
   virtual void rms_norm(const RmsNormParams& p) = 0;
   virtual void matmul(const MatmulParams& p) = 0;
-  virtual void augmented_q(const AugmentedQParams& p) = 0;
+  virtual void gated_mlp(const GatedMlpParams& p) = 0;
   virtual void silu_mul(const SiluMulParams& p) = 0;
   virtual void rope(const RopeParams& p) = 0;
   virtual void kv_append(const KvAppendParams& p) = 0;

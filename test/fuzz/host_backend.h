@@ -46,7 +46,7 @@ class HostBackend final : public Backend {
   }
   void embed(const EmbedParams&) override {}
   void rms_norm(const RmsNormParams&) override {}
-  void augmented_q(const AugmentedQParams&) override {}
+  void gated_mlp(const GatedMlpParams&) override {}
   void silu_mul(const SiluMulParams&) override {}
   void rope(const RopeParams&) override {}
   void kv_append(const KvAppendParams&) override {}

@@ -126,7 +126,7 @@ class CpuBackend : public Backend {
   void embed(const EmbedParams& p) override { kernels().embed(p); }
   void rms_norm(const RmsNormParams& p) override { kernels().rms_norm(p); }
   void matmul(const MatmulParams& p) override { linear().matmul(p); }
-  void augmented_q(const AugmentedQParams& p) override { linear().augmented_q(p); }
+  void gated_mlp(const GatedMlpParams& p) override { linear().gated_mlp(p); }
   void silu_mul(const SiluMulParams& p) override { kernels().silu_mul(p); }
   void rope(const RopeParams& p) override { kernels().rope(p); }
   void kv_append(const KvAppendParams& p) override { kernels().kv_append(p); }

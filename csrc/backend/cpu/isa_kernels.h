@@ -8,7 +8,7 @@ namespace diffqkv::cpu::DIFFQKV_ISA {
 void embed(const EmbedParams& p);
 void rms_norm(const RmsNormParams& p);
 void gemv(const MatmulParams& p, Arena& arena);
-void gated_gemv(const AugmentedQParams& p, void* inner, DType inner_dtype, Arena& arena);
+void gated_gemv(const GatedMlpParams& p, void* inner, DType inner_dtype, Arena& arena);
 void matmul_blocked(const MatmulParams& p, Arena& arena);
 void silu_mul(const SiluMulParams& p);
 void rope(const RopeParams& p);

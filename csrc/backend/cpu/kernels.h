@@ -25,7 +25,7 @@ struct Kernels {
   void (*rms_norm)(const RmsNormParams& p);
   void (*gemv)(const MatmulParams& p, Arena& arena);  // few tokens; bound by reading the weight once
   // inner = silu(x gate^T) * (x up^T), [num_tokens, inner_size]
-  void (*gated_gemv)(const AugmentedQParams& p, void* inner, DType inner_dtype, Arena& arena);
+  void (*gated_gemv)(const GatedMlpParams& p, void* inner, DType inner_dtype, Arena& arena);
   void (*matmul_blocked)(const MatmulParams& p, Arena& arena);  // any shape; used if oneDNN is not built in
   void (*silu_mul)(const SiluMulParams& p);
   void (*rope)(const RopeParams& p);

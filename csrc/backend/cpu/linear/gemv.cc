@@ -308,7 +308,7 @@ void gemv(const MatmulParams& p, Arena& arena) {
   }
 }
 
-void gated_gemv(const AugmentedQParams& p, void* inner, DType inner_dtype, Arena& arena) {
+void gated_gemv(const GatedMlpParams& p, void* inner, DType inner_dtype, Arena& arena) {
   const int64_t in = p.in_features;
   const int64_t n = p.inner_size;
   float* gate_sums = static_cast<float*>(arena.get(kSlotGateSums, kMaxTokens * n * sizeof(float)));

@@ -15,10 +15,10 @@ constexpr int64_t kBlockTokens = 1024;
 
 }  // namespace
 
-void LinearLayers::augmented_q(const AugmentedQParams& p) {
-  require_compute_type("augmented_q: x", p.x_dtype);
-  require_compute_type("augmented_q: the weights", p.weight_dtype);
-  require_compute_type("augmented_q: out", p.out_dtype);
+void LinearLayers::gated_mlp(const GatedMlpParams& p) {
+  require_compute_type("gated MLP: x", p.x_dtype);
+  require_compute_type("gated MLP: the weights", p.weight_dtype);
+  require_compute_type("gated MLP: out", p.out_dtype);
   if (p.num_tokens <= 0 || p.out_features <= 0) return;
   // The intermediate result is bf16 if the last product can multiply bf16 directly. Else it is f32:
   // it would be converted to f32 anyway, and silu(a) * b easily exceeds 65,504, the range of f16.

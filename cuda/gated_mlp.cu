@@ -50,8 +50,8 @@ size_t round_up_256(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
 }  // namespace
 
-void augmented_q(const AugmentedQParams& p, Context& context) {
-  check_linear_types("augmented_q", p.x_dtype, p.weight_dtype, p.out_dtype, p.accumulate);
+void gated_mlp(const GatedMlpParams& p, Context& context) {
+  check_linear_types("gated MLP", p.x_dtype, p.weight_dtype, p.out_dtype, p.accumulate);
   if (p.num_tokens <= 0 || p.out_features <= 0) return;
   const int64_t block_tokens = std::min(kBlockTokens, p.num_tokens);
   const bool bf16_throughout = p.x_dtype == DType::bf16 && p.weight_dtype == DType::bf16;
