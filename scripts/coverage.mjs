@@ -20,7 +20,7 @@ import { availableParallelism } from 'node:os';
 import { dirname, join, relative } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 
-import { everyDevice } from './suites.mjs';
+import { everyDevice, operators } from './suites.mjs';
 
 const LIMIT = 90;
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');
@@ -33,10 +33,6 @@ const module = join(work, 'diffqkv-test.node');
 const tooLong = ['checkpoint_shapes', 'fixtures', 'generate', 'kv_append', 'kv_cache'];
 const others = ['convert', 'counters', 'decoder', 'device_choice', 'device_lost', 'emulated_device', 'tokenizer'];
 const levels = ['baseline', 'avx2', 'avx512', 'avx512_bf16', 'amx'];
-const operators = [
-  ...['attention_decode', 'attention_prefill', 'augmented_q', 'embed', 'kv_append', 'matmul', 'mixed_and_empty'],
-  ...['quantize', 'rms_norm', 'rope', 'sample', 'silu_mul', 'tensor'],
-];
 // These are long or do not depend on instructions, so they run only at the lowest and highest
 // level.
 const onTwoLevels = ['generate', 'key_and_value_sizes', 'kv_cache', 'kv_types'];

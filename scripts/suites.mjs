@@ -18,6 +18,12 @@ export const everyDevice = readdirSync(tests)
   .filter((name) => /^\(?(0, _devices\.)?onEveryDevice\)?\(/m.test(readFileSync(join(tests, name), 'utf8')))
   .map((name) => name.replace(/\.test\.[jt]s$/, ''));
 
+/** Test files for single operators. */
+export const operators = [
+  ...['attention_decode', 'attention_prefill', 'augmented_q', 'embed', 'kv_append', 'matmul', 'mixed_and_empty'],
+  ...['quantize', 'rms_norm', 'rope', 'sample', 'silu_mul', 'tensor'],
+];
+
 /** Test files for the emulated device itself. */
 export const emulation = ['counters', 'device_lost', 'emulated_device', 'emulation', 'gpu_driver', 'gpu_shapes'];
 

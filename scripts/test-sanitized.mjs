@@ -14,6 +14,8 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:f
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
+import { operators } from './suites.mjs';
+
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 const given = process.argv.slice(2).filter((argument) => argument !== '--thread');
 const thread = process.argv.includes('--thread');
@@ -67,11 +69,7 @@ const suites = thread
       ],
       ...['kv_cache', 'kv_types', 'matmul', 'mixed_and_empty', 'quantize', 'sample', 'tensor'],
     ]
-  : [
-      ...['emulation', 'attention_decode', 'attention_prefill', 'augmented_q', 'embed', 'errors_devices', 'fixtures'],
-      ...['kv_append', 'kv_cache', 'kv_types', 'key_and_value_sizes', 'matmul', 'mixed_and_empty', 'quantize'],
-      ...['rms_norm', 'rope', 'sample', 'silu_mul', 'tensor'],
-    ];
+  : [...operators, ...['emulation', 'errors_devices', 'fixtures', 'kv_cache', 'kv_types', 'key_and_value_sizes']];
 const args =
   given.length > 0 ? given : [`--testPathPatterns=test/(${suites.join('|')})\\.test\\.ts$`, '--testTimeout=900000'];
 // This test compares the bits of two prefill paths, which are equal with users' flags but not with

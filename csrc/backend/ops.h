@@ -1,7 +1,7 @@
-// One Params struct per operator. Pointers are device memory, row-major, last axis contiguous.
-// Strides are in elements. Values that change from one decode step to the next (tokens, positions,
-// kv_lens) are read from device memory, so that a step can be captured once and replayed.
-// test/reference.ts defines each operator in float64.
+// One Params struct per operator of operators.h. Pointers are device memory, row-major, last axis
+// contiguous. Strides are in elements. Values that change from one decode step to the next (tokens,
+// positions, kv_lens) are read from device memory, so that a step can be captured once and
+// replayed. test/reference.ts defines each operator in float64.
 #pragma once
 
 #include <cstdint>
@@ -65,8 +65,8 @@ struct SiluMulParams {
 // Rotate-half RoPE: for d < head_dim / 2 and a = position * inv_freq[d],
 //   out[d] = x[d] cos a - x[d + head_dim/2] sin a
 //   out[d + head_dim/2] = x[d + head_dim/2] cos a + x[d] sin a
-// Angles are computed and reduced in float64, because float32 would lose the third digit at position
-// 100,000. out may be x.
+// Angles are computed and reduced in float64, because float32 would lose the third digit at
+// position 100,000. out may be x.
 struct RopeParams {
   const void* x = nullptr;             // [num_tokens, num_heads, head_dim]
   void* out = nullptr;                 // the same
@@ -76,8 +76,8 @@ struct RopeParams {
   int64_t num_tokens = 0, num_heads = 0, head_dim = 0;
 };
 
-// Quantizes rows (K or V of one token and head) to i8 or f8e4m3, each with one bf16 scale. The value
-// of an element is element * scale.
+// Quantizes rows (K or V of one token and head) to i8 or f8e4m3, each with one bf16 scale. The
+// value of an element is element * scale.
 //   scale = max |x| of the row / 127 (i8) or / 448 (f8e4m3), rounded up to bf16
 //   element = round to nearest even(x / scale), divided in f32
 // A row with max |x| below 2^-100 has scale 0 and elements 0. A row with a NaN or an infinity has
@@ -122,9 +122,9 @@ struct KvView {
   DType dtype = DType::f32;
 };
 
-// Writes rope(k) and v of num_tokens new tokens into the caches of their sequences, at positions[t].
-// Quantizes them if the cache is quantized. No other operator writes a cache. If inv_freq is null, K
-// is written without RoPE.
+// Writes rope(k) and v of num_tokens new tokens into the caches of their sequences, at
+// positions[t]. Quantizes them if the cache is quantized. No other operator writes a cache. If
+// inv_freq is null, K is written without RoPE.
 struct KvAppendParams {
   const void* k = nullptr;               // [num_tokens, k_cache.num_heads, k_cache.head_dim]
   const void* v = nullptr;               // [num_tokens, v_cache.num_heads, v_cache.head_dim]
@@ -147,10 +147,10 @@ struct KvGatherParams {
   int64_t num_keys = 0, page_tokens = 0;
 };
 
-// Softmax attention of Q over separate K and V. Q head i reads K head
-// i * k.num_heads / num_q_heads and V head i * v.num_heads / num_q_heads (integer division). A query
-// that sees no key gives out = 0 and lse = -inf. lse is the natural logarithm of the sum of
-// exp(sm_scale * q.k) over all keys. A kv_lens entry outside [0, kv_len] is ERR_INVALID_ARGUMENT.
+// Softmax attention of Q over separate K and V. Q head i reads K head i * k.num_heads / num_q_heads
+// and V head i * v.num_heads / num_q_heads (integer division). A query that sees no key gives out =
+// 0 and lse = -inf. lse is the natural logarithm of the sum of exp(sm_scale * q.k) over all keys. A
+// kv_lens entry outside [0, kv_len] is ERR_INVALID_ARGUMENT.
 struct AttentionParams {
   const void* q = nullptr;                             // [batch_size, q_len, num_q_heads, k.head_dim]
   KvView k, v;                                         // any two types

@@ -82,7 +82,7 @@ void append(const KvAppendParams& p, KvTensor tensor, int64_t begin, int64_t end
 
 }  // namespace
 
-void kv_append(const KvAppendParams& p) {
+void kv_append(const KvAppendParams& p, Arena&) {
   check_page_tokens("kv_append", p.page_tokens);
   if (p.inv_freq && p.k_cache.head_dim % 2 != 0) {
     fail(ErrorCode::invalid_argument,

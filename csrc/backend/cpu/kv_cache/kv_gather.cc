@@ -31,7 +31,7 @@ void gather(const KvGatherParams& p, int64_t begin, int64_t end) {
 
 }  // namespace
 
-void kv_gather(const KvGatherParams& p) {
+void kv_gather(const KvGatherParams& p, Arena&) {
   check_page_tokens("kv_gather", p.page_tokens);
   require_compute_type("kv_gather: out", p.out_dtype);
   require_cache_type("kv_gather: the cache", p.k.dtype);

@@ -67,7 +67,7 @@ void LinearLayers::gated_mlp(const GatedMlpParams& p) {
     product.out = inner;
     matmul(product);
     kernels_.silu_mul(
-        {.gate = gate, .up = inner, .out = inner, .dtype = DType::f32, .count = num_tokens * p.inner_size});
+        {.gate = gate, .up = inner, .out = inner, .dtype = DType::f32, .count = num_tokens * p.inner_size}, arena_);
     down(inner, DType::f32, token, num_tokens);
   }
 }
