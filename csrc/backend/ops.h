@@ -148,18 +148,19 @@ struct KvGatherParams {
 };
 
 // Softmax attention of Q over separate K and V. Q head i reads K head i * k.num_heads / num_q_heads
-// and V head i * v.num_heads / num_q_heads (integer division). A query that sees no key gives out =
-// 0 and lse = -inf. lse is the natural logarithm of the sum of exp(sm_scale * q.k) over all keys. A
-// kv_lens entry outside [0, kv_len] is ERR_INVALID_ARGUMENT.
+// and V head i * v.num_heads / num_q_heads (integer division). A query that sees no key gives
+// out = 0 and lse = -inf. lse is the natural logarithm of the sum of exp(sm_scale * q.k) over all
+// keys. A kv_lens entry outside [0, kv_len] is ERR_INVALID_ARGUMENT.
 struct AttentionParams {
-  const void* q = nullptr;                             // [batch_size, q_len, num_q_heads, k.head_dim]
-  KvView k, v;                                         // any two types
-  void* out = nullptr;                                 // [batch_size, q_len, num_q_heads, v.head_dim]
-  float* lse = nullptr;                                // [batch_size, num_q_heads, q_len], or null
-  const int32_t* kv_lens = nullptr;                    // [batch_size], or null: kv_len for all
-  const KvPage* const* pages = nullptr;                // [batch_size]: page tables; null: K and V are contiguous
-  bool pages_shared = false;                           // `pages` has one page table, for all sequences
-  DType q_dtype = DType::f32, out_dtype = DType::f32;  // f32, f16 or bf16
+  const void* q = nullptr;               // [batch_size, q_len, num_q_heads, k.head_dim]
+  KvView k, v;                           // any two types
+  void* out = nullptr;                   // [batch_size, q_len, num_q_heads, v.head_dim]
+  float* lse = nullptr;                  // [batch_size, num_q_heads, q_len], or null
+  const int32_t* kv_lens = nullptr;      // [batch_size], or null: kv_len for all
+  const KvPage* const* pages = nullptr;  // [batch_size]: page tables; null: K and V are contiguous
+  bool pages_shared = false;             // `pages` has one page table, for all sequences
+  // Types of q and out: f32, f16 or bf16.
+  DType q_dtype = DType::f32, out_dtype = DType::f32;
   float sm_scale = 0;
   int64_t page_tokens = 0;
   int64_t batch_size = 0, kv_len = 0, num_q_heads = 0;
