@@ -1,5 +1,5 @@
 // The entry point of the tests' module: the addon with one more device, `emulated`, which runs the kernels of cuda/ as C++,
-// and with one more export, `emulation` (typed in test/emulation.ts), which counts what kernels do and makes calls of the CUDA
+// and with one more export, `emulation` (typed in module.ts), which counts what kernels do and makes calls of the CUDA
 // runtime fail. Both are the whole process's.
 #include <mutex>
 

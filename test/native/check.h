@@ -1,4 +1,4 @@
-// Checks that run as a program, emulation_check: what is wrong comes out as JSON, which test/emulation.test.ts reads.
+// Checks that run as a program, emulation_check: what is wrong comes out as JSON, which emulation.test.ts reads.
 #pragma once
 
 #include <functional>
