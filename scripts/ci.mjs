@@ -5,20 +5,9 @@
 
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';
-
+import { hasEmulation, root, run, testModule } from '../test/tools/run.mjs';
+import { countReport, finish, results, script, step, tests } from '../test/tools/steps.mjs';
 import { alone, emulation, everyDevice, pattern, slow } from '../test/tools/suites.mjs';
-import {
-  countReport,
-  finish,
-  hasEmulation,
-  results,
-  root,
-  run,
-  script,
-  step,
-  testModule,
-  tests,
-} from '../test/tools/test-run.mjs';
 
 const module = hasEmulation ? { DIFFQKV_MODULE: testModule } : {};
 

@@ -5,20 +5,9 @@
 
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
-
+import { buildForTests, hasEmulation, root, run, runJest, runNode, testModule } from '../test/tools/run.mjs';
+import { finish, step, tests } from '../test/tools/steps.mjs';
 import { alone, emulation, everyDevice, pattern, slow } from '../test/tools/suites.mjs';
-import {
-  finish,
-  hasEmulation,
-  root,
-  run,
-  runJest,
-  runNode,
-  script,
-  step,
-  testModule,
-  tests,
-} from '../test/tools/test-run.mjs';
 
 const given = process.argv.slice(2);
 if (given.length > 0) process.exit(runJest(given));
@@ -32,8 +21,7 @@ step('lint', 'lint failed', () => run(npm[0], [...npm.slice(1), 'run', '--silent
 step('types', 'the type check of the tests failed', () =>
   runNode([join(root, 'node_modules', 'typescript', 'bin', 'tsc'), '-p', 'test']),
 );
-if (hasEmulation && !script('build', "building the tests' module failed", 'scripts/build-native.js', '--test'))
-  finish('npm test');
+if (hasEmulation && !step('build', "building the tests' module failed", () => buildForTests())) finish('npm test');
 
 // Two processes with one thread each: more threads than cores wait long for each other. isa.test.ts
 // runs other numbers of threads.

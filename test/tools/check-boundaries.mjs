@@ -2,9 +2,8 @@
 // its samples fails.
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { dirname, join, posix } from 'node:path';
-import { fileURLToPath } from 'node:url';
+import { root } from './run.mjs';
 
-const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..');
 const include = (header) => new RegExp(`^\\s*#\\s*include\\s*[<"](${header})`);
 
 const MAY_IMPORT = { lib: [], bench: ['lib'], server: ['lib'], cli: ['bench', 'lib', 'server'] };

@@ -4,11 +4,10 @@
 //
 //   node test/tools/check-markdown.mjs
 import { readdirSync, readFileSync } from 'node:fs';
-import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
+import { join } from 'node:path';
+import { root } from './run.mjs';
 
 const COLUMNS = 100;
-const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..');
 
 /** The numbers of the lines that are too long, from 1. */
 function tooLong(text) {

@@ -17,13 +17,13 @@ import { spawn, spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { availableParallelism } from 'node:os';
-import { dirname, join, relative } from 'node:path';
+import { join, relative } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 
+import { buildForTests, root } from './run.mjs';
 import { everyDevice, pattern } from './suites.mjs';
 
 const LIMIT = 90;
-const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..');
 const work = join(root, 'build-coverage');
 const out = join(root, 'build', 'coverage');
 const jest = join(root, 'node_modules', 'jest', 'bin', 'jest.js');
@@ -293,16 +293,8 @@ let passed = true;
 if (!process.argv.includes('--report')) {
   const started = Date.now();
   const seconds = () => Math.round((Date.now() - started) / 1000);
-  const { status, error } = spawnSync(
-    process.execPath,
-    [
-      ...[join(root, 'scripts', 'build-native.js'), '--test'],
-      ...['-DDIFFQKV_COVERAGE=ON', '-DDIFFQKV_CUDA=OFF', '-DDIFFQKV_ONEDNN=OFF'],
-    ],
-    { cwd: root, stdio: 'inherit', env: { ...process.env, DIFFQKV_BUILD_DIR: work } },
-  );
-  if (error) throw error;
-  if (status !== 0) process.exit(1);
+  const options = ['-DDIFFQKV_COVERAGE=ON', '-DDIFFQKV_CUDA=OFF', '-DDIFFQKV_ONEDNN=OFF'];
+  if (buildForTests(options, { DIFFQKV_BUILD_DIR: work }) !== 0) process.exit(1);
   console.log(`coverage: built in ${seconds()} s; running the suites`);
   for (const name of readdirSync(work, { recursive: true })) {
     if (name.endsWith('.gcda')) rmSync(join(work, name));

@@ -12,12 +12,11 @@
 import { spawn, spawnSync } from 'node:child_process';
 import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync, statSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { dirname, join, relative } from 'node:path';
-import { fileURLToPath } from 'node:url';
+import { join, relative } from 'node:path';
 import { parseArgs } from 'node:util';
 import { packCorpus, unpackCorpus } from '../fuzz/corpus.cjs';
+import { root } from './run.mjs';
 
-const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..');
 const sources = join(root, 'test', 'fuzz');
 const work = join(root, 'build-fuzz');
 const found = join(work, 'found');

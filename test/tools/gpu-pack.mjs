@@ -9,42 +9,32 @@
 //
 // --plan builds nothing and prints the contents of the archive and the transfer size as JSON.
 
-import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { cpSync, existsSync, lstatSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { availableParallelism } from 'node:os';
 import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 
+import { capture, root, run as runProgram } from './run.mjs';
 import { everyDevice, testFiles } from './suites.mjs';
 
 const MIB = 2 ** 20;
 const LIMIT = 60 * MIB;
 /** The archive's size limit. The test of the total size uses it if there is no archive yet. */
 const EXPECTED_ARCHIVE = 28 * MIB;
-const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..');
 const work = join(root, 'build-gpu');
 const stage = join(work, 'stage');
 const archive = join(work, 'diffqkv-gpu.tar.xz');
 const require = createRequire(import.meta.url);
 
-function run(command, args, env = {}) {
-  const { status, error } = spawnSync(command, args, { cwd: root, stdio: 'inherit', env: { ...process.env, ...env } });
-  if (error) throw error;
-  if (status !== 0) {
-    console.error(`gpu-pack: ${command} ${args.join(' ')} failed`);
-    process.exit(1);
-  }
+function run(command, args, env) {
+  if (runProgram(command, args, env) === 0) return;
+  console.error(`gpu-pack: ${command} ${args.join(' ')} failed`);
+  process.exit(1);
 }
 
 function output(command, args) {
-  const { status, stdout, stderr, error } = spawnSync(command, args, {
-    cwd: root,
-    encoding: 'utf8',
-    maxBuffer: 1 << 28,
-  });
-  if (error) throw error;
+  const { status, stdout, stderr } = capture(command, args);
   if (status !== 0) throw new Error(`${command} ${args.join(' ')}: ${stderr}`);
   return stdout;
 }

@@ -4,35 +4,23 @@
 // a check fails on the unmodified copy. Needs nvcc and takes about an hour on two cores. NAME is a
 // part of a mutation's name.
 
-import { spawnSync } from 'node:child_process';
 import { copyFileSync, existsSync, mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { basename, dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 
 import { mutations } from './mutations.mjs';
+import { capture, root } from './run.mjs';
 
-const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..');
 const copy = join(root, 'build-mutations');
 
-function run(command, args, env = {}) {
-  const { stdout, stderr, status, signal, error } = spawnSync(command, args, {
-    cwd: copy,
-    encoding: 'utf8',
-    maxBuffer: 1 << 28,
-    timeout: 1_800_000,
-    env: { ...process.env, ...env },
-  });
-  if (error) throw error;
-  return { stdout, output: stdout + stderr, status: status ?? signal };
-}
+const run = (command, args) => capture(command, args, { cwd: copy, timeout: 1_800_000 });
 
 /**
  * Makes the copy equal to the checkout. Unchanged files keep their times, so that builds are
  * incremental.
  */
 function refresh() {
-  const { stdout } = spawnSync('git', ['ls-files', '-z'], { cwd: root, encoding: 'utf8', maxBuffer: 1 << 26 });
+  const { stdout } = capture('git', ['ls-files', '-z']);
   for (const path of stdout.split('\0')) {
     const [from, to] = [join(root, path), join(copy, path)];
     if (path === '' || !existsSync(from)) continue;

@@ -8,10 +8,10 @@ import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
-import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
+import { join } from 'node:path';
 
-const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..');
+import { capture, root } from './run.mjs';
+
 const reports = join(root, 'build', 'kernel-reports');
 const program = join(root, process.env.DIFFQKV_BUILD_DIR ?? 'build-cmake', 'ptx_check');
 const architectures = ['sm_80', 'sm_90a'];
@@ -25,16 +25,6 @@ const jsonFile = takeOption('--json', 2)?.[1];
 function stop(message) {
   console.error(`test-ptx: ${message}`);
   process.exit(1);
-}
-
-function run(command, args) {
-  const { status, stdout, stderr, error } = spawnSync(command, args, {
-    cwd: root,
-    encoding: 'utf8',
-    maxBuffer: 1 << 28,
-  });
-  if (error) stop(`cannot run ${command}: ${error.message}`);
-  return { status, output: stdout + stderr, stdout, stderr };
 }
 
 /** Compiles the kernels that wrap the device layer's functions, next to the other kernels' PTX. */
@@ -52,7 +42,7 @@ function compileWrappers(architecture, version) {
   const ptx = `${prefix}${hash.digest('hex').slice(0, 16)}.ptx`;
   if (existsSync(join(reports, ptx))) return;
   for (const name of readdirSync(reports)) if (name.startsWith(prefix)) rmSync(join(reports, name));
-  const compiled = run(nvcc, [...options, '-ptx', source, '-o', join(reports, `${ptx}.${process.pid}`)]);
+  const compiled = capture(nvcc, [...options, '-ptx', source, '-o', join(reports, `${ptx}.${process.pid}`)]);
   if (compiled.status !== 0) stop(`${source} does not compile for ${architecture}:\n${compiled.output}`);
   writeFileSync(join(reports, ptx), readFileSync(join(reports, `${ptx}.${process.pid}`)));
   rmSync(join(reports, `${ptx}.${process.pid}`));
@@ -63,17 +53,17 @@ if (version.error || version.status !== 0 || process.arch !== 'x64') {
   console.log('test-ptx: SKIPPED: no nvcc on PATH or in CUDACXX, or not an x86-64 CPU');
   process.exit(0);
 }
-if (!noBuild && run(process.execPath, [join('scripts', 'build-native.js'), '--test']).status !== 0)
+if (!noBuild && capture(process.execPath, [join('scripts', 'build-native.js'), '--test']).status !== 0)
   stop('building the test programs failed: run `npm run build:test`');
 if (!existsSync(program)) stop(`${program} is not built: run npm run build:test`);
 mkdirSync(reports, { recursive: true });
-const kernels = run(process.execPath, [join('test', 'tools', 'check-kernels.mjs'), ...architectures]);
+const kernels = capture(process.execPath, [join('test', 'tools', 'check-kernels.mjs'), ...architectures]);
 if (kernels.status !== 0) stop(`check-kernels fails:\n${kernels.output.slice(-3000)}`);
 for (const architecture of architectures) compileWrappers(architecture, version.stdout);
 
 const options = ['--ptx', reports, '--jobs', String(availableParallelism()), ...given];
 if (!given.includes('--seeds')) options.push('--seeds', '24');
-const { status, stdout, stderr } = run(program, options);
+const { status, stdout, stderr } = capture(program, options);
 if (status !== 0 && status !== 1) stop(`ptx_check ended with status ${status}: ${stderr}`);
 if (jsonFile) writeFileSync(jsonFile, stdout);
 const result = JSON.parse(stdout);

@@ -11,25 +11,14 @@
 
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
-import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
+import { join } from 'node:path';
 
+import { buildForTests, root, runJest, runNode } from './run.mjs';
 import { pattern } from './suites.mjs';
 
-const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..');
 const given = process.argv.slice(2).filter((argument) => argument !== '--thread');
 const thread = process.argv.includes('--thread');
 const work = join(root, thread ? 'build-sanitized-thread' : 'build-sanitized');
-
-function run(args, env = {}) {
-  const { status, error } = spawnSync(process.execPath, args, {
-    cwd: root,
-    stdio: 'inherit',
-    env: { ...process.env, ...env },
-  });
-  if (error) throw error;
-  return status === 0;
-}
 
 function library(name) {
   const { stdout } = spawnSync(process.env.CXX || 'g++', [`-print-file-name=${name}`], { encoding: 'utf8' });
@@ -46,9 +35,7 @@ if (preload.includes(undefined)) {
 const sanitizers = thread
   ? ['-DDIFFQKV_SANITIZE=thread', '-DDIFFQKV_ONEDNN=OFF']
   : ['-DDIFFQKV_SANITIZE=address,undefined'];
-const built = run([join(root, 'scripts', 'build-native.js'), '--test', ...sanitizers, '-DDIFFQKV_CUDA=OFF'], {
-  DIFFQKV_BUILD_DIR: work,
-});
+const built = buildForTests([...sanitizers, '-DDIFFQKV_CUDA=OFF'], { DIFFQKV_BUILD_DIR: work }) === 0;
 if (!built) process.exit(1);
 
 // Reports go to files, because a Jest worker does not show its standard error.
@@ -104,18 +91,18 @@ const environment = {
       }),
 };
 if (thread) {
-  run([join(root, 'test', 'sanitizers', 'several_splits.cjs')], { ...environment, OPENMP_WITHOUT_BARRIERS: '1' });
+  runNode([join(root, 'test', 'sanitizers', 'several_splits.cjs')], { ...environment, OPENMP_WITHOUT_BARRIERS: '1' });
   if (readdirSync(reports).length === 0) {
     console.error('ThreadSanitizer did not report a known race');
     process.exit(1);
   }
   for (const name of readdirSync(reports)) rmSync(join(reports, name));
 }
-let passed = run([join(root, 'node_modules', 'jest', 'bin', 'jest.js'), ...args], environment);
+let passed = runJest(args, environment) === 0;
 if (thread && given.length === 0) {
   // TSan's own memory makes memory growth impossible to measure.
   const soak = [join(root, 'test', 'tools', 'soak.mjs'), '--minutes', '1', '--workers', '4', '--memory', 'any'];
-  passed = run(soak, environment) && passed;
+  passed = runNode(soak, environment) === 0 && passed;
 }
 const found = readdirSync(reports);
 for (const name of found) console.error(`\n== ${name}\n${readFileSync(join(reports, name), 'utf8').slice(0, 4000)}`);

@@ -1,35 +1,16 @@
-// Shared by scripts/test.mjs and scripts/ci.mjs: runs a step, runs Jest and counts its tests.
+// The steps of npm test and npm run ci: runs them, counts their tests and reports failures.
 
-import { spawnSync } from 'node:child_process';
 import { mkdirSync, readFileSync, rmSync } from 'node:fs';
-import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
+import { join } from 'node:path';
 
-export const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..');
+import { root, runJest, runNode } from './run.mjs';
+
 /** The folder of Jest's reports. .ci/run sums them. */
 export const results = join(root, 'build', 'test-results');
-export const testModule = join(root, 'build-cmake', 'diffqkv-test.node');
-/** The emulation switches stacks in x86-64 assembly. */
-export const hasEmulation = process.arch === 'x64';
 
-const jest = join(root, 'node_modules', 'jest', 'bin', 'jest.js');
 const started = Date.now();
 const failures = [];
 const reports = [];
-
-/** Runs a program. Returns 0, 1, or 130 after Ctrl-C. */
-export function run(command, args, env = {}) {
-  const { status, signal, error } = spawnSync(command, args, {
-    cwd: root,
-    stdio: 'inherit',
-    env: { ...process.env, ...env },
-  });
-  if (error) throw error;
-  return status === 0 ? 0 : signal === 'SIGINT' ? 130 : 1;
-}
-
-export const runNode = (args, env) => run(process.execPath, args, env);
-export const runJest = (args, env) => runNode([jest, ...args], env);
 
 /** Runs a step and prints its time. Prints `what` if the step fails. */
 export function step(name, what, work) {
