@@ -31,7 +31,16 @@ const module = join(work, 'diffqkv-test.node');
 
 // Suites for the emulated device: those for every device except the longest, and these.
 const tooLong = ['checkpoint_shapes', 'fixtures', 'generate', 'kv_append', 'kv_cache'];
-const others = ['convert', 'counters', 'decoder', 'device_choice', 'device_lost', 'emulated_device', 'tokenizer'];
+const others = [
+  'ceilings',
+  'convert',
+  'counters',
+  'decoder',
+  'device_choice',
+  'device_lost',
+  'emulated_device',
+  'tokenizer',
+];
 // emulated_amx is a level of the tests' module (test/emulation/module.cc).
 const levels = ['baseline', 'avx2', 'avx512', 'avx512_bf16', 'amx', 'emulated_amx'];
 const operators = [
