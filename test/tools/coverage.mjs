@@ -1,9 +1,9 @@
 // npm run coverage [-- --report]: measures which lines of lib/, csrc/ and cuda/ the tests run.
 // Builds the tests' module in build-coverage/ with gcc's counters. Runs suites with fewer sizes on
 // the device `emulated`, the operators on the CPU at every instruction set that it has, and the
-// command line. Prints the share of lines for each folder, writes the lines that no test runs to
-// build/coverage/summary.json, and fails if lib/, csrc/ or cuda/ is below the limit. --report
-// prints the last run's results again.
+// command line. On a CPU with AVX512-BF16 but no AMX, AMX is emulated. Prints the share of lines
+// for each folder, writes the lines that no test runs to build/coverage/summary.json, and fails if
+// lib/, csrc/ or cuda/ is below the limit. --report prints the last run's results again.
 //
 // A line of a template or header counts as run if any instance of it ran. Lines that the
 // preprocessor removes from this build do not count: PTX and everything that only nvcc compiles,
@@ -41,7 +41,8 @@ const others = [
   'emulated_device',
   'tokenizer',
 ];
-const levels = ['baseline', 'avx2', 'avx512', 'avx512_bf16', 'amx'];
+// emulated_amx is a level of the tests' module (test/emulation/module.cc).
+const levels = ['baseline', 'avx2', 'avx512', 'avx512_bf16', 'amx', 'emulated_amx'];
 const operators = [
   ...['attention_decode', 'attention_prefill', 'augmented_q', 'embed', 'kv_append', 'matmul', 'mixed_and_empty'],
   ...['quantize', 'rms_norm', 'rope', 'sample', 'silu_mul', 'tensor'],
@@ -134,15 +135,19 @@ async function runAll() {
   return success;
 }
 
-/** The instruction sets that the CPU has. Opening the device fails at a level that it lacks. */
+/**
+ * The instruction sets that the CPU has. Opening the device fails at a level that it lacks. AMX is
+ * emulated only if the CPU lacks it.
+ */
 function usableLevels() {
   const open = `require(process.argv[1]).openDevice('cpu').then((device) => device.dispose(), () => process.exit(1))`;
-  return levels.filter(
+  const usable = levels.filter(
     (level) =>
       spawnSync(process.execPath, ['-e', open, join(root, 'dist', 'lib', 'index.js')], {
         env: { ...process.env, DIFFQKV_MODULE: module, DIFFQKV_CPU_ISA: level },
       }).status === 0,
   );
+  return usable.includes('amx') ? usable.filter((level) => level !== 'emulated_amx') : usable;
 }
 
 // ---- lines: { 'csrc/model/loader.cc': Map(line -> count) }
@@ -189,10 +194,9 @@ async function processLines(lines) {
 
 function nativeLines(lines, gcov, usable) {
   const objects = readdirSync(work, { recursive: true }).filter((name) => name.endsWith('.gcno'));
-  // avx512_bf16 also runs on CPUs with AMX, whose files contain both.
-  const lacking = levels.filter((level) => level !== 'amx' && !usable.includes(level));
+  const unused = levels.filter((level) => !usable.includes(level));
   for (const object of objects) {
-    if (lacking.some((level) => object.includes(`/cpu_${level}.dir/`))) continue;
+    if (unused.some((level) => object.includes(`/cpu_${level}.dir/`))) continue;
     const { stdout, status, stderr } = spawnSync(gcov, ['-j', '-t', join(work, object)], {
       cwd: work,
       encoding: 'utf8',
@@ -207,7 +211,8 @@ function nativeLines(lines, gcov, usable) {
       }
     }
   }
-  return lacking;
+  // The objects of avx512_bf16 contain the AMX kernels.
+  return unused.filter((level) => level !== 'amx' && level !== 'emulated_amx');
 }
 
 const groups = [
@@ -284,6 +289,7 @@ async function report(gcov) {
   console.log(
     '  not in the build, so not counted: code that only nvcc compiles (PTX), oneDNN code, uninstantiated templates',
   );
+  if (usable.includes('emulated_amx')) console.log('  AMX: emulated, this CPU lacks it');
   if (lacking.length > 0)
     console.log(`  also not counted: the CPU kernels for ${lacking.join(', ')}, which this CPU lacks`);
   mkdirSync(out, { recursive: true });
