@@ -31,7 +31,16 @@ const module = join(work, 'diffqkv-test.node');
 
 // Suites for the emulated device: those for every device except the longest, and these.
 const tooLong = ['checkpoint_shapes', 'fixtures', 'generate', 'kv_append', 'kv_cache'];
-const others = ['ceilings', 'convert', 'counters', 'decoder', 'device_choice', 'device_lost', 'emulated_device', 'tokenizer'];
+const others = [
+  'ceilings',
+  'convert',
+  'counters',
+  'decoder',
+  'device_choice',
+  'device_lost',
+  'emulated_device',
+  'tokenizer',
+];
 const levels = ['baseline', 'avx2', 'avx512', 'avx512_bf16', 'amx'];
 const operators = [
   ...['attention_decode', 'attention_prefill', 'augmented_q', 'embed', 'kv_append', 'matmul', 'mixed_and_empty'],
