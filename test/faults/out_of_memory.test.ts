@@ -97,7 +97,9 @@ const has = (program: string): boolean => spawnSync(program, ['--version']).stat
     while (!nodeRuns(kilobytes)) kilobytes += 20_000;
     const outcomes: string[] = [];
     for (; kilobytes < 5_000_000 && outcomes.at(-1) !== 'text'; kilobytes += outcomes.length < 8 ? 20_000 : 200_000) {
+      // Without --single-threaded, a thread of V8 that gets no memory may crash instead of reporting it.
       const { status, signal, stdout, stderr } = run(kilobytes, [
+        '--single-threaded',
         builtCli,
         'generate',
         '--device',
@@ -111,7 +113,7 @@ const has = (program: string): boolean => spawnSync(program, ['--version']).stat
       // libuv aborts silently if its pool gets no threads. std::terminate and glibc print a
       // message.
       else if (signal === 'SIGABRT' && stderr === '') outcomes.push('libuv');
-      else outcomes.push(`${status ?? signal}: ${stderr}`);
+      else outcomes.push(`${status ?? signal} at ${kilobytes} KB: ${stderr}`);
     }
     expect(outcomes.filter((outcome) => !['text', 'ERR_OUT_OF_MEMORY', 'V8', 'libuv'].includes(outcome))).toEqual([]);
     expect(outcomes).toContain('ERR_OUT_OF_MEMORY');
