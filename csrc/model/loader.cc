@@ -119,9 +119,9 @@ const void* Loader::convert(const StoredTensor& tensor, DType from, const void* 
     if (!is_infinity(to, converted_[i]) || !std::isfinite(floats_[i])) continue;
     char value[32];
     snprintf(value, sizeof value, "%g", floats_[i]);
-    throw Error(ErrorCode::invalid_argument, tensor.place() + "has the value " + value +
-                                                 ", which overflows " + dtype_name(to) +
-                                                 "; load the model with dtype \"" + dtype_name(from) + "\"");
+    throw Error(ErrorCode::invalid_argument, tensor.place() + "has the value " + value + ", which overflows " +
+                                                 dtype_name(to) + "; load the model with dtype \"" + dtype_name(from) +
+                                                 "\"");
   }
   return converted_.data();
 }
