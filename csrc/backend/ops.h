@@ -1,7 +1,7 @@
 // One Params struct per operator of operators.h. Pointers are device memory, row-major, last axis
 // contiguous. Strides are in elements. Values that change from one decode step to the next (tokens,
 // positions, kv_lens) are read from device memory, so that a step can be captured once and
-// replayed. test/reference.ts defines each operator in float64.
+// replayed. test/support/reference.ts defines each operator in float64.
 #pragma once
 
 #include <cstdint>

@@ -5,6 +5,8 @@
 
 namespace diffqkv::cpu::DIFFQKV_ISA {
 
+extern const Kernels kernels;
+
 #define DIFFQKV_KERNEL(name, Params) void name(const Params& p, Arena& arena);
 DIFFQKV_ISA_OPERATORS(DIFFQKV_KERNEL)
 #undef DIFFQKV_KERNEL
