@@ -1,6 +1,6 @@
 // One Params struct per operator. Pointers are device memory, row-major, last axis contiguous; strides are in
 // elements. What changes from one decode step to the next (tokens, positions, kv_lens) is read from device memory, so
-// that a step can be captured once and replayed. test/reference.ts defines each operator in float64.
+// that a step can be captured once and replayed. test/support/reference.ts defines each operator in float64.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
 // A process that feeds mutated inputs to one target of tokenizer_targets.cjs, guided by the blocks
 // of lib/ and its two libraries that they reach. It writes each input to a file before it runs it.
-// The file is also its heartbeat: scripts/fuzz.mjs kills the process if the file does not change,
+// The file is also its heartbeat: test/tools/fuzz.mjs kills the process if the file does not change,
 // and saves the file if the process died.
 //   node tokenizer_child.cjs TARGET SECONDS SEED SCRATCH_FOLDER NEW_CORPUS_FOLDER CORPUS_FOLDER...
 'use strict';

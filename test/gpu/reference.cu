@@ -425,7 +425,7 @@ std::vector<T> download(const T* data, int64_t count) {
   return values;
 }
 
-// test/reference_sampling.ts in C++.
+// test/operators/reference_sampling.ts in C++.
 int32_t sampled_token(const SampleParams& p) {
   const std::vector<float> given = download(p.logits, p.vocab_size);
   std::vector<double> logits(given.begin(), given.end());

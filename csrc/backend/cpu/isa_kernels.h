@@ -5,6 +5,8 @@
 
 namespace diffqkv::cpu::DIFFQKV_ISA {
 
+extern const Kernels kernels;
+
 void embed(const EmbedParams& p);
 void rms_norm(const RmsNormParams& p);
 void gemv(const MatmulParams& p, Arena& arena);

@@ -8,7 +8,7 @@
 // Such a file must not define weak symbols. The linker keeps one copy of a weak symbol for all
 // callers, perhaps the AVX-512 one, and an older CPU would stop with SIGILL. So it uses no std
 // containers or other header templates, and no inline functions that may stay out of line. It gets
-// scratch memory from an Arena and reports errors with fail(). scripts/check-isa.sh checks the
+// scratch memory from an Arena and reports errors with fail(). test/tools/check-isa.sh checks the
 // objects with nm.
 #pragma once
 

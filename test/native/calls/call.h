@@ -20,7 +20,7 @@ struct Tensor {
   Memory<uint8_t> memory;
 };
 
-// How an output of two runs is compared: bit by bit; or by the limits of test/compare.ts, those of a type or those of lse;
+// How an output of two runs is compared: bit by bit; or by the limits of compare.ts, those of a type or those of lse;
 // or as a pool of quantized K pages, whose codes depend on the rounding of RoPE.
 enum class Comparison { bits, values, lse, quantized_pool };
 

@@ -130,7 +130,7 @@ Problem make_problem(const Params& p) {
 #if defined(__AVX512BF16__)
   r.amx = (r.bf16_scores || r.bf16_values) && use_amx();
   r.i8_values =
-      r.amx && r.bf16_values && p.v_dtype == DType::i8 && p.head_dim_vo % 64 == 0 && __builtin_cpu_supports("amx-int8");
+      r.amx && r.bf16_values && p.v_dtype == DType::i8 && p.head_dim_vo % 64 == 0 && DIFFQKV_HAS_TILE_DOT_BYTES();
 #endif
   r.widen_k = r.bf16_scores && r.k.scaled;
   r.widen_v = r.bf16_values && r.v.scaled;
