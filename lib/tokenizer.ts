@@ -211,8 +211,9 @@ export class Tokenizer {
   /**
    * Formats a conversation with the checkpoint's chat template. The text includes the special
    * tokens, so encode it with `addSpecialTokens: false`. Throws ERR_UNSUPPORTED_MODEL if the
-   * checkpoint has no template, ERR_INVALID_ARGUMENT if the template rejects the messages,
-   * ERR_INVALID_CHECKPOINT if the template has a syntax error or exceeds a limit on time or memory.
+   * checkpoint has no template or the template uses a construct that is not supported,
+   * ERR_INVALID_ARGUMENT if the template rejects the messages, ERR_INVALID_CHECKPOINT if the
+   * template has a syntax error or exceeds a limit.
    */
   applyChatTemplate(messages: readonly ChatMessage[], options: ChatTemplateOptions = {}): string {
     checkMessages(messages);

@@ -1,8 +1,6 @@
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { Template } from '@huggingface/jinja';
 import { Tokenizer } from '../../lib/index';
-import { renderLimited } from '../../lib/template_limits';
 import { temporaryDirectories } from '../support/checkpoints';
 import { errorOf } from '../support/devices';
 import { tldr, tldrDirectory } from '../support/fixtures';
@@ -375,25 +373,5 @@ describe('other kinds of tokenizer', () => {
       expect([error.code, error.message]).toEqual(['ERR_INVALID_ARGUMENT', expect.stringContaining('user first')]);
       expect(tokenizer.applyChatTemplate([{ role: 'user', content: 'x' }])).toBe('ok');
     });
-  });
-});
-
-describe('the limits of a chat template', () => {
-  const messages = (count: number) => Array.from({ length: count }, () => ({ role: 'user', content: 'x'.repeat(400) }));
-  const render = (template: string, count: number) =>
-    renderLimited('a template', new Template(template), { messages: messages(count) });
-
-  it('allow a text to grow by the messages of a long chat', () => {
-    const template =
-      '{% set ns = namespace(text="") %}{% for m in messages %}{% set ns.text = ns.text + m.role + m.content %}{% endfor %}{{ ns.text }}';
-    expect(render(template, 2000)).toBe(`user${'x'.repeat(400)}`.repeat(2000));
-  });
-
-  it('stop a template that doubles a text, and one that keeps every intermediate array', () => {
-    const doubles =
-      '{% set ns = namespace(text="x") %}{% for i in range(60) %}{% set ns.text = ns.text + ns.text %}{% endfor %}';
-    const keeps =
-      '{% set ns = namespace(all=[]) %}{% for i in range(100000) %}{% set ns.all = ns.all + [ns.all] %}{% endfor %}';
-    for (const template of [doubles, keeps]) expect(() => render(template, 1)).toThrow(/takes too much memory/);
   });
 });
