@@ -34,7 +34,7 @@ async function generate(messages: ChatMessage[]): Promise<GenerationResult> {
   });
   using session: Session = await model.createSession({ maxKvLen: 256, vType: 'i8' });
   const options: GenerateOptions = { maxTokens: 8, temperature: 0, seed: 1n, session };
-  const generation = model.generate(messages[0]?.content ?? '', options);
+  const generation = model.generate(messages, options);
   for await (const { token, text } of generation) if (token < 0 || text === undefined) throw new Error('no token');
   return generation.result;
 }
