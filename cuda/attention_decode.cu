@@ -1,31 +1,67 @@
-// Attention of one query per sequence over its cache: out = softmax(sm_scale q K^T) V, on tensor cores, for 16-bit
-// types. Bound by memory: each byte of K and V is read once, and little else is.
+// Attention of one query per sequence over its cache: out = softmax(sm_scale q K^T) V, on tensor
+// cores. Q has a 16-bit type; K and V have the same type or 8 bits. Bound by memory: each byte of K
+// and V is read once, and little else is read.
 //
-// Work split. A unit is the query heads that share K and V heads with each other: 8, with 1 K head and 4 V heads, for
-// 32/4/16. More than a block has room for are split. A block is one unit of one sequence, and one split of its keys.
-// Each of its 4 warps takes every fourth tile of keys, through a ring of cp.async slots of its own, so that the main
-// loop has no barrier; up to 64 KiB a block are under way, in 16 bits. For each tile (attention_decode_tile.h):
+// Work split. A unit is the query heads that share K and V heads with each other: 8, with 1 K head
+// and 4 V heads, for 32/4/16. A unit with more query heads than a block has room for is split. A
+// block is one unit of one sequence, and one split of its keys. Each of its 4 warps processes every
+// fourth tile of keys, through a ring of cp.async slots of its own, so the main loop has no
+// barrier. Up to 64 KiB per block are in flight with 16-bit types. For each tile:
 //
 //   S^T = K Q^T      for each K head, by m16n8k16: 16 keys by 8 query heads
-//   P^T = 2^(S^T sm_scale log2(e) - m)   with the running max m of the columns; rounded, and by movmatrix to the other
-//                    fragment
-//   O^T += V^T P^T   for each V head. All heads share the accumulator: products of 8 query heads are formed, and those
-//                    of query heads that do not read this K or V head are dropped
+//   P^T = 2^(S^T sm_scale log2(e) - m)   with the running max m of the columns; rounded, then moved
+//                    by movmatrix to the other fragment
+//   O^T += V^T P^T   for each V head. All heads share the accumulator: the products of 8 query
+//                    heads are computed, and those of query heads that do not read this K or V
+//                    head are dropped
 //
-// Then the warps merge. Where there are several splits, each leaves O, m and d in scratch memory, and the last block of
-// a unit to arrive merges those: there is no second launch. Splits are even over what kv_lens says.
+// Then the warps merge. If there are several splits, each block writes O, m and d to scratch
+// memory, and the last block of a unit to arrive merges them: there is no second launch. Splits are
+// even over the keys that kv_lens gives.
+//
+// A tile is kKeys keys. It comes in pieces: one K or V head of its keys, at most kSlotDims dims of
+// it; first all K heads, then all V heads. A piece of 16-bit elements fills a slot of 4 KiB, so one
+// ring serves all head counts and sizes. A piece of 8-bit elements is half as large; if K and V
+// both have 8 bits, slots are 2 KiB and twice as many.
+//
+// Fragments are those of device/mma.h. Of each 8 query heads a lane has lane % 4 * 2 and the next
+// (index i, or i % 2, of the arrays of Attention); of each 16 keys or dims it has lane / 4 and
+// lane / 4 + 8.
+//
+// K and V of 8 bits are widened in registers, and their scales multiply scores and weights. The
+// order of dims does not matter in the sum of a score or among the rows of O^T, which makes
+// widening cheap: of the four elements that ldmatrix gives a lane as a word, 0 and 2 become one
+// word of a fragment, and 1 and 3 another. So of 16 dims of K, those at 4t, 4t + 2 and 4t + 1,
+// 4t + 3 are where 16-bit types have 2t, 2t + 1 and 2t + 8, 2t + 9. Q has them in the same order
+// (store_query). Of 16 dims of O, the rows g and g + 8 are 2g and 2g + 1.
+#include <device/async.h>
+#include <device/mma.h>
 #include <algorithm>
 #include <bit>
 #include <cmath>
 #include <numeric>
 
-#include "attention_decode_tile.h"
+#include "bytes.h"
 #include "element_types.h"
 #include "finding.h"
 #include "kernels.h"
+#include "kv_page.h"
+#include "softmax.h"
 
 namespace diffqkv::cuda {
 namespace {
+
+// ---- Work split
+
+constexpr int kWarps = 4, kThreads = kWarps * kWarpSize;
+constexpr int kSlots = 5, kSlotBytes = 4096, kRingBytes = kSlots * kSlotBytes;
+
+__host__ __device__ __forceinline__ constexpr int slot_dims(int head_dim_vo) {
+  return head_dim_vo <= 32 ? 32 : head_dim_vo <= 64 ? 64 : 128;
+}
+__host__ __device__ __forceinline__ constexpr int tile_keys(int head_dim_vo) {
+  return kSlotBytes / 2 / slot_dims(head_dim_vo);
+}
 
 constexpr int kMaxSplits = 256;
 constexpr int kMinSplitKeys = 256;  // below, what a split leaves to merge would be too much beside what it reads
@@ -35,6 +71,28 @@ __host__ __device__ __forceinline__ constexpr int query_pitch(int head_dim_qk) {
 __host__ __device__ __forceinline__ constexpr int most_tiles(int head_dim_vo, bool scaled) {
   return head_dim_vo <= 128 && !scaled ? 4 : 2;
 }
+
+struct Plan {
+  int q_heads_per_k_head, q_heads_per_v_head;
+  int group_heads;        // query heads that share K and V heads
+  int unit_heads, parts;  // of a group
+  int num_units;          // of a sequence
+  int num_splits, min_split_keys, tile_keys;
+  int page_shift;                      // log2(page_tokens)
+  int64_t k_batch_rows, v_batch_rows;  // from sequence to sequence, where they are contiguous
+  float scale_log2;                    // sm_scale * log2(e)
+  float* o_accum;                      // [unit][split][unit_heads][head_dim_vo], not divided
+  Words4* sums_accum;                  // [unit][split][unit_heads]: m, d, divisor
+  uint32_t* arrived;                   // [unit]: splits that are done; 0 before and after
+};
+
+// Which heads a block has, and which keys.
+struct Unit {
+  int64_t batch;
+  int first_head, num_heads;                                 // of Q, in the sequence
+  int first_k_head, num_k_heads, first_v_head, num_v_heads;  // that those read
+  int index, split_idx, used_splits, begin_key, end_key;     // index: of all units of all sequences
+};
 
 __device__ __forceinline__ Unit find_unit(const AttentionDecodeParams& p, const Plan& plan, Finding* finding) {
   Unit unit;
@@ -68,35 +126,626 @@ __device__ __forceinline__ Unit find_unit(const AttentionDecodeParams& p, const 
   return unit;
 }
 
-// The caches of a unit: addresses where they are contiguous, else offsets from the starts of pages.
-__device__ __forceinline__ KeyRows find_rows(const void* data, const void* scales, int64_t first_row, DType dtype,
-                                             int first_head, int64_t num_heads, int64_t head_size, int64_t page_tokens,
-                                             int64_t page_offset) {
-  const int64_t row = num_heads * head_size, element = dtype == DType::bf16 || dtype == DType::f16 ? 2 : 1;
+// ---- The stream of K and V
+
+// What the elements of K or V are.
+enum class Format { wide, i8, f8e4m3 };  // wide: the 16-bit type of Q
+
+// K or V of a sequence. Contiguous: `rows` and `scales` are those of key 0. Paged: they are offsets
+// from a page's start.
+struct KeyRows {
+  uint64_t rows;          // address of the unit's first head
+  uint64_t scales;        // and of its scale; of no use where the format is wide
+  int stride, num_heads;  // bytes from row to row; scales from row to row
+};
+
+// The rows of a tile: addresses of its first key.
+struct TileRows {
+  const unsigned char *k, *v;
+  const bf16 *k_scales, *v_scales;
+};
+
+struct Cache {
+  KeyRows k, v;
+  const KvPage* table;  // null: contiguous
+  int page_shift;       // log2(page_tokens), at least a tile
+
+  // What rows() needs to have from memory; loaded early.
+  __device__ __forceinline__ KvPage page(int key) const {
+    return table ? load_page(table + (key >> page_shift)) : KvPage{};
+  }
+  __device__ __forceinline__ TileRows rows(int key, const KvPage& page) const {
+    const int token = table ? key & ((1 << page_shift) - 1) : key;
+    const uint64_t k_start = reinterpret_cast<uint64_t>(page.k), v_start = reinterpret_cast<uint64_t>(page.v);
+    return {reinterpret_cast<const unsigned char*>(k_start + k.rows + static_cast<int64_t>(token) * k.stride),
+            reinterpret_cast<const unsigned char*>(v_start + v.rows + static_cast<int64_t>(token) * v.stride),
+            reinterpret_cast<const bf16*>(k_start + k.scales) + static_cast<int64_t>(token) * k.num_heads,
+            reinterpret_cast<const bf16*>(v_start + v.scales) + static_cast<int64_t>(token) * v.num_heads};
+  }
+};
+
+// Where the 16 bytes of `chunk` in `row` lie in a slot whose rows are kPitch bytes apart: neither 8
+// rows at one chunk nor what 8 lanes copy meet in a bank.
+template <int kPitch>
+__device__ __forceinline__ int place(int row, int chunk) {
+  constexpr int kChunks = kPitch < 128 ? kPitch / 16 : 8, kRowsPer128 = kPitch < 128 ? 128 / kPitch : 1;
+  return row * kPitch + ((chunk ^ (row / kRowsPer128 & (kChunks - 1))) << 4);
+}
+
+// kScaled: K or V, or both, are of 8 bits, as the formats say; else both are wide.
+template <int kDimVo, bool kScaled>
+class PieceStream {
+ public:
+  static constexpr int kSlotDims = slot_dims(kDimVo), kKeys = tile_keys(kDimVo), kKeyTiles = kKeys / 16;
+  static constexpr int kValueDims = kDimVo < kSlotDims ? kDimVo : kSlotDims, kValuePieces = kDimVo / kValueDims;
+
+  __device__ __forceinline__ PieceStream(const Unit& unit, const Cache& cache, int dim_qk, Format k_format,
+                                         Format v_format, unsigned char* ring)
+      : cache_(cache),
+        dim_qk_(dim_qk),
+        num_k_heads_(unit.num_k_heads),
+        num_heads_(unit.num_k_heads + unit.num_v_heads),
+        end_key_(unit.end_key),
+        k_is_wide_(!kScaled || k_format == Format::wide),
+        v_is_wide_(!kScaled || v_format == Format::wide),
+        ring_(ring),
+        key_(unit.begin_key + warp_index() * kKeys) {
+    if (key_ < end_key_) next_page_ = cache_.page(key_);
+    start_tile();
+#pragma unroll 1  // copy_next() is long
+    for (int i = 0; i < (small_slots() ? 2 * kSlots : kSlots) - 1; ++i) copy_next();
+  }
+
+  // The next piece, there for all lanes. What take() gave before is then no longer: its slot takes
+  // the next copy.
+  __device__ __forceinline__ const unsigned char* take() {
+    if (small_slots()) {
+      cp_async_wait_group<2 * kSlots - 2>();
+    } else {
+      cp_async_wait_group<kSlots - 2>();
+    }
+    __syncwarp();
+    const unsigned char* slot = ring_ + take_;
+    take_ = next_slot(take_);
+    copy_next();
+    return slot;
+  }
+
+ private:
+  __device__ __forceinline__ bool small_slots() const { return kScaled && !k_is_wide_ && !v_is_wide_; }
+  __device__ __forceinline__ int next_slot(int at) const {
+    const int next = at + (small_slots() ? kSlotBytes / 2 : kSlotBytes);
+    return next == kRingBytes ? 0 : next;
+  }
+
+  // The page of the tile after this one is asked for now, and there when its turn comes.
+  __device__ __forceinline__ void start_tile() {
+    if (key_ >= end_key_) return;
+    const TileRows rows = cache_.rows(key_, next_page_);
+    k_ = rows.k, v_ = rows.v;
+    const int next_key = key_ + kWarps * kKeys;
+    if (next_key < end_key_) next_page_ = cache_.page(next_key);
+  }
+
+  // One copy group each time, empty past the end.
+  __device__ __forceinline__ void copy_next() {
+    if (key_ < end_key_) {
+      unsigned char* const slot = ring_ + fill_;
+      if (head_ < num_k_heads_) {
+        const int left = dim_qk_ - dim_, dims = left < kSlotDims ? left : kSlotDims;
+        const int element = head_ * dim_qk_ + dim_;
+        if (k_is_wide_) {
+          copy_keys<2>(slot, k_ + element * 2, dims);
+        } else {
+          copy_keys<1>(slot, k_ + element, dims);
+        }
+        dim_ = left <= kSlotDims ? 0 : dim_ + kSlotDims;
+        head_ += dim_ == 0;
+      } else {
+        const int element = (head_ - num_k_heads_) * kDimVo + dim_;
+        if (v_is_wide_) {
+          copy_rows<kSlotDims * 2, kValueDims * 2>(slot, v_ + element * 2, cache_.v.stride);
+        } else {
+          copy_rows<kSlotDims, kValueDims>(slot, v_ + element, cache_.v.stride);
+        }
+        dim_ = kValuePieces > 1 && dim_ == 0 ? kValueDims : 0;
+        if (dim_ == 0 && ++head_ == num_heads_) {
+          head_ = 0, key_ += kWarps * kKeys;
+          start_tile();
+        }
+      }
+    }
+    cp_async_commit_group();
+    fill_ = next_slot(fill_);
+  }
+
+  template <int kElementBytes>
+  __device__ __forceinline__ void copy_keys(unsigned char* slot, const unsigned char* from, int dims) const {
+    constexpr int kPitch = kSlotDims * kElementBytes;
+    if (dims == kSlotDims) {
+      copy_rows<kPitch, kPitch>(slot, from, cache_.k.stride);
+    } else {
+      constexpr int kStep = 32 * kElementBytes;
+#pragma unroll 1
+      for (int at = 0; at < dims * kElementBytes; at += kStep) {
+        copy_rows<kPitch, kStep>(slot, from + at, cache_.k.stride, at / 16);
+      }
+    }
+  }
+
+  // kBytes of each key, into the chunks from first_chunk on; zeros for keys from the end on. At a
+  // time 4 rows by 128 bytes; 8 by 64 or 16 by 32 where rows are no multiple of more.
+  template <int kPitch, int kBytes>
+  __device__ __forceinline__ void copy_rows(unsigned char* slot, const unsigned char* from, int stride,
+                                            int first_chunk = 0) const {
+    constexpr int kLanes = kBytes % 128 == 0 ? 8 : kBytes % 64 == 0 ? 4 : 2, kRows = kWarpSize / kLanes;
+    const int chunk = lane_index() % kLanes, row = copied_row<kPitch, kLanes>(lane_index() / kLanes);
+    const unsigned char* at = from + static_cast<int64_t>(row) * stride + chunk * 16;
+#pragma unroll
+    for (int pass = 0; pass < kKeys / kRows; ++pass, at += static_cast<int64_t>(kRows) * stride) {
+      const bool valid = key_ + pass * kRows + row < end_key_;
+#pragma unroll
+      for (int c = 0; c < kBytes / 16; c += kLanes) {
+        cp_async_cg(slot + place<kPitch>(pass * kRows + row, first_chunk + chunk + c), valid ? at + c * 16 : from,
+                    valid ? 16 : 0);
+      }
+    }
+  }
+
+  // Which row the i-th kLanes lanes copy: where they copy less than a row, or 128 bytes of it, the
+  // rows of 8 lanes are such that place() puts what they copy on different banks.
+  template <int kPitch, int kLanes>
+  __device__ __forceinline__ static int copied_row(int i) {
+    if constexpr (kLanes == 8 || kLanes * 16 == kPitch) {
+      return i;
+    } else if constexpr (kLanes == 4) {
+      return i / 2 | (i & 1) << 2;
+    } else if constexpr (kPitch == 64) {
+      return (i & 9) | (i & 2) << 1 | (i & 4) >> 1;
+    } else {
+      return (i & 8) | (i & 3) << 1 | (i & 4) >> 2;
+    }
+  }
+
+  Cache cache_;
+  int dim_qk_, num_k_heads_, num_heads_, end_key_;
+  bool k_is_wide_, v_is_wide_;
+  unsigned char* ring_;
+  int key_, head_ = 0, dim_ = 0;  // of the next copy; V heads follow K heads
+  KvPage next_page_ = {};
+  const unsigned char *k_ = nullptr, *v_ = nullptr;  // of the tile
+  int fill_ = 0, take_ = 0;                          // slots, as bytes of the ring
+};
+
+// K or V of a unit from its first head on: addresses if contiguous, else offsets from a page's start.
+__device__ __forceinline__ KeyRows find_rows(const KvView& kv, int64_t first_row, int first_head, int64_t page_tokens) {
+  const int64_t row = kv.num_heads * kv.head_dim, element = kv.dtype == DType::bf16 || kv.dtype == DType::f16 ? 2 : 1;
   KeyRows r;
-  r.rows = page_tokens > 0 ? static_cast<uint64_t>(page_offset) : reinterpret_cast<uint64_t>(data);
-  r.scales = page_tokens > 0 ? r.rows + static_cast<uint64_t>(page_tokens * row * element)
-                             : reinterpret_cast<uint64_t>(scales) + static_cast<uint64_t>(first_row * num_heads * 2);
+  r.rows = page_tokens > 0 ? static_cast<uint64_t>(kv.page_offset) : reinterpret_cast<uint64_t>(kv.data);
+  r.scales = page_tokens > 0
+                 ? r.rows + static_cast<uint64_t>(page_tokens * row * element)
+                 : reinterpret_cast<uint64_t>(kv.scales) + static_cast<uint64_t>(first_row * kv.num_heads * 2);
   if (page_tokens == 0) r.rows += static_cast<uint64_t>(first_row * row * element);
-  r.rows += static_cast<uint64_t>(first_head * head_size * element);
+  r.rows += static_cast<uint64_t>(first_head * kv.head_dim * element);
   r.scales += static_cast<uint64_t>(first_head) * 2;
   r.stride = static_cast<int>(row * element);
-  r.num_heads = static_cast<int>(num_heads);
+  r.num_heads = static_cast<int>(kv.num_heads);
   return r;
 }
 
 __device__ __forceinline__ Cache find_cache(const AttentionDecodeParams& p, const Plan& plan, const Unit& unit) {
   const int64_t page_tokens = p.pages ? p.page_tokens : 0;
-  return {find_rows(p.k, p.k_scales, unit.batch * plan.k_batch_rows, p.k_dtype, unit.first_k_head, p.num_k_heads,
-                    p.head_dim_qk, page_tokens, p.k_page_offset),
-          find_rows(p.v, p.v_scales, unit.batch * plan.v_batch_rows, p.v_dtype, unit.first_v_head, p.num_v_heads,
-                    p.head_dim_vo, page_tokens, p.v_page_offset),
+  return {find_rows(p.k, unit.batch * plan.k_batch_rows, unit.first_k_head, page_tokens),
+          find_rows(p.v, unit.batch * plan.v_batch_rows, unit.first_v_head, page_tokens),
           p.pages ? ld_global(p.pages + (p.pages_shared ? 0 : unit.batch)) : nullptr, plan.page_shift};
 }
 
 __device__ __forceinline__ Format format_of(DType dtype) {
   return dtype == DType::i8 ? Format::i8 : dtype == DType::f8e4m3 ? Format::f8e4m3 : Format::wide;
 }
+
+// ---- Scores, softmax and output of one warp
+
+// Where 8 elements of Q lie, of those at 16 bytes each: as K of 8 bits asks for.
+__device__ __forceinline__ void store_query(unsigned char* row, int chunk, const Words4& q) {
+  const auto low = [](uint32_t a, uint32_t b) { return (a & 0xffffu) | b << 16; };
+  const auto high = [](uint32_t a, uint32_t b) { return a >> 16 | (b & 0xffff0000u); };
+  Words2* const to = reinterpret_cast<Words2*>(row + chunk / 2 * 32 + chunk % 2 * 8);
+  st_shared(to, Words2{{low(q.w[0], q.w[1]), low(q.w[2], q.w[3])}});
+  st_shared(to + 2, Words2{{high(q.w[0], q.w[1]), high(q.w[2], q.w[3])}});
+}
+
+template <typename T>
+__device__ __forceinline__ WidenedBytes widen(Format format, const uint32_t (&words)[4]) {
+  return format == Format::i8 ? widen_i8<T>(words) : widen_f8e4m3<T>(words);
+}
+
+// What merging reads: rows of head_dim_vo elements of o, then m, d and the divisor; 16 bytes past a
+// multiple of 128, so that the lanes that store them fall on different banks.
+__host__ __device__ __forceinline__ constexpr int row_floats(int head_dim_vo) { return head_dim_vo + 4; }
+
+// kTiles times 8 query heads; kScaled as in PieceStream.
+template <typename T, int kDimVo, int kTiles, bool kScaled>
+struct Attention {
+  using Pieces = PieceStream<kDimVo, kScaled>;
+  static constexpr int kKeyTiles = Pieces::kKeyTiles, kDimTiles = kDimVo / 16, kSlotDims = Pieces::kSlotDims;
+  // P times V's scales may be below what f16 can hold, though its sum matters: each tile has a unit
+  // of its own then.
+  static constexpr bool kUnits = kScaled && __is_same(T, f16);
+
+  float s[kTiles][kKeyTiles][4];     // S^T, then P^T
+  uint32_t p[kTiles][kKeyTiles][2];  // P^T as it is multiplied
+  float p_unit[kTiles][2];           // and in which unit: 1, but for f16 times V's scales
+  float o[kTiles][kDimTiles][4];     // O^T
+  SoftmaxState state[kTiles][2];     // d: this lane's keys alone, of P before it is rounded; for lse
+  float divisor[kTiles][2];          // the sum of the rounded P, by the same products with ones: V = 1 gives exactly 1;
+                                     // not where V has scales: then it is d
+
+  __device__ __forceinline__ Attention() {
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) state[n][i] = SoftmaxState::empty(), divisor[n][i] = 0;
+#pragma unroll
+      for (int i = 0; i < kDimTiles * 4; ++i) o[n][i / 4][i % 4] = 0;
+    }
+  }
+
+  __device__ __forceinline__ void clear_scores() {
+#pragma unroll
+    for (int i = 0; i < kTiles * kKeyTiles * 4; ++i) s[i / (kKeyTiles * 4)][i / 4 % kKeyTiles][i % 4] = 0;
+  }
+
+  // The query heads that read one K or V head, as columns of the tiles: `count` from `first` on,
+  // which may be below 0.
+  struct Readers {
+    int first, count;
+    __device__ __forceinline__ bool has(int n, int i) const {
+      return static_cast<unsigned>(n * 8 + lane_index() % 4 * 2 + i - first) < static_cast<unsigned>(count);
+    }
+    __device__ __forceinline__ bool any(int n) const {
+      return kTiles == 1 || (first < n * 8 + 8 && first + count > n * 8);
+    }
+  };
+
+  // S^T += K Q^T for a piece of a K head, in the columns of the query heads that read it: the
+  // products of all 8 are formed, and those of the others dropped. queries: this lane's chunk of
+  // the piece's first dims, see query_chunk.
+  __device__ __forceinline__ void add_scores(const unsigned char* piece, Format format, int dims,
+                                             const unsigned char* queries, int query_pitch, Readers readers) {
+#pragma unroll
+    for (int i = 0; i < kTiles * kKeyTiles; ++i) {
+      const int n = i / kKeyTiles, tile = i % kKeyTiles;
+      if (!readers.any(n)) continue;
+      float(&sum)[4] = s[n][tile];
+      float c[4] = {sum[0], sum[1], sum[2], sum[3]};
+      const auto add_32_dims = [&](int pair) {
+        const int row = tile * 16 + lane_index() % 16, column = lane_index() / 16;
+        uint32_t low[4], high[4], b[4];
+        ldmatrix_x4(b, queries + n * 8 * query_pitch + pair * 64);
+        if (!kScaled || format == Format::wide) {
+          ldmatrix_x4(low, piece + place<kSlotDims * 2>(row, pair * 4 + column));
+          ldmatrix_x4(high, piece + place<kSlotDims * 2>(row, pair * 4 + column + 2));
+        } else {
+          ldmatrix_x4(low, piece + place<kSlotDims>(row, pair * 2 + column));
+          const WidenedBytes wide = widen<T>(format, low);
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            low[j] = wide.even[j], low[j + 2] = wide.odd[j];
+            high[j] = wide.even[j + 2], high[j + 2] = wide.odd[j + 2];
+          }
+        }
+        mma_m16n8k16<T>(c, low, {b[0], b[1]});
+        mma_m16n8k16<T>(c, high, {b[2], b[3]});
+      };
+      if (kTiles == 1 && dims == kSlotDims) {  // with more tiles it would not fit the registers
+#pragma unroll
+        for (int pair = 0; pair < kSlotDims / 32; ++pair) add_32_dims(pair);
+      } else {
+        for (int pair = 0; pair < dims / 32; ++pair) add_32_dims(pair);
+      }
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sum[j] = readers.has(n, j % 2) ? c[j] : sum[j];
+    }
+  }
+  // Rows of Q are query_pitch apart, an odd number of chunks, so that 8 of them fall on different
+  // banks.
+  __device__ __forceinline__ static int query_chunk(int query_pitch) {
+    return lane_index() % 8 * query_pitch + lane_index() / 8 * 16;
+  }
+
+  // The K head of this lane's two columns of the n-th 8 query heads, a byte each, then the V heads;
+  // counted in the unit. Columns past the last query head have its heads.
+  __device__ __forceinline__ static uint32_t column_heads(int n, int num_heads, Readers k_readers, Readers v_readers) {
+    uint32_t heads = 0;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int own = n * 8 + lane_index() % 4 * 2 + i, column = own < num_heads ? own : num_heads - 1;
+      heads |= static_cast<uint32_t>((column - k_readers.first) / k_readers.count) << 8 * i;
+      heads |= static_cast<uint32_t>((column - v_readers.first) / v_readers.count) << (16 + 8 * i);
+    }
+    return heads;
+  }
+
+  // The scales of a lane's keys and two columns.
+  struct Scales {
+    bf16 k[2][kKeyTiles * 2], v[2][kKeyTiles * 2];
+  };
+  // Of the tile's first `keys` keys; heads: column_heads. Two columns of one head make one load.
+  __device__ __forceinline__ static Scales load_scales(const TileRows& rows, const Cache& cache, Format k_format,
+                                                       Format v_format, uint32_t heads, int keys) {
+    constexpr bf16 kOne = {0x3f80};
+    Scales scales;
+#pragma unroll
+    for (int half = 0; half < kKeyTiles * 2; ++half) {
+      const int key = half * 8 + lane_index() / 4;
+      const auto load_pair = [&](bf16(&first), bf16(&second), bool scaled, const bf16* row, uint32_t pair) {
+        first = second = kOne;
+        if (!scaled || key >= keys) return;
+        first = second = ld_global(row + (pair & 0xffu));
+        if ((pair >> 8 & 0xffu) != (pair & 0xffu)) second = ld_global(row + (pair >> 8 & 0xffu));
+      };
+      load_pair(scales.k[0][half], scales.k[1][half], k_format != Format::wide, rows.k_scales + key * cache.k.num_heads,
+                heads);
+      load_pair(scales.v[0][half], scales.v[1][half], v_format != Format::wide, rows.v_scales + key * cache.v.num_heads,
+                heads >> 16);
+    }
+    return scales;
+  }
+
+  // P from S, of the tile's first `keys` keys; first: the scales of the first 8 query heads,
+  // ld_global(n): of the n-th.
+  template <typename Load>
+  __device__ __forceinline__ void add_weights(int keys, float scale_log2, Format v_format, const Scales& first,
+                                              const Load& load) {
+    constexpr uint32_t kOnes = __is_same(T, bf16) ? 0x3f803f80u : 0x3c003c00u;
+    const uint32_t ones[4] = {kOnes, kOnes, kOnes, kOnes};
+    const int row = lane_index() / 4;
+    const bool v_is_wide = !kScaled || v_format == Format::wide;
+    Scales scales = first;
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      Scales next = scales;
+      if (kScaled && n + 1 < kTiles) next = load(n + 1);
+      float factor[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float top = -infinity();
+#pragma unroll
+        for (int half = 0; half < kKeyTiles * 2; ++half) {
+          float& score = s[n][half / 2][half % 2 * 2 + i];
+          if (kScaled) score *= to_float(scales.k[i][half]);
+          const float x = score * scale_log2;
+          if (half * 8 + row < keys) top = fmaxf(top, x);  // passes over NaN
+        }
+#pragma unroll
+        for (int mask = 4; mask < kWarpSize; mask *= 2) top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, mask));
+        factor[i] = state[n][i].raise(top);
+        const float base = -state[n][i].base();
+#pragma unroll
+        for (int half = 0; half < kKeyTiles * 2; ++half) {
+          float& x = s[n][half / 2][half % 2 * 2 + i];
+          x = half * 8 + row < keys ? ex2_approx(__fmaf_rn(x, scale_log2, base)) : 0.0f;
+          state[n][i].d += x;
+          if (kScaled) x *= to_float(scales.v[i][half]);
+        }
+        p_unit[n][i] = 1.0f;
+        if (kUnits && !v_is_wide) rescale(n, i);
+      }
+      if (__ballot_sync(kAllLanes, factor[0] != 1.0f || factor[1] != 1.0f) != 0) {
+        divisor[n][0] *= factor[0], divisor[n][1] *= factor[1];
+#pragma unroll
+        for (int i = 0; i < kDimTiles * 4; ++i) o[n][i / 4][i % 4] *= factor[i % 2];
+      }
+      float sum[4] = {divisor[n][0], divisor[n][1], 0.0f, 0.0f};
+#pragma unroll
+      for (int tile = 0; tile < kKeyTiles; ++tile) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          p[n][tile][half] = movmatrix_trans(cvt_rn_x2<T>(s[n][tile][half * 2], s[n][tile][half * 2 + 1]));
+        }
+        if (v_is_wide) mma_m16n8k16<T>(sum, ones, p[n][tile]);
+      }
+      divisor[n][0] = sum[0], divisor[n][1] = sum[1];
+      scales = next;
+    }
+  }
+
+  // Divides a column's weights of the tile by the power of two of the largest.
+  __device__ __forceinline__ void rescale(int n, int i) {
+    float top = 0.0f;
+#pragma unroll
+    for (int half = 0; half < kKeyTiles * 2; ++half) top = fmaxf(top, s[n][half / 2][half % 2 * 2 + i]);
+#pragma unroll
+    for (int mask = 4; mask < kWarpSize; mask *= 2) top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, mask));
+    constexpr uint32_t kOne = 0x3f800000u, kExponent = 0x7f800000u;
+    const uint32_t exponent = bit_cast<uint32_t>(top) & kExponent;
+    const bool normal = exponent > 0 && exponent < 0x7f000000u;
+    p_unit[n][i] = bit_cast<float>(normal ? exponent : kOne);
+    const float inverse = bit_cast<float>(normal ? 2 * kOne - exponent : kOne);
+#pragma unroll
+    for (int half = 0; half < kKeyTiles * 2; ++half) s[n][half / 2][half % 2 * 2 + i] *= inverse;
+  }
+
+  // O^T += V^T P^T for a piece of a V head, from dim kFirstDim on, likewise in its own columns
+  // alone. As the others' products are dropped, and not multiplied by zeros, a NaN or infinity
+  // stays with the query heads that read it.
+  template <int kFirstDim>
+  __device__ __forceinline__ void add_values(const unsigned char* piece, Format format, Readers readers) {
+    constexpr int kSteps = kScaled ? 2 : 1;  // of 16 dims, loaded together
+#pragma unroll
+    for (int first = 0; first < Pieces::kValueDims / 16; first += kSteps) {
+      uint32_t a[kSteps][kKeyTiles][4];
+#pragma unroll
+      for (int tile = 0; tile < kKeyTiles; ++tile) {
+        if (!kScaled || format == Format::wide) {
+          const int row = tile * 16 + lane_index() / 16 * 8 + lane_index() % 8, column = lane_index() / 8 % 2;
+#pragma unroll
+          for (int step = 0; step < kSteps; ++step) {
+            ldmatrix_x4_trans(a[step][tile], piece + place<kSlotDims * 2>(row, (first + step) * 2 + column));
+          }
+        } else {
+          const int row = tile * 16 + lane_index() % 16, column = lane_index() / 16;
+          uint32_t words[4];
+          ldmatrix_x4_trans(words, piece + place<kSlotDims>(row, first + column));
+          const WidenedBytes wide = widen<T>(format, words);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            a[i / 2 % kSteps][tile][i % 2 * 2] = wide.even[i], a[i / 2 % kSteps][tile][i % 2 * 2 + 1] = wide.odd[i];
+          }
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kSteps * kTiles; ++i) {
+        const int step = i / kTiles, n = i % kTiles;
+        if (!readers.any(n)) continue;
+        float(&sum)[4] = o[n][kFirstDim / 16 + first + step];
+        float c[4] = {};
+#pragma unroll
+        for (int j = 0; j < 4; ++j) c[j] = kUnits ? 0.0f : sum[j];
+#pragma unroll
+        for (int tile = 0; tile < kKeyTiles; ++tile) mma_m16n8k16<T>(c, a[step][tile], p[n][tile]);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          if (kUnits) c[j] = __fmaf_rn(c[j], p_unit[n][j % 2], sum[j]);
+          sum[j] = readers.has(n, j % 2) ? c[j] : sum[j];
+        }
+      }
+    }
+  }
+
+  // For merging.
+  __device__ __forceinline__ void store_rows(float* rows, Format v_format) {
+    const bool v_is_wide = !kScaled || v_format == Format::wide;
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float* const row = rows + (n * 8 + lane_index() % 4 * 2 + i) * row_floats(kDimVo);
+#pragma unroll
+        for (int tile = 0; tile < kDimTiles; ++tile) {
+          const float low = o[n][tile][i], high = o[n][tile][i + 2];
+          if (v_is_wide) {
+            st_shared(row + tile * 16 + lane_index() / 4, low);
+            st_shared(row + tile * 16 + lane_index() / 4 + 8, high);
+          } else {
+            const Words2 words = {{bit_cast<uint32_t>(low), bit_cast<uint32_t>(high)}};
+            st_shared(reinterpret_cast<Words2*>(row + tile * 16) + lane_index() / 4, words);
+          }
+        }
+        float d = state[n][i].d;
+#pragma unroll
+        for (int mask = 4; mask < kWarpSize; mask *= 2) d += __shfl_xor_sync(kAllLanes, d, mask);
+        if (lane_index() < 4) {
+          const Words4 sums = {{bit_cast<uint32_t>(state[n][i].m), bit_cast<uint32_t>(d),
+                                bit_cast<uint32_t>(v_is_wide ? divisor[n][i] : d), 0u}};
+          st_shared(reinterpret_cast<Words4*>(row + kDimVo), sums);
+        }
+      }
+    }
+  }
+};
+
+// ---- Merging of warps and splits
+
+// 4 dims of O of one query head, and its sums, merged from parts.
+struct Merged {
+  SoftmaxState state = SoftmaxState::empty();
+  float divisor = 0, o[4] = {};
+
+  template <int kParts>
+  __device__ __forceinline__ void add(const Words4 (&sums)[kParts], const Words4 (&parts)[kParts]) {
+    float top = state.m;
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) top = fmaxf(top, bit_cast<float>(sums[i].w[0]));
+    const float own = factor(state.m, top);
+    state.m = top, state.d *= own, divisor *= own;
+#pragma unroll
+    for (int d = 0; d < 4; ++d) o[d] *= own;
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) {
+      const float other = factor(bit_cast<float>(sums[i].w[0]), top);
+      state.d = __fmaf_rn(bit_cast<float>(sums[i].w[1]), other, state.d);
+      divisor = __fmaf_rn(bit_cast<float>(sums[i].w[2]), other, divisor);
+#pragma unroll
+      for (int d = 0; d < 4; ++d) o[d] = __fmaf_rn(bit_cast<float>(parts[i].w[d]), other, o[d]);
+    }
+  }
+  // A part without a score above -inf has d = 0 and o = 0, or NaN, which is to stay.
+  __device__ __forceinline__ static float factor(float m, float top) {
+    return m > -infinity() ? ex2_approx(m - top) : 1.0f;
+  }
+
+  // Of query head `row` of all sequences.
+  template <typename T, int kDimVo>
+  __device__ __forceinline__ void finish(const AttentionDecodeParams& p, int64_t row, int dim) const {
+    const float inverse = divisor == 0.0f ? 0.0f : __frcp_rn(divisor);
+    const Words2 words = {{cvt_rn_x2<T>(o[0] * inverse, o[1] * inverse), cvt_rn_x2<T>(o[2] * inverse, o[3] * inverse)}};
+    st_global(reinterpret_cast<Words2*>(static_cast<T*>(p.out) + row * kDimVo + dim), words);
+    if (dim == 0 && p.lse != nullptr) st_global(p.lse + row, state.lse());
+  }
+};
+
+// The splits of a unit, by the last of its blocks.
+template <typename T, int kDimVo>
+__device__ __forceinline__ void merge_splits(const AttentionDecodeParams& p, const Plan& plan, const Unit& unit) {
+  constexpr int kAtOnce = 8;  // loads under way
+  const int64_t first_row = static_cast<int64_t>(unit.index) * plan.num_splits * plan.unit_heads;
+  for (int item = threadIdx.x; item < unit.num_heads * (kDimVo / 4); item += kThreads) {
+    const int head = item / (kDimVo / 4), dim = item % (kDimVo / 4) * 4;
+    const float* const o = plan.o_accum + (first_row + head) * kDimVo + dim;
+    const Words4* const sums = plan.sums_accum + first_row + head;
+    Merged merged;
+    for (int split = 0; split < unit.used_splits; split += kAtOnce) {
+      Words4 part_sums[kAtOnce], parts[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        part_sums[i] = {{bit_cast<uint32_t>(-infinity()), 0u, 0u, 0u}}, parts[i] = {};
+        if (split + i < unit.used_splits) {
+          const int64_t row = static_cast<int64_t>(split + i) * plan.unit_heads;
+          part_sums[i] = ld_global(sums + row);
+          parts[i] = ld_global(reinterpret_cast<const Words4*>(o + row * kDimVo));
+        }
+      }
+      merged.add(part_sums, parts);
+    }
+    merged.template finish<T, kDimVo>(p, unit.batch * p.num_q_heads + unit.first_head + head, dim);
+  }
+}
+
+// The warps' rows lie in shared memory, with a barrier behind them.
+template <typename T, int kDimVo, int kTiles>
+__device__ __forceinline__ void merge_warps(const AttentionDecodeParams& p, const Plan& plan, const Unit& unit,
+                                            const float* rows) {
+  constexpr int kRowFloats = row_floats(kDimVo);
+  const int64_t first_row = (static_cast<int64_t>(unit.index) * plan.num_splits + unit.split_idx) * plan.unit_heads;
+  for (int item = threadIdx.x; item < unit.num_heads * (kDimVo / 4); item += kThreads) {
+    const int head = item / (kDimVo / 4), dim = item % (kDimVo / 4) * 4;
+    Words4 sums[kWarps], parts[kWarps];
+#pragma unroll
+    for (int warp = 0; warp < kWarps; ++warp) {
+      const float* const row = rows + (warp * kTiles * 8 + head) * kRowFloats;
+      sums[warp] = ld_shared(reinterpret_cast<const Words4*>(row + kDimVo));
+      parts[warp] = ld_shared(reinterpret_cast<const Words4*>(row + dim));
+    }
+    Merged merged;
+    merged.add(sums, parts);
+    if (unit.used_splits == 1) {
+      merged.template finish<T, kDimVo>(p, unit.batch * p.num_q_heads + unit.first_head + head, dim);
+      continue;
+    }
+    const Words4 words = {{bit_cast<uint32_t>(merged.o[0]), bit_cast<uint32_t>(merged.o[1]),
+                           bit_cast<uint32_t>(merged.o[2]), bit_cast<uint32_t>(merged.o[3])}};
+    st_global(reinterpret_cast<Words4*>(plan.o_accum + (first_row + head) * kDimVo + dim), words);
+    if (dim == 0) {
+      const Words4 merged_sums = {{bit_cast<uint32_t>(merged.state.m), bit_cast<uint32_t>(merged.state.d),
+                                   bit_cast<uint32_t>(merged.divisor), 0u}};
+      st_global(plan.sums_accum + first_row + head, merged_sums);
+    }
+  }
+}
+
+// ---- The kernel
 
 // kTiles: room for that many times 8 query heads. kScaled: K or V, or both, are of 8 bits.
 template <typename T, int kDimVo, int kTiles, bool kScaled>
@@ -106,10 +755,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   using Warp = Attention<T, kDimVo, kTiles, kScaled>;
   const Unit unit = find_unit(p, plan, finding);
   if (unit.split_idx >= unit.used_splits) return;
-  const int dim_qk = static_cast<int>(p.head_dim_qk), pitch = query_pitch(dim_qk);
+  const int dim_qk = static_cast<int>(p.k.head_dim), pitch = query_pitch(dim_qk);
   const int warp = warp_index();
-  const Format k_format = kScaled ? format_of(p.k_dtype) : Format::wide;
-  const Format v_format = kScaled ? format_of(p.v_dtype) : Format::wide;
+  const Format k_format = kScaled ? format_of(p.k.dtype) : Format::wide;
+  const Format v_format = kScaled ? format_of(p.v.dtype) : Format::wide;
 
   // Q, with rows of zeros past the unit's last head.
   unsigned char* const queries = dynamic_shared();
@@ -191,8 +840,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   merge_warps<T, kDimVo, kTiles>(p, plan, unit, rows);
   if (unit.used_splits == 1) return;
 
-  // The last block of the unit merges. One thread's fences stand for the block: the first is behind a barrier, so that it
-  // covers what all threads stored, and the second is before one, so that what it acquires holds for all threads.
+  // The last block of the unit merges. One thread's fences stand for the block: the first is behind
+  // a barrier, so that it covers what all threads stored, and the second is before one, so that
+  // what it acquires holds for all threads.
   __syncthreads();
   uint32_t* const is_last = reinterpret_cast<uint32_t*>(queries);
   if (threadIdx.x == 0) {
@@ -208,29 +858,31 @@ __global__ void __launch_bounds__(kThreads, 1)
   merge_splits<T, kDimVo>(p, plan, unit);
 }
 
-// Whether the kernel can take the call: Q and out of one 16-bit type, K and V of that or of 8 bits, head sizes that it is
-// made for, rows that start at 16 bytes, tiles that lie in one page.
+// ---- The launch
+
+// Whether the kernel can take the call: Q and out of one 16-bit type, K and V of that or of 8 bits,
+// head sizes that it is made for, rows that start at 16 bytes, tiles that lie in one page.
 bool takes(const AttentionDecodeParams& p) {
   const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
   const auto size = [](int64_t dim) { return dim == 32 || dim == 64 || dim == 96 || dim == 128 || dim == 256; };
-  const auto type = [&](DType dtype) { return dtype == p.q_dtype || is_quantized(dtype); };
-  if ((p.q_dtype != DType::bf16 && p.q_dtype != DType::f16) || !type(p.k_dtype) || !type(p.v_dtype) ||
-      p.out_dtype != p.q_dtype || !size(p.head_dim_qk) || !size(p.head_dim_vo) || p.num_q_heads % p.num_k_heads != 0 ||
-      p.num_q_heads % p.num_v_heads != 0 || !aligned(p.q) || !aligned(p.out)) {
+  const auto fits = [&](const KvView& kv) {
+    if ((kv.dtype != p.q_dtype && !is_quantized(kv.dtype)) || !size(kv.head_dim) || p.num_q_heads % kv.num_heads != 0)
+      return false;
+    if (p.pages) return kv.page_offset % 16 == 0;
+    return aligned(kv.data) && kv.batch_stride % (kv.num_heads * kv.head_dim) == 0;
+  };
+  if ((p.q_dtype != DType::bf16 && p.q_dtype != DType::f16) || p.out_dtype != p.q_dtype || !aligned(p.q) ||
+      !aligned(p.out) || !fits(p.k) || !fits(p.v)) {
     return false;
   }
-  if (p.pages) {
-    return p.page_tokens >= tile_keys(static_cast<int>(p.head_dim_vo)) &&
-           std::has_single_bit(static_cast<uint64_t>(p.page_tokens)) && p.k_page_offset % 16 == 0 &&
-           p.v_page_offset % 16 == 0;
-  }
-  return aligned(p.k) && aligned(p.v) && p.stride_k_batch % (p.num_k_heads * p.head_dim_qk) == 0 &&
-         p.stride_v_batch % (p.num_v_heads * p.head_dim_vo) == 0;
+  return !p.pages || (p.page_tokens >= tile_keys(static_cast<int>(p.v.head_dim)) &&
+                      std::has_single_bit(static_cast<uint64_t>(p.page_tokens)));
 }
 
-bool is_scaled(const AttentionDecodeParams& p) { return is_quantized(p.k_dtype) || is_quantized(p.v_dtype); }
+bool is_scaled(const AttentionDecodeParams& p) { return is_quantized(p.k.dtype) || is_quantized(p.v.dtype); }
 
-// The fewest splits that keep the multiprocessors nearly as busy as any number would: each is one more part to merge.
+// The fewest splits that keep the multiprocessors nearly as busy as any number would: each is one
+// more part to merge.
 int choose_splits(const AttentionDecodeParams& p, int64_t num_blocks, int num_multiprocessors) {
   if (p.num_splits > 0)
     return static_cast<int>(std::min<int64_t>({p.num_splits, kMaxSplits, std::max<int64_t>(p.kv_len, 1)}));
@@ -248,25 +900,25 @@ int choose_splits(const AttentionDecodeParams& p, int64_t num_blocks, int num_mu
 
 Plan make_plan(const AttentionDecodeParams& p, Context& context) {
   Plan plan = {};
-  plan.q_heads_per_k_head = static_cast<int>(p.num_q_heads / p.num_k_heads);
-  plan.q_heads_per_v_head = static_cast<int>(p.num_q_heads / p.num_v_heads);
+  plan.q_heads_per_k_head = static_cast<int>(p.num_q_heads / p.k.num_heads);
+  plan.q_heads_per_v_head = static_cast<int>(p.num_q_heads / p.v.num_heads);
   plan.group_heads = std::lcm(plan.q_heads_per_k_head, plan.q_heads_per_v_head);
-  const int room = 8 * most_tiles(static_cast<int>(p.head_dim_vo), is_scaled(p));
+  const int room = 8 * most_tiles(static_cast<int>(p.v.head_dim), is_scaled(p));
   plan.parts = (plan.group_heads + room - 1) / room;
   plan.unit_heads = (plan.group_heads + plan.parts - 1) / plan.parts;
   plan.parts = (plan.group_heads + plan.unit_heads - 1) / plan.unit_heads;
   plan.num_units = static_cast<int>(p.num_q_heads) / plan.group_heads * plan.parts;
-  plan.tile_keys = tile_keys(static_cast<int>(p.head_dim_vo));
+  plan.tile_keys = tile_keys(static_cast<int>(p.v.head_dim));
   plan.page_shift = p.pages ? std::countr_zero(static_cast<uint64_t>(p.page_tokens)) : 0;
-  plan.k_batch_rows = p.stride_k_batch / (p.num_k_heads * p.head_dim_qk);
-  plan.v_batch_rows = p.stride_v_batch / (p.num_v_heads * p.head_dim_vo);
+  plan.k_batch_rows = p.k.batch_stride / (p.k.num_heads * p.k.head_dim);
+  plan.v_batch_rows = p.v.batch_stride / (p.v.num_heads * p.v.head_dim);
   plan.scale_log2 = p.sm_scale * 1.44269504088896341f;
   const int64_t num_units = p.batch_size * plan.num_units;
   plan.num_splits = choose_splits(p, num_units, context.num_multiprocessors);
   plan.min_split_keys = p.num_splits > 0 ? 1 : kMinSplitKeys;
   if (plan.num_splits > 1) {
     const size_t rows = static_cast<size_t>(num_units) * plan.num_splits * plan.unit_heads;
-    const size_t o_bytes = rows * static_cast<size_t>(p.head_dim_vo) * sizeof(float);
+    const size_t o_bytes = rows * static_cast<size_t>(p.v.head_dim) * sizeof(float);
     unsigned char* const scratch = static_cast<unsigned char*>(context.scratch(o_bytes + rows * sizeof(Words4)));
     plan.o_accum = reinterpret_cast<float*>(scratch);
     plan.sums_accum = reinterpret_cast<Words4*>(scratch + o_bytes);
@@ -282,7 +934,7 @@ void run(const AttentionDecodeParams& p, const Plan& plan, Context& context) {
   shape.grid[0] = static_cast<unsigned>(p.batch_size * plan.num_splits * plan.num_units);
   shape.threads = kThreads;
   shape.shared_bytes =
-      static_cast<size_t>(kTiles * 8 * query_pitch(static_cast<int>(p.head_dim_qk)) + kWarps * kRingBytes);
+      static_cast<size_t>(kTiles * 8 * query_pitch(static_cast<int>(p.k.head_dim)) + kWarps * kRingBytes);
   launch("attention_decode", attention_decode_kernel<T, kDimVo, kTiles, kScaled>, shape, context.stream, p, plan,
          context.finding);
 }
@@ -301,7 +953,7 @@ void run_tiles(const AttentionDecodeParams& p, const Plan& plan, Context& contex
 
 template <typename T>
 void run_sizes(const AttentionDecodeParams& p, const Plan& plan, Context& context) {
-  switch (p.head_dim_vo) {
+  switch (p.v.head_dim) {
     case 32: return run_tiles<T, 32>(p, plan, context);
     case 64: return run_tiles<T, 64>(p, plan, context);
     case 96: return run_tiles<T, 96>(p, plan, context);
@@ -314,7 +966,7 @@ void run_sizes(const AttentionDecodeParams& p, const Plan& plan, Context& contex
 
 void attention_decode(const AttentionDecodeParams& p, Context& context) {
   if (p.batch_size <= 0) return;
-  if (p.selective_top_k > 0) {
+  if (p.top_k > 0) {
     if (!attention_selective(p, context)) attention_plain_decode(p, context);
     return;
   }

@@ -37,7 +37,7 @@ static_assert(kThreads >= kMaxHeadDim && kThreads == kBins);
 
 struct PlainParams {
   AttentionPrefillParams a;
-  int64_t selective_top_k;  // 0: all
+  int64_t top_k;  // 0: all
   bool renormalize;
   int64_t first_row;        // of (batch, query, Q head) in this launch
   float* scratch;           // per row: kv_len scores, then the keys of the chosen, if any
@@ -102,15 +102,16 @@ struct CacheRows {
   int64_t page_offset, first_row;  // first_row: of the sequence, in a tensor
 
   __device__ __forceinline__ CacheRows(const AttentionPrefillParams& a, const Row& row) {
-    elements = static_cast<const T*>(kIsV ? a.v : a.k);
-    scales = static_cast<const bf16*>(kIsV ? a.v_scales : a.k_scales);
+    const KvView& kv = kIsV ? a.v : a.k;
+    elements = static_cast<const T*>(kv.data);
+    scales = static_cast<const bf16*>(kv.scales);
     pages = a.pages ? ld_global(a.pages + (a.pages_shared ? 0 : row.batch)) : nullptr;
-    num_heads = static_cast<int>(kIsV ? a.num_v_heads : a.num_k_heads);
+    num_heads = static_cast<int>(kv.num_heads);
     head = static_cast<int>(row.head * num_heads / a.num_q_heads);
-    dim = static_cast<int>(kIsV ? a.head_dim_vo : a.head_dim_qk);
+    dim = static_cast<int>(kv.head_dim);
     page_tokens = static_cast<int>(a.page_tokens);
-    page_offset = kIsV ? a.v_page_offset : a.k_page_offset;
-    first_row = row.batch * ((kIsV ? a.stride_v_batch : a.stride_k_batch) / dim);
+    page_offset = kv.page_offset;
+    first_row = row.batch * (kv.batch_stride / dim);
   }
 
   struct At {
@@ -135,7 +136,7 @@ struct CacheRows {
 template <typename K>
 __device__ __forceinline__ float write_scores(const PlainParams& p, const Row& row, float* scores, Shared* shared) {
   const AttentionPrefillParams& a = p.a;
-  const int dim = static_cast<int>(a.head_dim_qk), lane = lane_index(), warp = warp_index();
+  const int dim = static_cast<int>(a.k.head_dim), lane = lane_index(), warp = warp_index();
   const int64_t q_row = ((static_cast<int64_t>(row.batch) * a.q_len + row.query) * a.num_q_heads + row.head) * dim;
   float q[kLaneDims];
 #pragma unroll
@@ -228,9 +229,9 @@ __device__ __forceinline__ void keep_highest(float* scores, uint32_t* keys, int 
 // Where all of a row is one value.
 __device__ __forceinline__ void write_row(const PlainParams& p, const Row& row, float out, float lse) {
   const AttentionPrefillParams& a = p.a;
-  const int64_t out_row = (p.first_row + blockIdx.x) * a.head_dim_vo;
+  const int64_t out_row = (p.first_row + blockIdx.x) * a.v.head_dim;
   const int dim = threadIdx.x;
-  if (dim < a.head_dim_vo) store_any(a.out, a.out_dtype, out_row + dim, out);
+  if (dim < a.v.head_dim) store_any(a.out, a.out_dtype, out_row + dim, out);
   if (a.lse && threadIdx.x == 0) {
     st_global(a.lse + (static_cast<int64_t>(row.batch) * a.num_q_heads + row.head) * a.q_len + row.query, lse);
   }
@@ -250,7 +251,7 @@ __device__ __forceinline__ Sums sum_values(const PlainParams& p, const Row& row,
     Sums some = {};
     for (int j = first; j < end; ++j) {
       const float weight = ld_global(weights + j);
-      if (p.selective_top_k > 0 && weight == 0.0f) continue;  // 0 times infinity is not to be seen then
+      if (p.top_k > 0 && weight == 0.0f) continue;  // 0 times infinity is not to be seen then
       const auto value = v[keys ? static_cast<int>(ld_global(keys + j)) : j];
       some.products = __fmaf_rn(weight * value.scale, load_float(value.elements + d), some.products);
       some.weights += weight;
@@ -268,21 +269,21 @@ __global__ void __launch_bounds__(kThreads, 3) attention_plain_kernel(PlainParam
 
   float* const scores = p.scratch + blockIdx.x * p.scratch_row;
   float top = 0;
-  visit_in_kernel(a.k_dtype, [&](auto k) { top = write_scores<decltype(k)>(p, row, scores, shared); });
+  visit_in_kernel(a.k.dtype, [&](auto k) { top = write_scores<decltype(k)>(p, row, scores, shared); });
   // exp(score - max) is NaN at the max, and so are the sum and every weight.
   if (!(top > -infinity() && top < infinity())) {
     const float nan = bit_cast<float>(0x7fc00000u);
     return write_row(p, row, nan, nan);
   }
 
-  const bool selective = p.selective_top_k > 0 && p.selective_top_k < row.num_keys;
+  const bool selective = p.top_k > 0 && p.top_k < row.num_keys;
   const uint32_t* keys = nullptr;
   int num_rows = row.num_keys;  // of V
   float sum_of_all = 0.0f;
   if (selective) {
     sum_of_all = sum_weights(scores, row.num_keys, top, p.scale_log2, shared);
     uint32_t* const chosen = reinterpret_cast<uint32_t*>(scores + a.kv_len);
-    num_rows = static_cast<int>(p.selective_top_k);
+    num_rows = static_cast<int>(p.top_k);
     keep_highest(scores, chosen, row.num_keys, static_cast<uint32_t>(num_rows), p.scale == 0.0f, shared);
     keys = chosen;
   }
@@ -291,11 +292,11 @@ __global__ void __launch_bounds__(kThreads, 3) attention_plain_kernel(PlainParam
   }
   __syncthreads();
 
-  const int dim = static_cast<int>(a.head_dim_vo), num_groups = kThreads / dim;
+  const int dim = static_cast<int>(a.v.head_dim), num_groups = kThreads / dim;
   const int thread = threadIdx.x, group = thread / dim, d = thread % dim;
   Sums sums = {};
   if (group < num_groups) {
-    visit_in_kernel(a.v_dtype, [&](auto v) {
+    visit_in_kernel(a.v.dtype, [&](auto v) {
       sums = sum_values<decltype(v)>(p, row, scores, keys, num_rows, group, num_groups, d);
     });
   }
@@ -315,11 +316,12 @@ __global__ void __launch_bounds__(kThreads, 3) attention_plain_kernel(PlainParam
   }
 }
 
-void run(const char* name, const AttentionPrefillParams& a, int64_t selective_top_k, bool renormalize,
-         Context& context) {
+// Runs the call that p.a, p.top_k and p.renormalize describe.
+void run(const char* name, PlainParams& p, Context& context) {
+  const AttentionPrefillParams& a = p.a;
   check_float_types(name, {{"q", a.q_dtype}, {"out", a.out_dtype}});
-  check_cache_types(name, {{"k", a.k_dtype}, {"v", a.v_dtype}});
-  for (const int64_t size : {a.head_dim_qk, a.head_dim_vo}) {
+  check_cache_types(name, {{"k", a.k.dtype}, {"v", a.v.dtype}});
+  for (const int64_t size : {a.k.head_dim, a.v.head_dim}) {
     if (size < 1 || size > kMaxHeadDim) {
       fail(ErrorCode::invalid_argument, "%s: a head size of %lld; the limit is %d", name, static_cast<long long>(size),
            kMaxHeadDim);
@@ -327,12 +329,11 @@ void run(const char* name, const AttentionPrefillParams& a, int64_t selective_to
   }
   const int64_t num_rows = a.batch_size * a.q_len * a.num_q_heads;
   if (num_rows == 0) return;
-  PlainParams p = {};
-  p.a = a;
-  p.selective_top_k = selective_top_k, p.renormalize = renormalize;
-  p.scale = std::fabs(a.sm_scale), p.scale_log2 = p.scale * 1.44269504088896341f, p.negate = a.sm_scale < 0;
+  p.scale = std::fabs(a.sm_scale);
+  p.scale_log2 = p.scale * 1.44269504088896341f;
+  p.negate = a.sm_scale < 0;
   p.finding = context.finding;
-  p.scratch_row = a.kv_len + (selective_top_k < a.kv_len ? selective_top_k : 0);
+  p.scratch_row = a.kv_len + (p.top_k < a.kv_len ? p.top_k : 0);
   // Rows in groups, for the scratch memory's sake.
   const int64_t row_bytes = std::max<int64_t>(p.scratch_row, 1) * 4;
   const int64_t group = std::clamp<int64_t>(static_cast<int64_t>(kMaxScratchBytes) / row_bytes, 1, num_rows);
@@ -349,22 +350,18 @@ void run(const char* name, const AttentionPrefillParams& a, int64_t selective_to
 }  // namespace
 
 void attention_plain_prefill(const AttentionPrefillParams& p, Context& context) {
-  run("attention_prefill", p, 0, false, context);
+  PlainParams plain = {};
+  plain.a = p;
+  run("attention_prefill", plain, context);
 }
 
 void attention_plain_decode(const AttentionDecodeParams& p, Context& context) {
-  AttentionPrefillParams a;  // of one query a sequence, which has the same layouts
-  a.q = p.q, a.k = p.k, a.v = p.v, a.out = p.out, a.lse = p.lse, a.kv_lens = p.kv_lens;
-  a.q_dtype = p.q_dtype, a.k_dtype = p.k_dtype, a.v_dtype = p.v_dtype, a.out_dtype = p.out_dtype;
-  a.batch_size = p.batch_size, a.q_len = 1, a.kv_len = p.kv_len;
-  a.num_q_heads = p.num_q_heads, a.num_k_heads = p.num_k_heads, a.num_v_heads = p.num_v_heads;
-  a.head_dim_qk = p.head_dim_qk, a.head_dim_vo = p.head_dim_vo;
-  a.stride_k_batch = p.stride_k_batch, a.stride_v_batch = p.stride_v_batch;
-  a.k_scales = p.k_scales, a.v_scales = p.v_scales;
-  a.pages = p.pages, a.pages_shared = p.pages_shared, a.page_tokens = p.page_tokens;
-  a.k_page_offset = p.k_page_offset, a.v_page_offset = p.v_page_offset;
-  a.sm_scale = p.sm_scale;
-  run("attention_decode", a, p.selective_top_k, p.renormalize, context);
+  PlainParams plain = {};
+  static_cast<AttentionParams&>(plain.a) = p;
+  plain.a.q_len = 1;  // the layouts are the same
+  plain.top_k = p.top_k;
+  plain.renormalize = p.renormalize;
+  run("attention_decode", plain, context);
 }
 
 }  // namespace diffqkv::cuda

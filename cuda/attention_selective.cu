@@ -1,30 +1,305 @@
-// Selective V (paper, B.2) for one query per sequence: the softmax of all scores, but only the V rows of the k highest
-// of each query head are read. Bound by memory: each byte of K is read once for up to 16 query heads, and of V only
-// what counts.
+// Selective V (paper, B.2) for one query per sequence: the softmax of all scores, but only the V
+// rows of the k highest scores of each query head are read. Bound by memory: each byte of K is read
+// once for up to 16 query heads, and of V only the selected rows are read.
 //
-// attention_selective_scores: a block is a unit (the query heads that share a K head) of one sequence, and one split of
-// its keys. Its 8 warps take every eighth tile of keys through rings of cp.async slots, S^T = K Q^T by tensor cores,
-// and the scores stay in shared memory (attention_selective_keys.h). Then a warp takes a query head at a time: m and d
-// of all its scores, and its own k best, exactly (attention_selective_top.h), which go to scratch memory in the order
-// of the keys.
+// attention_selective_scores: a block is a unit (the query heads that share a K head) of one
+// sequence, and one split of its keys. Its 8 warps process every eighth tile of keys through rings
+// of cp.async slots, S^T = K Q^T by tensor cores, and the scores stay in shared memory. Then each
+// warp processes one query head at a time: m and d of all its scores, and its own k best, exactly
+// (attention_selective_top.h), which go to scratch memory in the order of the keys.
 //
-// attention_selective_values: a block is one query head of one sequence. It merges m and d, finds the k best of the
-// splits' candidates, and gathers their V rows, 16 bytes a lane, many rows under way. Every sum has a fixed order.
+// attention_selective_values: a block is one query head of one sequence. It merges m and d, finds
+// the k best of the splits' candidates, and gathers their V rows, 16 bytes per lane, with many rows
+// in flight. Every sum has a fixed order.
+//
+// A tile is 16 keys, or 32 if an element of K is one byte, and comes in pieces of at most 64 dims:
+// 2 KiB, a slot of the ring. Fragments are those of device/mma.h: of each 8 query heads a lane has
+// lane % 4 * 2 and the next, and of each 16 keys lane / 4 and lane / 4 + 8.
+#include <device/async.h>
+#include <device/mma.h>
 #include <algorithm>
 #include <bit>
 #include <cmath>
 
-#include "attention_selective_keys.h"
 #include "attention_selective_top.h"
-#include "attention_selective_values.h"
+#include "bytes.h"
 #include "element_types.h"
+#include "finding.h"
 #include "kernels.h"
+#include "kv_page.h"
 
 namespace diffqkv::cuda {
 namespace {
 
+// ---- Work split
+
+constexpr int kMaxHeadDim = 256;
 constexpr int kMinSplitKeys = 256;  // below, what a split leaves to merge would be too much beside what it reads
 constexpr size_t kMaxScratchBytes = size_t{128} << 20;
+constexpr int kThreads = 256, kWarps = kThreads / kWarpSize;
+constexpr int kSlots = 4, kSlotBytes = 2048, kRingBytes = kWarps * kSlots * kSlotBytes;
+constexpr int kPieceDims = 64;
+constexpr int kSplitStep = 64;                            // splits are so many keys, or a multiple
+constexpr int kMaxSplitKeys = 1024, kMinPageTokens = 32;  // a tile lies in one page
+constexpr int kMaxSegments = kMaxSplitKeys / kMinPageTokens;
+
+// What is the same for all blocks of a launch.
+struct Plan {
+  int64_t first_batch;  // a launch does some of the sequences
+  int q_heads_per_k_head;
+  int unit_heads, parts;  // query heads that a block takes; blocks for the query heads of a K head
+  int num_units;          // of a sequence
+  int num_splits, min_split_keys;
+  int top_k;
+  int page_shift;           // keys lie in segments of 2^page_shift: pages, where K is paged
+  int row_slots;            // of candidates, for a query head of a sequence
+  int score_pitch;          // of the scores of a query head in shared memory, in floats
+  int stage_slots;          // candidates that fit shared memory when splits are merged, 0 where not all do
+  float direction;          // the sign of sm_scale, 0 where that is 0: scores are ranked by q.k times this
+  float scale, scale_log2;  // |sm_scale|, the same times log2(e)
+  uint32_t* scores;         // [sequence][query head][row_slots]: candidates, see attention_selective_top.h
+  uint32_t* keys;
+  Words2* sums;  // [sequence][query head][split]: m, a raw score, and d
+};
+
+// The keys of a sequence, and how they are split.
+struct Keys {
+  int kv_len, per_split, used_splits;
+
+  __device__ __forceinline__ Keys(const AttentionDecodeParams& p, const Plan& plan, int64_t batch, Finding* finding) {
+    kv_len = static_cast<int>(p.kv_len);
+    if (p.kv_lens != nullptr) {
+      const int given = ld_global(p.kv_lens + batch);
+      if ((given < 0 || given > kv_len) && finding != nullptr && threadIdx.x == 0) {
+        report(finding, Finding::kv_len, static_cast<int>(batch), given, kv_len);
+      }
+      kv_len = given < 0 ? 0 : given < kv_len ? given : kv_len;
+    }
+    per_split = kv_len / plan.num_splits + (kv_len % plan.num_splits != 0);
+    if (per_split < plan.min_split_keys) per_split = plan.min_split_keys;
+    per_split = (per_split + kSplitStep - 1) / kSplitStep * kSplitStep;
+    used_splits = (kv_len + per_split - 1) / per_split;
+  }
+  __device__ __forceinline__ int end(int split) const {
+    const int begin = split * per_split;
+    return kv_len - begin < per_split ? kv_len : begin + per_split;
+  }
+};
+
+// ---- K and V in the cache
+
+// Rows of one K or V head: those of a page, or as many of a contiguous cache.
+struct alignas(16) Segment {
+  const unsigned char* data;
+  const bf16* scales;
+};
+// A K or V head of a sequence, of elements of type E.
+template <typename E>
+class CacheHead {
+ public:
+  __device__ __forceinline__ CacheHead(const AttentionDecodeParams& p, int page_shift, KvTensor tensor, int64_t batch,
+                                       int64_t head)
+      : CacheHead(p, page_shift, tensor, batch, head, tensor == KvTensor::v ? p.v : p.k) {}
+
+  __device__ __forceinline__ Segment segment(int index) const {
+    const int64_t tokens = int64_t{1} << page_shift_;
+    const unsigned char* data;
+    const bf16* scales = nullptr;
+    if (pages_ != nullptr) {
+      const KvPage page = load_page(pages_ + index);
+      const KvRows rows = rows_in_page(tensor_ == KvTensor::v ? page.v : page.k, page_offset_, 0,
+                                       static_cast<int>(tokens), static_cast<int>(num_heads_), row_bytes_);
+      data = rows.elements, scales = rows.scales;
+    } else {
+      data = data_ + index * tokens * pitch_;
+      if (kScaled) scales = scales_ + index * tokens * num_heads_;
+    }
+    return {data + head_ * row_bytes_, kScaled ? scales + head_ : nullptr};
+  }
+  __device__ __forceinline__ const unsigned char* row(const Segment& segment, int key) const {
+    return segment.data + row_index(key) * pitch_;
+  }
+  __device__ __forceinline__ float scale(const Segment& segment, int key) const {
+    return load_float(segment.scales + row_index(key) * num_heads_);
+  }
+  __device__ __forceinline__ int segment_of(int key) const { return key >> page_shift_; }
+  __device__ __forceinline__ int64_t pitch() const { return pitch_; }
+
+ private:
+  __device__ __forceinline__ CacheHead(const AttentionDecodeParams& p, int page_shift, KvTensor tensor, int64_t batch,
+                                       int64_t head, const KvView& kv)
+      : data_(static_cast<const unsigned char*>(kv.data)),
+        scales_(static_cast<const bf16*>(kv.scales)),
+        pages_(p.pages != nullptr ? ld_global(p.pages + (p.pages_shared ? 0 : batch)) : nullptr),
+        page_offset_(kv.page_offset),
+        row_bytes_(kv.head_dim * kBytes),
+        pitch_(kv.num_heads * kv.head_dim * kBytes),
+        head_(head),
+        num_heads_(kv.num_heads),
+        page_shift_(page_shift),
+        tensor_(tensor) {
+    if (pages_ != nullptr) return;
+    data_ += batch * kv.batch_stride * kBytes;
+    if (kScaled) scales_ += batch * (kv.batch_stride / kv.head_dim);
+  }
+  __device__ __forceinline__ int64_t row_index(int key) const { return key & ((1 << page_shift_) - 1); }
+
+  static constexpr int kBytes = sizeof(E);
+  static constexpr bool kScaled = kBytes == 1;
+  const unsigned char* data_;
+  const bf16* scales_;
+  const KvPage* pages_;
+  int64_t page_offset_, row_bytes_, pitch_, head_, num_heads_;
+  int page_shift_;
+  KvTensor tensor_;
+};
+
+// ---- attention_selective_scores
+
+// One warp's tiles of keys: every kWarps-th of its block's.
+template <typename K>
+class KeyStream {
+ public:
+  static constexpr bool kScaled = sizeof(K) == 1;
+  static constexpr int kRowBytes = kPieceDims * sizeof(K), kTileKeys = kSlotBytes / kRowBytes;
+
+  // segments: in shared memory, from the one that holds begin_key on, which is a multiple of
+  // kSplitStep.
+  __device__ __forceinline__ KeyStream(const CacheHead<K>& head, const Segment* segments, int dim, int begin_key,
+                                       int end_key, unsigned char* ring)
+      : head_(head),
+        segments_(segments - head.segment_of(begin_key)),
+        dim_(dim),
+        end_key_(end_key),
+        ring_(ring),
+        key_(begin_key + warp_index() * kTileKeys) {
+    for (int i = 0; i < kSlots - 1; ++i) copy_next();
+  }
+
+  // The next piece, there for all lanes. What take() gave before is then no longer: its slot takes
+  // the next copy.
+  __device__ __forceinline__ const unsigned char* take() {
+    cp_async_wait_group<kSlots - 2>();
+    __syncwarp();
+    const unsigned char* const slot = ring_ + take_ * kSlotBytes;
+    take_ = (take_ + 1) % kSlots;
+    copy_next();
+    return slot;
+  }
+
+  // The scale of key `first_key` + lane, one that stands in a tile of this warp; 0 past the end.
+  __device__ __forceinline__ float load_scale(int first_key) const {
+    const int key = first_key + lane_index();
+    if (key >= end_key_) return 0.0f;
+    return head_.scale(ld_shared(segments_ + head_.segment_of(key)), key);
+  }
+
+  // Where the 16 bytes of `chunk` in `row` lie: neither 8 rows at one chunk nor what 8 lanes copy
+  // meet in a bank.
+  __device__ __forceinline__ static int place(int row, int chunk) {
+    return row * kRowBytes + ((chunk ^ (kRowBytes == 128 ? row & 7 : row >> 1 & 3)) << 4);
+  }
+
+ private:
+  // One copy group each time, empty past the end. Zeros for keys from the end on.
+  __device__ __forceinline__ void copy_next() {
+    if (key_ < end_key_) {
+      constexpr int kLanes = kRowBytes / 16, kRows = kWarpSize / kLanes;
+      unsigned char* const slot = ring_ + fill_ * kSlotBytes;
+      const int row = lane_index() / kLanes, chunk = lane_index() % kLanes;
+      const int byte = piece_dim_ * static_cast<int>(sizeof(K)), end_byte = dim_ * static_cast<int>(sizeof(K));
+      const unsigned char* const from = head_.row(ld_shared(segments_ + head_.segment_of(key_)), key_) + byte;
+      if (byte + chunk * 16 < end_byte) {
+        const int64_t pitch = head_.pitch();
+        const unsigned char* at = from + row * pitch + chunk * 16;
+#pragma unroll
+        for (int first = 0; first < kTileKeys; first += kRows, at += kRows * pitch) {
+          const bool valid = key_ + first + row < end_key_;
+          cp_async_cg(slot + place(first + row, chunk), valid ? at : from, valid ? 16 : 0);
+        }
+      }
+      piece_dim_ += kPieceDims;
+      if (piece_dim_ >= dim_) piece_dim_ = 0, key_ += kWarps * kTileKeys;
+    }
+    cp_async_commit_group();
+    fill_ = (fill_ + 1) % kSlots;
+  }
+
+  const CacheHead<K>& head_;
+  const Segment* segments_;
+  int dim_, end_key_;
+  unsigned char* ring_;
+  int key_, piece_dim_ = 0;  // of the next copy
+  int fill_ = 0, take_ = 0;  // slots
+};
+
+// S^T = K Q^T of a tile of keys and kTiles times 8 query heads.
+template <typename T, typename K, int kTiles>
+struct TileScores {
+  using Stream = KeyStream<K>;
+  static constexpr int kKeyTiles = Stream::kTileKeys / 16;
+  float s[kTiles][kKeyTiles][4];
+
+  // Rows of Q in shared memory are so far apart that 8 lanes that read together fall on different
+  // banks.
+  __host__ __device__ __forceinline__ static constexpr int query_pitch(int dim) {
+    return dim * 2 + (sizeof(K) == 1 ? 32 : 16);
+  }
+
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int i = 0; i < kTiles * kKeyTiles * 4; ++i) s[i / (kKeyTiles * 4)][i / 4 % kKeyTiles][i % 4] = 0;
+  }
+
+  // The piece's first `dims` dims; queries: Q from the first of them on.
+  __device__ __forceinline__ void add(const unsigned char* piece, int dims, const unsigned char* queries, int pitch) {
+#pragma unroll
+    for (int step = 0; step < kPieceDims / 16; ++step) {
+      if (step * 16 >= dims) break;
+      uint32_t b[kTiles][2];
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) load_queries(b[n], queries + n * 8 * pitch + step * 32, pitch);
+      uint32_t a[kKeyTiles][4];
+      load_keys(a, piece, step);
+#pragma unroll
+      for (int i = 0; i < kKeyTiles * kTiles; ++i) {
+        mma_m16n8k16<T>(s[i % kTiles][i / kTiles], a[i / kTiles], b[i % kTiles]);
+      }
+    }
+  }
+
+ private:
+  // Bytes come four dims to a lane, whose even ones stand for dims 2t, 2t + 1 of the fragment and
+  // odd ones for 2t + 8, 2t + 9; so they do in Q.
+  __device__ __forceinline__ static void load_keys(uint32_t (&a)[kKeyTiles][4], const unsigned char* piece, int step) {
+    if constexpr (sizeof(K) == 2) {
+      ldmatrix_x4(a[0], piece + Stream::place(lane_index() % 16, step * 2 + lane_index() / 16));
+    } else {
+      uint32_t words[4];
+      ldmatrix_x4(words, piece + Stream::place(lane_index(), step));
+      WidenedBytes wide;
+      if constexpr (__is_same(K, i8)) {
+        wide = widen_i8<T>(words);
+      } else {
+        wide = widen_f8e4m3<T>(words);
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        a[i / 2][i % 2] = wide.even[i], a[i / 2][i % 2 + 2] = wide.odd[i];
+      }
+    }
+  }
+  __device__ __forceinline__ static void load_queries(uint32_t (&b)[2], const unsigned char* queries, int pitch) {
+    if constexpr (sizeof(K) == 2) {
+      ldmatrix_x2(b, queries + lane_index() % 8 * pitch + lane_index() / 8 % 2 * 16);
+    } else {
+      const Words2 dims =
+          ld_shared(reinterpret_cast<const Words2*>(queries + lane_index() / 4 * pitch + lane_index() % 4 * 8));
+      b[0] = (dims.w[0] & 0xffffu) | dims.w[1] << 16;
+      b[1] = dims.w[0] >> 16 | (dims.w[1] & 0xffff0000u);
+    }
+  }
+};
 
 struct ScoresShared {
   Segment segments[kMaxSegments];
@@ -88,7 +363,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int first_head = k_head * plan.q_heads_per_k_head + first;
   const int num_heads = smaller(plan.unit_heads, plan.q_heads_per_k_head - first);
 
-  const int dim = static_cast<int>(p.head_dim_qk), pitch = Tile::query_pitch(dim);
+  const int dim = static_cast<int>(p.k.head_dim), pitch = Tile::query_pitch(dim);
   const int warp = warp_index(), lane = lane_index();
   auto* const shared = reinterpret_cast<ScoresShared*>(dynamic_shared());
   unsigned char* const queries = dynamic_shared() + sizeof(*shared);
@@ -102,7 +377,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     cp_async_cg(queries + row * pitch + chunk * 16, valid ? q + row * dim + chunk * 8 : q, valid ? 16 : 0);
   }
   cp_async_commit_group();
-  const auto cache = CacheHead<K>::of_k(p, plan.page_shift, batch, k_head);
+  const CacheHead<K> cache(p, plan.page_shift, KvTensor::k, batch, k_head);
   const int first_segment = cache.segment_of(begin_key);
   const int num_segments = cache.segment_of(end_key - 1) - first_segment + 1;
   for (int i = threadIdx.x; i < num_segments; i += kThreads) {
@@ -146,6 +421,97 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
+// ---- attention_selective_values
+
+constexpr int kListRows = 2048;  // V rows that are gathered at once
+static_assert(kThreads == kBins && kThreads >= kMaxHeadDim && kListRows % kThreads == 0);
+
+struct ValuesShared {
+  BinSearch search;
+  uint32_t warps[2][kWarps];  // two numbers of each warp
+  union {
+    struct {
+      const unsigned char* rows[kListRows];  // of V
+      uint32_t weights[kListRows];           // at first the candidates' indices
+    } list;
+    float sums[kThreads * 16];  // [rows at once][head_dim_vo]
+  };
+  // Then the candidates' scores, where they fit.
+};
+
+// Two numbers of each thread, reduced over the block: the same bits in every thread. Ends with a
+// barrier.
+template <typename T, typename F, typename G>
+__device__ __forceinline__ void block_reduce(T& a, T& b, const F& f, const G& g, ValuesShared* shared) {
+  a = warp_reduce(a, f), b = warp_reduce(b, g);
+  if (lane_index() == 0) {
+    st_shared(&shared->warps[0][warp_index()], bit_cast<uint32_t>(a));
+    st_shared(&shared->warps[1][warp_index()], bit_cast<uint32_t>(b));
+  }
+  __syncthreads();
+  a = bit_cast<T>(ld_shared(&shared->warps[0][0])), b = bit_cast<T>(ld_shared(&shared->warps[1][0]));
+  for (int i = 1; i < kWarps; ++i) {
+    a = f(a, bit_cast<T>(ld_shared(&shared->warps[0][i])));
+    b = g(b, bit_cast<T>(ld_shared(&shared->warps[1][i])));
+  }
+  __syncthreads();
+}
+__device__ __forceinline__ float add_floats(float a, float b) { return a + b; }
+
+// The sum of weighted V rows: a thread owns 16 bytes of every rows_at_once-th row of the list.
+template <typename V>
+struct Gather {
+  static constexpr int kElements = 16 / sizeof(V), kAtOnce = kElements > 8 ? 2 : 4;  // kAtOnce: loads under way
+  int dim, rows_at_once, slot, first_dim;
+  float o[kElements] = {};
+
+  __device__ __forceinline__ explicit Gather(int head_dim_vo) : dim(head_dim_vo) {
+    const int thread = threadIdx.x, lanes = dim / kElements;
+    rows_at_once = kThreads / lanes, slot = thread / lanes, first_dim = thread % lanes * kElements;
+  }
+
+  __device__ __forceinline__ void add(const ValuesShared* shared, int count) {
+    if (slot >= rows_at_once) return;
+    for (int first = slot; first < count; first += rows_at_once * kAtOnce) {
+      float weights[kAtOnce];
+      Elements<V, kElements> parts[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int j = first + i * rows_at_once;
+        weights[i] = j < count ? bit_cast<float>(ld_shared(&shared->list.weights[j])) : 0.0f;
+        if (weights[i] == 0.0f) continue;  // 0 times infinity is not to be seen
+        parts[i] = ld_global(reinterpret_cast<const Elements<V, kElements>*>(ld_shared(&shared->list.rows[j])) +
+                             first_dim / kElements);
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (weights[i] == 0.0f) continue;
+#pragma unroll
+        for (int e = 0; e < kElements; ++e) o[e] = __fmaf_rn(weights[i], to_float(parts[i].v[e]), o[e]);
+      }
+    }
+  }
+
+  // Dim threadIdx.x of the sum; the list is overwritten.
+  __device__ __forceinline__ float finish(ValuesShared* shared) const {
+    if (slot < rows_at_once) {
+#pragma unroll
+      for (int e = 0; e < kElements; e += 4) {
+        st_shared(reinterpret_cast<Words4*>(&shared->sums[slot * dim + first_dim + e]),
+                  Words4{{bit_cast<uint32_t>(o[e]), bit_cast<uint32_t>(o[e + 1]), bit_cast<uint32_t>(o[e + 2]),
+                          bit_cast<uint32_t>(o[e + 3])}});
+      }
+    }
+    __syncthreads();
+    float sum = 0;
+    const int d = threadIdx.x;
+    if (d < dim) {
+      for (int i = 0; i < rows_at_once; ++i) sum += ld_shared(&shared->sums[i * dim + d]);
+    }
+    return sum;
+  }
+};
+
 template <typename V>
 __global__ void __launch_bounds__(kThreads, 2) attention_selective_values_kernel(AttentionDecodeParams p, Plan plan) {
   auto* const shared = reinterpret_cast<ValuesShared*>(dynamic_shared());
@@ -154,7 +520,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_selective_values_kernel
   const int64_t row = blockIdx.x;
   const int head = static_cast<int>(row % p.num_q_heads);
   const int64_t batch = plan.first_batch + row / p.num_q_heads, out_row = batch * p.num_q_heads + head;
-  const int dim = static_cast<int>(p.head_dim_vo);
+  const int dim = static_cast<int>(p.v.head_dim);
   const Keys keys(p, plan, batch, nullptr);
 
   // m and d of all keys, by every warp.
@@ -167,8 +533,8 @@ __global__ void __launch_bounds__(kThreads, 2) attention_selective_values_kernel
     d += bit_cast<float>(part.w[1]) * weight_of(bit_cast<float>(part.w[0]), top, plan.scale_log2);
   }
   d = warp_sum(d);
-  // Without a key 0 and -inf. Else, where there is no largest score, exp(score - m) is NaN at it, and so is every
-  // weight.
+  // Without a key 0 and -inf. Else, where there is no largest score, exp(score - m) is NaN at it,
+  // and so is every weight.
   if (keys.kv_len == 0 || !(top > -infinity() && top < infinity())) {
     const float nan = bit_cast<float>(0x7fc00000u);
     if (thread < dim) store_any(p.out, p.out_dtype, out_row * dim + thread, keys.kv_len == 0 ? 0.0f : nan);
@@ -193,9 +559,9 @@ __global__ void __launch_bounds__(kThreads, 2) attention_selective_values_kernel
     kept = keep_best(score_of, num_candidates, static_cast<uint32_t>(plan.top_k), lowest, highest, &shared->search);
   }
 
-  // The kept go to the list in the order of their keys, a warp's share of a round at a time, and are gathered when it
-  // is full.
-  const auto cache = CacheHead<V>::of_v(p, plan.page_shift, batch, head * p.num_v_heads / p.num_q_heads);
+  // The kept go to the list in the order of their keys, a warp's share of a round at a time, and
+  // are gathered when it is full.
+  const CacheHead<V> cache(p, plan.page_shift, KvTensor::v, batch, head * p.v.num_heads / p.num_q_heads);
   Gather<V> gather(dim);
   float weight_sum = 0;
   int listed = 0;
@@ -254,18 +620,21 @@ __global__ void __launch_bounds__(kThreads, 2) attention_selective_values_kernel
   if (thread == 0 && p.lse != nullptr) st_global(p.lse + out_row, __fmaf_rn(top, plan.scale, logf(d)));
 }
 
+// ---- The launches
+
 bool aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
-// 16-bit Q and out of one type, K of that type or of one byte an element, V of any; head sizes in whole 16 bytes.
+// Whether the kernels support the call: Q and out of one 16-bit type, K of that type or of one byte per element, V of any
+// type; head sizes in whole 16 bytes.
 bool takes(const AttentionDecodeParams& p) {
-  const int64_t v_bytes = static_cast<int64_t>(dtype_size(p.v_dtype));
+  const auto fits = [&](const KvView& kv) {
+    const int64_t bytes = static_cast<int64_t>(dtype_size(kv.dtype));
+    return kv.head_dim * bytes % 16 == 0 && kv.head_dim <= kMaxHeadDim && p.num_q_heads % kv.num_heads == 0 &&
+           (p.pages != nullptr || (aligned(kv.data) && kv.batch_stride * bytes % 16 == 0));
+  };
   return (p.q_dtype == DType::bf16 || p.q_dtype == DType::f16) && p.out_dtype == p.q_dtype &&
-         (p.k_dtype == p.q_dtype || is_quantized(p.k_dtype)) && p.selective_top_k > 0 && p.head_dim_qk % 16 == 0 &&
-         p.head_dim_qk <= kMaxHeadDim && p.head_dim_vo * v_bytes % 16 == 0 && p.head_dim_vo <= kMaxHeadDim &&
-         p.num_q_heads % p.num_k_heads == 0 && p.num_q_heads % p.num_v_heads == 0 && aligned(p.q) &&
-         (p.pages != nullptr ||
-          (aligned(p.k) && aligned(p.v) && p.stride_k_batch * static_cast<int64_t>(dtype_size(p.k_dtype)) % 16 == 0 &&
-           p.stride_v_batch * v_bytes % 16 == 0));
+         (p.k.dtype == p.q_dtype || is_quantized(p.k.dtype)) && p.k.head_dim % 16 == 0 && p.top_k > 0 && fits(p.k) &&
+         fits(p.v) && aligned(p.q);
 }
 
 size_t scores_shared_bytes(int num_heads, size_t query_bytes, int keys) {
@@ -281,17 +650,17 @@ struct Launch {
 Launch make_launch(const AttentionDecodeParams& p, Context& context) {
   Launch launch = {};
   Plan& plan = launch.plan;
-  plan.q_heads_per_k_head = static_cast<int>(p.num_q_heads / p.num_k_heads);
+  plan.q_heads_per_k_head = static_cast<int>(p.num_q_heads / p.k.num_heads);
   const int most = plan.q_heads_per_k_head <= 8 ? 8 : 16;
   plan.parts = (plan.q_heads_per_k_head + most - 1) / most;
   plan.unit_heads = (plan.q_heads_per_k_head + plan.parts - 1) / plan.parts;
-  plan.num_units = static_cast<int>(p.num_k_heads) * plan.parts;
-  plan.top_k = static_cast<int>(std::min(p.selective_top_k, p.kv_len));
+  plan.num_units = static_cast<int>(p.k.num_heads) * plan.parts;
+  plan.top_k = static_cast<int>(std::min(p.top_k, p.kv_len));
   plan.page_shift = p.pages != nullptr ? std::countr_zero(static_cast<uint64_t>(p.page_tokens)) : 6;
   plan.scale = std::fabs(p.sm_scale), plan.scale_log2 = plan.scale * 1.44269504088896341f;
   plan.direction = p.sm_scale > 0 ? 1.0f : p.sm_scale < 0 ? -1.0f : p.sm_scale * 0.0f;
 
-  const size_t query_bytes = static_cast<size_t>(most) * (static_cast<size_t>(p.head_dim_qk) * 2 + 32);
+  const size_t query_bytes = static_cast<size_t>(most) * (static_cast<size_t>(p.k.head_dim) * 2 + 32);
   int max_split_keys = kMaxSplitKeys * 8 / most;
   while (scores_shared_bytes(most, query_bytes, max_split_keys) > context.max_shared_bytes) {
     max_split_keys -= kSplitStep;
@@ -331,7 +700,7 @@ void run_scores(const AttentionDecodeParams& p, const Plan& plan, const LaunchSh
 
 template <typename T>
 void run_scores_of(const AttentionDecodeParams& p, const Plan& plan, const LaunchShape& shape, Context& context) {
-  switch (p.k_dtype) {
+  switch (p.k.dtype) {
     case DType::i8: return run_scores<T, i8>(p, plan, shape, context);
     case DType::f8e4m3: return run_scores<T, f8e4m3>(p, plan, shape, context);
     default: return run_scores<T, T>(p, plan, shape, context);
@@ -357,7 +726,7 @@ bool attention_selective(const AttentionDecodeParams& p, Context& context) {
       run_scores_of<f16>(p, plan, scores, context);
     }
     values.grid[0] = static_cast<unsigned>(sequences * p.num_q_heads);
-    visit_cache(p.v_dtype, [&](auto v) {
+    visit_cache(p.v.dtype, [&](auto v) {
       launch("attention_selective_values", attention_selective_values_kernel<decltype(v)>, values, context.stream, p,
              plan);
     });

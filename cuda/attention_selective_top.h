@@ -1,15 +1,42 @@
-// The exact top k of scores. A candidate is a score, as an unsigned integer that orders as the scores do, and its key;
-// candidates stand in the order of their keys, so that of equal scores the earlier is kept. What is kept is told by
-// Kept: the scores above a bound, and of those that equal it the first few.
+// The exact top k of scores. A candidate is a score, as an unsigned integer that orders as the
+// scores do, and its key; candidates stand in the order of their keys, so that of equal scores the
+// earlier is kept. What is kept is told by Kept: the scores above a bound, and of those that equal
+// it the first few.
 #pragma once
 
 #include <device/memory.h>
 
+#include "conversions.h"
 #include "reductions.h"
-#include "score_order.h"
 
 namespace diffqkv::cuda {
 namespace {
+
+// The larger; NaN, once in, stays.
+__device__ __forceinline__ float larger(float top, float x) { return x > top || x != x ? x : top; }
+
+// 2^((score - top) scale). What is above 0 in the reference, in float64, is above 0 here.
+__device__ __forceinline__ float weight_of(float score, float top, float scale_log2) {
+  const float x = (score - top) * scale_log2;
+  const float weight = ex2_approx(x);
+  return weight == 0.0f && x > -1075.0f ? bit_cast<float>(1u) : weight;
+}
+
+// NaN counts as the largest; -0 and 0 are equal. 0 is below every score.
+__device__ __forceinline__ uint32_t order_score(float score) {
+  if (score != score) return 0xffffffffu;
+  const uint32_t bits = bit_cast<uint32_t>(score + 0.0f);
+  return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+__device__ __forceinline__ float ordered_score(uint32_t ordered) {
+  return bit_cast<float>(ordered >> 31 ? ordered & 0x7fffffffu : ~ordered);
+}
+
+__device__ __forceinline__ uint32_t count_bits(uint32_t x) {
+  x -= x >> 1 & 0x55555555u;
+  x = (x & 0x33333333u) + (x >> 2 & 0x33333333u);
+  return ((x + (x >> 4)) & 0x0f0f0f0fu) * 0x01010101u >> 24;
+}
 
 __device__ __forceinline__ int smaller(int a, int b) { return a < b ? a : b; }
 
@@ -35,7 +62,8 @@ struct Places {
     higher += count_bits(__ballot_sync(kAllLanes, score > kept.bound));
     if (kept.num_equal > 0) equal += count_bits(__ballot_sync(kAllLanes, score == kept.bound));
   }
-  // The place of this lane's candidate, or -1 where it is not kept; the lanes' candidates are then before.
+  // The place of this lane's candidate, or -1 where it is not kept; the lanes' candidates are then
+  // before.
   __device__ __forceinline__ int take(const Kept& kept, uint32_t score) {
     const uint32_t lanes_before = (1u << lane_index()) - 1;
     const bool is_higher = score > kept.bound, is_equal = score == kept.bound;
@@ -52,8 +80,8 @@ struct Places {
   }
 };
 
-// The k best of a warp's scores, kCount a lane, of which more than k are not 0. Bit by bit from the top: the largest
-// bound that k scores reach, or the first found that exactly k reach.
+// The k best of a warp's scores, kCount a lane, of which more than k are not 0. Bit by bit from the
+// top: the largest bound that k scores reach, or the first found that exactly k reach.
 template <int kCount>
 __device__ __forceinline__ Kept keep_best(const uint32_t (&scores)[kCount], uint32_t k) {
   const auto count_at_least = [&](uint32_t bound) {
@@ -77,8 +105,8 @@ struct BinSearch {
   uint32_t digit, wanted, is_whole;
 };
 
-// The k best of `count` > k scores, by a block of kBins threads or more: a digit of up to 8 bits at a time, by
-// histogram, below the bits that the lowest and the highest score share.
+// The k best of `count` > k scores, by a block of kBins threads or more: a digit of up to 8 bits at
+// a time, by histogram, below the bits that the lowest and the highest score share.
 template <typename Scores>
 __device__ __forceinline__ Kept keep_best(const Scores& scores, int count, uint32_t k, uint32_t lowest,
                                           uint32_t highest, BinSearch* search) {

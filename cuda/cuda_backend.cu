@@ -93,18 +93,10 @@ class CudaBackend : public Backend, private Context {
     return ms;
   }
 
-  void embed(const EmbedParams& p) override { enqueue(cuda::embed, p); }
-  void rms_norm(const RmsNormParams& p) override { enqueue(cuda::rms_norm, p); }
-  void matmul(const MatmulParams& p) override { enqueue(cuda::matmul, p); }
-  void augmented_q(const AugmentedQParams& p) override { enqueue(cuda::augmented_q, p); }
-  void silu_mul(const SiluMulParams& p) override { enqueue(cuda::silu_mul, p); }
-  void rope(const RopeParams& p) override { enqueue(cuda::rope, p); }
-  void kv_append(const KvAppendParams& p) override { enqueue(cuda::kv_append, p); }
-  void kv_gather(const KvGatherParams& p) override { enqueue(cuda::kv_gather, p); }
-  void quantize(const QuantizeParams& p) override { enqueue(cuda::quantize, p); }
-  void attention_prefill(const AttentionPrefillParams& p) override { enqueue(cuda::attention_prefill, p); }
-  void attention_decode(const AttentionDecodeParams& p) override { enqueue(cuda::attention_decode, p); }
-  void sample(const SampleParams& p) override { enqueue(cuda::sample, p); }
+#define DIFFQKV_OVERRIDE(name, Params) \
+  void name(const Params& p) override { enqueue(cuda::name, p); }
+  DIFFQKV_OPERATORS(DIFFQKV_OVERRIDE)
+#undef DIFFQKV_OVERRIDE
 
  private:
   // Stands in every call: the calling thread works on this GPU, which is there, and stays so while the call lasts.

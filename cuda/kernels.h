@@ -1,4 +1,4 @@
-// The launchers, one per operator of csrc/backend/ops.h, and what they share: the stream, the card, scratch memory, and
+// The launchers, one per operator of csrc/backend/operators.h, and what they share: the stream, the card, scratch memory, and
 // the place where a kernel reports what it finds wrong in device memory. A launcher checks what it can on the host,
 // enqueues, and never waits.
 #pragma once
@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "backend/operators.h"
 #include "backend/ops.h"
 #include "launch.h"
 
@@ -35,18 +36,10 @@ class Context {
   virtual uint32_t* zeroed_words(size_t count) = 0;
 };
 
-void embed(const EmbedParams& p, Context& context);
-void rms_norm(const RmsNormParams& p, Context& context);
-void matmul(const MatmulParams& p, Context& context);
-void augmented_q(const AugmentedQParams& p, Context& context);
-void silu_mul(const SiluMulParams& p, Context& context);
-void rope(const RopeParams& p, Context& context);
-void kv_append(const KvAppendParams& p, Context& context);
-void kv_gather(const KvGatherParams& p, Context& context);
-void quantize(const QuantizeParams& p, Context& context);
-void attention_prefill(const AttentionPrefillParams& p, Context& context);
-void attention_decode(const AttentionDecodeParams& p, Context& context);
-void sample(const SampleParams& p, Context& context);
+// The launchers: `void embed(const EmbedParams& p, Context& context);` and so on.
+#define DIFFQKV_LAUNCHER(name, Params) void name(const Params& p, Context& context);
+DIFFQKV_OPERATORS(DIFFQKV_LAUNCHER)
+#undef DIFFQKV_LAUNCHER
 
 // Attention of any head size up to 256 and any pair of types of K and V, without tensor cores: what the kernels of
 // attention_prefill.cu, attention_decode.cu and attention_selective.cu do not take goes here.

@@ -46,52 +46,54 @@ __global__ void __launch_bounds__(kThreads, 4)
     if (threadIdx.x == 0) report(finding, Finding::position, t, position, limit);
     return;
   }
-  const int num_k_heads = static_cast<int>(p.num_k_heads), num_v_heads = static_cast<int>(p.num_v_heads);
-  const int dim_qk = static_cast<int>(p.head_dim_qk), dim_vo = static_cast<int>(p.head_dim_vo);
+  const int num_k_heads = static_cast<int>(p.k_cache.num_heads), num_v_heads = static_cast<int>(p.v_cache.num_heads);
+  const int dim_qk = static_cast<int>(p.k_cache.head_dim), dim_vo = static_cast<int>(p.v_cache.head_dim);
   const int page_tokens = static_cast<int>(p.page_tokens), token = position % page_tokens;
   const KvPage* const pages = ld_global(p.pages + (p.sequences ? ld_global(p.sequences + t) : 0));
   const KvPage page = load_page(pages + position / page_tokens);
 
-  const KvRows v = rows_in_page(page.v, p.v_page_offset, token, page_tokens, num_v_heads, dim_vo * v_element_bytes);
+  const KvRows v =
+      rows_in_page(page.v, p.v_cache.page_offset, token, page_tokens, num_v_heads, dim_vo * v_element_bytes);
   const int64_t v_from = static_cast<int64_t>(t) * num_v_heads * dim_vo;
-  if (is_quantized(p.v_cache_dtype)) {
-    quantize_rows(num_v_heads, dim_vo, p.v_cache_dtype, v,
+  if (is_quantized(p.v_cache.dtype)) {
+    quantize_rows(num_v_heads, dim_vo, p.v_cache.dtype, v,
                   [&](int row, int d) { return load_any(p.v, p.v_dtype, v_from + row * dim_vo + d); });
   } else {
-    copy_elements<kElements>(p.v, p.v_dtype, v_from, v.elements, p.v_cache_dtype, num_v_heads * dim_vo);
+    copy_elements<kElements>(p.v, p.v_dtype, v_from, v.elements, p.v_cache.dtype, num_v_heads * dim_vo);
   }
 
-  const KvRows k = rows_in_page(page.k, p.k_page_offset, token, page_tokens, num_k_heads, dim_qk * k_element_bytes);
+  const KvRows k =
+      rows_in_page(page.k, p.k_cache.page_offset, token, page_tokens, num_k_heads, dim_qk * k_element_bytes);
   const int64_t k_from = static_cast<int64_t>(t) * num_k_heads * dim_qk;
-  if (is_quantized(p.k_cache_dtype)) {
-    quantize_rows(num_k_heads, dim_qk, p.k_cache_dtype, k, [&](int row, int d) {
+  if (is_quantized(p.k_cache.dtype)) {
+    quantize_rows(num_k_heads, dim_qk, p.k_cache.dtype, k, [&](int row, int d) {
       const int64_t head = k_from + row * dim_qk;
       return p.inv_freq ? rotated(p.k, p.k_dtype, head, dim_qk, d, position, p.inv_freq)
                         : load_any(p.k, p.k_dtype, head + d);
     });
   } else if (p.inv_freq) {
-    rotate_heads(p.k, p.k_dtype, k_from, k.elements, p.k_cache_dtype, 0, num_k_heads, dim_qk, position, p.inv_freq);
+    rotate_heads(p.k, p.k_dtype, k_from, k.elements, p.k_cache.dtype, 0, num_k_heads, dim_qk, position, p.inv_freq);
   } else {
-    copy_elements<1>(p.k, p.k_dtype, k_from, k.elements, p.k_cache_dtype, num_k_heads * dim_qk);
+    copy_elements<1>(p.k, p.k_dtype, k_from, k.elements, p.k_cache.dtype, num_k_heads * dim_qk);
   }
 }
 
 }  // namespace
 
 void kv_append(const KvAppendParams& p, Context& context) {
-  if (p.inv_freq && p.head_dim_qk % 2 != 0) {
+  if (p.inv_freq && p.k_cache.head_dim % 2 != 0) {
     fail(ErrorCode::invalid_argument, "kv_append: head_dim_qk %lld is odd, but RoPE rotates dims in pairs",
-         static_cast<long long>(p.head_dim_qk));
+         static_cast<long long>(p.k_cache.head_dim));
   }
   check_float_types("kv_append", {{"k", p.k_dtype}, {"v", p.v_dtype}});
-  check_cache_types("kv_append", {{"k_cache", p.k_cache_dtype}, {"v_cache", p.v_cache_dtype}});
+  check_cache_types("kv_append", {{"k_cache", p.k_cache.dtype}, {"v_cache", p.v_cache.dtype}});
   if (p.num_tokens <= 0) return;
   LaunchShape shape;
   shape.grid[0] = static_cast<unsigned>(p.num_tokens);
   shape.threads = kThreads;
-  const bool vectors = p.num_v_heads * p.head_dim_vo % kVector == 0 && is_aligned<uint32_t, 4>(p.v);
+  const bool vectors = p.v_cache.num_heads * p.v_cache.head_dim % kVector == 0 && is_aligned<uint32_t, 4>(p.v);
   launch("kv_append", vectors ? kv_append_kernel<kVector> : kv_append_kernel<1>, shape, context.stream, p,
-         static_cast<int>(dtype_size(p.k_cache_dtype)), static_cast<int>(dtype_size(p.v_cache_dtype)), context.finding);
+         static_cast<int>(dtype_size(p.k_cache.dtype)), static_cast<int>(dtype_size(p.v_cache.dtype)), context.finding);
 }
 
 }  // namespace diffqkv::cuda

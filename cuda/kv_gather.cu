@@ -10,14 +10,14 @@ constexpr int kThreads = 256;
 
 template <typename Cache, int kElements>
 __global__ void __launch_bounds__(kThreads, 4) kv_gather_kernel(KvGatherParams p) {
-  const int dim = static_cast<int>(p.head_dim), num_heads = static_cast<int>(p.num_k_heads);
+  const int dim = static_cast<int>(p.k.head_dim), num_heads = static_cast<int>(p.k.num_heads);
   const int row_elements = num_heads * dim, page_tokens = static_cast<int>(p.page_tokens);
   const int64_t i = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kElements;
   if (i >= p.num_keys * row_elements) return;
   const int key = static_cast<int>(i / row_elements), element = static_cast<int>(i % row_elements);
   const KvPage page = load_page(p.pages + key / page_tokens);
   const KvRows rows =
-      rows_in_page(page.k, p.k_page_offset, key % page_tokens, page_tokens, num_heads, dim * sizeof(Cache));
+      rows_in_page(page.k, p.k.page_offset, key % page_tokens, page_tokens, num_heads, dim * sizeof(Cache));
   float x[kElements];
   load_elements(reinterpret_cast<const Cache*>(rows.elements) + element, x);
   if constexpr (sizeof(Cache) == 1) {
@@ -31,15 +31,15 @@ __global__ void __launch_bounds__(kThreads, 4) kv_gather_kernel(KvGatherParams p
 }  // namespace
 
 void kv_gather(const KvGatherParams& p, Context& context) {
-  check_cache_types("kv_gather", {{"cache", p.cache_dtype}});
+  check_cache_types("kv_gather", {{"cache", p.k.dtype}});
   check_float_types("kv_gather", {{"out", p.out_dtype}});
-  const int64_t count = p.num_keys * p.num_k_heads * p.head_dim;
+  const int64_t count = p.num_keys * p.k.num_heads * p.k.head_dim;
   if (count <= 0) return;
-  const bool vectors = p.head_dim % 8 == 0 && is_aligned<uint32_t, 4>(p.out);
+  const bool vectors = p.k.head_dim % 8 == 0 && is_aligned<uint32_t, 4>(p.out);
   LaunchShape shape;
   shape.grid[0] = static_cast<unsigned>((count / (vectors ? 8 : 1) + kThreads - 1) / kThreads);
   shape.threads = kThreads;
-  visit_cache(p.cache_dtype, [&](auto cache) {
+  visit_cache(p.k.dtype, [&](auto cache) {
     using Cache = decltype(cache);
     launch("kv_gather", vectors ? kv_gather_kernel<Cache, 8> : kv_gather_kernel<Cache, 1>, shape, context.stream, p);
   });

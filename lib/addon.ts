@@ -61,7 +61,7 @@ export interface NativeDevice {
     tensors: NativeAttention & { numSplits: number; selectiveV?: NativeSelectiveV },
   ): Promise<void>;
   quantize(tensors: { x: NativeTensor; out: NativeTensor; scales: NativeTensor }): Promise<void>;
-  augmentedQ(tensors: {
+  gatedMlp(tensors: {
     x: NativeTensor;
     gate: NativeTensor;
     up: NativeTensor;

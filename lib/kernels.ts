@@ -169,7 +169,7 @@ export const kernels = {
     checkObject('arguments', args);
     const { x, gate, up, down, out } = args;
     return run(x, out, x?.dtype, [axes('x', x, 2)[0], axes('down', down, 2)[0]], (device, to) =>
-      device.augmentedQ({
+      device.gatedMlp({
         x: nativeTensor('x', x),
         gate: nativeTensor('gate', gate),
         up: nativeTensor('up', up),

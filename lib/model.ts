@@ -37,7 +37,11 @@ export interface ModelOptions {
    * which the model disposes of with itself. Default 'auto'.
    */
   device?: Device | DeviceId;
-  /** Type of weights and activations: 'f32', 'f16' or 'bf16'. Default: the checkpoint's type. */
+  /**
+   * Type of weights and activations: 'f32', 'f16' or 'bf16'. Default: the type of the matrices in the
+   * checkpoint, or 'f32' if these have different types. A value that overflows this type rejects
+   * with ERR_INVALID_ARGUMENT.
+   */
   dtype?: DType;
   /**
    * Maximum bytes of KV cache pages in use, for all sessions and the prefix cache together. A call

@@ -130,13 +130,14 @@ export class Tokenizer {
     for (const name of ['bos_token', 'eos_token']) {
       if (variables[name]) this.#specialTexts.add(variables[name]);
     }
-    const source = chatTemplateSource(config, jinjaFile);
-    this.#chatTemplate = source === null ? null : new ChatTemplate(directory, source, variables);
+    const sources = chatTemplateSource(config, jinjaFile);
+    this.#chatTemplate = sources === null ? null : new ChatTemplate(directory, sources, variables);
+    const templates = sources === null ? '' : `${sources.default} ${sources.toolUse ?? ''}`;
     this.#controls = addedTokens
       .map(({ content }) => content)
       .filter(
         (content) =>
-          this.#specialTexts.has(content) || (content.trim() !== '' && source?.includes(content)),
+          this.#specialTexts.has(content) || (content.trim() !== '' && templates.includes(content)),
       );
   }
 
@@ -239,8 +240,9 @@ export class Tokenizer {
   /**
    * Formats a conversation with the checkpoint's chat template. The text includes the special
    * tokens, so encode it with `addSpecialTokens: false`. Throws ERR_UNSUPPORTED_MODEL if the
-   * checkpoint has no template, ERR_INVALID_ARGUMENT if the template rejects the messages,
-   * ERR_INVALID_CHECKPOINT if the template has a syntax error or exceeds a limit on time or memory.
+   * checkpoint has no template or the template uses a construct that is not supported,
+   * ERR_INVALID_ARGUMENT if the template rejects the messages, ERR_INVALID_CHECKPOINT if the
+   * template has a syntax error or exceeds a limit.
    */
   applyChatTemplate(messages: readonly ChatMessage[], options: ChatTemplateOptions = {}): string {
     checkMessages(messages);

@@ -5,35 +5,35 @@
 
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';
-
-import { alone, emulation, everyDevice, pattern, slow } from './suites.mjs';
-import { countReport, finish, hasEmulation, results, root, run, script, step, testModule, tests } from './test-run.mjs';
+import { hasEmulation, root, run, testModule } from '../test/tools/run.mjs';
+import { countReport, finish, results, script, step, tests } from '../test/tools/steps.mjs';
+import { alone, emulation, everyDevice, pattern, slow } from '../test/tools/suites.mjs';
 
 const module = hasEmulation ? { DIFFQKV_MODULE: testModule } : {};
 
 step('weak symbols', 'an object for an instruction set defines a weak symbol (see csrc/backend/cpu/kernels.h)', () =>
-  run('bash', [join(root, 'scripts', 'check-isa.sh'), join(root, 'build-cmake')]),
+  run('bash', [join(root, 'test', 'tools', 'check-isa.sh'), join(root, 'build-cmake')]),
 );
-script('kernels', 'the compiled kernels spill', 'check-kernels.mjs');
-script('reference', 'the API reference cannot be built', 'docs.mjs');
+script('kernels', 'the compiled kernels spill', 'test/tools/check-kernels.mjs');
+script('reference', 'the API reference cannot be built', 'scripts/docs.mjs');
 const cleanroomReport = join(results, 'cleanroom.json'); // it writes its own counts
 rmSync(cleanroomReport, { force: true });
 script(
   'clean room',
   'the package does not install and run in a bare system',
-  'cleanroom.mjs',
+  'test/tools/cleanroom.mjs',
   '--quick',
   '--json',
   cleanroomReport,
 );
 countReport('cleanroom');
-script('soak', 'the soak test failed', 'soak.mjs', '--minutes', '0.5');
+script('soak', 'the soak test failed', 'test/tools/soak.mjs', '--minutes', '0.5');
 tests('alone', ['--runInBand', `--testPathPatterns=${pattern(alone)}`]);
 tests('slow', [`--testPathPatterns=${pattern([...slow, ...emulation])}`], {
   ...module,
   OMP_NUM_THREADS: '1',
 });
-script('coverage', 'the tests fail, or coverage is too low', 'coverage.mjs');
+script('coverage', 'the tests fail, or coverage is too low', 'test/tools/coverage.mjs');
 // If there is a GPU, test the shipped module on it.
 const listed = `require(${JSON.stringify(join(root, 'dist', 'lib', 'index.js'))}).listDevices()`;
 const usable = `${listed}.some(({ kind, usable }) => kind === 'cuda' && usable)`;

@@ -27,8 +27,8 @@ function sources(folder) {
 
 const biome = createRequire(import.meta.url).resolve('@biomejs/biome/bin/biome');
 check('biome', process.execPath, [biome, 'check', '--error-on-warnings', ...(fix ? ['--write'] : [])]);
-check('boundaries', process.execPath, ['scripts/check-boundaries.mjs']);
-check('markdown', process.execPath, ['scripts/check-markdown.mjs']);
+check('boundaries', process.execPath, ['test/tools/check-boundaries.mjs']);
+check('markdown', process.execPath, ['test/tools/check-markdown.mjs']);
 // Versions of clang-format format differently, so only version 14 (Debian 12) decides.
 const { stdout } = spawnSync('clang-format', ['--version'], { encoding: 'utf8' });
 if (/version 14\./.test(stdout ?? '')) {

@@ -1,13 +1,13 @@
 // npm test: runs lint, the type check of the tests, and the tests on `cpu` and on `emulated` (the
 // CUDA kernels as C++, in the tests' module, which it builds). Longer checks are in scripts/ci.mjs.
 //   npm test                  everything
-//   npm test -- ARGUMENTS     Jest with these arguments, e.g. `npm test -- test/rope.test.ts`
+//   npm test -- ARGUMENTS     Jest with these arguments, e.g. `npm test -- test/operators/rope.test.ts`
 
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
-
-import { alone, emulation, everyDevice, pattern, slow } from './suites.mjs';
-import { finish, hasEmulation, root, run, runJest, runNode, script, step, testModule, tests } from './test-run.mjs';
+import { buildForTests, hasEmulation, root, run, runJest, runNode, testModule } from '../test/tools/run.mjs';
+import { finish, step, tests } from '../test/tools/steps.mjs';
+import { alone, emulation, everyDevice, pattern, slow } from '../test/tools/suites.mjs';
 
 const given = process.argv.slice(2);
 if (given.length > 0) process.exit(runJest(given));
@@ -21,8 +21,7 @@ step('lint', 'lint failed', () => run(npm[0], [...npm.slice(1), 'run', '--silent
 step('types', 'the type check of the tests failed', () =>
   runNode([join(root, 'node_modules', 'typescript', 'bin', 'tsc'), '-p', 'test']),
 );
-if (hasEmulation && !script('build', "building the tests' module failed", 'build-native.js', '--test'))
-  finish('npm test');
+if (hasEmulation && !step('build', "building the tests' module failed", () => buildForTests())) finish('npm test');
 
 // Two processes with one thread each: more threads than cores wait long for each other. isa.test.ts
 // runs other numbers of threads.

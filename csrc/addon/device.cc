@@ -21,21 +21,19 @@ EventObject::Slot EventObject::slot(const DeviceContext& device, const char* nam
 }
 
 Napi::Function DeviceObject::define(Napi::Env env) {
-  return DefineClass(
-      env, "NativeDevice",
-      {InstanceAccessor<&DeviceObject::info_js>("info"), InstanceMethod<&DeviceObject::tensor>("tensor"),
-       InstanceMethod<&DeviceObject::synchronize>("synchronize"),
-       InstanceMethod<&DeviceObject::record_event>("recordEvent"),
-       InstanceMethod<&DeviceObject::elapsed_ms>("elapsedMs"),
-       InstanceMethod<&DeviceObject::measure_ceiling>("measureCeiling"),
-       InstanceMethod<&DeviceObject::load_model>("loadModel"),
-       InstanceMethod<&DeviceObject::random_model>("randomModel"), InstanceMethod<&DeviceObject::dispose_js>("dispose"),
-       InstanceMethod<&DeviceObject::attention_prefill>("attentionPrefill"),
-       InstanceMethod<&DeviceObject::attention_decode>("attentionDecode"),
-       InstanceMethod<&DeviceObject::quantize>("quantize"), InstanceMethod<&DeviceObject::augmented_q>("augmentedQ"),
-       InstanceMethod<&DeviceObject::matmul>("matmul"), InstanceMethod<&DeviceObject::rms_norm>("rmsNorm"),
-       InstanceMethod<&DeviceObject::rope>("rope"), InstanceMethod<&DeviceObject::silu_mul>("siluMul"),
-       InstanceMethod<&DeviceObject::embed>("embed")});
+  std::vector<PropertyDescriptor> properties = kernel_methods();
+  for (const PropertyDescriptor& property :
+       {InstanceAccessor<&DeviceObject::info_js>("info"), InstanceMethod<&DeviceObject::tensor>("tensor"),
+        InstanceMethod<&DeviceObject::synchronize>("synchronize"),
+        InstanceMethod<&DeviceObject::record_event>("recordEvent"),
+        InstanceMethod<&DeviceObject::elapsed_ms>("elapsedMs"),
+        InstanceMethod<&DeviceObject::measure_ceiling>("measureCeiling"),
+        InstanceMethod<&DeviceObject::load_model>("loadModel"),
+        InstanceMethod<&DeviceObject::random_model>("randomModel"),
+        InstanceMethod<&DeviceObject::dispose_js>("dispose")}) {
+    properties.push_back(property);
+  }
+  return DefineClass(env, "NativeDevice", properties);
 }
 
 DeviceObject::DeviceObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "addon/addon.h"
 #include "addon/resource.h"
@@ -57,15 +58,9 @@ class DeviceObject final : public Napi::ObjectWrap<DeviceObject>, public Resourc
   Napi::Value random_model(const Napi::CallbackInfo& info);
   Napi::Value dispose_js(const Napi::CallbackInfo& info);
 
-  Napi::Value attention_prefill(const Napi::CallbackInfo& info);
-  Napi::Value attention_decode(const Napi::CallbackInfo& info);
-  Napi::Value quantize(const Napi::CallbackInfo& info);
-  Napi::Value augmented_q(const Napi::CallbackInfo& info);
-  Napi::Value matmul(const Napi::CallbackInfo& info);
-  Napi::Value rms_norm(const Napi::CallbackInfo& info);
-  Napi::Value rope(const Napi::CallbackInfo& info);
-  Napi::Value silu_mul(const Napi::CallbackInfo& info);
-  Napi::Value embed(const Napi::CallbackInfo& info);
+  // The operators (kernels.cc): one property each, whose calls all reach run_kernel.
+  static std::vector<Napi::ClassPropertyDescriptor<DeviceObject>> kernel_methods();
+  Napi::Value run_kernel(const Napi::CallbackInfo& info);
 
   std::shared_ptr<CpuCeilings> ceilings_;  // null until the first measurement
 };

@@ -1,7 +1,9 @@
-// The operators as methods of NativeDevice. A method reads and checks the tensors on the JS thread
+// The operators as methods of NativeDevice. A call reads and checks its arguments on the JS thread
 // and queues the work for the executor thread.
+#include <algorithm>
 #include <cmath>
 #include <list>
+#include <type_traits>
 
 #include "addon/device.h"
 #include "addon/fields.h"
@@ -9,6 +11,8 @@
 
 namespace diffqkv::addon {
 namespace {
+
+using Run = std::function<void(Job&)>;
 
 // The tensors of a call. Holds their memory until the call is done.
 class Operands {
@@ -45,21 +49,20 @@ class Operands {
     return {q, k, v, out, k_scales, v_scales, lse, kv_lens};
   }
 
-  // The job that calls backend.*op(p). If `out` has no elements, the job does nothing.
-  template <typename Params>
-  std::function<void(Job&)> job(void (Backend::*op)(const Params&), const Params& p, const TensorView& out) const {
-    return [backend = device_.backend, op, p, data = data_, is_empty = elements(out) == 0](Job&) {
+  // The job that calls backend.*op(p), or op(backend, p). If `out` has no elements, the job does
+  // nothing.
+  template <typename Params, typename Op>
+  Run job(Op op, const Params& p, const TensorView& out) const {
+    const bool is_empty = std::find(out.shape.begin(), out.shape.end(), 0) != out.shape.end();
+    return [backend = device_.backend, op, p, data = data_, is_empty](Job&) {
       for (const auto& tensor : data) tensor->check();
-      if (!is_empty) ((*backend).*op)(p);
+      if (is_empty) return;
+      if constexpr (std::is_member_function_pointer_v<Op>) {
+        ((*backend).*op)(p);
+      } else {
+        op(backend, p);
+      }
     };
-  }
-
-  const std::vector<std::shared_ptr<TensorData>>& data() const { return data_; }
-
-  static int64_t elements(const TensorView& view) {
-    int64_t product = 1;
-    for (const int64_t size : view.shape) product *= size;
-    return product;
   }
 
  private:
@@ -69,133 +72,120 @@ class Operands {
   std::vector<std::shared_ptr<TensorData>> data_;
 };
 
+Run attention_prefill(const Fields& fields, Operands& operands) {
+  const AttentionViews views = operands.attention();
+  const PrefillOptions options = {.causal = fields.boolean("causal"), .sm_scale = fields.optional_number("smScale")};
+  return operands.job(&Backend::attention_prefill, check_attention_prefill(views, options), views.out);
+}
+
+Run attention_decode(const Fields& fields, Operands& operands) {
+  const AttentionViews views = operands.attention();
+  DecodeOptions options;
+  options.sm_scale = fields.optional_number("smScale");
+  options.num_splits = fields.integer("numSplits", 0, 1 << 20);
+  if (const auto selective = fields.optional_object("selectiveV", "selectiveV.")) {
+    options.top_k = selective->integer("topK", 1, kMaxSafeInteger);
+    options.renormalize = selective->boolean("renormalize");
+  }
+  return operands.job(&Backend::attention_decode, check_attention_decode(views, options), views.out);
+}
+
+Run quantize(const Fields&, Operands& operands) {
+  const TensorView& x = operands.tensor("x");
+  const TensorView& out = operands.tensor("out");
+  const TensorView& scales = operands.tensor("scales");
+  return operands.job(&Backend::quantize, check_quantize(x, out, scales), out);
+}
+
+Run gated_mlp(const Fields&, Operands& operands) {
+  const TensorView& x = operands.tensor("x");
+  const TensorView& gate = operands.tensor("gate");
+  const TensorView& up = operands.tensor("up");
+  const TensorView& down = operands.tensor("down");
+  const TensorView& out = operands.tensor("out");
+  return operands.job(&Backend::gated_mlp, check_gated_mlp(x, gate, up, down, out), out);
+}
+
+Run matmul(const Fields&, Operands& operands) {
+  const TensorView& x = operands.tensor("x");
+  const TensorView& weight = operands.tensor("weight");
+  const TensorView& out = operands.tensor("out");
+  return operands.job(&Backend::matmul, check_matmul(x, weight, out), out);
+}
+
+Run rms_norm(const Fields& fields, Operands& operands) {
+  const TensorView& x = operands.tensor("x");
+  const TensorView& weight = operands.tensor("weight");
+  const TensorView& out = operands.tensor("out");
+  const TensorView* residual = operands.optional_tensor("residual");
+  return operands.job(&Backend::rms_norm, check_rms_norm(x, weight, out, residual, fields.number("eps")), out);
+}
+
+Run rope(const Fields& fields, Operands& operands) {
+  const TensorView& x = operands.tensor("x");
+  const TensorView& positions = operands.tensor("positions");
+  const TensorView& out = operands.tensor("out");
+  const double theta = fields.number("theta");
+  return operands.job(
+      [theta](const std::shared_ptr<Backend>& backend, RopeParams p) {
+        std::vector<double> inv_freq(p.head_dim / 2);
+        for (int64_t d = 0; d < p.head_dim / 2; ++d) inv_freq[d] = std::pow(theta, -2.0 * d / p.head_dim);
+        Buffer device_inv_freq(backend, inv_freq.size() * sizeof(double));
+        backend->upload(device_inv_freq.data(), inv_freq.data(), device_inv_freq.bytes());
+        p.inv_freq = device_inv_freq.as<double>();
+        backend->rope(p);
+      },
+      check_rope(x, positions, out, theta), out);
+}
+
+Run silu_mul(const Fields&, Operands& operands) {
+  const TensorView& gate = operands.tensor("gate");
+  const TensorView& up = operands.tensor("up");
+  const TensorView& out = operands.tensor("out");
+  return operands.job(&Backend::silu_mul, check_silu_mul(gate, up, out), out);
+}
+
+Run embed(const Fields&, Operands& operands) {
+  const TensorView& table = operands.tensor("table");
+  const TensorView& tokens = operands.tensor("tokens");
+  const TensorView& out = operands.tensor("out");
+  return operands.job(&Backend::embed, check_embed(table, tokens, out), out);
+}
+
+// `prepare` reads and checks the arguments on the JS thread and returns the job for the executor.
+struct Kernel {
+  const char* name;
+  Run (*prepare)(const Fields& fields, Operands& operands);
+};
+constexpr Kernel kKernels[] = {
+    {"attentionPrefill", attention_prefill},
+    {"attentionDecode", attention_decode},
+    {"quantize", quantize},
+    {"gatedMlp", gated_mlp},
+    {"matmul", matmul},
+    {"rmsNorm", rms_norm},
+    {"rope", rope},
+    {"siluMul", silu_mul},
+    {"embed", embed},
+};
+
 }  // namespace
 
-Napi::Value DeviceObject::attention_prefill(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&]() -> Napi::Value {
-    check_usable();
-    const Fields fields(info);
-    Operands operands(fields, *device_);
-    const AttentionViews views = operands.attention();
-    const auto p = check_attention_prefill(views, fields.boolean("causal"), fields.optional_number("smScale"));
-    return submit(info, operands.job(&Backend::attention_prefill, p, views.out));
-  });
+std::vector<Napi::ClassPropertyDescriptor<DeviceObject>> DeviceObject::kernel_methods() {
+  std::vector<PropertyDescriptor> methods;
+  for (const Kernel& kernel : kKernels) {
+    methods.push_back(
+        InstanceMethod<&DeviceObject::run_kernel>(kernel.name, napi_default, const_cast<Kernel*>(&kernel)));
+  }
+  return methods;
 }
 
-Napi::Value DeviceObject::attention_decode(const Napi::CallbackInfo& info) {
+Napi::Value DeviceObject::run_kernel(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     check_usable();
     const Fields fields(info);
     Operands operands(fields, *device_);
-    const AttentionViews views = operands.attention();
-    const std::optional<double> sm_scale = fields.optional_number("smScale");
-    const int64_t num_splits = fields.integer("numSplits", 0, 1 << 20);
-    const auto selective = fields.optional_object("selectiveV", "selectiveV.");
-    const int64_t top_k = selective ? selective->integer("topK", 1, kMaxSafeInteger) : 0;
-    const bool renormalize = selective && selective->boolean("renormalize");
-    const auto p = check_attention_decode(views, sm_scale, num_splits, top_k, renormalize);
-    return submit(info, operands.job(&Backend::attention_decode, p, views.out));
-  });
-}
-
-Napi::Value DeviceObject::quantize(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&]() -> Napi::Value {
-    check_usable();
-    const Fields fields(info);
-    Operands operands(fields, *device_);
-    const TensorView& x = operands.tensor("x");
-    const TensorView& out = operands.tensor("out");
-    const TensorView& scales = operands.tensor("scales");
-    return submit(info, operands.job(&Backend::quantize, check_quantize(x, out, scales), out));
-  });
-}
-
-Napi::Value DeviceObject::augmented_q(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&]() -> Napi::Value {
-    check_usable();
-    const Fields fields(info);
-    Operands operands(fields, *device_);
-    const TensorView& x = operands.tensor("x");
-    const TensorView& gate = operands.tensor("gate");
-    const TensorView& up = operands.tensor("up");
-    const TensorView& down = operands.tensor("down");
-    const TensorView& out = operands.tensor("out");
-    return submit(info, operands.job(&Backend::augmented_q, check_augmented_q(x, gate, up, down, out), out));
-  });
-}
-
-Napi::Value DeviceObject::matmul(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&]() -> Napi::Value {
-    check_usable();
-    const Fields fields(info);
-    Operands operands(fields, *device_);
-    const TensorView& x = operands.tensor("x");
-    const TensorView& weight = operands.tensor("weight");
-    const TensorView& out = operands.tensor("out");
-    return submit(info, operands.job(&Backend::matmul, check_matmul(x, weight, out), out));
-  });
-}
-
-Napi::Value DeviceObject::rms_norm(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&]() -> Napi::Value {
-    check_usable();
-    const Fields fields(info);
-    Operands operands(fields, *device_);
-    const TensorView& x = operands.tensor("x");
-    const TensorView& weight = operands.tensor("weight");
-    const TensorView& out = operands.tensor("out");
-    const TensorView* residual = operands.optional_tensor("residual");
-    const auto p = check_rms_norm(x, weight, out, residual, fields.number("eps"));
-    return submit(info, operands.job(&Backend::rms_norm, p, out));
-  });
-}
-
-Napi::Value DeviceObject::rope(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&]() -> Napi::Value {
-    check_usable();
-    const Fields fields(info);
-    Operands operands(fields, *device_);
-    const TensorView& x = operands.tensor("x");
-    const TensorView& positions = operands.tensor("positions");
-    const TensorView& out = operands.tensor("out");
-    const double theta = fields.number("theta");
-    const RopeParams checked = check_rope(x, positions, out, theta);
-    const bool is_empty = Operands::elements(out) == 0;
-    return submit(info,
-                  [backend = device_->backend, p = checked, data = operands.data(), theta, is_empty](Job&) mutable {
-                    for (const auto& tensor : data) tensor->check();
-                    if (is_empty) return;
-                    std::vector<double> inv_freq(p.head_dim / 2);
-                    for (int64_t d = 0; d < p.head_dim / 2; ++d) inv_freq[d] = std::pow(theta, -2.0 * d / p.head_dim);
-                    Buffer device_inv_freq(backend, inv_freq.size() * sizeof(double));
-                    backend->upload(device_inv_freq.data(), inv_freq.data(), device_inv_freq.bytes());
-                    p.inv_freq = device_inv_freq.as<double>();
-                    backend->rope(p);
-                  });
-  });
-}
-
-Napi::Value DeviceObject::silu_mul(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&]() -> Napi::Value {
-    check_usable();
-    const Fields fields(info);
-    Operands operands(fields, *device_);
-    const TensorView& gate = operands.tensor("gate");
-    const TensorView& up = operands.tensor("up");
-    const TensorView& out = operands.tensor("out");
-    return submit(info, operands.job(&Backend::silu_mul, check_silu_mul(gate, up, out), out));
-  });
-}
-
-Napi::Value DeviceObject::embed(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&]() -> Napi::Value {
-    check_usable();
-    const Fields fields(info);
-    Operands operands(fields, *device_);
-    const TensorView& table = operands.tensor("table");
-    const TensorView& tokens = operands.tensor("tokens");
-    const TensorView& out = operands.tensor("out");
-    return submit(info, operands.job(&Backend::embed, check_embed(table, tokens, out), out));
+    return submit(info, static_cast<const Kernel*>(info.Data())->prepare(fields, operands));
   });
 }
 

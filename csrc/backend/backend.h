@@ -1,7 +1,7 @@
-// The interface of a device: memory, and the operators of ops.h. All methods are pure virtual, so a
-// backend that lacks an operator does not compile. Calls are enqueued in order and do not wait,
-// except `download` and `synchronize`. Only one thread at a time uses a backend: the executor of
-// its device.
+// The interface of a device: memory, and the operators of operators.h. All methods are pure
+// virtual, so a backend that lacks an operator does not compile. Calls are enqueued in order and do
+// not wait, except `download` and `synchronize`. Only one thread at a time uses a backend: the
+// executor of its device.
 #pragma once
 
 #include <cstddef>
@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "backend/error.h"
+#include "backend/operators.h"
 #include "backend/ops.h"
 
 namespace diffqkv {
@@ -50,19 +51,10 @@ class Backend {
   virtual std::unique_ptr<Event> record_event() = 0;
   virtual double elapsed_ms(const Event& start, const Event& stop) = 0;  // waits for stop
 
-  // Operators: one method per Params struct of ops.h.
-  virtual void embed(const EmbedParams& p) = 0;
-  virtual void rms_norm(const RmsNormParams& p) = 0;
-  virtual void matmul(const MatmulParams& p) = 0;
-  virtual void augmented_q(const AugmentedQParams& p) = 0;
-  virtual void silu_mul(const SiluMulParams& p) = 0;
-  virtual void rope(const RopeParams& p) = 0;
-  virtual void kv_append(const KvAppendParams& p) = 0;
-  virtual void kv_gather(const KvGatherParams& p) = 0;
-  virtual void quantize(const QuantizeParams& p) = 0;
-  virtual void attention_prefill(const AttentionPrefillParams& p) = 0;
-  virtual void attention_decode(const AttentionDecodeParams& p) = 0;
-  virtual void sample(const SampleParams& p) = 0;
+  // Operators: `virtual void embed(const EmbedParams& p) = 0;` and so on.
+#define DIFFQKV_METHOD(name, Params) virtual void name(const Params& p) = 0;
+  DIFFQKV_OPERATORS(DIFFQKV_METHOD)
+#undef DIFFQKV_METHOD
 };
 
 // Owns device memory. Movable. Keeps its backend alive.

@@ -65,55 +65,79 @@ void check_at_least_one(const char* what, int64_t value) {
     fail(ErrorCode::invalid_argument, "%s is %lld; it must be at least 1", what, static_cast<long long>(value));
 }
 
-// K or V: `t`, and its scales if its type has them. Returns the scales' memory.
-const void* check_cache(const TensorView& t, const TensorView* scales, const char* scales_name, const char* layout) {
+// K or V as the caller passes it, with the names of its axes.
+struct KvArgument {
+  const TensorView& tensor;
+  const TensorView* scales;
+  const char *scales_name, *layout, *scales_layout, *heads_name;
+};
+
+// The scales' memory, or null if the type has none.
+const void* check_scales(const KvArgument& kv) {
+  const TensorView& t = kv.tensor;
   require_cache_type(t.name, t.dtype);
   if (!dtype_is_scaled(t.dtype)) {
-    if (scales == nullptr) return nullptr;
+    if (kv.scales == nullptr) return nullptr;
     fail(ErrorCode::invalid_argument,
-         "%s is given and %s has type %s, which has no scales; leave them out (i8 and f8e4m3 have them)", scales_name,
-         t.name, dtype_name(t.dtype));
+         "%s is given and %s has type %s, which has no scales; leave them out (i8 and f8e4m3 have them)",
+         kv.scales_name, t.name, dtype_name(t.dtype));
   }
-  if (scales == nullptr) {
+  if (kv.scales == nullptr) {
     fail(ErrorCode::invalid_argument,
          "%s has type %s, and %s is missing; it must be bf16 %s, as kernels.quantize makes it", t.name,
-         dtype_name(t.dtype), scales_name, layout);
+         dtype_name(t.dtype), kv.scales_name, kv.scales_layout);
   }
-  check_type(*scales, DType::bf16);
-  check_shape(*scales, {t.shape[0], t.shape[1], t.shape[2]}, layout);
-  return scales->data;
+  check_type(*kv.scales, DType::bf16);
+  check_shape(*kv.scales, {t.shape[0], t.shape[1], t.shape[2]}, kv.scales_layout);
+  return kv.scales->data;
 }
 
-// The part that prefill and decode share. The caller has set the sizes of q.
-template <typename Params>
-void check_attention(Params& p, const AttentionViews& tensors, std::optional<double> sm_scale) {
+// The view of a contiguous tensor, [batch, kvLen, heads, headDim].
+KvView contiguous_view(const TensorView& t) {
+  return {.data = t.data,
+          .num_heads = t.shape[2],
+          .head_dim = t.shape[3],
+          .batch_stride = t.shape[1] * t.shape[2] * t.shape[3],
+          .dtype = t.dtype};
+}
+
+// The part that prefill and decode share. q has the axes [batch, ..., numQHeads, headDimQk].
+AttentionParams check_attention(const AttentionViews& tensors, std::optional<double> sm_scale) {
   const auto& [q, k, v, out, k_scales, v_scales, lse, kv_lens] = tensors;
-  check_rank(k, 4, "[batch, kvLen, numKHeads, headDimQk]");
-  check_rank(v, 4, "[batch, kvLen, numVHeads, headDimVo]");
+  AttentionParams p;
+  const KvArgument k_argument = {
+      k, k_scales, "kScales", "[batch, kvLen, numKHeads, headDimQk]", "[batch, kvLen, numKHeads]", "numKHeads"};
+  const KvArgument v_argument = {
+      v, v_scales, "vScales", "[batch, kvLen, numVHeads, headDimVo]", "[batch, kvLen, numVHeads]", "numVHeads"};
+  check_rank(k, 4, k_argument.layout);
+  check_rank(v, 4, v_argument.layout);
   require_compute_type(q.name, q.dtype);
   require_compute_type(out.name, out.dtype);
+  p.batch_size = q.shape[0];
+  p.num_q_heads = q.shape[q.shape.size() - 2];
   p.kv_len = k.shape[1];
-  p.num_k_heads = k.shape[2];
-  p.num_v_heads = v.shape[2];
-  p.head_dim_vo = v.shape[3];
+  p.k = contiguous_view(k);
+  p.v = contiguous_view(v);
+  const int64_t head_dim_qk = q.shape.back();
   check_at_least_one("numQHeads", p.num_q_heads);
-  check_at_least_one("numKHeads", p.num_k_heads);
-  check_at_least_one("numVHeads", p.num_v_heads);
-  check_at_least_one("headDimQk", p.head_dim_qk);
-  check_at_least_one("headDimVo", p.head_dim_vo);
-  check_shape(k, {p.batch_size, p.kv_len, p.num_k_heads, p.head_dim_qk},
+  check_at_least_one("numKHeads", p.k.num_heads);
+  check_at_least_one("numVHeads", p.v.num_heads);
+  check_at_least_one("headDimQk", head_dim_qk);
+  check_at_least_one("headDimVo", p.v.head_dim);
+  check_shape(k, {p.batch_size, p.kv_len, p.k.num_heads, head_dim_qk},
               "[batch, kvLen, numKHeads, headDimQk] by the shape of q");
-  check_shape(v, {p.batch_size, p.kv_len, p.num_v_heads, p.head_dim_vo},
+  check_shape(v, {p.batch_size, p.kv_len, p.v.num_heads, p.v.head_dim},
               "[batch, kvLen, numVHeads, headDimVo] by the shape of k");
-  p.k_scales = check_cache(k, k_scales, "kScales", "[batch, kvLen, numKHeads]");
-  p.v_scales = check_cache(v, v_scales, "vScales", "[batch, kvLen, numVHeads]");
-  for (auto [name, heads] : {std::pair{"numKHeads", p.num_k_heads}, std::pair{"numVHeads", p.num_v_heads}}) {
+  p.k.scales = check_scales(k_argument);
+  p.v.scales = check_scales(v_argument);
+  for (const KvArgument& kv : {k_argument, v_argument}) {
+    const int64_t heads = kv.tensor.shape[2];
     if (p.num_q_heads % heads != 0) {
       fail(ErrorCode::invalid_argument, "numQHeads is %lld and %s is %lld; numQHeads must be a multiple of it",
-           static_cast<long long>(p.num_q_heads), name, static_cast<long long>(heads));
+           static_cast<long long>(p.num_q_heads), kv.heads_name, static_cast<long long>(heads));
     }
   }
-  p.sm_scale = static_cast<float>(sm_scale.value_or(1.0 / std::sqrt(static_cast<double>(p.head_dim_qk))));
+  p.sm_scale = static_cast<float>(sm_scale.value_or(1.0 / std::sqrt(static_cast<double>(head_dim_qk))));
   if (!std::isfinite(p.sm_scale))
     fail(ErrorCode::invalid_argument, "smScale is %g; it must be finite", sm_scale.value_or(0));
   if (kv_lens != nullptr) {
@@ -128,15 +152,10 @@ void check_attention(Params& p, const AttentionViews& tensors, std::optional<dou
     p.lse = static_cast<float*>(lse->data);
   }
   p.q = q.data;
-  p.k = k.data;
-  p.v = v.data;
   p.out = out.data;
   p.q_dtype = q.dtype;
-  p.k_dtype = k.dtype;
-  p.v_dtype = v.dtype;
   p.out_dtype = out.dtype;
-  p.stride_k_batch = p.kv_len * p.num_k_heads * p.head_dim_qk;
-  p.stride_v_batch = p.kv_len * p.num_v_heads * p.head_dim_vo;
+  return p;
 }
 
 }  // namespace
@@ -150,36 +169,25 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   return text + "]";
 }
 
-AttentionPrefillParams check_attention_prefill(const AttentionViews& tensors, bool causal,
-                                               std::optional<double> sm_scale) {
+AttentionPrefillParams check_attention_prefill(const AttentionViews& tensors, const PrefillOptions& options) {
   const TensorView &q = tensors.q, *lse = tensors.lse;
-  AttentionPrefillParams p;
   check_rank(q, 4, "[batch, qLen, numQHeads, headDimQk]");
-  p.batch_size = q.shape[0];
+  AttentionPrefillParams p{check_attention(tensors, options.sm_scale)};
   p.q_len = q.shape[1];
-  p.num_q_heads = q.shape[2];
-  p.head_dim_qk = q.shape[3];
-  p.causal = causal;
-  check_attention(p, tensors, sm_scale);
-  check_shape(tensors.out, {p.batch_size, p.q_len, p.num_q_heads, p.head_dim_vo},
-              "[batch, qLen, numQHeads, headDimVo]");
+  p.causal = options.causal;
+  check_shape(tensors.out, {p.batch_size, p.q_len, p.num_q_heads, p.v.head_dim}, "[batch, qLen, numQHeads, headDimVo]");
   if (lse != nullptr) check_shape(*lse, {p.batch_size, p.num_q_heads, p.q_len}, "[batch, numQHeads, qLen]");
   return p;
 }
 
-AttentionDecodeParams check_attention_decode(const AttentionViews& tensors, std::optional<double> sm_scale,
-                                             int64_t num_splits, int64_t selective_top_k, bool renormalize) {
+AttentionDecodeParams check_attention_decode(const AttentionViews& tensors, const DecodeOptions& options) {
   const TensorView &q = tensors.q, *lse = tensors.lse;
-  AttentionDecodeParams p;
   check_rank(q, 3, "[batch, numQHeads, headDimQk]");
-  p.batch_size = q.shape[0];
-  p.num_q_heads = q.shape[1];
-  p.head_dim_qk = q.shape[2];
-  p.num_splits = num_splits;
-  p.selective_top_k = selective_top_k;
-  p.renormalize = renormalize;
-  check_attention(p, tensors, sm_scale);
-  check_shape(tensors.out, {p.batch_size, p.num_q_heads, p.head_dim_vo}, "[batch, numQHeads, headDimVo]");
+  AttentionDecodeParams p{check_attention(tensors, options.sm_scale)};
+  p.num_splits = options.num_splits;
+  p.top_k = options.top_k;
+  p.renormalize = options.renormalize;
+  check_shape(tensors.out, {p.batch_size, p.num_q_heads, p.v.head_dim}, "[batch, numQHeads, headDimVo]");
   if (lse != nullptr) check_shape(*lse, {p.batch_size, p.num_q_heads}, "[batch, numQHeads]");
   return p;
 }
@@ -208,9 +216,9 @@ QuantizeParams check_quantize(const TensorView& x, const TensorView& out, const 
   return p;
 }
 
-AugmentedQParams check_augmented_q(const TensorView& x, const TensorView& gate, const TensorView& up,
-                                   const TensorView& down, const TensorView& out) {
-  AugmentedQParams p;
+GatedMlpParams check_gated_mlp(const TensorView& x, const TensorView& gate, const TensorView& up,
+                               const TensorView& down, const TensorView& out) {
+  GatedMlpParams p;
   check_rank(x, 2, "[tokens, qDim]");
   check_rank(gate, 2, "[augQ, qDim]");
   check_rank(down, 2, "[qDim, augQ]");

@@ -27,13 +27,22 @@ struct AttentionViews {
   const TensorView *k_scales, *v_scales, *lse, *kv_lens;
 };
 
-AttentionPrefillParams check_attention_prefill(const AttentionViews& tensors, bool causal,
-                                               std::optional<double> sm_scale);
-AttentionDecodeParams check_attention_decode(const AttentionViews& tensors, std::optional<double> sm_scale,
-                                             int64_t num_splits, int64_t selective_top_k, bool renormalize);
+// The other arguments, with the meaning that ops.h gives them.
+struct PrefillOptions {
+  bool causal = false;
+  std::optional<double> sm_scale;  // default: 1 / sqrt(headDimQk)
+};
+struct DecodeOptions {
+  int64_t num_splits = 0, top_k = 0;
+  bool renormalize = false;
+  std::optional<double> sm_scale;
+};
+
+AttentionPrefillParams check_attention_prefill(const AttentionViews& tensors, const PrefillOptions& options);
+AttentionDecodeParams check_attention_decode(const AttentionViews& tensors, const DecodeOptions& options);
 QuantizeParams check_quantize(const TensorView& x, const TensorView& out, const TensorView& scales);
-AugmentedQParams check_augmented_q(const TensorView& x, const TensorView& gate, const TensorView& up,
-                                   const TensorView& down, const TensorView& out);
+GatedMlpParams check_gated_mlp(const TensorView& x, const TensorView& gate, const TensorView& up,
+                               const TensorView& down, const TensorView& out);
 MatmulParams check_matmul(const TensorView& x, const TensorView& weight, const TensorView& out);
 RmsNormParams check_rms_norm(const TensorView& x, const TensorView& weight, const TensorView& out,
                              const TensorView* residual, double eps);

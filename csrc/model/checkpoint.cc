@@ -49,7 +49,8 @@ struct HeaderEntry {
 // name: { dtype, shape, data_offsets } } and { "__metadata__": { string: string } }.
 class HeaderReader : public nlohmann::json_sax<Json> {
  public:
-  HeaderReader(const std::string& path, std::map<std::string, HeaderEntry>& entries) : path_(path), entries_(entries) {}
+  HeaderReader(const std::string& path, const CancelFlag* cancel, std::map<std::string, HeaderEntry>& entries)
+      : path_(path), cancel_(cancel), entries_(entries) {}
 
   bool null() override { bad_value("null"); }
   bool boolean(bool) override { bad_value("true or false"); }
@@ -101,6 +102,8 @@ class HeaderReader : public nlohmann::json_sax<Json> {
   }
 
   bool key(string_t& value) override {
+    if (cancel_ && cancel_->load(std::memory_order_relaxed))
+      throw Error(ErrorCode::aborted, "loading was aborted while " + path_ + " was read");
     if (place_ == Place::top) {
       if (value == "__metadata__") {
         if (has_metadata_) fail_file(path_, "the header has duplicate __metadata__");
@@ -183,6 +186,7 @@ class HeaderReader : public nlohmann::json_sax<Json> {
   }
 
   const std::string& path_;
+  const CancelFlag* cancel_;
   std::map<std::string, HeaderEntry>& entries_;
   Place place_ = Place::outside;
   std::string name_;
@@ -233,6 +237,8 @@ std::string printable(const std::string& text) {
   return result;
 }
 
+std::string StoredTensor::place() const { return file->path() + ": the tensor '" + printable(name) + "' "; }
+
 bool weight_dtype(const StoredTensor& tensor, DType* out) {
   if (tensor.dtype == "F32")
     *out = DType::f32;
@@ -245,17 +251,16 @@ bool weight_dtype(const StoredTensor& tensor, DType* out) {
   return true;
 }
 
-Checkpoint::Checkpoint(const std::string& directory) {
+Checkpoint::Checkpoint(const std::string& directory, const CancelFlag* cancel) {
   check_directory(directory);
   path_ = directory + "/model.safetensors";
   if (file_exists(path_)) {
-    read_file(path_);
+    read_file(path_, cancel);
     return;
   }
-  const std::string single = path_;
   path_ = directory + "/model.safetensors.index.json";
   if (!file_exists(path_)) fail_file(directory, "has neither model.safetensors nor model.safetensors.index.json");
-  read_shards(directory);
+  read_shards(directory, cancel);
 }
 
 const StoredTensor* Checkpoint::find(const std::string& name) const {
@@ -263,14 +268,13 @@ const StoredTensor* Checkpoint::find(const std::string& name) const {
   return it == tensors_.end() ? nullptr : &it->second;
 }
 
-void Checkpoint::read_file(const std::string& path) {
-  const std::string& kept_path = shard_paths_.emplace(path.substr(path.rfind('/') + 1), path).first->second;
-  const MappedFile& file = files_.emplace_back(path);
+const InputFile& Checkpoint::read_file(const std::string& path, const CancelFlag* cancel) {
+  const InputFile& file = files_.emplace_back(path);
   if (file.size() < 8)
     fail_file(path, std::to_string(file.size()) +
                         " bytes is too short for a safetensors file, which begins with an 8-byte header length");
   uint64_t header_bytes;
-  memcpy(&header_bytes, file.data(), 8);
+  file.read(&header_bytes, 0, sizeof header_bytes);
   if (header_bytes > kMaxHeaderBytes) {
     fail_file(path, "the header has " + std::to_string(header_bytes) + " bytes; the limit is " +
                         std::to_string(kMaxHeaderBytes));
@@ -281,12 +285,12 @@ void Checkpoint::read_file(const std::string& path) {
   }
   std::map<std::string, HeaderEntry> entries;
   {
-    HeaderReader reader(path, entries);
-    const char* header = reinterpret_cast<const char*>(file.data()) + 8;
-    Json::sax_parse(header, header + header_bytes, &reader);
+    HeaderReader reader(path, cancel, entries);
+    std::string header(header_bytes, '\0');
+    file.read(header.data(), 8, header_bytes);
+    Json::sax_parse(header, &reader);
   }
 
-  const uint8_t* data = file.data() + 8 + header_bytes;
   const uint64_t data_bytes = file.size() - 8 - header_bytes;
   std::vector<std::pair<const std::string, HeaderEntry>*> in_order;
   for (auto& item : entries) {
@@ -326,30 +330,34 @@ void Checkpoint::read_file(const std::string& path) {
   }
 
   for (auto& [name, entry] : entries) {
-    StoredTensor tensor{std::move(entry.dtype), std::move(entry.shape), data + entry.offsets[0],
-                        entry.offsets[1] - entry.offsets[0], &kept_path};
+    StoredTensor tensor;
+    tensor.name = name;
+    tensor.dtype = std::move(entry.dtype);
+    tensor.shape = std::move(entry.shape);
+    tensor.file = &file;
+    tensor.offset = 8 + header_bytes + entry.offsets[0];
+    tensor.bytes = entry.offsets[1] - entry.offsets[0];
     const auto [it, inserted] = tensors_.emplace(name, std::move(tensor));
-    if (!inserted) fail_file(path, "the tensor '" + printable(name) + "' is also in " + *it->second.file);
+    if (!inserted) fail_file(path, "the tensor '" + printable(name) + "' is also in " + it->second.file->path());
   }
+  return file;
 }
 
-void Checkpoint::read_shards(const std::string& directory) {
+void Checkpoint::read_shards(const std::string& directory, const CancelFlag* cancel) {
   const ShardIndex index = read_shard_index(path_);
-  files_.reserve(index.shards.size());
+  std::map<std::string, const InputFile*> files;
   for (const std::string& shard : index.shards) {
     const std::string path = directory + "/" + shard;
     if (!file_exists(path)) fail_file(path, "the shard is missing, and " + path_ + " names it");
-    read_file(path);
+    files[shard] = &read_file(path, cancel);
   }
   for (const auto& [name, shard] : index.shard_of) {
     const StoredTensor* tensor = find(name);
-    const std::string& path = shard_paths_.at(*shard);
-    if (!tensor)
-      fail_file(path, "the tensor '" + printable(name) + "', which " + path_ + " places in this shard, is missing");
-    if (tensor->file != &path) {
-      fail_file(path, "the tensor '" + printable(name) + "', which " + path_ + " places in this shard, is in " +
-                          *tensor->file);
-    }
+    const InputFile* file = files.at(*shard);
+    const std::string place =
+        file->path() + ": the tensor '" + printable(name) + "', which " + path_ + " places in this shard, is ";
+    if (!tensor) throw Error(ErrorCode::invalid_checkpoint, place + "missing");
+    if (tensor->file != file) throw Error(ErrorCode::invalid_checkpoint, place + "in " + tensor->file->path());
   }
   // Other readers of the format also ignore tensors that the index does not list.
   std::erase_if(tensors_, [&](const auto& item) { return !index.shard_of.count(item.first); });

@@ -1,24 +1,31 @@
-// The safetensors files of a checkpoint directory, mapped into memory. Headers are checked in full:
-// the data of a tensor that `find` returns is inside its file and has the size that its shape and
-// type require.
+// The safetensors files of a checkpoint directory. Headers are checked in full: the data of a tensor
+// that `find` returns is inside its file and has the size that its shape and type require.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
+#include <list>
 #include <map>
 #include <string>
 #include <vector>
 
 #include "backend/dtype.h"
-#include "model/mapped_file.h"
+#include "model/input_file.h"
 
 namespace diffqkv {
 
+// Set by another thread to end a call early. The call then throws ErrorCode::aborted.
+using CancelFlag = std::atomic<bool>;
+
 struct StoredTensor {
-  std::string dtype;              // as in the file: "BF16", "F32", "I64", ...
-  std::vector<int64_t> shape;     // the product does not overflow
-  const uint8_t* data = nullptr;  // may be unaligned: read it with memcpy
+  std::string name;
+  std::string dtype;           // as in the file: "BF16", "F32", "I64", ...
+  std::vector<int64_t> shape;  // the product does not overflow
+  const InputFile* file = nullptr;
+  uint64_t offset = 0;  // of its data in the file, in bytes
   uint64_t bytes = 0;
-  const std::string* file = nullptr;  // path of its file, for messages
+
+  std::string place() const;  // "FILE: the tensor 'NAME' ", for messages
 };
 
 // Converts the types that weights may have: F32, F16 and BF16. Returns false for others.
@@ -28,7 +35,7 @@ class Checkpoint {
  public:
   // `directory` has model.safetensors, or model.safetensors.index.json and the shards that it
   // names.
-  explicit Checkpoint(const std::string& directory);
+  explicit Checkpoint(const std::string& directory, const CancelFlag* cancel = nullptr);
   Checkpoint(const Checkpoint&) = delete;
   Checkpoint& operator=(const Checkpoint&) = delete;
 
@@ -38,12 +45,11 @@ class Checkpoint {
   const std::string& path() const { return path_; }
 
  private:
-  void read_file(const std::string& path);
-  void read_shards(const std::string& directory);
+  const InputFile& read_file(const std::string& path, const CancelFlag* cancel);
+  void read_shards(const std::string& directory, const CancelFlag* cancel);
 
   std::string path_;
-  std::vector<MappedFile> files_;
-  std::map<std::string, std::string> shard_paths_;  // by shard name; tensors_ point to the values
+  std::list<InputFile> files_;  // tensors_ point to them
   std::map<std::string, StoredTensor> tensors_;
 };
 

@@ -5,8 +5,8 @@
 #include <cstdio>
 
 #include "model/checkpoint.h"
+#include "model/input_file.h"
 #include "model/json_text.h"
-#include "model/mapped_file.h"
 
 namespace diffqkv {
 namespace {
@@ -376,25 +376,14 @@ Config parse_config(std::string_view text, const std::string& origin, ErrorCode 
 
 Config load_config(const std::string& directory) {
   check_directory(directory);
-  const auto read = [](const std::string& path) {
-    MappedFile file(path);
-    constexpr uint64_t kMaxBytes = 1 << 20;  // real files have a few thousand
-    if (file.size() > kMaxBytes) {
-      fail_at(ErrorCode::invalid_checkpoint, path,
-              std::to_string(file.size()) + " bytes; the limit is " + std::to_string(kMaxBytes));
-    }
-    return file;
-  };
-  const auto text = [](const MappedFile& file) {
-    return std::string_view(reinterpret_cast<const char*>(file.data()), file.size());
-  };
+  constexpr uint64_t kMaxBytes = 1 << 20;  // real files have a few thousand
   const std::string path = directory + "/config.json";
-  Config config = parse_config(text(read(path)), path, ErrorCode::invalid_checkpoint);
+  Config config = parse_config(InputFile(path).read_text(kMaxBytes), path, ErrorCode::invalid_checkpoint);
   // Some checkpoints list the end-of-turn token of a chat only here.
   const std::string generation_path = directory + "/generation_config.json";
   if (file_exists(generation_path)) {
-    const MappedFile file = read(generation_path);
-    const JsonValue json = parse_json_object(text(file), generation_path, ErrorCode::invalid_checkpoint);
+    const std::string text = InputFile(generation_path).read_text(kMaxBytes);
+    const JsonValue json = parse_json_object(text, generation_path, ErrorCode::invalid_checkpoint);
     read_eos(Fields(json, generation_path, ErrorCode::invalid_checkpoint), config.eos_token_ids);
   }
   return config;

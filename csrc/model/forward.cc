@@ -1,6 +1,6 @@
 // The forward graph. Per layer, with h the residual stream in f32 and x = rms_norm(h):
 //
-//   q = rope(augmented_q(x)), k = rope(W_k x), v = W_v x    k and v are appended to the cache
+//   q = rope(gated_mlp(x)), k = rope(W_k x), v = W_v x    k and v are appended to the cache
 //   h += W_o attention(q, K, V)                       with half K dim: lifted K, or W_lift^T q
 //   h += W_down(silu(W_gate x') * W_up x'),  x' = rms_norm(h)
 //
@@ -139,7 +139,7 @@ class Graph {
 
   void gated(const void* x, const Buffer& gate, const Buffer& up, const Buffer& down, void* out, int64_t count,
              int64_t in_features, int64_t inner_size, int64_t out_features, bool accumulate) {
-    AugmentedQParams p;
+    GatedMlpParams p;
     p.x = x;
     p.gate = gate.data();
     p.up = up.data();
@@ -152,7 +152,7 @@ class Graph {
     p.inner_size = inner_size;
     p.out_features = out_features;
     p.accumulate = accumulate;
-    backend_.augmented_q(p);
+    backend_.gated_mlp(p);
   }
 
   void query(const LayerWeights& w, int64_t first, int64_t count) {
@@ -191,43 +191,30 @@ class Graph {
     p.positions = positions_;
     p.inv_freq = lift.before_rope ? nullptr : weights_.k_inv_freq.as<double>();
     p.k_dtype = p.v_dtype = dtype_;
-    p.k_cache_dtype = cache.types().k;
-    p.v_cache_dtype = cache.types().v;
+    p.k_cache = cache.k_view(layer);
+    p.v_cache = cache.v_view(layer);
     p.num_tokens = num_tokens_;
     p.max_kv_len = max_kv_len_;
-    p.num_k_heads = config_.num_k_heads;
-    p.num_v_heads = config_.num_v_heads;
-    p.head_dim_qk = config_.head_dim_k;
-    p.head_dim_vo = config_.head_dim_vo;
     p.page_tokens = KvPool::kPageTokens;
-    p.k_page_offset = cache.k_page_offset(layer);
-    p.v_page_offset = cache.v_page_offset(layer);
     backend_.kv_append(p);
   }
 
   // The parameters that both attention operators have, for the query rows from `first` and the
   // caches of `pages`.
-  template <typename Params>
-  Params attention_params(int64_t layer, int64_t first, const KvPage* const* pages) const {
+  AttentionParams attention_params(int64_t layer, int64_t first, const KvPage* const* pages) const {
     const KvCache& cache = *step_.sequences[0].cache;
     const KeyLift& lift = config_.key_lift;
-    Params p;
+    AttentionParams p;
     p.q = lift.absorbed() ? row(ws_.q_lifted, first, config_.num_q_heads * config_.head_dim_k)
                           : row(ws_.q, first, config_.q_size());
     p.out = row(ws_.attention, first, config_.o_size());
     p.q_dtype = p.out_dtype = dtype_;
-    p.k_dtype = lift.on_keys() ? dtype_ : cache.types().k;
-    p.v_dtype = cache.types().v;
+    p.k = lift.on_keys() ? ws_.lifted.k_view() : cache.k_view(layer);
+    p.v = cache.v_view(layer);
     p.kv_len = max_kv_len_;
     p.pages = pages;
     p.page_tokens = KvPool::kPageTokens;
-    p.k_page_offset = lift.on_keys() ? 0 : cache.k_page_offset(layer);
-    p.v_page_offset = cache.v_page_offset(layer);
     p.num_q_heads = config_.num_q_heads;
-    p.num_k_heads = config_.num_k_heads;
-    p.num_v_heads = config_.num_v_heads;
-    p.head_dim_qk = lift.absorbed() ? config_.head_dim_k : config_.head_dim_qk;
-    p.head_dim_vo = config_.head_dim_vo;
     p.sm_scale = static_cast<float>(1 / std::sqrt(static_cast<double>(config_.head_dim_qk)));
     return p;
   }
@@ -250,7 +237,7 @@ class Graph {
 
   void attend(int64_t layer, int64_t first, int64_t count, const KvPage* const* pages, bool one_sequence) {
     if (count > 1 && one_sequence && step_.selective_top_k == 0) {
-      auto p = attention_params<AttentionPrefillParams>(layer, first, pages);
+      AttentionPrefillParams p{attention_params(layer, first, pages)};
       p.batch_size = 1;
       p.q_len = count;
       p.causal = true;
@@ -259,11 +246,11 @@ class Graph {
     }
     // Only decode has selective V, so each query of a prompt is a sequence of its own, all with the
     // same cache.
-    auto p = attention_params<AttentionDecodeParams>(layer, first, pages);
+    AttentionDecodeParams p{attention_params(layer, first, pages)};
     p.batch_size = count;
     p.kv_lens = kv_lens_ + first;
     p.pages_shared = one_sequence;
-    p.selective_top_k = step_.selective_top_k;
+    p.top_k = step_.selective_top_k;
     p.renormalize = step_.renormalize;
     backend_.attention_decode(p);
   }

@@ -28,8 +28,8 @@ class KvCache {
   const std::vector<std::shared_ptr<KvPage>>& pages() const { return pages_; }
   int64_t capacity() const { return static_cast<int64_t>(pages_.size()) * KvPool::kPageTokens; }
   KvTypes types() const { return types_; }
-  int64_t k_page_offset(int64_t layer) const { return layer * stores_.k.layer_stride(); }
-  int64_t v_page_offset(int64_t layer) const { return layer * stores_.v.layer_stride(); }
+  KvView k_view(int64_t layer) const { return view(stores_.k_view, stores_.k, layer); }
+  KvView v_view(int64_t layer) const { return view(stores_.v_view, stores_.v, layer); }
 
   // Bytes of the pages; shared pages count in full. Any thread.
   uint64_t k_bytes() const { return num_pages_.load() * static_cast<uint64_t>(stores_.k.page_bytes()); }
@@ -37,6 +37,10 @@ class KvCache {
   uint64_t page_bytes() const { return stores_.page_bytes(); }
 
  private:
+  static KvView view(KvView layer_0, const PageStore& store, int64_t layer) {
+    layer_0.page_offset = layer * store.layer_stride();
+    return layer_0;
+  }
   void reserve_table(size_t pages);
   void upload_table();
 

@@ -3,7 +3,9 @@
 namespace diffqkv {
 
 KvPool::Stores::Stores(const std::shared_ptr<Backend>& backend, const Config& config, KvTypes types)
-    : k(backend, kv_page_layer_bytes(types.k, kPageTokens, config.num_k_heads, config.head_dim_k), config.num_layers),
+    : k_view{.num_heads = config.num_k_heads, .head_dim = config.head_dim_k, .dtype = types.k},
+      v_view{.num_heads = config.num_v_heads, .head_dim = config.head_dim_vo, .dtype = types.v},
+      k(backend, kv_page_layer_bytes(types.k, kPageTokens, config.num_k_heads, config.head_dim_k), config.num_layers),
       v(backend, kv_page_layer_bytes(types.v, kPageTokens, config.num_v_heads, config.head_dim_vo), config.num_layers) {
 }
 

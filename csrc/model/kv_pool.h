@@ -32,6 +32,7 @@ class KvPool {
   // The stores of one pair of types.
   struct Stores {
     Stores(const std::shared_ptr<Backend>& backend, const Config& config, KvTypes types);
+    KvView k_view, v_view;  // of layer 0
     PageStore k, v;
     uint64_t page_bytes() const { return static_cast<uint64_t>(k.page_bytes() + v.page_bytes()); }
   };

@@ -46,15 +46,12 @@ void LiftedKeys::lift(const LayerWeights& weights, const Weights& model, const K
     const int64_t num_keys = std::min(kChunkKeys, kv_len_ - key);
     void* lifted = keys_.as<char>() + key * row_bytes;
     KvGatherParams gather;
+    gather.k = cache.k_view(layer);
     gather.pages = cache.table() + key / KvPool::kPageTokens;
     gather.out = cached_.data();
-    gather.cache_dtype = cache.types().k;
     gather.out_dtype = dtype_;
     gather.num_keys = num_keys;
-    gather.num_k_heads = heads;
-    gather.head_dim = config_->head_dim_k;
     gather.page_tokens = KvPool::kPageTokens;
-    gather.k_page_offset = cache.k_page_offset(layer);
     backend_->kv_gather(gather);
     if (config_->key_lift.kind == KeyLift::linear) {
       MatmulParams p;
@@ -67,7 +64,7 @@ void LiftedKeys::lift(const LayerWeights& weights, const Weights& model, const K
       p.out_features = config_->head_dim_qk;
       backend_->matmul(p);
     } else {
-      AugmentedQParams p;  // the same formula
+      GatedMlpParams p;  // the same formula
       p.x = cached_.data();
       p.gate = weights.k_lift_gate.data();
       p.up = weights.k_lift_up.data();
@@ -78,7 +75,7 @@ void LiftedKeys::lift(const LayerWeights& weights, const Weights& model, const K
       p.in_features = config_->head_dim_k;
       p.inner_size = config_->key_lift.inner_size;
       p.out_features = config_->head_dim_qk;
-      backend_->augmented_q(p);
+      backend_->gated_mlp(p);
     }
     if (!config_->key_lift.before_rope) continue;
     RopeParams p;

@@ -21,8 +21,11 @@ class LiftedKeys {
   // Makes room for kv_len keys and builds a page table of lifted K and cached V. Once per step and
   // sequence.
   void begin(const KvCache& cache, int64_t kv_len);
-  // Lifts the keys of `layer`. K is then at offset 0 of the pages, in the type of the weights.
+  // Lifts the keys of `layer`. k_view() describes them.
   void lift(const LayerWeights& weights, const Weights& model, const KvCache& cache, int64_t layer);
+  KvView k_view() const {
+    return {.num_heads = config_->num_k_heads, .head_dim = config_->head_dim_qk, .dtype = dtype_};
+  }
   // A pointer to the table, in device memory.
   const KvPage* const* pages() const { return pointer_.as<const KvPage* const>(); }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 
 #include "model/model.h"
@@ -11,17 +12,13 @@ namespace {
 
 constexpr int64_t kChunkElements = int64_t{4} << 20;  // 8 to 16 MiB
 
-// Converts `count` elements at an address that may be unaligned.
-void stored_to_f32(DType from, const uint8_t* src, int64_t count, std::vector<float>& floats,
-                   std::vector<uint8_t>& aligned) {
-  floats.resize(count);
-  const size_t bytes = count * dtype_size(from);
-  if (reinterpret_cast<uintptr_t>(src) % dtype_size(from) != 0) {
-    aligned.resize(bytes);
-    memcpy(aligned.data(), src, bytes);
-    src = aligned.data();
-  }
-  convert_to_f32(from, floats.data(), src, count);
+// Whether the bits of a 16-bit float are an infinity.
+bool is_infinity(DType dtype, uint16_t bits) { return (bits & 0x7fff) == (dtype == DType::f16 ? 0x7c00 : 0x7f80); }
+
+DType stored_dtype(const StoredTensor& tensor) {
+  DType dtype;
+  if (!weight_dtype(tensor, &dtype)) fail(ErrorCode::unsupported_model, "weights of type %s", tensor.dtype.c_str());
+  return dtype;
 }
 
 // out[c - c0][r] = in[r][c] for c0 <= c < c1, in tiles that fit the L1 cache.
@@ -111,57 +108,58 @@ void Loader::finish() {
   if (options_.on_progress) options_.on_progress(total_bytes_, total_bytes_);
 }
 
+const void* Loader::convert(const StoredTensor& tensor, DType from, const void* values, int64_t count, DType to) {
+  if (from == to) return values;
+  floats_.resize(count);
+  convert_to_f32(from, floats_.data(), values, count);
+  if (to == DType::f32) return floats_.data();
+  converted_.resize(count);
+  convert_from_f32(to, converted_.data(), floats_.data(), count);
+  for (int64_t i = 0; i < count; i++) {
+    if (!is_infinity(to, converted_[i]) || !std::isfinite(floats_[i])) continue;
+    char value[32];
+    snprintf(value, sizeof value, "%g", floats_[i]);
+    throw Error(ErrorCode::invalid_argument, tensor.place() + "has the value " + value + ", which overflows " +
+                                                 dtype_name(to) + "; load the model with dtype \"" + dtype_name(from) +
+                                                 "\"");
+  }
+  return converted_.data();
+}
+
 Buffer Loader::load(const StoredTensor& tensor, DType to) {
-  DType from;
-  if (!weight_dtype(tensor, &from)) fail(ErrorCode::unsupported_model, "weights of type %s", tensor.dtype.c_str());
+  const DType from = stored_dtype(tensor);
   const int64_t count = static_cast<int64_t>(tensor.bytes / dtype_size(from));
   Buffer buffer(backend_, count * dtype_size(to));
   for (int64_t i = 0; i < count; i += kChunkElements) {
     const int64_t size = std::min(kChunkElements, count - i);
-    const uint8_t* src = tensor.data + i * dtype_size(from);
-    if (from != to) {
-      stored_to_f32(from, src, size, floats_, converted_);
-      src = reinterpret_cast<const uint8_t*>(floats_.data());
-      if (to != DType::f32) {
-        converted_.resize(size * dtype_size(to));
-        convert_from_f32(to, converted_.data(), floats_.data(), size);
-        src = converted_.data();
-      }
-    }
-    backend_->upload(buffer.as<uint8_t>() + i * dtype_size(to), src, size * dtype_size(to));
+    stored_.resize(size * dtype_size(from));
+    tensor.file->read(stored_.data(), tensor.offset + i * dtype_size(from), stored_.size());
+    const void* values = convert(tensor, from, stored_.data(), size, to);
+    backend_->upload(buffer.as<uint8_t>() + i * dtype_size(to), values, size * dtype_size(to));
     advance(size * dtype_size(from));
   }
   return buffer;
 }
 
 Buffer Loader::load_transposed(const StoredTensor& tensor, DType to) {
-  DType from;
-  if (!weight_dtype(tensor, &from)) fail(ErrorCode::unsupported_model, "weights of type %s", tensor.dtype.c_str());
+  const DType from = stored_dtype(tensor);
   const int64_t rows = tensor.shape[0];
   const int64_t columns = tensor.shape[1];
   Buffer buffer(backend_, rows * columns * dtype_size(to));
+  std::vector<uint8_t> matrix(tensor.bytes);
+  tensor.file->read(matrix.data(), tensor.offset, matrix.size());
   const int64_t block = std::max<int64_t>(1, kChunkElements / rows);
-  std::vector<uint8_t> block_in_file_type;
   for (int64_t c0 = 0; c0 < columns; c0 += block) {
     const int64_t c1 = std::min(columns, c0 + block);
     const int64_t size = (c1 - c0) * rows;
-    block_in_file_type.resize(size * dtype_size(from));
+    stored_.resize(size * dtype_size(from));
     if (dtype_size(from) == 2) {
-      transpose<uint16_t>(block_in_file_type.data(), tensor.data, rows, columns, c0, c1);
+      transpose<uint16_t>(stored_.data(), matrix.data(), rows, columns, c0, c1);
     } else {
-      transpose<uint32_t>(block_in_file_type.data(), tensor.data, rows, columns, c0, c1);
+      transpose<uint32_t>(stored_.data(), matrix.data(), rows, columns, c0, c1);
     }
-    const void* src = block_in_file_type.data();
-    if (from != to) {
-      stored_to_f32(from, block_in_file_type.data(), size, floats_, converted_);
-      src = floats_.data();
-    }
-    if (from != to && to != DType::f32) {
-      converted_.resize(size * dtype_size(to));
-      convert_from_f32(to, converted_.data(), floats_.data(), size);
-      src = converted_.data();
-    }
-    backend_->upload(buffer.as<uint8_t>() + c0 * rows * dtype_size(to), src, size * dtype_size(to));
+    const void* values = convert(tensor, from, stored_.data(), size, to);
+    backend_->upload(buffer.as<uint8_t>() + c0 * rows * dtype_size(to), values, size * dtype_size(to));
     advance(size * dtype_size(from));
   }
   return buffer;
@@ -195,8 +193,7 @@ FoldedQ Loader::fold(const StoredTensor& q, const StoredTensor& gate, const Stor
   // If the three have the same type, the product uses it. Otherwise all become f32, which
   // represents each of them exactly.
   const bool same = q.dtype == gate.dtype && q.dtype == up.dtype;
-  DType operand = DType::f32;
-  if (same) weight_dtype(q, &operand);
+  const DType operand = same ? stored_dtype(q) : DType::f32;
   const int64_t hidden_size = q.shape[1];
   const Buffer q_transposed = load_transposed(q, operand);
   FoldedQ folded;
@@ -219,16 +216,16 @@ Buffer Loader::draw(int64_t out_features, int64_t in_features, DType dtype, uint
   Buffer buffer(backend_, count * dtype_size(dtype));
   for (int64_t i = 0; i < count; i += kChunk) {
     const int64_t size = std::min(kChunk, count - i);
-    converted_.resize(size * dtype_size(dtype));
+    stored_.resize(size * dtype_size(dtype));
     if (dtype_size(dtype) == 2) {
-      draw_elements(reinterpret_cast<uint16_t*>(converted_.data()), reinterpret_cast<const uint16_t*>(table.data()), i,
+      draw_elements(reinterpret_cast<uint16_t*>(stored_.data()), reinterpret_cast<const uint16_t*>(table.data()), i,
                     size, key);
     } else {
-      draw_elements(reinterpret_cast<float*>(converted_.data()), reinterpret_cast<const float*>(table.data()), i, size,
+      draw_elements(reinterpret_cast<float*>(stored_.data()), reinterpret_cast<const float*>(table.data()), i, size,
                     key);
     }
-    backend_->upload(buffer.as<uint8_t>() + i * dtype_size(dtype), converted_.data(), converted_.size());
-    advance(converted_.size());
+    backend_->upload(buffer.as<uint8_t>() + i * dtype_size(dtype), stored_.data(), stored_.size());
+    advance(stored_.size());
   }
   return buffer;
 }

@@ -23,9 +23,10 @@ class Loader {
   // total_bytes: the sum of the bytes that all later calls count as progress.
   Loader(std::shared_ptr<Backend> backend, const LoadOptions& options, uint64_t total_bytes);
 
-  // Converts to the type `to` if the file has another one. Counts tensor.bytes.
+  // Converts to the type `to` if the file has another one. Throws ERR_INVALID_ARGUMENT, with the
+  // name of the tensor, if a value overflows that type. Counts tensor.bytes.
   Buffer load(const StoredTensor& tensor, DType to);
-  Buffer load_transposed(const StoredTensor& tensor, DType to);  // of a matrix
+  Buffer load_transposed(const StoredTensor& tensor, DType to);  // of a matrix, which is read at once
   // Matrix products on the device: exact products of the stored values, summed in f32, rounded
   // once. Counts the bytes of the three tensors.
   FoldedQ fold(const StoredTensor& q, const StoredTensor& gate, const StoredTensor& up, DType to);
@@ -39,6 +40,8 @@ class Loader {
  private:
   void check_cancel() const;
   void advance(uint64_t bytes);
+  // The values of a chunk in the type `to`, valid until the next call.
+  const void* convert(const StoredTensor& tensor, DType from, const void* values, int64_t count, DType to);
   Buffer multiply(const StoredTensor& matrix, const Buffer& q_transposed, int64_t hidden_size, DType operand, DType to);
 
   std::shared_ptr<Backend> backend_;
@@ -46,8 +49,10 @@ class Loader {
   uint64_t total_bytes_;
   uint64_t loaded_bytes_ = 0;
   uint64_t reported_bytes_ = 0;
-  std::vector<float> floats_;       // one chunk as f32, between two conversions
-  std::vector<uint8_t> converted_;  // the same chunk in the target type
+  // One chunk: as in the file, as f32, and in a 16-bit type.
+  std::vector<uint8_t> stored_;
+  std::vector<float> floats_;
+  std::vector<uint16_t> converted_;
 };
 
 }  // namespace diffqkv

@@ -33,7 +33,7 @@ std::shared_ptr<Model> Model::load(std::shared_ptr<Backend> backend, const std::
                                    const LoadOptions& options) {
   check_dtype(options);
   Config config = load_config(directory);
-  const Checkpoint checkpoint(directory);
+  const Checkpoint checkpoint(directory, options.cancel);
   resolve_config(config, checkpoint);
   Weights weights = load_weights(backend, config, checkpoint, options);
   return std::shared_ptr<Model>(

@@ -2,7 +2,6 @@
 // its sessions.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -16,9 +15,6 @@
 #include "model/weights.h"
 
 namespace diffqkv {
-
-// Set by another thread to end a call early. The call then throws ErrorCode::aborted.
-using CancelFlag = std::atomic<bool>;
 
 struct LoadOptions {
   std::optional<DType> dtype;  // of weights and activations; default: the checkpoint's

@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "model/checkpoint.h"
+#include "model/input_file.h"
 #include "model/json_text.h"
-#include "model/mapped_file.h"
 
 namespace diffqkv {
 namespace {
@@ -101,15 +101,10 @@ class IndexReader : public nlohmann::json_sax<Json> {
 }  // namespace
 
 ShardIndex read_shard_index(const std::string& path) {
-  const MappedFile file(path);
-  if (file.size() > kMaxIndexBytes) {
-    fail_at(ErrorCode::invalid_checkpoint, path,
-            std::to_string(file.size()) + " bytes; the limit is " + std::to_string(kMaxIndexBytes));
-  }
+  const std::string text = InputFile(path).read_text(kMaxIndexBytes);
   ShardIndex index;
   IndexReader reader(path, index);
-  const char* text = reinterpret_cast<const char*>(file.data());
-  Json::sax_parse(text, text + file.size(), &reader);
+  Json::sax_parse(text, &reader);
   reader.finish();
   return index;
 }

@@ -82,7 +82,7 @@ void check_tensor(const Checkpoint& checkpoint, const std::string& name, int64_t
   if (!tensor) fail_missing(checkpoint, name, why);
   std::vector<int64_t> shape{out_features};
   if (in_features) shape.push_back(in_features);
-  const std::string place = *tensor->file + ": the tensor '" + name + "' ";
+  const std::string place = tensor->place();
   if (tensor->shape != shape) {
     throw Error(ErrorCode::invalid_checkpoint,
                 place + "has shape " + shape_text(tensor->shape) + "; config.json requires " + shape_text(shape));
@@ -103,8 +103,7 @@ void check_no_other_tensors(const Config& config, const Checkpoint& checkpoint) 
       const auto& [name, tensor] = *it;
       if (name.compare(0, module.size(), module) != 0) break;
       if (name == module + "weight") continue;
-      throw Error(ErrorCode::unsupported_model, *tensor.file + ": the tensor '" + printable(name) +
-                                                    "' is not supported; only " + module + "weight is");
+      throw Error(ErrorCode::unsupported_model, tensor.place() + "is not supported; only " + module + "weight is");
     }
   }
   const std::string prefix = "model.layers.";
@@ -113,7 +112,7 @@ void check_no_other_tensors(const Config& config, const Checkpoint& checkpoint) 
   for (auto it = checkpoint.tensors().lower_bound(prefix); it != checkpoint.tensors().end(); ++it) {
     const auto& [name, tensor] = *it;
     if (name.compare(0, prefix.size(), prefix) != 0) break;
-    const std::string place = *tensor.file + ": the tensor '" + printable(name) + "' ";
+    const std::string place = tensor.place();
     const size_t dot = name.find('.', prefix.size());
     const std::string number = name.substr(prefix.size(), dot == std::string::npos ? dot : dot - prefix.size());
     const bool is_number =
@@ -167,9 +166,9 @@ void resolve_config(Config& config, const Checkpoint& checkpoint) {
     const bool any = up || checkpoint.find(layer_name(0, kQGate)) || checkpoint.find(layer_name(0, kQDown));
     if (any && !up) fail_missing(checkpoint, layer_name(0, kQUp), ", although other tensors of augmented Q exist");
     if (up && (up->shape.size() != 2 || up->shape[0] < 1 || up->shape[0] > (1 << 22))) {
-      throw Error(ErrorCode::invalid_checkpoint, *up->file + ": the tensor '" + layer_name(0, kQUp) + "' has shape " +
-                                                     shape_text(up->shape) + "; it must be [aug_q_dim, " +
-                                                     std::to_string(config.q_size()) + "]");
+      throw Error(ErrorCode::invalid_checkpoint, up->place() + "has shape " + shape_text(up->shape) +
+                                                     "; it must be [aug_q_dim, " + std::to_string(config.q_size()) +
+                                                     "]");
     }
     config.aug_q_size = up ? up->shape[0] : 0;
   }
@@ -191,6 +190,20 @@ void resolve_config(Config& config, const Checkpoint& checkpoint) {
 
 namespace {
 
+// The type of the matrices, or f32 if they have several: neither f16 nor bf16 represents all values
+// of the other.
+DType common_dtype(const Config& config, const Checkpoint& checkpoint) {
+  std::set<std::string> dtypes = {checkpoint.find(kEmbed)->dtype};
+  if (!config.tie_word_embeddings) dtypes.insert(checkpoint.find(kLmHead)->dtype);
+  for (const LayerSpec& spec : layer_specs(config)) {
+    for (int64_t layer = 0; spec.in_features && layer < config.num_layers; layer++)
+      dtypes.insert(checkpoint.find(layer_name(layer, spec.suffix))->dtype);
+  }
+  DType dtype = DType::f32;
+  if (dtypes.size() == 1) weight_dtype(*checkpoint.find(kEmbed), &dtype);
+  return dtype;
+}
+
 Buffer upload_doubles(const std::shared_ptr<Backend>& backend, const std::vector<double>& values) {
   Buffer buffer(backend, values.size() * sizeof(double));
   backend->upload(buffer.data(), values.data(), buffer.bytes());
@@ -211,11 +224,7 @@ Weights load_weights(std::shared_ptr<Backend> backend, const Config& config, con
   }
 
   Weights weights;
-  if (options.dtype) {
-    weights.dtype = *options.dtype;
-  } else {
-    weight_dtype(tensor(kEmbed), &weights.dtype);
-  }
+  weights.dtype = options.dtype ? *options.dtype : common_dtype(config, checkpoint);
   weights.folded = folding_saves_bytes(config);
 
   Loader loader(backend, options, total_bytes);

@@ -58,8 +58,8 @@ bool folding_saves_bytes(const Config& config);
 // and a supported type, and that no layer has a tensor that the model would ignore.
 void resolve_config(Config& config, const Checkpoint& checkpoint);
 
-// Call resolve_config first. Matrices have the type options.dtype, by default that of the embedding
-// matrix.
+// Call resolve_config first. Matrices have the type options.dtype, by default that of the
+// checkpoint's matrices, or f32 if these have different types.
 Weights load_weights(std::shared_ptr<Backend> backend, const Config& config, const Checkpoint& checkpoint,
                      const LoadOptions& options);
 

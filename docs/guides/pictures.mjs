@@ -1,5 +1,5 @@
 // Draws the pictures of decode-kernel.md: `node docs/guides/pictures.mjs [FOLDER]` writes them, by default beside this file;
-// test/docs.test.ts compares. What they show is arithmetic; nothing in them was measured.
+// test/api/docs.test.ts compares. What they show is arithmetic; nothing in them was measured.
 
 import { writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';

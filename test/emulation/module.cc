@@ -1,12 +1,18 @@
-// The entry point of the tests' module: the addon with one more device, `emulated`, which runs the kernels of cuda/ as C++,
-// and with one more export, `emulation` (typed in test/emulation.ts), which counts what kernels do and makes calls of the CUDA
-// runtime fail. Both are the whole process's.
+// The entry point of the tests' module. It is the addon with three additions for the whole process:
+// - The device `emulated` runs the kernels of cuda/ as C++.
+// - The export `emulation` (typed in module.ts) counts what kernels do and makes calls of the CUDA runtime fail.
+// - DIFFQKV_CPU_ISA can be `emulated_amx`: the AMX kernels of csrc/backend/cpu on a CPU without AMX.
 #include <mutex>
 
 #include "addon/addon.h"
+#include "backend/cpu/cpu_isa.h"
 #include "backend/devices.h"
 #include "cuda_devices.h"
 #include "engine/runtime.h"
+
+namespace diffqkv::cpu::emulated_amx {
+extern const Kernels kernels;
+}
 
 namespace diffqkv::addon {
 namespace {
@@ -70,7 +76,14 @@ Napi::Value fault(const Napi::CallbackInfo& info) {
 
 Napi::Object init_with_emulation(Napi::Env env, Napi::Object exports) {
   static std::once_flag once;
-  std::call_once(once, [] { device_kinds().push_back({list_emulated, open_emulated}); });
+  std::call_once(once, [] {
+    device_kinds().push_back({list_emulated, open_emulated});
+    cpu::isa_levels().push_back({.name = "emulated_amx",
+                                 .kernels = &cpu::emulated_amx::kernels,
+                                 .amx = true,
+                                 .supported = cpu::has_avx512_bf16,
+                                 .only_by_name = true});
+  });
   init(env, exports);
   Napi::Object emulation = Napi::Object::New(env);
   emulation["fault"] = Napi::Function::New<fault>(env, "fault");

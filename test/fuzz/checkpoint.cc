@@ -1,5 +1,5 @@
 // The input is a whole checkpoint, opened by Model::load: a byte of options, then for each file a byte that says which, four
-// bytes of length, and its bytes. test/fuzz.test.ts reads the same form.
+// bytes of length, and its bytes. test/fuzz/fuzz.test.ts reads the same form.
 
 #include <algorithm>
 #include <cstring>

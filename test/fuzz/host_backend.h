@@ -11,7 +11,16 @@
 
 namespace diffqkv::fuzz {
 
-class HostBackend final : public Backend {
+// A backend whose operators do nothing.
+class IdleBackend : public Backend {
+ public:
+#define DIFFQKV_OVERRIDE(name, Params) \
+  void name(const Params&) override {}
+  DIFFQKV_OPERATORS(DIFFQKV_OVERRIDE)
+#undef DIFFQKV_OVERRIDE
+};
+
+class HostBackend final : public IdleBackend {
  public:
   explicit HostBackend(int fails_at) : fails_at_(fails_at) {}
   uint64_t allocated() const { return allocated_; }
@@ -44,17 +53,6 @@ class HostBackend final : public Backend {
     read_ends(p.weight, p.out_features * p.in_features * dtype_size(p.weight_dtype));
     memset(p.out, 0, p.num_tokens * p.out_features * dtype_size(p.out_dtype));
   }
-  void embed(const EmbedParams&) override {}
-  void rms_norm(const RmsNormParams&) override {}
-  void augmented_q(const AugmentedQParams&) override {}
-  void silu_mul(const SiluMulParams&) override {}
-  void rope(const RopeParams&) override {}
-  void kv_append(const KvAppendParams&) override {}
-  void kv_gather(const KvGatherParams&) override {}
-  void quantize(const QuantizeParams&) override {}
-  void attention_prefill(const AttentionPrefillParams&) override {}
-  void attention_decode(const AttentionDecodeParams&) override {}
-  void sample(const SampleParams&) override {}
 
  private:
   static constexpr uint64_t kMaxBytes = uint64_t{64} << 20;

@@ -7,10 +7,10 @@
 import { createHash } from 'node:crypto';
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { configs, unsupported } from '../breaks_configs';
-import { files, headers } from '../breaks_files';
-import { entries, shards, tensors } from '../breaks_tensors';
-import { type CheckpointSpec, randomCheckpoint, temporaryDirectories, writeCheckpoint } from '../checkpoints';
+import { configs, unsupported } from '../model/breaks_configs';
+import { files, headers } from '../model/breaks_files';
+import { entries, shards, tensors } from '../model/breaks_tensors';
+import { type CheckpointSpec, randomCheckpoint, temporaryDirectories, writeCheckpoint } from '../support/checkpoints';
 import { joinFiles, names } from './files';
 
 const folder = process.argv[2] ?? 'build/fuzz-seeds/corpus';

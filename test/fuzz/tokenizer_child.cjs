@@ -1,6 +1,6 @@
 // A process that feeds mutated inputs to one target of tokenizer_targets.cjs, guided by the blocks
 // of lib/ and its two libraries that they reach. It writes each input to a file before it runs it.
-// The file is also its heartbeat: scripts/fuzz.mjs kills the process if the file does not change,
+// The file is also its heartbeat: test/tools/fuzz.mjs kills the process if the file does not change,
 // and saves the file if the process died.
 //   node tokenizer_child.cjs TARGET SECONDS SEED SCRATCH_FOLDER NEW_CORPUS_FOLDER CORPUS_FOLDER...
 'use strict';
@@ -42,7 +42,7 @@ post('Profiler.startPreciseCoverage', { callCount: true, detailed: true });
 function reached() {
   const blocks = [];
   for (const { url, functions } of post('Profiler.takePreciseCoverage').result) {
-    if (!/dist\/lib\/(tokenizer|decoder|chat|errors)|@huggingface/.test(url)) continue;
+    if (!/dist\/lib\/(tokenizer|decoder|chat|errors)/.test(url)) continue;
     for (const { ranges } of functions)
       for (const { startOffset, endOffset, count } of ranges)
         if (count > 0) blocks.push(`${url.slice(-24)}:${startOffset}:${endOffset}`);

@@ -1,5 +1,5 @@
 // The fuzz targets of the tokenizer's files. Any input must lead to a consistent tokenizer or a
-// DiffqkvError with the right code. scripts/fuzz.mjs runs them on dist/, and test/fuzz.test.ts runs
+// DiffqkvError with the right code. test/tools/fuzz.mjs runs them on dist/, and test/fuzz/fuzz.test.ts runs
 // the kept inputs on lib/.
 //
 // An input is text in parts with NUL between them: tokenizer.json, tokenizer_config.json,

@@ -1,4 +1,4 @@
-// The comparison of test/compare.ts, for programs without Node: its rule and its table of limits.
+// The comparison of test/support/compare.ts, for programs without Node: its rule and its table of limits.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,7 @@ Tolerance tolerance_of(DType dtype);
 constexpr Tolerance kF32Elementwise = {1e-36, 1e-5, false, 1e-10};
 constexpr Tolerance kLse = {1e-6, 8.0 / 65536, false, 5e-6};
 
-// The table as JSON, in the names of test/compare.ts.
+// The table as JSON, in the names of test/support/compare.ts.
 std::string tolerances_json();
 
 struct Difference {

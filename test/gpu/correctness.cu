@@ -78,7 +78,7 @@ std::string quantized_row_problem(DType dtype, const std::vector<float>& row, co
 std::string quantized_pool_problem(const Call& call, const Bytes& pool, Bytes untouched, Context& context) {
   const KvAppendParams& p = std::get<KvAppendParams>(call.params);
   const std::vector<float> rows = rotated_keys(p, context);
-  const size_t dim = static_cast<size_t>(p.head_dim_qk), heads = static_cast<size_t>(p.num_k_heads);
+  const size_t dim = static_cast<size_t>(p.k_cache.head_dim), heads = static_cast<size_t>(p.k_cache.num_heads);
   const size_t page_rows = static_cast<size_t>(p.page_tokens) * heads;
   const auto integers = [&](const char* name) {
     std::vector<int32_t> values(static_cast<size_t>(p.num_tokens));
@@ -91,15 +91,15 @@ std::string quantized_pool_problem(const Call& call, const Bytes& pool, Bytes un
   for (size_t token = 0; token < positions.size(); ++token) {
     const size_t position = static_cast<size_t>(positions[token]), page_tokens = static_cast<size_t>(p.page_tokens);
     const std::vector<KvPage> table = call.pages[static_cast<size_t>(sequences[token])].values();
-    const size_t layer =
-        static_cast<size_t>(static_cast<const uint8_t*>(table[position / page_tokens].k) - start + p.k_page_offset);
+    const size_t layer = static_cast<size_t>(static_cast<const uint8_t*>(table[position / page_tokens].k) - start +
+                                             p.k_cache.page_offset);
     for (size_t head = 0; head < heads; ++head) {
       const size_t row = position % page_tokens * heads + head;
       const size_t codes_at = layer + row * dim, scale_at = layer + page_rows * dim + 2 * row;
       const auto part = [&](size_t at, size_t size) { return Bytes(pool.begin() + at, pool.begin() + at + size); };
       const auto first = rows.begin() + static_cast<int64_t>((token * heads + head) * dim);
-      const std::string problem = quantized_row_problem(p.k_cache_dtype, {first, first + p.head_dim_qk},
-                                                        floats_of_bytes(p.k_cache_dtype, part(codes_at, dim)),
+      const std::string problem = quantized_row_problem(p.k_cache.dtype, {first, first + p.k_cache.head_dim},
+                                                        floats_of_bytes(p.k_cache.dtype, part(codes_at, dim)),
                                                         floats_of_bytes(DType::bf16, part(scale_at, 2))[0]);
       if (!problem.empty())
         return "K row " + std::to_string(head) + " of token " + std::to_string(token) + ": " + problem;

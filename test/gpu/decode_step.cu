@@ -210,7 +210,7 @@ class DecodeStep {
 
   void gated(const Gated& weights, void* out, int64_t inner, int64_t out_features, bool accumulate,
              Context& context) const {
-    AugmentedQParams p;
+    GatedMlpParams p;
     p.x = normed_.data();
     p.gate = weights.gate;
     p.up = weights.up;
@@ -224,7 +224,7 @@ class DecodeStep {
     p.inner_size = inner;
     p.out_features = out_features;
     p.accumulate = accumulate;
-    augmented_q(p, context);
+    gated_mlp(p, context);
   }
 
   void append(int64_t layer, Context& context) const {
@@ -237,17 +237,17 @@ class DecodeStep {
     p.inv_freq = inv_freq_.data();
     p.k_dtype = kBf16;
     p.v_dtype = kBf16;
-    p.k_cache_dtype = kBf16;
-    p.v_cache_dtype = kBf16;
+    p.k_cache.dtype = kBf16;
+    p.v_cache.dtype = kBf16;
     p.num_tokens = batch_;
     p.max_kv_len = kv_len_;
-    p.num_k_heads = m_.heads.k;
-    p.num_v_heads = m_.heads.v;
-    p.head_dim_qk = m_.head_dim;
-    p.head_dim_vo = m_.head_dim;
+    p.k_cache.num_heads = m_.heads.k;
+    p.v_cache.num_heads = m_.heads.v;
+    p.k_cache.head_dim = m_.head_dim;
+    p.v_cache.head_dim = m_.head_dim;
     p.page_tokens = kPageTokens;
-    p.k_page_offset = layer * k_layer_bytes_;
-    p.v_page_offset = layer * v_layer_bytes_;
+    p.k_cache.page_offset = layer * k_layer_bytes_;
+    p.v_cache.page_offset = layer * v_layer_bytes_;
     kv_append(p, context);
   }
 
@@ -270,21 +270,21 @@ class DecodeStep {
     p.out = attention_.data();
     p.kv_lens = kv_lens_.data();
     p.q_dtype = kBf16;
-    p.k_dtype = kBf16;
-    p.v_dtype = kBf16;
+    p.k.dtype = kBf16;
+    p.v.dtype = kBf16;
     p.out_dtype = kBf16;
     p.batch_size = batch_;
     p.kv_len = kv_len_;
     p.num_q_heads = m_.heads.q;
-    p.num_k_heads = m_.heads.k;
-    p.num_v_heads = m_.heads.v;
-    p.head_dim_qk = m_.head_dim;
-    p.head_dim_vo = m_.head_dim;
+    p.k.num_heads = m_.heads.k;
+    p.v.num_heads = m_.heads.v;
+    p.k.head_dim = m_.head_dim;
+    p.v.head_dim = m_.head_dim;
     p.pages = tables_->data();
     p.pages_shared = batch_ == 1;
     p.page_tokens = kPageTokens;
-    p.k_page_offset = layer * k_layer_bytes_;
-    p.v_page_offset = layer * v_layer_bytes_;
+    p.k.page_offset = layer * k_layer_bytes_;
+    p.v.page_offset = layer * v_layer_bytes_;
     p.sm_scale = 1 / std::sqrt(static_cast<float>(m_.head_dim));
     attention_decode(p, context);
   }

@@ -15,7 +15,7 @@ const preset = {
 }[name];
 if (!preset || !device) throw new Error('usage: models.cjs sigma-1.5b|sigma-10b DEVICE');
 const small = device === 'emulated';
-const TOLERANCE = 3e-2; // that of test/compare.ts for a model in bf16
+const TOLERANCE = 3e-2; // that of test/support/compare.ts for a model in bf16
 const tiny = { hidden_size: 64, intermediate_size: 96, aug_q_dim: 96, vocab_size: 256, head_dim: 32 };
 const config = (layers, changes) => ({ ...preset.make(layers), ...changes, ...(small ? tiny : {}) });
 

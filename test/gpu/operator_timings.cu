@@ -29,13 +29,12 @@ Result timed(const T& timer) {
   return {"", timing_fields(timing, timer.work())};
 }
 
-template <typename Params>
-void set_heads(Params& p, const Heads& heads, int64_t dim) {
+void set_heads(AttentionParams& p, const Heads& heads, int64_t dim) {
   p.num_q_heads = heads.q;
-  p.num_k_heads = heads.k;
-  p.num_v_heads = heads.v;
-  p.head_dim_qk = dim;
-  p.head_dim_vo = dim;
+  p.k.num_heads = heads.k;
+  p.v.num_heads = heads.v;
+  p.k.head_dim = dim;
+  p.v.head_dim = dim;
   p.sm_scale = 1 / std::sqrt(static_cast<float>(dim));
 }
 
@@ -79,12 +78,12 @@ class DecodeTimer {
     p_.kv_lens = lengths_.data();
     p_.q_dtype = DType::bf16;
     p_.out_dtype = DType::bf16;
-    p_.k_dtype = c.kv_dtype;
-    p_.v_dtype = c.kv_dtype;
+    p_.k.dtype = c.kv_dtype;
+    p_.v.dtype = c.kv_dtype;
     p_.batch_size = c.batch;
     p_.kv_len = c.kv_len;
     set_heads(p_, c.heads, c.dim);
-    p_.selective_top_k = c.top_k;
+    p_.top_k = c.top_k;
     c.paged ? set_pages() : set_contiguous();
   }
 
@@ -94,8 +93,8 @@ class DecodeTimer {
     if (c_.paged) {
       p.pages = tables_->data() + copy * static_cast<size_t>(c_.batch);
     } else {
-      p.k = k_ + copy * k_bytes_;
-      p.v = v_ + copy * v_bytes_;
+      p.k.data = k_ + copy * k_bytes_;
+      p.v.data = v_ + copy * v_bytes_;
     }
     attention_decode(p, context);
   }
@@ -119,8 +118,8 @@ class DecodeTimer {
   }
 
   void set_contiguous() {
-    p_.stride_k_batch = c_.kv_len * c_.heads.k * c_.dim;
-    p_.stride_v_batch = c_.kv_len * c_.heads.v * c_.dim;
+    p_.k.batch_stride = c_.kv_len * c_.heads.k * c_.dim;
+    p_.v.batch_stride = c_.kv_len * c_.heads.v * c_.dim;
   }
 
   // The pages of all sequences of a copy are in a random order.
@@ -173,12 +172,12 @@ class PrefillTimer {
     const size_t q = bytes(c.q_len, c.heads.q), k = bytes(c.kv_len, c.heads.k), v = bytes(c.kv_len, c.heads.v);
     uint8_t* const data = arena().get(2 * q + k + v);
     p_.q = data;
-    p_.k = data + q;
-    p_.v = data + q + k;
+    p_.k.data = data + q;
+    p_.v.data = data + q + k;
     p_.out = data + q + k + v;
     p_.q_dtype = DType::bf16;
-    p_.k_dtype = DType::bf16;
-    p_.v_dtype = DType::bf16;
+    p_.k.dtype = DType::bf16;
+    p_.v.dtype = DType::bf16;
     p_.out_dtype = DType::bf16;
     p_.batch_size = 1;
     p_.q_len = c.q_len;
@@ -236,13 +235,13 @@ class ProductTimer {
       return matmul(p, context);
     }
     const size_t inner_bytes = count_of({c_.inner_size, c_.in_features}) * 2;
-    AugmentedQParams p;
+    GatedMlpParams p;
     p.gate = weights;
     p.up = weights + inner_bytes;
     p.down = weights + 2 * inner_bytes;
     p.inner_size = c_.inner_size;
     set_sizes(p);
-    augmented_q(p, context);
+    gated_mlp(p, context);
   }
 
   Work work() const {

@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kThreads, 1) rope_pair(RopeParams p) {
   store_any(p.out, p.dtype, first + d + half, pair.high);
 }
 
-// ---- matmul, augmented_q.
+// ---- matmul, gated_mlp.
 
 __device__ __forceinline__ float dot(const void* x, DType x_dtype, const void* weight, DType weight_dtype,
                                      int64_t x_first, int64_t weight_first, int64_t count) {
@@ -116,12 +116,12 @@ __global__ void __launch_bounds__(kThreads, 1) matmul_element(MatmulParams p) {
 }
 
 struct GatedParams {
-  AugmentedQParams p;
+  GatedMlpParams p;
   float* h;  // [num_tokens, inner_size]
 };
 
 __global__ void __launch_bounds__(kThreads, 1) gated_element(GatedParams g) {
-  const AugmentedQParams& p = g.p;
+  const GatedMlpParams& p = g.p;
   const int64_t i = output_index();
   if (i >= p.num_tokens * p.inner_size) return;
   const int64_t x_first = i / p.inner_size * p.in_features, row_first = i % p.inner_size * p.in_features;
@@ -141,11 +141,12 @@ __device__ __forceinline__ int64_t element_bytes(DType dtype) {
   return is_quantized(dtype) ? 1 : dtype == DType::f32 ? 4 : 2;
 }
 
-__device__ __forceinline__ Row cache_row(void* page, int64_t offset, DType dtype, int64_t page_tokens, int64_t token,
-                                         int64_t num_heads, int64_t head, int64_t dim) {
-  const int64_t row = token % page_tokens * num_heads + head, bytes = dim * element_bytes(dtype);
-  unsigned char* const layer = static_cast<unsigned char*>(page) + offset;
-  return {layer + row * bytes, reinterpret_cast<bf16*>(layer + page_tokens * num_heads * bytes) + row};
+// page: the start of the page in K's or V's pool.
+__device__ __forceinline__ Row cache_row(void* page, const KvView& kv, int64_t page_tokens, int64_t token,
+                                         int64_t head) {
+  const int64_t row = token % page_tokens * kv.num_heads + head, bytes = kv.head_dim * element_bytes(kv.dtype);
+  unsigned char* const layer = static_cast<unsigned char*>(page) + kv.page_offset;
+  return {layer + row * bytes, reinterpret_cast<bf16*>(layer + page_tokens * kv.num_heads * bytes) + row};
 }
 
 __device__ __forceinline__ KvPage page_of(const KvPage* table, int64_t token, int64_t page_tokens) {
@@ -191,7 +192,7 @@ __device__ __forceinline__ void write_cache_row(int64_t dim, DType dtype, const 
 }
 
 __device__ __forceinline__ float key_element(const KvAppendParams& p, int64_t token, int64_t head, int64_t d) {
-  const int64_t dim = p.head_dim_qk, half = dim / 2, first = (token * p.num_k_heads + head) * dim;
+  const int64_t dim = p.k_cache.head_dim, half = dim / 2, first = (token * p.k_cache.num_heads + head) * dim;
   if (!p.inv_freq) return load_any(p.k, p.k_dtype, first + d);
   const Pair pair =
       rotated_pair(p.k, p.k_dtype, first, dim, d < half ? d : d - half, ld_global(p.positions + token), p.inv_freq);
@@ -200,22 +201,21 @@ __device__ __forceinline__ float key_element(const KvAppendParams& p, int64_t to
 
 // One row of K or V of a new token.
 __global__ void __launch_bounds__(kThreads, 1) kv_append_row(KvAppendParams p) {
-  const int64_t heads = p.num_k_heads + p.num_v_heads, i = output_index();
+  const int64_t heads = p.k_cache.num_heads + p.v_cache.num_heads, i = output_index();
   if (i >= p.num_tokens * heads) return;
   const int64_t token = i / heads, head = i % heads, position = ld_global(p.positions + token);
   const KvPage page =
       page_of(ld_global(p.pages + (p.sequences ? ld_global(p.sequences + token) : 0)), position, p.page_tokens);
-  if (head < p.num_k_heads) {
-    const Row row = cache_row(page.k, p.k_page_offset, p.k_cache_dtype, p.page_tokens, position, p.num_k_heads, head,
-                              p.head_dim_qk);
+  if (head < p.k_cache.num_heads) {
+    const Row row = cache_row(page.k, p.k_cache, p.page_tokens, position, head);
     const auto value = [&](int64_t d) { return key_element(p, token, head, d); };
-    write_cache_row(p.head_dim_qk, p.k_cache_dtype, value, row);
+    write_cache_row(p.k_cache.head_dim, p.k_cache.dtype, value, row);
   } else {
-    const int64_t v_head = head - p.num_k_heads, first = (token * p.num_v_heads + v_head) * p.head_dim_vo;
-    const Row row = cache_row(page.v, p.v_page_offset, p.v_cache_dtype, p.page_tokens, position, p.num_v_heads, v_head,
-                              p.head_dim_vo);
+    const int64_t v_head = head - p.k_cache.num_heads,
+                  first = (token * p.v_cache.num_heads + v_head) * p.v_cache.head_dim;
+    const Row row = cache_row(page.v, p.v_cache, p.page_tokens, position, v_head);
     const auto value = [&](int64_t d) { return load_any(p.v, p.v_dtype, first + d); };
-    write_cache_row(p.head_dim_vo, p.v_cache_dtype, value, row);
+    write_cache_row(p.v_cache.head_dim, p.v_cache.dtype, value, row);
   }
 }
 
@@ -225,19 +225,18 @@ struct RotatedKeysParams {
 };
 
 __global__ void __launch_bounds__(kThreads, 1) rotated_key_element(RotatedKeysParams r) {
-  const int64_t dim = r.p.head_dim_qk, i = output_index();
-  if (i >= r.p.num_tokens * r.p.num_k_heads * dim) return;
+  const int64_t dim = r.p.k_cache.head_dim, i = output_index();
+  if (i >= r.p.num_tokens * r.p.k_cache.num_heads * dim) return;
   const int64_t row = i / dim;
-  st_global(r.out + i, key_element(r.p, row / r.p.num_k_heads, row % r.p.num_k_heads, i % dim));
+  st_global(r.out + i, key_element(r.p, row / r.p.k_cache.num_heads, row % r.p.k_cache.num_heads, i % dim));
 }
 
 __global__ void __launch_bounds__(kThreads, 1) kv_gather_element(KvGatherParams p) {
-  const int64_t i = output_index(), row = i / p.head_dim, key = row / p.num_k_heads;
+  const int64_t i = output_index(), row = i / p.k.head_dim, key = row / p.k.num_heads;
   if (key >= p.num_keys) return;
-  const Row from = cache_row(page_of(p.pages, key, p.page_tokens).k, p.k_page_offset, p.cache_dtype, p.page_tokens, key,
-                             p.num_k_heads, row % p.num_k_heads, p.head_dim);
-  const float x = load_code(from.elements, p.cache_dtype, i % p.head_dim);
-  store_any(p.out, p.out_dtype, i, is_quantized(p.cache_dtype) ? x * load_float(from.scale) : x);
+  const Row from = cache_row(page_of(p.pages, key, p.page_tokens).k, p.k, p.page_tokens, key, row % p.k.num_heads);
+  const float x = load_code(from.elements, p.k.dtype, i % p.k.head_dim);
+  store_any(p.out, p.out_dtype, i, is_quantized(p.k.dtype) ? x * load_float(from.scale) : x);
 }
 
 __global__ void __launch_bounds__(kThreads, 1) quantize_row_of(QuantizeParams p) {
@@ -250,154 +249,110 @@ __global__ void __launch_bounds__(kThreads, 1) quantize_row_of(QuantizeParams p)
 
 // ---- Attention: the scores, which of them count, their sums, and the output, in four kernels.
 
-struct CacheSide {
-  const void* data;
-  const bf16* scales;
-  DType dtype;
-  int64_t batch_stride, heads, dim, page_offset;
-};
-
-struct AttentionParams {
-  const void* q;
-  void* out;
-  float* lse;
-  const int32_t* kv_lens;
-  DType q_dtype;
-  CacheSide k, v;
-  const KvPage* const* pages;
-  bool pages_shared, causal, renormalize;
-  int64_t batch, q_len, kv_len, heads, page_tokens, top_k;
-  float sm_scale;
+struct ReferenceParams {
+  AttentionParams a;
+  int64_t q_len, top_k;
+  bool causal, renormalize;
   float* scores;   // [rows, kv_len], rows: [batch, q_len, heads]; -inf for a key that the query does not see
   uint8_t* kept;   // the same shape: whether V's row enters the sum
   float* maximum;  // [rows]
   float* divisor;  // [rows]
 };
 
-// Element d of a K or V row.
-__device__ __forceinline__ float cache_element(const AttentionParams& p, const CacheSide& side, bool is_k,
-                                               int64_t batch, int64_t token, int64_t head, int64_t d) {
-  if (p.pages) {
-    const KvPage page = page_of(ld_global(p.pages + (p.pages_shared ? 0 : batch)), token, p.page_tokens);
-    const Row row = cache_row(is_k ? page.k : page.v, side.page_offset, side.dtype, p.page_tokens, token, side.heads,
-                              head, side.dim);
-    const float x = load_code(row.elements, side.dtype, d);
-    return is_quantized(side.dtype) ? x * load_float(row.scale) : x;
+// Element d of the K or V row that query head `q_head` reads.
+__device__ __forceinline__ float cache_element(const AttentionParams& a, KvTensor tensor, int64_t batch, int64_t token,
+                                               int64_t q_head, int64_t d) {
+  const bool is_v = tensor == KvTensor::v;
+  const KvView& kv = is_v ? a.v : a.k;
+  const int64_t head = q_head * kv.num_heads / a.num_q_heads;
+  if (a.pages) {
+    const KvPage page = page_of(ld_global(a.pages + (a.pages_shared ? 0 : batch)), token, a.page_tokens);
+    const Row row = cache_row(is_v ? page.v : page.k, kv, a.page_tokens, token, head);
+    const float x = load_code(row.elements, kv.dtype, d);
+    return is_quantized(kv.dtype) ? x * load_float(row.scale) : x;
   }
-  const int64_t row = batch * (side.batch_stride / side.dim) + token * side.heads + head;
-  const float x = load_code(side.data, side.dtype, row * side.dim + d);
-  return is_quantized(side.dtype) ? x * load_float(side.scales + row) : x;
+  const int64_t row = batch * (kv.batch_stride / kv.head_dim) + token * kv.num_heads + head;
+  const float x = load_code(kv.data, kv.dtype, row * kv.head_dim + d);
+  return is_quantized(kv.dtype) ? x * load_float(static_cast<const bf16*>(kv.scales) + row) : x;
 }
 
-__device__ __forceinline__ int64_t keys_of(const AttentionParams& p, int64_t batch) {
-  return p.kv_lens ? ld_global(p.kv_lens + batch) : p.kv_len;
+__device__ __forceinline__ int64_t keys_of(const AttentionParams& a, int64_t batch) {
+  return a.kv_lens ? ld_global(a.kv_lens + batch) : a.kv_len;
 }
 
-__global__ void __launch_bounds__(kThreads, 1) attention_score(AttentionParams p) {
-  const int64_t i = output_index(), row = i / p.kv_len, key = i % p.kv_len;
-  if (row >= p.batch * p.q_len * p.heads) return;
-  const int64_t head = row % p.heads, query = row / p.heads % p.q_len, batch = row / p.heads / p.q_len;
-  const int64_t num_keys = keys_of(p, batch), end = p.causal ? num_keys - p.q_len + query + 1 : num_keys;
+__global__ void __launch_bounds__(kThreads, 1) attention_score(ReferenceParams p) {
+  const int64_t i = output_index(), row = i / p.a.kv_len, key = i % p.a.kv_len;
+  if (row >= p.a.batch_size * p.q_len * p.a.num_q_heads) return;
+  const int64_t head = row % p.a.num_q_heads, query = row / p.a.num_q_heads % p.q_len,
+                batch = row / p.a.num_q_heads / p.q_len;
+  const int64_t num_keys = keys_of(p.a, batch), end = p.causal ? num_keys - p.q_len + query + 1 : num_keys;
   float sum = 0;
-  for (int64_t d = 0; key < end && d < p.k.dim; ++d) {
-    sum += load_any(p.q, p.q_dtype, row * p.k.dim + d) *
-           cache_element(p, p.k, true, batch, key, head * p.k.heads / p.heads, d);
+  for (int64_t d = 0; key < end && d < p.a.k.head_dim; ++d) {
+    sum +=
+        load_any(p.a.q, p.a.q_dtype, row * p.a.k.head_dim + d) * cache_element(p.a, KvTensor::k, batch, key, head, d);
   }
-  st_global(p.scores + i, key < end ? sum * p.sm_scale : -infinity());
+  st_global(p.scores + i, key < end ? sum * p.a.sm_scale : -infinity());
 }
 
 // Whether fewer than top_k keys have a higher score, or the same one and come first.
-__global__ void __launch_bounds__(kThreads, 1) attention_keep(AttentionParams p) {
-  const int64_t i = output_index(), row = i / p.kv_len, key = i % p.kv_len;
-  if (row >= p.batch * p.q_len * p.heads) return;
+__global__ void __launch_bounds__(kThreads, 1) attention_keep(ReferenceParams p) {
+  const int64_t i = output_index(), row = i / p.a.kv_len, key = i % p.a.kv_len;
+  if (row >= p.a.batch_size * p.q_len * p.a.num_q_heads) return;
   const float score = ld_global(p.scores + i);
   int64_t before = 0;
-  for (int64_t j = 0; j < p.kv_len; ++j) {
-    const float other = ld_global(p.scores + row * p.kv_len + j);
+  for (int64_t j = 0; j < p.a.kv_len; ++j) {
+    const float other = ld_global(p.scores + row * p.a.kv_len + j);
     before += other > score || (other == score && j < key) ? 1 : 0;
   }
   st_global(p.kept + i, static_cast<uint8_t>(before < p.top_k ? 1 : 0));
 }
 
-__global__ void __launch_bounds__(kThreads, 1) attention_sums(AttentionParams p) {
+__global__ void __launch_bounds__(kThreads, 1) attention_sums(ReferenceParams p) {
   const int64_t row = output_index();
-  if (row >= p.batch * p.q_len * p.heads) return;
-  const float* const scores = p.scores + row * p.kv_len;
+  if (row >= p.a.batch_size * p.q_len * p.a.num_q_heads) return;
+  const float* const scores = p.scores + row * p.a.kv_len;
   float top = -infinity();
-  for (int64_t j = 0; j < p.kv_len; ++j) top = fmaxf(top, ld_global(scores + j));
+  for (int64_t j = 0; j < p.a.kv_len; ++j) top = fmaxf(top, ld_global(scores + j));
   float all = 0, kept = 0;
-  for (int64_t j = 0; top > -infinity() && j < p.kv_len; ++j) {
+  for (int64_t j = 0; top > -infinity() && j < p.a.kv_len; ++j) {
     const float weight = expf(ld_global(scores + j) - top);
     all += weight;
-    if (p.top_k == 0 || ld_global(p.kept + row * p.kv_len + j) != 0) kept += weight;
+    if (p.top_k == 0 || ld_global(p.kept + row * p.a.kv_len + j) != 0) kept += weight;
   }
   st_global(p.maximum + row, top);
   st_global(p.divisor + row, p.renormalize ? kept : all);
-  if (!p.lse) return;
-  const int64_t head = row % p.heads, query = row / p.heads % p.q_len, batch = row / p.heads / p.q_len;
-  st_global(p.lse + (batch * p.heads + head) * p.q_len + query, top > -infinity() ? top + logf(all) : top);
+  if (!p.a.lse) return;
+  const int64_t head = row % p.a.num_q_heads, query = row / p.a.num_q_heads % p.q_len,
+                batch = row / p.a.num_q_heads / p.q_len;
+  st_global(p.a.lse + (batch * p.a.num_q_heads + head) * p.q_len + query, top > -infinity() ? top + logf(all) : top);
 }
 
-__global__ void __launch_bounds__(kThreads, 1) attention_element(AttentionParams p) {
-  const int64_t i = output_index(), row = i / p.v.dim, d = i % p.v.dim;
-  if (row >= p.batch * p.q_len * p.heads) return;
-  const int64_t head = row % p.heads, batch = row / p.heads / p.q_len;
+__global__ void __launch_bounds__(kThreads, 1) attention_element(ReferenceParams p) {
+  const int64_t i = output_index(), row = i / p.a.v.head_dim, d = i % p.a.v.head_dim;
+  if (row >= p.a.batch_size * p.q_len * p.a.num_q_heads) return;
+  const int64_t head = row % p.a.num_q_heads, batch = row / p.a.num_q_heads / p.q_len;
   const float top = ld_global(p.maximum + row);
   float sum = 0;
-  for (int64_t j = 0; top > -infinity() && j < p.kv_len; ++j) {
-    const float score = ld_global(p.scores + row * p.kv_len + j);
-    if (score == -infinity() || (p.top_k > 0 && ld_global(p.kept + row * p.kv_len + j) == 0)) continue;
-    sum += expf(score - top) * cache_element(p, p.v, false, batch, j, head * p.v.heads / p.heads, d);
+  for (int64_t j = 0; top > -infinity() && j < p.a.kv_len; ++j) {
+    const float score = ld_global(p.scores + row * p.a.kv_len + j);
+    if (score == -infinity() || (p.top_k > 0 && ld_global(p.kept + row * p.a.kv_len + j) == 0)) continue;
+    sum += expf(score - top) * cache_element(p.a, KvTensor::v, batch, j, head, d);
   }
-  store_any(p.out, p.q_dtype, i, top > -infinity() ? sum / ld_global(p.divisor + row) : 0.0f);
+  store_any(p.a.out, p.a.q_dtype, i, top > -infinity() ? sum / ld_global(p.divisor + row) : 0.0f);
 }
 
-// Of prefill or decode.
-template <typename Params>
-AttentionParams attention_of(const Params& a) {
-  AttentionParams p = {};
-  p.q = a.q;
-  p.out = a.out;
-  p.lse = a.lse;
-  p.kv_lens = a.kv_lens;
-  p.q_dtype = a.q_dtype;
-  p.k = {a.k,
-         static_cast<const bf16*>(a.k_scales),
-         a.k_dtype,
-         a.stride_k_batch,
-         a.num_k_heads,
-         a.head_dim_qk,
-         a.k_page_offset};
-  p.v = {a.v,
-         static_cast<const bf16*>(a.v_scales),
-         a.v_dtype,
-         a.stride_v_batch,
-         a.num_v_heads,
-         a.head_dim_vo,
-         a.v_page_offset};
-  p.pages = a.pages;
-  p.pages_shared = a.pages_shared;
-  p.batch = a.batch_size;
-  p.q_len = 1;
-  p.kv_len = a.kv_len;
-  p.heads = a.num_q_heads;
-  p.page_tokens = a.page_tokens;
-  p.sm_scale = a.sm_scale;
-  return p;
-}
-
-void run_attention(AttentionParams p, Context& context) {
-  const int64_t rows = p.batch * p.q_len * p.heads;
+void run_attention(ReferenceParams p, Context& context) {
+  const int64_t rows = p.a.batch_size * p.q_len * p.a.num_q_heads;
   if (rows == 0) return;
-  const size_t pairs = static_cast<size_t>(rows * p.kv_len);
+  const size_t pairs = static_cast<size_t>(rows * p.a.kv_len);
   p.scores = static_cast<float*>(context.scratch(pairs * sizeof(float)));
   p.kept = static_cast<uint8_t*>(context.scratch(pairs));
   p.maximum = static_cast<float*>(context.scratch(static_cast<size_t>(rows) * sizeof(float)));
   p.divisor = static_cast<float*>(context.scratch(static_cast<size_t>(rows) * sizeof(float)));
-  run_over(rows * p.kv_len, attention_score, p, context);
-  if (p.top_k > 0) run_over(rows * p.kv_len, attention_keep, p, context);
+  run_over(rows * p.a.kv_len, attention_score, p, context);
+  if (p.top_k > 0) run_over(rows * p.a.kv_len, attention_keep, p, context);
   run_over(rows, attention_sums, p, context);
-  run_over(rows * p.v.dim, attention_element, p, context);
+  run_over(rows * p.a.v.head_dim, attention_element, p, context);
 }
 
 // ---- Sampling, on the host.
@@ -425,7 +380,7 @@ std::vector<T> download(const T* data, int64_t count) {
   return values;
 }
 
-// test/reference_sampling.ts in C++.
+// test/operators/reference_sampling.ts in C++.
 int32_t sampled_token(const SampleParams& p) {
   const std::vector<float> given = download(p.logits, p.vocab_size);
   std::vector<double> logits(given.begin(), given.end());
@@ -489,7 +444,7 @@ void run(const MatmulParams& p, Context& context) {
   run_over(p.num_tokens * p.out_features, matmul_element, p, context);
 }
 
-void run(const AugmentedQParams& p, Context& context) {
+void run(const GatedMlpParams& p, Context& context) {
   const int64_t count = p.num_tokens * p.inner_size;
   const GatedParams g = {p, static_cast<float*>(context.scratch(static_cast<size_t>(count) * sizeof(float)))};
   run_over(count, gated_element, g, context);
@@ -507,26 +462,29 @@ void run(const AugmentedQParams& p, Context& context) {
 }
 
 void run(const KvAppendParams& p, Context& context) {
-  run_over(p.num_tokens * (p.num_k_heads + p.num_v_heads), kv_append_row, p, context);
+  run_over(p.num_tokens * (p.k_cache.num_heads + p.v_cache.num_heads), kv_append_row, p, context);
 }
 
 void run(const KvGatherParams& p, Context& context) {
-  run_over(p.num_keys * p.num_k_heads * p.head_dim, kv_gather_element, p, context);
+  run_over(p.num_keys * p.k.num_heads * p.k.head_dim, kv_gather_element, p, context);
 }
 
 void run(const QuantizeParams& p, Context& context) { run_over(p.num_rows, quantize_row_of, p, context); }
 
 void run(const AttentionPrefillParams& a, Context& context) {
-  AttentionParams p = attention_of(a);
+  ReferenceParams p = {};
+  p.a = a;
   p.q_len = a.q_len;
   p.causal = a.causal;
   run_attention(p, context);
 }
 
 void run(const AttentionDecodeParams& a, Context& context) {
-  AttentionParams p = attention_of(a);
-  p.top_k = a.selective_top_k;
-  p.renormalize = a.selective_top_k > 0 && a.renormalize;
+  ReferenceParams p = {};
+  p.a = a;
+  p.q_len = 1;
+  p.top_k = a.top_k;
+  p.renormalize = a.top_k > 0 && a.renormalize;
   run_attention(p, context);
 }
 
@@ -543,7 +501,7 @@ void reference(const OperatorParams& params, Context& context) {
 }
 
 std::vector<float> rotated_keys(const KvAppendParams& p, Context& context) {
-  const int64_t count = p.num_tokens * p.num_k_heads * p.head_dim_qk;
+  const int64_t count = p.num_tokens * p.k_cache.num_heads * p.k_cache.head_dim;
   const RotatedKeysParams r = {p, static_cast<float*>(context.scratch(static_cast<size_t>(count) * sizeof(float)))};
   run_over(count, rotated_key_element, r, context);
   check_cuda(cudaStreamSynchronize(context.stream), "reference");

@@ -1,4 +1,4 @@
-# The steps of scripts/gpu-check.sh, which sources this file: the table of limits, what each step runs, and what the
+# The steps of test/tools/gpu-check.sh, which sources this file: the table of limits, what each step runs, and what the
 # summary says of its output.
 #
 # A step runs as `gpu-check.sh --step NAME`, with these variables:
@@ -149,7 +149,7 @@ step_fixtures() {
   [ -e "$CHECK_KIT/test/fixtures" ] || skip 'the archive has no checkpoints: run the script of a checkout'
   local only=()
   if [ -n "$CHECK_REHEARSAL" ]; then only=(--testNamePattern 'llama-gqa-f32 .*logits after prefill'); fi
-  jest --runInBand --verbose --testPathPatterns '/test/fixtures\.test\.[jt]s$' "${only[@]}"
+  jest --runInBand --verbose --testPathPatterns '/test/model/fixtures\.test\.[jt]s$' "${only[@]}"
 }
 
 step_models() {
@@ -165,13 +165,13 @@ step_models() {
 step_jest() {
   need_node
   local pattern ignored=fixtures # which has a step of its own
-  pattern=$(node_here "$CHECK_KIT/scripts/suites.mjs") || exit 1
-  if [ -n "$CHECK_REHEARSAL" ]; then pattern='/test/(rope|silu_mul|embed)\.test\.'; fi
+  pattern=$(node_here "$CHECK_KIT/test/tools/suites.mjs") || exit 1
+  if [ -n "$CHECK_REHEARSAL" ]; then pattern='/test/operators/(rope|silu_mul|embed)\.test\.'; fi
   if [ ! -e "$CHECK_KIT/test/fixtures" ]; then
-    ignored=$(cd "$CHECK_KIT/test" && grep -l "/fixtures['\"]" -- *.test.[jt]s | sed 's/\..*//' | paste -sd '|')
+    ignored=$(cd "$CHECK_KIT/test" && grep -l "/fixtures['\"]" -- */*.test.[jt]s | sed 's/.*\///; s/\..*//' | paste -sd '|')
     echo "left out, as they need checkpoints: $ignored"
   fi
-  ignored="/test/($ignored)\.test\."
+  ignored="/test/\w+/($ignored)\.test\."
   jest --maxWorkers=8 --testPathPatterns "$pattern" --testPathIgnorePatterns "$ignored" /node_modules/
 }
 

@@ -1,4 +1,4 @@
-// Checks that run as a program, emulation_check: what is wrong comes out as JSON, which test/emulation.test.ts reads.
+// Checks that run as a program, emulation_check: what is wrong comes out as JSON, which emulation.test.ts reads.
 #pragma once
 
 #include <functional>
@@ -24,6 +24,7 @@ std::vector<Check> launch_checks();
 std::vector<Check> operator_checks();
 std::vector<Check> kv_cache_checks();   // of those, what works on a KV cache
 std::vector<Check> selective_checks();  // and selective V
+std::vector<Check> amx_checks();        // empty on a CPU without AVX-512, which the emulation of AMX needs
 std::vector<Check> traffic_checks();
 std::string check_paged_traffic();      // of those, on a KV cache
 std::string check_selective_traffic();  // and of selective V

@@ -30,7 +30,8 @@ int main(int argc, char** argv) {
   using namespace diffqkv::check;
   const std::map<std::string, std::vector<Check> (*)()> parts = {
       {"hazards", hazard_checks},  {"device_layer", device_layer_checks}, {"counters", counter_checks},
-      {"launches", launch_checks}, {"operators", operator_checks},        {"traffic", traffic_checks}};
+      {"launches", launch_checks}, {"operators", operator_checks},        {"traffic", traffic_checks},
+      {"amx", amx_checks}};
   std::vector<std::string> chosen(argv + 1, argv + argc);
   if (chosen.empty()) {
     for (const auto& part : parts) chosen.push_back(part.first);

@@ -64,7 +64,7 @@ std::string check_gemv_traffic(int64_t num_tokens) {
   Counters c;
   std::string wrong = count_traffic(call, &c);
   wrong += within("weights read", read_from(c, call.tensor("weight")) / bytes_of(call.tensor("weight")), 1, 1);
-  Call gated = augmented_q_call({DType::bf16, num_tokens, 512, 384, 256});
+  Call gated = gated_mlp_call({DType::bf16, num_tokens, 512, 384, 256});
   Counters g;
   wrong += count_traffic(gated, &g);
   for (const char* name : {"gate", "up", "down"})

@@ -43,7 +43,7 @@ Call twisted(Call call, const Twist& twist, void (*launcher)(const Params&, Cont
   }
   if (twist.bad_lengths) {  // of one sequence: which of two is reported would depend on the order of blocks
     std::vector<int32_t> lengths(static_cast<size_t>(p.batch_size), static_cast<int32_t>(p.kv_len));
-    lengths[0] = p.head_dim_vo % 64 == 0 ? -3 : lengths[0] + 5;
+    lengths[0] = p.v.head_dim % 64 == 0 ? -3 : lengths[0] + 5;
     p.kv_lens = add_integers(call, "bad kv_lens", lengths);
   }
   if (twist.without_lse) p.lse = nullptr;

@@ -26,7 +26,7 @@ std::string bit_difference(DType dtype, Bytes actual, const Bytes& expected) {
 
 // Codes may differ by one step in a hundredth of the bytes that the call writes.
 std::string pool_difference(const KvAppendParams& p, const Bytes& actual, const Bytes& expected) {
-  const size_t written = static_cast<size_t>(p.num_tokens * p.num_k_heads * p.head_dim_qk);
+  const size_t written = static_cast<size_t>(p.num_tokens * p.k_cache.num_heads * p.k_cache.head_dim);
   size_t different = 0;
   for (size_t i = 0; i < expected.size(); ++i) {
     const int step = static_cast<int8_t>(actual[i] - expected[i]);

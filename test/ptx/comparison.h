@@ -1,4 +1,4 @@
-// Compares what an operator left in its tensors in two runs, by the rules of test/compare.ts.
+// Compares what an operator left in its tensors in two runs, by the rules of test/support/compare.ts.
 #pragma once
 
 #include <string>

@@ -32,15 +32,15 @@ void add_product(std::vector<Case>* cases, const MatmulCase& c, const Shape& sha
                     },
                     shape});
 }
-void add_gated(std::vector<Case>* cases, const AugmentedQCase& c, const Shape& shape, bool wide_x = false) {
+void add_gated(std::vector<Case>* cases, const GatedMlpCase& c, const Shape& shape, bool wide_x = false) {
   cases->push_back(
       {std::string("augmented Q of ") + dtype_name(c.dtype) + (wide_x ? " by f32" : "") + ", " +
            std::to_string(c.num_tokens) + " x " + std::to_string(c.in_features) + " x " + std::to_string(c.inner_size) +
            " x " + std::to_string(c.out_features) + (c.accumulate ? ", accumulated" : "") + ", " +
            std::to_string(shape.multiprocessors) + " multiprocessors",
        [=] {
-         return wide_x ? with_wide_x<AugmentedQParams>(augmented_q_call(c), c.num_tokens * c.in_features, augmented_q)
-                       : augmented_q_call(c);
+         return wide_x ? with_wide_x<GatedMlpParams>(gated_mlp_call(c), c.num_tokens * c.in_features, gated_mlp)
+                       : gated_mlp_call(c);
        },
        shape});
 }

@@ -25,7 +25,7 @@ struct Team {
   std::map<int, Loop> loops;  // by their number in the region
 
   void barrier() {
-    // What scripts/test-sanitized.mjs proves its sight by: without barriers there are races.
+    // What test/tools/test-sanitized.mjs proves its sight by: without barriers there are races.
     static const bool none = std::getenv("OPENMP_WITHOUT_BARRIERS") != nullptr;
     if (none) return;
     std::unique_lock lock(mutex);

@@ -1,4 +1,4 @@
-// Decode attention in several splits, which synchronize at a barrier. scripts/test-sanitized.mjs
+// Decode attention in several splits, which synchronize at a barrier. test/tools/test-sanitized.mjs
 // runs it with and without the barrier.
 const { openDevice, kernels } = require('../../dist/lib/index.js');
 

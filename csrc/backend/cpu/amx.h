@@ -1,21 +1,13 @@
-// AMX by inline assembly. Unlike the intrinsics, it states which memory is accessed and needs no
-// target attribute, so it can be inlined. Tile numbers are part of the instruction, so the wrappers
-// are macros. Strides are in bytes.
+// AMX: its instructions, the configuration of its tiles, and the scope in which a thread uses them.
 #pragma once
 
+#include "backend/cpu/amx_instructions.h"
 #include "backend/cpu/simd.h"
 
 namespace diffqkv::cpu::DIFFQKV_ISA {
 namespace {
 
 #if defined(__AVX512BF16__)
-#define DIFFQKV_TILE_LOAD(tile, base, stride) \
-  asm volatile("tileloadd (%0,%1,1), %%tmm" #tile : : "r"(base), "r"(static_cast<int64_t>(stride)) : "memory")
-#define DIFFQKV_TILE_STORE(tile, base, stride) \
-  asm volatile("tilestored %%tmm" #tile ", (%0,%1,1)" : : "r"(base), "r"(static_cast<int64_t>(stride)) : "memory")
-#define DIFFQKV_TILE_ZERO(tile) asm volatile("tilezero %%tmm" #tile : :)
-#define DIFFQKV_TILE_DOT(c, a, b) asm volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c : :)
-
 struct alignas(64) TileConfig {
   uint8_t palette = 0, start_row = 0, reserved[14] = {};
   uint16_t bytes_per_row[16] = {};
@@ -30,16 +22,16 @@ class AmxScope {
   DIFFQKV_INLINE explicit AmxScope(bool enable) : enabled_(enable) {
 #if defined(__AVX512BF16__)
     if (!enabled_) return;
-    asm volatile("sttilecfg %0" : "=m"(saved_));
+    DIFFQKV_TILE_STORE_CONFIG(saved_);
 #endif
   }
   DIFFQKV_INLINE ~AmxScope() {
 #if defined(__AVX512BF16__)
     if (!enabled_) return;
     if (saved_.palette == 0) {
-      asm volatile("tilerelease" : :);
+      DIFFQKV_TILE_RELEASE();
     } else {
-      asm volatile("ldtilecfg %0" : : "m"(saved_));
+      DIFFQKV_TILE_LOAD_CONFIG(saved_);
     }
 #endif
   }

@@ -5,15 +5,15 @@
 
 namespace diffqkv::cpu {
 
-// Which part of an operator uses which slot. The linear layers nest (augmented_q calls matmul calls
+// Which part of an operator uses which slot. The linear layers nest (gated_mlp calls matmul calls
 // gemv), so each part has its own slot. Attention calls no linear layer and shares two of their
 // slots.
 enum ArenaSlot : int {
   kSlotX = 0,     // x in f32
   kSlotWeight,    // a panel of a weight in f32
   kSlotOut,       // an output in f32, before it is rounded
-  kSlotGate,      // augmented_q: silu(x gate^T) or x gate^T
-  kSlotInner,     // augmented_q: the input of down
+  kSlotGate,      // gated_mlp: silu(x gate^T) or x gate^T
+  kSlotInner,     // gated_mlp: the input of down
   kSlotGateSums,  // gated_gemv: x gate^T
   kSlotUpSums,    // gated_gemv: x up^T
   kSlotOneDnn,    // scratchpad of a oneDNN primitive

@@ -123,17 +123,12 @@ class CpuBackend : public Backend {
     return std::chrono::duration<double, std::milli>(elapsed).count();
   }
 
-  void embed(const EmbedParams& p) override { kernels().embed(p); }
-  void rms_norm(const RmsNormParams& p) override { kernels().rms_norm(p); }
+#define DIFFQKV_OVERRIDE(name, Params) \
+  void name(const Params& p) override { kernels().name(p, arena_); }
+  DIFFQKV_ISA_OPERATORS(DIFFQKV_OVERRIDE)
+#undef DIFFQKV_OVERRIDE
   void matmul(const MatmulParams& p) override { linear().matmul(p); }
-  void augmented_q(const AugmentedQParams& p) override { linear().augmented_q(p); }
-  void silu_mul(const SiluMulParams& p) override { kernels().silu_mul(p); }
-  void rope(const RopeParams& p) override { kernels().rope(p); }
-  void kv_append(const KvAppendParams& p) override { kernels().kv_append(p); }
-  void kv_gather(const KvGatherParams& p) override { kernels().kv_gather(p); }
-  void quantize(const QuantizeParams& p) override { kernels().quantize(p); }
-  void attention_prefill(const AttentionPrefillParams& p) override { kernels().attention_prefill(p, arena_); }
-  void attention_decode(const AttentionDecodeParams& p) override { kernels().attention_decode(p, arena_); }
+  void gated_mlp(const GatedMlpParams& p) override { linear().gated_mlp(p); }
   void sample(const SampleParams& p) override {
     use_num_threads();
     sampler_.sample(p);

@@ -14,13 +14,6 @@
 namespace diffqkv::cpu {
 namespace {
 
-struct Level {
-  const char* name;  // as in DIFFQKV_CPU_ISA
-  const Kernels* kernels;
-  bool amx;
-  bool (*supported)();
-};
-
 #if defined(DIFFQKV_X86)
 
 // __builtin_cpu_supports checks XGETBV too: registers that the system does not save count as
@@ -33,8 +26,6 @@ bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
-
-bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 
 // Whether the CPU has tiles and bf16 products, the system saves their state, and it allows this
 // process to use them. Linux requires a request (arch_prctl), because the state makes signal frames
@@ -68,18 +59,10 @@ bool has_amx() {
 
 bool always() { return true; }
 
-const Level kLevels[] = {
-    {.name = "baseline", .kernels = &baseline::kernels, .amx = false, .supported = always},
-#if defined(DIFFQKV_X86)
-    {.name = "avx2", .kernels = &avx2::kernels, .amx = false, .supported = has_avx2},
-    {.name = "avx512", .kernels = &avx512::kernels, .amx = false, .supported = has_avx512},
-    {.name = "avx512_bf16", .kernels = &avx512_bf16::kernels, .amx = false, .supported = has_avx512_bf16},
-    {.name = "amx", .kernels = &avx512_bf16::kernels, .amx = true, .supported = has_amx},
-#endif
-};
-
-CpuIsa make(const Level& level, bool forced) {
-  return {level.kernels, level.amx, forced, std::string(level.kernels->name) + (level.amx ? "+amx" : "")};
+CpuIsa make(const IsaLevel& level, bool forced) {
+  std::string name = level.kernels->name;
+  if (level.name != name) name += std::string("+") + level.name;
+  return {level.kernels, level.amx, forced, name};
 }
 
 CpuIsa choose() {
@@ -88,15 +71,14 @@ CpuIsa choose() {
 #endif
   const char* wanted = std::getenv("DIFFQKV_CPU_ISA");
   const bool forced = wanted && *wanted;
-  const Level* best = nullptr;
+  const IsaLevel* best = nullptr;
   std::string allowed;
-  for (const Level& level : kLevels) {
-    // Levels are in rising order. has_amx asks the system for AMX, so it must not run if a lower
-    // level is wanted.
+  for (const IsaLevel& level : isa_levels()) {
+    // has_amx asks the system for AMX, so it must not run if a lower level is wanted.
     if (forced && best && best->name == std::string(wanted)) break;
     if (!level.supported()) continue;
     allowed += (best ? ", " : "") + std::string(level.name);
-    best = &level;
+    if (!level.only_by_name || (forced && level.name == std::string(wanted))) best = &level;
   }
   if (forced && best->name != std::string(wanted)) {
     fail(ErrorCode::device_unavailable,
@@ -107,6 +89,23 @@ CpuIsa choose() {
 }
 
 }  // namespace
+
+#if defined(DIFFQKV_X86)
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+#endif
+
+std::vector<IsaLevel>& isa_levels() {
+  static std::vector<IsaLevel>* const levels = new std::vector<IsaLevel> {
+    {.name = "baseline", .kernels = &baseline::kernels, .amx = false, .supported = always},
+#if defined(DIFFQKV_X86)
+        {.name = "avx2", .kernels = &avx2::kernels, .amx = false, .supported = has_avx2},
+        {.name = "avx512", .kernels = &avx512::kernels, .amx = false, .supported = has_avx512},
+        {.name = "avx512_bf16", .kernels = &avx512_bf16::kernels, .amx = false, .supported = has_avx512_bf16},
+        {.name = "amx", .kernels = &avx512_bf16::kernels, .amx = true, .supported = has_amx},
+#endif
+  };
+  return *levels;
+}
 
 const CpuIsa& cpu_isa() {
   static const CpuIsa isa = choose();

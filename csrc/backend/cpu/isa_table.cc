@@ -6,23 +6,18 @@
 
 namespace diffqkv::cpu::DIFFQKV_ISA {
 
+// clang-format off
+#define DIFFQKV_ENTRY(operator_name, Params) .operator_name = operator_name,
 const Kernels kernels = {
-    DIFFQKV_STRING(DIFFQKV_ISA),
-    embed,
-    rms_norm,
-    gemv,
-    gated_gemv,
-    matmul_blocked,
-    silu_mul,
-    rope,
-    kv_append,
-    kv_gather,
-    quantize,
-    attention_prefill,
-    attention_decode,
-    convert,
-    read_stream,
-    multiply_registers,
+    .name = DIFFQKV_STRING(DIFFQKV_ISA),
+    DIFFQKV_ISA_OPERATORS(DIFFQKV_ENTRY)
+    .gemv = gemv,
+    .gated_gemv = gated_gemv,
+    .matmul_blocked = matmul_blocked,
+    .convert = convert,
+    .read_stream = read_stream,
+    .multiply_registers = multiply_registers,
 };
+// clang-format on
 
 }  // namespace diffqkv::cpu::DIFFQKV_ISA

@@ -8,11 +8,12 @@
 // Such a file must not define weak symbols. The linker keeps one copy of a weak symbol for all
 // callers, perhaps the AVX-512 one, and an older CPU would stop with SIGILL. So it uses no std
 // containers or other header templates, and no inline functions that may stay out of line. It gets
-// scratch memory from an Arena and reports errors with fail(). scripts/check-isa.sh checks the
+// scratch memory from an Arena and reports errors with fail(). test/tools/check-isa.sh checks the
 // objects with nm.
 #pragma once
 
 #include "backend/cpu/arena.h"
+#include "backend/operators.h"
 #include "backend/ops.h"
 
 namespace diffqkv::cpu {
@@ -21,19 +22,15 @@ enum class MultiplyUnit { f32, bf16, tiles };  // FMA, AVX512-BF16, AMX
 
 struct Kernels {
   const char* name;
-  void (*embed)(const EmbedParams& p);
-  void (*rms_norm)(const RmsNormParams& p);
+#define DIFFQKV_KERNEL(name, Params) void (*name)(const Params& p, Arena& arena);
+  DIFFQKV_ISA_OPERATORS(DIFFQKV_KERNEL)
+#undef DIFFQKV_KERNEL
+
+  // Parts of the linear layers.
   void (*gemv)(const MatmulParams& p, Arena& arena);  // few tokens; bound by reading the weight once
   // inner = silu(x gate^T) * (x up^T), [num_tokens, inner_size]
-  void (*gated_gemv)(const AugmentedQParams& p, void* inner, DType inner_dtype, Arena& arena);
+  void (*gated_gemv)(const GatedMlpParams& p, void* inner, DType inner_dtype, Arena& arena);
   void (*matmul_blocked)(const MatmulParams& p, Arena& arena);  // any shape; used if oneDNN is not built in
-  void (*silu_mul)(const SiluMulParams& p);
-  void (*rope)(const RopeParams& p);
-  void (*kv_append)(const KvAppendParams& p);
-  void (*kv_gather)(const KvGatherParams& p);
-  void (*quantize)(const QuantizeParams& p);
-  void (*attention_prefill)(const AttentionPrefillParams& p, Arena& arena);
-  void (*attention_decode)(const AttentionDecodeParams& p, Arena& arena);
   void (*convert)(DType to, void* dst, DType from, const void* src, int64_t count);
 
   // For CpuCeilings, on the calling thread only.

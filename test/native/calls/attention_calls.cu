@@ -31,22 +31,21 @@ void add_contiguous(Call& call, const AttentionCase& c, int64_t caches, Rows k, 
 }
 
 // What prefill and decode have in common.
-template <typename Params>
-Params attention_params(Call& call, const AttentionCase& c) {
+AttentionParams attention_params(Call& call, const AttentionCase& c) {
   const int64_t batch = c.lengths.empty() ? c.batch : static_cast<int64_t>(c.lengths.size());
   const int64_t caches = c.shared_cache ? 1 : batch;
-  Params p;
+  AttentionParams p;
   p.q_dtype = c.types.q;
   p.out_dtype = c.types.q;
-  p.k_dtype = c.types.k;
-  p.v_dtype = c.types.v;
+  p.k.dtype = c.types.k;
+  p.v.dtype = c.types.v;
   p.batch_size = batch;
   p.kv_len = c.kv_len;
   p.num_q_heads = c.heads.q;
-  p.num_k_heads = c.heads.k;
-  p.num_v_heads = c.heads.v;
-  p.head_dim_qk = c.dims.qk;
-  p.head_dim_vo = c.dims.vo;
+  p.k.num_heads = c.heads.k;
+  p.v.num_heads = c.heads.v;
+  p.k.head_dim = c.dims.qk;
+  p.v.head_dim = c.dims.vo;
   // Scores of standard deviation 1.5: a few keys matter, so that a wrong one shows.
   p.sm_scale = 150 / std::sqrt(static_cast<float>(c.dims.qk));
 
@@ -62,26 +61,26 @@ Params attention_params(Call& call, const AttentionCase& c) {
     p.pages = add_pools(call, pools_of(c), c.kv_len, &k, &v);
     p.pages_shared = c.shared_cache;
     p.page_tokens = c.page_tokens;
-    p.k_page_offset = kKPageOffset;
-    p.v_page_offset = kVPageOffset;
+    p.k.page_offset = kKPageOffset;
+    p.v.page_offset = kVPageOffset;
     return p;
   }
   add_contiguous(call, c, caches, std::move(k), std::move(v));
-  p.k = call.tensor("k").memory.data();
-  p.v = call.tensor("v").memory.data();
-  if (is_quantized(c.types.k)) p.k_scales = call.tensor("k_scales").memory.data();
-  if (is_quantized(c.types.v)) p.v_scales = call.tensor("v_scales").memory.data();
+  p.k.data = call.tensor("k").memory.data();
+  p.v.data = call.tensor("v").memory.data();
+  if (is_quantized(c.types.k)) p.k.scales = call.tensor("k_scales").memory.data();
+  if (is_quantized(c.types.v)) p.v.scales = call.tensor("v_scales").memory.data();
   if (!c.shared_cache) {
-    p.stride_k_batch = c.kv_len * c.heads.k * c.dims.qk;
-    p.stride_v_batch = c.kv_len * c.heads.v * c.dims.vo;
+    p.k.batch_stride = c.kv_len * c.heads.k * c.dims.qk;
+    p.v.batch_stride = c.kv_len * c.heads.v * c.dims.vo;
   }
   return p;
 }
 
 AttentionDecodeParams decode_params(Call& call, const AttentionCase& c) {
-  auto p = attention_params<AttentionDecodeParams>(call, c);
+  AttentionDecodeParams p{attention_params(call, c)};
   p.num_splits = c.num_splits;
-  p.selective_top_k = c.top_k;
+  p.top_k = c.top_k;
   p.renormalize = c.renormalize;
   return p;
 }
@@ -106,7 +105,7 @@ Call selective_call(const AttentionCase& c) {
 
 Call prefill_call(const AttentionCase& c) {
   Call call;
-  auto p = attention_params<AttentionPrefillParams>(call, c);
+  AttentionPrefillParams p{attention_params(call, c)};
   p.q_len = c.q_len;
   p.causal = c.causal;
   set_operator(call, attention_prefill, p);

@@ -111,17 +111,17 @@ Call kv_append_call(const KvAppendCase& c) {
   }
   p.k_dtype = c.dtype;
   p.v_dtype = c.dtype;
-  p.k_cache_dtype = c.k;
-  p.v_cache_dtype = c.v;
+  p.k_cache.dtype = c.k;
+  p.v_cache.dtype = c.v;
   p.num_tokens = num_tokens;
   p.max_kv_len = lengths[0];
-  p.num_k_heads = heads.k;
-  p.num_v_heads = heads.v;
-  p.head_dim_qk = c.dims.qk;
-  p.head_dim_vo = c.dims.vo;
+  p.k_cache.num_heads = heads.k;
+  p.v_cache.num_heads = heads.v;
+  p.k_cache.head_dim = c.dims.qk;
+  p.v_cache.head_dim = c.dims.vo;
   p.page_tokens = 64;
-  p.k_page_offset = kKPageOffset;
-  p.v_page_offset = kVPageOffset;
+  p.k_cache.page_offset = kKPageOffset;
+  p.v_cache.page_offset = kVPageOffset;
   set_operator(call, kv_append, p);
   return call;
 }
@@ -135,13 +135,13 @@ Call kv_gather_call(const KvGatherCase& c) {
   const PoolShape shape = {c.cache, DType::bf16, {1, c.heads, 1}, {c.dim, 32}, 64, {static_cast<int32_t>(c.num_keys)}};
   add_pools(call, shape, c.num_keys, &k, &v);
   p.pages = call.pages[0].data();
-  p.cache_dtype = c.cache;
+  p.k.dtype = c.cache;
   p.out_dtype = c.out;
   p.num_keys = c.num_keys;
-  p.num_k_heads = c.heads;
-  p.head_dim = c.dim;
+  p.k.num_heads = c.heads;
+  p.k.head_dim = c.dim;
   p.page_tokens = 64;
-  p.k_page_offset = kKPageOffset;
+  p.k.page_offset = kKPageOffset;
   set_operator(call, kv_gather, p);
   return call;
 }

@@ -20,7 +20,7 @@ struct Tensor {
   Memory<uint8_t> memory;
 };
 
-// How an output of two runs is compared: bit by bit; or by the limits of test/compare.ts, those of a type or those of lse;
+// How an output of two runs is compared: bit by bit; or by the limits of compare.ts, those of a type or those of lse;
 // or as a pool of quantized K pages, whose codes depend on the rounding of RoPE.
 enum class Comparison { bits, values, lse, quantized_pool };
 
@@ -32,7 +32,7 @@ struct Output {
 };
 
 using OperatorParams =
-    std::variant<EmbedParams, RmsNormParams, MatmulParams, AugmentedQParams, SiluMulParams, RopeParams, KvAppendParams,
+    std::variant<EmbedParams, RmsNormParams, MatmulParams, GatedMlpParams, SiluMulParams, RopeParams, KvAppendParams,
                  KvGatherParams, QuantizeParams, AttentionPrefillParams, AttentionDecodeParams, SampleParams>;
 
 struct Call {
@@ -207,12 +207,12 @@ struct MatmulCase {
   bool f32_out = false;
 };
 Call matmul_call(const MatmulCase& c);
-struct AugmentedQCase {
+struct GatedMlpCase {
   DType dtype;
   int64_t num_tokens, in_features, inner_size, out_features;
   bool accumulate = false;  // into f32
 };
-Call augmented_q_call(const AugmentedQCase& c);
+Call gated_mlp_call(const GatedMlpCase& c);
 
 struct RmsNormCase {
   DType x, residual, weight, out;

@@ -26,7 +26,7 @@ Call matmul_call(const MatmulCase& c) {
   return call;
 }
 
-Call augmented_q_call(const AugmentedQCase& c) {
+Call gated_mlp_call(const GatedMlpCase& c) {
   const size_t inner = count_of({c.inner_size, c.in_features});
   const size_t outputs = count_of({c.num_tokens, c.out_features});
   const DType out_dtype = c.accumulate ? DType::f32 : c.dtype;
@@ -34,7 +34,7 @@ Call augmented_q_call(const AugmentedQCase& c) {
   const float in_scale = 1 / std::sqrt(static_cast<float>(c.in_features));
   const float inner_scale = 1 / std::sqrt(static_cast<float>(c.inner_size));
   Call call;
-  AugmentedQParams p;
+  GatedMlpParams p;
   p.x = add_random(call, "x", c.dtype, count_of({c.num_tokens, c.in_features}), 0.1f, 1);
   p.gate = add_random(call, "gate", c.dtype, inner, 10 * in_scale, 2);
   p.up = add_random(call, "up", c.dtype, inner, in_scale, 3);
@@ -49,7 +49,7 @@ Call augmented_q_call(const AugmentedQCase& c) {
   p.inner_size = c.inner_size;
   p.out_features = c.out_features;
   p.accumulate = c.accumulate;
-  set_operator(call, augmented_q, p);
+  set_operator(call, gated_mlp, p);
   return call;
 }
 
@@ -143,8 +143,8 @@ constexpr DType kF32 = DType::f32, kF16 = DType::f16, kBf16 = DType::bf16;
 NamedCall product(const std::string& name, const MatmulCase& c) {
   return {name, [c] { return matmul_call(c); }};
 }
-NamedCall gated(const std::string& name, const AugmentedQCase& c) {
-  return {"augmented Q, " + name, [c] { return augmented_q_call(c); }};
+NamedCall gated(const std::string& name, const GatedMlpCase& c) {
+  return {"augmented Q, " + name, [c] { return gated_mlp_call(c); }};
 }
 NamedCall norm(const std::string& name, const RmsNormCase& c) {
   return {"RMSNorm" + name, [c] { return rms_norm_call(c); }};

@@ -112,8 +112,8 @@ class SigmaCalls {
     const auto product = [&](const std::string& name, const MatmulCase& c) {
       add(model, name + ", " + tokens_text(c.num_tokens), matmul_call, c);
     };
-    const auto gated = [&](const std::string& name, const AugmentedQCase& c) {
-      add(model, name + ", " + tokens_text(c.num_tokens), augmented_q_call, c);
+    const auto gated = [&](const std::string& name, const GatedMlpCase& c) {
+      add(model, name + ", " + tokens_text(c.num_tokens), gated_mlp_call, c);
     };
     const int64_t hidden = model.hidden_size, out = kSigmaHeads.q * model.head_dim;
     for (const int64_t tokens : {1, 4, 8, 16, 512}) {

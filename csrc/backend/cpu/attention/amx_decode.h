@@ -40,7 +40,7 @@ DIFFQKV_INLINE void configure_decode_tiles(int64_t rows, int64_t value_rows, int
     config.rows[i] = static_cast<uint8_t>(values ? value_rows : 16);
     config.bytes_per_row[i] = static_cast<uint16_t>(values || keys ? 64 : 4 * rows);
   }
-  asm volatile("ldtilecfg %0" : : "m"(config));
+  DIFFQKV_TILE_LOAD_CONFIG(config);
 }
 
 // Scores of `rows` rows over n keys: s[i * lds + j]. Writes whole groups of 16 keys.
@@ -144,8 +144,6 @@ DIFFQKV_INLINE void decode_values(const HeadRows& v, int64_t n, int64_t head_dim
 // That is much less than the half unit by which i8 rounded V in the row of that largest value. If
 // the scales of a block differ by more than kMaxScaleRatio, a row with a small scale may matter
 // beside a row of zeros with a large one, and the block is computed in bf16 or f32 instead.
-#define DIFFQKV_TILE_DOT_BYTES(c, a, b) asm volatile("tdpbssd %%tmm" #b ", %%tmm" #a ", %%tmm" #c : :)
-
 constexpr float kFixedOne = 32512;  // the rounded high byte is 127
 constexpr float kMaxScaleRatio = 64;
 

@@ -98,7 +98,7 @@ void finish_selection(const Problem& p, const Tile& t, int64_t row, const char* 
   const int64_t query = t.first_query + row % t.num_queries;
   const int64_t head = t.first_head + row / t.num_queries;
   visit_cache(p.v.dtype, [&](auto type) DIFFQKV_LAMBDA {
-    gather_values<decltype(type)>(p.v, t.batch, head / p.q_heads_per_v_head, c.keys, weights, count, p.head_dim_vo,
+    gather_values<decltype(type)>(p.v, t.batch, head / p.q_heads_per_v_head, c.keys, weights, count, p.v.head_dim,
                                   merge.o);
   });
   finish_row(p, t.batch, query, head, merge.o, merge.renormalize ? selected : d, m, d);
@@ -106,7 +106,7 @@ void finish_selection(const Problem& p, const Tile& t, int64_t row, const char* 
 
 void run_selective(const Problem& p, const Plan& plan, const AttentionDecodeParams& params, Arena& arena) {
   const int num_threads = omp_get_max_threads();
-  const int64_t k = params.selective_top_k;
+  const int64_t k = params.top_k;
   const int64_t tile_rows = plan.unit_heads * plan.tile_queries;
   const int64_t all_tiles = num_tiles(p, plan);
   const int64_t capacity = Selection::capacity(k);
@@ -183,10 +183,10 @@ Plan make_plan(Problem& p, const AttentionDecodeParams& params, int64_t longest,
   const bool selective = values == Values::selective;
   const int64_t num_threads = omp_get_max_threads();
   const int64_t wanted_items = 4 * num_threads;
-  const int64_t k = params.selective_top_k;
+  const int64_t k = params.top_k;
   Plan plan = {};
   plan.unit_heads = p.num_q_heads;
-  plan.tile_queries = max_of(1, kTileElements / (p.num_q_heads * max_of(p.head_dim_qk, p.head_dim_vo)));
+  plan.tile_queries = max_of(1, kTileElements / (p.num_q_heads * max_of(p.k.head_dim, p.v.head_dim)));
   if (selective)
     plan.tile_queries =
         min_of(plan.tile_queries, max_of(1, kSelectionBytes / (p.num_q_heads * Selection::capacity(k) * 8)));
@@ -214,7 +214,7 @@ void attention_decode(const AttentionDecodeParams& params, Arena& arena) {
   if (params.batch_size == 0) return;
   Problem p = make_problem(params);
   const bool shared = params.batch_size > 1 &&
-                      (params.pages ? params.pages_shared : params.stride_k_batch == 0 && params.stride_v_batch == 0);
+                      (params.pages ? params.pages_shared : params.k.batch_stride == 0 && params.v.batch_stride == 0);
   p.num_batches = shared ? 1 : params.batch_size;
   p.num_queries = shared ? params.batch_size : 1;
   p.kv_lens_per_query = shared;
@@ -228,7 +228,7 @@ void attention_decode(const AttentionDecodeParams& params, Arena& arena) {
     shortest = min_of(shortest, p.kv_lens[b]);
   }
   // If a sequence has at most k keys, selective V is dense attention, and is computed as that.
-  const int64_t k = params.selective_top_k;
+  const int64_t k = params.top_k;
   if (k > 0 && k < longest) {
     Plan plan = make_plan(p, params, longest, Values::selective);
     plan.fewest_keys = k + 1;

@@ -291,7 +291,7 @@ DIFFQKV_INLINE void configure_tiles(int64_t rows, int64_t* tile_rows) {
     config.rows[i] = static_cast<uint8_t>(i < 6 ? rows : 16);
     config.bytes_per_row[i] = 64;
   }
-  asm volatile("ldtilecfg %0" : : "m"(config));
+  DIFFQKV_TILE_LOAD_CONFIG(config);
 }
 
 // Rows [first, last). Their number is a multiple of 16, or it is less than 16 and the tiles have

@@ -18,20 +18,15 @@ constexpr int64_t kBlock = 1 << kBlockShift;  // largest number of keys in a blo
 constexpr int64_t kMinPageTokens = 32;
 constexpr int64_t kMaxPageTokens = 128;
 
-enum class KvTensor { k, v };
-
-// K or V of all sequences of a call. Offsets and strides are in bytes.
-struct Cache {
-  const char* data;            // [batch][token][head][dim], if contiguous
-  const char* scales;          // bf16 [batch][token][head], if contiguous and scaled
-  const KvPage* const* pages;  // null if contiguous
+// K or V of all sequences of a call.
+struct Cache : KvView {
   KvTensor tensor;
+  const KvPage* const* pages;  // null if contiguous
   bool pages_shared;
   bool scaled;
-  DType dtype;
-  int64_t num_heads, head_bytes, token_bytes;
-  int64_t stride_batch, stride_scales_batch;  // if contiguous
-  int64_t page_shift, page_offset, page_scales_offset;
+  int64_t head_bytes, token_bytes;
+  int64_t batch_bytes, batch_scales_bytes;  // from sequence to sequence, if contiguous
+  int64_t page_shift, page_scales_offset;   // if paged; page_scales_offset is in bytes
 
   DIFFQKV_INLINE const char* page(int64_t batch, int64_t key) const {
     const KvPage& page = pages[pages_shared ? 0 : batch][key >> page_shift];
@@ -41,11 +36,12 @@ struct Cache {
 
   // Row `key` of head 0.
   DIFFQKV_INLINE const char* token(int64_t batch, int64_t key) const {
-    if (!pages) return data + batch * stride_batch + key * token_bytes;
+    if (!pages) return static_cast<const char*>(data) + batch * batch_bytes + key * token_bytes;
     return page(batch, key) + key_in_page(key) * token_bytes;
   }
   DIFFQKV_INLINE const bf16* token_scales(int64_t batch, int64_t key) const {
-    const char* at = pages ? page(batch, key) + page_scales_offset : scales + batch * stride_scales_batch;
+    const char* at =
+        pages ? page(batch, key) + page_scales_offset : static_cast<const char*>(scales) + batch * batch_scales_bytes;
     return reinterpret_cast<const bf16*>(at) + (pages ? key_in_page(key) : key) * num_heads;
   }
 };
@@ -59,8 +55,8 @@ DIFFQKV_INLINE void check_page_tokens(const char* name, int64_t page_tokens) {
 }
 
 // Bytes of the elements of one layer in a page. The layer's scales follow them.
-DIFFQKV_INLINE int64_t page_elements_bytes(DType dtype, int64_t page_tokens, int64_t num_heads, int64_t head_dim) {
-  return page_tokens * num_heads * head_dim * static_cast<int64_t>(dtype_size(dtype));
+DIFFQKV_INLINE int64_t page_elements_bytes(const KvView& kv, int64_t page_tokens) {
+  return page_tokens * kv.num_heads * kv.head_dim * static_cast<int64_t>(dtype_size(kv.dtype));
 }
 
 // Rows of one head, contiguous in steps of stride_bytes: [token][head][dim] from some token on.

@@ -33,7 +33,7 @@ void attention_prefill(const AttentionPrefillParams& params, Arena& arena) {
   const int64_t wanted_items = 4 * omp_get_max_threads();
   Plan plan = {};
   plan.unit_heads = unit_heads(p);
-  plan.tile_queries = max_of(kTileElements / (plan.unit_heads * max_of(p.head_dim_qk, p.head_dim_vo)) / 32 * 32, 32);
+  plan.tile_queries = max_of(kTileElements / (plan.unit_heads * max_of(p.k.head_dim, p.v.head_dim)) / 32 * 32, 32);
   while (plan.tile_queries > 32 && num_tiles(p, plan) < wanted_items) plan.tile_queries = plan.tile_queries / 64 * 32;
   plan.tile_queries = min_of(plan.tile_queries, p.num_queries);
   plan.num_splits = max_of(1, min_of(wanted_items / num_tiles(p, plan), p.kv_len / kMinSplitKeys));

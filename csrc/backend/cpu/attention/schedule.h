@@ -18,12 +18,12 @@ DIFFQKV_INLINE void finish_row(const Problem& p, int64_t batch, int64_t query, i
     *lse = d == 0 ? -kInfinity
                   : static_cast<float>((m > -kInfinity ? m * kLn2 : 0) + static_cast<double>(__builtin_logf(d)));
   }
-  const int64_t at = ((batch * p.num_queries + query) * p.num_q_heads + head) * p.head_dim_vo;
+  const int64_t at = ((batch * p.num_queries + query) * p.num_q_heads + head) * p.v.head_dim;
   visit(p.out_dtype, [&](auto type) DIFFQKV_LAMBDA {
     auto* out = reinterpret_cast<decltype(type)*>(p.out) + at;
-    for (int64_t j = 0; j < p.head_dim_vo; j += kLanes) {
+    for (int64_t j = 0; j < p.v.head_dim; j += kLanes) {
       const F32v x = divisor == 0 ? F32v{} : load(o + j) / divisor;
-      const int64_t count = p.head_dim_vo - j;
+      const int64_t count = p.v.head_dim - j;
       if (count >= kLanes) {
         store(out + j, x);
       } else {
@@ -81,7 +81,7 @@ DIFFQKV_INLINE KeyRange split_range(const Problem& p, const Tile& t, int64_t num
   return {begin, min_of(begin + keys, t.max_visible)};
 }
 
-// Size of the result of one split for one row: o with its divisor in column head_dim_vo, then m and
+// Size of the result of one split for one row: o with its divisor in column v.head_dim, then m and
 // d.
 DIFFQKV_INLINE int64_t partial_floats(const Problem& p) { return p.ldo + kPanel; }
 
@@ -142,10 +142,10 @@ void run(const Problem& p, const Plan& plan, Arena& arena) {
         attend(p, t, keys.begin, keys.end, plan.prefetch);
         for (int64_t row = 0; row < t.num_rows; ++row) {
           const float* o = t.o + row * p.ldo;
-          const float d = p.sum_d ? t.d[row] : o[p.head_dim_vo];
+          const float d = p.sum_d ? t.d[row] : o[p.v.head_dim];
           if (splits == 1) {
             finish_row(p, t.batch, t.first_query + row % t.num_queries, t.first_head + row / t.num_queries, o,
-                       o[p.head_dim_vo], t.m[row], d);
+                       o[p.v.head_dim], t.m[row], d);
             continue;
           }
           float* part =
@@ -164,7 +164,7 @@ void run(const Problem& p, const Plan& plan, Arena& arena) {
         if (row >= t.num_rows || splits <= 1) continue;
         const RowStats stats = merge_row(p, partials + item * plan.num_splits * partial_floats(p), splits, t.o);
         finish_row(p, t.batch, t.first_query + row % t.num_queries, t.first_head + row / t.num_queries, t.o,
-                   t.o[p.head_dim_vo], stats.m, stats.d);
+                   t.o[p.v.head_dim], stats.m, stats.d);
       }
     }
   }

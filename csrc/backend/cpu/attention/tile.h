@@ -36,7 +36,7 @@ struct Problem {
   const int32_t* kv_lens;
   DType q_dtype, out_dtype;
   int64_t num_batches, num_queries;  // num_queries per batch; q and out are [batch][query][head][dim]
-  int64_t kv_len, num_q_heads, num_k_heads, num_v_heads, head_dim_qk, head_dim_vo;
+  int64_t kv_len, num_q_heads;
   int64_t stride_lse_batch, stride_lse_query, stride_lse_head;
   bool causal;
   bool kv_lens_per_query;  // kv_lens is [num_queries] of the only batch, else [num_batches]
@@ -52,7 +52,7 @@ struct Problem {
   bool widen_v;
   bool sum_d;  // d is summed separately from O: for lse if P is rounded to bf16, and if P includes V's scales
   int64_t q_heads_per_k_head, q_heads_per_v_head;
-  int64_t ldq, num_v_panels, ldo;  // in elements; ldo = 16 * num_v_panels, and d is in column head_dim_vo
+  int64_t ldq, num_v_panels, ldo;  // in elements; ldo = 16 * num_v_panels, and d is in column v.head_dim
   int64_t stride_k_panel, stride_v_panel;
   int64_t block;  // keys in a block
 
@@ -63,41 +63,35 @@ struct Problem {
   }
 };
 
-template <typename Params>
-Cache make_cache(const Params& p, KvTensor tensor) {
+Cache make_cache(const AttentionParams& p, KvTensor tensor) {
   const bool is_v = tensor == KvTensor::v;
+  const KvView& kv = is_v ? p.v : p.k;
+  require_cache_type(is_v ? "attention: v" : "attention: k", kv.dtype);
   Cache r = {};
-  r.dtype = is_v ? p.v_dtype : p.k_dtype;
-  require_cache_type(is_v ? "attention: v" : "attention: k", r.dtype);
-  r.data = static_cast<const char*>(is_v ? p.v : p.k);
-  r.scales = static_cast<const char*>(is_v ? p.v_scales : p.k_scales);
-  r.pages = p.pages;
+  static_cast<KvView&>(r) = kv;
   r.tensor = tensor;
+  r.pages = p.pages;
   r.pages_shared = p.pages_shared;
-  r.scaled = dtype_is_scaled(r.dtype);
-  r.num_heads = is_v ? p.num_v_heads : p.num_k_heads;
-  const int64_t dim = is_v ? p.head_dim_vo : p.head_dim_qk;
-  const int64_t element = static_cast<int64_t>(dtype_size(r.dtype));
-  r.head_bytes = dim * element;
-  r.token_bytes = r.num_heads * r.head_bytes;
-  r.stride_batch = (is_v ? p.stride_v_batch : p.stride_k_batch) * element;
-  r.stride_scales_batch = r.stride_batch / r.head_bytes * 2;
+  r.scaled = dtype_is_scaled(kv.dtype);
+  const int64_t element = static_cast<int64_t>(dtype_size(kv.dtype));
+  r.head_bytes = kv.head_dim * element;
+  r.token_bytes = kv.num_heads * r.head_bytes;
+  r.batch_bytes = kv.batch_stride * element;
+  r.batch_scales_bytes = r.batch_bytes / r.head_bytes * 2;
   if (p.pages) {
     check_page_tokens("attention", p.page_tokens);
     r.page_shift = __builtin_ctzll(static_cast<unsigned long long>(p.page_tokens));
-    r.page_offset = is_v ? p.v_page_offset : p.k_page_offset;
-    r.page_scales_offset = page_elements_bytes(r.dtype, p.page_tokens, r.num_heads, dim);
-  } else if (r.scaled && !r.scales && p.batch_size * p.kv_len > 0) {
+    r.page_scales_offset = page_elements_bytes(kv, p.page_tokens);
+  } else if (r.scaled && !kv.scales && p.batch_size * p.kv_len > 0) {
     fail(ErrorCode::invalid_argument, "attention: %s has type %s, but %s is missing", is_v ? "v" : "k",
-         dtype_name(r.dtype), is_v ? "vScales" : "kScales");
+         dtype_name(kv.dtype), is_v ? "vScales" : "kScales");
   }
   return r;
 }
 
 // All fields except those that prefill and decode set differently. Checks kv_lens and types before
 // any thread starts. Throws ERR_INVALID_ARGUMENT.
-template <typename Params>
-Problem make_problem(const Params& p) {
+Problem make_problem(const AttentionParams& p) {
   Problem r = {};
   require_compute_type("attention: q", p.q_dtype);
   require_compute_type("attention: out", p.out_dtype);
@@ -117,29 +111,25 @@ Problem make_problem(const Params& p) {
   r.out_dtype = p.out_dtype;
   r.kv_len = p.kv_len;
   r.num_q_heads = p.num_q_heads;
-  r.num_k_heads = p.num_k_heads;
-  r.num_v_heads = p.num_v_heads;
-  r.head_dim_qk = p.head_dim_qk;
-  r.head_dim_vo = p.head_dim_vo;
   r.q_factor = p.sm_scale < 0 ? -1 : p.sm_scale == 0 ? 0 : 1;
   r.scale_log2 = static_cast<float>(__builtin_fabs(static_cast<double>(p.sm_scale)) * kLog2E);
   // A bf16 product needs both factors in bf16, or exact in it. P is rounded to bf16 only if out is
   // bf16.
-  r.bf16_scores = kHasBf16Gemm && p.q_dtype == DType::bf16 && (p.k_dtype == DType::bf16 || r.k.scaled);
-  r.bf16_values = kHasBf16Gemm && p.out_dtype == DType::bf16 && (p.v_dtype == DType::bf16 || r.v.scaled);
+  r.bf16_scores = kHasBf16Gemm && p.q_dtype == DType::bf16 && (p.k.dtype == DType::bf16 || r.k.scaled);
+  r.bf16_values = kHasBf16Gemm && p.out_dtype == DType::bf16 && (p.v.dtype == DType::bf16 || r.v.scaled);
 #if defined(__AVX512BF16__)
   r.amx = (r.bf16_scores || r.bf16_values) && use_amx();
   r.i8_values =
-      r.amx && r.bf16_values && p.v_dtype == DType::i8 && p.head_dim_vo % 64 == 0 && __builtin_cpu_supports("amx-int8");
+      r.amx && r.bf16_values && p.v.dtype == DType::i8 && p.v.head_dim % 64 == 0 && DIFFQKV_HAS_TILE_DOT_BYTES();
 #endif
   r.widen_k = r.bf16_scores && r.k.scaled;
   r.widen_v = r.bf16_values && r.v.scaled;
   r.sum_d = r.v.scaled || (r.bf16_values && r.lse);
-  r.q_heads_per_k_head = p.num_q_heads / p.num_k_heads;
-  r.q_heads_per_v_head = p.num_q_heads / p.num_v_heads;
-  r.ldq = r.bf16_scores ? round_up(p.head_dim_qk, kPairStep) : p.head_dim_qk;
-  r.stride_k_panel = r.bf16_scores ? r.ldq / 2 * kPanel : round_up(p.head_dim_qk, kPanel) * kPanel;
-  r.num_v_panels = p.head_dim_vo / kPanel + 1;
+  r.q_heads_per_k_head = p.num_q_heads / p.k.num_heads;
+  r.q_heads_per_v_head = p.num_q_heads / p.v.num_heads;
+  r.ldq = r.bf16_scores ? round_up(p.k.head_dim, kPairStep) : p.k.head_dim;
+  r.stride_k_panel = r.bf16_scores ? r.ldq / 2 * kPanel : round_up(p.k.head_dim, kPanel) * kPanel;
+  r.num_v_panels = p.v.head_dim / kPanel + 1;
   r.ldo = r.num_v_panels * kPanel;
   r.stride_v_panel = r.bf16_values ? kBlock / 2 * kPanel : kBlock * kPanel;
   r.block = kBlock;
@@ -288,7 +278,7 @@ struct Tile {
     v_panels = reinterpret_cast<float*>(reserve(problem.num_v_panels * problem.stride_v_panel * 4));
     s = reinterpret_cast<float*>(reserve(kScoreRows * kBlock * 4));
     widened = reserve(kBlock * 2 *
-                      max_of(problem.widen_k ? problem.head_dim_qk : 0, problem.widen_v ? problem.head_dim_vo : 0));
+                      max_of(problem.widen_k ? problem.k.head_dim : 0, problem.widen_v ? problem.v.head_dim : 0));
     k_scales =
         reinterpret_cast<float*>(reserve(problem.k.scaled ? max_heads / problem.q_heads_per_k_head * kBlock * 4 : 0));
     v_scales =
@@ -323,8 +313,8 @@ DIFFQKV_INLINE float update_max(const Problem& p, const float* s, int64_t count,
 
 // Whether so few rows share a K or V head that amx_decode.h computes the tile.
 DIFFQKV_INLINE bool uses_amx_decode(const Problem& p, const Tile& t) {
-  return p.amx && p.bf16_scores && p.bf16_values && p.head_dim_qk % 32 == 0 && p.head_dim_qk <= kMaxDecodeDim &&
-         p.head_dim_vo % 32 == 0 && p.head_dim_vo <= kMaxDecodeDim &&
+  return p.amx && p.bf16_scores && p.bf16_values && p.k.head_dim % 32 == 0 && p.k.head_dim <= kMaxDecodeDim &&
+         p.v.head_dim % 32 == 0 && p.v.head_dim <= kMaxDecodeDim &&
          p.q_heads_per_k_head * t.num_queries <= kMaxDecodeRows &&
          2 * p.q_heads_per_v_head * t.num_queries <= kMaxDecodeRows;
 }
@@ -335,10 +325,10 @@ void load_queries(const Problem& p, Tile& t) {
     for (int64_t h = 0; h < t.num_heads; ++h) {
       for (int64_t i = 0; i < t.num_queries; ++i) {
         const int64_t query = p.num_queries * t.batch + t.first_query + i;
-        const T* from = reinterpret_cast<const T*>(p.q) + (query * p.num_q_heads + t.first_head + h) * p.head_dim_qk;
+        const T* from = reinterpret_cast<const T*>(p.q) + (query * p.num_q_heads + t.first_head + h) * p.k.head_dim;
         const int64_t row = h * t.num_queries + i;
         for (int64_t d = 0; d < p.ldq; d += kLanes) {
-          const int64_t count = max_of(0, min_of(p.head_dim_qk - d, kLanes));
+          const int64_t count = max_of(0, min_of(p.k.head_dim - d, kLanes));
           const F32v x = (count == kLanes ? load(from + d) : load_n(from + d, count)) * p.q_factor;
           if (p.bf16_scores) {
             store(reinterpret_cast<bf16*>(t.q) + row * p.ldq + d, x);
@@ -374,12 +364,11 @@ DIFFQKV_INLINE void score_block(const Problem& p, Tile& t, int64_t first_key, in
     HeadRows rows = keys.head(first_head + first_row / rows_per_head);
     const float* scales = p.k.scaled ? t.k_scales + first_row / rows_per_head * kBlock : nullptr;
 #if defined(__AVX512BF16__)
-    if (p.widen_k) rows = widened(p.k.dtype, rows, n, p.head_dim_qk, &t.widened);
+    if (p.widen_k) rows = widened(p.k.dtype, rows, n, p.k.head_dim, &t.widened);
     if (decode) {  // all rows of the head at once: kMaxDecodeRows is less than kScoreRows
       const int64_t v_rows = p.q_heads_per_v_head * t.num_queries;
       configure_decode_tiles(rows_per_head, p.i8_values ? min_of(8 * v_rows, 16) : 2 * v_rows, &t.tile_rows);
-      decode_scores(rows, n, p.head_dim_qk, t.query_pairs + first_row * p.ldq / 2, rows_per_head, t.s, kBlock,
-                    prefetch);
+      decode_scores(rows, n, p.k.head_dim, t.query_pairs + first_row * p.ldq / 2, rows_per_head, t.s, kBlock, prefetch);
     }
 #endif
     for (int64_t j = 0; j < n && !decode; j += kPanel) {
@@ -388,12 +377,12 @@ DIFFQKV_INLINE void score_block(const Problem& p, Tile& t, int64_t first_key, in
       prefetch.advance(prefetch.per_panel);
 #if defined(__AVX512BF16__)
       if (p.bf16_scores) {
-        pack_k_panel_vnni(rows.from(j), count, p.head_dim_qk, panel);
+        pack_k_panel_vnni(rows.from(j), count, p.k.head_dim, panel);
         continue;
       }
 #endif
       visit_cache(p.k.dtype, [&](auto type) DIFFQKV_LAMBDA {
-        pack_k_panel<decltype(type)>(rows.from(j), count, p.head_dim_qk, panel);
+        pack_k_panel<decltype(type)>(rows.from(j), count, p.k.head_dim, panel);
       });
     }
     for (int64_t r = first_row; r < first_row + rows_per_head; r += kScoreRows) {
@@ -484,18 +473,18 @@ DIFFQKV_INLINE void value_block(const Problem& p, Tile& t, int64_t first_key, in
     const bool ones = n != t.ones_keys || n % 2 != 0;
     t.ones_keys = n;
 #if defined(__AVX512BF16__)
-    if (p.widen_v) rows = widened(p.v.dtype, rows, n, p.head_dim_vo, &t.widened);
+    if (p.widen_v) rows = widened(p.v.dtype, rows, n, p.v.head_dim, &t.widened);
 #endif
     for (int64_t j = 0; j < n; j += rows.part_keys()) {
       const int64_t count = min_of(n - j, rows.part_keys());
 #if defined(__AVX512BF16__)
       if (p.bf16_values) {
-        pack_v_vnni(rows.from(j), count, p.head_dim_vo, t.v_panels + j / 2 * kPanel, p.stride_v_panel, ones, prefetch);
+        pack_v_vnni(rows.from(j), count, p.v.head_dim, t.v_panels + j / 2 * kPanel, p.stride_v_panel, ones, prefetch);
         continue;
       }
 #endif
       visit_cache(p.v.dtype, [&](auto type) DIFFQKV_LAMBDA {
-        pack_v<decltype(type)>(rows.from(j), count, p.head_dim_vo, t.v_panels + j * kPanel, p.stride_v_panel, ones,
+        pack_v<decltype(type)>(rows.from(j), count, p.v.head_dim, t.v_panels + j * kPanel, p.stride_v_panel, ones,
                                prefetch);
       });
     }
@@ -562,7 +551,7 @@ Prefetch prefetch_after(const Problem& p, const Tile& t, int64_t first_key, int6
   r.per_row = share(!values ? 60 : scaled ? 30 : decode ? 15 : 12, t.num_rows);
   r.per_head = share(25, v_heads);
   r.per_value = share(60, v_heads * p.block);
-  r.per_value_tile = share(scaled ? 60 : 80, v_heads * ceil_div(p.block, 16) * ceil_div(p.head_dim_vo, 64));
+  r.per_value_tile = share(scaled ? 60 : 80, v_heads * ceil_div(p.block, 16) * ceil_div(p.v.head_dim, 64));
   return r;
 }
 
@@ -571,16 +560,16 @@ Prefetch prefetch_after(const Problem& p, const Tile& t, int64_t first_key, int6
 #if defined(__AVX512BF16__)
 // The column of the divisor in a row of O as AMX decode computes it. decode_values leaves even
 // dims, the divisor, odd dims; decode_values_i8 leaves the dims by d % 4, then the divisor.
-DIFFQKV_INLINE int64_t divisor_column(const Problem& p) { return p.i8_values ? p.head_dim_vo : p.head_dim_vo / 2; }
+DIFFQKV_INLINE int64_t divisor_column(const Problem& p) { return p.i8_values ? p.v.head_dim : p.v.head_dim / 2; }
 
 // Brings such a row into the order of o.
 DIFFQKV_INLINE void reorder_row(const Problem& p, float* o) {
   alignas(64) float parts[2 * kMaxDecodeDim];
   __builtin_memcpy(parts, o, static_cast<size_t>(p.ldo * 4));
   const int64_t count = p.i8_values ? 4 : 2;
-  const int64_t stride = p.i8_values ? p.head_dim_vo / 4 : p.ldo / 2;
-  for (int64_t d = 0; d < p.head_dim_vo; ++d) o[d] = parts[d % count * stride + d / count];
-  o[p.head_dim_vo] = parts[divisor_column(p)];
+  const int64_t stride = p.i8_values ? p.v.head_dim / 4 : p.ldo / 2;
+  for (int64_t d = 0; d < p.v.head_dim; ++d) o[d] = parts[d % count * stride + d / count];
+  o[p.v.head_dim] = parts[divisor_column(p)];
 }
 
 // P of one row and block, times V's scales: as pairs of bf16 for decode_values, or as fixed point
@@ -634,20 +623,20 @@ bool attend_amx_decode(const Problem& p, Tile& t, int64_t begin, int64_t end, bo
       HeadRows rows = keys.head(t.first_head / p.q_heads_per_v_head + row / v_rows);
       float* o = t.o + row * p.ldo;
       if (p.i8_values) {
-        decode_values_i8(rows, n, p.head_dim_vo, reinterpret_cast<const int32_t*>(t.p) + row * kBlock, t.units + row,
+        decode_values_i8(rows, n, p.v.head_dim, reinterpret_cast<const int32_t*>(t.p) + row * kBlock, t.units + row,
                          v_rows, o, p.ldo, next);
         continue;
       }
-      if (p.widen_v) rows = widened(p.v.dtype, rows, n, p.head_dim_vo, &t.widened);
-      decode_values(rows, n, p.head_dim_vo, reinterpret_cast<const uint32_t*>(t.p) + row * 32, t.num_rows * 32, o,
-                    p.ldo, next);
+      if (p.widen_v) rows = widened(p.v.dtype, rows, n, p.v.head_dim, &t.widened);
+      decode_values(rows, n, p.v.head_dim, reinterpret_cast<const uint32_t*>(t.p) + row * 32, t.num_rows * 32, o, p.ldo,
+                    next);
     }
   }
   F32v finite = {};
   for (int64_t row = 0; row < t.num_rows; ++row) {
     float* o = t.o + row * p.ldo;
     reorder_row(p, o);
-    for (int64_t j = 0; j < p.head_dim_vo; j += kLanes) finite += load(o + j) * 0;
+    for (int64_t j = 0; j < p.v.head_dim; j += kLanes) finite += load(o + j) * 0;
   }
   return sum(finite) == 0;
 }
@@ -694,7 +683,7 @@ void attend(const Problem& p, Tile& t, int64_t begin, int64_t end, bool prefetch
     });
     value_block(p, t, key, n, next);
   }
-  for (int64_t row = 0; p.v.scaled && row < t.num_rows; ++row) t.o[row * p.ldo + p.head_dim_vo] = t.d[row];
+  for (int64_t row = 0; p.v.scaled && row < t.num_rows; ++row) t.o[row * p.ldo + p.v.head_dim] = t.d[row];
 }
 
 }  // namespace

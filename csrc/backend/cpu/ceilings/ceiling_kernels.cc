@@ -66,7 +66,7 @@ double multiply_tiles(int64_t rounds) {
     config.bytes_per_row[tile] = 64;
     config.rows[tile] = 16;
   }
-  asm volatile("ldtilecfg %0" : : "m"(config));
+  DIFFQKV_TILE_LOAD_CONFIG(config);
   DIFFQKV_TILE_ZERO(0);
   DIFFQKV_TILE_ZERO(1);
   DIFFQKV_TILE_ZERO(2);

@@ -18,16 +18,13 @@ struct Slot {
 };
 
 DIFFQKV_INLINE Slot find_slot(const KvAppendParams& p, int64_t t, KvTensor tensor) {
-  const bool is_v = tensor == KvTensor::v;
+  const KvView& cache = tensor == KvTensor::v ? p.v_cache : p.k_cache;
   const int64_t position = p.positions[t];
   const int64_t token = position % p.page_tokens;
   const KvPage& page = p.pages[p.sequences ? p.sequences[t] : 0][position / p.page_tokens];
-  const DType dtype = is_v ? p.v_cache_dtype : p.k_cache_dtype;
-  const int64_t heads = is_v ? p.num_v_heads : p.num_k_heads;
-  const int64_t dim = is_v ? p.head_dim_vo : p.head_dim_qk;
-  char* layer = is_v ? static_cast<char*>(page.v) + p.v_page_offset : static_cast<char*>(page.k) + p.k_page_offset;
-  return {layer + token * page_elements_bytes(dtype, 1, heads, dim),
-          reinterpret_cast<bf16*>(layer + page_elements_bytes(dtype, p.page_tokens, heads, dim)) + token * heads};
+  char* layer = static_cast<char*>(tensor == KvTensor::v ? page.v : page.k) + cache.page_offset;
+  return {layer + page_elements_bytes(cache, token),
+          reinterpret_cast<bf16*>(layer + page_elements_bytes(cache, p.page_tokens)) + token * cache.num_heads};
 }
 
 template <typename Cache, typename X>
@@ -52,36 +49,32 @@ DIFFQKV_INLINE void write_heads(const X* x, const Slot& slot, int64_t num_heads,
 template <typename Cache, typename X>
 DIFFQKV_INLINE void write_rotated_heads(const KvAppendParams& p, const X* x, Slot slot, int32_t position) {
   Cache* out = reinterpret_cast<Cache*>(slot.elements);
+  const int64_t num_heads = p.k_cache.num_heads, head_dim = p.k_cache.head_dim;
   if constexpr (sizeof(Cache) > 1) {
-    rotate_heads(x, out, position, p.inv_freq, p.num_k_heads, p.head_dim_qk);
+    rotate_heads(x, out, position, p.inv_freq, num_heads, head_dim);
   } else {
     float rotated[kMaxRotatedDim];
-    for (int64_t at = 0; at < p.num_k_heads * p.head_dim_qk; at += p.head_dim_qk) {
-      rotate_heads(x + at, rotated, position, p.inv_freq, 1, p.head_dim_qk);
-      quantize_row(rotated, out + at, slot.scales++, p.head_dim_qk);
+    for (int64_t at = 0; at < num_heads * head_dim; at += head_dim) {
+      rotate_heads(x + at, rotated, position, p.inv_freq, 1, head_dim);
+      quantize_row(rotated, out + at, slot.scales++, head_dim);
     }
   }
 }
 
-void append(const KvAppendParams& p, int64_t begin, int64_t end) {
-  visit(p.k_dtype, [&](auto tag) {
-    visit_cache(p.k_cache_dtype, [&](auto cache_tag) {
+// Writes K or V of tokens [begin, end).
+void append(const KvAppendParams& p, KvTensor tensor, int64_t begin, int64_t end) {
+  const bool is_v = tensor == KvTensor::v;
+  const KvView& cache = is_v ? p.v_cache : p.k_cache;
+  visit(is_v ? p.v_dtype : p.k_dtype, [&](auto tag) {
+    visit_cache(cache.dtype, [&](auto cache_tag) {
       for (int64_t t = begin; t < end; ++t) {
-        const auto* k = static_cast<const decltype(tag)*>(p.k) + t * p.num_k_heads * p.head_dim_qk;
-        const Slot slot = find_slot(p, t, KvTensor::k);
-        if (p.inv_freq) {
-          write_rotated_heads<decltype(cache_tag)>(p, k, slot, p.positions[t]);
+        const auto* x = static_cast<const decltype(tag)*>(is_v ? p.v : p.k) + t * cache.num_heads * cache.head_dim;
+        const Slot slot = find_slot(p, t, tensor);
+        if (!is_v && p.inv_freq) {
+          write_rotated_heads<decltype(cache_tag)>(p, x, slot, p.positions[t]);
         } else {
-          write_heads<decltype(cache_tag)>(k, slot, p.num_k_heads, p.head_dim_qk);
+          write_heads<decltype(cache_tag)>(x, slot, cache.num_heads, cache.head_dim);
         }
-      }
-    });
-  });
-  visit(p.v_dtype, [&](auto tag) {
-    visit_cache(p.v_cache_dtype, [&](auto cache_tag) {
-      for (int64_t t = begin; t < end; ++t) {
-        write_heads<decltype(cache_tag)>(static_cast<const decltype(tag)*>(p.v) + t * p.num_v_heads * p.head_dim_vo,
-                                         find_slot(p, t, KvTensor::v), p.num_v_heads, p.head_dim_vo);
       }
     });
   });
@@ -89,21 +82,22 @@ void append(const KvAppendParams& p, int64_t begin, int64_t end) {
 
 }  // namespace
 
-void kv_append(const KvAppendParams& p) {
+void kv_append(const KvAppendParams& p, Arena&) {
   check_page_tokens("kv_append", p.page_tokens);
-  if (p.inv_freq && p.head_dim_qk % 2 != 0) {
+  if (p.inv_freq && p.k_cache.head_dim % 2 != 0) {
     fail(ErrorCode::invalid_argument,
          "kv_append: headDimQk is %lld; it must be even, because RoPE rotates dims in pairs",
-         static_cast<long long>(p.head_dim_qk));
+         static_cast<long long>(p.k_cache.head_dim));
   }
-  if (p.inv_freq && dtype_is_scaled(p.k_cache_dtype) && p.head_dim_qk > kMaxRotatedDim) {
+  if (p.inv_freq && dtype_is_scaled(p.k_cache.dtype) && p.k_cache.head_dim > kMaxRotatedDim) {
     fail(ErrorCode::invalid_argument, "kv_append: headDimQk is %lld; it must be at most %lld for K of type %s",
-         static_cast<long long>(p.head_dim_qk), static_cast<long long>(kMaxRotatedDim), dtype_name(p.k_cache_dtype));
+         static_cast<long long>(p.k_cache.head_dim), static_cast<long long>(kMaxRotatedDim),
+         dtype_name(p.k_cache.dtype));
   }
   require_compute_type("kv_append: k", p.k_dtype);
   require_compute_type("kv_append: v", p.v_dtype);
-  require_cache_type("kv_append: the K cache", p.k_cache_dtype);
-  require_cache_type("kv_append: the V cache", p.v_cache_dtype);
+  require_cache_type("kv_append: the K cache", p.k_cache.dtype);
+  require_cache_type("kv_append: the V cache", p.v_cache.dtype);
   for (int64_t t = 0; t < p.num_tokens; ++t) {
     if (p.positions[t] < 0 || p.positions[t] >= p.max_kv_len) {
       fail(ErrorCode::invalid_argument, "kv_append: positions[%lld] is %d; it must be from 0 to %lld",
@@ -114,9 +108,11 @@ void kv_append(const KvAppendParams& p) {
            static_cast<long long>(t), p.sequences[t]);
     }
   }
-  const int64_t token_size = p.num_k_heads * p.head_dim_qk + p.num_v_heads * p.head_dim_vo;
-  parallel_ranges(p.num_tokens, 1, p.num_tokens * token_size,
-                  [&](int64_t begin, int64_t end) { append(p, begin, end); });
+  const int64_t token_size = p.k_cache.num_heads * p.k_cache.head_dim + p.v_cache.num_heads * p.v_cache.head_dim;
+  parallel_ranges(p.num_tokens, 1, p.num_tokens * token_size, [&](int64_t begin, int64_t end) {
+    append(p, KvTensor::k, begin, end);
+    append(p, KvTensor::v, begin, end);
+  });
 }
 
 }  // namespace diffqkv::cpu::DIFFQKV_ISA

@@ -16,28 +16,28 @@ void gather_row(const T* from, F32v scale, Out* out, int64_t n) {
 
 template <typename Out, typename T>
 void gather(const KvGatherParams& p, int64_t begin, int64_t end) {
-  const int64_t elements = page_elements_bytes(p.cache_dtype, p.page_tokens, p.num_k_heads, p.head_dim);
+  const int64_t elements = page_elements_bytes(p.k, p.page_tokens);
   for (int64_t j = begin; j < end; ++j) {
-    const char* page = static_cast<const char*>(p.pages[j / p.page_tokens].k) + p.k_page_offset;
-    const int64_t first_head = j % p.page_tokens * p.num_k_heads;
-    for (int64_t h = 0; h < p.num_k_heads; ++h) {
+    const char* page = static_cast<const char*>(p.pages[j / p.page_tokens].k) + p.k.page_offset;
+    const int64_t first_head = j % p.page_tokens * p.k.num_heads;
+    for (int64_t h = 0; h < p.k.num_heads; ++h) {
       const bf16* scale = reinterpret_cast<const bf16*>(page + elements) + first_head + h;
-      gather_row(reinterpret_cast<const T*>(page) + (first_head + h) * p.head_dim,
+      gather_row(reinterpret_cast<const T*>(page) + (first_head + h) * p.k.head_dim,
                  sizeof(T) == 1 ? set1(load1(scale)) : F32v{},
-                 static_cast<Out*>(p.out) + (j * p.num_k_heads + h) * p.head_dim, p.head_dim);
+                 static_cast<Out*>(p.out) + (j * p.k.num_heads + h) * p.k.head_dim, p.k.head_dim);
     }
   }
 }
 
 }  // namespace
 
-void kv_gather(const KvGatherParams& p) {
+void kv_gather(const KvGatherParams& p, Arena&) {
   check_page_tokens("kv_gather", p.page_tokens);
   require_compute_type("kv_gather: out", p.out_dtype);
-  require_cache_type("kv_gather: the cache", p.cache_dtype);
+  require_cache_type("kv_gather: the cache", p.k.dtype);
   visit(p.out_dtype, [&](auto out_tag) {
-    visit_cache(p.cache_dtype, [&](auto tag) {
-      parallel_ranges(p.num_keys, 1, p.num_keys * p.num_k_heads * p.head_dim,
+    visit_cache(p.k.dtype, [&](auto tag) {
+      parallel_ranges(p.num_keys, 1, p.num_keys * p.k.num_heads * p.k.head_dim,
                       [&](int64_t begin, int64_t end) { gather<decltype(out_tag), decltype(tag)>(p, begin, end); });
     });
   });

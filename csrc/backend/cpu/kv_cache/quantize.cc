@@ -7,7 +7,7 @@
 
 namespace diffqkv::cpu::DIFFQKV_ISA {
 
-void quantize(const QuantizeParams& p) {
+void quantize(const QuantizeParams& p, Arena&) {
   if (!dtype_is_scaled(p.out_dtype)) {
     fail(ErrorCode::invalid_argument, "quantize: out has type %s; it must be i8 or f8e4m3", dtype_name(p.out_dtype));
   }

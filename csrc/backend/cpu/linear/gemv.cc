@@ -172,7 +172,7 @@ DIFFQKV_INLINE void configure_tiles(int64_t num_rows, int64_t columns) {
     config.rows[i] = static_cast<uint8_t>(rows[i]);
     config.bytes_per_row[i] = static_cast<uint16_t>(bytes[i]);
   }
-  asm volatile("ldtilecfg %0" : : "m"(config));
+  DIFFQKV_TILE_LOAD_CONFIG(config);
 }
 
 // sums[r][i] = row r . x i. The rows are stride_bytes apart, and the tiles are configured to their
@@ -308,7 +308,7 @@ void gemv(const MatmulParams& p, Arena& arena) {
   }
 }
 
-void gated_gemv(const AugmentedQParams& p, void* inner, DType inner_dtype, Arena& arena) {
+void gated_gemv(const GatedMlpParams& p, void* inner, DType inner_dtype, Arena& arena) {
   const int64_t in = p.in_features;
   const int64_t n = p.inner_size;
   float* gate_sums = static_cast<float*>(arena.get(kSlotGateSums, kMaxTokens * n * sizeof(float)));

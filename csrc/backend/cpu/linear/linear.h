@@ -1,4 +1,4 @@
-// The linear layers: selects gemv, oneDNN or matmul_blocked for a product, and computes augmented_q
+// The linear layers: selects gemv, oneDNN or matmul_blocked for a product, and computes gated_mlp
 // from products.
 #pragma once
 
@@ -16,15 +16,15 @@ class LinearLayers {
   LinearLayers(const Kernels& kernels, Arena& arena);
   ~LinearLayers();
 
-  void matmul(const MatmulParams& p);           // matmul.cc
-  void augmented_q(const AugmentedQParams& p);  // augmented_q.cc
+  void matmul(const MatmulParams& p);       // matmul.cc
+  void gated_mlp(const GatedMlpParams& p);  // gated_mlp.cc
 
  private:
   // Whether bf16 is multiplied directly, without being converted to f32 first.
   bool multiplies_bf16() const;
   // inner = silu(x gate^T) * (x up^T), all of them bf16, rounded once. Returns false if this is not
   // supported; inner is then unchanged.
-  bool gated_product_bf16(const AugmentedQParams& p, const void* x, int64_t num_tokens, void* inner);
+  bool gated_product_bf16(const GatedMlpParams& p, const void* x, int64_t num_tokens, void* inner);
   struct OneDnn;  // engine, stream and compiled products
 
   const Kernels& kernels_;

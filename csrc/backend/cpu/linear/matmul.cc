@@ -120,7 +120,7 @@ void matmul_onednn(const MatmulParams& p, const Kernels& kernels, Arena& arena, 
 
 }  // namespace
 
-bool LinearLayers::gated_product_bf16(const AugmentedQParams& p, const void* x, int64_t num_tokens, void* inner) {
+bool LinearLayers::gated_product_bf16(const GatedMlpParams& p, const void* x, int64_t num_tokens, void* inner) {
   if (!onednn_->products.multiplies_bf16(p.in_features)) return false;
   float* gate = static_cast<float*>(arena_.get(kSlotGate, num_tokens * p.inner_size * sizeof(float)));
   Product product = {.x = x,
@@ -153,7 +153,7 @@ LinearLayers::LinearLayers(const Kernels& kernels, Arena& arena) : kernels_(kern
 
 bool LinearLayers::multiplies_bf16() const { return std::string(kernels_.name) == "avx512_bf16"; }
 
-bool LinearLayers::gated_product_bf16(const AugmentedQParams&, const void*, int64_t, void*) { return false; }
+bool LinearLayers::gated_product_bf16(const GatedMlpParams&, const void*, int64_t, void*) { return false; }
 
 #endif
 

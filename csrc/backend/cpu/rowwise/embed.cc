@@ -22,7 +22,7 @@ void embed_rows(const EmbedParams& p, int64_t begin, int64_t end) {
 
 }  // namespace
 
-void embed(const EmbedParams& p) {
+void embed(const EmbedParams& p, Arena&) {
   require_compute_type("embed: table", p.table_dtype);
   require_compute_type("embed: out", p.out_dtype);
   for (int64_t t = 0; t < p.num_tokens; ++t) {

@@ -75,7 +75,7 @@ void rms_norm_rows(const RmsNormParams& p, int64_t begin, int64_t end) {
 
 }  // namespace
 
-void rms_norm(const RmsNormParams& p) {
+void rms_norm(const RmsNormParams& p, Arena&) {
   require_compute_type("rms_norm: x", p.x_dtype);
   if (p.residual) require_compute_type("rms_norm: residual", p.residual_dtype);
   require_compute_type("rms_norm: weight", p.weight_dtype);

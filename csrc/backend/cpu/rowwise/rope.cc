@@ -8,7 +8,7 @@
 
 namespace diffqkv::cpu::DIFFQKV_ISA {
 
-void rope(const RopeParams& p) {
+void rope(const RopeParams& p, Arena&) {
   require_compute_type("rope: x", p.dtype);
   if (p.head_dim % 2 != 0) {
     fail(ErrorCode::invalid_argument, "rope: headDim is %lld; it must be even, because dims are rotated in pairs",

@@ -21,7 +21,7 @@ void silu_mul_range(const SiluMulParams& p, int64_t begin, int64_t end) {
 
 }  // namespace
 
-void silu_mul(const SiluMulParams& p) {
+void silu_mul(const SiluMulParams& p, Arena&) {
   require_compute_type("silu_mul: gate", p.dtype);
   visit(p.dtype, [&](auto tag) {
     parallel_ranges(p.count, 64, p.count,

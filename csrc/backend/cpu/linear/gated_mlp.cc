@@ -1,0 +1,75 @@
+// out (+)= (silu(x gate^T) * (x up^T)) down^T. Few tokens: gate and up in one pass (gated_gemv),
+// then down. More tokens: three products, in blocks of tokens so that scratch memory is bounded.
+// silu and the product of gate and up are in the epilogues of the first two, or in silu_mul. The
+// intermediate result is rounded at most once.
+#include <algorithm>
+
+#include "backend/cpu/arena.h"
+#include "backend/cpu/linear/linear.h"
+#include "backend/error.h"
+
+namespace diffqkv::cpu {
+namespace {
+
+constexpr int64_t kBlockTokens = 1024;
+
+}  // namespace
+
+void LinearLayers::gated_mlp(const GatedMlpParams& p) {
+  require_compute_type("gated MLP: x", p.x_dtype);
+  require_compute_type("gated MLP: the weights", p.weight_dtype);
+  require_compute_type("gated MLP: out", p.out_dtype);
+  if (p.num_tokens <= 0 || p.out_features <= 0) return;
+  // The intermediate result is bf16 if the last product can multiply bf16 directly. Else it is f32:
+  // it would be converted to f32 anyway, and silu(a) * b easily exceeds 65,504, the range of f16.
+  const bool bf16 = p.x_dtype == DType::bf16 && p.weight_dtype == DType::bf16 && multiplies_bf16();
+  const DType inner_dtype = bf16 ? DType::bf16 : DType::f32;
+  const auto down = [&](const void* inner, DType dtype, int64_t first_token, int64_t num_tokens) {
+    const int64_t row_bytes = p.out_features * static_cast<int64_t>(dtype_size(p.out_dtype));
+    matmul({.x = inner,
+            .weight = p.down,
+            .out = static_cast<char*>(p.out) + first_token * row_bytes,
+            .x_dtype = dtype,
+            .weight_dtype = p.weight_dtype,
+            .out_dtype = p.out_dtype,
+            .num_tokens = num_tokens,
+            .in_features = p.inner_size,
+            .out_features = p.out_features,
+            .accumulate = p.accumulate});
+  };
+  if (p.num_tokens <= max_gemv_tokens(p.weight_dtype)) {
+    void* inner = arena_.get(kSlotInner, p.num_tokens * p.inner_size * dtype_size(inner_dtype));
+    kernels_.gated_gemv(p, inner, inner_dtype, arena_);
+    down(inner, inner_dtype, 0, p.num_tokens);
+    return;
+  }
+  const int64_t block_tokens = std::min(kBlockTokens, p.num_tokens);
+  void* inner = arena_.get(kSlotInner, block_tokens * p.inner_size * sizeof(float));
+  for (int64_t token = 0; token < p.num_tokens; token += block_tokens) {
+    const int64_t num_tokens = std::min(block_tokens, p.num_tokens - token);
+    const void* x = static_cast<const char*>(p.x) + token * p.in_features * static_cast<int64_t>(dtype_size(p.x_dtype));
+    if (bf16 && gated_product_bf16(p, x, num_tokens, inner)) {
+      down(inner, DType::bf16, token, num_tokens);
+      continue;
+    }
+    void* gate = arena_.get(kSlotGate, block_tokens * p.inner_size * sizeof(float));
+    MatmulParams product = {.x = x,
+                            .weight = p.gate,
+                            .out = gate,
+                            .x_dtype = p.x_dtype,
+                            .weight_dtype = p.weight_dtype,
+                            .out_dtype = DType::f32,
+                            .num_tokens = num_tokens,
+                            .in_features = p.in_features,
+                            .out_features = p.inner_size};
+    matmul(product);
+    product.weight = p.up;
+    product.out = inner;
+    matmul(product);
+    kernels_.silu_mul(
+        {.gate = gate, .up = inner, .out = inner, .dtype = DType::f32, .count = num_tokens * p.inner_size}, arena_);
+    down(inner, DType::f32, token, num_tokens);
+  }
+}
+
+}  // namespace diffqkv::cpu

@@ -1,0 +1,108 @@
+// out (+)= (silu(x gate^T) * (x up^T)) down^T: one kernel for gate, up and silu, one for down; bound as gemv and gemm are.
+//
+// What lies between, h, is rounded at most once: to bf16 where x and weights are bf16, else it stays f32. f16 ends at
+// 65,504, which silu(a) * b leaves easily: for gemm, which wants f16, each row of h is brought into f16's range by a power
+// of two, and that is taken back in down's epilogue.
+#include <algorithm>
+
+#include "linear.h"
+#include "reductions.h"
+
+namespace diffqkv::cuda {
+namespace {
+
+constexpr int64_t kBlockTokens = 2048;  // bounds scratch memory
+constexpr int kThreads = 256;
+
+struct ScaleRowsParams {
+  const float* h;  // [rows, row_size]
+  f16* out;        // the same
+  float* row_scale;
+  int64_t row_size;
+};
+
+// The largest finite magnitude of a row comes to lie in [2^14, 2^15); infinities and NaN stay. A block a row.
+__global__ void __launch_bounds__(kThreads, 4) scale_rows(ScaleRowsParams p) {
+  const int64_t row = blockIdx.x;
+  const float* h = p.h + row * p.row_size;
+  float largest = 0;
+  for (int64_t i = threadIdx.x; i < p.row_size; i += kThreads) {
+    const float value = ld_global(h + i), magnitude = value < 0 ? -value : value;
+    if (magnitude > largest && magnitude < infinity()) largest = magnitude;
+  }
+  largest = warp_max(largest);
+  float* shared = reinterpret_cast<float*>(dynamic_shared());
+  if (lane_index() == 0) st_shared(shared + warp_index(), largest);
+  __syncthreads();
+  for (int warp = 0; warp < kThreads / kWarpSize; ++warp) largest = max_number(largest, ld_shared(shared + warp));
+  // Exponents as f32 holds them, 127 for 2^0; factor and its inverse are both normal numbers.
+  const int exponent = static_cast<int>(bit_cast<uint32_t>(largest) >> 23), wanted = 127 + 127 + 14 - exponent;
+  const int factor_exponent = largest == 0 ? 127 : wanted > 253 ? 253 : wanted;
+  const float factor = bit_cast<float>(static_cast<uint32_t>(factor_exponent) << 23);
+  if (threadIdx.x == 0)
+    st_global(p.row_scale + row, bit_cast<float>(static_cast<uint32_t>(254 - factor_exponent) << 23));
+  f16* out = p.out + row * p.row_size;
+  for (int64_t i = threadIdx.x; i < p.row_size; i += kThreads)
+    st_global(out + i, from_float<f16>(ld_global(h + i) * factor));
+}
+
+size_t round_up_256(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+}  // namespace
+
+void gated_mlp(const GatedMlpParams& p, Context& context) {
+  check_linear_types("gated MLP", p.x_dtype, p.weight_dtype, p.out_dtype, p.accumulate);
+  if (p.num_tokens <= 0 || p.out_features <= 0) return;
+  const int64_t block_tokens = std::min(kBlockTokens, p.num_tokens);
+  const bool bf16_throughout = p.x_dtype == DType::bf16 && p.weight_dtype == DType::bf16;
+  const bool scales =
+      p.x_dtype == DType::f16 && gemm_takes(p.x_dtype, p.weight_dtype, p.out_dtype) && p.num_tokens > kGemvTokens;
+  const size_t elements = static_cast<size_t>(block_tokens * std::max<int64_t>(p.inner_size, 1));
+  const size_t h_bytes = round_up_256(elements * (bf16_throughout ? 2 : 4));
+  const size_t scaled_bytes = scales ? round_up_256(elements * 2) : 0;
+  const size_t scale_bytes = scales ? static_cast<size_t>(block_tokens) * sizeof(float) : 0;
+  char* h = static_cast<char*>(context.scratch(h_bytes + scaled_bytes + scale_bytes));
+
+  for (int64_t token = 0; token < p.num_tokens; token += block_tokens) {
+    const int64_t num_tokens = std::min(block_tokens, p.num_tokens - token);
+    LinearParams gated;
+    gated.x = static_cast<const char*>(p.x) + token * p.in_features * static_cast<int64_t>(dtype_size(p.x_dtype));
+    gated.weight = p.gate;
+    gated.up = p.up;
+    gated.out = h;
+    gated.x_dtype = p.x_dtype;
+    gated.weight_dtype = p.weight_dtype;
+    gated.out_dtype = bf16_throughout ? DType::bf16 : DType::f32;
+    gated.num_tokens = num_tokens;
+    gated.in_features = p.in_features;
+    gated.out_features = p.inner_size;
+    linear(gated, context);
+
+    LinearParams down;
+    down.x = h;
+    down.x_dtype = gated.out_dtype;
+    if (scales) {
+      const ScaleRowsParams scaling = {reinterpret_cast<const float*>(h), reinterpret_cast<f16*>(h + h_bytes),
+                                       reinterpret_cast<float*>(h + h_bytes + scaled_bytes), p.inner_size};
+      LaunchShape shape;
+      shape.grid[0] = static_cast<unsigned>(num_tokens);
+      shape.threads = kThreads;
+      shape.shared_bytes = sizeof(float) * kThreads / kWarpSize;
+      launch("scale_rows", scale_rows, shape, context.stream, scaling);
+      down.x = scaling.out;
+      down.x_dtype = DType::f16;
+      down.row_scale = scaling.row_scale;
+    }
+    down.weight = p.down;
+    down.out = static_cast<char*>(p.out) + token * p.out_features * static_cast<int64_t>(dtype_size(p.out_dtype));
+    down.weight_dtype = p.weight_dtype;
+    down.out_dtype = p.out_dtype;
+    down.num_tokens = num_tokens;
+    down.in_features = p.inner_size;
+    down.out_features = p.out_features;
+    down.accumulate = p.accumulate;
+    linear(down, context);
+  }
+}
+
+}  // namespace diffqkv::cuda

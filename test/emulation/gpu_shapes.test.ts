@@ -1,0 +1,47 @@
+// Kernels plan by the GPU's multiprocessors and shared memory. The emulated device has a small GPU
+// by default. Here it has larger ones, in separate processes. `npm run test:emulated -- --gpu NAME`
+// runs all suites on one.
+
+import { spawnSync } from 'node:child_process';
+import { listDevices } from '../../lib/index';
+import { builtIndex } from '../support/children';
+import { passSuites } from '../support/suites';
+
+const emulated = listDevices().some(({ id }) => id === 'emulated');
+const suites = ['attention_decode', 'attention_prefill', 'augmented_q', 'matmul'];
+
+const list = `console.log(JSON.stringify(require(${JSON.stringify(builtIndex)}).listDevices().at(-1)))`;
+const listWith = (gpu: string) =>
+  spawnSync(process.execPath, ['-e', list], {
+    env: { ...process.env, NODE_OPTIONS: '', DIFFQKV_EMULATED_GPU: gpu },
+    encoding: 'utf8',
+  });
+
+(emulated ? describe : describe.skip)('DIFFQKV_EMULATED_GPU', () => {
+  it.each([
+    ['', '16', '8.6'],
+    ['small', '16', '8.6'],
+    ['h200', '132', '9.0'],
+    ['rtx5090', '170', '12.0'],
+  ])("'%s' has %s multiprocessors", (gpu, multiprocessors, computeCapability) => {
+    const info = JSON.parse(listWith(gpu).stdout);
+    expect(info).toMatchObject({ kind: 'emulated', usable: true, computeCapability });
+    expect(info.details.multiprocessors).toBe(multiprocessors);
+  });
+
+  it('rejects an unknown name with the list of names', () => {
+    const { status, stderr } = listWith('h100');
+    expect(status).not.toBe(0);
+    expect(stderr).toMatch(/ERR_DEVICE_UNAVAILABLE/);
+    expect(stderr).toMatch(/DIFFQKV_EMULATED_GPU is 'h100'; it must be one of small, h200, rtx5090/);
+  });
+
+  it.each(['h200', 'rtx5090'])(
+    'passes the operator suites on %s',
+    async (gpu) => {
+      const numPassed = await passSuites(suites, { DIFFQKV_EMULATED_GPU: gpu, DIFFQKV_TEST_DEVICES: 'emulated' });
+      expect(numPassed).toBeGreaterThan(100);
+    },
+    600_000,
+  );
+});

@@ -1,0 +1,168 @@
+import { kernels } from '../../lib/index';
+import { expectClose, tolerances } from '../support/compare';
+import { errorOf, onEveryDevice, reduced, withTensors } from '../support/devices';
+import { attention } from '../support/reference';
+import { attentionInput, caseName, decodeCases } from './attention_cases';
+import { checkAttention } from './attention_runner';
+
+onEveryDevice((device) => {
+  it.each(decodeCases(reduced).map((c) => [caseName(c), c] as const))('%s', async (_, c) => {
+    await checkAttention(device(), c, 'decode');
+  });
+
+  it.each(['f32', 'bf16', 'f16'] as const)('reads only the kept rows of V with selectiveV: %s', async (type) => {
+    const input = attentionInput({
+      heads: [4, 1, 2],
+      dims: [32, 32],
+      types: [type, type, type],
+      inputs: 'equal',
+      batchSize: 1,
+      qLen: 1,
+      kvLen: 50,
+      causal: false,
+    });
+    await withTensors(device(), async (tensors) => {
+      // All scores are equal, so the first three rows are kept. The NaN in all other rows must not
+      // be read.
+      const out = tensors.out(type, [1, 4, 32]);
+      await kernels.attentionDecode({
+        q: tensors.make(type, [1, 4, 32], input.q),
+        k: tensors.make(type, [1, 50, 1, 32], input.k),
+        v: tensors.make(type, [1, 50, 2, 32], input.v.slice().fill(Number.NaN, 3 * 2 * 32)),
+        selectiveV: { topK: 3, renormalize: true },
+        out,
+      });
+      const values = await out.read();
+      for (let head = 0; head < 4; head++) {
+        for (let d = 0; d < 32; d++) {
+          const row = (key: number): number => input.v[(key * 2 + (head >> 1)) * 32 + d] as number;
+          expect(Math.abs((values[head * 32 + d] as number) - (row(0) + row(1) + row(2)) / 3)).toBeLessThan(2e-3);
+        }
+      }
+    });
+  });
+
+  it('never reads NaN past kvLens', async () => {
+    const input = attentionInput({
+      heads: [8, 2, 4],
+      dims: [64, 64],
+      types: ['bf16', 'bf16', 'bf16'],
+      inputs: 'normal',
+      batchSize: 1,
+      qLen: 1,
+      kvLen: 100,
+      causal: false,
+    });
+    await withTensors(device(), async (tensors) => {
+      const run = async (poison: boolean, selective: boolean, length: number): Promise<Float32Array> => {
+        const out = tensors.out('bf16', [1, 8, 64]);
+        await kernels.attentionDecode({
+          q: tensors.make('bf16', [1, 8, 64], input.q),
+          k: tensors.make(
+            'bf16',
+            [1, 100, 2, 64],
+            poison ? input.k.slice().fill(Number.NaN, length * 2 * 64) : input.k,
+          ),
+          v: tensors.make(
+            'bf16',
+            [1, 100, 4, 64],
+            poison ? input.v.slice().fill(Number.NaN, length * 4 * 64) : input.v,
+          ),
+          kvLens: tensors.make('i32', [1], Int32Array.of(length)),
+          selectiveV: selective ? { topK: 10 } : undefined,
+          out,
+        });
+        return out.read();
+      };
+      for (const selective of [false, true]) {
+        for (const length of [0, 1, 15, 33, 64, 99]) {
+          const clean = await run(false, selective, length);
+          expect(clean.every(Number.isFinite)).toBe(true);
+          expect(await run(true, selective, length)).toEqual(clean);
+        }
+      }
+    });
+  });
+
+  it.each(['f32', 'bf16', 'f16'] as const)(
+    'keeps NaN and infinities of V in their own dimensions: %s',
+    async (type) => {
+      const input = attentionInput({
+        heads: [8, 2, 4],
+        dims: [64, 64],
+        types: [type, type, type],
+        inputs: 'normal',
+        batchSize: 2,
+        qLen: 1,
+        kvLen: 90,
+        kvLens: [90, 41],
+        causal: false,
+      });
+      const at = (batch: number, key: number, head: number, d: number): number =>
+        ((batch * 90 + key) * 4 + head) * 64 + d;
+      input.v[at(0, 40, 0, 6)] = Number.POSITIVE_INFINITY;
+      input.v[at(0, 89, 1, 33)] = Number.NEGATIVE_INFINITY;
+      input.v[at(1, 17, 3, 62)] = Number.NaN;
+      input.v[at(1, 41, 2, 5)] = Number.NaN; // past its kvLens
+      await withTensors(device(), async (tensors) => {
+        const out = tensors.out(type, [2, 8, 64]);
+        await kernels.attentionDecode({
+          q: tensors.make(type, [2, 8, 64], input.q),
+          k: tensors.make(type, [2, 90, 2, 64], input.k),
+          v: tensors.make(type, [2, 90, 4, 64], input.v),
+          kvLens: tensors.make('i32', [2], Int32Array.of(90, 41)),
+          out,
+        });
+        const expected = attention(input).out;
+        expect(expected.filter((x) => !Number.isFinite(x))).toHaveLength(6);
+        expectClose(await out.read(), expected, tolerances[type], 64);
+      });
+    },
+  );
+
+  it('differs only by rounding between numbers of splits, and chooses a number by default', async () => {
+    const input = attentionInput({
+      heads: [8, 2, 4],
+      dims: [64, 64],
+      types: ['f32', 'f32', 'f32'],
+      inputs: 'normal',
+      batchSize: 1,
+      qLen: 1,
+      kvLen: 700,
+      causal: false,
+    });
+    await withTensors(device(), async (tensors) => {
+      const q = tensors.make('f32', [1, 8, 64], input.q);
+      const k = tensors.make('f32', [1, 700, 2, 64], input.k);
+      const v = tensors.make('f32', [1, 700, 4, 64], input.v);
+      const results: Float32Array[] = [];
+      for (const numSplits of [undefined, 1, 2, 5, 16, 700, 10_000]) {
+        results.push(await tensors.keep(await kernels.attentionDecode({ q, k, v, numSplits })).read());
+      }
+      for (const result of results) {
+        result.forEach((x, i) => {
+          expect(Math.abs(x - (results[1]?.[i] as number))).toBeLessThan(1e-7);
+        });
+      }
+    });
+  });
+
+  it.each([
+    ['topK 0', { selectiveV: { topK: 0 } }],
+    ['topK -1', { selectiveV: { topK: -1 } }],
+    ['topK 1.5', { selectiveV: { topK: 1.5 } }],
+    ['topK NaN', { selectiveV: { topK: Number.NaN } }],
+    ['numSplits -1', { numSplits: -1 }],
+    ['numSplits 1.5', { numSplits: 1.5 }],
+    ['smScale NaN', { smScale: Number.NaN }],
+    ['smScale is a string', { smScale: '1' as unknown as number }],
+  ])('rejects %s', async (_, options) => {
+    await withTensors(device(), async (tensors) => {
+      const q = tensors.make('f32', [1, 2, 8], new Float32Array(16));
+      const k = tensors.make('f32', [1, 4, 2, 8], new Float32Array(64));
+      expect((await errorOf(() => kernels.attentionDecode({ q, k, v: k, ...options }))).code).toBe(
+        'ERR_INVALID_ARGUMENT',
+      );
+    });
+  });
+});

@@ -1,0 +1,54 @@
+import { kernels } from '../../lib/index';
+import { expectClose, tolerances } from '../support/compare';
+import { onEveryDevice, reduced, withTensors } from '../support/devices';
+import { Random } from '../support/numbers';
+import { augmentedQ } from '../support/reference';
+
+// [tokens, qDim, augQ]
+const shapes: [number, number, number][] = [
+  [1, 64, 96],
+  [1, 256, 384],
+  [1, 40, 24],
+  [2, 512, 192],
+  [3, 65, 33],
+  [8, 128, 96],
+  [9, 128, 100],
+  [33, 96, 144],
+  [70, 256, 384],
+];
+
+onEveryDevice((device) => {
+  describe.each(['f32', 'bf16', 'f16'] as const)('%s', (type) => {
+    it.each(reduced ? shapes.slice(0, -1) : shapes)('%i tokens, q %i, augmented %i', async (numTokens, qDim, augQ) => {
+      const random = new Random(qDim + augQ);
+      // Scales gate and up so that silu works in its curved part and the table's tolerances fit
+      // both factors and the result.
+      const x = random.normals(numTokens * qDim, 0.1, type);
+      const gate = random.normals(augQ * qDim, 10 / Math.sqrt(qDim), type);
+      const up = random.normals(augQ * qDim, 1 / Math.sqrt(qDim), type);
+      const down = random.normals(qDim * augQ, 0.5 / Math.sqrt(augQ), type);
+      await withTensors(device(), async (tensors) => {
+        const out = tensors.out(type, [numTokens, qDim]);
+        const result = await kernels.augmentedQ({
+          x: tensors.make(type, [numTokens, qDim], x),
+          gate: tensors.make(type, [augQ, qDim], gate),
+          up: tensors.make(type, [augQ, qDim], up),
+          down: tensors.make(type, [qDim, augQ], down),
+          out,
+        });
+        expect(result).toBe(out);
+        const expected = augmentedQ({
+          x,
+          gate,
+          up,
+          down,
+          numTokens,
+          inFeatures: qDim,
+          innerSize: augQ,
+          outFeatures: qDim,
+        });
+        expectClose(await out.read(), expected, tolerances[type], qDim);
+      });
+    });
+  });
+});

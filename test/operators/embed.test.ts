@@ -1,0 +1,43 @@
+import { kernels } from '../../lib/index';
+import { expectClose, tolerances } from '../support/compare';
+import { errorOfRead, onEveryDevice, withTensors } from '../support/devices';
+import { Random } from '../support/numbers';
+import { embed } from '../support/reference';
+
+onEveryDevice((device) => {
+  it.each(['f32', 'bf16', 'f16'] as const)('copies rows exactly: %s', async (type) => {
+    for (const [vocabSize, hiddenSize] of [
+      [1, 1],
+      [10, 33],
+      [512, 64],
+      [300, 257],
+    ] as const) {
+      const random = new Random(vocabSize);
+      const table = random.normals(vocabSize * hiddenSize, 1, type);
+      const tokens = Int32Array.from([0, vocabSize - 1, ...random.tokens(20, vocabSize)]);
+      await withTensors(device(), async (tensors) => {
+        const out = tensors.out(type, [tokens.length, hiddenSize]);
+        const result = await kernels.embed({
+          table: tensors.make(type, [vocabSize, hiddenSize], table),
+          tokens: tensors.make('i32', [tokens.length], tokens),
+          out,
+        });
+        expect(result).toBe(out);
+        expectClose(await out.read(), embed(table, tokens, hiddenSize), tolerances.exact, hiddenSize);
+      });
+    }
+  });
+
+  it.each([-1, 4, 2 ** 31 - 1, -(2 ** 31)])('rejects token %i with a vocabulary of 4', async (token) => {
+    await withTensors(device(), async (tensors) => {
+      const table = tensors.make('f32', [4, 8], new Float32Array(32).fill(2));
+      const error = await errorOfRead(device(), () =>
+        kernels.embed({ table, tokens: tensors.make('i32', [3], Int32Array.of(0, token, 1)) }),
+      );
+      expect(error.code).toBe('ERR_INVALID_ARGUMENT');
+      expect(error.message).toContain(String(token));
+      const out = tensors.keep(await kernels.embed({ table, tokens: tensors.make('i32', [1], Int32Array.of(3)) }));
+      expect([...(await out.read())]).toEqual(new Array(8).fill(2));
+    });
+  });
+});

@@ -1,0 +1,76 @@
+import { kernels } from '../../lib/index';
+import { expectClose, tolerances } from '../support/compare';
+import { onEveryDevice, withTensors } from '../support/devices';
+import { Random } from '../support/numbers';
+import { rmsNorm } from '../support/reference';
+
+const sizes: [number, number][] = [
+  [1, 1],
+  [1, 8],
+  [3, 33],
+  [2, 64],
+  [5, 100],
+  [1, 256],
+  [4, 2048],
+  [3, 4096],
+  [2, 1027],
+];
+
+onEveryDevice((device) => {
+  describe.each(['f32', 'bf16', 'f16'] as const)('%s', (type) => {
+    it.each(sizes)('%i tokens of %i', async (numTokens, hiddenSize) => {
+      const random = new Random(hiddenSize);
+      const x = random.normals(numTokens * hiddenSize, 0.1, type);
+      const weight = random.normals(hiddenSize, 0.1, type);
+      await withTensors(device(), async (tensors) => {
+        const xs = tensors.make(type, [numTokens, hiddenSize], x);
+        const out = tensors.out(type, [numTokens, hiddenSize]);
+        expect(await kernels.rmsNorm({ x: xs, weight: tensors.make(type, [hiddenSize], weight), eps: 1e-5, out })).toBe(
+          out,
+        );
+        expectClose(await out.read(), rmsNorm(x, weight, 1e-5).out, tolerances[type], hiddenSize);
+        expect(await xs.read()).toEqual(x);
+      });
+    });
+
+    it.each(sizes)('adds the residual and stores the sum in it: %i tokens of %i', async (numTokens, hiddenSize) => {
+      const random = new Random(hiddenSize + 1);
+      const x = random.normals(numTokens * hiddenSize, 0.1, type);
+      const residual = random.normals(numTokens * hiddenSize, 0.1, type);
+      const weight = random.normals(hiddenSize, 0.1, type);
+      await withTensors(device(), async (tensors) => {
+        const sum = tensors.make(type, [numTokens, hiddenSize], residual);
+        const out = tensors.out(type, [numTokens, hiddenSize]);
+        await kernels.rmsNorm({
+          x: tensors.make(type, [numTokens, hiddenSize], x),
+          weight: tensors.make(type, [hiddenSize], weight),
+          eps: 1e-5,
+          residual: sum,
+          out,
+        });
+        const expected = rmsNorm(x, weight, 1e-5, residual);
+        expectClose(await sum.read(), expected.residual, tolerances[type], hiddenSize);
+        expectClose(await out.read(), expected.out, tolerances[type], hiddenSize);
+      });
+    });
+
+    it('handles zeros, tiny and large values, and keeps NaN in its row', async () => {
+      const weight = new Float32Array(64).fill(1);
+      const x = new Float32Array(4 * 64);
+      x.fill(2 ** -20, 64, 128);
+      x.fill(2 ** 12, 128, 192);
+      x.fill(1, 192);
+      x[200] = Number.NaN;
+      await withTensors(device(), async (tensors) => {
+        const out = tensors.keep(
+          await kernels.rmsNorm({
+            x: tensors.make(type, [4, 64], x),
+            weight: tensors.make(type, [64], weight),
+            eps: 1e-5,
+          }),
+        );
+        expectClose(await out.read(), rmsNorm(x, weight, 1e-5).out, tolerances[type], 64);
+      });
+    });
+  });
+});
