@@ -197,7 +197,7 @@ function formatSpec(value: Value, spec: string): Text {
   const isWhole = toInt(value) !== undefined;
   if (kind === 'd' || (kind === undefined && isWhole && precision === undefined)) {
     if (!isWhole) throw pythonError(`Unknown format code 'd' for object of type 'float'`);
-    digits = typeof value === 'boolean' && kind === undefined ? String(number) : String(number);
+    digits = String(number);
   } else if (kind === 'f') digits = fixed(number, Number(precision ?? 6));
   else if (kind === '%') digits = `${fixed(number * 100, Number(precision ?? 6))}%`;
   else if ('xXob'.includes(kind ?? '-') && isWhole) {

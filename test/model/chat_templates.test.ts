@@ -301,6 +301,14 @@ describe('the limits of a chat template', () => {
       '{% set a = "a" * 100000 %}{% for i in range(100000) %}{{ (a + "b") in a }}{% endfor %}',
       ...limit,
     ],
+    ['a slow search', '{% set a = "a" * 60000 %}{{ a.rfind("b" + "a" * 30000) }}', ...limit],
+    ['many sets', `{% for i in range(20000) %}${'{% set a = 1 %}'.repeat(900)}{% endfor %}`, ...limit],
+    ['long tuples', `{% for i in range(20000) %}{% set a = (${'1,'.repeat(4000)}) %}{% endfor %}`, ...limit],
+    [
+      'long keys',
+      '{% set k = "k" * 40000 %}{% set d = {k: 1} %}{% for i in range(9000) %}{{ d[k] }}{% endfor %}',
+      ...limit,
+    ],
   ];
 
   it.each(hostile)('stop %s within 25 ms', (_, source, code, message) => {
@@ -312,6 +320,29 @@ describe('the limits of a chat template', () => {
       expect([error.code, error.message]).toEqual([code, expect.stringMatching(message)]);
     }
     expect(fastest).toBeLessThan(25);
+  });
+
+  it('let no regular expression backtrack', () => {
+    const start = performance.now();
+    for (const repeated of ['1', ' ', '_1', '1.']) {
+      const chat = [{ role: 'user', content: `${repeated.repeat(100_000)}x` }];
+      expect(render('{{ messages[0].content|float }} {{ messages[0].content|int }}', {}, chat)).toBe('0.0 0');
+    }
+    expect(performance.now() - start).toBeLessThan(1000); // with backtracking: many seconds
+  });
+
+  it('allow splitting a long message into words', () => {
+    const words = Array.from({ length: 20_000 }, (_, i) => `w${i}`);
+    const chat = [{ role: 'user', content: ` ${words.join(' \n')} ` }];
+    expect(render('{{ messages[0].content.split()|length }}', {}, chat)).toBe('20000');
+    expect(render('{{ messages[0].content.rsplit(None, 2)[1:]|join("|") }}', {}, chat)).toBe('w19998|w19999');
+    expect(render('{{ " a  b c ".split(None, 1) }}{{ " a  b c ".rsplit(None, 1) }}{{ "  ".split() }}')).toBe(
+      "['a', 'b c '][' a  b', 'c'][]",
+    );
+  });
+
+  it('allow names that begin with ASCII letters', () => {
+    expect(render('{% set café = 1 %}{{ café }}{{ caf }}')).toBe('1');
   });
 
   it('do not accumulate memory', () => {
