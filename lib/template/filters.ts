@@ -455,8 +455,9 @@ const filters: Record<string, Builtin<Value>> = {
   wordcount: [
     '',
     (value) => {
-      spendCharacters(soft(value).length);
-      return soft(value).value.match(/[\p{L}\p{N}_]+/gu)?.length ?? 0;
+      const text = soft(value);
+      spendCharacters(text.length);
+      return text.value.match(/[\p{L}\p{N}_]+/gu)?.length ?? 0;
     },
   ],
 };

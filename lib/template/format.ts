@@ -1,4 +1,4 @@
-import { numeric, text as textArgument } from './builtin';
+import { numeric } from './builtin';
 import { pythonError, spendCharacters, unsupported } from './fuel';
 import { Builder, Text } from './text';
 import {
@@ -191,7 +191,7 @@ function formatSpec(value: Value, spec: string): Text {
       precision === undefined
         ? value
         : Builder.join(value.codePoints().slice(0, Number(precision)));
-    return pad(textArgument(cut), widthOf(width), align ?? '<', fillText);
+    return pad(cut, widthOf(width), align ?? '<', fillText);
   }
   let digits: string;
   const isWhole = toInt(value) !== undefined;

@@ -1,30 +1,5 @@
 // Hostile chat templates end with a coded error before they hold the event loop for 25 ms.
-import { type ChatMessage, ChatTemplate, type ChatTemplateOptions } from '../../lib/chat';
-import { DiffqkvError } from '../../lib/errors';
-
-function compile(source: string): ChatTemplate {
-  return new ChatTemplate('a model', { default: source, toolUse: undefined }, { bos_token: '<s>', eos_token: '</s>' });
-}
-
-/** The text, or the code and message of the error. */
-/** Renders for one short message. */
-function render(
-  source: string,
-  options?: ChatTemplateOptions,
-  messages: ChatMessage[] = [{ role: 'user', content: 'hi' }],
-) {
-  return compile(source).render(messages, options);
-}
-
-function errorOf(work: () => unknown): DiffqkvError {
-  try {
-    work();
-  } catch (error) {
-    if (error instanceof DiffqkvError) return error;
-    throw error;
-  }
-  throw new Error('no error');
-}
+import { errorOf, render } from './render_template';
 
 describe('the limits of a chat template', () => {
   const grow = (operation: string) =>

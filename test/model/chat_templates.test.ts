@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { gunzipSync } from 'node:zlib';
 import { type ChatMessage, ChatTemplate, type ChatTemplateOptions } from '../../lib/chat';
 import { DiffqkvError } from '../../lib/errors';
+import { compile, errorOf, render } from './render_template';
 
 const folder = join(__dirname, 'chat_templates');
 
@@ -31,10 +32,6 @@ function optionsOf({ messages: _, tools, documents, add_generation_prompt, ...re
   const options: ChatTemplateOptions = { tools, documents, templateOptions: rest };
   if (add_generation_prompt !== undefined) options.addGenerationPrompt = add_generation_prompt;
   return options;
-}
-
-function compile(source: string): ChatTemplate {
-  return new ChatTemplate('a model', { default: source, toolUse: undefined }, { bos_token: '<s>', eos_token: '</s>' });
 }
 
 /** The text, or the code and message of the error. */
@@ -84,25 +81,6 @@ describe('chat templates render as in Python', () => {
 
   afterAll(() => console.log('chat templates against Python:', counts));
 });
-
-/** Renders for one short message. */
-function render(
-  source: string,
-  options?: ChatTemplateOptions,
-  messages: ChatMessage[] = [{ role: 'user', content: 'hi' }],
-) {
-  return compile(source).render(messages, options);
-}
-
-function errorOf(work: () => unknown): DiffqkvError {
-  try {
-    work();
-  } catch (error) {
-    if (error instanceof DiffqkvError) return error;
-    throw error;
-  }
-  throw new Error('no error');
-}
 
 describe('the variables of a chat template', () => {
   it('are None if tools and documents are absent', () => {
