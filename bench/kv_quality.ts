@@ -48,7 +48,7 @@ async function readDocuments(model: Model, file: string, limit: number): Promise
   return Promise.all(
     texts.map(async (text) => [
       bosTokenId,
-      ...(await tokenizer.encode(`${text}\n`, { addSpecialTokens: false })),
+      ...(await tokenizer.encodeAsync(`${text}\n`, { addSpecialTokens: false })),
       eosTokenId,
     ]),
   );

@@ -7,7 +7,7 @@ import { resolveSampling, type SamplingOptions } from './sampling';
 import type { Scheduler } from './scheduler';
 import { checkTokens, Session } from './session';
 import { resolveStop, StopFilter } from './stop';
-import type { TokenStream } from './tokenizer';
+import type { EncodeChatOptions, TokenStream } from './tokenizer';
 
 /** Options of {@link Model.generate}: how tokens are drawn and when to stop. */
 export interface GenerateOptions extends SamplingOptions {
@@ -16,6 +16,8 @@ export interface GenerateOptions extends SamplingOptions {
    * has room for. Default 256.
    */
   maxTokens?: number;
+  /** How a prompt of messages becomes tokens. Not allowed with another prompt. */
+  chat?: EncodeChatOptions;
   /** Stop at this text, which is not part of the output. Requires a tokenizer. */
   stop?: string | readonly string[];
   /**
@@ -45,7 +47,10 @@ export interface PrefillProgress {
   totalTokens: number;
 }
 
-/** Text, tokens, or a conversation to format with the checkpoint's chat template. */
+/**
+ * Text, tokens, or a conversation to format with the checkpoint's chat template. The names of
+ * control tokens in text become these tokens. In a conversation they stay text.
+ */
 export type Prompt = string | readonly number[] | readonly ChatMessage[];
 
 const busySessions = new WeakSet<Session>();
@@ -93,7 +98,8 @@ async function run(request: Run): Promise<GenerationResult> {
   }
   const sampling = resolveSampling(options);
   return withClaim(model, session, async () => {
-    const tokens = await encodePrompt(model, prompt, session !== undefined && session.kvLen > 0);
+    const continues = session !== undefined && session.kvLen > 0;
+    const tokens = await encodePrompt(model, prompt, { continues, chat: options.chat });
     const output = new Output(model, stops);
     const signals = signal === undefined ? [stop] : [stop, signal];
 
@@ -251,30 +257,33 @@ async function withSession<T>(
   }
 }
 
-/** `continues`: the session has a begin-of-text token already, so none is added. */
+interface PromptOptions {
+  /** The session has a begin-of-text token already, so none is added. */
+  continues: boolean;
+  chat: EncodeChatOptions | undefined;
+}
+
 async function encodePrompt(
   { config, tokenizer }: Model,
   prompt: Prompt,
-  continues: boolean,
+  { continues, chat }: PromptOptions,
 ): Promise<Int32Array> {
   if (typeof prompt !== 'string' && !Array.isArray(prompt)) {
     throw invalid('prompt', 'a string, an array of tokens or an array of messages', prompt);
   }
-  if (typeof prompt !== 'string' && (prompt.length === 0 || typeof prompt[0] !== 'object')) {
-    return checkTokens(prompt, config.vocabSize);
+  const isChat = typeof prompt !== 'string' && typeof prompt[0] === 'object';
+  if (chat !== undefined && !isChat) {
+    throw invalidArgument('chat requires a prompt of messages: omit chat, or pass messages');
   }
+  if (typeof prompt !== 'string' && !isChat) return checkTokens(prompt as readonly number[], config.vocabSize);
   if (tokenizer === null) {
     throw invalidArgument(
       'a prompt of text requires a tokenizer, and the model has no tokenizer.json: pass tokens',
     );
   }
-  if (typeof prompt === 'string') {
-    const tokens = await tokenizer.encode(prompt, { addSpecialTokens: !continues });
-    return checkTokens(tokens, config.vocabSize);
-  }
-  // The template writes the special tokens itself, including begin-of-text.
-  const text = tokenizer.applyChatTemplate(prompt as readonly ChatMessage[]);
-  const tokens = await tokenizer.encode(text, { addSpecialTokens: false });
+  const tokens = isChat
+    ? await tokenizer.encodeChat(prompt as readonly ChatMessage[], chat)
+    : await tokenizer.encodeAsync(prompt as string, { addSpecialTokens: !continues });
   const hasSecondBos = continues && tokens[0] === tokenizer.bosTokenId;
   return checkTokens(hasSecondBos ? tokens.slice(1) : tokens, config.vocabSize);
 }

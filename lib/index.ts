@@ -28,6 +28,7 @@ export { Session, type SessionOptions } from './session';
 export { type DType, Tensor, type TensorData } from './tensor';
 export {
   type DecodeOptions,
+  type EncodeChatOptions,
   type EncodeOptions,
   type StreamOptions,
   Tokenizer,

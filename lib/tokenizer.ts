@@ -14,13 +14,14 @@ import {
   checkObject,
   DiffqkvError,
   invalid,
+  invalidArgument,
   invalidCheckpoint,
   unsupportedModel,
 } from './errors';
 import { readRegularFile } from './files';
 import { endProcess } from './internal';
-import { TokenizerProcess } from './tokenizer_process';
-import type { Loaded } from './tokenizer_worker';
+import { TokenizerClient } from './tokenizer_client';
+import type { EncodeCall } from './tokenizer_process';
 
 /**
  * Decodes token by token. The joined results of `push` and `flush` are what `decode` returns for
@@ -64,23 +65,31 @@ export interface EncodeOptions {
   parseSpecial?: boolean;
 }
 
+/** Options of {@link Tokenizer.encodeChat}. */
+export interface EncodeChatOptions extends ChatTemplateOptions {
+  /**
+   * The names of control tokens in the messages, tools, documents and template options become these
+   * tokens. A message can then end itself and begin another one, with any role. Default false.
+   */
+  parseSpecial?: boolean;
+}
+
 // The largest tokenizer.json of the models on the Hugging Face Hub has about 33 MB.
 const MAX_TOKENIZER_BYTES = 64 * 2 ** 20;
 const MAX_CONFIG_BYTES = 8 * 2 ** 20;
 const MAX_TEMPLATE_BYTES = 2 ** 20;
 
+// The special tokens that chat templates see.
+const TEMPLATE_VARIABLES = ['bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask'].map(
+  (name) => `${name}_token`,
+);
+
 // Without tokenizer.json, one of these files has the vocabulary.
 const OTHER_VOCABULARIES = ['tokenizer.model', 'vocab.json', 'merges.txt', 'vocab.txt'];
 
-// A tokenizer that is not used any more ends its process.
-const unused = new FinalizationRegistry<TokenizerProcess>((process) => process.close());
-
-interface Parts {
-  directory: string;
-  process: TokenizerProcess;
-  loaded: Loaded;
-  jinjaFile: string | null;
-}
+// `encode` holds the event loop. 8,192 characters take about 5 ms.
+const MAX_SYNCHRONOUS_CHARACTERS = 8192;
+const SYNCHRONOUS_LIMIT_MS = 1000;
 
 /**
  * Converts text to tokens and back, as `tokenizer.json` and `tokenizer_config.json` of a checkpoint
@@ -89,13 +98,12 @@ interface Parts {
  * does not clean up spaces (` .` to `.`), which some tokenizer_config.json request.
  */
 export class Tokenizer {
-  readonly #process: TokenizerProcess;
+  readonly #client: TokenizerClient;
   readonly #decoderConfig: DecoderConfig | null;
   readonly #text: Buffer;
   readonly #ranges: Uint32Array;
   readonly #pieces: (string | undefined)[] = [];
   readonly #specialTexts: Set<string>;
-  readonly #controls: string[];
   readonly #chatTemplate: ChatTemplate | null;
   readonly #directory: string;
   #prependsBos = false;
@@ -107,20 +115,21 @@ export class Tokenizer {
   /** Id of `eos_token` in tokenizer_config.json, or null. */
   readonly eosTokenId: number | null;
 
-  private constructor({ directory, process, loaded, jinjaFile }: Parts) {
-    const { text, ranges, addedTokens, config } = loaded;
+  private constructor(directory: string, client: TokenizerClient, jinjaFile: string | null) {
+    const { text, ranges, addedTokens, config, decoder } = client.loaded;
     this.#directory = directory;
-    this.#process = process;
-    unused.register(this, process);
-    this.#decoderConfig = loaded.decoder as DecoderConfig | null;
+    this.#client = client;
+    this.#decoderConfig = decoder as DecoderConfig | null;
     // Rejects a decoder that is not supported before it is used.
     createDecoder(this.#decoderConfig, { continued: false });
     this.#text = Buffer.from(text.buffer, text.byteOffset, text.byteLength);
     this.#ranges = ranges;
     this.vocabSize = ranges.length / 2;
-    const names = ['bos_token', 'eos_token', 'unk_token', 'pad_token'];
     const variables = Object.fromEntries(
-      names.filter((name) => config[name]).map((name) => [name, config[name] as string]),
+      TEMPLATE_VARIABLES.filter((name) => config[name]).map((name) => [
+        name,
+        config[name] as string,
+      ]),
     );
     const idOf = new Map(addedTokens.map(({ content, id }) => [content, id]));
     this.bosTokenId = idOf.get(variables.bos_token ?? '') ?? null;
@@ -132,13 +141,6 @@ export class Tokenizer {
     }
     const sources = chatTemplateSource(config, jinjaFile);
     this.#chatTemplate = sources === null ? null : new ChatTemplate(directory, sources, variables);
-    const templates = sources === null ? '' : `${sources.default} ${sources.toolUse ?? ''}`;
-    this.#controls = addedTokens
-      .map(({ content }) => content)
-      .filter(
-        (content) =>
-          this.#specialTexts.has(content) || (content.trim() !== '' && templates.includes(content)),
-      );
   }
 
   /**
@@ -159,15 +161,16 @@ export class Tokenizer {
     const tokenizer = await readRegularFile(file, MAX_TOKENIZER_BYTES);
     if (tokenizer === null) return withoutTokenizerJson(directory);
     const config = (await readRegularFile(configFile, MAX_CONFIG_BYTES)) ?? Buffer.alloc(0);
-    const jinjaFile = (await readRegularFile(jinja, MAX_TEMPLATE_BYTES))?.toString('utf8') ?? null;
-    const process = new TokenizerProcess({ file, configFile, tokenizer, config });
+    const template = await readRegularFile(jinja, MAX_TEMPLATE_BYTES);
+    const source = { file, configFile, tokenizer, config, template: template ?? Buffer.alloc(0) };
+    let client: TokenizerClient | undefined;
     try {
-      const loaded = await process.load();
-      const result = new Tokenizer({ directory, process, loaded, jinjaFile });
-      await result.#prepare(loaded.config.add_bos_token === true);
+      client = await TokenizerClient.load(source);
+      const result = new Tokenizer(directory, client, template?.toString('utf8') ?? null);
+      await result.#prepare(client.loaded.config.add_bos_token === true);
       return result;
     } catch (error) {
-      process.close();
+      client?.close();
       if (!(error instanceof DiffqkvError)) {
         throw invalidCheckpoint(file, `malformed: ${(error as Error).message}`);
       }
@@ -178,29 +181,70 @@ export class Tokenizer {
 
   /** Rejects if the tokenizer cannot encode, while the caller can name the file. */
   async #prepare(addsBos: boolean): Promise<void> {
-    const first = (await this.#encode('', true, true))[0];
+    const call = { addSpecialTokens: true, literalSpans: [] };
+    const first = (await this.#client.encode({ text: '', ...call }))[0];
     // Older checkpoints have add_bos_token without a post_processor that adds the token.
     this.#prependsBos = addsBos && this.bosTokenId !== null && first !== this.bosTokenId;
-    await this.#encode('a 1.\u00e9', true, true);
+    await this.#client.encode({ text: 'a 1.\u00e9', ...call });
   }
 
   /**
-   * Returns the tokens of a text. Rejects with ERR_INVALID_ARGUMENT if `text` is not a string,
-   * ERR_INVALID_CHECKPOINT if the tokenizer fails, takes too long (10 s and 0.1 s for each 1,000
-   * characters) or takes too much memory. It encodes in another process, so the event loop runs on.
+   * Returns the tokens of a text of at most 8192 characters (UTF-16 code units). It holds the event
+   * loop while another process encodes. Throws ERR_INVALID_ARGUMENT if `text` is not a string or is
+   * longer, ERR_INVALID_CHECKPOINT if the tokenizer fails or takes longer than 1 s.
    */
-  async encode(text: string, options: EncodeOptions = {}): Promise<number[]> {
-    if (typeof text !== 'string') throw invalid('text', 'a string', text);
+  encode(text: string, options: EncodeOptions = {}): number[] {
+    const call = encodeCall(text, options);
+    if (text.length > MAX_SYNCHRONOUS_CHARACTERS) {
+      throw invalidArgument(
+        `text has ${text.length} characters, and encode accepts at most ` +
+          `${MAX_SYNCHRONOUS_CHARACTERS}: use encodeAsync`,
+      );
+    }
+    const tokens = this.#client.encodeNow(call, SYNCHRONOUS_LIMIT_MS);
+    if (tokens === undefined) {
+      throw invalidCheckpoint(
+        this.#directory,
+        `the tokenizer did not finish within ${SYNCHRONOUS_LIMIT_MS} ms: use encodeAsync`,
+      );
+    }
+    return this.#withOneBos(tokens, call);
+  }
+
+  /**
+   * Resolves to the tokens of a text of any length. Another process encodes, so the event loop is
+   * free. Rejects with ERR_INVALID_ARGUMENT if `text` is not a string, ERR_INVALID_CHECKPOINT if
+   * the tokenizer fails, takes too long (10 s and 0.1 s for each 1,000 characters) or takes too
+   * much memory.
+   */
+  async encodeAsync(text: string, options: EncodeOptions = {}): Promise<number[]> {
+    const call = encodeCall(text, options);
+    return this.#withOneBos(await this.#client.encode(call), call);
+  }
+
+  /**
+   * Formats a conversation with the checkpoint's chat template and resolves to its tokens. Only
+   * the template's own text gives control tokens: what comes from the arguments stays text. Roles
+   * that chat templates know, such as `user`, count as text of the template. Rejects like
+   * `applyChatTemplate` and `encodeAsync`.
+   */
+  async encodeChat(
+    messages: readonly ChatMessage[],
+    options: EncodeChatOptions = {},
+  ): Promise<number[]> {
     checkObject('options', options);
-    const { addSpecialTokens = true, parseSpecial = true } = options;
-    checkBoolean('addSpecialTokens', addSpecialTokens);
+    const { parseSpecial = false } = options;
     checkBoolean('parseSpecial', parseSpecial);
-    const tokens = await this.#encode(text, addSpecialTokens, parseSpecial);
-    if (!addSpecialTokens || this.bosTokenId === null) return tokens;
-    const bos = this.bosTokenId;
-    if (this.#prependsBos && tokens[0] !== bos) tokens.unshift(bos);
-    else if (tokens[0] === bos && tokens[1] === bos) tokens.shift();
-    return tokens;
+    const parts = this.#template(messages).renderParts(messages, options);
+    const literalSpans: number[] = [];
+    let end = 0;
+    for (const { text, fromUser } of parts) {
+      if (fromUser && !parseSpecial) literalSpans.push(end, end + text.length);
+      end += text.length;
+    }
+    const text = parts.map((part) => part.text).join('');
+    // The template writes the special tokens itself, including begin-of-text.
+    return this.#client.encode({ text, addSpecialTokens: false, literalSpans });
   }
 
   /**
@@ -239,32 +283,38 @@ export class Tokenizer {
 
   /**
    * Formats a conversation with the checkpoint's chat template. The text includes the special
-   * tokens, so encode it with `addSpecialTokens: false`. Throws ERR_UNSUPPORTED_MODEL if the
-   * checkpoint has no template or the template uses a construct that is not supported,
-   * ERR_INVALID_ARGUMENT if the template rejects the messages, ERR_INVALID_CHECKPOINT if the
-   * template has a syntax error or exceeds a limit.
+   * tokens. Encode it only if you trust the messages: a message that contains the name of a control
+   * token can begin a message of another role. `encodeChat` prevents that. Throws
+   * ERR_UNSUPPORTED_MODEL if the checkpoint has no template or the template uses a construct that
+   * is not supported, ERR_INVALID_ARGUMENT if the template rejects the messages,
+   * ERR_INVALID_CHECKPOINT if the template has a syntax error or exceeds a limit.
    */
   applyChatTemplate(messages: readonly ChatMessage[], options: ChatTemplateOptions = {}): string {
-    checkMessages(messages);
     checkObject('options', options);
-    if (this.#chatTemplate === null) {
-      throw unsupportedModel(
-        this.#directory,
-        'the model has no chat template (chat_template.jinja, or chat_template in ' +
-          'tokenizer_config.json): pass the prompt as text',
-      );
-    }
-    return this.#chatTemplate.render(messages, options);
+    return this.#template(messages).render(messages, options);
   }
 
   /** @internal */
   [endProcess](): void {
-    this.#process.close();
+    this.#client.close();
   }
 
-  #encode(text: string, addSpecialTokens: boolean, parseSpecial: boolean): Promise<number[]> {
-    const controls = this.#controls;
-    return this.#process.encode({ text, addSpecialTokens, parseSpecial, controls });
+  #template(messages: readonly ChatMessage[]): ChatTemplate {
+    checkMessages(messages);
+    if (this.#chatTemplate !== null) return this.#chatTemplate;
+    throw unsupportedModel(
+      this.#directory,
+      'the model has no chat template (chat_template.jinja, or chat_template in ' +
+        'tokenizer_config.json): pass the prompt as text',
+    );
+  }
+
+  #withOneBos(tokens: number[], { addSpecialTokens }: EncodeCall): number[] {
+    const bos = this.bosTokenId;
+    if (!addSpecialTokens || bos === null) return tokens;
+    if (this.#prependsBos && tokens[0] !== bos) tokens.unshift(bos);
+    else if (tokens[0] === bos && tokens[1] === bos) tokens.shift();
+    return tokens;
   }
 
   #piece(token: number): string | undefined {
@@ -274,6 +324,16 @@ export class Tokenizer {
     this.#pieces[token] ??= this.#text.toString('utf8', start, end);
     return this.#pieces[token];
   }
+}
+
+/** Checks the arguments of `encode` and `encodeAsync`. */
+function encodeCall(text: string, options: EncodeOptions): EncodeCall {
+  if (typeof text !== 'string') throw invalid('text', 'a string', text);
+  checkObject('options', options);
+  const { addSpecialTokens = true, parseSpecial = true } = options;
+  checkBoolean('addSpecialTokens', addSpecialTokens);
+  checkBoolean('parseSpecial', parseSpecial);
+  return { text, addSpecialTokens, literalSpans: parseSpecial ? [] : [0, text.length] };
 }
 
 /** Null if the directory has no vocabulary, ERR_UNSUPPORTED_MODEL if it is in another format. */

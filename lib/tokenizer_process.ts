@@ -5,11 +5,10 @@
 
 import { type ChildProcess, fork } from 'node:child_process';
 import { existsSync } from 'node:fs';
-import type { Socket } from 'node:net';
 import { join } from 'node:path';
 import { DiffqkvError, invalidCheckpoint, unsupportedModel } from './errors';
 import { packageRoot } from './paths';
-import type { EncodeRequest, Loaded, WorkerAnswer, WorkerSettings } from './tokenizer_worker';
+import type { ChildAnswer, ChildSettings, EncodeRequest, Loaded } from './tokenizer_child';
 
 /** The files of a tokenizer. */
 export interface TokenizerSource {
@@ -17,12 +16,14 @@ export interface TokenizerSource {
   file: string;
   /** Path of tokenizer_config.json, for messages. */
   configFile: string;
-  tokenizer: Buffer;
+  tokenizer: Uint8Array;
   /** Empty without tokenizer_config.json. */
-  config: Buffer;
+  config: Uint8Array;
+  /** Empty without chat_template.jinja. */
+  template: Uint8Array;
 }
 
-export type EncodeCall = Omit<EncodeRequest, 'id' | 'limitMs'> & { controls: string[] };
+export type EncodeCall = Omit<EncodeRequest, 'id' | 'limitMs'>;
 
 interface Pending {
   call: EncodeCall;
@@ -37,8 +38,6 @@ interface Pending {
 interface Child {
   process: ChildProcess;
   loaded: Promise<Loaded>;
-  /** Whether the process has the contents of the control tokens. */
-  hasControls: boolean;
   running: Map<number, Pending>;
 }
 
@@ -48,11 +47,11 @@ const LOAD_LIMIT_MS = 20_000; // plus 2 s for each MB of the files
 const ENCODE_LIMIT_MS = 10_000; // plus 0.1 ms for each character of the text
 const MAX_STDERR = 10_000;
 
-const script = join(packageRoot, 'dist', 'lib', 'tokenizer_worker.js');
+const script = join(packageRoot, 'dist', 'lib', 'tokenizer_child.js');
 
 /**
  * Runs the tokenizer of `source` in another process, which is started by the first call and, if it
- * has ended, by the next one. An idle process does not keep this process running.
+ * has ended, by the next one.
  */
 export class TokenizerProcess {
   readonly #source: TokenizerSource;
@@ -70,15 +69,12 @@ export class TokenizerProcess {
    */
   async load(): Promise<Loaded> {
     const child = this.#start();
-    this.#setReferenced(child, true);
     try {
       return await child.loaded;
     } catch (error) {
       child.process.kill('SIGKILL');
       if (this.#child === child) this.#child = undefined;
       throw error;
-    } finally {
-      this.#setReferenced(child, child.running.size > 0);
     }
   }
 
@@ -111,7 +107,6 @@ export class TokenizerProcess {
       }
       const id = this.#nextId++;
       child.running.set(id, first);
-      this.#setReferenced(child, true);
       this.#send(child, id, first).catch((error) => {
         // If the process has ended, its exit settles the call.
         if (child.running.delete(id)) first.reject(error);
@@ -122,22 +117,21 @@ export class TokenizerProcess {
   async #send(child: Child, id: number, { call }: Pending): Promise<void> {
     await child.loaded;
     if (!child.running.has(id)) return;
-    const { controls, ...rest } = call;
     const limitMs = ENCODE_LIMIT_MS + call.text.length / 10;
-    const request: EncodeRequest = { ...rest, id, limitMs };
-    if (!call.parseSpecial && !child.hasControls) {
-      child.hasControls = true;
-      request.controls = controls;
-    }
+    const request: EncodeRequest = { ...call, id, limitMs };
     // An error means that the process has ended, and its exit settles the call.
     child.process.send(request, () => {});
   }
 
   #start(): Child {
-    const { tokenizer, config } = this.#source;
+    const { tokenizer, config, template } = this.#source;
     const bytes = tokenizer.length + config.length;
-    const settings: WorkerSettings = {
-      files: { tokenizer: tokenizer.length, config: config.length },
+    const settings: ChildSettings = {
+      files: {
+        tokenizer: tokenizer.length,
+        config: config.length,
+        template: template.length,
+      },
       loadLimitMs: LOAD_LIMIT_MS + bytes / 500,
       memoryLimit: MEMORY_LIMIT + bytes * MEMORY_PER_BYTE,
     };
@@ -148,9 +142,8 @@ export class TokenizerProcess {
           '(in a clone: npm run build)',
       );
     }
-    const { NODE_OPTIONS: _, ...env } = process.env;
     const childProcess = fork(script, [JSON.stringify(settings)], {
-      ...{ env: { ...env, ELECTRON_RUN_AS_NODE: '1' }, execArgv: [], serialization: 'advanced' },
+      ...{ env: { ...process.env, ELECTRON_RUN_AS_NODE: '1' }, execArgv: [], serialization: 'advanced' },
       stdio: ['pipe', 'ignore', 'pipe', 'ipc'],
     });
     let stderr = '';
@@ -160,13 +153,12 @@ export class TokenizerProcess {
     const child: Child = {
       process: childProcess,
       loaded: promise,
-      hasControls: false,
       running: new Map(),
     };
     childProcess.stderr?.setEncoding('utf8').on('data', (text: string) => {
       if (stderr.length < MAX_STDERR) stderr += text;
     });
-    childProcess.on('message', (answer: WorkerAnswer) => {
+    childProcess.on('message', (answer: ChildAnswer) => {
       if ('loaded' in answer) {
         isLoaded = true;
         resolve(answer.loaded);
@@ -192,13 +184,11 @@ export class TokenizerProcess {
       if (!isLoaded) reject(invalidCheckpoint(this.#source.file, `the tokenizer ${reason}`));
       this.#ended(child, reason);
     });
-    for (const stream of [childProcess.stdin, childProcess.stderr])
-      (stream as Socket | null)?.unref();
     childProcess.stdin?.on('error', () => {}); // the exit says why
     childProcess.stdin?.write(tokenizer);
-    childProcess.stdin?.end(config);
+    childProcess.stdin?.write(config);
+    childProcess.stdin?.end(template);
     this.#child = child;
-    this.#setReferenced(child, false);
     return child;
   }
 
@@ -216,7 +206,7 @@ export class TokenizerProcess {
 
   #receive(
     child: Child,
-    answer: Exclude<WorkerAnswer, { loaded: unknown } | { problem: unknown }>,
+    answer: Exclude<ChildAnswer, { loaded: unknown } | { problem: unknown }>,
   ) {
     const pending = child.running.get(answer.id);
     if (pending === undefined) return;
@@ -225,7 +215,6 @@ export class TokenizerProcess {
       if (!answer.isLast) return;
     }
     child.running.delete(answer.id);
-    if (child.running.size === 0) this.#setReferenced(child, false);
     if ('tokens' in answer) pending.resolve(pending.tokens);
     else pending.reject(invalidCheckpoint(this.#source.file, `cannot encode: ${answer.error}`));
     this.#next();
@@ -241,16 +230,6 @@ export class TokenizerProcess {
       `the package tokenizers does not work on ${process.platform}-${process.arch} ` +
         `(${message.split('\n')[0]}): pass prompts as tokens, to a model without tokenizer.json`,
     );
-  }
-
-  #setReferenced({ process: child }: Child, isReferenced: boolean): void {
-    if (isReferenced) {
-      child.ref();
-      child.channel?.ref();
-    } else {
-      child.unref();
-      child.channel?.unref();
-    }
   }
 }
 

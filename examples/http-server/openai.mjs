@@ -114,7 +114,7 @@ export async function readRequest(model, modelName, chat, body, maxTokens) {
 
 function promptTokens({ tokenizer }, prompt, refuse) {
   const one = Array.isArray(prompt) && prompt.length === 1 && typeof prompt[0] !== 'number' ? prompt[0] : prompt;
-  if (typeof one === 'string') return tokenizer.encode(one);
+  if (typeof one === 'string') return tokenizer.encodeAsync(one);
   if (Array.isArray(one) && one.length > 0 && one.every(Number.isInteger)) return one;
   return refuse('prompt', 'must be one string, or one array of token ids');
 }
@@ -128,8 +128,7 @@ function chatTokens({ tokenizer }, messages, refuse) {
     }
     return { role: message.role, content: parts.map(({ text }) => text).join('') };
   });
-  // The template writes the special tokens itself.
-  return tokenizer.encode(tokenizer.applyChatTemplate(plain), { addSpecialTokens: false });
+  return tokenizer.encodeChat(plain);
 }
 
 const isText = (part) => part?.type === 'text' && typeof part.text === 'string';

@@ -67,7 +67,7 @@ onEveryDevice((device) => {
 
     it('generate: returns an empty result and keeps the session if the signal fired before the call', async () => {
       const session = await model.createSession();
-      const tokens = await (model.tokenizer as NonNullable<Model['tokenizer']>).encode(prompt);
+      const tokens = (model.tokenizer as NonNullable<Model['tokenizer']>).encode(prompt);
       const logits = await session.prefill(tokens);
       const result = await model.generate([5], { session, signal: AbortSignal.abort() }).result;
       expect(result).toMatchObject({ text: '', tokens: [], finishReason: 'abort' });

@@ -34,7 +34,8 @@ it.each(pipelines)('$name', async ({ name, json }) => {
   const check = (what: string, text: unknown, got: unknown, want: unknown) => {
     if (!isEqual(got, want)) differences.push({ what, text, got, want });
   };
-  const tokens = await Promise.all(texts.map((text) => tokenizer.encode(text)));
+  const encode = (text: string, i: number) => (i % 2 === 0 ? tokenizer.encodeAsync(text) : tokenizer.encode(text));
+  const tokens = await Promise.all(texts.map(encode));
   const isSpecial = new Set(
     (json.added_tokens as { content: string }[]).map(({ content }) => reference.tokenToId(content)),
   );

@@ -3,9 +3,9 @@
 import { execFileSync } from 'node:child_process';
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { Tokenizer } from '../lib/index';
-import { temporaryDirectories } from './support/checkpoints';
-import { errorOf } from './support/devices';
+import { Tokenizer } from '../../lib/index';
+import { temporaryDirectories } from '../support/checkpoints';
+import { errorOf } from '../support/devices';
 
 const directories = temporaryDirectories();
 afterAll(() => directories.cleanUp());
@@ -31,10 +31,10 @@ it('rejects only the text that aborts the library, and encodes afterwards', asyn
   const pattern = { Regex: '(a+)+$' };
   const tokenizer = await load({ pre_tokenizer: { type: 'Split', pattern, behavior: 'Isolated', invert: false } });
   const hostile = `${'a'.repeat(40)}b`;
-  const error = await errorOf(() => tokenizer.encode(hostile));
+  const error = await errorOf(() => tokenizer.encodeAsync(hostile));
   expect([error.code, error.message]).toEqual(['ERR_INVALID_CHECKPOINT', expect.stringContaining('retry-limit')]);
   expect(await tokenizer.encode('ab')).toEqual([0, 1]);
-  const results = await Promise.allSettled(['ab', hostile, 'ba'].map((text) => tokenizer.encode(text)));
+  const results = await Promise.allSettled(['ab', hostile, 'ba'].map((text) => tokenizer.encodeAsync(text)));
   expect(results).toEqual([
     { status: 'fulfilled', value: [0, 1] },
     { status: 'rejected', reason: expect.objectContaining({ code: 'ERR_INVALID_CHECKPOINT' }) },
@@ -44,7 +44,7 @@ it('rejects only the text that aborts the library, and encodes afterwards', asyn
 
 it.each([
   ['a damaged table', { normalizer: { type: 'Precompiled', precompiled_charsmap: 'AAAA' } }, /Precompiled/],
-  ['steps that fill the memory', { normalizer: { type: 'Sequence', normalizers: growth(12) } }, /too much memory/],
+  ['steps that fill the memory', { normalizer: { type: 'Sequence', normalizers: growth(12) } }, /too much memory|time limit/],
   ['a post-processor without its token', { post_processor: missingToken() }, /no entry found/],
 ])('rejects a tokenizer.json with %s', async (_, parts, message) => {
   const error = await errorOf(() => load(parts));
@@ -100,15 +100,28 @@ it('rejects a FIFO, a long file and a vocabulary in another format by name', asy
   }
 });
 
-it('names the package if its module does not load', async () => {
-  process.env.NAPI_RS_NATIVE_LIBRARY_PATH = join(directories.make(), 'missing.node');
-  try {
-    const error = await errorOf(() => load({}));
-    expect([error.code, error.message]).toEqual([
-      'ERR_DEVICE_UNAVAILABLE',
-      expect.stringContaining('package tokenizers'),
-    ]);
-  } finally {
-    delete process.env.NAPI_RS_NATIVE_LIBRARY_PATH;
-  }
+it('names the package if its module does not load', () => {
+  const script = `
+    const { Tokenizer } = require(${JSON.stringify(require.resolve('../../dist/lib/index.js'))});
+    Tokenizer.fromDirectory(process.argv[1]).catch(({ code, message }) => console.log(code, message));`;
+  const NAPI_RS_NATIVE_LIBRARY_PATH = join(directories.make(), 'missing.node');
+  const env = { ...process.env, NAPI_RS_NATIVE_LIBRARY_PATH };
+  const output = execFileSync(process.execPath, ['-e', script, write('tokenizer.json', base)], { env, encoding: 'utf8' });
+  expect(output).toMatch(/^ERR_DEVICE_UNAVAILABLE .*package tokenizers/);
+});
+
+it('encodes at most 8192 characters synchronously', async () => {
+  const tokenizer = await load({});
+  expect(tokenizer.encode('ab'.repeat(4096))).toHaveLength(8192);
+  const error = await errorOf(() => tokenizer.encode('a'.repeat(8193)));
+  expect([error.code, error.message]).toEqual(['ERR_INVALID_ARGUMENT', expect.stringContaining('use encodeAsync')]);
+  expect(await tokenizer.encodeAsync('a'.repeat(8193))).toHaveLength(8193);
+});
+
+it('ends a synchronous call that takes too long, and encodes afterwards', async () => {
+  const pattern = { Regex: '(x+x+)+y' };
+  const tokenizer = await load({ pre_tokenizer: { type: 'Split', pattern, behavior: 'Isolated', invert: false } });
+  const error = await errorOf(() => tokenizer.encode('x'.repeat(5000)));
+  expect(error.code).toBe('ERR_INVALID_CHECKPOINT');
+  expect(await tokenizer.encodeAsync('ab')).toEqual([0, 1]);
 });

@@ -5,15 +5,16 @@ import { randomBytes } from 'node:crypto';
 import { Worker } from 'node:worker_threads';
 import type { Tokenizer as Encoder } from 'tokenizers';
 
-/** What the process reads from stdin, in bytes: two JSON objects. `config` may have no bytes. */
-export interface WorkerFiles {
+/** What the process reads from stdin, in bytes. Of `config` and `template` there may be none. */
+export interface ChildFiles {
   tokenizer: number;
   config: number;
+  template: number;
 }
 
 /** The arguments of the process, as JSON. */
-export interface WorkerSettings {
-  files: WorkerFiles;
+export interface ChildSettings {
+  files: ChildFiles;
   loadLimitMs: number;
   memoryLimit: number;
 }
@@ -41,16 +42,19 @@ export interface EncodeRequest {
   id: number;
   text: string;
   addSpecialTokens: boolean;
-  parseSpecial: boolean;
-  /** Contents of tokens that `parseSpecial: false` leaves as text. Sent with the first request. */
-  controls?: string[];
+  /**
+   * Boundaries of the spans in which no control token is parsed: start, end, start, end ... in
+   * UTF-16 code units. Control tokens are the special tokens, and the other added tokens that the
+   * chat template contains.
+   */
+  literalSpans: readonly number[];
   limitMs: number;
 }
 
 /** `unavailable`: the library cannot be loaded here. `unsupported`: a part of an unknown type. */
 export type ProblemKind = 'unavailable' | 'unsupported' | 'malformed' | 'config';
 
-export type WorkerAnswer =
+export type ChildAnswer =
   | { loaded: Loaded }
   | { problem: { kind: ProblemKind; message: string } }
   | { id: number; tokens: Uint32Array; isLast: boolean }
@@ -229,11 +233,12 @@ class Host {
   readonly #library: typeof import('tokenizers');
   readonly #json: Json;
   readonly #encoder: Encoder;
-  /** Does not parse control tokens. */
-  #plain: Encoder | undefined;
+  readonly #controls: readonly string[];
+  readonly #hasLiteralControls: boolean;
+  #renamed: Renamed | undefined;
   readonly loaded: Loaded;
 
-  constructor(tokenizer: Buffer, configFile: Buffer) {
+  constructor(tokenizer: Buffer, configFile: Buffer, templateFile: Buffer) {
     try {
       this.#library = require('tokenizers');
     } catch (error) {
@@ -256,6 +261,8 @@ class Host {
     this.#json = json;
     this.#encoder = this.#build(json);
     this.loaded = this.#describe(config);
+    this.#controls = controlTokens(this.loaded, config, templateFile.toString('utf8'));
+    this.#hasLiteralControls = areLiteral(this.#controls, json);
   }
 
   #build(json: Json): Encoder {
@@ -319,21 +326,58 @@ class Host {
   }
 
   async encode(request: EncodeRequest): Promise<Uint32Array> {
-    const { text, addSpecialTokens, parseSpecial, controls } = request;
-    if (!parseSpecial && controls) this.#plain ??= this.#build(this.#withoutControls(controls));
-    const encoder = parseSpecial ? this.#encoder : (this.#plain as Encoder);
-    const encoding = await encoder.encode(text, null, { addSpecialTokens });
+    const { text, addSpecialTokens, literalSpans } = request;
+    const options = { addSpecialTokens };
+    const mayForge = literalSpans.length > 0 && this.#mayForge(text, literalSpans);
+    const encoding = mayForge
+      ? await this.#encodeRenamed(text, literalSpans, options)
+      : await this.#encoder.encode(text, null, options);
     return Uint32Array.from(encoding.getIds());
   }
 
+  /** Whether a control token may arise from text that is at least in part in the spans. */
+  #mayForge(text: string, spans: readonly number[]): boolean {
+    if (!this.#hasLiteralControls) return true;
+    return this.#controls.some((content) => {
+      let span = 0;
+      for (let at = text.indexOf(content); at >= 0; at = text.indexOf(content, at + 1)) {
+        while (span < spans.length && (spans[span + 1] as number) <= at) span += 2;
+        if (span >= spans.length) return false;
+        if ((spans[span] as number) < at + content.length) return true;
+      }
+      return false;
+    });
+  }
+
+  /** Encodes the control tokens outside the spans by their random names. */
+  #encodeRenamed(text: string, spans: readonly number[], options: { addSpecialTokens: boolean }) {
+    this.#renamed ??= this.#rename();
+    const { encoder, names } = this.#renamed;
+    const contents = [...this.#controls].sort((a, b) => b.length - a.length).map(escapeRegExp);
+    const pattern = new RegExp(contents.join('|') || '(?!)', 'g');
+    const parts: string[] = [];
+    let end = 0;
+    for (let i = 0; i <= spans.length; i += 2) {
+      const start = spans[i] ?? text.length;
+      const parsed = text.slice(end, start);
+      parts.push(parsed.replace(pattern, (content) => names.get(content) as string));
+      end = spans[i + 1] ?? text.length;
+      parts.push(text.slice(start, end));
+    }
+    return encoder.encode(parts.join(''), null, options);
+  }
+
   /**
-   * The tokenizer with the control tokens under random names, so that no text contains them. Their
-   * ids do not change. The library's own switch for this is not part of its Node API, and does not
-   * prevent a model such as Unigram from using the token as a piece.
+   * The tokenizer with the control tokens under random names, so that no text of a user contains
+   * them. Their ids do not change. The library's own switch for this is not part of its Node API,
+   * and does not prevent a model such as Unigram from using the token as a piece.
    */
-  #withoutControls(controls: string[]): Json {
+  #rename(): Renamed {
     const secret = randomBytes(16).toString('hex');
-    const names = new Map(controls.map((content, i) => [content, `${secret}${i}`]));
+    // All names have the same length, so none is the beginning of another.
+    const names = new Map(
+      this.#controls.map((content, i) => [content, `${secret}${String(i).padStart(8, '0')}`]),
+    );
     const rename = <T>(content: T): T | string => names.get(content as string) ?? content;
     const model = { ...(this.#json.model as Json) };
     model.vocab = Array.isArray(model.vocab)
@@ -352,16 +396,57 @@ class Host {
       ...token,
       content: rename(token.content),
     }));
-    return { ...this.#json, model, added_tokens };
+    return { encoder: this.#build({ ...this.#json, model, added_tokens }), names };
   }
 }
 
+interface Renamed {
+  encoder: Encoder;
+  /** The random names of the control tokens. */
+  names: Map<string, string>;
+}
+
+const escapeRegExp = (text: string) => text.replace(/[\\^$.*+?()[\]{}|/-]/g, '\\$&');
+
+/** Contents of the special tokens, and of the other added tokens that the chat template contains. */
+function controlTokens(loaded: Loaded, config: Json, templateFile: string): string[] {
+  const { chat_template: template } = config;
+  const entries = Array.isArray(template) ? template.map((entry) => entry?.template) : [template];
+  const templates = [templateFile, ...entries].filter((entry) => typeof entry === 'string');
+  const named = new Set(['bos_token', 'eos_token'].map((name) => loaded.config[name]));
+  const isControl = ({ content, special }: AddedToken) =>
+    special ||
+    named.has(content) ||
+    (content.trim() !== '' && templates.some((source) => source.includes(content)));
+  return loaded.addedTokens.filter(isControl).map(({ content }) => content);
+}
+
+/**
+ * Whether only a text that contains the content of a control token gives that token. False if a
+ * normalizer may turn other text into it, or Metaspace into a piece of the vocabulary.
+ */
+function areLiteral(controls: readonly string[], json: Json): boolean {
+  const steps = (part: unknown): Json[] => {
+    if (!isObject(part)) return [];
+    const list = part.normalizers ?? part.pretokenizers;
+    return part.type === 'Sequence' && Array.isArray(list) ? list.flatMap(steps) : [part];
+  };
+  const normalizers = steps(json.normalizer);
+  const isSpace = ({ pattern }: Json) => isObject(pattern) && pattern.String === ' ';
+  const isKnown = (step: Json) =>
+    ['NFC', 'Prepend'].includes(step.type as string) || (step.type === 'Replace' && isSpace(step));
+  if (!normalizers.every(isKnown)) return false;
+  const hasMetaspace = steps(json.pre_tokenizer).some(({ type }) => type === 'Metaspace');
+  const replacesText = normalizers.length > 0 || hasMetaspace;
+  return !replacesText || controls.every((content) => /^[\x20-\x7e]*$/.test(content));
+}
+
 /** Resolves when the message is written. */
-function answer(message: WorkerAnswer): Promise<void> {
+function answer(message: ChildAnswer): Promise<void> {
   return new Promise((resolve) => process.send?.(message, () => resolve()));
 }
 
-async function main(settings: WorkerSettings): Promise<void> {
+async function main(settings: ChildSettings): Promise<void> {
   const watchdog = new Watchdog(settings.memoryLimit);
   const end = watchdog.begin(settings.loadLimitMs, 0);
   // Not process.exit, which waits for calls inside the library.
@@ -369,10 +454,14 @@ async function main(settings: WorkerSettings): Promise<void> {
   const chunks: Buffer[] = [];
   for await (const chunk of process.stdin) chunks.push(chunk);
   const bytes = Buffer.concat(chunks);
-  const { tokenizer } = settings.files;
+  const { tokenizer, config } = settings.files;
   let host: Host;
   try {
-    host = new Host(bytes.subarray(0, tokenizer), bytes.subarray(tokenizer));
+    host = new Host(
+      bytes.subarray(0, tokenizer),
+      bytes.subarray(tokenizer, tokenizer + config),
+      bytes.subarray(tokenizer + config),
+    );
   } catch (error) {
     const kind = error instanceof Problem ? error.kind : 'malformed';
     end();
@@ -398,4 +487,4 @@ async function main(settings: WorkerSettings): Promise<void> {
   end();
 }
 
-void main(JSON.parse(process.argv[2] as string) as WorkerSettings);
+void main(JSON.parse(process.argv[2] as string) as ChildSettings);
