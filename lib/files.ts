@@ -18,7 +18,8 @@ export async function readRegularFile(file: string, maxBytes: number): Promise<B
       if (size > maxBytes) {
         throw invalidCheckpoint(file, `has ${size} bytes; the limit is ${maxBytes}`);
       }
-      const bytes = Buffer.alloc(size);
+      // Threads share the memory.
+      const bytes = Buffer.from(new SharedArrayBuffer(size));
       let length = 0;
       while (length < size) {
         const { bytesRead } = await handle.read(bytes, length, size - length, length);

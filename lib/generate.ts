@@ -275,7 +275,8 @@ async function encodePrompt(
   if (chat !== undefined && !isChat) {
     throw invalidArgument('chat requires a prompt of messages: omit chat, or pass messages');
   }
-  if (typeof prompt !== 'string' && !isChat) return checkTokens(prompt as readonly number[], config.vocabSize);
+  if (typeof prompt !== 'string' && !isChat)
+    return checkTokens(prompt as readonly number[], config.vocabSize);
   if (tokenizer === null) {
     throw invalidArgument(
       'a prompt of text requires a tokenizer, and the model has no tokenizer.json: pass tokens',

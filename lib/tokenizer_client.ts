@@ -1,5 +1,10 @@
 import { join } from 'node:path';
-import { MessageChannel, type MessagePort, receiveMessageOnPort, Worker } from 'node:worker_threads';
+import {
+  MessageChannel,
+  type MessagePort,
+  receiveMessageOnPort,
+  Worker,
+} from 'node:worker_threads';
 import { DiffqkvError } from './errors';
 import { packageRoot } from './paths';
 import type { Loaded } from './tokenizer_child';
@@ -20,6 +25,7 @@ class Thread {
   readonly #answered = new Int32Array(new SharedArrayBuffer(4));
   readonly #pending = new Map<number, Pending>();
   #nextId = 1;
+  #numOpen = 0;
   #error: DiffqkvError | undefined;
 
   constructor() {
@@ -35,7 +41,7 @@ class Thread {
     this.#worker.on('message', (answer: ThreadAnswer) => {
       const pending = this.#pending.get(answer.id);
       this.#pending.delete(answer.id);
-      if (this.#pending.size === 0) this.#worker.unref();
+      this.#rest();
       if ('error' in answer) pending?.reject(toError(answer.error));
       else pending?.resolve(answer);
     });
@@ -49,8 +55,35 @@ class Thread {
     this.#worker.on('exit', () => fail('ended'));
   }
 
+  get hasFailed(): boolean {
+    return this.#error !== undefined;
+  }
+
   newId(): number {
     return this.#nextId++;
+  }
+
+  /** Returns the number of a tokenizer, which has no process yet. */
+  open(source: TokenizerSource): number {
+    const tokenizer = this.newId();
+    this.#numOpen++;
+    this.post({ kind: 'open', tokenizer, source });
+    return tokenizer;
+  }
+
+  /** Ends the process of a tokenizer, and the thread with the last one. */
+  close(tokenizer: number): void {
+    this.#numOpen--;
+    this.post({ kind: 'close', tokenizer });
+    this.#rest();
+  }
+
+  #rest(): void {
+    if (this.#pending.size > 0) return;
+    this.#worker.unref();
+    if (this.#numOpen > 0 || thread !== this) return;
+    thread = undefined;
+    this.post({ kind: 'end' });
   }
 
   post(request: ThreadRequest): void {
@@ -93,20 +126,34 @@ function toError({ code, message }: { code: DiffqkvError['code']; message: strin
   return new DiffqkvError(code, message);
 }
 
+/** The thread and the number of an open tokenizer. */
+interface Connection {
+  thread: Thread;
+  tokenizer: number;
+}
+
+/** What a {@link TokenizerClient} and the registry below have in common. */
+interface State {
+  connection: Connection | undefined;
+}
+
+function disconnect(state: State): void {
+  state.connection?.thread.close(state.connection.tokenizer);
+  state.connection = undefined;
+}
+
 // A tokenizer that is not used any more ends its process.
-const unused = new FinalizationRegistry<() => void>((forget) => forget());
+const unused = new FinalizationRegistry(disconnect);
 
 /** Encodes texts in another process: see lib/tokenizer_process.ts. */
 export class TokenizerClient {
-  readonly loaded: Loaded;
-  readonly #thread: Thread;
-  readonly #tokenizer: number;
+  readonly #source: TokenizerSource;
+  readonly #state: State = { connection: undefined };
+  #loaded: Loaded | undefined;
 
-  private constructor(thread: Thread, tokenizer: number, loaded: Loaded) {
-    this.#thread = thread;
-    this.#tokenizer = tokenizer;
-    this.loaded = loaded;
-    unused.register(this, () => thread.post({ kind: 'close', tokenizer, isForgotten: true }));
+  private constructor(source: TokenizerSource) {
+    this.#source = source;
+    unused.register(this, this.#state);
   }
 
   /**
@@ -114,21 +161,34 @@ export class TokenizerClient {
    * read the files, ERR_DEVICE_UNAVAILABLE if the library does not work here.
    */
   static async load(source: TokenizerSource): Promise<TokenizerClient> {
-    thread ??= new Thread();
-    const current = thread;
-    const id = current.newId();
-    const answer = await current.call({ kind: 'load', id, tokenizer: id, source });
-    return new TokenizerClient(current, id, (answer as { loaded: Loaded }).loaded);
+    const client = new TokenizerClient(source);
+    const { thread, tokenizer } = client.#connect();
+    try {
+      const answer = await thread.call({ kind: 'load', id: thread.newId(), tokenizer });
+      client.#loaded = (answer as { loaded: Loaded }).loaded;
+      return client;
+    } catch (error) {
+      client.close();
+      throw error;
+    }
+  }
+
+  get loaded(): Loaded {
+    return this.#loaded as Loaded;
   }
 
   /** Rejects with ERR_INVALID_CHECKPOINT if the tokenizer fails or exceeds a limit. */
   async encode(call: EncodeCall): Promise<number[]> {
-    return tokensOf(await this.#thread.call(this.#request(call, { isAwaited: false })));
+    const { thread, tokenizer } = this.#connect();
+    const id = thread.newId();
+    return tokensOf(await thread.call({ kind: 'encode', id, tokenizer, call, isAwaited: false }));
   }
 
   /** Like `encode`, but waits for the tokens. Returns undefined after `limitMs`. */
   encodeNow(call: EncodeCall, limitMs: number): number[] | undefined {
-    const answer = this.#thread.wait(this.#request(call, { isAwaited: true }), limitMs);
+    const { thread, tokenizer } = this.#connect();
+    const id = thread.newId();
+    const answer = thread.wait({ kind: 'encode', id, tokenizer, call, isAwaited: true }, limitMs);
     if (answer === undefined) return undefined;
     if ('error' in answer) throw toError(answer.error);
     return tokensOf(answer);
@@ -136,13 +196,15 @@ export class TokenizerClient {
 
   /** Ends the process. A later call starts it again. */
   close(): void {
-    this.#thread.post({ kind: 'close', tokenizer: this.#tokenizer, isForgotten: false });
+    disconnect(this.#state);
   }
 
-  #request(call: EncodeCall, { isAwaited }: { isAwaited: boolean }) {
-    const id = this.#thread.newId();
-    const tokenizer = this.#tokenizer;
-    return { kind: 'encode', id, tokenizer, call, isAwaited } satisfies ThreadRequest;
+  #connect(): Connection {
+    const { connection } = this.#state;
+    if (connection !== undefined && !connection.thread.hasFailed) return connection;
+    thread ??= new Thread();
+    this.#state.connection = { thread, tokenizer: thread.open(this.#source) };
+    return this.#state.connection;
   }
 }
 

@@ -58,6 +58,7 @@ export class TokenizerProcess {
   #child: Child | undefined;
   readonly #waiting: Pending[] = [];
   #nextId = 0;
+  #isClosed = false;
 
   constructor(source: TokenizerSource) {
     this.#source = source;
@@ -86,8 +87,9 @@ export class TokenizerProcess {
     });
   }
 
-  /** Ends the process. A later call starts it again. */
+  /** Ends the process. Calls that are not done reject with ERR_DISPOSED. */
   close(): void {
+    this.#isClosed = true;
     this.#child?.process.kill('SIGKILL');
   }
 
@@ -143,7 +145,11 @@ export class TokenizerProcess {
       );
     }
     const childProcess = fork(script, [JSON.stringify(settings)], {
-      ...{ env: { ...process.env, ELECTRON_RUN_AS_NODE: '1' }, execArgv: [], serialization: 'advanced' },
+      ...{
+        env: { ...process.env, ELECTRON_RUN_AS_NODE: '1' },
+        execArgv: [],
+        serialization: 'advanced',
+      },
       stdio: ['pipe', 'ignore', 'pipe', 'ipc'],
     });
     let stderr = '';
@@ -197,6 +203,12 @@ export class TokenizerProcess {
     const calls = [...child.running.values()];
     child.running.clear();
     const { file } = this.#source;
+    if (this.#isClosed) {
+      for (const { reject } of [...calls, ...this.#waiting.splice(0)]) {
+        reject(new DiffqkvError('ERR_DISPOSED', 'the tokenizer was disposed of while it encoded'));
+      }
+      return;
+    }
     for (const call of calls) {
       if (calls.length > 1) this.#waiting.push({ ...call, tokens: [], solo: true });
       else call.reject(invalidCheckpoint(file, `the tokenizer ${reason}`));
@@ -204,10 +216,7 @@ export class TokenizerProcess {
     this.#next();
   }
 
-  #receive(
-    child: Child,
-    answer: Exclude<ChildAnswer, { loaded: unknown } | { problem: unknown }>,
-  ) {
+  #receive(child: Child, answer: Exclude<ChildAnswer, { loaded: unknown } | { problem: unknown }>) {
     const pending = child.running.get(answer.id);
     if (pending === undefined) return;
     if ('tokens' in answer) {

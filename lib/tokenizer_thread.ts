@@ -16,9 +16,11 @@ export interface ThreadData {
 
 /** `tokenizer` is a number that the caller chooses. */
 export type ThreadRequest =
-  | { kind: 'load'; id: number; tokenizer: number; source: TokenizerSource }
-  | { kind: 'encode'; id: number; tokenizer: number; call: EncodeCall; isAwaited: boolean }
-  | { kind: 'close'; tokenizer: number; isForgotten: boolean };
+  | { kind: 'open'; tokenizer: number; source: TokenizerSource }
+  | { kind: 'load'; tokenizer: number; id: number }
+  | { kind: 'encode'; tokenizer: number; id: number; call: EncodeCall; isAwaited: boolean }
+  | { kind: 'close'; tokenizer: number }
+  | { kind: 'end' };
 
 export type ThreadAnswer =
   | { id: number; loaded: Loaded }
@@ -35,11 +37,11 @@ function failure(id: number, error: unknown): ThreadAnswer {
   return { id, error: { code, message } };
 }
 
-async function load({ id, tokenizer, source }: Extract<ThreadRequest, { kind: 'load' }>) {
-  const process = new TokenizerProcess(source);
+const processOf = (tokenizer: number) => processes.get(tokenizer) as TokenizerProcess;
+
+async function load({ id, tokenizer }: Extract<ThreadRequest, { kind: 'load' }>): Promise<void> {
   try {
-    const loaded = await process.load();
-    processes.set(tokenizer, process);
+    const loaded = await processOf(tokenizer).load();
     port.postMessage({ id, loaded } satisfies ThreadAnswer);
   } catch (error) {
     port.postMessage(failure(id, error));
@@ -50,7 +52,7 @@ async function encode(request: Extract<ThreadRequest, { kind: 'encode' }>): Prom
   const { id, tokenizer, call, isAwaited } = request;
   let answer: ThreadAnswer;
   try {
-    const tokens = await (processes.get(tokenizer) as TokenizerProcess).encode(call);
+    const tokens = await processOf(tokenizer).encode(call);
     answer = { id, tokens: Uint32Array.from(tokens) };
   } catch (error) {
     answer = failure(id, error);
@@ -62,10 +64,23 @@ async function encode(request: Extract<ThreadRequest, { kind: 'encode' }>): Prom
 }
 
 port.on('message', (request: ThreadRequest) => {
-  if (request.kind === 'load') void load(request);
-  else if (request.kind === 'encode') void encode(request);
-  else {
-    processes.get(request.tokenizer)?.close();
-    if (request.isForgotten) processes.delete(request.tokenizer);
+  switch (request.kind) {
+    case 'open':
+      processes.set(request.tokenizer, new TokenizerProcess(request.source));
+      break;
+    case 'load':
+      void load(request);
+      break;
+    case 'encode':
+      void encode(request);
+      break;
+    case 'close':
+      processOf(request.tokenizer).close();
+      processes.delete(request.tokenizer);
+      break;
+    case 'end':
+      // The thread ends when the processes have ended.
+      awaited.close();
+      port.close();
   }
 });

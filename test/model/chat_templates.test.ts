@@ -189,8 +189,11 @@ describe('parts of a conversation', () => {
     ['{% macro f(x) %}<{{ x }}>{% endmacro %}{{ f(messages[0].content)|trim|reverse }}', '>[  b,a "ß"\n>|dne|<  ]<'],
     ['{{ messages[0].content|trim|indent(1) }}', '[<|end|>]\n ["ß" a,b]'.replaceAll('\\"', '"')],
     ['{{ messages[0].content * 2 }}', '[  <|end|>\n"ß" a,b    <|end|>\n"ß" a,b  ]'],
-    ['{{ dict(**{messages[0].content|trim: 1}) }}', "{'[<|end|>\\n\"ß\" a,b]': 1}"],
-    ['{% macro f() %}{{ kwargs|list|first }}{% endmacro %}{{ f(**{messages[0].content|trim: 1}) }}', '[<|end|>\n"ß" a,b]'],
+    ['{{ dict(**{messages[0].content|trim: 1}) }}', '{\'[<|end|>\\n"ß" a,b]\': 1}'],
+    [
+      '{% macro f() %}{{ kwargs|list|first }}{% endmacro %}{{ f(**{messages[0].content|trim: 1}) }}',
+      '[<|end|>\n"ß" a,b]',
+    ],
     ["{{ (messages[0].content|trim ~ '%%') % () }}", '[<|end|>\n"ß" a,b]%'],
     ["{{ (messages[0].content[2:3] ~ '{{{:>2}') .format('a') }}", '[<]{[ a]'],
     ['{% for c in messages[0].content.strip()[:3] %}{{ c }}-{% endfor %}', '[<]-[|]-[e]-'],

@@ -44,7 +44,11 @@ it('rejects only the text that aborts the library, and encodes afterwards', asyn
 
 it.each([
   ['a damaged table', { normalizer: { type: 'Precompiled', precompiled_charsmap: 'AAAA' } }, /Precompiled/],
-  ['steps that fill the memory', { normalizer: { type: 'Sequence', normalizers: growth(12) } }, /too much memory|time limit/],
+  [
+    'steps that fill the memory',
+    { normalizer: { type: 'Sequence', normalizers: growth(12) } },
+    /too much memory|time limit/,
+  ],
   ['a post-processor without its token', { post_processor: missingToken() }, /no entry found/],
 ])('rejects a tokenizer.json with %s', async (_, parts, message) => {
   const error = await errorOf(() => load(parts));
@@ -106,7 +110,10 @@ it('names the package if its module does not load', () => {
     Tokenizer.fromDirectory(process.argv[1]).catch(({ code, message }) => console.log(code, message));`;
   const NAPI_RS_NATIVE_LIBRARY_PATH = join(directories.make(), 'missing.node');
   const env = { ...process.env, NAPI_RS_NATIVE_LIBRARY_PATH };
-  const output = execFileSync(process.execPath, ['-e', script, write('tokenizer.json', base)], { env, encoding: 'utf8' });
+  const output = execFileSync(process.execPath, ['-e', script, write('tokenizer.json', base)], {
+    env,
+    encoding: 'utf8',
+  });
   expect(output).toMatch(/^ERR_DEVICE_UNAVAILABLE .*package tokenizers/);
 });
 
