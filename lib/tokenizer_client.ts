@@ -5,7 +5,7 @@ import {
   receiveMessageOnPort,
   Worker,
 } from 'node:worker_threads';
-import { DiffqkvError } from './errors';
+import { aborted, DiffqkvError } from './errors';
 import { packageRoot } from './paths';
 import type { Loaded } from './tokenizer_child';
 import type { EncodeCall, TokenizerSource } from './tokenizer_process';
@@ -158,18 +158,24 @@ export class TokenizerClient {
 
   /**
    * Starts the process. Rejects with ERR_INVALID_CHECKPOINT or ERR_UNSUPPORTED_MODEL if it cannot
-   * read the files, ERR_DEVICE_UNAVAILABLE if the library does not work here.
+   * read the files, ERR_DEVICE_UNAVAILABLE if the library does not work here, ABORT_ERR if `signal`
+   * is aborted meanwhile.
    */
-  static async load(source: TokenizerSource): Promise<TokenizerClient> {
+  static async load(source: TokenizerSource, signal?: AbortSignal): Promise<TokenizerClient> {
     const client = new TokenizerClient(source);
     const { thread, tokenizer } = client.#connect();
+    const onAbort = () => client.close();
+    signal?.addEventListener('abort', onAbort);
     try {
       const answer = await thread.call({ kind: 'load', id: thread.newId(), tokenizer });
       client.#loaded = (answer as { loaded: Loaded }).loaded;
       return client;
     } catch (error) {
       client.close();
+      if (signal?.aborted) throw aborted('while the tokenizer was loaded');
       throw error;
+    } finally {
+      signal?.removeEventListener('abort', onAbort);
     }
   }
 
