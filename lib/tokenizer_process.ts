@@ -28,8 +28,8 @@ export type EncodeCall = Omit<EncodeRequest, 'id' | 'limitMs'>;
 interface Pending {
   call: EncodeCall;
   /** The tokens that have arrived. */
-  tokens: number[];
-  resolve(tokens: number[]): void;
+  parts: Uint32Array[];
+  resolve(tokens: Uint32Array): void;
   reject(error: Error): void;
   /** The process ended while it ran this call and others, so it runs by itself now. */
   solo: boolean;
@@ -80,9 +80,9 @@ export class TokenizerProcess {
   }
 
   /** Rejects with ERR_INVALID_CHECKPOINT if the tokenizer fails or exceeds a limit. */
-  encode(call: EncodeCall): Promise<number[]> {
+  encode(call: EncodeCall): Promise<Uint32Array> {
     return new Promise((resolve, reject) => {
-      this.#waiting.push({ call, tokens: [], resolve, reject, solo: false });
+      this.#waiting.push({ call, parts: [], resolve, reject, solo: false });
       this.#next();
     });
   }
@@ -210,7 +210,7 @@ export class TokenizerProcess {
       return;
     }
     for (const call of calls) {
-      if (calls.length > 1) this.#waiting.push({ ...call, tokens: [], solo: true });
+      if (calls.length > 1) this.#waiting.push({ ...call, parts: [], solo: true });
       else call.reject(invalidCheckpoint(file, `the tokenizer ${reason}`));
     }
     this.#next();
@@ -220,11 +220,11 @@ export class TokenizerProcess {
     const pending = child.running.get(answer.id);
     if (pending === undefined) return;
     if ('tokens' in answer) {
-      for (const token of answer.tokens) pending.tokens.push(token);
+      pending.parts.push(answer.tokens);
       if (!answer.isLast) return;
     }
     child.running.delete(answer.id);
-    if ('tokens' in answer) pending.resolve(pending.tokens);
+    if ('tokens' in answer) pending.resolve(concatenate(pending.parts));
     else pending.reject(invalidCheckpoint(this.#source.file, `cannot encode: ${answer.error}`));
     this.#next();
   }
@@ -240,6 +240,16 @@ export class TokenizerProcess {
         `(${message.split('\n')[0]}): pass prompts as tokens, to a model without tokenizer.json`,
     );
   }
+}
+
+function concatenate(parts: Uint32Array[]): Uint32Array {
+  const whole = new Uint32Array(parts.reduce((sum, { length }) => sum + length, 0));
+  let end = 0;
+  for (const part of parts) {
+    whole.set(part, end);
+    end += part.length;
+  }
+  return whole;
 }
 
 /** Why the process ended, from what it wrote last: a clause. */
