@@ -15,7 +15,7 @@ import {
 import { explain } from './explain';
 import { type GenerateOptions, generate, type Prompt } from './generate';
 import type { Generation } from './generation';
-import { native } from './internal';
+import { endProcess, native } from './internal';
 import { packageRoot } from './paths';
 import { presets } from './presets';
 import { checkSeed } from './sampling';
@@ -146,11 +146,13 @@ export class Model implements Disposable {
       const model = await withCancel(signal, (cancel) =>
         where.device[native].loadModel({ directory, ...nativeOptions, onProgress: report, cancel }),
       );
+      let tokenizer: Tokenizer | null = null;
       try {
-        const tokenizer = await Tokenizer.fromDirectory(directory);
+        tokenizer = await Tokenizer.fromDirectory(directory);
         throwIfAborted(signal);
         return callNative(() => new Model(model, where, tokenizer));
       } catch (error) {
+        tokenizer?.[endProcess]();
         model.dispose();
         throw error;
       }
@@ -236,6 +238,7 @@ export class Model implements Disposable {
    */
   dispose(): void {
     this.#native.dispose();
+    this.tokenizer?.[endProcess]();
     if (this.#ownsDevice) this.device.dispose();
   }
 

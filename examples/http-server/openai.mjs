@@ -133,7 +133,7 @@ function readPrompt(prompt, refuse) {
 }
 
 function promptTokens({ tokenizer }, prompt) {
-  return typeof prompt === 'string' ? tokenizer.encode(prompt) : prompt;
+  return typeof prompt === 'string' ? tokenizer.encodeAsync(prompt) : prompt;
 }
 
 function readMessages(messages, refuse) {
@@ -148,8 +148,7 @@ function readMessages(messages, refuse) {
 }
 
 function chatTokens({ tokenizer }, messages) {
-  // The template writes the special tokens itself.
-  return tokenizer.encode(tokenizer.applyChatTemplate(messages), { addSpecialTokens: false });
+  return tokenizer.encodeChat(messages);
 }
 
 const isText = (part) => part?.type === 'text' && typeof part.text === 'string';

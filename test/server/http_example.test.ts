@@ -455,7 +455,7 @@ it('encodes behind the gate, rejects long prompts without encoding them, and sho
     const model = {
       config: { maxPositionEmbeddings: 100 },
       kvCache: {},
-      tokenizer: { encode, applyChatTemplate: (messages) => messages[0].content },
+      tokenizer: { encodeAsync: encode, encodeChat: ([{ content }]) => encode(content) },
       generate: () => ({ result: new Promise((resolve) => setTimeout(resolve, 20, result)) }),
     };
     const { server, close } = createApp(model, 'm', { maxConcurrent: 2, maxQueue: 20, directory: '/secret/model' });

@@ -97,7 +97,7 @@ const plan = () => ({
   files: [
     ...['dist/lib', 'dist/bench/shapes.js', 'package.json', 'test/tools/gpu-check.sh', 'test/tools/suites.mjs'],
     ...['steps.sh', 'limits.py', 'models.cjs', 'stand_in'].map((name) => `test/gpu/${name}`),
-    ...packageClosure(['jest', 'node-gyp-build', '@huggingface/tokenizers']),
+    ...packageClosure(['jest', 'node-gyp-build', 'tokenizers']),
     ...packageClosure(['node-addon-api', 'node-api-headers']),
   ],
   /** TypeScript files, copied as JavaScript. */
