@@ -28,7 +28,7 @@ Napi::Object js_config(Napi::Env env, const Config& config) {
   auto set = [&](const char* name, auto value) {
     result.Set(name, Napi::Number::New(env, static_cast<double>(value)));
   };
-  result["architecture"] = config.architecture;
+  result["architecture"] = std::string(config.architecture->name);
   set("hiddenSize", config.hidden_size);
   set("intermediateSize", config.intermediate_size);
   set("augQSize", config.aug_q_size);

@@ -118,34 +118,36 @@ std::vector<std::string> architecture_names(const Fields& fields) {
   return names;
 }
 
-// "sigma" or "llama". Head counts decide whether a config is DiffQKV, not its name: there are
-// public configs named "sigma" of other architectures.
-std::string decide_architecture(const Fields& fields) {
+// Head counts decide whether a config is DiffQKV, not its name: there are public configs named
+// "sigma" of other architectures. A config that is named Llama and has both counts is DiffQKV.
+const Architecture* decide_architecture(const Fields& fields) {
   const bool has_k = fields.has("num_key_heads"), has_v = fields.has("num_value_heads");
   const std::string lacking = has_k ? "num_value_heads" : has_v ? "num_key_heads" : "num_key_heads and num_value_heads";
-  bool named_sigma = false;
-  bool named_llama = false;
+  const Architecture* sigma = find_architecture("sigma");
+  const Architecture* other = nullptr;
+  bool is_sigma = false;
   std::string quoted;
   for (const std::string& name : architecture_names(fields)) {
-    if (name == "SigmaForCausalLM" || name == "sigma" || name == "diffqkv") {
-      named_sigma = true;
-    } else if (name == "LlamaForCausalLM" || name == "llama") {
-      named_llama = true;
-    } else {
-      fields.unsupported("the architecture '" + printable(name) +
-                         "' is not supported; it must be Sigma (DiffQKV) or Llama" +
-                         (has_k && has_v ? "" : ". A DiffQKV config has " + lacking));
+    const Architecture* row = find_architecture(name);
+    if (!row) {
+      fields.unsupported("the architecture '" + printable(name) + "' is not supported; it must be " +
+                         architecture_titles() + (has_k && has_v ? "" : ". A DiffQKV config has " + lacking));
     }
     quoted += (quoted.empty() ? "'" : ", '") + name + "'";
+    if (row == sigma) {
+      is_sigma = true;
+    } else if (other && other != row) {
+      fields.unsupported("the config has the names of two architectures (" + printable(quoted) + ")");
+    } else {
+      other = row;
+    }
   }
-  if (has_k && has_v) return "sigma";
-  if (named_llama && !named_sigma && !has_k && !has_v) return "llama";
-  fields.unsupported("the config (" +
-                     (quoted.empty() ? std::string("no model_type, no architectures") : printable(quoted)) +
-                     ") has no " + lacking +
-                     ", so it is not DiffQKV; models named Sigma without them have another architecture. Sigma "
-                     "(DiffQKV) and Llama are "
-                     "supported");
+  if (has_k && has_v && (!other || other == find_architecture("llama"))) return sigma;
+  if (other && !is_sigma && !has_k && !has_v) return other;
+  fields.unsupported(
+      "the config (" + (quoted.empty() ? std::string("no model_type, no architectures") : printable(quoted)) +
+      ") has no " + lacking + ", so it is not DiffQKV; models named Sigma without them have another architecture. " +
+      architecture_titles() + " is supported");
 }
 
 // Whether a key enables a feature: not missing, null, false, 0 or empty.
@@ -157,41 +159,68 @@ bool enables(const Fields& fields, const char* key) {
   return value.is(Kind::string) || value.size() > 0;
 }
 
-// Rejects features that change the result and are not implemented. Ignoring them would silently
-// produce wrong text.
-void check_features(const Fields& fields) {
-  static constexpr struct {
-    const char* key;
-    const char* what;
-  } kFeatures[] = {
-      {"attention_bias", "biases in attention"},
-      {"qkv_bias", "biases in attention"},
-      {"mlp_bias", "biases in the FFN"},
-      {"num_experts", "mixture of experts"},
-      {"num_local_experts", "mixture of experts"},
-      {"n_routed_experts", "mixture of experts"},
-      {"moe_intermediate_size", "mixture of experts"},
-      {"kv_lora_rank", "multi-head latent attention"},
-      {"q_lora_rank", "multi-head latent attention"},
-      {"quantization_config", "quantized weights"},
-      {"attn_logit_softcapping", "soft-capped scores"},
-      {"final_logit_softcapping", "soft-capped logits"},
-      {"qk_norm", "normalized Q and K"},
-      {"use_qk_norm", "normalized Q and K"},
+// Features that are not implemented. A key that turns its feature off is accepted.
+constexpr struct {
+  const char* key;
+  const char* what;
+} kFeatures[] = {
+    {"attention_bias", "biases in attention"},
+    {"qkv_bias", "biases in attention"},
+    {"mlp_bias", "biases in the FFN"},
+    {"num_experts", "mixture of experts"},
+    {"num_local_experts", "mixture of experts"},
+    {"n_routed_experts", "mixture of experts"},
+    {"moe_intermediate_size", "mixture of experts"},
+    {"kv_lora_rank", "multi-head latent attention"},
+    {"q_lora_rank", "multi-head latent attention"},
+    {"quantization_config", "quantized weights"},
+    {"attn_logit_softcapping", "soft-capped scores"},
+    {"final_logit_softcapping", "soft-capped logits"},
+    {"rope_interleaved", "interleaved RoPE"},
+    {"use_mrope", "multimodal RoPE"},
+    {"pruned_heads", "pruned heads"},
+    {"add_cross_attention", "cross-attention"},
+    {"qk_norm", "normalized Q and K"},
+    {"use_qk_norm", "normalized Q and K"},
+};
+
+// Rejects keys that change the result, or may change it. Ignoring them would silently produce wrong
+// text.
+void check_features(const Fields& fields, const Architecture& architecture) {
+  const auto is_feature = [](const std::string& key) {
+    return std::any_of(std::begin(kFeatures), std::end(kFeatures), [&](const auto& f) { return key == f.key; });
   };
   for (const auto& feature : kFeatures) {
-    if (enables(fields, feature.key)) {
+    if (enables(fields, feature.key) && !is_known_key(architecture, feature.key)) {
       fields.unsupported(fields.name(feature.key) + " is " + Fields::shown(fields.get(feature.key)) +
                          ": not supported (" + feature.what + ")");
     }
   }
-  if (enables(fields, "sliding_window") && fields.boolean("use_sliding_window", true)) {
-    fields.unsupported("sliding_window is " + Fields::shown(fields.get("sliding_window")) +
+  // An architecture that needs use_sliding_window has a default for sliding_window.
+  const bool has_window = enables(fields, "sliding_window");
+  if (fields.boolean("use_sliding_window", architecture.use_sliding_window) &&
+      (has_window || !architecture.use_sliding_window)) {
+    const char* key = has_window ? "sliding_window" : "use_sliding_window";
+    fields.unsupported(std::string(key) + " is " + Fields::shown(fields.get(key)) +
                        ": not supported (sliding-window attention)");
+  }
+  if (fields.has("layer_types")) {
+    const JsonValue& types = fields.get("layer_types");
+    if (!types.is(Kind::array)) fields.malformed("layer_types is " + Fields::shown(types) + "; it must be an array");
+    for (size_t i = 0; i < types.size(); i++) {
+      if (types[i].is(Kind::string) && types[i].text() == "full_attention") continue;
+      fields.unsupported("layer_types has " + Fields::shown(types[i]) + "; it must be \"full_attention\"");
+    }
   }
   const std::string activation = fields.string("hidden_act", "silu");
   if (activation != "silu" && activation != "swish") {
     fields.unsupported("hidden_act is '" + printable(activation) + "'; it must be 'silu'");
+  }
+  for (const std::string& key : fields.keys()) {
+    if (!fields.has(key.c_str()) || is_known_key(architecture, key) || is_feature(key)) continue;
+    fields.unsupported(printable(key) + " is " + Fields::shown(fields.get(key.c_str())) + ": this key is unknown for " +
+                       architecture.title +
+                       " and may change the result of the model; remove it from config.json if it does not");
   }
 }
 
@@ -216,6 +245,11 @@ void check_whole_rotary(const Fields& fields) {
 // `place` is the name of the object in the file.
 Rope read_rope_object(const Fields& fields, const std::string& place) {
   Rope rope;
+  for (const std::string& key : fields.keys()) {
+    if (!fields.has(key.c_str()) || is_known_rope_key(key)) continue;
+    fields.unsupported(place + "." + printable(key) + " is " + Fields::shown(fields.get(key.c_str())) +
+                       ": this key is unknown and may change the result of the model");
+  }
   if (fields.has("rope_theta")) rope.theta = fields.positive("rope_theta");
   check_whole_rotary(fields);
   rope.type = fields.string("rope_type", fields.string("type", "default").c_str());
@@ -279,8 +313,8 @@ Rope read_rope_fields(const Fields& fields, const Config& config) {
     }
   }
   if (!rope.theta) {
-    const bool has_default = config.architecture == "llama" && !fields.has("rope_theta");  // of LlamaConfig
-    rope.theta = has_default ? 10000 : fields.positive("rope_theta");
+    const std::optional<double>& otherwise = config.architecture->rope_theta;
+    rope.theta = otherwise && !fields.has("rope_theta") ? *otherwise : fields.positive("rope_theta");
   }
   // Below 1 the angles would grow with d, beyond the range that float64 can reduce.
   if (*rope.theta < 1) {
@@ -368,9 +402,9 @@ void read_key_and_value_dims(const Fields& fields, Config& config) {
 
 void read_heads(const Fields& fields, Config& config) {
   config.num_q_heads = fields.integer("num_attention_heads", 1, kMaxHeads);
-  const bool sigma = config.architecture == "sigma";
-  const char* k_key = sigma ? "num_key_heads" : "num_key_value_heads";
-  const char* v_key = sigma ? "num_value_heads" : "num_key_value_heads";
+  const Architecture& architecture = *config.architecture;
+  const char* k_key = architecture.k_heads_key;
+  const char* v_key = architecture.v_heads_key;
   config.num_k_heads = fields.integer(k_key, 1, kMaxHeads, config.num_q_heads);
   config.num_v_heads = fields.integer(v_key, 1, kMaxHeads, config.num_q_heads);
   const auto check = [&](const char* key, int64_t num_heads) {
@@ -380,18 +414,18 @@ void read_heads(const Fields& fields, Config& config) {
   };
   check(k_key, config.num_k_heads);
   check(v_key, config.num_v_heads);
-  if (!fields.has("head_dim") && config.hidden_size % config.num_q_heads != 0) {
+  if (!fields.has("head_dim") && architecture.head_dim == 0 && config.hidden_size % config.num_q_heads != 0) {
     fields.malformed("head_dim is missing, and hidden_size (" + std::to_string(config.hidden_size) +
                      ") is not a multiple of num_attention_heads (" + std::to_string(config.num_q_heads) + ")");
   }
-  const int64_t size =
-      fields.has("head_dim") ? fields.integer("head_dim", 2, kMaxHeadDim) : config.hidden_size / config.num_q_heads;
+  const int64_t otherwise = architecture.head_dim ? architecture.head_dim : config.hidden_size / config.num_q_heads;
+  const int64_t size = fields.has("head_dim") ? fields.integer("head_dim", 2, kMaxHeadDim) : otherwise;
   if (size % 2 != 0 || size < 2 || size > kMaxHeadDim) {
     fields.malformed("head_dim is " + std::to_string(size) + "; it must be from 2 to " + std::to_string(kMaxHeadDim) +
                      ", and even, because RoPE rotates pairs");
   }
   config.head_dim_qk = config.head_dim_vo = config.head_dim_k = size;
-  if (sigma) read_key_and_value_dims(fields, config);
+  if (architecture.diffqkv) read_key_and_value_dims(fields, config);
   if (config.q_size() > kMaxQSize) {
     fields.malformed("num_attention_heads * head_dim is " + std::to_string(config.q_size()) + "; the limit is " +
                      std::to_string(kMaxQSize));
@@ -405,16 +439,16 @@ Config parse_config(std::string_view text, const std::string& origin, ErrorCode 
   const Fields fields(json, origin, malformed);
   Config config;
   config.architecture = decide_architecture(fields);
-  check_features(fields);
-  const bool sigma = config.architecture == "sigma";
+  const Architecture& architecture = *config.architecture;
+  check_features(fields, architecture);
   config.hidden_size = fields.integer("hidden_size", 1, kMaxHidden);
   config.intermediate_size = fields.integer("intermediate_size", 1, kMaxInner);
   config.num_layers = fields.integer("num_hidden_layers", 1, kMaxLayers);
   config.vocab_size = fields.integer("vocab_size", 1, kMaxVocab);
   config.max_position_embeddings = fields.integer("max_position_embeddings", 1, kMaxPositions, 2048);
-  config.aug_q_size = sigma ? fields.integer("aug_q_dim", 0, kMaxInner, Config::kUnknown) : 0;
-  // 1e-6 is the default of LlamaConfig. The paper has none for Sigma.
-  config.rms_norm_eps = !sigma && !fields.has("rms_norm_eps") ? 1e-6 : fields.positive("rms_norm_eps");
+  config.aug_q_size = architecture.diffqkv ? fields.integer("aug_q_dim", 0, kMaxInner, Config::kUnknown) : 0;
+  const bool has_eps = fields.has("rms_norm_eps") || !architecture.rms_norm_eps;
+  config.rms_norm_eps = has_eps ? fields.positive("rms_norm_eps") : *architecture.rms_norm_eps;
   if (config.rms_norm_eps > 1)
     fields.malformed("rms_norm_eps is " + number_text(config.rms_norm_eps) + "; it must be at most 1");
   config.tie_word_embeddings = fields.boolean("tie_word_embeddings", false);

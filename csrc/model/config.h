@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "backend/error.h"
+#include "model/architectures.h"
 
 namespace diffqkv {
 
@@ -34,7 +35,7 @@ struct Config {
   // checkpoint.
   static constexpr int64_t kUnknown = -1;
 
-  std::string architecture;  // "sigma" or "llama"
+  const Architecture* architecture = nullptr;
   int64_t hidden_size = 0;
   int64_t intermediate_size = 0;
   int64_t aug_q_size = 0;  // 0 without augmented Q

@@ -126,8 +126,8 @@ void check_no_other_tensors(const Config& config, const Checkpoint& checkpoint) 
       throw Error(ErrorCode::invalid_checkpoint,
                   place + "belongs to augmented Q, which config.json and the first layer do not have");
     }
-    throw Error(ErrorCode::unsupported_model,
-                place + "is not part of a Sigma or Llama layer, and would change the result of the model");
+    throw Error(ErrorCode::unsupported_model, place + "is not part of a layer of " + config.architecture->title +
+                                                  ", and would change the result of the model");
   }
 }
 

@@ -84,7 +84,7 @@ onEveryDevice((device) => {
       shape: [0, 3],
       data: new Float32Array(0),
     });
-    writeCheckpoint(directory, { config: { ...good.config, something_else: { deep: [1] } }, tensors: extra });
+    writeCheckpoint(directory, { config: { ...good.config, task_specific_params: { deep: [1] } }, tensors: extra });
     const { header, data } = safetensorsParts(extra);
     writeFileSync(
       join(directory, file),
@@ -139,13 +139,13 @@ onEveryDevice((device) => {
     '[0, Infinity, -Infinity,\n NaN ]',
     '{"a": NaN, "b": 1}',
     '"NaN, Infinity"',
-  ])('ignores %s in a field that it does not know, as Python writes it', async (text) => {
+  ])('ignores %s in a field that it does not read, as Python writes it', async (text) => {
     const directory = directories.make();
     writeCheckpoint(directory, good);
-    configField('other', text)(directory, good);
+    configField('task_specific_params', text)(directory, good);
     // Numbers after the field have their own values.
     const json = readFileSync(join(directory, 'config.json'), 'utf8');
-    writeFileSync(join(directory, 'config.json'), `{"other_two": ${text}, ${json.slice(1)}`);
+    writeFileSync(join(directory, 'config.json'), `{"_other": ${text}, ${json.slice(1)}`);
     const model = await Model.load(directory, { device: device() });
     expect(model.config.hiddenSize).toBe(64);
     const session = await model.createSession();
