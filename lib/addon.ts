@@ -78,6 +78,7 @@ export interface NativeDevice {
     residual?: NativeTensor;
     eps: number;
   }): Promise<void>;
+  addBias(tensors: { x: NativeTensor; bias: NativeTensor; out: NativeTensor }): Promise<void>;
   rope(tensors: {
     x: NativeTensor;
     positions: NativeTensor;
@@ -203,7 +204,7 @@ export interface NativeBatchResult {
 
 export interface NativeModelConfig {
   /** Family of checkpoints. */
-  architecture: 'sigma' | 'llama';
+  architecture: 'sigma' | 'llama' | 'qwen2' | 'qwen3';
   /** Elements of a token's row between layers. */
   hiddenSize: number;
   /** Inner size of the FFN. */

@@ -233,6 +233,18 @@ export const kernels = {
   },
 
   /**
+   * Adds a bias to each row. x [tokens, features] and the output have the same dtype; bias is f32
+   * [features]. `out` may be x.
+   */
+  async addBias(args: { x: Tensor; bias: Tensor; out?: Tensor }): Promise<Tensor> {
+    checkObject('arguments', args);
+    const { x, bias, out } = args;
+    return run(x, out, x?.dtype, x?.shape, (device, to) =>
+      device.addBias({ x: nativeTensor('x', x), bias: nativeTensor('bias', bias), out: to }),
+    );
+  },
+
+  /**
    * silu(gate) * up, elementwise, with silu(a) = a / (1 + exp(-a)) (arXiv 2002.05202). gate, up and
    * the output have the same shape and dtype. `out` may be gate or up.
    */

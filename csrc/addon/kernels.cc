@@ -121,6 +121,13 @@ Run rms_norm(const Fields& fields, Operands& operands) {
   return operands.job(&Backend::rms_norm, check_rms_norm(x, weight, out, residual, fields.number("eps")), out);
 }
 
+Run add_bias(const Fields&, Operands& operands) {
+  const TensorView& x = operands.tensor("x");
+  const TensorView& bias = operands.tensor("bias");
+  const TensorView& out = operands.tensor("out");
+  return operands.job(&Backend::add_bias, check_add_bias(x, bias, out), out);
+}
+
 Run rope(const Fields& fields, Operands& operands) {
   const TensorView& x = operands.tensor("x");
   const TensorView& positions = operands.tensor("positions");
@@ -165,6 +172,7 @@ constexpr Kernel kKernels[] = {
     {"matmul", matmul},
     {"rmsNorm", rms_norm},
     {"rope", rope},
+    {"addBias", add_bias},
     {"siluMul", silu_mul},
     {"embed", embed},
 };

@@ -340,6 +340,24 @@ SiluMulParams check_silu_mul(const TensorView& gate, const TensorView& up, const
   return p;
 }
 
+AddBiasParams check_add_bias(const TensorView& x, const TensorView& bias, const TensorView& out) {
+  AddBiasParams p;
+  check_rank(x, 2, "[tokens, features]");
+  check_float({&x, &out});
+  check_same_type(x, out);
+  check_type(bias, DType::f32);
+  p.num_tokens = x.shape[0];
+  p.num_features = x.shape[1];
+  check_shape(bias, {p.num_features}, "[features]");
+  check_shape(out, x.shape, "the shape of x");
+  check_apart(out, {&bias});
+  p.x = x.data;
+  p.bias = static_cast<const float*>(bias.data);
+  p.out = out.data;
+  p.dtype = x.dtype;
+  return p;
+}
+
 EmbedParams check_embed(const TensorView& table, const TensorView& tokens, const TensorView& out) {
   EmbedParams p;
   check_rank(table, 2, "[vocab, hidden]");

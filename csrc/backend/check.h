@@ -46,6 +46,7 @@ GatedMlpParams check_gated_mlp(const TensorView& x, const TensorView& gate, cons
 MatmulParams check_matmul(const TensorView& x, const TensorView& weight, const TensorView& out);
 RmsNormParams check_rms_norm(const TensorView& x, const TensorView& weight, const TensorView& out,
                              const TensorView* residual, double eps);
+AddBiasParams check_add_bias(const TensorView& x, const TensorView& bias, const TensorView& out);
 // Leaves inv_freq null.
 RopeParams check_rope(const TensorView& x, const TensorView& positions, const TensorView& out, double theta);
 SiluMulParams check_silu_mul(const TensorView& gate, const TensorView& up, const TensorView& out);

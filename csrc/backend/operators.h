@@ -7,6 +7,7 @@
 #define DIFFQKV_ISA_OPERATORS(X)               \
   X(embed, EmbedParams)                        \
   X(rms_norm, RmsNormParams)                   \
+  X(add_bias, AddBiasParams)                   \
   X(silu_mul, SiluMulParams)                   \
   X(rope, RopeParams)                          \
   X(kv_append, KvAppendParams)                 \

@@ -31,6 +31,15 @@ struct RmsNormParams {
   float eps = 0;
 };
 
+// out[t, :] = x[t, :] + bias. out may be x.
+struct AddBiasParams {
+  const void* x = nullptr;      // [num_tokens, num_features]
+  const float* bias = nullptr;  // [num_features]
+  void* out = nullptr;          // [num_tokens, num_features]
+  DType dtype = DType::f32;     // of x and out
+  int64_t num_tokens = 0, num_features = 0;
+};
+
 // out = x weight^T, or out += x weight^T if accumulate is set. Sums are f32.
 struct MatmulParams {
   const void* x = nullptr;       // [num_tokens, in_features]

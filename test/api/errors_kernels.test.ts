@@ -308,6 +308,13 @@ onEveryDevice((device) => {
       ['rope: theta NaN', () => kernels.rope({ x: make([2, 1, 8]), positions: make([2], 'i32'), theta: Number.NaN })],
       ['siluMul: other shapes', () => kernels.siluMul({ gate: make([2, 8]), up: make([8, 2]) })],
       ['siluMul: different types', () => kernels.siluMul({ gate: make([2, 8]), up: make([2, 8], 'bf16') })],
+      ['addBias: x of rank 1', () => kernels.addBias({ x: make([8]), bias: make([8]) })],
+      ['addBias: bias of another size', () => kernels.addBias({ x: make([2, 8]), bias: make([7]) })],
+      ['addBias: bias of bf16', () => kernels.addBias({ x: make([2, 8], 'bf16'), bias: make([8], 'bf16') })],
+      [
+        'addBias: out of another type',
+        () => kernels.addBias({ x: make([2, 8]), bias: make([8]), out: make([2, 8], 'bf16') }),
+      ],
       ['embed: tokens of f32', () => kernels.embed({ table: make([4, 8]), tokens: make([2]) })],
       ['embed: table of rank 1', () => kernels.embed({ table: make([8]), tokens: make([2], 'i32') })],
     ])('rejects %s', async (_, call) => {

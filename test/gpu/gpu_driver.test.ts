@@ -42,6 +42,7 @@ const operators: Record<string, RegExp> = {
   matmul: /^(GEM[MV]|product)/,
   augmented_q: /^augmented Q/,
   silu_mul: /^silu_mul/,
+  add_bias: /^add_bias/,
   rope: /^rope/,
   kv_append: /^kv_append/,
   kv_gather: /^kv_gather/,

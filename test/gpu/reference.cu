@@ -72,6 +72,12 @@ __global__ void __launch_bounds__(kThreads, 1) silu_mul_element(SiluMulParams p)
   store_any(p.out, p.dtype, i, plain_silu(load_any(p.gate, p.dtype, i)) * load_any(p.up, p.dtype, i));
 }
 
+__global__ void __launch_bounds__(kThreads, 1) add_bias_element(AddBiasParams p) {
+  const int64_t i = output_index();
+  if (i >= p.num_tokens * p.num_features) return;
+  store_any(p.out, p.dtype, i, load_any(p.x, p.dtype, i) + ld_global(p.bias + i % p.num_features));
+}
+
 struct Pair {
   float low, high;  // elements d and d + head_dim / 2 of a head
 };
@@ -434,6 +440,9 @@ void run(const RmsNormParams& p, Context& context) {
   run_over(count, norm_element, n, context);
 }
 
+void run(const AddBiasParams& p, Context& context) {
+  run_over(p.num_tokens * p.num_features, add_bias_element, p, context);
+}
 void run(const SiluMulParams& p, Context& context) { run_over(p.count, silu_mul_element, p, context); }
 
 void run(const RopeParams& p, Context& context) {

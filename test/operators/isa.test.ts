@@ -26,6 +26,7 @@ const suites = [
   'rms_norm',
   'rope',
   'silu_mul',
+  'add_bias',
   'embed',
   'mixed_and_empty',
   'fixtures',

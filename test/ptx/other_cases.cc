@@ -62,6 +62,11 @@ void add_elementwise(std::vector<Case>* cases) {
                         },
                         {1, 99 * 1024}});
     }
+    for (const int64_t features : {33, 1028}) {
+      cases->push_back({"add_bias, " + name_of(dtype) + ", rows of " + std::to_string(features), [=] {
+                          return add_bias_call({dtype, 3, features});
+                        }});
+    }
     for (const DType out : kFloats) {
       const std::string name = "embed, " + name_of(dtype) + " to " + name_of(out);
       for (const int64_t hidden : {33, 1027, 4104})

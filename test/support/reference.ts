@@ -168,6 +168,10 @@ export function silu(x: number): number {
   return x / (1 + Math.exp(-x));
 }
 
+export function addBias(x: Numbers, bias: Numbers): Float64Array {
+  return Float64Array.from(x, (value, i) => value + (bias[i % bias.length] as number));
+}
+
 export function siluMul(gate: Numbers, up: Numbers): Float64Array {
   return Float64Array.from(gate, (value, i) => silu(value) * (up[i] as number));
 }

@@ -26,7 +26,16 @@ export const everyDevice = [...testFiles]
 
 /** Test files for single operators. */
 export const operators = [
-  ...['attention_decode', 'attention_prefill', 'augmented_q', 'embed', 'kv_append', 'matmul', 'mixed_and_empty'],
+  ...[
+    'add_bias',
+    'attention_decode',
+    'attention_prefill',
+    'augmented_q',
+    'embed',
+    'kv_append',
+    'matmul',
+    'mixed_and_empty',
+  ],
   ...['quantize', 'rms_norm', 'rope', 'sample', 'silu_mul', 'tensor'],
 ];
 

@@ -31,9 +31,9 @@ struct Output {
   DType coarsest_dtype = DType::f32;  // of `values`: whose limits apply
 };
 
-using OperatorParams =
-    std::variant<EmbedParams, RmsNormParams, MatmulParams, GatedMlpParams, SiluMulParams, RopeParams, KvAppendParams,
-                 KvGatherParams, QuantizeParams, AttentionPrefillParams, AttentionDecodeParams, SampleParams>;
+using OperatorParams = std::variant<EmbedParams, RmsNormParams, MatmulParams, GatedMlpParams, SiluMulParams,
+                                    AddBiasParams, RopeParams, KvAppendParams, KvGatherParams, QuantizeParams,
+                                    AttentionPrefillParams, AttentionDecodeParams, SampleParams>;
 
 struct Call {
   std::vector<Tensor> tensors;
@@ -239,6 +239,11 @@ struct SiluMulCase {
   int64_t count;
 };
 Call silu_mul_call(const SiluMulCase& c);
+struct AddBiasCase {
+  DType dtype;
+  int64_t num_tokens, num_features;
+};
+Call add_bias_call(const AddBiasCase& c);
 
 struct SampleCase {
   int64_t vocab_size;

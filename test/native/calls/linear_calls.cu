@@ -134,6 +134,20 @@ Call silu_mul_call(const SiluMulCase& c) {
   return call;
 }
 
+Call add_bias_call(const AddBiasCase& c) {
+  const size_t count = count_of({c.num_tokens, c.num_features});
+  Call call;
+  AddBiasParams p;
+  p.x = add_random(call, "x", c.dtype, count, 1, 1);
+  p.bias = reinterpret_cast<const float*>(add_random(call, "bias", DType::f32, count_of({c.num_features}), 1, 2));
+  p.out = add_output(call, "out", c.dtype, count, Comparison::values, c.num_features, c.dtype);
+  p.dtype = c.dtype;
+  p.num_tokens = c.num_tokens;
+  p.num_features = c.num_features;
+  set_operator(call, add_bias, p);
+  return call;
+}
+
 // ---- Tables.
 
 namespace {
@@ -187,6 +201,8 @@ std::vector<NamedCall> more_linear_calls() {
     calls.push_back({"embed, " + type + ", rows not aligned", [=] { return embed_call({dtype, dtype, 3, 33}); }});
     calls.push_back({"rope, " + type, [=] { return rope_call({dtype, 5, 4, 64}); }});
     calls.push_back({"rope, " + type + ", in place, heads of 10", [=] { return rope_call({dtype, 3, 6, 10, true}); }});
+    calls.push_back({"add_bias, " + type, [=] { return add_bias_call({dtype, 5, 1028}); }});
+    calls.push_back({"add_bias, " + type + ", rows not aligned", [=] { return add_bias_call({dtype, 3, 601}); }});
     calls.push_back({"silu_mul, " + type, [=] { return silu_mul_call({dtype, 1003}); }});
   }
   return calls;
