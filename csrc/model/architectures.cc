@@ -110,8 +110,21 @@ constexpr std::string_view kHarmlessKeys[] = {
 };
 
 constexpr std::string_view kRopeKeys[] = {
-    "factor",    "finetuned", "high_freq_factor", "low_freq_factor",       "original_max_position_embeddings",
-    "rope_type", "type",      "rope_theta",       "partial_rotary_factor",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+    "factor",
+    "finetuned",
+    "high_freq_factor",
+    "low_freq_factor",
+    "original_max_position_embeddings",
+    "rope_type",
+    "type",
+    "rope_theta",
+    "partial_rotary_factor",
 };
 
 template <typename List>
@@ -138,9 +151,36 @@ const std::vector<Architecture>& architectures() {
           .name = "llama",
           .title = "Llama",
           .aliases = {"LlamaForCausalLM", "llama"},
-          .keys = {"num_key_value_heads"},
+          .keys = {"num_key_value_heads", "attention_bias", "mlp_bias"},
+          .qkv_bias = {BiasRule::given_by_key, "attention_bias"},
+          .o_bias = {BiasRule::given_by_key, "attention_bias"},
+          .mlp_bias = {BiasRule::given_by_key, "mlp_bias"},
           .rope_theta = 10000,
           .rms_norm_eps = 1e-6,
+      },
+      {
+          .name = "qwen2",
+          .title = "Qwen2",
+          .aliases = {"Qwen2ForCausalLM", "qwen2"},
+          .keys = {"num_key_value_heads"},
+          .qkv_bias = {BiasRule::present},
+          .rope_theta = 10000,
+          .rms_norm_eps = 1e-6,
+          .use_sliding_window = false,
+      },
+      {
+          .name = "qwen3",
+          .title = "Qwen3",
+          .aliases = {"Qwen3ForCausalLM", "qwen3"},
+          .keys = {"num_key_value_heads", "attention_bias"},
+          .qkv_bias = {BiasRule::given_by_key, "attention_bias"},
+          .o_bias = {BiasRule::given_by_key, "attention_bias"},
+          .q_norm = "self_attn.q_norm.weight",
+          .k_norm = "self_attn.k_norm.weight",
+          .rope_theta = 10000,
+          .rms_norm_eps = 1e-6,
+          .default_head_dim = 128,
+          .use_sliding_window = false,
       },
   };
   return rows;

@@ -41,7 +41,7 @@ struct Architecture {
   // Defaults of its configuration class in transformers. A key without a default is required.
   std::optional<double> rope_theta = std::nullopt;
   std::optional<double> rms_norm_eps = std::nullopt;
-  int64_t head_dim = 0;  // 0: hidden_size / num_attention_heads
+  int64_t default_head_dim = 0;  // 0: hidden_size / num_attention_heads
   // Of use_sliding_window, without which sliding_window has no effect.
   bool use_sliding_window = true;
 };

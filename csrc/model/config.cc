@@ -142,8 +142,12 @@ const Architecture* decide_architecture(const Fields& fields) {
       other = row;
     }
   }
-  if (has_k && has_v && (!other || other == find_architecture("llama"))) return sigma;
-  if (other && !is_sigma && !has_k && !has_v) return other;
+  const bool may_be_sigma = !other || other == find_architecture("llama");
+  if (has_k && has_v && may_be_sigma) return sigma;
+  if (!may_be_sigma && is_sigma) {
+    fields.unsupported("the config has the names of two architectures (" + printable(quoted) + ")");
+  }
+  if (other && !is_sigma && (!may_be_sigma || (!has_k && !has_v))) return other;
   fields.unsupported(
       "the config (" + (quoted.empty() ? std::string("no model_type, no architectures") : printable(quoted)) +
       ") has no " + lacking + ", so it is not DiffQKV; models named Sigma without them have another architecture. " +
@@ -224,14 +228,20 @@ void check_features(const Fields& fields, const Architecture& architecture) {
   }
 }
 
-// The fields of rope_parameters or rope_scaling. The numbers below rope_theta are those of Llama 3.
+// The fields of rope_parameters or rope_scaling.
 struct Rope {
   std::optional<double> theta;
   std::string type = "default";
-  double factor = 1;
+  double factor = 1;    // of linear, llama3 and yarn
+  double original = 1;  // of llama3 and yarn: the context length before scaling
+  // Of llama3.
   double low = 1;
   double high = 4;
-  double original = 1;
+  // Of yarn.
+  double beta_fast = 32;
+  double beta_slow = 1;
+  double attention_factor = 1;
+  bool truncate = true;
 
   bool operator==(const Rope&) const = default;
 };
@@ -242,8 +252,29 @@ void check_whole_rotary(const Fields& fields) {
   }
 }
 
+// YaRN (arXiv 2309.00071), with the defaults of modeling_rope_utils of transformers.
+void read_yarn(const Fields& fields, int64_t max_positions, Rope& rope) {
+  const auto positive = [&](const char* key, double otherwise) {
+    return fields.has(key) ? fields.positive(key) : otherwise;
+  };
+  rope.original =
+      static_cast<double>(fields.integer("original_max_position_embeddings", 1, kMaxPositions, max_positions));
+  rope.beta_fast = positive("beta_fast", 32);
+  rope.beta_slow = positive("beta_slow", 1);
+  rope.truncate = fields.boolean("truncate", true);
+  const auto scale = [&](double mscale) { return rope.factor <= 1 ? 1 : 0.1 * mscale * std::log(rope.factor) + 1; };
+  const bool has_both = fields.has("mscale") && fields.has("mscale_all_dim");
+  rope.attention_factor =
+      positive("attention_factor",
+               has_both ? scale(fields.positive("mscale")) / scale(fields.positive("mscale_all_dim")) : scale(1));
+  if (!(rope.attention_factor > 1e-3 && rope.attention_factor < 1e3)) {
+    fields.malformed(fields.name("attention_factor") + " is " + number_text(rope.attention_factor) +
+                     "; it must be above 0.001 and below 1000");
+  }
+}
+
 // `place` is the name of the object in the file.
-Rope read_rope_object(const Fields& fields, const std::string& place) {
+Rope read_rope_object(const Fields& fields, const std::string& place, int64_t max_positions) {
   Rope rope;
   for (const std::string& key : fields.keys()) {
     if (!fields.has(key.c_str()) || is_known_rope_key(key)) continue;
@@ -254,33 +285,38 @@ Rope read_rope_object(const Fields& fields, const std::string& place) {
   check_whole_rotary(fields);
   rope.type = fields.string("rope_type", fields.string("type", "default").c_str());
   if (rope.type == "default") return rope;
-  if (rope.type != "llama3") {
+  const bool llama3 = rope.type == "llama3";
+  const bool yarn = rope.type == "yarn";
+  if (!llama3 && !yarn && rope.type != "linear") {
     fields.unsupported(place + ": RoPE scaling of type '" + printable(rope.type) +
-                       "' is not supported; it must be 'llama3' or 'default'");
+                       "' is not supported; it must be 'linear', 'llama3', 'yarn' or 'default'");
   }
   rope.factor = fields.positive("factor");
   if (rope.factor < 1) {
     fields.malformed(fields.name("factor") + " is " + number_text(rope.factor) + "; it must be at least 1");
   }
-  rope.low = fields.positive("low_freq_factor");
-  rope.high = fields.positive("high_freq_factor");
-  rope.original = static_cast<double>(fields.integer("original_max_position_embeddings", 1, kMaxPositions));
-  if (rope.low >= rope.high) {
-    fields.malformed(fields.name("low_freq_factor") + " (" + number_text(rope.low) +
-                     ") must be below high_freq_factor (" + number_text(rope.high) + ")");
+  if (llama3) {
+    rope.low = fields.positive("low_freq_factor");
+    rope.high = fields.positive("high_freq_factor");
+    rope.original = static_cast<double>(fields.integer("original_max_position_embeddings", 1, kMaxPositions));
+    if (rope.low >= rope.high) {
+      fields.malformed(fields.name("low_freq_factor") + " (" + number_text(rope.low) +
+                       ") must be below high_freq_factor (" + number_text(rope.high) + ")");
+    }
   }
+  if (yarn) read_yarn(fields, max_positions, rope);
   return rope;
 }
 
 // Empty if the key is missing. Files of transformers 5 may have an object for each layer type, such
 // as { full_attention: {...}, sliding_attention: {...} }. These must be equal.
-std::optional<Rope> read_rope_key(const Fields& fields, const char* key) {
+std::optional<Rope> read_rope_key(const Fields& fields, const char* key, int64_t max_positions) {
   if (!fields.has(key)) return std::nullopt;
   const Fields object = fields.object(key);
   const std::vector<std::string> names = object.keys();
   const auto is_object = [&](const std::string& name) { return object.get(name.c_str()).is(Kind::object); };
   const auto layer_type = std::find_if(names.begin(), names.end(), is_object);
-  if (layer_type == names.end()) return read_rope_object(object, key);
+  if (layer_type == names.end()) return read_rope_object(object, key, max_positions);
   std::optional<Rope> first;
   for (const std::string& name : names) {
     const std::string place = std::string(key) + "." + printable(name);
@@ -288,7 +324,7 @@ std::optional<Rope> read_rope_key(const Fields& fields, const char* key) {
       fields.unsupported(place + " is beside the RoPE parameters of the layer type '" + printable(*layer_type) +
                          "'; only other layer types are supported there");
     }
-    const Rope rope = read_rope_object(object.object(name.c_str()), place);
+    const Rope rope = read_rope_object(object.object(name.c_str()), place, max_positions);
     if (first && rope != *first) {
       fields.unsupported(std::string(key) + ": the layer types '" + printable(*layer_type) + "' and '" +
                          printable(name) + "' have different RoPE parameters; this is not supported");
@@ -302,8 +338,8 @@ std::optional<Rope> read_rope_key(const Fields& fields, const char* key) {
 Rope read_rope_fields(const Fields& fields, const Config& config) {
   check_whole_rotary(fields);
   // Newer files have all fields in rope_parameters, older ones have rope_theta beside rope_scaling.
-  const std::optional<Rope> newer = read_rope_key(fields, "rope_parameters");
-  std::optional<Rope> older = read_rope_key(fields, "rope_scaling");
+  const std::optional<Rope> newer = read_rope_key(fields, "rope_parameters", config.max_position_embeddings);
+  std::optional<Rope> older = read_rope_key(fields, "rope_scaling", config.max_position_embeddings);
   Rope rope = newer ? *newer : older.value_or(Rope());
   if (newer && older) {
     if (!rope.theta) rope.theta = older->theta;
@@ -323,24 +359,52 @@ Rope read_rope_fields(const Fields& fields, const Config& config) {
   return rope;
 }
 
-// Computes inv_freq[d] = theta^(-2d / head_dim_qk), with the scaling of Llama 3 as in
-// modeling_rope_utils of transformers: wavelengths above original_max_position_embeddings /
-// low_freq_factor are multiplied by `factor`, those below original_max_position_embeddings /
-// high_freq_factor are unchanged, and between them the frequencies are interpolated linearly.
+// The share of extrapolation in pair d of YaRN: 1 for short wavelengths, which keep their frequency,
+// 0 for long ones, whose frequency is divided by the factor, and linear between.
+double yarn_extrapolation(const Rope& rope, int64_t d, int64_t head_dim) {
+  // The pair that turns this many times within the original context length.
+  const auto pair_of = [&](double rotations) {
+    return static_cast<double>(head_dim) * std::log(rope.original / (rotations * 2 * M_PI)) /
+           (2 * std::log(*rope.theta));
+  };
+  double low = pair_of(rope.beta_fast);
+  double high = pair_of(rope.beta_slow);
+  if (rope.truncate) {
+    low = std::floor(low);
+    high = std::ceil(high);
+  }
+  low = std::max(low, 0.0);
+  high = std::min(high, static_cast<double>(head_dim - 1));
+  if (low == high) high += 0.001;
+  return 1 - std::clamp((static_cast<double>(d) - low) / (high - low), 0.0, 1.0);
+}
+
+// The share of the unscaled frequency in a pair of Llama 3: 0 for wavelengths above
+// original_max_position_embeddings / low_freq_factor, 1 for those below
+// original_max_position_embeddings / high_freq_factor, and linear between.
+double llama3_extrapolation(const Rope& rope, double freq) {
+  const double wavelength = 2 * M_PI / freq;
+  return std::clamp((rope.original / wavelength - rope.low) / (rope.high - rope.low), 0.0, 1.0);
+}
+
+// Computes inv_freq[d] = theta^(-2d / head_dim_qk), with the scaling of modeling_rope_utils of
+// transformers.
 void read_rope(const Fields& fields, Config& config) {
   const Rope rope = read_rope_fields(fields, config);
   config.rope_theta = *rope.theta;
+  config.rope_attention_factor = rope.attention_factor;
+  if (rope.type == "yarn" && config.rope_theta <= 1) fields.malformed("rope_theta is 1; YaRN needs more");
+  if (rope.type == "yarn" && config.key_lift.kind != KeyLift::none) {
+    fields.unsupported("RoPE scaling of type 'yarn' is not supported together with key_lift");
+  }
   const auto frequencies = [&](int64_t head_dim) {
     std::vector<double> inv_freq(head_dim / 2);
     for (size_t d = 0; d < inv_freq.size(); d++) {
-      double freq = std::pow(config.rope_theta, -2.0 * static_cast<double>(d) / static_cast<double>(head_dim));
-      if (rope.type == "llama3") {
-        const double wavelength = 2 * M_PI / freq;
-        // 0 for long wavelengths, 1 for short ones.
-        const double kept = std::clamp((rope.original / wavelength - rope.low) / (rope.high - rope.low), 0.0, 1.0);
-        freq = (1 - kept) * freq / rope.factor + kept * freq;
-      }
-      inv_freq[d] = freq;
+      const double freq = std::pow(config.rope_theta, -2.0 * static_cast<double>(d) / static_cast<double>(head_dim));
+      double kept = rope.type == "default" ? 1 : 0;
+      if (rope.type == "llama3") kept = llama3_extrapolation(rope, freq);
+      if (rope.type == "yarn") kept = yarn_extrapolation(rope, static_cast<int64_t>(d), head_dim);
+      inv_freq[d] = (1 - kept) * freq / rope.factor + kept * freq;
     }
     return inv_freq;
   };
@@ -414,11 +478,12 @@ void read_heads(const Fields& fields, Config& config) {
   };
   check(k_key, config.num_k_heads);
   check(v_key, config.num_v_heads);
-  if (!fields.has("head_dim") && architecture.head_dim == 0 && config.hidden_size % config.num_q_heads != 0) {
+  if (!fields.has("head_dim") && architecture.default_head_dim == 0 && config.hidden_size % config.num_q_heads != 0) {
     fields.malformed("head_dim is missing, and hidden_size (" + std::to_string(config.hidden_size) +
                      ") is not a multiple of num_attention_heads (" + std::to_string(config.num_q_heads) + ")");
   }
-  const int64_t otherwise = architecture.head_dim ? architecture.head_dim : config.hidden_size / config.num_q_heads;
+  const int64_t otherwise =
+      architecture.default_head_dim ? architecture.default_head_dim : config.hidden_size / config.num_q_heads;
   const int64_t size = fields.has("head_dim") ? fields.integer("head_dim", 2, kMaxHeadDim) : otherwise;
   if (size % 2 != 0 || size < 2 || size > kMaxHeadDim) {
     fields.malformed("head_dim is " + std::to_string(size) + "; it must be from 2 to " + std::to_string(kMaxHeadDim) +
@@ -456,6 +521,12 @@ Config parse_config(std::string_view text, const std::string& origin, ErrorCode 
   if (fields.has("bos_token_id")) config.bos_token_id = fields.integer("bos_token_id", 0, INT32_MAX);
   read_eos(fields, config.eos_token_ids);
   config.dtype = fields.string("dtype", fields.string("torch_dtype", "").c_str());
+  const auto has_bias = [&](const BiasRule& rule) {
+    return rule.kind == BiasRule::given_by_key ? fields.boolean(rule.key, false) : rule.kind == BiasRule::present;
+  };
+  config.qkv_bias = has_bias(architecture.qkv_bias);
+  config.o_bias = has_bias(architecture.o_bias);
+  config.mlp_bias = has_bias(architecture.mlp_bias);
   read_heads(fields, config);
   read_rope(fields, config);
   return config;

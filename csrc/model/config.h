@@ -1,5 +1,5 @@
-// The shape of a model, in this project's terms. Only config.cc has the names of Hugging Face's
-// config.json.
+// The shape of a model, in this project's terms. Only config.cc and architectures.cc have the names
+// of Hugging Face's config.json.
 #pragma once
 
 #include <cstdint>
@@ -51,6 +51,9 @@ struct Config {
   int64_t max_position_embeddings = 0;
   double rope_theta = 0;
   double rms_norm_eps = 0;
+  bool qkv_bias = false;
+  bool o_bias = false;
+  bool mlp_bias = false;
   bool tie_word_embeddings = false;
   bool tie_word_embeddings_given = false;  // if not, they are tied if the checkpoint has no lm_head
   std::optional<int64_t> bos_token_id;
@@ -58,6 +61,9 @@ struct Config {
   std::string dtype;                   // as in config.json ("bfloat16"); empty if it has none
   std::vector<double> inv_freq;        // [head_dim_qk / 2], with RoPE scaling applied
   std::vector<double> k_inv_freq;      // [head_dim_k / 2], for K before it is cached
+  // YaRN multiplies the rotated Q and K by this factor. The forward graph multiplies the scores by
+  // its square instead.
+  double rope_attention_factor = 1;
 
   int64_t q_size() const { return num_q_heads * head_dim_qk; }
   int64_t k_size() const { return num_k_heads * head_dim_k; }  // elements of a cached row

@@ -1,6 +1,7 @@
 // The forward graph. Per layer, with h the residual stream in f32 and x = rms_norm(h):
 //
 //   q = rope(gated_mlp(x)), k = rope(W_k x), v = W_v x    k and v are appended to the cache
+//                                                     by architecture: + bias, heads normalized
 //   h += W_o attention(q, K, V)                       with half K dim: lifted K, or W_lift^T q
 //   h += W_down(silu(W_gate x') * W_up x'),  x' = rms_norm(h)
 //
@@ -61,15 +62,18 @@ class Graph {
       rms_norm(w.input_norm, 0, n);
       matmul(ws_.normed, w.k, ws_.k, 0, n, config_.hidden_size, config_.k_size());
       matmul(ws_.normed, w.v, ws_.v, 0, n, config_.hidden_size, config_.v_size());
+      add_bias(ws_.k.data(), w.k_bias, dtype_, n, config_.k_size());
+      add_bias(ws_.v.data(), w.v_bias, dtype_, n, config_.v_size());
+      normalize_heads(ws_.k.data(), w.k_norm, n * config_.num_k_heads, config_.head_dim_k);
       kv_append(layer);
       const int64_t first = layer < last ? 0 : n - num_last;
       if (layer == last && !step_.logits) return;
       query(w, first, n - first);
       attention(w, layer, first, n - first);
       add_matmul(ws_.attention, w.o, first, n - first, config_.o_size());
+      add_bias(residual(first), w.o_bias, DType::f32, n - first, config_.hidden_size);
       rms_norm(w.post_attention_norm, first, n - first);
-      gated(row(ws_.normed, first, config_.hidden_size), w.gate, w.up, w.down, residual(first), n - first,
-            config_.hidden_size, config_.intermediate_size, config_.hidden_size, true);
+      ffn(w, first, n - first);
     }
     rms_norm(weights_.norm, n - num_last, num_last);
     logits(n - num_last, num_last);
@@ -105,6 +109,34 @@ class Graph {
     p.out_dtype = dtype_;
     p.num_tokens = count;
     p.hidden_size = config_.hidden_size;
+    p.eps = static_cast<float>(config_.rms_norm_eps);
+    backend_.rms_norm(p);
+  }
+
+  // x += bias, for rows of `size` elements. Nothing if there is no bias.
+  void add_bias(void* x, const Buffer& bias, DType dtype, int64_t count, int64_t size) {
+    if (!bias.data()) return;
+    AddBiasParams p;
+    p.x = x;
+    p.bias = bias.as<float>();
+    p.out = x;
+    p.dtype = dtype;
+    p.num_tokens = count;
+    p.num_features = size;
+    backend_.add_bias(p);
+  }
+
+  // RMSNorm of each of `count` heads of `size` elements, in place. Nothing if there is no weight.
+  void normalize_heads(void* x, const Buffer& weight, int64_t count, int64_t size) {
+    if (!weight.data()) return;
+    RmsNormParams p;
+    p.x = x;
+    p.weight = weight.data();
+    p.out = x;
+    p.x_dtype = p.out_dtype = dtype_;
+    p.weight_dtype = DType::f32;
+    p.num_tokens = count;
+    p.hidden_size = size;
     p.eps = static_cast<float>(config_.rms_norm_eps);
     backend_.rms_norm(p);
   }
@@ -155,6 +187,50 @@ class Graph {
     backend_.gated_mlp(p);
   }
 
+  // residual += W_down(silu(W_gate x) * W_up x), for the normalized rows x. With biases, each
+  // product is a call of its own.
+  void ffn(const LayerWeights& w, int64_t first, int64_t count) {
+    const int64_t hidden = config_.hidden_size;
+    const int64_t inner = config_.intermediate_size;
+    const void* x = row(ws_.normed, first, hidden);
+    if (!config_.mlp_bias) {
+      return gated(x, w.gate, w.up, w.down, residual(first), count, hidden, inner, hidden, true);
+    }
+    const DType dtype = dtype_ == DType::bf16 ? DType::bf16 : DType::f32;
+    MatmulParams p;
+    p.x = x;
+    p.x_dtype = p.weight_dtype = dtype_;
+    p.out_dtype = dtype;
+    p.num_tokens = count;
+    p.in_features = hidden;
+    p.out_features = inner;
+    const auto product = [&](const Buffer& weight, const Buffer& bias, const Buffer& out) {
+      p.weight = weight.data();
+      p.out = out.data();
+      backend_.matmul(p);
+      add_bias(p.out, bias, dtype, count, inner);
+    };
+    product(w.gate, w.gate_bias, ws_.gate);
+    product(w.up, w.up_bias, ws_.up);
+    SiluMulParams activation;
+    activation.gate = ws_.gate.data();
+    activation.up = ws_.up.data();
+    activation.out = ws_.up.data();
+    activation.dtype = dtype;
+    activation.count = count * inner;
+    backend_.silu_mul(activation);
+    p.x = ws_.up.data();
+    p.x_dtype = dtype;
+    p.weight = w.down.data();
+    p.out = residual(first);
+    p.out_dtype = DType::f32;
+    p.in_features = inner;
+    p.out_features = hidden;
+    p.accumulate = true;
+    backend_.matmul(p);
+    add_bias(residual(first), w.down_bias, DType::f32, count, hidden);
+  }
+
   void query(const LayerWeights& w, int64_t first, int64_t count) {
     const int64_t hidden = config_.hidden_size;
     const int64_t size = config_.q_size();
@@ -168,6 +244,8 @@ class Graph {
     } else {
       matmul(ws_.normed, w.q, ws_.q, first, count, hidden, size);
     }
+    add_bias(q, w.q_bias, dtype_, count, size);
+    normalize_heads(q, w.q_norm, count * config_.num_q_heads, config_.head_dim_qk);
     RopeParams p;
     p.x = q;
     p.out = q;
@@ -215,7 +293,8 @@ class Graph {
     p.pages = pages;
     p.page_tokens = KvPool::kPageTokens;
     p.num_q_heads = config_.num_q_heads;
-    p.sm_scale = static_cast<float>(1 / std::sqrt(static_cast<double>(config_.head_dim_qk)));
+    const double factor = config_.rope_attention_factor;
+    p.sm_scale = static_cast<float>(factor * factor / std::sqrt(static_cast<double>(config_.head_dim_qk)));
     return p;
   }
 
@@ -315,6 +394,11 @@ Workspace::Workspace(const std::shared_ptr<Backend>& backend, const Config& conf
   v = activations(config.v_size());
   if (config.key_lift.absorbed()) q_lifted = activations(config.num_q_heads * config.head_dim_k);
   attention = activations(config.o_size());
+  if (config.mlp_bias) {
+    const DType dtype = weights.dtype == DType::bf16 ? DType::bf16 : DType::f32;
+    gate = Buffer(backend, kPrefillChunk * config.intermediate_size * dtype_size(dtype));
+    up = Buffer(backend, kPrefillChunk * config.intermediate_size * dtype_size(dtype));
+  }
   steps = Buffer(backend, kDecodeBatch * sizeof(KvPage*) + 4 * kPrefillChunk * sizeof(int32_t));
   logits = Buffer(backend, kDecodeBatch * config.vocab_size * sizeof(float));
   out_tokens = Buffer(backend, kDecodeBatch * sizeof(int32_t));

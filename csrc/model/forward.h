@@ -36,6 +36,9 @@ struct Workspace {
   Buffer k;          // [kPrefillChunk, k_size]
   Buffer v;          // [kPrefillChunk, v_size]
   Buffer attention;  // [kPrefillChunk, o_size]
+  // [kPrefillChunk, intermediate_size], bf16 if the weights are, else f32, because products of f16
+  // may exceed its range. Only if the FFN has biases.
+  Buffer gate, up;
 
   // Pointers to page tables [kDecodeBatch], then i32 [4][kPrefillChunk]: tokens, positions,
   // kv_lens, sequences.

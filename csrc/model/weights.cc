@@ -20,13 +20,14 @@ std::string layer_name(int64_t layer, const char* suffix) {
   return "model.layers." + std::to_string(layer) + "." + suffix;
 }
 
-// Name, shape and destination of one tensor of a layer. in_features is 0 for a vector, a norm
-// weight.
+// Name, shape and destination of one tensor of a layer. in_features is 0 for a vector: a norm
+// weight or a bias.
 struct LayerSpec {
   const char* suffix;
   int64_t out_features;
   int64_t in_features;
   Buffer LayerWeights::*buffer;
+  bool is_bias = false;
 };
 
 std::vector<LayerSpec> layer_specs(const Config& config) {
@@ -44,6 +45,23 @@ std::vector<LayerSpec> layer_specs(const Config& config) {
       {"mlp.up_proj.weight", inner, hidden, &LayerWeights::up},
       {"mlp.down_proj.weight", hidden, inner, &LayerWeights::down},
   };
+  const auto add_bias = [&](const char* suffix, int64_t size, Buffer LayerWeights::*buffer) {
+    specs.push_back({suffix, size, 0, buffer, true});
+  };
+  if (config.qkv_bias) {
+    add_bias("self_attn.q_proj.bias", config.q_size(), &LayerWeights::q_bias);
+    add_bias("self_attn.k_proj.bias", config.k_size(), &LayerWeights::k_bias);
+    add_bias("self_attn.v_proj.bias", config.v_size(), &LayerWeights::v_bias);
+  }
+  if (config.o_bias) add_bias("self_attn.o_proj.bias", hidden, &LayerWeights::o_bias);
+  if (config.mlp_bias) {
+    add_bias("mlp.gate_proj.bias", inner, &LayerWeights::gate_bias);
+    add_bias("mlp.up_proj.bias", inner, &LayerWeights::up_bias);
+    add_bias("mlp.down_proj.bias", hidden, &LayerWeights::down_bias);
+  }
+  const Architecture& architecture = *config.architecture;
+  if (architecture.q_norm) specs.push_back({architecture.q_norm, config.head_dim_qk, 0, &LayerWeights::q_norm});
+  if (architecture.k_norm) specs.push_back({architecture.k_norm, config.head_dim_k, 0, &LayerWeights::k_norm});
   if (aug > 0) {
     specs.push_back({kQGate, aug, config.q_size(), &LayerWeights::q_gate});
     specs.push_back({kQUp, aug, config.q_size(), &LayerWeights::q_up});
@@ -136,8 +154,19 @@ void check_no_other_tensors(const Config& config, const Checkpoint& checkpoint) 
 uint64_t Weights::bytes() const {
   uint64_t total = embed.bytes() + lm_head.bytes() + norm.bytes() + inv_freq.bytes() + k_inv_freq.bytes();
   for (const LayerWeights& l : layers) {
-    for (const Buffer* b : {&l.input_norm, &l.post_attention_norm, &l.q, &l.q_gate, &l.q_up, &l.q_down, &l.k, &l.v,
-                            &l.o, &l.gate, &l.up, &l.down, &l.k_lift, &l.k_lift_gate, &l.k_lift_up, &l.k_lift_down}) {
+    for (const Buffer* b : {&l.input_norm,  &l.post_attention_norm,
+                            &l.q,           &l.q_gate,
+                            &l.q_up,        &l.q_down,
+                            &l.k,           &l.v,
+                            &l.o,           &l.gate,
+                            &l.up,          &l.down,
+                            &l.q_norm,      &l.k_norm,
+                            &l.q_bias,      &l.k_bias,
+                            &l.v_bias,      &l.o_bias,
+                            &l.gate_bias,   &l.up_bias,
+                            &l.down_bias,   &l.k_lift,
+                            &l.k_lift_gate, &l.k_lift_up,
+                            &l.k_lift_down}) {
       total += b->bytes();
     }
   }
@@ -288,7 +317,10 @@ Weights random_weights(std::shared_ptr<Backend> backend, const Config& config, D
   if (!config.tie_word_embeddings) weights.lm_head = draw(config.vocab_size, config.hidden_size);
   weights.layers.resize(config.num_layers);
   for (LayerWeights& layer : weights.layers) {
-    for (const LayerSpec& spec : specs) layer.*spec.buffer = draw(spec.out_features, spec.in_features);
+    for (const LayerSpec& spec : specs) {
+      layer.*spec.buffer = spec.is_bias ? loader.draw(1, spec.out_features, DType::f32, seed, stream++)
+                                        : draw(spec.out_features, spec.in_features);
+    }
   }
   loader.finish();
   return weights;

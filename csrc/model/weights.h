@@ -13,11 +13,16 @@ namespace diffqkv {
 
 struct LoadOptions;
 
-// Matrices are [out_features, in_features] in Weights::dtype; norm weights are f32. Matrices of
-// features that the model does not have are empty.
+// Matrices are [out_features, in_features] in Weights::dtype; norm weights and biases are f32. What
+// the model does not have is empty.
 struct LayerWeights {
   Buffer input_norm;              // [hidden_size]
   Buffer post_attention_norm;     // [hidden_size]
+  Buffer q_norm, k_norm;          // [head_dim_qk]
+  Buffer q_bias, k_bias, v_bias;  // f32, as all biases: [q_size], [k_size], [v_size]
+  Buffer o_bias;                  // [hidden_size]
+  Buffer gate_bias, up_bias;      // [intermediate_size]
+  Buffer down_bias;               // [hidden_size]
   Buffer q;                       // [q_size, hidden_size]; empty if folded into q_gate and q_up
   Buffer q_gate, q_up;            // [aug_q_size, q_size], or folded [aug_q_size, hidden_size]
   Buffer q_down;                  // [q_size, aug_q_size]
@@ -63,7 +68,8 @@ void resolve_config(Config& config, const Checkpoint& checkpoint);
 Weights load_weights(std::shared_ptr<Backend> backend, const Config& config, const Checkpoint& checkpoint,
                      const LoadOptions& options);
 
-// Normal distribution with standard deviation 1 / sqrt(in_features). Norm weights are 1. Folded
+// Normal distribution with standard deviation 1 / sqrt(in_features). Norm weights are 1; a
+// bias is drawn as a row of a matrix. Folded
 // matrices are drawn directly.
 Weights random_weights(std::shared_ptr<Backend> backend, const Config& config, DType dtype, const LoadOptions& options,
                        uint64_t seed);

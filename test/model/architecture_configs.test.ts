@@ -30,6 +30,18 @@ const architectures: Record<string, Record<string, unknown>> = {
     model_type: 'llama',
     num_key_value_heads: 1,
   },
+  qwen2: {
+    ...common,
+    architectures: ['Qwen2ForCausalLM'],
+    model_type: 'qwen2',
+    num_key_value_heads: 1,
+  },
+  qwen3: {
+    ...common,
+    architectures: ['Qwen3ForCausalLM'],
+    model_type: 'qwen3',
+    num_key_value_heads: 1,
+  },
 };
 
 async function load(config: Record<string, unknown>): Promise<string> {
@@ -102,7 +114,7 @@ describe.each(Object.entries(architectures))('%s', (name, config) => {
   });
 
   it('rejects the name of another architecture beside its own', async () => {
-    const other = name === 'llama' ? 'SigmaForCausalLM' : 'GPT2LMHeadModel';
+    const other = name.startsWith('qwen') ? 'LlamaForCausalLM' : 'Qwen2ForCausalLM';
     const error = await errorOf(() => load({ ...config, architectures: [other] }));
     expect(error.code).toBe('ERR_UNSUPPORTED_MODEL');
   });

@@ -1,0 +1,102 @@
+// Public architectures, compared with Hugging Face transformers in float64. The checkpoints are in
+// architectures/ and come from test/tools/make_architecture_fixtures.py.
+
+import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { Model } from '../../lib/index';
+import { temporaryDirectories } from '../support/checkpoints';
+import { argmax, firstBitDifference, logitError, modelTolerances } from '../support/compare';
+import { onEveryDevice } from '../support/devices';
+import type { ExpectedCase } from '../support/fixtures';
+
+type Case = Omit<ExpectedCase, 'all_positions_logsumexp'>;
+
+interface Variant {
+  name: string;
+  /** Fields that replace those of config.json. */
+  config: Record<string, unknown>;
+  cases: Case[];
+}
+
+const root = join(__dirname, 'architectures');
+
+const variants = readdirSync(root).flatMap((folder) => {
+  const expected = JSON.parse(readFileSync(join(root, folder, 'expected.json'), 'utf8'));
+  return (expected.variants as Variant[]).map((variant) => ({ ...variant, folder }));
+});
+
+const directories = temporaryDirectories();
+afterAll(() => directories.cleanUp());
+
+function checkpoint(folder: string, changes: Record<string, unknown>): string {
+  const directory = directories.make();
+  const config = JSON.parse(readFileSync(join(root, folder, 'config.json'), 'utf8'));
+  writeFileSync(join(directory, 'config.json'), JSON.stringify({ ...config, ...changes }));
+  writeFileSync(join(directory, 'model.safetensors'), readFileSync(join(root, folder, 'model.safetensors')));
+  return directory;
+}
+
+onEveryDevice((device) => {
+  describe.each(variants)('$folder $name', ({ folder, config, cases }) => {
+    let directory: string;
+    beforeAll(() => {
+      directory = checkpoint(folder, config);
+    });
+
+    it.each(['f32', 'bf16', 'f16'] as const)('computes the logits of transformers in %s', async (dtype) => {
+      const model = await Model.load(directory, { device: device(), dtype });
+      const tolerance = modelTolerances[dtype];
+      try {
+        for (const expected of cases) {
+          const session = await model.createSession();
+          const largest = Math.max(...expected.last_logits.map(Math.abs));
+          let logits = await session.prefill(expected.tokens);
+          expect(logitError(logits, expected.last_logits)).toBeLessThanOrEqual(tolerance);
+          for (const [i, token] of expected.greedy.entries()) {
+            if ((expected.greedy_margin[i] as number) > 2 * tolerance * largest) expect(argmax(logits)).toBe(token);
+            logits = await session.decode(token);
+          }
+          expect(logitError(logits, expected.final_logits_after_greedy)).toBeLessThanOrEqual(tolerance);
+          session.dispose();
+        }
+      } finally {
+        model.dispose();
+      }
+    });
+
+    it('computes the same in pieces, after truncate, in a fork and in a batch', async () => {
+      const model = await Model.load(directory, { device: device(), dtype: 'f32' });
+      const { tokens, greedy } = cases.at(-1) as Case;
+      const next = greedy[0] as number;
+      try {
+        const session = await model.createSession();
+        const whole = await session.prefill(tokens);
+        const step = await session.decode(next);
+
+        await session.truncate(tokens.length);
+        expect(firstBitDifference(await session.decode(next), step)).toBe(-1);
+
+        await session.truncate(tokens.length);
+        const fork = await session.fork();
+        await session.decode((next + 1) % model.config.vocabSize);
+        expect(firstBitDifference(await fork.decode(next), step)).toBe(-1);
+        fork.dispose();
+
+        await session.truncate(0);
+        await session.prefill(tokens.slice(0, 7));
+        expect(logitError(await session.prefill(tokens.slice(7)), whole)).toBeLessThanOrEqual(modelTolerances.f32);
+        session.dispose();
+
+        // Prompts of several lengths, which decode together.
+        const prompts = [tokens, tokens.slice(0, 9), tokens.slice(3)];
+        const options = { maxTokens: 5, temperature: 0 };
+        const alone: number[][] = [];
+        for (const prompt of prompts) alone.push((await model.generate(prompt, options).result).tokens);
+        const results = await Promise.all(prompts.map((prompt) => model.generate(prompt, options).result));
+        expect(results.map((result) => result.tokens)).toEqual(alone);
+      } finally {
+        model.dispose();
+      }
+    });
+  });
+});
