@@ -5,3 +5,9 @@
  * @internal
  */
 export const native: unique symbol = Symbol('diffqkv.native');
+
+/**
+ * The key of the accessor to the CallOrder of a Session.
+ * @internal
+ */
+export const callOrder: unique symbol = Symbol('diffqkv.callOrder');

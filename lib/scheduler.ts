@@ -1,4 +1,4 @@
-import { throwIfAborted } from './abort';
+import { onAbort, throwIfAborted } from './abort';
 import {
   addon,
   type NativeBatchItem,
@@ -17,8 +17,8 @@ export interface BatchRequest {
   sampling?: NativeSampling;
   /** Number of tokens that the generation has drawn before. */
   draw: number;
-  /** Reject the request with ABORT_ERR, before its step or within the prompt. */
-  signals?: readonly AbortSignal[];
+  /** Rejects the request with ABORT_ERR, before its step or within the prompt. */
+  signal?: AbortSignal;
   /** Called after each chunk of a prompt. If it throws, the request rejects with that error. */
   onProgress?: (doneTokens: number, totalTokens: number) => void;
 }
@@ -30,10 +30,14 @@ interface PendingRequest extends BatchRequest {
   settle(outcome: { token: number } | { error: unknown }): void;
 }
 
+// Reading the results of a step takes about 10 us of the event loop for each item. The model
+// computes 16 tokens at a time, so a larger step would save nothing.
+const MAX_STEP_ITEMS = 256;
+
 /**
  * Continuous batching: concurrent generations of a model advance together. A batch step has the
- * next token of every generation that waits for one, and one chunk of the prompt that came first.
- * Requests that arrive during a step join the next one.
+ * next token of the generations that wait for one, at most MAX_STEP_ITEMS, and one chunk of the
+ * prompt that came first. Requests that arrive during a step join a later one.
  */
 export class Scheduler {
   readonly #step: (items: NativeBatchItem[]) => Promise<NativeBatchResult[]>;
@@ -46,28 +50,27 @@ export class Scheduler {
 
   /** Resolves to the token drawn. If it rejects, the session is unchanged. */
   async next(request: BatchRequest): Promise<number> {
-    const { signals = [] } = request;
-    throwIfAborted(signals);
-    const cancel = signals.length > 0 ? callNative(() => addon().createCancel()) : undefined;
-    let onAbort: (() => void) | undefined;
+    const { signal } = request;
+    throwIfAborted(signal);
+    const cancel = signal === undefined ? undefined : callNative(() => addon().createCancel());
+    let stopListening = () => {};
     try {
       return await new Promise<number>((resolve, reject) => {
         const settle: PendingRequest['settle'] = (outcome) =>
           'error' in outcome ? reject(outcome.error) : resolve(outcome.token);
         const pending: PendingRequest = { ...request, cancel, done: 0, settle };
-        onAbort = () => {
+        stopListening = onAbort(signal, () => {
           cancel?.cancel();
           const index = this.#pending.indexOf(pending);
           if (index < 0) return; // its step is running and checks `cancel`
           this.#pending.splice(index, 1);
           void this.#fail(pending, aborted('during the generation'));
-        };
-        for (const signal of signals) signal.addEventListener('abort', onAbort);
+        });
         this.#pending.push(pending);
         this.#schedule();
       });
     } finally {
-      if (onAbort) for (const signal of signals) signal.removeEventListener('abort', onAbort);
+      stopListening();
     }
   }
 
@@ -104,7 +107,7 @@ export class Scheduler {
     let hasPrompt = false;
     for (const request of this.#pending) {
       const isPrompt = request.tokens.length - request.done > 1;
-      if (isPrompt && hasPrompt) {
+      if ((isPrompt && hasPrompt) || batch.length === MAX_STEP_ITEMS) {
         later.push(request);
         continue;
       }
