@@ -120,8 +120,12 @@ function show(value: unknown): string {
   if (typeof value === 'function') return 'a function';
   if (typeof value === 'bigint') return `${value}n`;
   if (typeof value !== 'object' || value === null) return String(value);
-  if (Array.isArray(value)) return `an array of ${value.length}`;
-  return Object.prototype.toString.call(value).slice(1, -1);
+  try {
+    if (Array.isArray(value)) return `an array of ${value.length}`;
+    return Object.prototype.toString.call(value).slice(1, -1);
+  } catch {
+    return 'an object'; // a getter or a Proxy threw
+  }
 }
 
 /** Throws ERR_INVALID_ARGUMENT unless `value` is an object (not null, an array or a function). */

@@ -101,6 +101,7 @@ async function run(request: Run): Promise<GenerationResult> {
   if (isAborted(signal)) stop.abort();
   const stopListening = onAbort(signal, () => stop.abort());
   const work = async () => {
+    await scheduler.gate.wait();
     const tokens = await encode(session !== undefined && session.kvLen > 0);
     const output = new Output(model, stops, await StopFilter.create(stops));
     return withSession(model, session, tokens.length + maxTokens, async (used) => {
@@ -129,7 +130,7 @@ async function run(request: Run): Promise<GenerationResult> {
     });
   };
   try {
-    return await inTurn(model, session, stop.signal, work);
+    return await inTurn(model, session, stop, work);
   } finally {
     stopListening();
   }
@@ -234,14 +235,14 @@ class Output {
 async function inTurn<T>(
   model: Model,
   session: Session | undefined,
-  stop: AbortSignal,
+  stop: AbortController,
   work: () => Promise<T>,
 ): Promise<T> {
   if (session === undefined) return work();
   if (session.model !== model) {
     throw invalidArgument('session belongs to another model: use a session of this model');
   }
-  const endTurn = await session[callOrder].generation(stop);
+  const endTurn = await session[callOrder].generation(stop.signal);
   try {
     return await work();
   } finally {

@@ -1,3 +1,5 @@
+import { checkReceiver } from './receiver';
+
 /** One token of a generation. */
 export interface GeneratedToken {
   /** The token, from 0 to vocabSize - 1. */
@@ -77,6 +79,14 @@ export class Generation implements AsyncIterable<GeneratedToken> {
   }
 
   /**
+   * True only for an object that this class created.
+   * @internal
+   */
+  static [Symbol.hasInstance](value: unknown): value is Generation {
+    return typeof value === 'object' && value !== null && #tokens in value;
+  }
+
+  /**
    * Yields all tokens from the first one. Leaving it early stops the generation, and so does
    * `return` before the first `next`.
    */
@@ -122,6 +132,8 @@ export class Generation implements AsyncIterable<GeneratedToken> {
     resolve();
   }
 }
+
+checkReceiver(Generation, 'a generation');
 
 function deferred(): { promise: Promise<void>; resolve: () => void } {
   let resolve!: () => void;

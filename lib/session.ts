@@ -12,6 +12,7 @@ import {
 import { callOrder, native } from './internal';
 import { checkSelectiveV, type SelectiveV } from './kernels';
 import type { Model } from './model';
+import { checkReceiver } from './receiver';
 import type { DType } from './tensor';
 
 /** Options of {@link Model.createSession}. */
@@ -163,6 +164,8 @@ export class Session implements Disposable {
     this.dispose();
   }
 }
+
+checkReceiver(Session, 'a session');
 
 /**
  * Copies tokens to the array type of the addon. Throws ERR_INVALID_ARGUMENT if the list is empty or
