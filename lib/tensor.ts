@@ -122,7 +122,8 @@ checkReceiver(Tensor, 'a tensor');
 
 /** The addon does not know Float16Array: it gets the same bits as a Uint16Array. */
 function nativeArray(dtype: DType, array: TensorData): ArrayBufferView {
-  if (!ArrayBuffer.isView(array) || array[Symbol.toStringTag as never] !== 'Float16Array') return array;
+  if (!ArrayBuffer.isView(array) || array[Symbol.toStringTag as never] !== 'Float16Array')
+    return array;
   if (dtype !== 'f16') throw invalid('the array', `the typed array of ${dtype}`, array);
   return new Uint16Array(array.buffer, array.byteOffset, array.byteLength / 2);
 }

@@ -2,6 +2,7 @@
 // another.
 
 import { DiffqkvError, Model, type Session } from '../../lib/index';
+import { native } from '../../lib/internal';
 import { randomCheckpoint, temporaryDirectories, writeCheckpoint } from '../support/checkpoints';
 import { logitError, modelTolerances } from '../support/compare';
 import { errorOf, onEveryDevice, reduced } from '../support/devices';
@@ -79,6 +80,7 @@ onEveryDevice((device) => {
         { kType: 'i8' as const },
         { vType: 'f8e4m3' as const },
         { selectiveV: { topK: 2 } },
+        { selectiveV: { topK: 2, renormalize: true } },
         { kType: 'bf16' as const, vType: 'i8' as const },
         {},
       ];
@@ -171,6 +173,39 @@ onEveryDevice((device) => {
         alone.push(await ask(session, token));
       }
       expect([outcomes[0], outcomes[2]]).toEqual(alone);
+      broken.dispose();
+    });
+
+    it('restores the session of an item whose token cannot be drawn', async () => {
+      const directory = directories.make();
+      const checkpoint = randomCheckpoint({ numLayers: 1, tied: false });
+      const embed = checkpoint.tensors.get('model.embed_tokens.weight') as CheckpointTensor;
+      embed.data.fill(Number.NaN, 72 * 64, 73 * 64);
+      writeCheckpoint(directory, checkpoint);
+      const broken = await Model.load(directory, { device: device() });
+      const sessions = [await broken.createSession(), await broken.createSession(), await broken.createSession()];
+      const sampling = { temperature: 0.5, topK: 0, topP: 1, minP: 0, repetitionPenalty: 1, seed: 1n };
+      const step = (tokens: readonly number[]) =>
+        broken[native].step({
+          items: sessions.slice(0, tokens.length).map((session, i) => ({
+            session: session[native],
+            tokens: Int32Array.of(tokens[i] as number),
+            chunks: 'next' as const,
+            sampling,
+            draw: 0,
+          })),
+        });
+      for (const tokens of [[3, 72, 5], [72], [72, 72, 5]]) {
+        const before = sessions.map(({ kvLen }) => kvLen);
+        const results = await step(tokens);
+        tokens.forEach((token, i) => {
+          const works = token !== 72;
+          expect(results[i]).toMatchObject({ consumed: works ? 1 : 0 });
+          expect(results[i]?.error === undefined).toBe(works);
+          expect(results[i]?.token !== undefined).toBe(works);
+          expect(sessions[i]?.kvLen).toBe((before[i] as number) + (works ? 1 : 0));
+        });
+      }
       broken.dispose();
     });
 
