@@ -80,7 +80,6 @@ onEveryDevice((device) => {
         { kType: 'i8' as const },
         { vType: 'f8e4m3' as const },
         { selectiveV: { topK: 2 } },
-        { selectiveV: { topK: 2, renormalize: true } },
         { kType: 'bf16' as const, vType: 'i8' as const },
         {},
       ];
@@ -91,6 +90,36 @@ onEveryDevice((device) => {
       const alone: number[][] = [];
       for (const one of options) alone.push(await run(one));
       expect(await Promise.all(options.map(run))).toEqual(alone);
+      await settled();
+    });
+
+    it('decodes sessions with and without renormalize in one step, each in its own way', async () => {
+      const prompt = new Random(6).tokens(40, 128);
+      const sessions: Session[] = [];
+      const alone: Float32Array[] = [];
+      for (const renormalize of [false, true]) {
+        const session = await model.createSession({ selectiveV: { topK: 2, renormalize } });
+        sessions.push(session);
+        await session.prefill(prompt);
+        alone.push(await session.decode(7));
+        await session.truncate(prompt.length);
+      }
+      const logits = alone.map(({ length }) => new Float32Array(length));
+      await model[native].step({
+        items: sessions.map((session, i) => ({
+          session: session[native],
+          tokens: Int32Array.of(7),
+          chunks: 'next' as const,
+          logits: logits[i],
+        })),
+      });
+      const [plain, renormalized] = alone as [Float32Array, Float32Array];
+      expect(logitError(plain, Float64Array.from(renormalized))).toBeGreaterThan(100 * modelTolerances.f32);
+      alone.forEach((expected, i) => {
+        const error = logitError(logits[i] as Float32Array, Float64Array.from(expected));
+        expect(error).toBeLessThanOrEqual(modelTolerances.f32);
+      });
+      for (const session of sessions) session.dispose();
       await settled();
     });
 

@@ -1,7 +1,7 @@
 // Calls on a session run in the order in which they were made, also during a generation on it. The
 // logits of a session are compared with those of a new one that has the expected tokens.
 
-import { Model, type Session } from '../../lib/index';
+import { Model, openDevice, type Session } from '../../lib/index';
 import { randomCheckpoint, temporaryDirectories, writeCheckpoint } from '../support/checkpoints';
 import { firstBitDifference, logitError, modelTolerances } from '../support/compare';
 import { errorOf, long, onEveryDevice, reduced } from '../support/devices';
@@ -17,12 +17,13 @@ const numChunks = Math.ceil(prompt.length / 512);
 const maxTokens = 4;
 
 onEveryDevice((device) => {
+  let directory: string;
   let model: Model;
   let session: Session;
   /** The tokens that a generation appends to an empty session: its prompt and its own. */
   let generated: number[];
   beforeAll(async () => {
-    const directory = directories.make();
+    directory = directories.make();
     writeCheckpoint(directory, randomCheckpoint({ heads: [4, 1, 2], headDim: 32, numLayers: 1 }));
     model = await Model.load(directory, { device: device() });
     generated = [...prompt, ...(await model.generate(prompt, { maxTokens }).result).tokens];
@@ -158,6 +159,15 @@ onEveryDevice((device) => {
       // Only the first has a begin-of-text token.
       const alone = await text.generate('abc', { maxTokens: 1 }).result;
       expect(results[1]?.usage.promptTokens).toBe(alone.usage.promptTokens - 1);
+      // A call before the generation counts although nobody has awaited it.
+      const filled = await text.createSession({ maxKvLen: 20 });
+      const [logits, late] = await Promise.all([
+        filled.prefill([5, 6]),
+        text.generate('abc', { session: filled, maxTokens: 100 }).result,
+      ]);
+      expect(logits.length).toBe(text.config.vocabSize);
+      expect(late.usage.promptTokens).toBe(alone.usage.promptTokens - 1);
+      expect([late.finishReason, filled.kvLen]).toEqual(['length', 20]);
       const again = await text.createSession();
       await text.generate('# tar\n', { session: again, maxTokens: 1 }).result;
       await text.generate('abc', { session: again, maxTokens: 1 }).result;
@@ -216,6 +226,25 @@ onEveryDevice((device) => {
     expect(firstBitDifference(await calls[0], await fresh.prefill([1, 2, 3]))).toBe(-1);
     expect(firstBitDifference(await calls[1], await fresh.decode(4))).toBe(-1);
     await expectTokens(await fork, [1, 2, 3, 4]);
+  });
+
+  it('completes the calls before the model and its device are disposed', async () => {
+    using reference = await model.createSession();
+    const expected = [await reference.prefill(prompt), await reference.decode(4)];
+    const own = await openDevice(device().id as Parameters<typeof openDevice>[0]);
+    const other = await Model.load(directory, { device: own });
+    const doomed = await other.createSession();
+    const tensor = own.tensor('f32', [2], Float32Array.of(1, 2));
+    const logits = [doomed.prefill(prompt), doomed.decode(4)];
+    const values = tensor.read();
+    other.dispose();
+    own.dispose();
+    const late = errorOf(() => doomed.decode(5));
+    for (const [i, call] of logits.entries()) {
+      expect(firstBitDifference(await call, expected[i] as Float32Array)).toBe(-1);
+    }
+    expect([...(await values)]).toEqual([1, 2]);
+    expect((await late).code).toBe('ERR_DISPOSED');
   });
 
   it('names what does not fit, the limit and the remedy if the cache is full', async () => {
