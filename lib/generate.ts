@@ -8,7 +8,7 @@ import { resolveSampling, type SamplingOptions } from './sampling';
 import type { Scheduler } from './scheduler';
 import { checkTokens, Session } from './session';
 import { resolveStop, StopFilter, StopTokens } from './stop';
-import type { TokenStream } from './tokenizer';
+import type { EncodeChatOptions, TokenStream } from './tokenizer';
 
 /** Options of {@link Model.generate}: how tokens are drawn and when to stop. */
 export interface GenerateOptions extends SamplingOptions {
@@ -17,6 +17,8 @@ export interface GenerateOptions extends SamplingOptions {
    * has room for. Default 256.
    */
   maxTokens?: number;
+  /** How a prompt of messages becomes tokens. Not allowed with another prompt. */
+  chat?: EncodeChatOptions;
   /**
    * Stop at this text, which is not part of the output, or at the special token of this text. If
    * one token completes several of them, the one that begins first counts. At most 65,536 UTF-16
@@ -52,7 +54,10 @@ export interface PrefillProgress {
   totalTokens: number;
 }
 
-/** Text, tokens, or a conversation to format with the checkpoint's chat template. */
+/**
+ * Text, tokens, or a conversation to format with the checkpoint's chat template. The names of
+ * control tokens in text become these tokens. In a conversation they stay text.
+ */
 export type Prompt = string | readonly number[] | readonly ChatMessage[];
 
 /**
@@ -97,7 +102,7 @@ async function run(request: Run): Promise<GenerationResult> {
     );
   }
   const sampling = resolveSampling(options);
-  const encode = readPrompt(model, prompt);
+  const encode = readPrompt(model, prompt, options.chat);
   if (isAborted(signal)) stop.abort();
   const stopListening = onAbort(signal, () => stop.abort());
   const work = async () => {
@@ -292,12 +297,17 @@ function promptTooLong({ model, kvLen, maxKvLen }: Session, promptTokens: number
 function readPrompt(
   { config, tokenizer }: Model,
   prompt: Prompt,
+  chat: EncodeChatOptions | undefined,
 ): (continues: boolean) => Promise<Int32Array> {
   if (typeof prompt !== 'string' && !Array.isArray(prompt)) {
     throw invalid('prompt', 'a string, an array of tokens or an array of messages', prompt);
   }
-  if (typeof prompt !== 'string' && (prompt.length === 0 || typeof prompt[0] !== 'object')) {
-    const tokens = checkTokens(prompt, config.vocabSize);
+  const isChat = typeof prompt !== 'string' && typeof prompt[0] === 'object';
+  if (chat !== undefined && !isChat) {
+    throw invalidArgument('chat requires a prompt of messages: omit chat, or pass messages');
+  }
+  if (typeof prompt !== 'string' && !isChat) {
+    const tokens = checkTokens(prompt as readonly number[], config.vocabSize);
     return async () => tokens;
   }
   if (tokenizer === null) {
@@ -305,16 +315,13 @@ function readPrompt(
       'a prompt of text requires a tokenizer, and the model has no tokenizer.json: pass tokens',
     );
   }
-  if (typeof prompt === 'string') {
-    return async (continues) => {
-      const tokens = await tokenizer.encode(prompt, { addSpecialTokens: !continues });
-      return checkTokens(tokens, config.vocabSize);
-    };
-  }
-  // The template writes the special tokens itself, including begin-of-text.
-  const text = tokenizer.applyChatTemplate(prompt as readonly ChatMessage[]);
+  // The template reads the messages before this returns.
+  const encoded = isChat ? tokenizer.encodeChat(prompt as readonly ChatMessage[], chat) : null;
+  encoded?.catch(() => {}); // the returned function reports the error
   return async (continues) => {
-    const tokens = await tokenizer.encode(text, { addSpecialTokens: false });
+    const tokens =
+      (await encoded) ??
+      (await tokenizer.encodeAsync(prompt as string, { addSpecialTokens: !continues }));
     const hasSecondBos = continues && tokens[0] === tokenizer.bosTokenId;
     return checkTokens(hasSecondBos ? tokens.slice(1) : tokens, config.vocabSize);
   };

@@ -11,3 +11,10 @@ export const native: unique symbol = Symbol('diffqkv.native');
  * @internal
  */
 export const callOrder: unique symbol = Symbol('diffqkv.callOrder');
+
+/**
+ * The key of the method that ends the process of a Tokenizer when its model is disposed of. A later
+ * `encode` starts it again.
+ * @internal
+ */
+export const endProcess: unique symbol = Symbol('diffqkv.endProcess');

@@ -14,7 +14,7 @@ import {
 } from './errors';
 import { type GenerateOptions, generate, type Prompt } from './generate';
 import type { Generation } from './generation';
-import { native } from './internal';
+import { endProcess, native } from './internal';
 import { packageRoot } from './paths';
 import { presets } from './presets';
 import { checkReceiver } from './receiver';
@@ -144,11 +144,13 @@ export class Model implements Disposable {
       const model = await withCancel(signal, (cancel) =>
         where.device[native].loadModel({ directory, ...nativeOptions, onProgress: report, cancel }),
       );
+      let tokenizer: Tokenizer | null = null;
       try {
-        const tokenizer = await Tokenizer.fromDirectory(directory);
+        tokenizer = await Tokenizer.fromDirectory(directory, { signal });
         throwIfAborted(signal);
         return callNative(() => new Model(model, where, tokenizer));
       } catch (error) {
+        tokenizer?.[endProcess]();
         model.dispose();
         throw error;
       }
@@ -238,6 +240,7 @@ export class Model implements Disposable {
    */
   dispose(): void {
     this.#native.dispose();
+    this.tokenizer?.[endProcess]();
     if (this.#ownsDevice) this.device.dispose();
   }
 

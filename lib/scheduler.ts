@@ -30,7 +30,7 @@ interface PendingRequest extends BatchRequest {
   settle(outcome: { token: number } | { error: unknown }): void;
 }
 
-// Starting a generation takes about 50 us of the event loop.
+// Starting a generation takes time on the event loop: it encodes the prompt and creates a session.
 const STARTS_PER_TURN = 64;
 
 /**
@@ -64,14 +64,14 @@ export class Gate {
   }
 }
 
-// Reading the results of a step takes about 10 us of the event loop for each item. The model
-// computes 16 tokens at a time, so a larger step would save nothing.
+// Each item of a step takes time on the event loop. The model computes 16 tokens at a time, so a
+// larger step would save nothing.
 const MAX_STEP_ITEMS = 256;
 
 /**
  * Continuous batching: concurrent generations of a model advance together. A batch step has the
- * next token of the generations that wait for one, at most MAX_STEP_ITEMS, and one chunk of the
- * prompt that came first. Requests that arrive during a step join a later one.
+ * next token of the generations that wait for one and one chunk of the prompt that came first, at
+ * most MAX_STEP_ITEMS together. Requests that arrive during a step join a later one.
  */
 export class Scheduler {
   /** Where generations wait before they start. */

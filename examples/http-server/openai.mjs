@@ -66,8 +66,8 @@ export function toApiError(error) {
   return new ApiError(status, message, { code: error.code, param, headers });
 }
 
-/** The tokens, the options and the form of the answer that a request asks for. `chat`: it is one for chat completions. */
-export function readRequest(model, modelName, chat, body, maxTokens) {
+/** Resolves to the tokens, the options and the form of the answer that a request asks for. `chat`: it is one for chat completions. */
+export async function readRequest(model, modelName, chat, body, maxTokens) {
   const refuse = (param, message, code = null, status = 400) => {
     throw new ApiError(status, `${param} ${message}`, { param, code });
   };
@@ -100,7 +100,7 @@ export function readRequest(model, modelName, chat, body, maxTokens) {
   const options = { maxTokens: length, temperature: 1 };
   for (const [name, option] of Object.entries(OPTIONS)) if (given[name] !== undefined) options[option] = given[name];
 
-  const tokens = chat ? chatTokens(model, given.messages, refuse) : promptTokens(model, given.prompt, refuse);
+  const tokens = await (chat ? chatTokens(model, given.messages, refuse) : promptTokens(model, given.prompt, refuse));
   const context = model.config.maxPositionEmbeddings;
   if (tokens.length > context) {
     refuse(
@@ -114,7 +114,7 @@ export function readRequest(model, modelName, chat, body, maxTokens) {
 
 function promptTokens({ tokenizer }, prompt, refuse) {
   const one = Array.isArray(prompt) && prompt.length === 1 && typeof prompt[0] !== 'number' ? prompt[0] : prompt;
-  if (typeof one === 'string') return tokenizer.encode(one);
+  if (typeof one === 'string') return tokenizer.encodeAsync(one);
   if (Array.isArray(one) && one.length > 0 && one.every(Number.isInteger)) return one;
   return refuse('prompt', 'must be one string, or one array of token ids');
 }
@@ -128,8 +128,7 @@ function chatTokens({ tokenizer }, messages, refuse) {
     }
     return { role: message.role, content: parts.map(({ text }) => text).join('') };
   });
-  // The template writes the special tokens itself.
-  return tokenizer.encode(tokenizer.applyChatTemplate(plain), { addSpecialTokens: false });
+  return tokenizer.encodeChat(plain);
 }
 
 const isText = (part) => part?.type === 'text' && typeof part.text === 'string';

@@ -143,7 +143,9 @@ export function createApp(model, modelName, options = {}) {
       abort.abort(new ApiError(504, `not done within ${limits.timeoutMs} ms`, { code: 'timeout' }));
     }, limits.timeoutMs);
     try {
-      const { tokens, options, stream, includeUsage } = readRequest(model, modelName, chat, body, limits.maxTokens);
+      const { tokens, options, stream, includeUsage } = await readRequest(
+        ...[model, modelName, chat, body, limits.maxTokens],
+      );
       await gate.enter(signal);
       running++;
       const generation = model.generate(tokens, { ...options, signal });

@@ -50,7 +50,7 @@ function must(good, what) {
 const broken = ['ERR_INVALID_CHECKPOINT', 'ERR_UNSUPPORTED_MODEL'];
 
 async function use(tokenizer, text) {
-  const tokens = (await only(broken, () => tokenizer.encode(text))) ?? [];
+  const tokens = (await only(broken, () => tokenizer.encodeAsync(text))) ?? [];
   must(
     tokens.every((token) => Number.isInteger(token) && token >= 0 && token < tokenizer.vocabSize),
     'a token outside of the vocabulary',
