@@ -38,6 +38,7 @@ interface Pending {
 interface Child {
   process: ChildProcess;
   loaded: Promise<Loaded>;
+  isLoaded: boolean;
   running: Map<number, Pending>;
 }
 
@@ -90,7 +91,11 @@ export class TokenizerProcess {
   /** Ends the process. Calls that are not done reject with ERR_DISPOSED. */
   close(): void {
     this.#isClosed = true;
-    this.#child?.process.kill('SIGKILL');
+    if (this.#child === undefined) return;
+    const { process, isLoaded, running } = this.#child;
+    // An idle process ends when it is disconnected. A busy one may not notice.
+    if (isLoaded && running.size === 0 && process.connected) process.disconnect();
+    else process.kill('SIGKILL');
   }
 
   /** Sends the calls that may run now. */
@@ -153,12 +158,12 @@ export class TokenizerProcess {
       stdio: ['pipe', 'ignore', 'pipe', 'ipc'],
     });
     let stderr = '';
-    let isLoaded = false;
     const { promise, resolve, reject } = withResolvers<Loaded>();
     promise.catch(() => {}); // each call that waits for it reports the error
     const child: Child = {
       process: childProcess,
       loaded: promise,
+      isLoaded: false,
       running: new Map(),
     };
     childProcess.stderr?.setEncoding('utf8').on('data', (text: string) => {
@@ -166,7 +171,7 @@ export class TokenizerProcess {
     });
     childProcess.on('message', (answer: ChildAnswer) => {
       if ('loaded' in answer) {
-        isLoaded = true;
+        child.isLoaded = true;
         resolve(answer.loaded);
       } else if ('problem' in answer) {
         reject(this.#problem(answer.problem.kind, answer.problem.message));
@@ -187,7 +192,7 @@ export class TokenizerProcess {
     childProcess.on('close', () => {
       if (this.#child === child) this.#child = undefined;
       const reason = reasonOf(stderr);
-      if (!isLoaded) reject(invalidCheckpoint(this.#source.file, `the tokenizer ${reason}`));
+      if (!child.isLoaded) reject(invalidCheckpoint(this.#source.file, `the tokenizer ${reason}`));
       this.#ended(child, reason);
     });
     childProcess.stdin?.on('error', () => {}); // the exit says why
