@@ -1,5 +1,5 @@
 import { onAbort } from './abort';
-import { aborted } from './errors';
+import { aborted, translate } from './errors';
 
 interface Waiting {
   kind: 'call' | 'generation';
@@ -17,8 +17,8 @@ export class CallOrder {
   #numCalls = 0; // native calls that are not done
 
   /**
-   * Makes a native call when its turn comes: at once, unless a generation runs or waits. Rejects
-   * with ABORT_ERR if the signal is aborted while the call waits.
+   * Makes a native call when its turn comes: at once, unless a generation runs or waits. Translates
+   * its error. Rejects with ABORT_ERR if the signal is aborted while the call waits.
    */
   call<T>(work: () => Promise<T>, signal?: AbortSignal): Promise<T> {
     if (!this.#isGenerating && this.#waiting.length === 0) return this.#make(work);
@@ -55,6 +55,8 @@ export class CallOrder {
     this.#numCalls++;
     try {
       return await work();
+    } catch (error) {
+      throw translate(error);
     } finally {
       this.#numCalls--;
       this.#advance();

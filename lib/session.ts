@@ -1,14 +1,7 @@
 import { throwIfAborted, withCancel } from './abort';
 import type { NativeBatchItem, NativeCancel, NativeSession, NativeSessionOptions } from './addon';
 import { CallOrder } from './call_order';
-import {
-  awaitNative,
-  callNative,
-  checkInteger,
-  checkNotNull,
-  checkObject,
-  invalid,
-} from './errors';
+import { callNative, checkInteger, checkNotNull, checkObject, invalid } from './errors';
 import { callOrder, native } from './internal';
 import { checkSelectiveV, type SelectiveV } from './kernels';
 import type { Model } from './model';
@@ -120,7 +113,7 @@ export class Session implements Disposable {
    */
   async decode(token: number): Promise<Float32Array> {
     checkInteger('token', token, 0, this.model.config.vocabSize - 1);
-    return this.#order.call(() => awaitNative(() => this.#append(Int32Array.of(token))));
+    return this.#order.call(() => this.#append(Int32Array.of(token)));
   }
 
   // A batch of one item, in the queue of the device before this returns: later calls, such as a
@@ -139,7 +132,7 @@ export class Session implements Disposable {
    */
   async truncate(kvLen: number): Promise<void> {
     checkInteger('kvLen', kvLen, 0, 2 ** 31 - 1);
-    return this.#order.call(() => awaitNative(() => this.#native.truncate({ kvLen })));
+    return this.#order.call(() => this.#native.truncate({ kvLen }));
   }
 
   /**
@@ -147,7 +140,7 @@ export class Session implements Disposable {
    * is copied when one of them writes to it. Rejects with ERR_DISPOSED.
    */
   async fork(): Promise<Session> {
-    const fork = await this.#order.call(() => awaitNative(() => this.#native.fork()));
+    const fork = await this.#order.call(() => this.#native.fork());
     return new Session(this.model, fork);
   }
 
