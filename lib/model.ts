@@ -148,7 +148,7 @@ export class Model implements Disposable {
       );
       let tokenizer: Tokenizer | null = null;
       try {
-        tokenizer = await Tokenizer.fromDirectory(directory);
+        tokenizer = await Tokenizer.fromDirectory(directory, { signal });
         throwIfAborted(signal);
         return callNative(() => new Model(model, where, tokenizer));
       } catch (error) {

@@ -1,5 +1,6 @@
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
+import { throwIfAborted } from './abort';
 import {
   type ChatMessage,
   ChatTemplate,
@@ -151,10 +152,17 @@ export class Tokenizer {
    * Rejects with ERR_INVALID_CHECKPOINT (the message names the file) if a file is malformed, too
    * long or not a regular file, ERR_UNSUPPORTED_MODEL if a part of the tokenizer is not supported
    * or if the vocabulary is only in another format, ERR_INVALID_ARGUMENT if `directory` is not a
-   * string, ERR_DEVICE_UNAVAILABLE if the library `tokenizers` does not work on this platform.
+   * string, ERR_DEVICE_UNAVAILABLE if the library `tokenizers` does not work on this platform,
+   * ABORT_ERR if `signal` is aborted.
    */
-  static async fromDirectory(directory: string): Promise<Tokenizer | null> {
+  static async fromDirectory(
+    directory: string,
+    options: { signal?: AbortSignal } = {},
+  ): Promise<Tokenizer | null> {
     if (typeof directory !== 'string') throw invalid('directory', 'a path', directory);
+    checkObject('options', options);
+    const { signal } = options;
+    throwIfAborted(signal);
     const file = join(directory, 'tokenizer.json');
     const configFile = join(directory, 'tokenizer_config.json');
     const jinja = join(directory, 'chat_template.jinja');
@@ -165,7 +173,7 @@ export class Tokenizer {
     const source = { file, configFile, tokenizer, config, template: template ?? Buffer.alloc(0) };
     let client: TokenizerClient | undefined;
     try {
-      client = await TokenizerClient.load(source);
+      client = await TokenizerClient.load(source, signal);
       const result = new Tokenizer(directory, client, template?.toString('utf8') ?? null);
       await result.#prepare(client.loaded.config.add_bos_token === true);
       return result;

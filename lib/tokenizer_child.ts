@@ -145,6 +145,10 @@ class Watchdog {
     };
   }
 
+  get isIdle(): boolean {
+    return this.#calls === 0;
+  }
+
   #set(): void {
     Atomics.store(this.#busy, 0, this.#calls > 0 ? 1 : 0);
     Atomics.notify(this.#busy, 0);
@@ -449,8 +453,11 @@ function answer(message: ChildAnswer): Promise<void> {
 async function main(settings: ChildSettings): Promise<void> {
   const watchdog = new Watchdog(settings.memoryLimit);
   const end = watchdog.begin(settings.loadLimitMs, 0);
-  // Not process.exit, which waits for calls inside the library.
-  process.on('disconnect', () => process.kill(process.pid, 'SIGKILL'));
+  process.on('disconnect', () => {
+    // process.exit waits for calls inside the library.
+    if (watchdog.isIdle) process.exit();
+    process.kill(process.pid, 'SIGKILL');
+  });
   const chunks: Buffer[] = [];
   for await (const chunk of process.stdin) chunks.push(chunk);
   const bytes = Buffer.concat(chunks);

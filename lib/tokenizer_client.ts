@@ -1,11 +1,12 @@
 import { join } from 'node:path';
+import { setImmediate } from 'node:timers/promises';
 import {
   MessageChannel,
   type MessagePort,
   receiveMessageOnPort,
   Worker,
 } from 'node:worker_threads';
-import { DiffqkvError } from './errors';
+import { aborted, DiffqkvError } from './errors';
 import { packageRoot } from './paths';
 import type { Loaded } from './tokenizer_child';
 import type { EncodeCall, TokenizerSource } from './tokenizer_process';
@@ -15,6 +16,8 @@ interface Pending {
   resolve(answer: ThreadAnswer): void;
   reject(error: Error): void;
 }
+
+const STEP = 2 ** 17; // tokens; takes about 1 ms
 
 const script = join(packageRoot, 'dist', 'lib', 'tokenizer_thread.js');
 
@@ -158,18 +161,24 @@ export class TokenizerClient {
 
   /**
    * Starts the process. Rejects with ERR_INVALID_CHECKPOINT or ERR_UNSUPPORTED_MODEL if it cannot
-   * read the files, ERR_DEVICE_UNAVAILABLE if the library does not work here.
+   * read the files, ERR_DEVICE_UNAVAILABLE if the library does not work here, ABORT_ERR if `signal`
+   * is aborted meanwhile.
    */
-  static async load(source: TokenizerSource): Promise<TokenizerClient> {
+  static async load(source: TokenizerSource, signal?: AbortSignal): Promise<TokenizerClient> {
     const client = new TokenizerClient(source);
     const { thread, tokenizer } = client.#connect();
+    const onAbort = () => client.close();
+    signal?.addEventListener('abort', onAbort);
     try {
       const answer = await thread.call({ kind: 'load', id: thread.newId(), tokenizer });
       client.#loaded = (answer as { loaded: Loaded }).loaded;
       return client;
     } catch (error) {
       client.close();
+      if (signal?.aborted) throw aborted('while the tokenizer was loaded');
       throw error;
+    } finally {
+      signal?.removeEventListener('abort', onAbort);
     }
   }
 
@@ -181,7 +190,9 @@ export class TokenizerClient {
   async encode(call: EncodeCall): Promise<number[]> {
     const { thread, tokenizer } = this.#connect();
     const id = thread.newId();
-    return tokensOf(await thread.call({ kind: 'encode', id, tokenizer, call, isAwaited: false }));
+    const request = { kind: 'encode', id, tokenizer, call, isAwaited: false } as const;
+    const { tokens } = (await thread.call(request)) as { tokens: Uint32Array };
+    return toArray(tokens);
   }
 
   /** Like `encode`, but waits for the tokens. Returns undefined after `limitMs`. */
@@ -191,7 +202,7 @@ export class TokenizerClient {
     const answer = thread.wait({ kind: 'encode', id, tokenizer, call, isAwaited: true }, limitMs);
     if (answer === undefined) return undefined;
     if ('error' in answer) throw toError(answer.error);
-    return tokensOf(answer);
+    return Array.from((answer as { tokens: Uint32Array }).tokens);
   }
 
   /** Ends the process. A later call starts it again. */
@@ -208,6 +219,14 @@ export class TokenizerClient {
   }
 }
 
-function tokensOf(answer: ThreadAnswer): number[] {
-  return Array.from((answer as { tokens: Uint32Array }).tokens);
+/** Converts in steps, so that millions of tokens do not hold the event loop. */
+async function toArray(tokens: Uint32Array): Promise<number[]> {
+  if (tokens.length <= STEP) return Array.from(tokens);
+  const result = new Array<number>(tokens.length);
+  for (let start = 0; start < tokens.length; start += STEP) {
+    const end = Math.min(start + STEP, tokens.length);
+    for (let i = start; i < end; i++) result[i] = tokens[i] as number;
+    await setImmediate();
+  }
+  return result;
 }

@@ -28,8 +28,8 @@ export type EncodeCall = Omit<EncodeRequest, 'id' | 'limitMs'>;
 interface Pending {
   call: EncodeCall;
   /** The tokens that have arrived. */
-  tokens: number[];
-  resolve(tokens: number[]): void;
+  parts: Uint32Array[];
+  resolve(tokens: Uint32Array): void;
   reject(error: Error): void;
   /** The process ended while it ran this call and others, so it runs by itself now. */
   solo: boolean;
@@ -38,6 +38,7 @@ interface Pending {
 interface Child {
   process: ChildProcess;
   loaded: Promise<Loaded>;
+  isLoaded: boolean;
   running: Map<number, Pending>;
 }
 
@@ -80,9 +81,9 @@ export class TokenizerProcess {
   }
 
   /** Rejects with ERR_INVALID_CHECKPOINT if the tokenizer fails or exceeds a limit. */
-  encode(call: EncodeCall): Promise<number[]> {
+  encode(call: EncodeCall): Promise<Uint32Array> {
     return new Promise((resolve, reject) => {
-      this.#waiting.push({ call, tokens: [], resolve, reject, solo: false });
+      this.#waiting.push({ call, parts: [], resolve, reject, solo: false });
       this.#next();
     });
   }
@@ -90,7 +91,11 @@ export class TokenizerProcess {
   /** Ends the process. Calls that are not done reject with ERR_DISPOSED. */
   close(): void {
     this.#isClosed = true;
-    this.#child?.process.kill('SIGKILL');
+    if (this.#child === undefined) return;
+    const { process, isLoaded, running } = this.#child;
+    // An idle process ends when it is disconnected. A busy one may not notice.
+    if (isLoaded && running.size === 0 && process.connected) process.disconnect();
+    else process.kill('SIGKILL');
   }
 
   /** Sends the calls that may run now. */
@@ -153,12 +158,12 @@ export class TokenizerProcess {
       stdio: ['pipe', 'ignore', 'pipe', 'ipc'],
     });
     let stderr = '';
-    let isLoaded = false;
     const { promise, resolve, reject } = withResolvers<Loaded>();
     promise.catch(() => {}); // each call that waits for it reports the error
     const child: Child = {
       process: childProcess,
       loaded: promise,
+      isLoaded: false,
       running: new Map(),
     };
     childProcess.stderr?.setEncoding('utf8').on('data', (text: string) => {
@@ -166,7 +171,7 @@ export class TokenizerProcess {
     });
     childProcess.on('message', (answer: ChildAnswer) => {
       if ('loaded' in answer) {
-        isLoaded = true;
+        child.isLoaded = true;
         resolve(answer.loaded);
       } else if ('problem' in answer) {
         reject(this.#problem(answer.problem.kind, answer.problem.message));
@@ -187,7 +192,7 @@ export class TokenizerProcess {
     childProcess.on('close', () => {
       if (this.#child === child) this.#child = undefined;
       const reason = reasonOf(stderr);
-      if (!isLoaded) reject(invalidCheckpoint(this.#source.file, `the tokenizer ${reason}`));
+      if (!child.isLoaded) reject(invalidCheckpoint(this.#source.file, `the tokenizer ${reason}`));
       this.#ended(child, reason);
     });
     childProcess.stdin?.on('error', () => {}); // the exit says why
@@ -210,7 +215,7 @@ export class TokenizerProcess {
       return;
     }
     for (const call of calls) {
-      if (calls.length > 1) this.#waiting.push({ ...call, tokens: [], solo: true });
+      if (calls.length > 1) this.#waiting.push({ ...call, parts: [], solo: true });
       else call.reject(invalidCheckpoint(file, `the tokenizer ${reason}`));
     }
     this.#next();
@@ -220,11 +225,11 @@ export class TokenizerProcess {
     const pending = child.running.get(answer.id);
     if (pending === undefined) return;
     if ('tokens' in answer) {
-      for (const token of answer.tokens) pending.tokens.push(token);
+      pending.parts.push(answer.tokens);
       if (!answer.isLast) return;
     }
     child.running.delete(answer.id);
-    if ('tokens' in answer) pending.resolve(pending.tokens);
+    if ('tokens' in answer) pending.resolve(concatenate(pending.parts));
     else pending.reject(invalidCheckpoint(this.#source.file, `cannot encode: ${answer.error}`));
     this.#next();
   }
@@ -240,6 +245,16 @@ export class TokenizerProcess {
         `(${message.split('\n')[0]}): pass prompts as tokens, to a model without tokenizer.json`,
     );
   }
+}
+
+function concatenate(parts: Uint32Array[]): Uint32Array {
+  const whole = new Uint32Array(parts.reduce((sum, { length }) => sum + length, 0));
+  let end = 0;
+  for (const part of parts) {
+    whole.set(part, end);
+    end += part.length;
+  }
+  return whole;
 }
 
 /** Why the process ended, from what it wrote last: a clause. */

@@ -41,8 +41,11 @@ const processOf = (tokenizer: number) => processes.get(tokenizer) as TokenizerPr
 
 async function load({ id, tokenizer }: Extract<ThreadRequest, { kind: 'load' }>): Promise<void> {
   try {
-    const loaded = await processOf(tokenizer).load();
-    port.postMessage({ id, loaded } satisfies ThreadAnswer);
+    const { text, ranges, ...rest } = await processOf(tokenizer).load();
+    // Copies, to be transferred: the buffers belong to a larger message.
+    const loaded: Loaded = { ...rest, text: text.slice(), ranges: ranges.slice() };
+    const buffers = [loaded.text.buffer, loaded.ranges.buffer] as ArrayBuffer[];
+    port.postMessage({ id, loaded } satisfies ThreadAnswer, buffers);
   } catch (error) {
     port.postMessage(failure(id, error));
   }
@@ -51,14 +54,16 @@ async function load({ id, tokenizer }: Extract<ThreadRequest, { kind: 'load' }>)
 async function encode(request: Extract<ThreadRequest, { kind: 'encode' }>): Promise<void> {
   const { id, tokenizer, call, isAwaited } = request;
   let answer: ThreadAnswer;
+  const transferred: ArrayBuffer[] = [];
   try {
     const tokens = await processOf(tokenizer).encode(call);
-    answer = { id, tokens: Uint32Array.from(tokens) };
+    answer = { id, tokens };
+    transferred.push(tokens.buffer as ArrayBuffer);
   } catch (error) {
     answer = failure(id, error);
   }
-  if (!isAwaited) return port.postMessage(answer);
-  awaited.postMessage(answer);
+  if (!isAwaited) return port.postMessage(answer, transferred);
+  awaited.postMessage(answer, transferred);
   Atomics.store(answered, 0, id);
   Atomics.notify(answered, 0);
 }

@@ -126,7 +126,8 @@ const copy = (from, to) =>
   cpSync(from, join(stage, to), {
     recursive: true,
     dereference: true,
-    filter: (path) => !/\.(map|d\.m?ts|md)$/.test(path),
+    // tokenizers has the modules of all platforms, 60 MB.
+    filter: (path) => !/\.(map|d\.m?ts|md)$|tokenizers\.(?!linux-x64-gnu)[\w-]+\.node$/.test(path),
   });
 
 function strippedCopy(from, to) {
