@@ -1,6 +1,6 @@
 // Methods and properties that are called on another `this`.
 
-import { Model } from '../../lib/index';
+import { defaultModelDirectory, Model, Tokenizer } from '../../lib/index';
 import { randomCheckpoint } from '../support/checkpoints';
 import { errorOf } from '../support/devices';
 
@@ -10,8 +10,9 @@ it('rejects a foreign `this` with ERR_INVALID_ARGUMENT in every method and acces
   const session = await model.createSession();
   const tensor = device.tensor('f32', [2]);
   const generation = model.generate([1], { maxTokens: 1 });
+  const tokenizer = await Tokenizer.fromDirectory(defaultModelDirectory);
   const names: string[] = [];
-  for (const [name, object] of Object.entries({ model, device, session, tensor, generation })) {
+  for (const [name, object] of Object.entries({ model, device, session, tensor, generation, tokenizer })) {
     const prototype = Object.getPrototypeOf(object);
     for (const key of Reflect.ownKeys(prototype)) {
       if (key === 'constructor') continue;
@@ -30,8 +31,12 @@ it('rejects a foreign `this` with ERR_INVALID_ARGUMENT in every method and acces
           expect.stringContaining(`this must be a ${name}`),
         ]);
         // Methods that return promises reject instead of throwing.
-        const returnsPromise = /^(createSession|prefill|decode|truncate|fork|read|readInto|write|synchronize|time)$/;
-        expect([names.at(-1), result instanceof Promise]).toEqual([names.at(-1), returnsPromise.test(String(key))]);
+        const returnsPromise =
+          /\.(createSession|prefill|truncate|fork|read|readInto|write|synchronize|time|encodeAsync|encodeChat)$|session\.decode$/;
+        expect([names.at(-1), result instanceof Promise]).toEqual([
+          names.at(-1),
+          returnsPromise.test(`${name}.${String(key)}`),
+        ]);
       }
     }
   }
