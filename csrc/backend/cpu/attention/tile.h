@@ -42,7 +42,8 @@ struct Problem {
   bool kv_lens_per_query;  // kv_lens is [num_queries] of the only batch, else [num_batches]
 
   // Derived.
-  float scale_log2;  // >= 0
+  float scale_log2;   // >= 0
+  double score_scale;  // the same in base e
   float q_factor;    // the sign of sm_scale, or 0, so that raw scores rank as the scaled ones do
   bool bf16_scores;  // Q K^T is a bf16 product
   bool bf16_values;  // P V is a bf16 product
@@ -112,7 +113,8 @@ Problem make_problem(const AttentionParams& p) {
   r.kv_len = p.kv_len;
   r.num_q_heads = p.num_q_heads;
   r.q_factor = p.sm_scale < 0 ? -1 : p.sm_scale == 0 ? 0 : 1;
-  r.scale_log2 = static_cast<float>(__builtin_fabs(static_cast<double>(p.sm_scale)) * kLog2E);
+  r.score_scale = __builtin_fabs(static_cast<double>(p.sm_scale));
+  r.scale_log2 = static_cast<float>(r.score_scale * kLog2E);
   // A bf16 product needs both factors in bf16, or exact in it. P is rounded to bf16 only if out is
   // bf16.
   r.bf16_scores = kHasBf16Gemm && p.q_dtype == DType::bf16 && (p.k.dtype == DType::bf16 || r.k.scaled);
@@ -210,23 +212,28 @@ DIFFQKV_INLINE void store_probabilities(T* p, F32v x) {
   store(p, x);
 }
 
-// p = exp2(s * scale - base) for count keys, times their factors if given, then 0 up to `end`.
-// Returns the sum by lanes, before factors and rounding.
+// exp2((s - base) * scale). s * scale - base * scale in one FMA would not be 0 for s = base: the
+// rounding error of base * scale remains, and for scores above 2^30 it exceeds the exponents of
+// float32.
+DIFFQKV_INLINE F32v weights_of(F32v s, F32v base, F32v scale) { return exp2_fast((s - base) * scale); }
+
+// p = weights_of(s) for count keys, times their factors if given, then 0 up to `end`. Returns the
+// sum by lanes, before factors and rounding.
 template <typename T>
 DIFFQKV_INLINE F32v probabilities(const float* s, int64_t count, int64_t end, float scale, float base,
                                   const float* factors, T* p) {
   const F32v scales = set1(scale);
-  const F32v bases = set1(-base);
+  const F32v bases = set1(base);
   F32v total = {};
   int64_t j = 0;
   for (; j + kLanes <= count; j += kLanes) {
-    const F32v x = exp2_fast(fma(load(s + j), scales, bases));
+    const F32v x = weights_of(load(s + j), bases, scales);
     store_probabilities(p + j, factors ? x * load(factors + j) : x);
     total += x;
   }
   if (j < count) {
     const I32v seen = lane_numbers() < static_cast<int32_t>(count - j);
-    const F32v x = seen ? exp2_fast(fma(load(s + j), scales, bases)) : F32v{};
+    const F32v x = seen ? weights_of(load(s + j), bases, scales) : F32v{};
     store_probabilities(p + j, factors ? (seen ? x * load(factors + j) : F32v{}) : x);
     total += x;
     j += kLanes;
@@ -295,14 +302,19 @@ struct Tile {
   DIFFQKV_INLINE int64_t row_visible(int64_t row) const { return visible[row % num_queries]; }
 };
 
+// The weight of a score beside the largest one.
+DIFFQKV_INLINE float weight_of(const Problem& p, float score, float top) {
+  return __builtin_exp2f((score - top) * p.scale_log2);
+}
+
 // Updates the running max of a row with `count` more scores. Returns the base of the exponents: m,
 // or 0 while m is -inf.
 DIFFQKV_INLINE float update_max(const Problem& p, const float* s, int64_t count, float* m, float* d, float* o,
                                 int64_t num_o) {
-  const float top = max_score(s, count) * p.scale_log2;
+  const float top = max_score(s, count);
   if (top > *m) {
     if (*m > -kInfinity) {
-      const float factor = __builtin_exp2f(*m - top);
+      const float factor = weight_of(p, *m, top);
       *d *= factor;
       scale_row(o, num_o, factor);
     }
@@ -586,7 +598,7 @@ DIFFQKV_INLINE void decode_probabilities(const Problem& p, Tile& t, int64_t row,
     F32v x = {};
     if (j < count) {
       const I32v seen = lane_numbers() < static_cast<int32_t>(min_of(count - j, kLanes));
-      x = exp2_fast(fma(load(s + j), set1(p.scale_log2), set1(-base)));
+      x = weights_of(load(s + j), set1(base), set1(p.scale_log2));
       x = seen ? x : F32v{};
       total += x;
       if (factors) x = seen ? x * load(factors + j) : x;
