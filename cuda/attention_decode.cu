@@ -119,7 +119,7 @@ __device__ __forceinline__ Unit find_unit(const AttentionDecodeParams& p, const 
   }
   int keys = kv_len / plan.num_splits + (kv_len % plan.num_splits != 0);
   if (keys < plan.min_split_keys) keys = plan.min_split_keys;
-  keys = (keys + plan.tile_keys - 1) / plan.tile_keys * plan.tile_keys;  // a tile lies in one page
+  keys = (keys + plan.tile_keys - 1) / plan.tile_keys * plan.tile_keys;  // a tile is in one page
   unit.used_splits = kv_len / keys + (kv_len % keys != 0 || kv_len == 0);
   unit.begin_key = unit.split_idx < unit.used_splits ? unit.split_idx * keys : kv_len;
   unit.end_key = kv_len - unit.begin_key < keys ? kv_len : unit.begin_key + keys;
@@ -135,7 +135,7 @@ enum class Format { wide, i8, f8e4m3 };  // wide: the 16-bit type of Q
 // from a page's start.
 struct KeyRows {
   uint64_t rows;          // address of the unit's first head
-  uint64_t scales;        // and of its scale; of no use where the format is wide
+  uint64_t scales;        // address of its scale; unused by formats without scales
   int stride, num_heads;  // bytes from row to row; scales from row to row
 };
 

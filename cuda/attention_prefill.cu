@@ -356,7 +356,7 @@ struct Softmax {
   __device__ __forceinline__ Weights<kRowTiles> weights(const Scores<kRowTiles>& scores, float scale_log2) {
     return weights_times<T>(scores, scale_log2, [](int, int, int, float weight) { return weight; });
   }
-  // Times the scales of V, but where a row does not see the key: 0 times NaN is not 0.
+  // Multiplies by the scales of V, except for keys that the row does not see: 0 times NaN is not 0.
   template <typename T>
   __device__ __forceinline__ Weights<kRowTiles> scaled_weights(const Scores<kRowTiles>& scores, float scale_log2,
                                                                const float* v_scales,
@@ -405,7 +405,7 @@ struct Softmax {
   }
 };
 
-// Words of two elements, those that are not finite replaced by 0.
+// Replaces the elements of a word of two that are not finite by 0.
 template <typename T>
 __device__ __forceinline__ uint32_t finite_only(uint32_t word) {
   constexpr uint32_t kLow = __is_same(T, bf16) ? 0x7f80u : 0x7c00u, kHigh = kLow << 16;

@@ -40,7 +40,7 @@ constexpr int kThreads = 256, kWarps = kThreads / kWarpSize;
 constexpr int kSlots = 4, kSlotBytes = 2048, kRingBytes = kWarps * kSlots * kSlotBytes;
 constexpr int kPieceDims = 64;
 constexpr int kSplitStep = 64;                            // splits are so many keys, or a multiple
-constexpr int kMaxSplitKeys = 1024, kMinPageTokens = 32;  // a tile lies in one page
+constexpr int kMaxSplitKeys = 1024, kMinPageTokens = 32;  // a tile is in one page
 constexpr int kMaxSegments = kMaxSplitKeys / kMinPageTokens;
 
 // What is the same for all blocks of a launch.
@@ -187,7 +187,7 @@ class KeyStream {
     return slot;
   }
 
-  // The scale of key `first_key` + lane, one that stands in a tile of this warp; 0 past the end.
+  // The scale of key `first_key` + lane, which is in a tile of this warp; 0 past the end.
   __device__ __forceinline__ float load_scale(int first_key) const {
     const int key = first_key + lane_index();
     if (key >= end_key_) return 0.0f;
@@ -533,8 +533,8 @@ __global__ void __launch_bounds__(kThreads, 2) attention_selective_values_kernel
     d += bit_cast<float>(part.w[1]) * weight_of(bit_cast<float>(part.w[0]), top, plan.scale_log2);
   }
   d = warp_sum(d);
-  // Without a key 0 and -inf. Else, where there is no largest score, exp(score - m) is NaN at it,
-  // and so is every weight.
+  // Without keys, out is 0 and lse is -inf. If the largest score m is not finite, exp(score - m) is
+  // NaN at it, and so is every weight.
   if (keys.kv_len == 0 || !(top > -infinity() && top < infinity())) {
     const float nan = bit_cast<float>(0x7fc00000u);
     if (thread < dim) store_any(p.out, p.out_dtype, out_row * dim + thread, keys.kv_len == 0 ? 0.0f : nan);

@@ -1,7 +1,7 @@
-// The exact top k of scores. A candidate is a score, as an unsigned integer that orders as the
-// scores do, and its key; candidates stand in the order of their keys, so that of equal scores the
-// earlier is kept. What is kept is told by Kept: the scores above a bound, and of those that equal
-// it the first few.
+// The exact top k of scores. A candidate is a key and its score, as an unsigned integer with the
+// order of the scores. Candidates are in the order of their keys, so that of equal scores the earlier
+// one is kept. Kept describes the candidates that are kept: those above a bound, and the first few
+// that equal it.
 #pragma once
 
 #include <device/memory.h>
@@ -62,8 +62,7 @@ struct Places {
     higher += count_bits(__ballot_sync(kAllLanes, score > kept.bound));
     if (kept.num_equal > 0) equal += count_bits(__ballot_sync(kAllLanes, score == kept.bound));
   }
-  // The place of this lane's candidate, or -1 where it is not kept; the lanes' candidates are then
-  // before.
+  // The place of this lane's candidate, or -1 if it is not kept. Counts the candidates of all lanes.
   __device__ __forceinline__ int take(const Kept& kept, uint32_t score) {
     const uint32_t lanes_before = (1u << lane_index()) - 1;
     const bool is_higher = score > kept.bound, is_equal = score == kept.bound;

@@ -14,7 +14,7 @@ import type { Value } from './template/values';
 
 /**
  * One message of a conversation. The chat template also sees properties that are not listed here.
- * Values are those that JSON has.
+ * Their values are JSON values.
  */
 export interface ChatMessage {
   /** 'system', 'user', 'assistant', 'tool', or another role that the chat template supports. */

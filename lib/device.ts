@@ -10,6 +10,7 @@ export type DeviceId = 'auto' | 'cpu' | 'cuda' | `cuda:${number}`;
 export interface DeviceInfo {
   /** 'cpu', 'cuda:0', ...; 'cuda' for the one entry that says why there is no GPU. */
   id: string;
+  /** Which backend runs its operators. */
   kind: 'cpu' | 'cuda';
   /** Name of the CPU or GPU as the operating system or driver reports it. */
   name: string;

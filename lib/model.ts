@@ -40,7 +40,7 @@ export interface ModelOptions {
   /**
    * Type of weights and activations: 'f32', 'f16' or 'bf16'. Default: the type of the matrices in the
    * checkpoint, or 'f32' if these have different types. A value that overflows this type rejects
-   * with ERR_INVALID_ARGUMENT.
+   * with ERR_UNSUPPORTED_MODEL.
    */
   dtype?: DType;
   /**

@@ -7,8 +7,7 @@ let context: (Context & { work?: () => unknown }) | undefined;
 const script = new Script('work()');
 
 /**
- * Runs code that a checkpoint contains: a chat template or a regular expression. Such code may
- * never end, and it blocks the event loop. Throws ERR_INVALID_CHECKPOINT if it takes more than
+ * Runs a regular expression of a checkpoint. It may never end, and it blocks the event loop. Throws ERR_INVALID_CHECKPOINT if it takes more than
  * `milliseconds`; `what` is the subject of the message. Costs about 0.2 ms.
  *
  * Node measures the time on another thread, and aborts the process if it cannot start one. So this

@@ -17,10 +17,6 @@ static_assert(std::endian::native == std::endian::little,
 constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the limit of the reference implementation
 constexpr size_t kMaxRank = 16;
 
-[[noreturn]] void fail_file(const std::string& path, const std::string& what) {
-  fail_at(ErrorCode::invalid_checkpoint, path, what);
-}
-
 // Bits of one element; 0 for an unknown type.
 unsigned dtype_bits(const std::string& dtype) {
   static constexpr struct {
@@ -239,16 +235,11 @@ std::string printable(const std::string& text) {
 
 std::string StoredTensor::place() const { return file->path() + ": the tensor '" + printable(name) + "' "; }
 
-bool weight_dtype(const StoredTensor& tensor, DType* out) {
-  if (tensor.dtype == "F32")
-    *out = DType::f32;
-  else if (tensor.dtype == "F16")
-    *out = DType::f16;
-  else if (tensor.dtype == "BF16")
-    *out = DType::bf16;
-  else
-    return false;
-  return true;
+std::optional<DType> weight_dtype(const StoredTensor& tensor) {
+  if (tensor.dtype == "F32") return DType::f32;
+  if (tensor.dtype == "F16") return DType::f16;
+  if (tensor.dtype == "BF16") return DType::bf16;
+  return std::nullopt;
 }
 
 Checkpoint::Checkpoint(const std::string& directory, const CancelFlag* cancel) {

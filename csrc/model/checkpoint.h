@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <list>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -28,8 +29,8 @@ struct StoredTensor {
   std::string place() const;  // "FILE: the tensor 'NAME' ", for messages
 };
 
-// Converts the types that weights may have: F32, F16 and BF16. Returns false for others.
-bool weight_dtype(const StoredTensor& tensor, DType* out);
+// The type of a weight: F32, F16 or BF16. Empty for other types.
+std::optional<DType> weight_dtype(const StoredTensor& tensor);
 
 class Checkpoint {
  public:

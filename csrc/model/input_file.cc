@@ -8,37 +8,29 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "backend/error.h"
-
 namespace diffqkv {
 namespace {
 
 constexpr uint64_t kMaxRead = uint64_t{1} << 30;  // Linux reads at most 2 GiB at once
 
-[[noreturn]] void fail_file(const std::string& path, const std::string& what) {
-  throw Error(ErrorCode::invalid_checkpoint, path + ": " + what);
-}
-
 }  // namespace
 
-InputFile::InputFile(const std::string& path) : path_(path) {
+InputFile::InputFile(const std::string& path) : InputFile() {
+  path_ = path;
   // O_NONBLOCK, because opening a FIFO would otherwise block until another process writes to it.
   fd_ = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd_ < 0) fail_file(path, std::string("cannot be opened: ") + strerror(errno));
-  try {
-    struct stat status;
-    if (fstat(fd_, &status) != 0) fail_file(path, std::string("cannot be read: ") + strerror(errno));
-    if (!S_ISREG(status.st_mode))
-      fail_file(path, S_ISDIR(status.st_mode) ? "is a directory; it must be a file" : "is not a regular file");
-    size_ = static_cast<uint64_t>(status.st_size);
-  } catch (...) {
-    close(fd_);
-    throw;
-  }
+  struct stat status;
+  if (fstat(fd_, &status) != 0) fail_file(path, std::string("cannot be read: ") + strerror(errno));
+  if (!S_ISREG(status.st_mode))
+    fail_file(path, S_ISDIR(status.st_mode) ? "is a directory; it must be a file" : "is not a regular file");
+  size_ = static_cast<uint64_t>(status.st_size);
   posix_fadvise(fd_, 0, 0, POSIX_FADV_SEQUENTIAL);  // a hint: it may fail
 }
 
-InputFile::~InputFile() { close(fd_); }
+InputFile::~InputFile() {
+  if (fd_ >= 0) close(fd_);
+}
 
 void InputFile::read(void* out, uint64_t offset, uint64_t bytes) const {
   auto* to = static_cast<char*>(out);

@@ -5,7 +5,14 @@
 #include <cstdint>
 #include <string>
 
+#include "backend/error.h"
+
 namespace diffqkv {
+
+// Throws ERR_INVALID_CHECKPOINT with the message "path: what".
+[[noreturn]] inline void fail_file(const std::string& path, const std::string& what) {
+  throw Error(ErrorCode::invalid_checkpoint, path + ": " + what);
+}
 
 class InputFile {
  public:
@@ -24,6 +31,8 @@ class InputFile {
   std::string read_text(uint64_t max_bytes) const;
 
  private:
+  InputFile() = default;  // so that the destructor closes the file if the other constructor throws
+
   std::string path_;
   int fd_ = -1;
   uint64_t size_ = 0;

@@ -15,12 +15,6 @@ constexpr int64_t kChunkElements = int64_t{4} << 20;  // 8 to 16 MiB
 // Whether the bits of a 16-bit float are an infinity.
 bool is_infinity(DType dtype, uint16_t bits) { return (bits & 0x7fff) == (dtype == DType::f16 ? 0x7c00 : 0x7f80); }
 
-DType stored_dtype(const StoredTensor& tensor) {
-  DType dtype;
-  if (!weight_dtype(tensor, &dtype)) fail(ErrorCode::unsupported_model, "weights of type %s", tensor.dtype.c_str());
-  return dtype;
-}
-
 // out[c - c0][r] = in[r][c] for c0 <= c < c1, in tiles that fit the L1 cache.
 template <typename T>
 void transpose(uint8_t* out, const uint8_t* in, int64_t rows, int64_t columns, int64_t c0, int64_t c1) {
@@ -119,15 +113,15 @@ const void* Loader::convert(const StoredTensor& tensor, DType from, const void* 
     if (!is_infinity(to, converted_[i]) || !std::isfinite(floats_[i])) continue;
     char value[32];
     snprintf(value, sizeof value, "%g", floats_[i]);
-    throw Error(ErrorCode::invalid_argument, tensor.place() + "has the value " + value + ", which overflows " +
-                                                 dtype_name(to) + "; load the model with dtype \"" + dtype_name(from) +
-                                                 "\"");
+    throw Error(ErrorCode::unsupported_model, tensor.place() + "has the value " + value + ", which overflows " +
+                                                  dtype_name(to) + "; load the model with dtype \"" + dtype_name(from) +
+                                                  "\"");
   }
   return converted_.data();
 }
 
 Buffer Loader::load(const StoredTensor& tensor, DType to) {
-  const DType from = stored_dtype(tensor);
+  const DType from = weight_dtype(tensor).value();
   const int64_t count = static_cast<int64_t>(tensor.bytes / dtype_size(from));
   Buffer buffer(backend_, count * dtype_size(to));
   for (int64_t i = 0; i < count; i += kChunkElements) {
@@ -142,7 +136,7 @@ Buffer Loader::load(const StoredTensor& tensor, DType to) {
 }
 
 Buffer Loader::load_transposed(const StoredTensor& tensor, DType to) {
-  const DType from = stored_dtype(tensor);
+  const DType from = weight_dtype(tensor).value();
   const int64_t rows = tensor.shape[0];
   const int64_t columns = tensor.shape[1];
   Buffer buffer(backend_, rows * columns * dtype_size(to));
@@ -193,7 +187,7 @@ FoldedQ Loader::fold(const StoredTensor& q, const StoredTensor& gate, const Stor
   // If the three have the same type, the product uses it. Otherwise all become f32, which
   // represents each of them exactly.
   const bool same = q.dtype == gate.dtype && q.dtype == up.dtype;
-  const DType operand = same ? stored_dtype(q) : DType::f32;
+  const DType operand = same ? weight_dtype(q).value() : DType::f32;
   const int64_t hidden_size = q.shape[1];
   const Buffer q_transposed = load_transposed(q, operand);
   FoldedQ folded;

@@ -23,10 +23,11 @@ class Loader {
   // total_bytes: the sum of the bytes that all later calls count as progress.
   Loader(std::shared_ptr<Backend> backend, const LoadOptions& options, uint64_t total_bytes);
 
-  // Converts to the type `to` if the file has another one. Throws ERR_INVALID_ARGUMENT, with the
-  // name of the tensor, if a value overflows that type. Counts tensor.bytes.
+  // Both need a tensor with a weight_dtype, and convert it to the type `to`. They throw
+  // ERR_UNSUPPORTED_MODEL, with the name of the tensor, if a value overflows that type. They count
+  // tensor.bytes.
   Buffer load(const StoredTensor& tensor, DType to);
-  Buffer load_transposed(const StoredTensor& tensor, DType to);  // of a matrix, which is read at once
+  Buffer load_transposed(const StoredTensor& tensor, DType to);  // a matrix, which is read at once
   // Matrix products on the device: exact products of the stored values, summed in f32, rounded
   // once. Counts the bytes of the three tensors.
   FoldedQ fold(const StoredTensor& q, const StoredTensor& gate, const StoredTensor& up, DType to);

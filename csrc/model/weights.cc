@@ -87,8 +87,7 @@ void check_tensor(const Checkpoint& checkpoint, const std::string& name, int64_t
     throw Error(ErrorCode::invalid_checkpoint,
                 place + "has shape " + shape_text(tensor->shape) + "; config.json requires " + shape_text(shape));
   }
-  DType dtype;
-  if (!weight_dtype(*tensor, &dtype)) {
+  if (!weight_dtype(*tensor)) {
     throw Error(ErrorCode::unsupported_model, place + "has type " + tensor->dtype + "; it must be BF16, F16 or F32");
   }
 }
@@ -199,9 +198,7 @@ DType common_dtype(const Config& config, const Checkpoint& checkpoint) {
     for (int64_t layer = 0; spec.in_features && layer < config.num_layers; layer++)
       dtypes.insert(checkpoint.find(layer_name(layer, spec.suffix))->dtype);
   }
-  DType dtype = DType::f32;
-  if (dtypes.size() == 1) weight_dtype(*checkpoint.find(kEmbed), &dtype);
-  return dtype;
+  return dtypes.size() == 1 ? weight_dtype(*checkpoint.find(kEmbed)).value() : DType::f32;
 }
 
 Buffer upload_doubles(const std::shared_ptr<Backend>& backend, const std::vector<double>& values) {

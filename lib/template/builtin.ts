@@ -2,7 +2,6 @@ import { pythonError, unsupported } from './fuel';
 import { Text } from './text';
 import {
   type Arguments,
-  Float,
   Markup,
   toInt,
   toNumber,
@@ -82,8 +81,4 @@ export function numeric(value: Value): number {
     throw pythonError(`must be a real number, not ${typeName(value)}`);
   }
   return number;
-}
-
-export function isFloat(value: Value): value is Float {
-  return value instanceof Float;
 }

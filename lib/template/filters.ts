@@ -45,6 +45,7 @@ const isGiven = (value: Value | undefined): value is Value => value !== undefine
 /** A function that returns the attribute `path`, such as `a.b` or 0, of a value. */
 function getter(path: Value | undefined, fallback?: Value): (value: Value) => Value {
   if (path === undefined || path === null) return (value) => value;
+  if (path instanceof Text) spend(path.length);
   const steps: Value[] =
     path instanceof Text
       ? path.value.split('.').map((step) => (/^\d+$/.test(step) ? Number(step) : plain(step)))
@@ -179,7 +180,7 @@ function toInteger(value: Value, fallback: Value, base: number): Value {
 }
 
 function parseFloatText(digits: string): number | undefined {
-  if (/^[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$/i.test(digits)) return Number(digits);
+  if (/^[-+]?(\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?$/i.test(digits)) return Number(digits);
   if (/^[-+]?(inf|infinity|nan)$/i.test(digits)) throw unsupported('inf or nan in a string');
   return undefined;
 }
@@ -454,8 +455,9 @@ const filters: Record<string, Builtin<Value>> = {
   wordcount: [
     '',
     (value) => {
-      spendCharacters(soft(value).length);
-      return soft(value).value.match(/[\p{L}\p{N}_]+/gu)?.length ?? 0;
+      const text = soft(value);
+      spendCharacters(text.length);
+      return text.value.match(/[\p{L}\p{N}_]+/gu)?.length ?? 0;
     },
   ],
 };

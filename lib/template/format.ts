@@ -1,4 +1,4 @@
-import { numeric, text as textArgument } from './builtin';
+import { numeric } from './builtin';
 import { pythonError, spendCharacters, unsupported } from './fuel';
 import { Builder, Text } from './text';
 import {
@@ -191,13 +191,13 @@ function formatSpec(value: Value, spec: string): Text {
       precision === undefined
         ? value
         : Builder.join(value.codePoints().slice(0, Number(precision)));
-    return pad(textArgument(cut), widthOf(width), align ?? '<', fillText);
+    return pad(cut, widthOf(width), align ?? '<', fillText);
   }
   let digits: string;
   const isWhole = toInt(value) !== undefined;
   if (kind === 'd' || (kind === undefined && isWhole && precision === undefined)) {
     if (!isWhole) throw pythonError(`Unknown format code 'd' for object of type 'float'`);
-    digits = typeof value === 'boolean' && kind === undefined ? String(number) : String(number);
+    digits = String(number);
   } else if (kind === 'f') digits = fixed(number, Number(precision ?? 6));
   else if (kind === '%') digits = `${fixed(number * 100, Number(precision ?? 6))}%`;
   else if ('xXob'.includes(kind ?? '-') && isWhole) {

@@ -35,6 +35,7 @@ export function syntaxError(message: string, line: number): TemplateError {
 // A macro call, a nested list or a nested expression is one level. Python allows about as many.
 const MAX_DEPTH = 200;
 const CHARACTERS_PER_UNIT = 16;
+const COMPARISONS_PER_UNIT = 500;
 
 // Rendering is synchronous, so one counter serves every template.
 let remaining = 0;
@@ -54,6 +55,14 @@ export function spendCharacters(count: number): void {
   spend(1 + count / CHARACTERS_PER_UNIT);
 }
 
+/**
+ * Uses the fuel for a search. In the worst case V8 compares the whole `wanted` at each place, and a
+ * unit pays for some hundred comparisons.
+ */
+export function spendSearch(length: number, wanted: number): void {
+  spend(1 + length / CHARACTERS_PER_UNIT + (length * wanted) / COMPARISONS_PER_UNIT);
+}
+
 /** Calls `work` one level deeper. */
 export function nested<T>(work: () => T): T {
   if (depth >= MAX_DEPTH) throw new TemplateError('limit', `nests deeper than ${MAX_DEPTH} levels`);
@@ -70,7 +79,7 @@ export function withoutLimit<T>(work: () => T): T {
   return withFuel(Number.POSITIVE_INFINITY, work);
 }
 
-/** Calls `work`, which may spend `units`. Throws a TemplateError for every failure. */
+/** Calls `work`, which may spend `units`. */
 export function withFuel<T>(units: number, work: () => T): T {
   const outer = { remaining, budget, depth };
   remaining = units;

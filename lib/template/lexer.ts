@@ -20,7 +20,7 @@ const rawEnd = new RegExp(`\\{%([-+]?)[${SPACE}]*endraw[${SPACE}]*([-+]?)%\\}`, 
 
 const number =
   /0b(?:_?[01])+|0o(?:_?[0-7])+|0x(?:_?[\da-f])+|\d+(?:_\d+)*(?:\.\d+(?:_\d+)*)?(?:e[+-]?\d+(?:_\d+)*)?/iy;
-const asciiName = /[A-Za-z_][A-Za-z_\d]*(?![^\0-\x7f])/y;
+const asciiName = /[A-Za-z_][A-Za-z_\d]*(?![A-Za-z_\d]|[^\0-\x7f])/y;
 const name = /[\p{L}\p{Nl}\p{Mn}\p{Mc}\p{Nd}\p{Pc}]+/uy;
 const operator = /\*\*|\/\/|==|!=|>=|<=|[-+*/%~[\](){}><=.:|,;]/y;
 const tagBegin = /\{[{%#]/g;
@@ -32,7 +32,7 @@ function match(pattern: RegExp, source: string, at: number): RegExpExecArray | n
   return pattern.exec(source);
 }
 
-export function trimEnd(text: string): string {
+function trimEnd(text: string): string {
   let end = text.length;
   while (end > 0 && isSpace.test(text[end - 1] as string)) end--;
   return text.slice(0, end);

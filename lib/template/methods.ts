@@ -1,6 +1,6 @@
 import { type Builtin, call, integer, text } from './builtin';
 import { formatBraces, pad } from './format';
-import { pythonError, spend, spendCharacters, unsupported } from './fuel';
+import { pythonError, spend, spendCharacters, spendSearch, unsupported } from './fuel';
 import { SPACE } from './lexer';
 import { Builder, Text } from './text';
 import {
@@ -19,6 +19,7 @@ import {
 } from './values';
 
 const spaceCharacter = new RegExp(`[${SPACE}]`);
+const spaceRun = new RegExp(`[${SPACE}]+`, 'g');
 
 /** str.strip(characters). `sides` says which ends. */
 export function strip(
@@ -27,7 +28,9 @@ export function strip(
   sides: 'both' | 'left' | 'right',
 ): Text {
   const isNone = characters === undefined || characters === null;
-  const set = isNone ? undefined : new Set(text(characters).value);
+  const wanted = isNone ? undefined : text(characters).value;
+  if (wanted) spend(wanted.length);
+  const set = wanted === undefined ? undefined : new Set(wanted);
   const strips = (point: string) => (set ? set.has(point) : spaceCharacter.test(point));
   const source = value.value;
   spendCharacters(source.length);
@@ -48,31 +51,43 @@ export function strip(
   return value.slice(start, end);
 }
 
+interface Run {
+  start: number;
+  end: number;
+}
+
+/** The runs of white space in a text. */
+function spaceRuns(value: Text): Run[] {
+  spendCharacters(value.length);
+  return Array.from(value.value.matchAll(spaceRun), ({ 0: run, index }) => {
+    spend(1);
+    return { start: index, end: index + run.length };
+  });
+}
+
 /** str.split(separator, limit). */
 function split(value: Text, separator: Value | undefined, limit: number): Text[] {
   const pieces: Text[] = [];
   const max = limit < 0 ? Number.POSITIVE_INFINITY : limit;
   if (separator === undefined || separator === null) {
-    let rest = strip(value, null, 'left');
-    while (rest.length > 0) {
-      if (pieces.length >= max) {
-        pieces.push(rest);
+    const runs = spaceRuns(value);
+    let next = 0;
+    let start = 0;
+    if (runs[0]?.start === 0) start = (runs[next++] as Run).end;
+    while (start < value.length) {
+      const run = runs[next++];
+      if (run === undefined || pieces.length >= max) {
+        pieces.push(value.slice(start));
         break;
       }
-      spend(1);
-      const end = rest.value.search(spaceCharacter);
-      if (end < 0) {
-        pieces.push(rest);
-        break;
-      }
-      pieces.push(rest.slice(0, end));
-      rest = strip(rest.slice(end), null, 'left');
+      pieces.push(value.slice(start, run.start));
+      start = run.end;
     }
     return pieces;
   }
   const by = text(separator).value;
   if (by === '') throw pythonError('empty separator');
-  spendCharacters(value.length);
+  spendSearch(value.length, by.length);
   let at = 0;
   while (pieces.length < max) {
     const end = value.value.indexOf(by, at);
@@ -89,23 +104,19 @@ function rsplit(value: Text, separator: Value | undefined, limit: number): Text[
   if (limit < 0) return split(value, separator, -1);
   const pieces: Text[] = [];
   if (separator === undefined || separator === null) {
-    let rest = strip(value, null, 'right');
-    while (rest.length > 0) {
-      spendCharacters(rest.length);
-      let start = rest.length;
-      while (start > 0 && !spaceCharacter.test(rest.value[start - 1] as string)) start--;
-      if (pieces.length >= limit || start === 0) {
-        pieces.push(rest);
-        break;
-      }
-      pieces.push(rest.slice(start));
-      rest = strip(rest.slice(0, start), null, 'right');
+    const runs = spaceRuns(value);
+    let end = value.length;
+    if (runs.at(-1)?.end === end) end = (runs.pop() as Run).start;
+    while (end > 0) {
+      const run = pieces.length < limit ? runs.pop() : undefined;
+      pieces.push(value.slice(run?.end ?? 0, end));
+      end = run?.start ?? 0;
     }
     return pieces.reverse();
   }
   const by = text(separator).value;
   if (by === '') throw pythonError('empty separator');
-  spendCharacters(value.length);
+  spendSearch(value.length, by.length);
   let end = value.length;
   while (pieces.length < limit) {
     const start = end - by.length < 0 ? -1 : value.value.lastIndexOf(by, end - by.length);
@@ -119,7 +130,7 @@ function rsplit(value: Text, separator: Value | undefined, limit: number): Text[
 
 /** str.replace(old, new, count). */
 export function replace(value: Text, old: Text, next: Text, count: number): Text {
-  spendCharacters(value.length);
+  spendSearch(value.length, old.length);
   const builder = new Builder();
   let left = count < 0 ? Number.POSITIVE_INFINITY : count;
   if (old.length === 0) {
@@ -234,7 +245,7 @@ function find(
 ): number {
   const needle = text(part).value;
   const [start, end] = range;
-  spendCharacters(value.length);
+  spendSearch(value.length, needle.length);
   if (start > end || start + needle.length > end) return -1;
   const at = last
     ? value.value.lastIndexOf(needle, end - needle.length)
@@ -254,8 +265,9 @@ function hasAffix(
   const whole = value.value.slice(start, end);
   const list = affixes instanceof Tuple ? affixes.items : [affixes];
   return list.some((affix) => {
-    spend(1);
-    return test(whole, text(affix).value);
+    const { value: wanted } = text(affix);
+    spendCharacters(wanted.length);
+    return test(whole, wanted);
   });
 }
 
@@ -282,7 +294,7 @@ function isCase(wrong: RegExp): Builtin<Text> {
 function partition(value: Text, by: Value | undefined, last: boolean): Tuple {
   const separator = text(by);
   if (separator.length === 0) throw pythonError('empty separator');
-  spendCharacters(value.length);
+  spendSearch(value.length, separator.length);
   const { value: source } = value;
   const at = last ? source.lastIndexOf(separator.value) : source.indexOf(separator.value);
   const none = Text.plain('');

@@ -1,5 +1,5 @@
 import { formatPercent } from './format';
-import { pythonError, spend, spendCharacters, unsupported } from './fuel';
+import { pythonError, spend, spendCharacters, spendSearch, unsupported } from './fuel';
 import { method } from './methods';
 import { Builder, Text } from './text';
 import {
@@ -143,7 +143,7 @@ export function contains(container: Value, item: Value): boolean {
       const name = typeName(item);
       throw pythonError(`'in <string>' requires string as left operand, not ${name}`);
     }
-    spendCharacters(container.length + item.length);
+    spendSearch(container.length, item.length);
     return container.value.includes(item.value);
   }
   if (container instanceof Dict) return container.get(item) !== undefined;

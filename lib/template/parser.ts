@@ -55,6 +55,7 @@ function chain(base: Expression, steps: readonly Step[]): Expression {
 function sequence(statements: readonly Statement[]): Statement {
   return (scope, out) => {
     for (const statement of statements) {
+      spend(1);
       const signal = statement(scope, out);
       if (signal !== undefined) return signal;
     }
@@ -86,7 +87,7 @@ function invoke(callee: Value, args: Arguments): Value {
   throw pythonError(`'${typeName(callee)}' object is not callable`);
 }
 
-/** Whether the tokens are a template. Returns what renders it. */
+/** Parses the tokens of a template. Returns what renders it. */
 export function parse(tokens: readonly Token[]): Statement {
   return new Parser(tokens).template();
 }
@@ -434,7 +435,10 @@ class Parser {
       if (this.#is('end') || this.#is('operator', ')')) break;
       items.push(parseOne());
     }
-    return (scope) => new Tuple(items.map((one) => one(scope)));
+    return (scope) => {
+      spend(items.length);
+      return new Tuple(items.map((one) => one(scope)));
+    };
   }
 
   #expression(): Expression {
@@ -716,6 +720,7 @@ class Parser {
       }
     }
     return (scope) => {
+      spend(positional.length + named.length);
       const args: Arguments = { positional: [], named: new Map() };
       for (const { value, spreads } of positional) {
         const argument = value(scope);

@@ -1,4 +1,11 @@
-import { nested, pythonError, spend, type TemplateError, unsupported } from './fuel';
+import {
+  nested,
+  pythonError,
+  spend,
+  spendCharacters,
+  type TemplateError,
+  unsupported,
+} from './fuel';
 import { Builder, Text } from './text';
 
 /** A float of Python. An int is a number. */
@@ -174,7 +181,10 @@ export class Dict {
 /** A string that is equal for keys that are equal in Python. */
 function hash(key: Value): string {
   spend(2);
-  if (key instanceof Text) return `s${key.value}`;
+  if (key instanceof Text) {
+    spendCharacters(key.length);
+    return `s${key.value}`;
+  }
   if (key === null) return 'None';
   const number = toNumber(key);
   if (number !== undefined) return `n${number}`;

@@ -65,7 +65,7 @@ describe('the type of the weights', () => {
       return;
     }
     const error = await loaded.catch((error: unknown) => error as Error & { code: string });
-    expect(error).toMatchObject({ code: 'ERR_INVALID_ARGUMENT' });
+    expect(error).toMatchObject({ code: 'ERR_UNSUPPORTED_MODEL' });
     expect((error as Error).message).toContain(`model.safetensors: the tensor '${name}' has the value `);
     expect((error as Error).message).toContain(`overflows ${dtype}; load the model with dtype "${remedy}"`);
   });

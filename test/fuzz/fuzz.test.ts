@@ -188,6 +188,18 @@ describe('npm run fuzz', () => {
   if (hasClang) it.each(Object.keys(files))('%s', seconds, 900_000);
   else it.skip('SKIPPED: the targets in C++: no clang++ with libFuzzer', () => {});
 
+  it('has targets in C++ that any compiler accepts', () => {
+    const sources = readdirSync(__dirname).filter((name) => name.endsWith('.cc'));
+    expect(sources).toContain('harness.cc');
+    const flags = ['-std=c++20', '-fsyntax-only', '-D__has_feature(x)=0', `-I${join(projectRoot, 'csrc')}`];
+    for (const name of sources) {
+      const { status, stderr } = spawnSync(process.env.CXX || 'c++', [...flags, join(__dirname, name)], {
+        encoding: 'utf8',
+      });
+      expect([name, status, stderr]).toEqual([name, 0, '']);
+    }
+  }, 300_000);
+
   it('rejects unknown targets and invalid durations', () => {
     expect(fuzz('--target', 'telepathy').status).toBe(2);
     expect(fuzz('--seconds', '0').status).toBe(2);

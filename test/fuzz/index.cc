@@ -41,7 +41,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   fuzz::check(map.size() == checkpoint->tensors().size(), "another number of tensors");
   for (const auto& [name, file] : map.items()) {
     const StoredTensor* tensor = checkpoint->find(name);
-    fuzz::check(tensor && *tensor->file == fuzz::kDirectory + "/" + file.get<std::string>(),
+    fuzz::check(tensor && tensor->file->path() == fuzz::kDirectory + "/" + file.get<std::string>(),
                 "a tensor of another shard");
   }
   return 0;

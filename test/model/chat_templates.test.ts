@@ -1,11 +1,12 @@
-// Chat templates against Python's jinja2: see test/fixtures/chat_templates/reference.py.
+// Chat templates against Python's jinja2: see test/model/chat_templates/reference.py.
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { gunzipSync } from 'node:zlib';
 import { type ChatMessage, ChatTemplate, type ChatTemplateOptions } from '../../lib/chat';
 import { DiffqkvError } from '../../lib/errors';
+import { compile, errorOf, render } from './render_template';
 
-const folder = join(__dirname, '..', 'fixtures', 'chat_templates');
+const folder = join(__dirname, 'chat_templates');
 
 interface Conversation {
   messages: ChatMessage[];
@@ -31,10 +32,6 @@ function optionsOf({ messages: _, tools, documents, add_generation_prompt, ...re
   const options: ChatTemplateOptions = { tools, documents, templateOptions: rest };
   if (add_generation_prompt !== undefined) options.addGenerationPrompt = add_generation_prompt;
   return options;
-}
-
-function compile(source: string): ChatTemplate {
-  return new ChatTemplate('a model', { default: source, toolUse: undefined }, { bos_token: '<s>', eos_token: '</s>' });
 }
 
 /** The text, or the code and message of the error. */
@@ -84,25 +81,6 @@ describe('chat templates render as in Python', () => {
 
   afterAll(() => console.log('chat templates against Python:', counts));
 });
-
-/** Renders for one short message. */
-function render(
-  source: string,
-  options?: ChatTemplateOptions,
-  messages: ChatMessage[] = [{ role: 'user', content: 'hi' }],
-) {
-  return compile(source).render(messages, options);
-}
-
-function errorOf(work: () => unknown): DiffqkvError {
-  try {
-    work();
-  } catch (error) {
-    if (error instanceof DiffqkvError) return error;
-    throw error;
-  }
-  throw new Error('no error');
-}
 
 describe('the variables of a chat template', () => {
   it('are None if tools and documents are absent', () => {
@@ -222,115 +200,5 @@ describe('parts of a conversation', () => {
     const messages = [{ role: 'assistant', content: 'abc' }];
     const source = '<{{ messages[0].content }}>';
     expect(marked(source, messages, { continueFinalMessage: true })).toBe('<[abc]');
-  });
-});
-
-describe('the limits of a chat template', () => {
-  const grow = (operation: string) =>
-    `{% set ns = namespace(x=[1], y=[1], t="x", u=messages[0].content) %}{% for i in range(60) %}${operation}{% endfor %}`;
-  const limit = ['ERR_INVALID_CHECKPOINT', /takes more than \d+ steps/] as const;
-  const depth = ['ERR_INVALID_CHECKPOINT', /nests (deeper than|too deeply)/] as const;
-  const hostile: [name: string, source: string, code: string, message: RegExp][] = [
-    ['a huge indent', `{{ [${Array(14).fill('[1,1,1]').join()}]|tojson(indent=75000000) }}`, ...limit],
-    [
-      'JSON of one list many times',
-      `{% set b = range(90000)|join("xxxxxxxxxxxxxxxxxxx") %}{% set c = [${Array(140).fill('b').join()}] %}{{ [c, c, c]|tojson }}`,
-      ...limit,
-    ],
-    ['nested repeats', "{% set a = 'x' * 1000 %}{% set b = a * 1000 %}{{ b * 1000 }}", ...limit],
-    ['a text that doubles', grow('{% set ns.t = ns.t + ns.t %}'), ...limit],
-    ['a text of the user that doubles', `${grow('{% set ns.u = ns.u + "x" + ns.u %}')}{{ ns.u }}`, ...limit],
-    ['a list that doubles', grow('{% set ns.x = ns.x + ns.x %}'), ...limit],
-    ['a list of lists, printed', `${grow('{% set ns.x = [ns.x, ns.x] %}')}{{ ns.x }}`, ...limit],
-    [
-      'a list of lists, compared',
-      `${grow('{% set ns.x = [ns.x, ns.x] %}{% set ns.y = [ns.y, ns.y] %}')}{{ ns.x == ns.y }}`,
-      ...limit,
-    ],
-    [
-      'a tuple as a key',
-      '{% set ns = namespace(k=(1,)) %}{% for i in range(60) %}{% set ns.k = (ns.k, ns.k) %}{% endfor %}{{ {ns.k: 1} }}',
-      ...limit,
-    ],
-    [
-      'every intermediate list',
-      '{% set ns = namespace(all=[]) %}{% for i in range(100000) %}{% set ns.all = ns.all + [ns.all] %}{% endfor %}',
-      ...limit,
-    ],
-    [
-      'a deep list',
-      '{% set ns = namespace(x=[]) %}{% for i in range(1000) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}',
-      ...depth,
-    ],
-    ['blanks within a tag', `{{ ${' '.repeat(190000)})`, 'ERR_INVALID_CHECKPOINT', /syntax error/],
-    ['begins of raw blocks', '{% raw'.repeat(30000), ...limit],
-    ['begins of comments', '{#'.repeat(95000), 'ERR_INVALID_CHECKPOINT', /Missing end of comment/],
-    [
-      'ends of raw blocks',
-      `{% raw %}${`{%${' '.repeat(1000)}`.repeat(190)}`,
-      'ERR_INVALID_CHECKPOINT',
-      /Missing end of raw/,
-    ],
-    ['a template of 2 MB', 'x'.repeat(2e6), 'ERR_INVALID_CHECKPOINT', /longer than 200000 characters/],
-    [
-      'strftime_now in a loop',
-      '{% for i in range(100000) %}{{ strftime_now("%A %B %c" * 100) }}{% endfor %}',
-      ...limit,
-    ],
-    ['endless recursion', '{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}', ...depth],
-    [
-      'branching recursion',
-      '{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}',
-      ...limit,
-    ],
-    ['nested loops', '{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}', ...limit],
-    ['a long range', '{{ range(10**12)|list }}', 'ERR_INVALID_CHECKPOINT', /range of 1000000000000 elements/],
-    ['a tower of powers', '{{ 9 ** 9 ** 9 ** 9 }}', 'ERR_UNSUPPORTED_MODEL', /integer beyond/],
-    ['a giant integer', `{{ ${'9'.repeat(100000)} }}`, 'ERR_UNSUPPORTED_MODEL', /integer beyond/],
-    ['a giant string with escapes', `{{ "${'\\n'.repeat(99000)}" }}`, ...limit],
-    ['nested parentheses', `{{ ${'('.repeat(5000)}${')'.repeat(5000)} }}`, ...depth],
-    ['nested blocks', '{% if 1 %}'.repeat(3000), ...depth],
-    ['a chain of not', `{{ ${'not '.repeat(5000)}1 }}`, ...depth],
-    ['a long sum', `{{ 1${'+1'.repeat(20000)} }}`, ...limit],
-    ['growth by replace', '{% set a = "x" * 10000 %}{{ a.replace("x", a).replace("x", a) }}', ...limit],
-    ['growth by join', '{{ range(100000)|join("a" * 100000) }}', ...limit],
-    ['a wide format', '{{ "%999999999d" % 1 }}', 'ERR_UNSUPPORTED_MODEL', /width beyond/],
-    ['a wide indent', '{{ "a\nb"|indent(999999999) }}', ...limit],
-    [
-      'a long search',
-      '{% set a = "a" * 100000 %}{% for i in range(100000) %}{{ (a + "b") in a }}{% endfor %}',
-      ...limit,
-    ],
-  ];
-
-  it.each(hostile)('stop %s within 25 ms', (_, source, code, message) => {
-    let fastest = Number.POSITIVE_INFINITY; // of several, because other processes take time too
-    for (let i = 0; i < 5; i++) {
-      const start = performance.now();
-      const error = errorOf(() => render(source));
-      fastest = Math.min(fastest, performance.now() - start);
-      expect([error.code, error.message]).toEqual([code, expect.stringMatching(message)]);
-    }
-    expect(fastest).toBeLessThan(25);
-  });
-
-  it('do not accumulate memory', () => {
-    const stop = () => {
-      for (const [, source] of hostile) errorOf(() => render(source));
-    };
-    stop();
-    const before = process.memoryUsage().rss;
-    for (let i = 0; i < 10; i++) stop();
-    expect(process.memoryUsage().rss - before).toBeLessThan(200e6);
-  });
-
-  it('allow 160,000 blanks, a long chat and a long message', () => {
-    expect(render(`{{ messages[0].content }}${' '.repeat(160000)}x`)).toBe(`hi${' '.repeat(160000)}x`);
-    const source =
-      '{% set ns = namespace(text="") %}{% for m in messages %}{% set ns.text = ns.text + m.role + m.content|trim %}{% endfor %}{{ ns.text }}';
-    const chat = Array.from({ length: 2000 }, () => ({ role: 'user', content: 'x'.repeat(400) }));
-    expect(render(source, {}, chat)).toBe(`user${'x'.repeat(400)}`.repeat(2000));
-    const content = 'ab\n'.repeat(300_000);
-    expect(render('{{ messages|tojson }}', {}, [{ role: 'user', content }]).length).toBe(content.length + 300_033);
   });
 });

@@ -33,6 +33,7 @@ const module = join(work, 'diffqkv-test.node');
 const tooLong = ['checkpoint_shapes', 'fixtures', 'generate', 'kv_append', 'kv_cache'];
 const others = [
   'ceilings',
+  'chat_templates',
   'convert',
   'counters',
   'decoder',

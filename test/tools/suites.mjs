@@ -37,7 +37,7 @@ export const emulation = ['counters', 'device_lost', 'emulated_device', 'emulati
  * Test files that measure time or memory, so nothing may run beside them. isa.test.ts is here
  * because it runs suites on several threads.
  */
-export const alone = ['behavior', 'cli', 'isa', 'out_of_memory'];
+export const alone = ['behavior', 'chat_template_limits', 'cli', 'isa', 'out_of_memory'];
 
 /** Test files that take too long for npm test: npm run ci runs them. */
 export const slow = ['bench', 'convert', 'convert_process', 'fuzz', 'gpu_check', 'http_example', 'ptx'];
