@@ -49,7 +49,7 @@ void select_keys(const Problem& p, Tile& t, int64_t begin, int64_t end, int64_t 
         selection.d *= selection.m > -kInfinity ? weight_of(p, selection.m, top) : 1;
         selection.m = top;
       }
-      selection.add_exponents(s, count, p.scale_log2, selection.m > -kInfinity ? selection.m : 0);
+      selection.add_weights(s, count, Weight(p, selection.m > -kInfinity ? selection.m : 0));
       selection.insert({c.scores + row * capacity, c.keys + row * capacity}, k, s, count, key);
     });
   }
@@ -87,11 +87,11 @@ void finish_selection(const Problem& p, const Tile& t, int64_t row, const char* 
     keep_best(c, count, merge.k);
     count = merge.k;
   }
-  const float base = m > -kInfinity ? m : 0;
+  const Weight weight(p, m > -kInfinity ? m : 0);
   float* weights = merge.weights;
   for (int64_t i = 0; i < count; ++i) weights[i] = ordered_score(c.scores[i]);
   for (int64_t i = 0; i < round_up(count, kLanes); i += kLanes) {
-    store(weights + i, weights_of(load(weights + i), set1(base), set1(p.scale_log2)));
+    store(weights + i, weight(load(weights + i)));
   }
   float selected = 0;  // summed in the order in which o is summed, so that V = 1 gives exactly 1
   for (int64_t i = 0; i < count; ++i) selected += weights[i];

@@ -10,13 +10,16 @@
 namespace diffqkv::cpu::DIFFQKV_ISA {
 namespace {
 
-// out = o / divisor and lse = ln(2^m d) of one row. `query` counts within its batch.
+// out = o / divisor and lse = m |sm_scale| + ln(d) of one row. `query` counts within its batch.
 DIFFQKV_INLINE void finish_row(const Problem& p, int64_t batch, int64_t query, int64_t head, const float* o,
                                float divisor, float m, float d) {
+  // The largest score has the weight 1, so d is 0 only if no score is above -inf: without keys, or
+  // if all products q.k overflowed. A softmax of -inf is NaN.
+  if (d == 0 && p.num_visible_keys(batch, query) > 0) d = divisor = __builtin_nanf("");
   if (p.lse) {
     float* lse = p.lse + batch * p.stride_lse_batch + query * p.stride_lse_query + head * p.stride_lse_head;
-    *lse = d == 0 ? -kInfinity
-                  : static_cast<float>((m > -kInfinity ? m * p.score_scale : 0) + static_cast<double>(__builtin_logf(d)));
+    const double top = m > -kInfinity ? m * p.scale : 0;
+    *lse = d == 0 ? -kInfinity : static_cast<float>(top + static_cast<double>(__builtin_logf(d)));
   }
   const int64_t at = ((batch * p.num_queries + query) * p.num_q_heads + head) * p.v.head_dim;
   visit(p.out_dtype, [&](auto type) DIFFQKV_LAMBDA {
