@@ -7,7 +7,7 @@ import { resolveSampling, type SamplingOptions } from './sampling';
 import type { Scheduler } from './scheduler';
 import { checkTokens, Session } from './session';
 import { resolveStop, StopFilter } from './stop';
-import type { TokenStream } from './tokenizer';
+import type { EncodeChatOptions, TokenStream } from './tokenizer';
 
 /** Options of {@link Model.generate}: how tokens are drawn and when to stop. */
 export interface GenerateOptions extends SamplingOptions {
@@ -16,6 +16,8 @@ export interface GenerateOptions extends SamplingOptions {
    * has room for. Default 256.
    */
   maxTokens?: number;
+  /** How a prompt of messages becomes tokens. Not allowed with another prompt. */
+  chat?: EncodeChatOptions;
   /** Stop at this text, which is not part of the output. Requires a tokenizer. */
   stop?: string | readonly string[];
   /**
@@ -45,7 +47,10 @@ export interface PrefillProgress {
   totalTokens: number;
 }
 
-/** Text, tokens, or a conversation to format with the checkpoint's chat template. */
+/**
+ * Text, tokens, or a conversation to format with the checkpoint's chat template. The names of
+ * control tokens in text become these tokens. In a conversation they stay text.
+ */
 export type Prompt = string | readonly number[] | readonly ChatMessage[];
 
 const busySessions = new WeakSet<Session>();
@@ -92,31 +97,35 @@ async function run(request: Run): Promise<GenerationResult> {
     );
   }
   const sampling = resolveSampling(options);
-  const tokens = encodePrompt(model, prompt, session !== undefined && session.kvLen > 0);
-  const output = new Output(model, stops);
-  const signals = signal === undefined ? [stop] : [stop, signal];
+  return withClaim(model, session, async () => {
+    const continues = session !== undefined && session.kvLen > 0;
+    const tokens = await encodePrompt(model, prompt, { continues, chat: options.chat });
+    const output = new Output(model, stops);
+    const signals = signal === undefined ? [stop] : [stop, signal];
 
-  return withSession(model, session, tokens.length + maxTokens, async (used) => {
-    const room = used.maxKvLen - used.kvLen - tokens.length;
-    // The last token is appended to a session of the caller, so it needs room there. In a session
-    // of this generation it is not.
-    const limit = Math.min(maxTokens, session === undefined ? room + 1 : room);
-    const onProgress =
-      onPrefillProgress &&
-      ((doneTokens: number, totalTokens: number) => onPrefillProgress({ doneTokens, totalTokens }));
-    const next = (appended: Int32Array, draw: number): Promise<number> => {
-      const item = { session: used[native], tokens: appended, sampling, draw };
-      // Only the prompt is canceled midway. A single token is soon done, and completing it keeps
-      // the cache in step with the tokens that were emitted.
-      return scheduler.next(draw === 0 ? { ...item, signals, onProgress } : item);
-    };
-    const isAborted = () => signals.some(({ aborted }) => aborted);
-    const result = await drawTokens({ prompt: tokens, next, output, limit, isAborted, emit });
-    const last = result.tokens.at(-1);
-    if (session !== undefined && last !== undefined) {
-      await scheduler.next({ session: used[native], tokens: Int32Array.of(last), draw: 0 });
-    }
-    return result;
+    return withSession(model, session, tokens.length + maxTokens, async (used) => {
+      const room = used.maxKvLen - used.kvLen - tokens.length;
+      // The last token is appended to a session of the caller, so it needs room there. In a session
+      // of this generation it is not.
+      const limit = Math.min(maxTokens, session === undefined ? room + 1 : room);
+      const onProgress =
+        onPrefillProgress &&
+        ((doneTokens: number, totalTokens: number) =>
+          onPrefillProgress({ doneTokens, totalTokens }));
+      const next = (appended: Int32Array, draw: number): Promise<number> => {
+        const item = { session: used[native], tokens: appended, sampling, draw };
+        // Only the prompt is canceled midway. A single token is soon done, and completing it keeps
+        // the cache in step with the tokens that were emitted.
+        return scheduler.next(draw === 0 ? { ...item, signals, onProgress } : item);
+      };
+      const isAborted = () => signals.some(({ aborted }) => aborted);
+      const result = await drawTokens({ prompt: tokens, next, output, limit, isAborted, emit });
+      const last = result.tokens.at(-1);
+      if (session !== undefined && last !== undefined) {
+        await scheduler.next({ session: used[native], tokens: Int32Array.of(last), draw: 0 });
+      }
+      return result;
+    });
   });
 }
 
@@ -208,22 +217,13 @@ class Output {
   }
 }
 
-/** Calls `work` with the given session, or with a temporary one for at most `length` tokens. */
-async function withSession<T>(
+/** Calls `work` while no other generation may use the session. */
+async function withClaim<T>(
   model: Model,
   session: Session | undefined,
-  length: number,
-  work: (session: Session) => Promise<T>,
+  work: () => Promise<T>,
 ): Promise<T> {
-  if (session === undefined) {
-    const maxKvLen = Math.min(model.config.maxPositionEmbeddings, length);
-    const temporary = await model.createSession({ maxKvLen });
-    try {
-      return await work(temporary);
-    } finally {
-      temporary.dispose();
-    }
-  }
+  if (session === undefined) return work();
   if (session.model !== model) {
     throw invalidArgument('session belongs to another model: use a session of this model');
   }
@@ -234,36 +234,57 @@ async function withSession<T>(
   }
   busySessions.add(session);
   try {
-    return await work(session);
+    return await work();
   } finally {
     busySessions.delete(session);
   }
 }
 
-/** `continues`: the session has a begin-of-text token already, so none is added. */
-function encodePrompt(
+/** Calls `work` with the given session, or with a temporary one for at most `length` tokens. */
+async function withSession<T>(
+  model: Model,
+  session: Session | undefined,
+  length: number,
+  work: (session: Session) => Promise<T>,
+): Promise<T> {
+  if (session !== undefined) return work(session);
+  const maxKvLen = Math.min(model.config.maxPositionEmbeddings, length);
+  const temporary = await model.createSession({ maxKvLen });
+  try {
+    return await work(temporary);
+  } finally {
+    temporary.dispose();
+  }
+}
+
+interface PromptOptions {
+  /** The session has a begin-of-text token already, so none is added. */
+  continues: boolean;
+  chat: EncodeChatOptions | undefined;
+}
+
+async function encodePrompt(
   { config, tokenizer }: Model,
   prompt: Prompt,
-  continues: boolean,
-): Int32Array {
+  { continues, chat }: PromptOptions,
+): Promise<Int32Array> {
   if (typeof prompt !== 'string' && !Array.isArray(prompt)) {
     throw invalid('prompt', 'a string, an array of tokens or an array of messages', prompt);
   }
-  if (typeof prompt !== 'string' && (prompt.length === 0 || typeof prompt[0] !== 'object')) {
-    return checkTokens(prompt, config.vocabSize);
+  const isChat = typeof prompt !== 'string' && typeof prompt[0] === 'object';
+  if (chat !== undefined && !isChat) {
+    throw invalidArgument('chat requires a prompt of messages: omit chat, or pass messages');
   }
+  if (typeof prompt !== 'string' && !isChat)
+    return checkTokens(prompt as readonly number[], config.vocabSize);
   if (tokenizer === null) {
     throw invalidArgument(
       'a prompt of text requires a tokenizer, and the model has no tokenizer.json: pass tokens',
     );
   }
-  if (typeof prompt === 'string') {
-    const tokens = tokenizer.encode(prompt, { addSpecialTokens: !continues });
-    return checkTokens(tokens, config.vocabSize);
-  }
-  // The template writes the special tokens itself, including begin-of-text.
-  const text = tokenizer.applyChatTemplate(prompt as readonly ChatMessage[]);
-  const tokens = tokenizer.encode(text, { addSpecialTokens: false });
+  const tokens = isChat
+    ? await tokenizer.encodeChat(prompt as readonly ChatMessage[], chat)
+    : await tokenizer.encodeAsync(prompt as string, { addSpecialTokens: !continues });
   const hasSecondBos = continues && tokens[0] === tokenizer.bosTokenId;
   return checkTokens(hasSecondBos ? tokens.slice(1) : tokens, config.vocabSize);
 }
