@@ -194,7 +194,10 @@ onEveryDevice((device) => {
         [3, 72, 5].map((token, i) => ask(sessions[i] as Session, token).catch((error) => error)),
       );
       expect(outcomes[1]).toBeInstanceOf(DiffqkvError);
-      expect(outcomes[1].code).toBe('ERR_INVALID_ARGUMENT');
+      expect(outcomes[1].code).toBe('ERR_UNSUPPORTED_MODEL');
+      expect(outcomes[1].message).toContain(
+        `${directory} gives invalid logits with dtype ${broken.dtype}: the logit of token 0 is NaN`,
+      );
       expect(sessions.map(({ kvLen }) => kvLen)).toEqual([5, 0, 5]);
       const alone = [];
       for (const token of [3, 5]) {
