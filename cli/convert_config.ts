@@ -45,7 +45,7 @@ const names: Record<string, Architecture> = {
  * string without an end matches too, so that the time to search is linear in a malformed file.
  */
 const token =
-  /"(?:[^"\\]+|\\[\s\S])*(?:"|\\?$)|-?\d[\d.eE+-]*|(?<![^ \t\r\n,:[])-?(?:NaN|Infinity)(?![^ \t\r\n,\]}])/g;
+  /"(?:[^"\\]+|\\[\s\S])*(?:"|\\?$)|-?\d[\d.eE+-]*|(?<![^ \t\r\n,:[])(?:NaN|-?Infinity)(?![^ \t\r\n,\]}])/g;
 const isNonFinite = (t: string) => /^-?[NI]/.test(t);
 
 /** Like `parseObject`, but allows NaN, Infinity and -Infinity. */

@@ -18,6 +18,7 @@ import type { Generation } from './generation';
 import { endProcess, native } from './internal';
 import { packageRoot } from './paths';
 import { presets } from './presets';
+import { checkReceiver } from './receiver';
 import { checkSeed } from './sampling';
 import { Scheduler } from './scheduler';
 import { nativeSessionOptions, Session, type SessionOptions } from './session';
@@ -201,6 +202,15 @@ export class Model implements Disposable {
     }
   }
 
+  /**
+   * True only for an object that this class created. A Proxy of a model, or another object with
+   * this prototype, has no native model.
+   * @internal
+   */
+  static [Symbol.hasInstance](value: unknown): value is Model {
+    return typeof value === 'object' && value !== null && #native in value;
+  }
+
   /** @internal */
   get [native](): NativeModel {
     return this.#native;
@@ -247,6 +257,8 @@ export class Model implements Disposable {
     this.dispose();
   }
 }
+
+checkReceiver(Model, 'a model');
 
 interface DeviceOfModel {
   device: Device;

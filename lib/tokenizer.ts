@@ -1,6 +1,6 @@
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { throwIfAborted } from './abort';
+import { isAborted, onAbort, throwIfAborted } from './abort';
 import {
   type ChatMessage,
   ChatTemplate,
@@ -10,6 +10,7 @@ import {
 } from './chat';
 import { createDecoder, type DecoderConfig } from './decoder';
 import {
+  aborted,
   checkBoolean,
   checkInteger,
   checkObject,
@@ -21,6 +22,7 @@ import {
 } from './errors';
 import { readRegularFile } from './files';
 import { endProcess } from './internal';
+import { checkReceiver } from './receiver';
 import { TokenizerClient } from './tokenizer_client';
 import type { EncodeCall } from './tokenizer_process';
 
@@ -116,6 +118,14 @@ export class Tokenizer {
   /** Id of `eos_token` in tokenizer_config.json, or null. */
   readonly eosTokenId: number | null;
 
+  /**
+   * True only for an object that this class created.
+   * @internal
+   */
+  static [Symbol.hasInstance](value: unknown): value is Tokenizer {
+    return typeof value === 'object' && value !== null && #client in value;
+  }
+
   private constructor(directory: string, client: TokenizerClient, jinjaFile: string | null) {
     const { text, ranges, addedTokens, config, decoder } = client.loaded;
     this.#directory = directory;
@@ -171,19 +181,24 @@ export class Tokenizer {
     const config = (await readRegularFile(configFile, MAX_CONFIG_BYTES)) ?? Buffer.alloc(0);
     const template = await readRegularFile(jinja, MAX_TEMPLATE_BYTES);
     const source = { file, configFile, tokenizer, config, template: template ?? Buffer.alloc(0) };
-    let client: TokenizerClient | undefined;
+    const client = new TokenizerClient(source);
+    const stopListening = onAbort(signal, () => client.close());
     try {
-      client = await TokenizerClient.load(source, signal);
+      if (isAborted(signal)) throw aborted('while the files were read');
+      await client.load();
       const result = new Tokenizer(directory, client, template?.toString('utf8') ?? null);
       await result.#prepare(client.loaded.config.add_bos_token === true);
       return result;
     } catch (error) {
-      client?.close();
+      client.close();
+      if (isAborted(signal)) throw aborted('while the tokenizer was loaded');
       if (!(error instanceof DiffqkvError)) {
         throw invalidCheckpoint(file, `malformed: ${(error as Error).message}`);
       }
       if (error.message.startsWith(directory)) throw error;
       throw new DiffqkvError(error.code, `${file}: ${error.message}`);
+    } finally {
+      stopListening();
     }
   }
 
@@ -333,6 +348,8 @@ export class Tokenizer {
     return this.#pieces[token];
   }
 }
+
+checkReceiver(Tokenizer, 'a tokenizer');
 
 /** Checks the arguments of `encode` and `encodeAsync`. */
 function encodeCall(text: string, options: EncodeOptions): EncodeCall {

@@ -6,7 +6,7 @@ import {
   receiveMessageOnPort,
   Worker,
 } from 'node:worker_threads';
-import { aborted, DiffqkvError } from './errors';
+import { DiffqkvError } from './errors';
 import { packageRoot } from './paths';
 import type { Loaded } from './tokenizer_child';
 import type { EncodeCall, TokenizerSource } from './tokenizer_process';
@@ -154,34 +154,22 @@ export class TokenizerClient {
   readonly #state: State = { connection: undefined };
   #loaded: Loaded | undefined;
 
-  private constructor(source: TokenizerSource) {
+  constructor(source: TokenizerSource) {
     this.#source = source;
     unused.register(this, this.#state);
   }
 
   /**
    * Starts the process. Rejects with ERR_INVALID_CHECKPOINT or ERR_UNSUPPORTED_MODEL if it cannot
-   * read the files, ERR_DEVICE_UNAVAILABLE if the library does not work here, ABORT_ERR if `signal`
-   * is aborted meanwhile.
+   * read the files, ERR_DEVICE_UNAVAILABLE if the library does not work here.
    */
-  static async load(source: TokenizerSource, signal?: AbortSignal): Promise<TokenizerClient> {
-    const client = new TokenizerClient(source);
-    const { thread, tokenizer } = client.#connect();
-    const onAbort = () => client.close();
-    signal?.addEventListener('abort', onAbort);
-    try {
-      const answer = await thread.call({ kind: 'load', id: thread.newId(), tokenizer });
-      client.#loaded = (answer as { loaded: Loaded }).loaded;
-      return client;
-    } catch (error) {
-      client.close();
-      if (signal?.aborted) throw aborted('while the tokenizer was loaded');
-      throw error;
-    } finally {
-      signal?.removeEventListener('abort', onAbort);
-    }
+  async load(): Promise<void> {
+    const { thread, tokenizer } = this.#connect();
+    const answer = await thread.call({ kind: 'load', id: thread.newId(), tokenizer });
+    this.#loaded = (answer as { loaded: Loaded }).loaded;
   }
 
+  /** The answer of `load`. */
   get loaded(): Loaded {
     return this.#loaded as Loaded;
   }

@@ -192,3 +192,10 @@ itWithFifo('a FIFO among the files does not block', async () => {
     /config\.json: not valid JSON/,
   );
 });
+
+it('a config.json of 1 MB with a string without an end takes linear time', async () => {
+  const directory = directories.make();
+  write(directory, { 'config.json': `{"NaN": "${'\\"'.repeat(520_000)}` });
+  const error = await errorOf(() => Model.load(directory, { device: 'cpu' }));
+  expect(error.message).toMatch(/config\.json: not valid JSON/);
+});

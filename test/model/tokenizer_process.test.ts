@@ -132,3 +132,20 @@ it('ends a synchronous call that takes too long, and encodes afterwards', async 
   expect(error.code).toBe('ERR_INVALID_CHECKPOINT');
   expect(await tokenizer.encodeAsync('ab')).toEqual([0, 1]);
 });
+
+it('aborts a load while the process starts, and while it encodes', async () => {
+  const directory = write('tokenizer.json', base);
+  for (const ms of [0, 5, 50, 200]) {
+    const abort = new AbortController();
+    setTimeout(() => abort.abort(), ms);
+    const outcome = Tokenizer.fromDirectory(directory, { signal: abort.signal });
+    const result = await outcome.then(
+      () => 'loaded',
+      (error) => error.code,
+    );
+    expect(['ABORT_ERR', 'loaded']).toContain(result);
+    if (ms === 0) expect(result).toBe('ABORT_ERR');
+  }
+  const error = await errorOf(() => Tokenizer.fromDirectory(directory, { signal: AbortSignal.abort() }));
+  expect(error.code).toBe('ABORT_ERR');
+});
