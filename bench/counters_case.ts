@@ -30,6 +30,10 @@ export class TensorSet {
     return this.make('bf16', shape, randomBf16(product(shape), this.all.length + 1));
   }
 
+  f32(...shape: number[]): Tensor {
+    return this.make('f32', shape, Float32Array.from(randomBf16(product(shape), this.all.length + 1)));
+  }
+
   i8(...shape: number[]): Tensor {
     return this.make('i8', shape, Int8Array.from(randomBf16(product(shape), this.all.length + 1)));
   }
@@ -51,7 +55,7 @@ export class TensorSet {
     for (const tensor of this.all) tensor.dispose();
   }
 
-  private make(dtype: 'bf16' | 'i8' | 'i32', shape: number[], data: TensorData): Tensor {
+  private make(dtype: 'bf16' | 'f32' | 'i8' | 'i32', shape: number[], data: TensorData): Tensor {
     return this.keep(this.device.tensor(dtype, shape, data));
   }
 }

@@ -140,6 +140,10 @@ function smallOperators(tokens: number): CountedCase[] {
       ];
       return () => kernels.rope({ x, out, positions: at, theta: 50000 });
     }),
+    byToken('addBias', tokens, `${hidden}`, { read: row, written: row, once: hidden * 4 }, (tensors) => {
+      const [x, bias, out] = [tensors.bf16(tokens, hidden), tensors.f32(hidden), tensors.bf16(tokens, hidden)];
+      return () => kernels.addBias({ x, bias, out });
+    }),
     byToken('siluMul', tokens, `${inner}`, { read: 2 * inner * BF16, written: inner * BF16 }, (tensors) => {
       const [gate, up, out] = [tensors.bf16(tokens, inner), tensors.bf16(tokens, inner), tensors.bf16(tokens, inner)];
       return () => kernels.siluMul({ gate, up, out });
