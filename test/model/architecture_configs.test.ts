@@ -119,3 +119,28 @@ describe.each(Object.entries(architectures))('%s', (name, config) => {
     expect(error.code).toBe('ERR_UNSUPPORTED_MODEL');
   });
 });
+
+describe('biases', () => {
+  it.each([
+    ['llama', 'attention_bias', 1],
+    ['llama', 'mlp_bias', 'yes'],
+    ['qwen3', 'attention_bias', []],
+  ])('%s rejects %s %j', async (name, key, value) => {
+    const error = await errorOf(() => load({ ...architectures[name], [key]: value }));
+    expect(error.code).toBe('ERR_INVALID_ARGUMENT');
+    expect(error.message).toContain(key);
+  });
+
+  it('are rejected by name if the architecture has none', async () => {
+    for (const [name, key] of [
+      ['sigma', 'attention_bias'],
+      ['sigma', 'mlp_bias'],
+      ['qwen2', 'mlp_bias'],
+      ['qwen3', 'mlp_bias'],
+    ] as const) {
+      const error = await errorOf(() => load({ ...architectures[name], [key]: true }));
+      expect(error.code).toBe('ERR_UNSUPPORTED_MODEL');
+      expect(error.message).toContain(key);
+    }
+  });
+});

@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { Model } from '../../lib/index';
 import { temporaryDirectories } from '../support/checkpoints';
 import { argmax, firstBitDifference, logitError, modelTolerances } from '../support/compare';
-import { onEveryDevice } from '../support/devices';
+import { errorOf, onEveryDevice } from '../support/devices';
 import type { ExpectedCase } from '../support/fixtures';
 
 type Case = Omit<ExpectedCase, 'all_positions_logsumexp'>;
@@ -37,6 +37,18 @@ function checkpoint(folder: string, changes: Record<string, unknown>): string {
 }
 
 onEveryDevice((device) => {
+  it.each([
+    ['llama-rope', { attention_bias: true }, 'ERR_INVALID_CHECKPOINT', 'self_attn.q_proj.bias'],
+    ['llama-rope', { mlp_bias: true }, 'ERR_INVALID_CHECKPOINT', 'mlp.gate_proj.bias'],
+    ['llama-bias', { attention_bias: false }, 'ERR_UNSUPPORTED_MODEL', 'self_attn.k_proj.bias'],
+    ['llama-bias', { mlp_bias: false }, 'ERR_UNSUPPORTED_MODEL', 'mlp.down_proj.bias'],
+    ['qwen3', { model_type: 'llama', architectures: null }, 'ERR_UNSUPPORTED_MODEL', 'self_attn.k_norm.weight'],
+    ['qwen2', { model_type: 'llama', architectures: null }, 'ERR_UNSUPPORTED_MODEL', 'self_attn.k_proj.bias'],
+  ])('rejects tensors that do not fit the config: %s %j', async (folder, changes, code, tensor) => {
+    const error = await errorOf(() => Model.load(checkpoint(folder, changes), { device: device() }));
+    expect({ code: error.code, message: error.message }).toEqual({ code, message: expect.stringContaining(tensor) });
+  });
+
   describe.each(variants)('$folder $name', ({ folder, config, cases }) => {
     let directory: string;
     beforeAll(() => {

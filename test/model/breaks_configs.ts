@@ -203,19 +203,6 @@ export const configs: Break[] = [
     names: ['config.json', 'factor'],
   },
   {
-    name: 'attention_bias a number',
-    apply: config({ attention_bias: 1 }),
-    names: ['config.json', 'attention_bias'],
-    llama: true,
-  },
-  { name: 'mlp_bias a string', apply: config({ mlp_bias: 'yes' }), names: ['config.json', 'mlp_bias'], llama: true },
-  {
-    name: 'attention_bias without the tensors',
-    apply: config({ attention_bias: true }),
-    names: ['model.layers.0.self_attn.q_proj.bias', 'missing'],
-    llama: true,
-  },
-  {
     name: 'rope_parameters and rope_scaling',
     apply: config({ rope_parameters: { rope_theta: 50000 }, rope_scaling: llama3 }),
     names: ['config.json', 'rope_parameters', 'rope_scaling', 'differ'],
