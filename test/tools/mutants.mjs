@@ -49,7 +49,7 @@ const replacements = [
   ],
 ];
 
-const number = /(?<![\w.'"])(\d+)(?![\w.'])|(?<![\w.])([01])\.0?f?(?![\w.'])/g;
+const number = /(?<![\w.'"]|\de[-+])(\d+)(?![\w.'])|(?<![\w.])([01])\.0?f?(?![\w.'])/g;
 
 /** The other values of a constant. */
 function otherNumbers(text) {

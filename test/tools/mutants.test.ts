@@ -58,6 +58,7 @@ it('keeps comments, strings, preprocessor lines, types and the texts of errors',
     'static_assert(a < b);\n',
     'template <typename T>\nvoid f(const T* x, int& y);\n',
     'uint32_t x = y32;\n',
+    'float x = 2.5e-28f;\n',
   ]) {
     expect(await mutantsOf(text)).toEqual([]);
   }

@@ -14,9 +14,9 @@ import { pattern } from './suites.mjs';
 
 /** Runs each kind of check and returns the names of the failed checks. */
 const checks = {
-  emulation_check({ part }) {
+  emulation_check({ part, only }) {
     build('emulation_check');
-    const { stdout, status } = run(join(copy, 'build-cmake', 'emulation_check'), [part]);
+    const { stdout, status } = run(join(copy, 'build-cmake', 'emulation_check'), ['--only', only, part]);
     if (status !== 0 && status !== 1) throw new Error(`emulation_check ended with ${status}`);
     return JSON.parse(stdout)
       .filter(({ wrong }) => wrong !== null)
