@@ -3,6 +3,11 @@
 import { errorOf, onEveryDevice } from '../support/devices';
 import { fromBf16Bits, fromF8e4m3Bits, fromF16Bits, Random, roundTo, toBf16Bits, toF16Bits } from '../support/numbers';
 
+/** A resizable ArrayBuffer, which the types of ES2023 lack. */
+function resizable(bytes: number): ArrayBuffer & { resize(bytes: number): void } {
+  return Reflect.construct(ArrayBuffer, [bytes, { maxByteLength: 64 }]);
+}
+
 onEveryDevice((device) => {
   it.each([
     ['bf16', fromBf16Bits],
@@ -142,7 +147,7 @@ onEveryDevice((device) => {
   it('rejects an output array that shrinks during the call, by a single element too', async () => {
     const tensor = device().tensor('f32', [4], Float32Array.of(1, 2, 3, 4));
     for (const left of [0, 1, 3]) {
-      const buffer = new ArrayBuffer(16, { maxByteLength: 64 });
+      const buffer = resizable(16);
       const array = new Float32Array(buffer);
       const done = errorOf(() => tensor.readInto(array));
       buffer.resize(left * 4);
@@ -160,7 +165,7 @@ onEveryDevice((device) => {
 
   it('fills the elements that an output array had at the call if it grows', async () => {
     const tensor = device().tensor('f32', [2], Float32Array.of(1, 2));
-    const buffer = new ArrayBuffer(8, { maxByteLength: 64 });
+    const buffer = resizable(8);
     const array = new Float32Array(buffer);
     const done = tensor.readInto(array);
     buffer.resize(16);

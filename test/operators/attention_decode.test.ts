@@ -141,18 +141,18 @@ onEveryDevice((device) => {
       await withTensors(device(), async (tensors) => {
         const q = tensors.make(type, [2, 8, 32], input.q);
         const v = tensors.make(type, [2, 300, 4, 32], input.v);
-        // One key, or all keys of a split.
+        // One key, or all keys of the first or last split.
         const ranges = [
           [0, 1],
-          [0, 170],
-          [299, 300],
+          [0, 128],
+          [256, 300],
           ...(reduced
             ? []
             : [
                 [63, 64],
                 [64, 65],
                 [130, 131],
-                [257, 300],
+                [299, 300],
               ]),
         ] as [number, number][];
         for (const [first, last] of ranges) {
