@@ -35,7 +35,7 @@ interface Row extends Pair {
   seconds: number;
 }
 
-function readDocuments(model: Model, file: string, limit: number): number[][] {
+async function readDocuments(model: Model, file: string, limit: number): Promise<number[][]> {
   const { tokenizer } = model;
   const { bosTokenId, eosTokenId } = tokenizer ?? {};
   if (!tokenizer || bosTokenId == null || eosTokenId == null)
@@ -45,7 +45,13 @@ function readDocuments(model: Model, file: string, limit: number): number[][] {
     .trimEnd()
     .split(/\n{2,}/)
     .slice(0, limit);
-  return texts.map((text) => [bosTokenId, ...tokenizer.encode(`${text}\n`, { addSpecialTokens: false }), eosTokenId]);
+  return Promise.all(
+    texts.map(async (text) => [
+      bosTokenId,
+      ...(await tokenizer.encodeAsync(`${text}\n`, { addSpecialTokens: false })),
+      eosTokenId,
+    ]),
+  );
 }
 
 /** -log softmax(logits)[token], in float64. */
@@ -141,7 +147,7 @@ async function main(): Promise<void> {
     device: values.device as DeviceId,
     dtype: values.dtype as DType | undefined,
   });
-  const documents = readDocuments(model, file, limit);
+  const documents = await readDocuments(model, file, limit);
   const numTokens = documents.reduce((sum, tokens) => sum + tokens.length - 1, 0);
   const about = {
     command: ['kv_quality', ...process.argv.slice(2)].join(' '),

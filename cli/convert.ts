@@ -1,5 +1,6 @@
 import { constants } from 'node:os';
 import { join } from 'node:path';
+import { explain } from '../lib/explain';
 import { convertConfig, readShape } from './convert_config';
 import { checkOutput, indexName, OutputDirectory, readCheckpointFiles } from './convert_files';
 import { type ConvertCommand, makePlan } from './convert_plan';
@@ -26,7 +27,7 @@ export async function convert(
     process.stdout.write(command.json ? `${JSON.stringify(report)}\n` : reportText(report));
     return 0;
   } catch (error) {
-    if (error !== interrupt.signal.reason) throw error;
+    if (error !== interrupt.signal.reason) throw await explain(input, error);
     process.stderr.write('\n'); // after the ^C that the terminal printed
     return status;
   } finally {

@@ -40,8 +40,35 @@ const names: Record<string, Architecture> = {
   llama: 'llama',
 };
 
-export function readShape(path: string, text: Uint8Array): ModelShape {
-  const config = parseObject(path, text);
+/**
+ * A string or a number of a config.json. Python's json module reads and writes NaN and Infinity. A
+ * string without an end matches too, so that the time to search is linear in a malformed file.
+ */
+const token =
+  /"(?:[^"\\]+|\\[\s\S])*(?:"|\\?$)|-?\d[\d.eE+-]*|(?<![^ \t\r\n,:[])(?:NaN|-?Infinity)(?![^ \t\r\n,\]}])/g;
+const isNonFinite = (t: string) => /^-?[NI]/.test(t);
+
+/** Like `parseObject`, but allows NaN, Infinity and -Infinity. */
+function parseConfig(path: string, bytes: Buffer): Record<string, unknown> {
+  const source = bytes.toString('latin1'); // keeps the bytes, which parseObject checks
+  if (!/NaN|Infinity/.test(source)) return parseObject(path, bytes);
+  const finite = source.replace(token, (t) => (isNonFinite(t) ? 'null' : t));
+  const config = parseObject(path, Buffer.from(finite, 'latin1'));
+  const mark = unusedMark(path, config);
+  const marked = bytes.toString().replace(token, (t) => (isNonFinite(t) ? `"${mark}${t}"` : t));
+  return JSON.parse(marked, (_, value) =>
+    typeof value === 'string' && value.startsWith(mark) ? Number(value.slice(mark.length)) : value,
+  );
+}
+
+/** A text that no string of the object has: it is longer than every run of #, escaped or not. */
+function unusedMark(path: string, config: Record<string, unknown>): string {
+  const runs = formatObject(path, config).match(/#+/g) ?? [];
+  return '#'.repeat(1 + runs.reduce((longest, run) => Math.max(longest, run.length), 0));
+}
+
+export function readShape(path: string, text: Buffer): ModelShape {
+  const config = parseConfig(path, text);
   const integer = (key: string, max: number, otherwise?: number): number => {
     const value = config[key] ?? otherwise;
     if (!Number.isSafeInteger(value) || (value as number) < 1 || (value as number) > max)
@@ -133,7 +160,7 @@ export function convertConfig(
   { augmentedQ, lmHead }: TensorFacts,
   kvGroupSharing: boolean,
 ): Buffer {
-  const config = parseObject(path, text);
+  const config = parseConfig(path, text);
   const plain =
     to.numKHeads === to.numVHeads && oneHeadSize(from) && to.keyHeadDim === from.keyHeadDim;
   const fields: Record<string, unknown> = {};
@@ -201,13 +228,9 @@ function withFields(
   if (changed.length === 0) return text;
   // JSON.parse and JSON.stringify would turn 50000.0 into 50000, an integer for some readers. So
   // numbers are parsed as strings that begin with a mark.
-  const source = text.toString();
-  // No string of the object has the mark: it is longer than every run of #, escaped or not.
-  const runs = formatObject(path, config).match(/#+/g) ?? [];
-  const mark = '#'.repeat(1 + runs.reduce((longest, run) => Math.max(longest, run.length), 0));
-  const token = /"(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*/g;
+  const mark = unusedMark(path, config);
   const marked = JSON.parse(
-    source.replace(token, (t) => (t.startsWith('"') ? t : `"${mark}${t}"`)),
+    text.toString().replace(token, (t) => (t.startsWith('"') ? t : `"${mark}${t}"`)),
   );
   Object.assign(marked, Object.fromEntries(changed));
   const written = formatObject(path, marked).replace(new RegExp(`"${mark}([^"]*)"`, 'g'), '$1');

@@ -56,6 +56,7 @@ export async function readText(path: string): Promise<Buffer> {
 
 export async function readCheckpointFiles(directory: string): Promise<CheckpointFiles> {
   const names = await reportReadErrors(directory, () => readdir(directory));
+  await checkLinks(directory, ['config.json', indexName, singleName]);
   const config = await readText(join(directory, 'config.json'));
   let index: ShardIndex | undefined;
   let shardNames = [singleName];
@@ -65,6 +66,7 @@ export async function readCheckpointFiles(directory: string): Promise<Checkpoint
     index = await readIndex(join(directory, indexName));
     shardNames = [...new Set(Object.values(index.weightMap))].sort();
   }
+  await checkLinks(directory, shardNames);
   const shards: Shard[] = [];
   const owners = new Map<string, string>(); // tensor -> shard
   for (const name of shardNames) {
@@ -89,7 +91,32 @@ export async function readCheckpointFiles(directory: string): Promise<Checkpoint
   }
   const known = new Set(['config.json', ...shardNames, ...(index ? [indexName] : [])]);
   const path = join(directory, index ? indexName : singleName);
-  return { path, config, shards, index, ...(await listOthers(directory, known)) };
+  const { others, leftOut } = await listOthers(directory, known);
+  await checkLinks(directory, others);
+  return { path, config, shards, index, others, leftOut };
+}
+
+/**
+ * Throws ERR_INVALID_CHECKPOINT, with the name of the link, if a file of the directory is outside
+ * it: a checkpoint from a stranger could copy a private file into the output. Files that do not
+ * exist are ignored. A snapshot in the cache of the Hugging Face hub consists of links into the
+ * folder `blobs` of the same cache entry (ENTRY/snapshots/HASH), which are allowed.
+ */
+async function checkLinks(directory: string, names: string[]): Promise<void> {
+  const root = await reportReadErrors(directory, () => realpath(directory));
+  const allowed = [root];
+  if (basename(dirname(root)) === 'snapshots') {
+    allowed.push(join(dirname(dirname(root)), 'blobs'));
+  }
+  for (const name of names) {
+    const target = await realpath(join(directory, name)).catch(() => null);
+    if (target === null || allowed.some((folder) => target.startsWith(folder + sep))) continue;
+    throw invalidCheckpoint(
+      join(directory, name),
+      `a symbolic link to ${printable(target)}, which is outside the directory: replace the link by ` +
+        'the file, or remove it',
+    );
+  }
 }
 
 /** Requires that shards are plain file names, so that no path leaves the directory. */
@@ -137,7 +164,7 @@ async function listOthers(
         await visit(path);
         continue;
       }
-      // stat follows links: the cache of the Hugging Face hub consists of links to files.
+      // stat follows links: a snapshot in the cache of the Hugging Face hub consists of links.
       const isFile = (
         await reportReadErrors(join(directory, path), () => stat(join(directory, path)))
       ).isFile();

@@ -1,3 +1,5 @@
+import { escapeControls } from '../lib/errors';
+
 /** An error of the command line. `code` is one of lib's error codes. */
 export class CliError extends Error {
   readonly code: string;
@@ -8,9 +10,9 @@ export class CliError extends Error {
   }
 }
 
-/** Formats an error as one line: `diffqkv: message (CODE)`. */
+/** Formats an error as one line, without control characters: `diffqkv: message (CODE)`. */
 export function errorLine(error: unknown): string {
   const { message = String(error), code } = (error ?? {}) as { message?: string; code?: string };
-  const line = message.trim().replace(/\s*\n\s*/g, '; ');
+  const line = escapeControls(message.trim().replace(/\s*\n\s*/g, '; '));
   return `diffqkv: ${line}${code === undefined ? '' : ` (${code})`}\n`;
 }

@@ -37,23 +37,15 @@ const INTERRUPTED = 130; // 128 + SIGINT
 export async function generate(command: GenerateCommand): Promise<number> {
   const interrupt = new AbortController();
   let interrupted = false;
-  let outputGone = false;
   const onInterrupt = () => {
     if (interrupted) process.exit(INTERRUPTED); // a second Ctrl-C exits at once
     interrupted = true;
     interrupt.abort();
   };
   process.on('SIGINT', onInterrupt);
-  // EPIPE: the reader of stdout has exited (`| head`). Stop quietly.
-  process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-    if (error.code !== 'EPIPE') throw error;
-    outputGone = true;
-    interrupt.abort();
-  });
   try {
     const prompt = command.prompt ?? (await readPrompt(interrupt.signal));
-    const summary = await run(command, prompt, interrupt.signal);
-    if (!outputGone) process.stderr.write(summary);
+    process.stderr.write(await run(command, prompt, interrupt.signal));
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== 'ABORT_ERR') throw error;
     if (interrupted) process.stderr.write('\n'); // after the ^C that the terminal printed

@@ -152,6 +152,15 @@ program
     process.exitCode = await build(args);
   });
 
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  // EPIPE: the reader of stdout has exited (`| head`). Stop quietly.
+  if (error.code === 'EPIPE') process.exit(0);
+  error.message = `cannot write to standard output: ${error.message}`;
+  process.stderr.write(errorLine(error));
+  process.exit(1);
+});
+process.stderr.on('error', () => {}); // there is no place left to report it
+
 program.parseAsync().catch((error: unknown) => {
   if (error instanceof CommanderError) {
     process.exitCode = error.exitCode; // 0 for --help and --version, whose text is printed already

@@ -2,6 +2,7 @@
 // tensors. Only headers are kept in memory.
 
 import { type FileHandle, open, stat } from 'node:fs/promises';
+import { escapeControls } from '../lib/errors';
 import { CliError } from './errors';
 
 export interface StoredTensor {
@@ -45,7 +46,7 @@ const typeBits: Record<string, number> = {
 /** Text of a file for a message: at most 120 characters, with control characters escaped. */
 export function printable(text: string): string {
   const short = text.length > 120 ? `${text.slice(0, 120)}...` : text;
-  return short.replace(/\p{Cc}/gu, (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, '0')}`);
+  return escapeControls(short);
 }
 
 /** A value from a JSON file, for a message. */
@@ -53,6 +54,7 @@ export function shown(value: unknown): string {
   if (typeof value === 'object' && value !== null && !Array.isArray(value)) return 'an object';
   if (Array.isArray(value) && value.some((item) => typeof item === 'object' && item !== null))
     return 'a nested array';
+  if (typeof value === 'number') return String(value); // JSON has no NaN and Infinity
   return printable(JSON.stringify(value) ?? 'missing');
 }
 

@@ -9,8 +9,8 @@
 // barrier. Up to 64 KiB per block are in flight with 16-bit types. For each tile:
 //
 //   S^T = K Q^T      for each K head, by m16n8k16: 16 keys by 8 query heads
-//   P^T = 2^(S^T sm_scale log2(e) - m)   with the running max m of the columns; rounded, then moved
-//                    by movmatrix to the other fragment
+//   P^T = 2^((S^T - m) |sm_scale| log2(e))   with the running max m of the columns; rounded, then
+//                    moved by movmatrix to the other fragment
 //   O^T += V^T P^T   for each V head. All heads share the accumulator: the products of 8 query
 //                    heads are computed, and those of query heads that do not read this K or V
 //                    head are dropped
@@ -80,7 +80,8 @@ struct Plan {
   int num_splits, min_split_keys, tile_keys;
   int page_shift;                      // log2(page_tokens)
   int64_t k_batch_rows, v_batch_rows;  // from sequence to sequence, where they are contiguous
-  float scale_log2;                    // sm_scale * log2(e)
+  float scale_log2;                    // |sm_scale| * log2(e)
+  bool negate;                         // sm_scale is negative
   float* o_accum;                      // [unit][split][unit_heads][head_dim_vo], not divided
   Words4* sums_accum;                  // [unit][split][unit_heads]: m, d, divisor
   uint32_t* arrived;                   // [unit]: splits that are done; 0 before and after
@@ -515,17 +516,15 @@ struct Attention {
         for (int half = 0; half < kKeyTiles * 2; ++half) {
           float& score = s[n][half / 2][half % 2 * 2 + i];
           if (kScaled) score *= to_float(scales.k[i][half]);
-          const float x = score * scale_log2;
-          if (half * 8 + row < keys) top = fmaxf(top, x);  // passes over NaN
+          if (half * 8 + row < keys) top = fmaxf(top, score);  // passes over NaN
         }
 #pragma unroll
         for (int mask = 4; mask < kWarpSize; mask *= 2) top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, mask));
-        factor[i] = state[n][i].raise(top);
-        const float base = -state[n][i].base();
+        factor[i] = state[n][i].raise(top, scale_log2);
 #pragma unroll
         for (int half = 0; half < kKeyTiles * 2; ++half) {
           float& x = s[n][half / 2][half % 2 * 2 + i];
-          x = half * 8 + row < keys ? ex2_approx(__fmaf_rn(x, scale_log2, base)) : 0.0f;
+          x = half * 8 + row < keys ? state[n][i].weight(x, scale_log2) : 0.0f;
           state[n][i].d += x;
           if (kScaled) x *= to_float(scales.v[i][half]);
         }
@@ -654,35 +653,34 @@ struct Merged {
   float divisor = 0, o[4] = {};
 
   template <int kParts>
-  __device__ __forceinline__ void add(const Words4 (&sums)[kParts], const Words4 (&parts)[kParts]) {
+  __device__ __forceinline__ void add(const Words4 (&sums)[kParts], const Words4 (&parts)[kParts], float scale_log2) {
     float top = state.m;
 #pragma unroll
     for (int i = 0; i < kParts; ++i) top = fmaxf(top, bit_cast<float>(sums[i].w[0]));
-    const float own = factor(state.m, top);
+    const float own = SoftmaxState::factor(state.m, top, scale_log2);
     state.m = top, state.d *= own, divisor *= own;
 #pragma unroll
     for (int d = 0; d < 4; ++d) o[d] *= own;
 #pragma unroll
     for (int i = 0; i < kParts; ++i) {
-      const float other = factor(bit_cast<float>(sums[i].w[0]), top);
+      const float other = SoftmaxState::factor(bit_cast<float>(sums[i].w[0]), top, scale_log2);
       state.d = __fmaf_rn(bit_cast<float>(sums[i].w[1]), other, state.d);
       divisor = __fmaf_rn(bit_cast<float>(sums[i].w[2]), other, divisor);
 #pragma unroll
       for (int d = 0; d < 4; ++d) o[d] = __fmaf_rn(bit_cast<float>(parts[i].w[d]), other, o[d]);
     }
   }
-  // A part without a score above -inf has d = 0 and o = 0, or NaN, which is to stay.
-  __device__ __forceinline__ static float factor(float m, float top) {
-    return m > -infinity() ? ex2_approx(m - top) : 1.0f;
-  }
 
   // Of query head `row` of all sequences.
   template <typename T, int kDimVo>
-  __device__ __forceinline__ void finish(const AttentionDecodeParams& p, int64_t row, int dim) const {
+  __device__ __forceinline__ void finish(const AttentionDecodeParams& p, int64_t row, int dim, bool has_keys) {
+    // The largest score has the weight 1, so with keys d is 0 only if all scores are -inf, because
+    // the products overflowed. Their softmax is NaN.
+    if (has_keys && state.d == 0.0f) state.d = divisor = bit_cast<float>(0x7fc00000u);
     const float inverse = divisor == 0.0f ? 0.0f : __frcp_rn(divisor);
     const Words2 words = {{cvt_rn_x2<T>(o[0] * inverse, o[1] * inverse), cvt_rn_x2<T>(o[2] * inverse, o[3] * inverse)}};
     st_global(reinterpret_cast<Words2*>(static_cast<T*>(p.out) + row * kDimVo + dim), words);
-    if (dim == 0 && p.lse != nullptr) st_global(p.lse + row, state.lse());
+    if (dim == 0 && p.lse != nullptr) st_global(p.lse + row, state.lse(p.sm_scale));
   }
 };
 
@@ -707,9 +705,9 @@ __device__ __forceinline__ void merge_splits(const AttentionDecodeParams& p, con
           parts[i] = ld_global(reinterpret_cast<const Words4*>(o + row * kDimVo));
         }
       }
-      merged.add(part_sums, parts);
+      merged.add(part_sums, parts, plan.scale_log2);
     }
-    merged.template finish<T, kDimVo>(p, unit.batch * p.num_q_heads + unit.first_head + head, dim);
+    merged.template finish<T, kDimVo>(p, unit.batch * p.num_q_heads + unit.first_head + head, dim, true);
   }
 }
 
@@ -729,9 +727,9 @@ __device__ __forceinline__ void merge_warps(const AttentionDecodeParams& p, cons
       parts[warp] = ld_shared(reinterpret_cast<const Words4*>(row + dim));
     }
     Merged merged;
-    merged.add(sums, parts);
+    merged.add(sums, parts, plan.scale_log2);
     if (unit.used_splits == 1) {
-      merged.template finish<T, kDimVo>(p, unit.batch * p.num_q_heads + unit.first_head + head, dim);
+      merged.template finish<T, kDimVo>(p, unit.batch * p.num_q_heads + unit.first_head + head, dim, unit.end_key > 0);
       continue;
     }
     const Words4 words = {{bit_cast<uint32_t>(merged.o[0]), bit_cast<uint32_t>(merged.o[1]),
@@ -771,7 +769,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (k_format == Format::wide) {
       cp_async_cg(queries + row * pitch + chunk * 16, from, valid ? 16 : 0);
     } else {
-      store_query(queries + row * pitch, chunk, valid ? ld_global(reinterpret_cast<const Words4*>(from)) : Words4{});
+      Words4 words = valid ? ld_global(reinterpret_cast<const Words4*>(from)) : Words4{};
+      if (plan.negate) words = negated(words);
+      store_query(queries + row * pitch, chunk, words);
     }
   }
   cp_async_commit_group();
@@ -780,6 +780,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   Pieces pieces(unit, cache, dim_qk, k_format, v_format, rings + warp * kRingBytes);
   Warp attention;
   cp_async_wait_group<kSlots - 1>();
+  if (plan.negate && k_format == Format::wide) {  // each thread its own copies
+    for (int i = threadIdx.x; i < kTiles * dim_qk; i += kThreads) {
+      Words4* const at = reinterpret_cast<Words4*>(queries + i / (dim_qk / 8) * pitch + i % (dim_qk / 8) * 16);
+      st_shared(at, negated(ld_shared(at)));
+    }
+  }
   __syncthreads();  // Q is there
 
   const unsigned char* const query_chunk = queries + attention.query_chunk(pitch);
@@ -912,7 +918,8 @@ Plan make_plan(const AttentionDecodeParams& p, Context& context) {
   plan.page_shift = p.pages ? std::countr_zero(static_cast<uint64_t>(p.page_tokens)) : 0;
   plan.k_batch_rows = p.k.batch_stride / (p.k.num_heads * p.k.head_dim);
   plan.v_batch_rows = p.v.batch_stride / (p.v.num_heads * p.v.head_dim);
-  plan.scale_log2 = p.sm_scale * 1.44269504088896341f;
+  plan.scale_log2 = scale_log2_of(p.sm_scale);
+  plan.negate = p.sm_scale < 0;
   const int64_t num_units = p.batch_size * plan.num_units;
   plan.num_splits = choose_splits(p, num_units, context.num_multiprocessors);
   plan.min_split_keys = p.num_splits > 0 ? 1 : kMinSplitKeys;

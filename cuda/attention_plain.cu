@@ -330,7 +330,7 @@ void run(const char* name, PlainParams& p, Context& context) {
   const int64_t num_rows = a.batch_size * a.q_len * a.num_q_heads;
   if (num_rows == 0) return;
   p.scale = std::fabs(a.sm_scale);
-  p.scale_log2 = p.scale * 1.44269504088896341f;
+  p.scale_log2 = scale_log2_of(a.sm_scale);
   p.negate = a.sm_scale < 0;
   p.finding = context.finding;
   p.scratch_row = a.kv_len + (p.top_k < a.kv_len ? p.top_k : 0);

@@ -329,7 +329,7 @@ struct Softmax {
     for (int i = 0; i < 2 * kRowTiles; ++i) state[i / 2][i % 2] = SoftmaxState::empty();
   }
 
-  // Takes in the largest scores; returns whether this lane has a factor other than 1 for what was
+  // Takes in the largest scores. Returns whether this lane has a factor other than 1 for what was
   // summed before.
   __device__ __forceinline__ bool raise(const Scores<kRowTiles>& scores, float scale_log2,
                                         float (&factor)[kRowTiles][2]) {
@@ -345,7 +345,7 @@ struct Softmax {
         }
         top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
         top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
-        factor[m][h] = state[m][h].raise(top * scale_log2);
+        factor[m][h] = state[m][h].raise(top, scale_log2);
         raised |= factor[m][h] != 1.0f;
       }
     }
@@ -353,12 +353,12 @@ struct Softmax {
   }
 
   template <typename T>
-  __device__ __forceinline__ Weights<kRowTiles> weights(const Scores<kRowTiles>& scores, float scale_log2) {
+  __device__ __forceinline__ Weights<kRowTiles> weights(Scores<kRowTiles>& scores, float scale_log2) {
     return weights_times<T>(scores, scale_log2, [](int, int, int, float weight) { return weight; });
   }
   // Multiplies by the scales of V, except for keys that the row does not see: 0 times NaN is not 0.
   template <typename T>
-  __device__ __forceinline__ Weights<kRowTiles> scaled_weights(const Scores<kRowTiles>& scores, float scale_log2,
+  __device__ __forceinline__ Weights<kRowTiles> scaled_weights(Scores<kRowTiles>& scores, float scale_log2,
                                                                const float* v_scales,
                                                                const int (&visible)[kRowTiles][2]) {
     const KeyScales scales(v_scales);
@@ -375,22 +375,40 @@ struct Softmax {
     d += __shfl_xor_sync(kAllLanes, d, 2);
     return d;
   }
-  __device__ __forceinline__ float lse(int m, int h) const {
-    SoftmaxState row = state[m][h];
-    row.d = sum(m, h);
-    return row.lse();
-  }
 
  private:
+  // The exponents are score * scale_log2 - base, one FMA each. Its error is that of base = m *
+  // scale_log2, at most 2^-15 up to kMostBase. Beyond, m is subtracted from the scores first, see
+  // SoftmaxState::weight, and base is 0.
   template <typename T, typename F>
-  __device__ __forceinline__ Weights<kRowTiles> weights_times(const Scores<kRowTiles>& scores, float scale_log2,
+  __device__ __forceinline__ Weights<kRowTiles> weights_times(Scores<kRowTiles>& scores, float scale_log2,
                                                               const F& times) {
+    constexpr float kMostBase = 1024.0f;
+    float bases[kRowTiles][2];
+    bool large = false;
+#pragma unroll
+    for (int i = 0; i < 2 * kRowTiles; ++i) {
+      const float base = state[i / 2][i % 2].base() * scale_log2;
+      large |= fabsf(base) > kMostBase;
+      bases[i / 2][i % 2] = base;
+    }
+    if (__ballot_sync(kAllLanes, large) != 0) {
+#pragma unroll
+      for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          bases[m][i / 2] = 0.0f;
+#pragma unroll
+          for (int n = 0; n < kTileKeys / 8; ++n) scores.s[m][n][i] -= state[m][i / 2].base();
+        }
+      }
+    }
     Weights<kRowTiles> weights;
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const float base = -state[m][h].base();
+        const float base = -bases[m][h];
 #pragma unroll
         for (int n = 0; n < kTileKeys / 8; ++n) {
           const float low = ex2_approx(__fmaf_rn(scores.s[m][n][2 * h], scale_log2, base));
@@ -656,10 +674,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
     for (int r = walk.row; r < kWarpRows; r += 1 << walk.rows_log2) {
       for (int chunk = walk.chunk; chunk < dim_qk / 8; chunk += walk.chunks) {
         Words4* at = reinterpret_cast<Words4*>(q_tile + r * dim_qk * 2 + ((chunk ^ swizzle(r, dim_qk)) << 4));
-        Words4 words = ld_shared(at);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) words.w[i] ^= 0x80008000u;
-        st_shared(at, words);
+        st_shared(at, negated(ld_shared(at)));
       }
     }
   }
@@ -765,13 +780,19 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
     for (int h = 0; h < 2; ++h) {
       const Row row(plan, worker * kWarpRows + m * 16 + h * 8 + lane / 4, first_query, q_len);
       const int64_t head = first_head + row.head;
+      const float d = softmax.sum(m, h);
       if (kQuantized && is_quantized(p.v.dtype)) {  // the sum of P without the scales of V
-        sum.divisor[m][2 * h] = softmax.sum(m, h) * __frcp_rn(v_power);
+        sum.divisor[m][2 * h] = d * __frcp_rn(v_power);
       }
+      // The largest score has the weight 1, so with keys d is 0 only if all scores are -inf, because
+      // the products overflowed. Their softmax is NaN.
+      const float nan = bit_cast<float>(0x7fc00000u);
+      const bool undefined = d == 0.0f && visible[m][h] > 0;
+      if (undefined) sum.divisor[m][2 * h] = nan;
       sum.store_row(m, h, static_cast<T*>(p.out) + ((first_row + row.query) * p.num_q_heads + head) * kDimVo,
                     row.valid);
       if (p.lse) {
-        const float lse = softmax.lse(m, h);
+        const float lse = undefined ? nan : SoftmaxState{softmax.state[m][h].m, d}.lse(p.sm_scale);
         if (lane % 4 == 0 && row.valid) st_global(p.lse + (batch * p.num_q_heads + head) * q_len + row.query, lse);
       }
     }
@@ -824,7 +845,7 @@ bool make_plan(const AttentionPrefillParams& p, const Context& context, Plan* pl
   const int q_len = static_cast<int>(p.q_len), rows_of_warp = warp_rows(p);
   plan->k_is_shared = p.k.num_heads <= p.v.num_heads;
   plan->q_heads_per_group = static_cast<int>(p.num_q_heads) / num_groups;
-  plan->scale_log2 = std::fabs(p.sm_scale) * 1.44269504088896341f;
+  plan->scale_log2 = scale_log2_of(p.sm_scale);
   plan->negate = p.sm_scale < 0;
 
   // All groups of a shared head, if that many warps and tiles fit; then as many rows as fit, two

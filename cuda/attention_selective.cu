@@ -657,7 +657,8 @@ Launch make_launch(const AttentionDecodeParams& p, Context& context) {
   plan.num_units = static_cast<int>(p.k.num_heads) * plan.parts;
   plan.top_k = static_cast<int>(std::min(p.top_k, p.kv_len));
   plan.page_shift = p.pages != nullptr ? std::countr_zero(static_cast<uint64_t>(p.page_tokens)) : 6;
-  plan.scale = std::fabs(p.sm_scale), plan.scale_log2 = plan.scale * 1.44269504088896341f;
+  plan.scale = std::fabs(p.sm_scale);
+  plan.scale_log2 = scale_log2_of(p.sm_scale);
   plan.direction = p.sm_scale > 0 ? 1.0f : p.sm_scale < 0 ? -1.0f : p.sm_scale * 0.0f;
 
   const size_t query_bytes = static_cast<size_t>(most) * (static_cast<size_t>(p.k.head_dim) * 2 + 32);

@@ -3,8 +3,11 @@
 // enqueues, and never waits.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 #include "backend/operators.h"
 #include "backend/ops.h"
@@ -45,6 +48,11 @@ DIFFQKV_OPERATORS(DIFFQKV_LAUNCHER)
 // attention_prefill.cu, attention_decode.cu and attention_selective.cu do not take goes here.
 void attention_plain_prefill(const AttentionPrefillParams& p, Context& context);
 void attention_plain_decode(const AttentionDecodeParams& p, Context& context);
+
+// |sm_scale| log2(e), or the largest float if that is infinite, because infinity times a difference of 0 is NaN.
+inline float scale_log2_of(float sm_scale) {
+  return std::min(std::fabs(sm_scale) * 1.44269504088896341f, std::numeric_limits<float>::max());
+}
 
 // Selective V: false where the kernels of attention_selective.cu do not take the call.
 bool attention_selective(const AttentionDecodeParams& p, Context& context);

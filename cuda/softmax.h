@@ -1,5 +1,6 @@
-// The state of an online softmax in base 2: with x = score * sm_scale * log2(e), m is the largest x so far and
-// d = sum of 2^(x - m); an accumulator o = sum of 2^(x - m) v goes with it.
+// The state of an online softmax: m is the largest score so far, a raw product q.k, and d is the sum of
+// the weights 2^((score - m) scale_log2), with scale_log2 = |sm_scale| log2(e). An accumulator o =
+// sum of weight v goes with it.
 #pragma once
 
 #include "conversions.h"
@@ -12,40 +13,36 @@ struct SoftmaxState {
 
   __device__ __forceinline__ static SoftmaxState empty() { return {-infinity(), 0.0f}; }
 
-  // What exponents are taken from: m, or 0 while no score is above -inf, so that 2^(-inf - base) is 0 and not NaN.
+  // What scores are subtracted from: m, or 0 while no score is above -inf, so that the weight of
+  // -inf is 0 and not NaN.
   __device__ __forceinline__ float base() const { return m > -infinity() ? m : 0.0f; }
 
-  // Takes in that a score x is about to enter; returns the factor for d's old summands, which it has applied to d, and
-  // which the accumulator needs too.
-  __device__ __forceinline__ float raise(float x) {
-    if (!(x > m)) return 1.0f;
-    const float factor = m > -infinity() ? ex2_approx(m - x) : 0.0f;
-    m = x;
-    d *= factor;
-    return factor;
+  // The weight of a score that is at most m. The difference comes first: score * scale_log2 - base *
+  // scale_log2 in one FMA would keep the rounding error of base * scale_log2, which exceeds the range
+  // of exponents if scores are of order 1e9.
+  __device__ __forceinline__ float weight(float score, float scale_log2) const {
+    return ex2_approx((score - base()) * scale_log2);
   }
 
-  // Takes in another state. Returns the factors for the two accumulators: this one's and the other's.
-  struct Factors {
-    float own, other;
-  };
-  __device__ __forceinline__ Factors merge(const SoftmaxState& other) {
-    const float top = other.m > m ? other.m : m;
-    // A part without a score above -inf has d = 0 and o = 0, or NaN, which is to stay.
-    const Factors factors = {m > -infinity() ? ex2_approx(m - top) : 1.0f,
-                             other.m > -infinity() ? ex2_approx(other.m - top) : 1.0f};
-    d = d * factors.own + other.d * factors.other;
-    m = top;
-    return factors;
+  // The factor for sums whose largest score was m, if it is `top` now. Sums without a score above
+  // -inf are 0, or NaN, which must stay.
+  __device__ __forceinline__ static float factor(float m, float top, float scale_log2) {
+    return m > -infinity() ? ex2_approx((m - top) * scale_log2) : 1.0f;
   }
 
-  // What o is to be multiplied by: 1 / d, or 0 where nothing was seen.
-  __device__ __forceinline__ float normalize() const { return d == 0.0f ? 0.0f : 1.0f / d; }
+  // Prepares for a score. Returns the factor for earlier summands. It is applied to d, and the
+  // accumulator needs it too.
+  __device__ __forceinline__ float raise(float score, float scale_log2) {
+    if (!(score > m)) return 1.0f;
+    const float old = factor(m, score, scale_log2);
+    m = score;
+    d *= old;
+    return old;
+  }
 
-  // ln(sum of exp(score * sm_scale)); -inf where nothing was seen.
-  __device__ __forceinline__ float lse() const {
-    constexpr float kLn2 = 0.693147180559945309f;
-    return d == 0.0f ? -infinity() : base() * kLn2 + logf(d);
+  // ln(sum of exp(score |sm_scale|)), or -inf if d is 0.
+  __device__ __forceinline__ float lse(float sm_scale) const {
+    return d == 0.0f ? -infinity() : __fmaf_rn(base(), fabsf(sm_scale), logf(d));
   }
 };
 

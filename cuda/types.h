@@ -22,6 +22,13 @@ struct alignas(16) Words4 {
   uint32_t w[4];
 };
 
+// 8 elements of a 16-bit type with the other sign.
+__device__ __forceinline__ Words4 negated(Words4 words) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) words.w[i] ^= 0x80008000u;
+  return words;
+}
+
 // Storage of one element. Kernels compute in f32.
 struct bf16 {
   uint16_t bits;

@@ -5,6 +5,8 @@
 // Input arrays are copied before the call returns. Output arrays are written on the JavaScript
 // thread just before the promise resolves.
 
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { DiffqkvError } from './errors';
 import { packageRoot } from './paths';
 
@@ -297,25 +299,88 @@ export function addon(): NativeAddon {
 
 function load(): NativeAddon {
   const find = require('node-gyp-build') as { path(root: string): string };
-  const platform = `${process.platform}-${process.arch}`;
   let file = process.env.DIFFQKV_MODULE || '';
   try {
-    if (file === '') file = find.path(packageRoot);
+    if (file === '') {
+      // In a bundle, packageRoot is the folder of another package, which may have modules too.
+      if (packageName() !== 'diffqkv') throw new Error('bundled');
+      file = find.path(packageRoot);
+    }
     return require(file) as NativeAddon;
   } catch (error) {
     const cause = String((error as Error).message.split('\n')[0]);
-    if (file === '') {
-      throw new DiffqkvError(
-        'ERR_DEVICE_UNAVAILABLE',
-        `no native module for ${platform}: run \`npx diffqkv build\` (in a clone: npm run build)`,
-      );
-    }
-    const isOutOfMemory = /failed to map segment|cannot allocate memory/i.test(cause);
-    throw new DiffqkvError(
-      isOutOfMemory ? 'ERR_OUT_OF_MEMORY' : 'ERR_DEVICE_UNAVAILABLE',
-      `cannot load the native module ${file}: ${cause}`,
+    throw loadError(file, cause, systemFacts());
+  }
+}
+
+/** The name in package.json of packageRoot; undefined if there is none. */
+function packageName(): unknown {
+  try {
+    return JSON.parse(readFileSync(join(packageRoot, 'package.json'), 'utf8')).name;
+  } catch {
+    return undefined;
+  }
+}
+
+/** What the message of an error of loading depends on. */
+export interface SystemFacts {
+  /** For example linux-x64. */
+  platform: string;
+  isBundled: boolean;
+  /** The version of glibc, null on a Linux with another C library, undefined on other systems. */
+  glibc: string | null | undefined;
+}
+
+function systemFacts(): SystemFacts {
+  const platform = `${process.platform}-${process.arch}`;
+  const isBundled = packageName() !== 'diffqkv';
+  if (process.platform !== 'linux') return { platform, isBundled, glibc: undefined };
+  const { header } = process.report.getReport() as unknown as {
+    header: { glibcVersionRuntime?: string };
+  };
+  return { platform, isBundled, glibc: header.glibcVersionRuntime ?? null };
+}
+
+/**
+ * The error of a native module that cannot be loaded, with the cause and the remedy. `file` is '' if
+ * no module was found, `cause` the message of the dynamic linker.
+ */
+export function loadError(
+  file: string,
+  cause: string,
+  { platform, isBundled, glibc }: SystemFacts,
+): DiffqkvError {
+  const unavailable = (message: string) => new DiffqkvError('ERR_DEVICE_UNAVAILABLE', message);
+  const what =
+    file === ''
+      ? `no native module for ${platform}`
+      : `cannot load the native module ${file}: ${cause}`;
+  const compile = 'run `npx diffqkv build` (in a clone: npm run build)';
+  if (file === '' && isBundled) {
+    return unavailable(
+      `no native module: the code of diffqkv was bundled, and its files are not in ${packageRoot}. ` +
+        'Exclude it from the bundle (esbuild: --external:diffqkv; webpack: externals: ' +
+        "{ diffqkv: 'commonjs diffqkv' }) and install diffqkv in node_modules beside the bundle",
     );
   }
+  if (/failed to map segment|cannot allocate memory/i.test(cause)) {
+    return new DiffqkvError('ERR_OUT_OF_MEMORY', what);
+  }
+  if (glibc === null) {
+    return unavailable(
+      `${what}. The C library of this system is not glibc (Alpine Linux has musl), which the prebuilt ` +
+        'modules need: use a system with glibc, such as Debian or Ubuntu (Docker: node:22-slim)',
+    );
+  }
+  const [, library, version] = /version [`']([A-Z]+)_([\d.]+)' not found/.exec(cause) ?? [];
+  if (library !== undefined) {
+    return unavailable(
+      `${what}. The system is too old: the module needs ${library} ${version}, and this system has ` +
+        `glibc ${glibc}. Use a newer system, such as Debian 12, Ubuntu 22.04 or RHEL 9, or compile a ` +
+        `module: ${compile}`,
+    );
+  }
+  return unavailable(file === '' ? `${what}: ${compile}` : what);
 }
 
 /**

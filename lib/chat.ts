@@ -178,7 +178,7 @@ function cut(text: Text, messages: readonly ChatMessage[]): Text {
     throw invalidArgument('continueFinalMessage: the last message has no text to continue');
   }
   const trimmed = last.trim();
-  const start = text.value.lastIndexOf(trimmed);
+  const start = lastOfUser(text, trimmed);
   if (start < 0) {
     throw invalidArgument(
       'continueFinalMessage: the chat template does not write the last message as it is',
@@ -186,6 +186,17 @@ function cut(text: Text, messages: readonly ChatMessage[]): Text {
   }
   const isWhole = text.value.startsWith(last, start);
   return text.slice(0, start + (isWhole ? last.length : trimmed.length));
+}
+
+/** Where `wanted` is last in text of the conversation, else where it is last at all, else -1. */
+function lastOfUser(text: Text, wanted: string): number {
+  const last = text.value.lastIndexOf(wanted);
+  for (let i = text.spans.length - 2; i >= 0 && wanted !== ''; i -= 2) {
+    const span = text.value.slice(text.spans[i], text.spans[i + 1]);
+    const at = span.lastIndexOf(wanted);
+    if (at >= 0) return (text.spans[i] as number) + at;
+  }
+  return last;
 }
 
 function checkList(name: string, value: unknown): void {

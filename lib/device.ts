@@ -1,6 +1,7 @@
 import { addon, type NativeDevice, type NativeDeviceInfo } from './addon';
 import { awaitNative, callNative, DiffqkvError, invalid } from './errors';
 import { native } from './internal';
+import { checkReceiver } from './receiver';
 import { type DType, Tensor, type TensorData } from './tensor';
 
 /** 'auto': the first usable GPU, else the CPU. 'cuda': the first usable GPU. 'cuda:N': GPU N. */
@@ -60,6 +61,15 @@ export class Device implements Disposable {
     return new Device(await awaitNative(() => addon().openDevice({ id })), fallbackReason);
   }
 
+  /**
+   * True only for an object that this class created. A Proxy of a device, or another object with
+   * this prototype, has no native device.
+   * @internal
+   */
+  static [Symbol.hasInstance](value: unknown): value is Device {
+    return typeof value === 'object' && value !== null && #native in value;
+  }
+
   /** @internal */
   get [native](): NativeDevice {
     return this.#native;
@@ -69,8 +79,8 @@ export class Device implements Disposable {
    * Creates a tensor of `shape` (integers of at least 0), zero-filled if `data` is omitted. `data`
    * has as many elements as the tensor, in row-major order. It is a Float32Array for any float type
    * (rounded to nearest, ties to even) or the typed array of the dtype: Uint16Array for f16 and
-   * bf16, Uint8Array for f8e4m3, Int8Array for i8, Int32Array for i32. It is copied before the call
-   * returns. Throws ERR_INVALID_ARGUMENT, ERR_OUT_OF_MEMORY or ERR_DISPOSED.
+   * bf16, Float16Array for f16, Uint8Array for f8e4m3, Int8Array for i8, Int32Array for i32. It is
+   * copied before the call returns. Throws ERR_INVALID_ARGUMENT, ERR_OUT_OF_MEMORY or ERR_DISPOSED.
    */
   tensor(dtype: DType, shape: readonly number[], data?: TensorData): Tensor {
     if (data === null) throw invalid('data', 'a typed array', data);
@@ -111,6 +121,8 @@ export class Device implements Disposable {
     this.dispose();
   }
 }
+
+checkReceiver(Device, 'a device');
 
 /**
  * Opens a device. Rejects with ERR_DEVICE_UNAVAILABLE, and the reason, if the device does not exist

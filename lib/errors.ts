@@ -1,3 +1,11 @@
+/**
+ * Escapes control characters, by default all, as `\x1b`. Messages quote files that others have
+ * written, and a terminal executes control characters.
+ */
+export function escapeControls(text: string, pattern = /\p{Cc}/gu): string {
+  return text.replace(pattern, (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, '0')}`);
+}
+
 /** The codes of all errors that this package creates. */
 export type ErrorCode =
   | 'ERR_INVALID_ARGUMENT'
@@ -20,7 +28,7 @@ export type ErrorCode =
  * | ERR_DEVICE_UNAVAILABLE | unknown or lost device, no usable driver, no kernel for the GPU |
  * | ERR_OUT_OF_MEMORY | an allocation failed |
  * | ERR_INVALID_CHECKPOINT | a file is missing or malformed, a tensor has the wrong shape |
- * | ERR_UNSUPPORTED_MODEL | an architecture, dtype or feature that is not supported |
+ * | ERR_UNSUPPORTED_MODEL | an unsupported architecture, format, dtype or feature; NaN logits |
  * | ERR_KV_CACHE_FULL | maxKvLen or the model's kvCacheBytes is exceeded; the cache is unchanged |
  * | ERR_DISPOSED | use after dispose |
  * | ABORT_ERR | the signal was aborted; `name` is 'AbortError' |
@@ -30,9 +38,12 @@ export class DiffqkvError extends Error {
   /** One of the codes in the table above. Codes are stable; messages are not. */
   readonly code: ErrorCode;
 
-  /** `name` is 'AbortError' if the code is ABORT_ERR, else 'DiffqkvError'. */
+  /**
+   * Escapes control characters of the message other than newline and tab. `name` is 'AbortError' if
+   * the code is ABORT_ERR, else 'DiffqkvError'.
+   */
   constructor(code: ErrorCode, message: string) {
-    super(message);
+    super(escapeControls(message, /[^\P{Cc}\n\t]/gu));
     this.code = code;
     this.name = code === 'ABORT_ERR' ? 'AbortError' : 'DiffqkvError';
   }
@@ -120,8 +131,12 @@ function show(value: unknown): string {
   if (typeof value === 'function') return 'a function';
   if (typeof value === 'bigint') return `${value}n`;
   if (typeof value !== 'object' || value === null) return String(value);
-  if (Array.isArray(value)) return `an array of ${value.length}`;
-  return Object.prototype.toString.call(value).slice(1, -1);
+  try {
+    if (Array.isArray(value)) return `an array of ${value.length}`;
+    return Object.prototype.toString.call(value).slice(1, -1);
+  } catch {
+    return 'an object'; // a getter or a Proxy threw
+  }
 }
 
 /** Throws ERR_INVALID_ARGUMENT unless `value` is an object (not null, an array or a function). */

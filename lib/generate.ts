@@ -1,13 +1,14 @@
+import { isAborted, onAbort } from './abort';
 import type { ChatMessage } from './chat';
-import { checkCallback, checkObject, invalid, invalidArgument } from './errors';
+import { checkCallback, checkObject, DiffqkvError, invalid, invalidArgument } from './errors';
 import { type GeneratedToken, Generation, type GenerationResult } from './generation';
-import { native } from './internal';
+import { callOrder, native } from './internal';
 import type { Model } from './model';
 import { resolveSampling, type SamplingOptions } from './sampling';
 import type { Scheduler } from './scheduler';
 import { checkTokens, Session } from './session';
-import { resolveStop, StopFilter } from './stop';
-import type { TokenStream } from './tokenizer';
+import { resolveStop, StopFilter, StopTokens } from './stop';
+import type { EncodeChatOptions, TokenStream } from './tokenizer';
 
 /** Options of {@link Model.generate}: how tokens are drawn and when to stop. */
 export interface GenerateOptions extends SamplingOptions {
@@ -16,7 +17,13 @@ export interface GenerateOptions extends SamplingOptions {
    * has room for. Default 256.
    */
   maxTokens?: number;
-  /** Stop at this text, which is not part of the output. Requires a tokenizer. */
+  /** How a prompt of messages becomes tokens. Not allowed with another prompt. */
+  chat?: EncodeChatOptions;
+  /**
+   * Stop at this text, which is not part of the output, or at the special token of this text. If
+   * one token completes several of them, the one that begins first counts. At most 65,536 UTF-16
+   * units together. Requires a tokenizer.
+   */
   stop?: string | readonly string[];
   /**
    * Stops the generation within one chunk of the prompt or one token. `result` then has
@@ -25,14 +32,16 @@ export interface GenerateOptions extends SamplingOptions {
   signal?: AbortSignal;
   /**
    * Continue this session: the prompt is appended to its cache, without a begin-of-text token if
-   * the cache is not empty. A session serves one generation at a time and is not disposed of.
-   * Afterwards its cache also has the prompt and all of `result.tokens`. If the generation was
-   * aborted within the prompt, the cache is unchanged.
+   * the cache is not empty. The generation starts after earlier calls on the session, and later
+   * calls run after its end. The session is not disposed of. Afterwards its cache also has the
+   * prompt and all of `result.tokens`. If the generation was aborted within the prompt, the cache
+   * is unchanged.
    */
   session?: Session;
   /**
-   * Called after each chunk of the prompt. If it throws, the generation fails with that error and
-   * the cache of `session` is unchanged.
+   * Called after each chunk of the prompt. The generation does not wait for a promise that it
+   * returns. If it throws, the generation fails with that error and the cache of `session` is
+   * unchanged.
    */
   onPrefillProgress?: (progress: PrefillProgress) => void;
 }
@@ -45,10 +54,11 @@ export interface PrefillProgress {
   totalTokens: number;
 }
 
-/** Text, tokens, or a conversation to format with the checkpoint's chat template. */
+/**
+ * Text, tokens, or a conversation to format with the checkpoint's chat template. The names of
+ * control tokens in text become these tokens. In a conversation they stay text.
+ */
 export type Prompt = string | readonly number[] | readonly ChatMessage[];
-
-const busySessions = new WeakSet<Session>();
 
 /**
  * Implements {@link Model.generate}: generates one token after another, batched by `scheduler` with
@@ -70,7 +80,7 @@ interface Run {
   prompt: Prompt;
   options: GenerateOptions;
   emit(token: GeneratedToken): void;
-  stop: AbortSignal;
+  stop: AbortController;
 }
 
 async function run(request: Run): Promise<GenerationResult> {
@@ -92,32 +102,43 @@ async function run(request: Run): Promise<GenerationResult> {
     );
   }
   const sampling = resolveSampling(options);
-  const tokens = encodePrompt(model, prompt, session !== undefined && session.kvLen > 0);
-  const output = new Output(model, stops);
-  const signals = signal === undefined ? [stop] : [stop, signal];
-
-  return withSession(model, session, tokens.length + maxTokens, async (used) => {
-    const room = used.maxKvLen - used.kvLen - tokens.length;
-    // The last token is appended to a session of the caller, so it needs room there. In a session
-    // of this generation it is not.
-    const limit = Math.min(maxTokens, session === undefined ? room + 1 : room);
-    const onProgress =
-      onPrefillProgress &&
-      ((doneTokens: number, totalTokens: number) => onPrefillProgress({ doneTokens, totalTokens }));
-    const next = (appended: Int32Array, draw: number): Promise<number> => {
-      const item = { session: used[native], tokens: appended, sampling, draw };
-      // Only the prompt is canceled midway. A single token is soon done, and completing it keeps
-      // the cache in step with the tokens that were emitted.
-      return scheduler.next(draw === 0 ? { ...item, signals, onProgress } : item);
-    };
-    const isAborted = () => signals.some(({ aborted }) => aborted);
-    const result = await drawTokens({ prompt: tokens, next, output, limit, isAborted, emit });
-    const last = result.tokens.at(-1);
-    if (session !== undefined && last !== undefined) {
-      await scheduler.next({ session: used[native], tokens: Int32Array.of(last), draw: 0 });
-    }
-    return result;
-  });
+  const encode = readPrompt(model, prompt, options.chat);
+  if (isAborted(signal)) stop.abort();
+  const stopListening = onAbort(signal, () => stop.abort());
+  const work = async () => {
+    await scheduler.gate.wait();
+    const tokens = await encode(session !== undefined && session.kvLen > 0);
+    const output = new Output(model, stops, await StopFilter.create(stops));
+    return withSession(model, session, tokens.length + maxTokens, async (used) => {
+      const room = used.maxKvLen - used.kvLen - tokens.length;
+      if (room < 0 && !stop.signal.aborted) throw promptTooLong(used, tokens.length);
+      // The last token is appended to a session of the caller, so it needs room there. In a session
+      // of this generation it is not.
+      const limit = Math.min(maxTokens, session === undefined ? room + 1 : room);
+      const onProgress =
+        onPrefillProgress &&
+        ((doneTokens: number, totalTokens: number) =>
+          onPrefillProgress({ doneTokens, totalTokens }));
+      const next = (appended: Int32Array, draw: number): Promise<number> => {
+        const item = { session: used[native], tokens: appended, sampling, draw };
+        // Only the prompt is canceled midway. A single token is soon done, and completing it keeps
+        // the cache in step with the tokens that were emitted.
+        return scheduler.next(draw === 0 ? { ...item, signal: stop.signal, onProgress } : item);
+      };
+      const isStopped = () => stop.signal.aborted;
+      const result = await drawTokens({ prompt: tokens, next, output, limit, isStopped, emit });
+      const last = result.tokens.at(-1);
+      if (session !== undefined && last !== undefined) {
+        await scheduler.next({ session: used[native], tokens: Int32Array.of(last), draw: 0 });
+      }
+      return result;
+    });
+  };
+  try {
+    return await inTurn(model, session, stop, work);
+  } finally {
+    stopListening();
+  }
 }
 
 interface DrawRequest {
@@ -129,13 +150,13 @@ interface DrawRequest {
   output: Output;
   /** Maximum number of tokens. Below 1, only the prompt is appended. */
   limit: number;
-  isAborted(): boolean;
+  isStopped(): boolean;
   emit(token: GeneratedToken): void;
 }
 
 /** Draws tokens until the output, the limit or a signal ends the generation. */
 async function drawTokens(request: DrawRequest): Promise<GenerationResult> {
-  const { prompt, next, output, limit, isAborted, emit } = request;
+  const { prompt, next, output, limit, isStopped, emit } = request;
   const tokens: number[] = [];
   const texts: string[] = [];
   const startMs = performance.now();
@@ -168,7 +189,7 @@ async function drawTokens(request: DrawRequest): Promise<GenerationResult> {
   lastTokenMs = firstTokenMs;
   if (promptAborted) return result('abort');
   while (tokens.length < limit) {
-    const abort = isAborted();
+    const abort = isStopped();
     tokens.push(token);
     const isLast = abort || tokens.length === limit;
     const { text, stopped } = output.push(token, { isLast });
@@ -188,23 +209,49 @@ class Output {
   readonly #endTokens: Set<number>;
   readonly #stream: TokenStream | null;
   readonly #filter: StopFilter;
+  readonly #stopTokens: StopTokens;
 
-  constructor({ config, tokenizer }: Model, stops: string[]) {
+  constructor({ config, tokenizer }: Model, stops: string[], filter: StopFilter) {
     this.#endTokens = new Set(config.eosTokenIds);
     const eosTokenId = tokenizer?.eosTokenId ?? null;
     if (eosTokenId !== null) this.#endTokens.add(eosTokenId);
     this.#stream = tokenizer?.stream({ continued: true }) ?? null;
-    this.#filter = new StopFilter(stops);
+    this.#filter = filter;
+    this.#stopTokens = new StopTokens(tokenizer, stops);
   }
 
   /** `isLast`: no token follows, so no text is withheld. */
   push(token: number, { isLast }: { isLast: boolean }): { text: string; stopped: boolean } {
-    const isEnd = this.#endTokens.has(token);
-    let text = isEnd ? '' : this.#filter.push(this.#stream?.push(token) ?? '');
+    let isEnd = this.#endTokens.has(token);
+    const piece = isEnd ? '' : (this.#stream?.push(token) ?? '');
+    isEnd ||= piece === '' && this.#stopTokens.has(token);
+    let text = this.#filter.push(piece);
     if (isEnd || isLast) {
       text += this.#filter.push(this.#stream?.flush() ?? '') + this.#filter.flush();
     }
     return { text, stopped: isEnd || this.#filter.stopped };
+  }
+}
+
+/**
+ * Calls `work` in its turn among the calls on the session. If `stop` is aborted before, calls it at
+ * once: then it does not use the session.
+ */
+async function inTurn<T>(
+  model: Model,
+  session: Session | undefined,
+  stop: AbortController,
+  work: () => Promise<T>,
+): Promise<T> {
+  if (session === undefined) return work();
+  if (session.model !== model) {
+    throw invalidArgument('session belongs to another model: use a session of this model');
+  }
+  const endTurn = await session[callOrder].generation(stop.signal);
+  try {
+    return await work();
+  } finally {
+    endTurn();
   }
 }
 
@@ -215,55 +262,67 @@ async function withSession<T>(
   length: number,
   work: (session: Session) => Promise<T>,
 ): Promise<T> {
-  if (session === undefined) {
-    const maxKvLen = Math.min(model.config.maxPositionEmbeddings, length);
-    const temporary = await model.createSession({ maxKvLen });
-    try {
-      return await work(temporary);
-    } finally {
-      temporary.dispose();
-    }
-  }
-  if (session.model !== model) {
-    throw invalidArgument('session belongs to another model: use a session of this model');
-  }
-  if (busySessions.has(session)) {
-    throw invalidArgument(
-      'session is in use by another generation: await its result first, or fork the session',
-    );
-  }
-  busySessions.add(session);
+  if (session !== undefined) return work(session);
+  const maxKvLen = Math.min(model.config.maxPositionEmbeddings, length);
+  const temporary = await model.createSession({ maxKvLen });
   try {
-    return await work(session);
+    return await work(temporary);
   } finally {
-    busySessions.delete(session);
+    temporary.dispose();
   }
 }
 
-/** `continues`: the session has a begin-of-text token already, so none is added. */
-function encodePrompt(
+/** ERR_KV_CACHE_FULL for a prompt that does not fit into the session. */
+function promptTooLong({ model, kvLen, maxKvLen }: Session, promptTokens: number): DiffqkvError {
+  const context = model.config.maxPositionEmbeddings;
+  const used = kvLen === 0 ? '' : `, ${kvLen} of them in use`;
+  const remedies = ['use a shorter prompt'];
+  if (kvLen > 0) remedies.push('truncate the session');
+  if (maxKvLen < context) remedies.push('create the session with a larger maxKvLen');
+  const limit =
+    maxKvLen === context
+      ? `the context of the model has ${context}`
+      : `maxKvLen of the session is ${maxKvLen}`;
+  const ofModel = maxKvLen === context ? '' : ` (the context of the model has ${context})`;
+  return new DiffqkvError(
+    'ERR_KV_CACHE_FULL',
+    `the prompt has ${promptTokens} tokens, and ${limit}${used}${ofModel}: ${remedies.join(', or ')}`,
+  );
+}
+
+/**
+ * Checks the prompt and copies it, so that the caller may change it. The returned function encodes
+ * it. `continues`: the session has a begin-of-text token already, so none is added.
+ */
+function readPrompt(
   { config, tokenizer }: Model,
   prompt: Prompt,
-  continues: boolean,
-): Int32Array {
+  chat: EncodeChatOptions | undefined,
+): (continues: boolean) => Promise<Int32Array> {
   if (typeof prompt !== 'string' && !Array.isArray(prompt)) {
     throw invalid('prompt', 'a string, an array of tokens or an array of messages', prompt);
   }
-  if (typeof prompt !== 'string' && (prompt.length === 0 || typeof prompt[0] !== 'object')) {
-    return checkTokens(prompt, config.vocabSize);
+  const isChat = typeof prompt !== 'string' && typeof prompt[0] === 'object';
+  if (chat !== undefined && !isChat) {
+    throw invalidArgument('chat requires a prompt of messages: omit chat, or pass messages');
+  }
+  if (typeof prompt !== 'string' && !isChat) {
+    const tokens = checkTokens(prompt as readonly number[], config.vocabSize);
+    return async () => tokens;
   }
   if (tokenizer === null) {
     throw invalidArgument(
       'a prompt of text requires a tokenizer, and the model has no tokenizer.json: pass tokens',
     );
   }
-  if (typeof prompt === 'string') {
-    const tokens = tokenizer.encode(prompt, { addSpecialTokens: !continues });
-    return checkTokens(tokens, config.vocabSize);
-  }
-  // The template writes the special tokens itself, including begin-of-text.
-  const text = tokenizer.applyChatTemplate(prompt as readonly ChatMessage[]);
-  const tokens = tokenizer.encode(text, { addSpecialTokens: false });
-  const hasSecondBos = continues && tokens[0] === tokenizer.bosTokenId;
-  return checkTokens(hasSecondBos ? tokens.slice(1) : tokens, config.vocabSize);
+  // The template reads the messages before this returns.
+  const encoded = isChat ? tokenizer.encodeChat(prompt as readonly ChatMessage[], chat) : null;
+  encoded?.catch(() => {}); // the returned function reports the error
+  return async (continues) => {
+    const tokens =
+      (await encoded) ??
+      (await tokenizer.encodeAsync(prompt as string, { addSpecialTokens: !continues }));
+    const hasSecondBos = continues && tokens[0] === tokenizer.bosTokenId;
+    return checkTokens(hasSecondBos ? tokens.slice(1) : tokens, config.vocabSize);
+  };
 }

@@ -1,3 +1,5 @@
+import { checkReceiver } from './receiver';
+
 /** One token of a generation. */
 export interface GeneratedToken {
   /** The token, from 0 to vocabSize - 1. */
@@ -39,10 +41,13 @@ export interface GenerationResult {
   };
 }
 
-/** Generates tokens and passes each to `emit`, until it is done or `stop` is aborted. */
+/**
+ * Generates tokens and passes each to `emit`, until it is done or `stop` is aborted. A reader that
+ * leaves aborts `stop`, and so may the producer.
+ */
 export type Producer = (
   emit: (token: GeneratedToken) => void,
-  stop: AbortSignal,
+  stop: AbortController,
 ) => Promise<GenerationResult>;
 
 /**
@@ -66,32 +71,59 @@ export class Generation implements AsyncIterable<GeneratedToken> {
       this.#tokens.push(token);
       this.#notify();
     };
-    this.result = produce(emit, this.#stop.signal).finally(() => {
+    this.result = produce(emit, this.#stop).finally(() => {
       this.#ended = true;
       this.#notify();
     });
     this.result.catch(() => {}); // no unhandled rejection if only the iteration is used
   }
 
-  /** Yields all tokens from the first one. Leaving it early stops the generation. */
-  async *[Symbol.asyncIterator](): AsyncGenerator<GeneratedToken, void, undefined> {
-    try {
-      for (let i = 0; ; ) {
-        const token = this.#tokens[i];
-        if (token !== undefined) {
-          i++;
-          yield token;
-        } else if (this.#ended) {
-          break;
-        } else {
-          await this.#change.promise;
-        }
+  /**
+   * True only for an object that this class created.
+   * @internal
+   */
+  static [Symbol.hasInstance](value: unknown): value is Generation {
+    return typeof value === 'object' && value !== null && #tokens in value;
+  }
+
+  /**
+   * Yields all tokens from the first one. Leaving it early stops the generation, and so does
+   * `return` before the first `next`.
+   */
+  [Symbol.asyncIterator](): AsyncGenerator<GeneratedToken, void, undefined> {
+    const iterator = this.#iterate();
+    const stopFirst =
+      <A extends unknown[], R>(leave: (...args: A) => Promise<R>) =>
+      async (...args: A): Promise<R> => {
+        await this.#end();
+        return leave(...args);
+      };
+    // A generator runs its `finally` only after a first `next`, and not while a `next` is pending.
+    return Object.assign(iterator, {
+      return: stopFirst(iterator.return.bind(iterator)),
+      throw: stopFirst(iterator.throw.bind(iterator)),
+    });
+  }
+
+  async *#iterate(): AsyncGenerator<GeneratedToken, void, undefined> {
+    for (let i = 0; ; ) {
+      const token = this.#tokens[i];
+      if (token !== undefined) {
+        i++;
+        yield token;
+      } else if (this.#ended) {
+        break;
+      } else {
+        await this.#change.promise;
       }
-      await this.result;
-    } finally {
-      this.#stop.abort(); // no effect if the generation has ended
-      await this.result.catch(() => {});
     }
+    await this.result;
+  }
+
+  /** Stops the generation, and waits until it has released its session. */
+  async #end(): Promise<void> {
+    this.#stop.abort(); // no effect if the generation has ended
+    await this.result.catch(() => {});
   }
 
   #notify(): void {
@@ -100,6 +132,8 @@ export class Generation implements AsyncIterable<GeneratedToken> {
     resolve();
   }
 }
+
+checkReceiver(Generation, 'a generation');
 
 function deferred(): { promise: Promise<void>; resolve: () => void } {
   let resolve!: () => void;

@@ -26,4 +26,11 @@ export {
 export type { SamplingOptions } from './sampling';
 export { Session, type SessionOptions } from './session';
 export { type DType, Tensor, type TensorData } from './tensor';
-export { type DecodeOptions, type StreamOptions, Tokenizer, type TokenStream } from './tokenizer';
+export {
+  type DecodeOptions,
+  type EncodeChatOptions,
+  type EncodeOptions,
+  type StreamOptions,
+  Tokenizer,
+  type TokenStream,
+} from './tokenizer';

@@ -5,3 +5,16 @@
  * @internal
  */
 export const native: unique symbol = Symbol('diffqkv.native');
+
+/**
+ * The key of the accessor to the CallOrder of a Session.
+ * @internal
+ */
+export const callOrder: unique symbol = Symbol('diffqkv.callOrder');
+
+/**
+ * The key of the method that ends the process of a Tokenizer when its model is disposed of. A later
+ * `encode` starts it again.
+ * @internal
+ */
+export const endProcess: unique symbol = Symbol('diffqkv.endProcess');

@@ -79,7 +79,9 @@ export interface AttentionDecodeArguments extends Omit<AttentionPrefillArguments
 export const kernels = {
   /**
    * Softmax attention of many queries: out = softmax(smScale q k^T) v (arXiv 2501.13629,
-   * equation 3). For a query without keys, out is 0 and `lse` is -Infinity.
+   * equation 3). For a query without keys, out is 0 and `lse` is -Infinity. Products q.k may be as
+   * large as float32 allows. One beyond that is infinite; if a query's largest product is infinite,
+   * its out and `lse` are NaN.
    */
   async attentionPrefill(args: AttentionPrefillArguments): Promise<Tensor> {
     checkObject('arguments', args);

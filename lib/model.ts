@@ -12,11 +12,13 @@ import {
   invalid,
   invalidArgument,
 } from './errors';
+import { explain } from './explain';
 import { type GenerateOptions, generate, type Prompt } from './generate';
 import type { Generation } from './generation';
-import { native } from './internal';
+import { endProcess, native } from './internal';
 import { packageRoot } from './paths';
 import { presets } from './presets';
+import { checkReceiver } from './receiver';
 import { checkSeed } from './sampling';
 import { Scheduler } from './scheduler';
 import { nativeSessionOptions, Session, type SessionOptions } from './session';
@@ -125,7 +127,9 @@ export class Model implements Disposable {
    * Loads a checkpoint in Hugging Face format: config.json, model.safetensors (or its index and
    * shards), and, if present, tokenizer.json, tokenizer_config.json and chat_template.jinja.
    * Rejects with ERR_INVALID_ARGUMENT, ERR_INVALID_CHECKPOINT (the message names file and tensor),
-   * ERR_UNSUPPORTED_MODEL, ERR_OUT_OF_MEMORY, ERR_DEVICE_UNAVAILABLE or ABORT_ERR.
+   * ERR_UNSUPPORTED_MODEL, ERR_OUT_OF_MEMORY, ERR_DEVICE_UNAVAILABLE or ABORT_ERR. If the directory
+   * is something else, such as a Git LFS clone without its files, a GGUF file or a LoRA adapter, the
+   * message says so and what to do.
    */
   static async load(directory: string, options: LoadOptions = {}): Promise<Model> {
     if (typeof directory !== 'string' || directory === '') {
@@ -139,19 +143,26 @@ export class Model implements Disposable {
     const report =
       onProgress &&
       ((loadedBytes: number, totalBytes: number) => onProgress({ loadedBytes, totalBytes }));
-    return Model.#onDevice(options.device, async (where) => {
+    const load = async (where: DeviceOfModel) => {
       const model = await withCancel(signal, (cancel) =>
         where.device[native].loadModel({ directory, ...nativeOptions, onProgress: report, cancel }),
       );
+      let tokenizer: Tokenizer | null = null;
       try {
-        const tokenizer = await Tokenizer.fromDirectory(directory);
+        tokenizer = await Tokenizer.fromDirectory(directory, { signal });
         throwIfAborted(signal);
         return callNative(() => new Model(model, where, tokenizer));
       } catch (error) {
+        tokenizer?.[endProcess]();
         model.dispose();
         throw error;
       }
-    });
+    };
+    try {
+      return await Model.#onDevice(options.device, load);
+    } catch (error) {
+      throw await explain(directory, error);
+    }
   }
 
   /**
@@ -191,6 +202,15 @@ export class Model implements Disposable {
     }
   }
 
+  /**
+   * True only for an object that this class created. A Proxy of a model, or another object with
+   * this prototype, has no native model.
+   * @internal
+   */
+  static [Symbol.hasInstance](value: unknown): value is Model {
+    return typeof value === 'object' && value !== null && #native in value;
+  }
+
   /** @internal */
   get [native](): NativeModel {
     return this.#native;
@@ -228,6 +248,7 @@ export class Model implements Disposable {
    */
   dispose(): void {
     this.#native.dispose();
+    this.tokenizer?.[endProcess]();
     if (this.#ownsDevice) this.device.dispose();
   }
 
@@ -236,6 +257,8 @@ export class Model implements Disposable {
     this.dispose();
   }
 }
+
+checkReceiver(Model, 'a model');
 
 interface DeviceOfModel {
   device: Device;

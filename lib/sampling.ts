@@ -1,4 +1,4 @@
-import { randomBytes } from 'node:crypto';
+import { randomFillSync } from 'node:crypto';
 import type { NativeSampling } from './addon';
 import { invalid } from './errors';
 
@@ -63,15 +63,26 @@ export function resolveSampling(options: SamplingOptions): NativeSampling {
     () => repetitionPenalty >= 1 / MAX_FACTOR && repetitionPenalty <= MAX_FACTOR,
     `a number from ${1 / MAX_FACTOR} to ${MAX_FACTOR} (1: off)`,
   );
-  const random = () => randomBytes(8).readBigUInt64LE();
   return {
     temperature,
     topK,
     topP,
     minP,
     repetitionPenalty,
-    seed: seed === undefined ? random() : checkSeed(seed),
+    seed: seed === undefined ? randomSeed() : checkSeed(seed),
   };
+}
+
+// Filled for many calls at a time, which is faster.
+const randomSeeds = new BigUint64Array(128);
+let numSeedsUsed = randomSeeds.length;
+
+function randomSeed(): bigint {
+  if (numSeedsUsed === randomSeeds.length) {
+    randomFillSync(randomSeeds);
+    numSeedsUsed = 0;
+  }
+  return randomSeeds[numSeedsUsed++] as bigint;
 }
 
 /** Converts a seed to 64 bits. Throws ERR_INVALID_ARGUMENT. */

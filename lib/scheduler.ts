@@ -1,4 +1,4 @@
-import { throwIfAborted } from './abort';
+import { onAbort, throwIfAborted } from './abort';
 import {
   addon,
   type NativeBatchItem,
@@ -17,8 +17,8 @@ export interface BatchRequest {
   sampling?: NativeSampling;
   /** Number of tokens that the generation has drawn before. */
   draw: number;
-  /** Reject the request with ABORT_ERR, before its step or within the prompt. */
-  signals?: readonly AbortSignal[];
+  /** Rejects the request with ABORT_ERR, before its step or within the prompt. */
+  signal?: AbortSignal;
   /** Called after each chunk of a prompt. If it throws, the request rejects with that error. */
   onProgress?: (doneTokens: number, totalTokens: number) => void;
 }
@@ -30,12 +30,52 @@ interface PendingRequest extends BatchRequest {
   settle(outcome: { token: number } | { error: unknown }): void;
 }
 
+// Starting a generation takes time on the event loop: it encodes the prompt and creates a session.
+const STARTS_PER_TURN = 64;
+
+/**
+ * Lets generations start in the order in which they came, a number of them in each turn of the
+ * event loop, so that thousands that come at once do not hold it.
+ */
+export class Gate {
+  #numStarted = 0;
+  #waiting: (() => void)[] = [];
+  #isScheduled = false;
+
+  /** Undefined if the caller may start now, else a promise that resolves when it may. */
+  wait(): Promise<void> | undefined {
+    if (this.#numStarted === STARTS_PER_TURN) {
+      return new Promise((resolve) => this.#waiting.push(resolve));
+    }
+    this.#numStarted++;
+    if (!this.#isScheduled) this.#schedule();
+    return undefined;
+  }
+
+  #schedule(): void {
+    this.#isScheduled = true;
+    setImmediate(() => {
+      const starting = this.#waiting.splice(0, STARTS_PER_TURN);
+      this.#numStarted = starting.length;
+      for (const start of starting) start();
+      if (starting.length > 0) this.#schedule();
+      else this.#isScheduled = false;
+    });
+  }
+}
+
+// Each item of a step takes time on the event loop. The model computes 16 tokens at a time, so a
+// larger step would save nothing.
+const MAX_STEP_ITEMS = 256;
+
 /**
  * Continuous batching: concurrent generations of a model advance together. A batch step has the
- * next token of every generation that waits for one, and one chunk of the prompt that came first.
- * Requests that arrive during a step join the next one.
+ * next token of the generations that wait for one and one chunk of the prompt that came first, at
+ * most MAX_STEP_ITEMS together. Requests that arrive during a step join a later one.
  */
 export class Scheduler {
+  /** Where generations wait before they start. */
+  readonly gate = new Gate();
   readonly #step: (items: NativeBatchItem[]) => Promise<NativeBatchResult[]>;
   #pending: PendingRequest[] = [];
   #running = false;
@@ -46,28 +86,27 @@ export class Scheduler {
 
   /** Resolves to the token drawn. If it rejects, the session is unchanged. */
   async next(request: BatchRequest): Promise<number> {
-    const { signals = [] } = request;
-    throwIfAborted(signals);
-    const cancel = signals.length > 0 ? callNative(() => addon().createCancel()) : undefined;
-    let onAbort: (() => void) | undefined;
+    const { signal } = request;
+    throwIfAborted(signal);
+    const cancel = signal === undefined ? undefined : callNative(() => addon().createCancel());
+    let stopListening = () => {};
     try {
       return await new Promise<number>((resolve, reject) => {
         const settle: PendingRequest['settle'] = (outcome) =>
           'error' in outcome ? reject(outcome.error) : resolve(outcome.token);
         const pending: PendingRequest = { ...request, cancel, done: 0, settle };
-        onAbort = () => {
+        stopListening = onAbort(signal, () => {
           cancel?.cancel();
           const index = this.#pending.indexOf(pending);
           if (index < 0) return; // its step is running and checks `cancel`
           this.#pending.splice(index, 1);
           void this.#fail(pending, aborted('during the generation'));
-        };
-        for (const signal of signals) signal.addEventListener('abort', onAbort);
+        });
         this.#pending.push(pending);
         this.#schedule();
       });
     } finally {
-      if (onAbort) for (const signal of signals) signal.removeEventListener('abort', onAbort);
+      stopListening();
     }
   }
 
@@ -104,7 +143,7 @@ export class Scheduler {
     let hasPrompt = false;
     for (const request of this.#pending) {
       const isPrompt = request.tokens.length - request.done > 1;
-      if (isPrompt && hasPrompt) {
+      if ((isPrompt && hasPrompt) || batch.length === MAX_STEP_ITEMS) {
         later.push(request);
         continue;
       }

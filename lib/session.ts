@@ -1,16 +1,11 @@
-import { withCancel } from './abort';
+import { throwIfAborted, withCancel } from './abort';
 import type { NativeBatchItem, NativeCancel, NativeSession, NativeSessionOptions } from './addon';
-import {
-  awaitNative,
-  callNative,
-  checkInteger,
-  checkNotNull,
-  checkObject,
-  invalid,
-} from './errors';
-import { native } from './internal';
+import { CallOrder } from './call_order';
+import { callNative, checkInteger, checkNotNull, checkObject, invalid } from './errors';
+import { callOrder, native } from './internal';
 import { checkSelectiveV, type SelectiveV } from './kernels';
 import type { Model } from './model';
+import { checkReceiver } from './receiver';
 import type { DType } from './tensor';
 
 /** Options of {@link Model.createSession}. */
@@ -32,13 +27,16 @@ export interface SessionOptions {
 }
 
 /**
- * One sequence of a model, with its KV cache. Created by {@link Model.createSession}. Calls run in
- * the order in which they were made. Methods throw or reject with ERR_DISPOSED after `dispose`.
+ * One sequence of a model, with its KV cache. Created by {@link Model.createSession}. Calls and
+ * generations run in the order in which they were made: a method that is called while a generation
+ * uses the session runs after its end. Only `dispose` and the properties do not wait. Methods throw
+ * or reject with ERR_DISPOSED after `dispose`.
  */
 export class Session implements Disposable {
   /** The model of this sequence. */
   readonly model: Model;
   readonly #native: NativeSession;
+  readonly #order = new CallOrder();
 
   private constructor(model: Model, session: NativeSession) {
     this.model = model;
@@ -64,7 +62,12 @@ export class Session implements Disposable {
     return this.#native;
   }
 
-  /** Number of tokens in the cache, after the calls that are done. */
+  /** @internal */
+  get [callOrder](): CallOrder {
+    return this.#order;
+  }
+
+  /** Number of tokens in the cache now: it changes during a generation. */
   get kvLen(): number {
     return callNative(() => this.#native.kvLen);
   }
@@ -95,8 +98,13 @@ export class Session implements Disposable {
     options: { signal?: AbortSignal } = {},
   ): Promise<Float32Array> {
     checkObject('options', options);
+    const { signal } = options;
     const list = checkTokens(tokens, this.model.config.vocabSize);
-    return withCancel(options.signal, (cancel) => this.#append(list, cancel));
+    throwIfAborted(signal);
+    return this.#order.call(
+      () => withCancel(signal, (cancel) => this.#append(list, cancel)),
+      signal,
+    );
   }
 
   /**
@@ -105,11 +113,11 @@ export class Session implements Disposable {
    */
   async decode(token: number): Promise<Float32Array> {
     checkInteger('token', token, 0, this.model.config.vocabSize - 1);
-    return awaitNative(() => this.#append(Int32Array.of(token)));
+    return this.#order.call(() => this.#append(Int32Array.of(token)));
   }
 
-  // A batch of one item, queued before this returns: later calls, such as a truncate, come after it.
-  // The scheduler would defer it until its next step.
+  // A batch of one item, in the queue of the device before this returns: later calls, such as a
+  // truncate, come after it. The scheduler would defer it until its next step.
   async #append(tokens: Int32Array, cancel?: NativeCancel): Promise<Float32Array> {
     const logits = new Float32Array(this.model.config.vocabSize);
     const item: NativeBatchItem = { session: this.#native, tokens, chunks: 'all', logits };
@@ -124,7 +132,7 @@ export class Session implements Disposable {
    */
   async truncate(kvLen: number): Promise<void> {
     checkInteger('kvLen', kvLen, 0, 2 ** 31 - 1);
-    return awaitNative(() => this.#native.truncate({ kvLen }));
+    return this.#order.call(() => this.#native.truncate({ kvLen }));
   }
 
   /**
@@ -132,10 +140,14 @@ export class Session implements Disposable {
    * is copied when one of them writes to it. Rejects with ERR_DISPOSED.
    */
   async fork(): Promise<Session> {
-    return new Session(this.model, await awaitNative(() => this.#native.fork()));
+    const fork = await this.#order.call(() => this.#native.fork());
+    return new Session(this.model, fork);
   }
 
-  /** Frees the cache after earlier calls are done. A second call does nothing. */
+  /**
+   * Frees the cache after earlier calls are done. A generation that uses the session, and whatever
+   * waits for that, ends with ERR_DISPOSED. A second call does nothing.
+   */
   dispose(): void {
     this.#native.dispose();
   }
@@ -145,6 +157,8 @@ export class Session implements Disposable {
     this.dispose();
   }
 }
+
+checkReceiver(Session, 'a session');
 
 /**
  * Copies tokens to the array type of the addon. Throws ERR_INVALID_ARGUMENT if the list is empty or

@@ -2,15 +2,22 @@ import type { NativeTensor } from './addon';
 import type { Device } from './device';
 import { awaitNative, callNative, invalid } from './errors';
 import { native } from './internal';
+import { checkReceiver } from './receiver';
 
 /** Element types. f8e4m3 is the OCP format: no infinity, largest value 448. */
 export type DType = 'f32' | 'f16' | 'bf16' | 'i32' | 'i8' | 'f8e4m3';
 
 /**
  * A typed array to create a tensor from or to read one into. {@link Device.tensor} lists the typed
- * array of each dtype.
+ * array of each dtype. The last type is a Float16Array, which Node 24 and newer have.
  */
-export type TensorData = Float32Array | Uint16Array | Uint8Array | Int8Array | Int32Array;
+export type TensorData =
+  | Float32Array
+  | Uint16Array
+  | Uint8Array
+  | Int8Array
+  | Int32Array
+  | (ArrayBufferView & { readonly [Symbol.toStringTag]: 'Float16Array' });
 
 /**
  * An array in a device's memory, row-major, with the last axis contiguous. Created by
@@ -38,7 +45,9 @@ export class Tensor implements Disposable {
     this.device = device;
     this.dtype = dtype;
     this.shape = Object.freeze([...shape]);
-    this.#native = callNative(() => device[native].tensor({ dtype, shape: [...shape], data }));
+    this.#native = callNative(() =>
+      device[native].tensor({ dtype, shape: [...shape], data: data && nativeArray(dtype, data) }),
+    );
     this.byteLength = this.#native.byteLength;
   }
 
@@ -87,7 +96,7 @@ export class Tensor implements Disposable {
    * length or becomes detached before then.
    */
   async readInto(array: TensorData): Promise<void> {
-    return awaitNative(() => this.#native.readInto({ array }));
+    return awaitNative(() => this.#native.readInto({ array: nativeArray(this.dtype, array) }));
   }
 
   /**
@@ -95,7 +104,7 @@ export class Tensor implements Disposable {
    * copied before the call returns. Rejects with ERR_INVALID_ARGUMENT or ERR_DISPOSED.
    */
   async write(array: TensorData): Promise<void> {
-    return awaitNative(() => this.#native.write({ array }));
+    return awaitNative(() => this.#native.write({ array: nativeArray(this.dtype, array) }));
   }
 
   /** Frees the memory after the calls that use it are done. A second call does nothing. */
@@ -107,4 +116,14 @@ export class Tensor implements Disposable {
   [Symbol.dispose](): void {
     this.dispose();
   }
+}
+
+checkReceiver(Tensor, 'a tensor');
+
+/** The addon does not know Float16Array: it gets the same bits as a Uint16Array. */
+function nativeArray(dtype: DType, array: TensorData): ArrayBufferView {
+  if (!ArrayBuffer.isView(array) || array[Symbol.toStringTag as never] !== 'Float16Array')
+    return array;
+  if (dtype !== 'f16') throw invalid('the array', `the typed array of ${dtype}`, array);
+  return new Uint16Array(array.buffer, array.byteOffset, array.byteLength / 2);
 }

@@ -1,7 +1,6 @@
-import { readFile } from 'node:fs/promises';
+import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { setImmediate as nextTick } from 'node:timers/promises';
-import { Tokenizer as Encoder } from '@huggingface/tokenizers';
+import { isAborted, onAbort, throwIfAborted } from './abort';
 import {
   type ChatMessage,
   ChatTemplate,
@@ -11,14 +10,21 @@ import {
 } from './chat';
 import { createDecoder, type DecoderConfig } from './decoder';
 import {
+  aborted,
   checkBoolean,
   checkInteger,
   checkObject,
+  DiffqkvError,
   invalid,
+  invalidArgument,
   invalidCheckpoint,
   unsupportedModel,
 } from './errors';
-import { withTimeLimit } from './time_limit';
+import { readRegularFile } from './files';
+import { endProcess } from './internal';
+import { checkReceiver } from './receiver';
+import { TokenizerClient } from './tokenizer_client';
+import type { EncodeCall } from './tokenizer_process';
 
 /**
  * Decodes token by token. The joined results of `push` and `flush` are what `decode` returns for
@@ -46,38 +52,64 @@ export interface StreamOptions extends DecodeOptions {
   continued?: boolean;
 }
 
-type Json = Record<string, unknown>;
-
-/** Contents of the tokenizer files of a checkpoint. */
-interface TokenizerFiles {
-  directory: string;
-  encoder: Encoder;
-  /** Token strings by id. An id may have none. */
-  pieces: (string | undefined)[];
-  decoderConfig: DecoderConfig | null;
-  /** tokenizer_config.json. */
-  config: Json;
-  /** chat_template.jinja. */
-  jinjaFile: string | null;
+/** Options of {@link Tokenizer.encode}. */
+export interface EncodeOptions {
+  /**
+   * Add the special tokens that the checkpoint puts around a text, such as `<|begin_of_text|>`. A
+   * text that begins with the begin-of-text token, as a chat template writes it, gets no second
+   * one. Default true.
+   */
+  addSpecialTokens?: boolean;
+  /**
+   * The names of control tokens in the text become these tokens. If false, they stay text, so a
+   * user's words cannot end a message or begin another one. Control tokens are the special tokens,
+   * and the other added tokens that the chat template contains. Default true.
+   */
+  parseSpecial?: boolean;
 }
 
-// Far more tokens than any vocabulary has. The tables are as long as the largest id.
-const MAX_TOKENS = 2 ** 24;
+/** Options of {@link Tokenizer.encodeChat}. */
+export interface EncodeChatOptions extends ChatTemplateOptions {
+  /**
+   * The names of control tokens in the messages, tools, documents and template options become these
+   * tokens. A message can then end itself and begin another one, with any role. Default false.
+   */
+  parseSpecial?: boolean;
+}
+
+// The largest tokenizer.json of the models on the Hugging Face Hub has about 33 MB.
+const MAX_TOKENIZER_BYTES = 64 * 2 ** 20;
+const MAX_CONFIG_BYTES = 8 * 2 ** 20;
+const MAX_TEMPLATE_BYTES = 2 ** 20;
+
+// The special tokens that chat templates see.
+const TEMPLATE_VARIABLES = ['bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask'].map(
+  (name) => `${name}_token`,
+);
+
+// Without tokenizer.json, one of these files has the vocabulary.
+const OTHER_VOCABULARIES = ['tokenizer.model', 'vocab.json', 'merges.txt', 'vocab.txt'];
+
+// `encode` holds the event loop. 8,192 characters take about 5 ms.
+const MAX_SYNCHRONOUS_CHARACTERS = 8192;
+const SYNCHRONOUS_LIMIT_MS = 1000;
 
 /**
  * Converts text to tokens and back, as `tokenizer.json` and `tokenizer_config.json` of a checkpoint
- * define. Decoding returns the text of the tokens byte for byte: it does not clean up spaces (` .`
- * to `.`), which some tokenizer_config.json request.
+ * define. The tokens are those of the Rust library `tokenizers`, which the Python packages use. The
+ * library runs in a process of its own. Decoding returns the text of the tokens byte for byte: it
+ * does not clean up spaces (` .` to `.`), which some tokenizer_config.json request.
  */
 export class Tokenizer {
-  readonly #encoder: Encoder;
+  readonly #client: TokenizerClient;
   readonly #decoderConfig: DecoderConfig | null;
-  readonly #pieces: (string | undefined)[];
-  readonly #literals: Set<string>;
-  readonly #specialTokens: Set<number>;
-  readonly #prependsBos: boolean;
+  readonly #text: Buffer;
+  readonly #ranges: Uint32Array;
+  readonly #pieces: (string | undefined)[] = [];
+  readonly #specialTexts: Set<string>;
   readonly #chatTemplate: ChatTemplate | null;
   readonly #directory: string;
+  #prependsBos = false;
 
   /** The largest token id plus one. */
   readonly vocabSize: number;
@@ -86,92 +118,156 @@ export class Tokenizer {
   /** Id of `eos_token` in tokenizer_config.json, or null. */
   readonly eosTokenId: number | null;
 
-  private constructor(files: TokenizerFiles) {
-    const { directory, encoder, pieces, decoderConfig, config, jinjaFile } = files;
+  /**
+   * True only for an object that this class created.
+   * @internal
+   */
+  static [Symbol.hasInstance](value: unknown): value is Tokenizer {
+    return typeof value === 'object' && value !== null && #client in value;
+  }
+
+  private constructor(directory: string, client: TokenizerClient, jinjaFile: string | null) {
+    const { text, ranges, addedTokens, config, decoder } = client.loaded;
     this.#directory = directory;
-    this.#encoder = encoder;
-    this.#pieces = pieces;
-    this.#decoderConfig = decoderConfig;
-    const added = [...encoder.get_added_tokens_decoder().values()];
-    this.#literals = new Set(added.map((token) => token.content));
-    this.#specialTokens = new Set(added.filter(({ special }) => special).map(({ id }) => id));
-    this.vocabSize = pieces.length;
-    const names = ['bos_token', 'eos_token', 'unk_token', 'pad_token'];
+    this.#client = client;
+    this.#decoderConfig = decoder as DecoderConfig | null;
+    // Rejects a decoder that is not supported before it is used.
+    createDecoder(this.#decoderConfig, { continued: false });
+    this.#text = Buffer.from(text.buffer, text.byteOffset, text.byteLength);
+    this.#ranges = ranges;
+    this.vocabSize = ranges.length / 2;
     const variables = Object.fromEntries(
-      names.map((name) => [name, tokenText(config[name])]).filter(([, text]) => text),
+      TEMPLATE_VARIABLES.filter((name) => config[name]).map((name) => [
+        name,
+        config[name] as string,
+      ]),
     );
-    this.bosTokenId = encoder.token_to_id(variables.bos_token ?? '') ?? null;
-    this.eosTokenId = encoder.token_to_id(variables.eos_token ?? '') ?? null;
-    for (const id of [this.bosTokenId, this.eosTokenId]) {
-      if (id !== null) this.#specialTokens.add(id);
+    const idOf = new Map(addedTokens.map(({ content, id }) => [content, id]));
+    this.bosTokenId = idOf.get(variables.bos_token ?? '') ?? null;
+    this.eosTokenId = idOf.get(variables.eos_token ?? '') ?? null;
+    const special = addedTokens.filter((token) => token.special).map(({ content }) => content);
+    this.#specialTexts = new Set(special);
+    for (const name of ['bos_token', 'eos_token']) {
+      if (variables[name]) this.#specialTexts.add(variables[name]);
     }
-    // Older checkpoints have add_bos_token without a post_processor that adds the token.
-    this.#prependsBos =
-      config.add_bos_token === true &&
-      this.bosTokenId !== null &&
-      this.#encode('', true)[0] !== this.bosTokenId;
-    const source = chatTemplateSource(config, jinjaFile);
-    this.#chatTemplate = source === null ? null : new ChatTemplate(directory, source, variables);
-    // If the encoder cannot encode, this throws while the caller can name the file.
-    this.#encode('a 1.\u00e9', true);
+    const sources = chatTemplateSource(config, jinjaFile);
+    this.#chatTemplate = sources === null ? null : new ChatTemplate(directory, sources, variables);
   }
 
   /**
    * Reads `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja` of a directory; the
-   * last two are optional. Resolves to null if there is no tokenizer.json. Rejects with
-   * ERR_INVALID_CHECKPOINT (the message names the file) if a file is malformed,
-   * ERR_UNSUPPORTED_MODEL if a part of the tokenizer has an unknown type, ERR_INVALID_ARGUMENT if
-   * `directory` is not a string.
+   * last two are optional. Tokens of tokenizer_config.json that tokenizer.json lacks are added, as
+   * transformers does. Resolves to null if the directory has no vocabulary.
+   *
+   * Rejects with ERR_INVALID_CHECKPOINT (the message names the file) if a file is malformed, too
+   * long or not a regular file, ERR_UNSUPPORTED_MODEL if a part of the tokenizer is not supported
+   * or if the vocabulary is only in another format, ERR_INVALID_ARGUMENT if `directory` is not a
+   * string, ERR_DEVICE_UNAVAILABLE if the library `tokenizers` does not work on this platform,
+   * ABORT_ERR if `signal` is aborted.
    */
-  static async fromDirectory(directory: string): Promise<Tokenizer | null> {
+  static async fromDirectory(
+    directory: string,
+    options: { signal?: AbortSignal } = {},
+  ): Promise<Tokenizer | null> {
     if (typeof directory !== 'string') throw invalid('directory', 'a path', directory);
+    checkObject('options', options);
+    const { signal } = options;
+    throwIfAborted(signal);
     const file = join(directory, 'tokenizer.json');
-    const json = await readJson(file);
-    if (json === null) return null;
-    const config = (await readJson(join(directory, 'tokenizer_config.json'))) ?? {};
-    const jinjaFile = await readText(join(directory, 'chat_template.jinja'));
-    json.added_tokens ??= [];
-    // Each step takes a while for a large vocabulary, so the event loop runs between the steps.
+    const configFile = join(directory, 'tokenizer_config.json');
+    const jinja = join(directory, 'chat_template.jinja');
+    const tokenizer = await readRegularFile(file, MAX_TOKENIZER_BYTES);
+    if (tokenizer === null) return withoutTokenizerJson(directory);
+    const config = (await readRegularFile(configFile, MAX_CONFIG_BYTES)) ?? Buffer.alloc(0);
+    const template = await readRegularFile(jinja, MAX_TEMPLATE_BYTES);
+    const source = { file, configFile, tokenizer, config, template: template ?? Buffer.alloc(0) };
+    const client = new TokenizerClient(source);
+    const stopListening = onAbort(signal, () => client.close());
     try {
-      await nextTick();
-      const decoderConfig = (json.decoder as DecoderConfig | null | undefined) ?? null;
-      // Created here only to reject unknown types.
-      createDecoder(decoderConfig, { literals: new Set(), continued: false });
-      // Before the encoder, which would allocate tables for any id.
-      const pieces = readPieces(json);
-      await nextTick();
-      // The encoder requires that every part is present; null means none.
-      const parts = {
-        ...{ normalizer: null, pre_tokenizer: null, post_processor: null, decoder: null },
-        ...json,
-      };
-      const encoder = new Encoder(parts, { ...config, clean_up_tokenization_spaces: false });
-      await nextTick();
-      return new Tokenizer({ directory, encoder, pieces, decoderConfig, config, jinjaFile });
+      if (isAborted(signal)) throw aborted('while the files were read');
+      await client.load();
+      const result = new Tokenizer(directory, client, template?.toString('utf8') ?? null);
+      await result.#prepare(client.loaded.config.add_bos_token === true);
+      return result;
     } catch (error) {
-      const { code, message } = error as { code?: string; message: string };
-      if (code === 'ERR_OUT_OF_MEMORY') throw error;
-      // The encoder reports a model, normalizer or pre-tokenizer of an unknown type in this way.
-      const isUnknownType = /^Unknown \w+ type: \w/.test(message);
-      throw isUnknownType || code === 'ERR_UNSUPPORTED_MODEL'
-        ? unsupportedModel(file, message)
-        : invalidCheckpoint(file, `malformed: ${message}`);
+      client.close();
+      if (isAborted(signal)) throw aborted('while the tokenizer was loaded');
+      if (!(error instanceof DiffqkvError)) {
+        throw invalidCheckpoint(file, `malformed: ${(error as Error).message}`);
+      }
+      if (error.message.startsWith(directory)) throw error;
+      throw new DiffqkvError(error.code, `${file}: ${error.message}`);
+    } finally {
+      stopListening();
     }
   }
 
+  /** Rejects if the tokenizer cannot encode, while the caller can name the file. */
+  async #prepare(addsBos: boolean): Promise<void> {
+    const call = { addSpecialTokens: true, literalSpans: [] };
+    const first = (await this.#client.encode({ text: '', ...call }))[0];
+    // Older checkpoints have add_bos_token without a post_processor that adds the token.
+    this.#prependsBos = addsBos && this.bosTokenId !== null && first !== this.bosTokenId;
+    await this.#client.encode({ text: 'a 1.\u00e9', ...call });
+  }
+
   /**
-   * Returns the tokens of a text. By default, `addSpecialTokens` adds the special tokens that the
-   * checkpoint puts around a text, such as `<|begin_of_text|>`. Names of special tokens in the text
-   * become these tokens. Throws ERR_INVALID_ARGUMENT if `text` is not a string.
+   * Returns the tokens of a text of at most 8192 characters (UTF-16 code units). It holds the event
+   * loop while another process encodes. Throws ERR_INVALID_ARGUMENT if `text` is not a string or is
+   * longer, ERR_INVALID_CHECKPOINT if the tokenizer fails or takes longer than 1 s.
    */
-  encode(text: string, options: { addSpecialTokens?: boolean } = {}): number[] {
-    if (typeof text !== 'string') throw invalid('text', 'a string', text);
+  encode(text: string, options: EncodeOptions = {}): number[] {
+    const call = encodeCall(text, options);
+    if (text.length > MAX_SYNCHRONOUS_CHARACTERS) {
+      throw invalidArgument(
+        `text has ${text.length} characters, and encode accepts at most ` +
+          `${MAX_SYNCHRONOUS_CHARACTERS}: use encodeAsync`,
+      );
+    }
+    const tokens = this.#client.encodeNow(call, SYNCHRONOUS_LIMIT_MS);
+    if (tokens === undefined) {
+      throw invalidCheckpoint(
+        this.#directory,
+        `the tokenizer did not finish within ${SYNCHRONOUS_LIMIT_MS} ms: use encodeAsync`,
+      );
+    }
+    return this.#withOneBos(tokens, call);
+  }
+
+  /**
+   * Resolves to the tokens of a text of any length. Another process encodes, so the event loop is
+   * free. Rejects with ERR_INVALID_ARGUMENT if `text` is not a string, ERR_INVALID_CHECKPOINT if
+   * the tokenizer fails, takes too long (10 s and 0.1 s for each 1,000 characters) or takes too
+   * much memory.
+   */
+  async encodeAsync(text: string, options: EncodeOptions = {}): Promise<number[]> {
+    const call = encodeCall(text, options);
+    return this.#withOneBos(await this.#client.encode(call), call);
+  }
+
+  /**
+   * Formats a conversation with the checkpoint's chat template and resolves to its tokens. Only
+   * the template's own text gives control tokens: what comes from the arguments stays text. Roles
+   * that chat templates know, such as `user`, count as text of the template. Rejects like
+   * `applyChatTemplate` and `encodeAsync`.
+   */
+  async encodeChat(
+    messages: readonly ChatMessage[],
+    options: EncodeChatOptions = {},
+  ): Promise<number[]> {
     checkObject('options', options);
-    const { addSpecialTokens = true } = options;
-    checkBoolean('addSpecialTokens', addSpecialTokens);
-    const tokens = this.#encode(text, addSpecialTokens);
-    const prependsBos = addSpecialTokens && this.#prependsBos;
-    return prependsBos ? [this.bosTokenId as number, ...tokens] : tokens;
+    const { parseSpecial = false } = options;
+    checkBoolean('parseSpecial', parseSpecial);
+    const parts = this.#template(messages).renderParts(messages, options);
+    const literalSpans: number[] = [];
+    let end = 0;
+    for (const { text, fromUser } of parts) {
+      if (fromUser && !parseSpecial) literalSpans.push(end, end + text.length);
+      end += text.length;
+    }
+    const text = parts.map((part) => part.text).join('');
+    // The template writes the special tokens itself, including begin-of-text.
+    return this.#client.encode({ text, addSpecialTokens: false, literalSpans });
   }
 
   /**
@@ -196,12 +292,12 @@ export class Tokenizer {
     const { skipSpecialTokens = true, continued = false } = options;
     checkBoolean('skipSpecialTokens', skipSpecialTokens);
     checkBoolean('continued', continued);
-    const decoder = createDecoder(this.#decoderConfig, { literals: this.#literals, continued });
+    const decoder = createDecoder(this.#decoderConfig, { continued });
     return {
       push: (token) => {
         checkInteger('token', token, 0);
-        const piece = this.#pieces[token];
-        const isSkipped = skipSpecialTokens && this.#specialTokens.has(token);
+        const piece = this.#piece(token);
+        const isSkipped = skipSpecialTokens && this.#specialTexts.has(piece ?? '');
         return piece === undefined || isSkipped ? '' : decoder.push(piece);
       },
       flush: () => decoder.flush(),
@@ -210,99 +306,69 @@ export class Tokenizer {
 
   /**
    * Formats a conversation with the checkpoint's chat template. The text includes the special
-   * tokens, so encode it with `addSpecialTokens: false`. Throws ERR_UNSUPPORTED_MODEL if the
-   * checkpoint has no template or the template uses a construct that is not supported,
-   * ERR_INVALID_ARGUMENT if the template rejects the messages, ERR_INVALID_CHECKPOINT if the
-   * template has a syntax error or exceeds a limit.
+   * tokens. Encode it only if you trust the messages: a message that contains the name of a control
+   * token can begin a message of another role. `encodeChat` prevents that. Throws
+   * ERR_UNSUPPORTED_MODEL if the checkpoint has no template or the template uses a construct that
+   * is not supported, ERR_INVALID_ARGUMENT if the template rejects the messages,
+   * ERR_INVALID_CHECKPOINT if the template has a syntax error or exceeds a limit.
    */
   applyChatTemplate(messages: readonly ChatMessage[], options: ChatTemplateOptions = {}): string {
-    checkMessages(messages);
     checkObject('options', options);
-    if (this.#chatTemplate === null) {
-      throw unsupportedModel(
-        this.#directory,
-        'the model has no chat template (chat_template.jinja, or chat_template in ' +
-          'tokenizer_config.json): pass the prompt as text',
-      );
-    }
-    return this.#chatTemplate.render(messages, options);
+    return this.#template(messages).render(messages, options);
   }
 
-  #encode(text: string, addSpecialTokens: boolean): number[] {
-    // A regular expression of the tokenizer may never end.
-    const limit = 10_000 + Math.ceil(text.length / 10);
-    const { ids }: { ids: (number | undefined)[] } = withTimeLimit(
-      `${this.#directory}: the tokenizer`,
-      limit,
-      () => this.#encoder.encode(text, { add_special_tokens: addSpecialTokens }),
-    );
-    // An id is undefined if the vocabulary has neither the piece nor an unk_token. It is dropped.
-    const tokens = ids.filter((id) => id !== undefined);
-    const isToken = (id: number) => Number.isInteger(id) && id >= 0 && id < this.vocabSize;
-    const wrong = tokens.find((id) => !isToken(id));
-    if (wrong === undefined) return tokens;
-    throw invalidCheckpoint(
+  /** @internal */
+  [endProcess](): void {
+    this.#client.close();
+  }
+
+  #template(messages: readonly ChatMessage[]): ChatTemplate {
+    checkMessages(messages);
+    if (this.#chatTemplate !== null) return this.#chatTemplate;
+    throw unsupportedModel(
       this.#directory,
-      `the tokenizer returned ${wrong}, not an integer from 0 to ${this.vocabSize - 1}`,
+      'the model has no chat template (chat_template.jinja, or chat_template in ' +
+        'tokenizer_config.json): pass the prompt as text',
     );
   }
-}
 
-/**
- * Token strings by id, from `model.vocab` ({ piece: id }, or [[piece, score]] for Unigram) and
- * `added_tokens`.
- */
-function readPieces(json: Json): (string | undefined)[] {
-  const vocab = (json.model as Json | null | undefined)?.vocab;
-  if (typeof vocab !== 'object' || vocab === null) throw new TypeError('model.vocab is missing');
-  const pieces: (string | undefined)[] = [];
-  const put = (piece: unknown, id: unknown) => {
-    if (typeof piece !== 'string') {
-      throw new TypeError(`the piece of token ${String(id)} is not a string`);
-    }
-    if (typeof id !== 'number' || !Number.isInteger(id) || id < 0 || id >= MAX_TOKENS) {
-      const name = JSON.stringify(piece);
-      throw new RangeError(
-        `token ${name} has the id ${String(id)}, not an integer from 0 to ${MAX_TOKENS - 1}`,
-      );
-    }
-    pieces[id] = piece;
-  };
-  const entries = Array.isArray(vocab)
-    ? vocab.map((entry, id) => [entry?.[0], id])
-    : Object.entries(vocab);
-  for (const [piece, id] of entries) put(piece, id);
-  for (const token of json.added_tokens as Json[]) put(token?.content, token?.id);
-  return pieces;
-}
+  #withOneBos(tokens: number[], { addSpecialTokens }: EncodeCall): number[] {
+    const bos = this.bosTokenId;
+    if (!addSpecialTokens || bos === null) return tokens;
+    if (this.#prependsBos && tokens[0] !== bos) tokens.unshift(bos);
+    else if (tokens[0] === bos && tokens[1] === bos) tokens.shift();
+    return tokens;
+  }
 
-/** A token in tokenizer_config.json is its text, or an object with the text in `content`. */
-function tokenText(token: unknown): string | undefined {
-  const text = typeof token === 'object' && token !== null ? (token as Json).content : token;
-  return typeof text === 'string' ? text : undefined;
-}
-
-/** Null if the file does not exist. Rejects with ERR_INVALID_CHECKPOINT if it cannot be read. */
-async function readText(file: string): Promise<string | null> {
-  try {
-    return await readFile(file, 'utf8');
-  } catch (error) {
-    const { code, message } = error as NodeJS.ErrnoException;
-    if (code === 'ENOENT') return null;
-    throw invalidCheckpoint(file, `cannot be read: ${message}`);
+  #piece(token: number): string | undefined {
+    const start = this.#ranges[2 * token];
+    const end = this.#ranges[2 * token + 1];
+    if (start === undefined || end === undefined || start > end) return undefined;
+    this.#pieces[token] ??= this.#text.toString('utf8', start, end);
+    return this.#pieces[token];
   }
 }
 
-/** Like `readText`. Also rejects with ERR_INVALID_CHECKPOINT if the file is not a JSON object. */
-async function readJson(file: string): Promise<Json | null> {
-  const text = await readText(file);
-  if (text === null) return null;
-  let value: unknown;
-  try {
-    value = JSON.parse(text);
-  } catch (error) {
-    throw invalidCheckpoint(file, `not valid JSON: ${(error as Error).message}`);
-  }
-  if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value as Json;
-  throw invalidCheckpoint(file, 'not a JSON object');
+checkReceiver(Tokenizer, 'a tokenizer');
+
+/** Checks the arguments of `encode` and `encodeAsync`. */
+function encodeCall(text: string, options: EncodeOptions): EncodeCall {
+  if (typeof text !== 'string') throw invalid('text', 'a string', text);
+  checkObject('options', options);
+  const { addSpecialTokens = true, parseSpecial = true } = options;
+  checkBoolean('addSpecialTokens', addSpecialTokens);
+  checkBoolean('parseSpecial', parseSpecial);
+  return { text, addSpecialTokens, literalSpans: parseSpecial ? [] : [0, text.length] };
+}
+
+/** Null if the directory has no vocabulary, ERR_UNSUPPORTED_MODEL if it is in another format. */
+async function withoutTokenizerJson(directory: string): Promise<null> {
+  const entries: string[] = await readdir(directory).catch(() => []);
+  const other = OTHER_VOCABULARIES.find((name) => entries.includes(name));
+  if (other === undefined) return null;
+  throw unsupportedModel(
+    join(directory, other),
+    'the vocabulary is not in tokenizer.json: write that file with Python, ' +
+      'transformers.AutoTokenizer.from_pretrained(directory).save_pretrained(directory)',
+  );
 }

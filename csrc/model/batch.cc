@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <span>
 
+#include "backend/invalid_logits.h"
+
 namespace diffqkv {
 namespace {
 
@@ -165,6 +167,16 @@ class Batch {
   }
 
   void sample(Items items, size_t first_row) {
+    try {
+      draw_tokens(items, first_row);
+    } catch (const InvalidLogits& error) {
+      fail(ErrorCode::unsupported_model,
+           "%s gives invalid logits with dtype %s: %s. Load it with a wider dtype, or check its weights for NaN",
+           model_.name().c_str(), dtype_name(model_.dtype()), error.what());
+    }
+  }
+
+  void draw_tokens(Items items, size_t first_row) {
     const auto draws = [](const BatchItem& item) { return item.sampling && !item.error; };
     int32_t tokens[kDecodeBatch];
     bool any = false;

@@ -223,9 +223,11 @@ std::string printable(const std::string& text) {
   for (size_t i = 0; i < text.size(); i++) {
     const auto c = static_cast<unsigned char>(text[i]);
     if (result.size() >= kMaxBytes && (c & 0xc0) != 0x80) return result + "...";
-    if (c < 0x20 || c == 0x7f) {
+    const bool is_c1 = c == 0xc2 && i + 1 < text.size() && (text[i + 1] & 0xe0) == 0x80;  // U+0080 to U+009F
+    if (c < 0x20 || c == 0x7f || is_c1) {
       static constexpr char kHex[] = "0123456789abcdef";
-      result += {'\\', 'x', kHex[c >> 4], kHex[c & 15]};
+      const auto code = static_cast<unsigned char>(is_c1 ? text[++i] : text[i]);
+      result += {'\\', 'x', kHex[code >> 4], kHex[code & 15]};
     } else {
       result += text[i];
     }

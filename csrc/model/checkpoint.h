@@ -21,7 +21,7 @@ using CancelFlag = std::atomic<bool>;
 struct StoredTensor {
   std::string name;
   std::string dtype;           // as in the file: "BF16", "F32", "I64", ...
-  std::vector<int64_t> shape;  // the product does not overflow
+  std::vector<int64_t> shape;  // the product does not overflow if no dimension is 0
   const InputFile* file = nullptr;
   uint64_t offset = 0;  // of its data in the file, in bytes
   uint64_t bytes = 0;
@@ -54,7 +54,8 @@ class Checkpoint {
   std::map<std::string, StoredTensor> tensors_;
 };
 
-// Shortens text from a file to 120 bytes and escapes control characters, for messages.
+// Shortens UTF-8 text from a file to 120 bytes and escapes control characters (U+0000 to U+001F,
+// U+007F to U+009F), for messages.
 std::string printable(const std::string& text);
 
 }  // namespace diffqkv

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <optional>
 
 #include "model/checkpoint.h"
 #include "model/input_file.h"
@@ -87,6 +88,7 @@ class Fields {
     return *value;
   }
 
+  std::vector<std::string> keys() const { return object_.keys(); }
   std::string name(const char* key) const { return prefix_ + key; }
 
   static std::string shown(const JsonValue& value) {
@@ -193,65 +195,116 @@ void check_features(const Fields& fields) {
   }
 }
 
-// Reads rope_theta and computes inv_freq[d] = theta^(-2d / head_dim_qk), with the scaling of Llama
-// 3 as in modeling_rope_utils of transformers: wavelengths above original_max_position_embeddings /
-// low_freq_factor are multiplied by `factor`, those below original_max_position_embeddings /
-// high_freq_factor are unchanged, and between them the frequencies are interpolated linearly.
-void read_rope(const Fields& fields, Config& config) {
-  // Newer files have all fields in rope_parameters, older ones have rope_theta beside rope_scaling.
-  const char* key = fields.has("rope_parameters") ? "rope_parameters" : "rope_scaling";
-  if (fields.has("rope_parameters") && fields.has("rope_scaling")) {
-    fields.malformed("rope_parameters and rope_scaling are both set; keep one of them");
-  }
-  const bool scaled = fields.has(key);
-  const Fields scaling = scaled ? fields.object(key) : fields;
-  if (scaled && scaling.has("rope_theta")) {
-    config.rope_theta = scaling.positive("rope_theta");
-  } else if (config.architecture == "llama" && !fields.has("rope_theta")) {
-    config.rope_theta = 10000;  // LlamaConfig's default
-  } else {
-    config.rope_theta = fields.positive("rope_theta");
-  }
-  // Below 1 the angles would grow with d, beyond the range that float64 can reduce.
-  if (config.rope_theta < 1) {
-    fields.malformed("rope_theta is " + number_text(config.rope_theta) + "; it must be at least 1");
-  }
-  for (const Fields* place : {&fields, &scaling}) {
-    if (place->has("partial_rotary_factor") && place->positive("partial_rotary_factor") != 1) {
-      place->unsupported(place->name("partial_rotary_factor") +
-                         " is not 1: RoPE of a part of the head is not supported");
-    }
-  }
+// The fields of rope_parameters or rope_scaling. The numbers below rope_theta are those of Llama 3.
+struct Rope {
+  std::optional<double> theta;
   std::string type = "default";
-  if (scaled) type = scaling.string("rope_type", scaling.string("type", "default").c_str());
-  if (type != "default" && type != "llama3") {
-    fields.unsupported(std::string(key) + ": RoPE scaling of type '" + printable(type) +
-                       "' is not supported; it must be 'llama3' or 'default'");
-  }
   double factor = 1;
   double low = 1;
   double high = 4;
   double original = 1;
-  if (type == "llama3") {
-    factor = scaling.positive("factor");
-    if (factor < 1) fields.malformed(scaling.name("factor") + " is " + number_text(factor) + "; it must be at least 1");
-    low = scaling.positive("low_freq_factor");
-    high = scaling.positive("high_freq_factor");
-    original = static_cast<double>(scaling.integer("original_max_position_embeddings", 1, kMaxPositions));
-    if (low >= high) {
-      fields.malformed(scaling.name("low_freq_factor") + " (" + number_text(low) +
-                       ") must be below high_freq_factor (" + number_text(high) + ")");
+
+  bool operator==(const Rope&) const = default;
+};
+
+void check_whole_rotary(const Fields& fields) {
+  if (fields.has("partial_rotary_factor") && fields.positive("partial_rotary_factor") != 1) {
+    fields.unsupported(fields.name("partial_rotary_factor") + " is not 1: RoPE of a part of the head is not supported");
+  }
+}
+
+// `place` is the name of the object in the file.
+Rope read_rope_object(const Fields& fields, const std::string& place) {
+  Rope rope;
+  if (fields.has("rope_theta")) rope.theta = fields.positive("rope_theta");
+  check_whole_rotary(fields);
+  rope.type = fields.string("rope_type", fields.string("type", "default").c_str());
+  if (rope.type == "default") return rope;
+  if (rope.type != "llama3") {
+    fields.unsupported(place + ": RoPE scaling of type '" + printable(rope.type) +
+                       "' is not supported; it must be 'llama3' or 'default'");
+  }
+  rope.factor = fields.positive("factor");
+  if (rope.factor < 1) {
+    fields.malformed(fields.name("factor") + " is " + number_text(rope.factor) + "; it must be at least 1");
+  }
+  rope.low = fields.positive("low_freq_factor");
+  rope.high = fields.positive("high_freq_factor");
+  rope.original = static_cast<double>(fields.integer("original_max_position_embeddings", 1, kMaxPositions));
+  if (rope.low >= rope.high) {
+    fields.malformed(fields.name("low_freq_factor") + " (" + number_text(rope.low) +
+                     ") must be below high_freq_factor (" + number_text(rope.high) + ")");
+  }
+  return rope;
+}
+
+// Empty if the key is missing. Files of transformers 5 may have an object for each layer type, such
+// as { full_attention: {...}, sliding_attention: {...} }. These must be equal.
+std::optional<Rope> read_rope_key(const Fields& fields, const char* key) {
+  if (!fields.has(key)) return std::nullopt;
+  const Fields object = fields.object(key);
+  const std::vector<std::string> names = object.keys();
+  const auto is_object = [&](const std::string& name) { return object.get(name.c_str()).is(Kind::object); };
+  const auto layer_type = std::find_if(names.begin(), names.end(), is_object);
+  if (layer_type == names.end()) return read_rope_object(object, key);
+  std::optional<Rope> first;
+  for (const std::string& name : names) {
+    const std::string place = std::string(key) + "." + printable(name);
+    if (!is_object(name)) {
+      fields.unsupported(place + " is beside the RoPE parameters of the layer type '" + printable(*layer_type) +
+                         "'; only other layer types are supported there");
+    }
+    const Rope rope = read_rope_object(object.object(name.c_str()), place);
+    if (first && rope != *first) {
+      fields.unsupported(std::string(key) + ": the layer types '" + printable(*layer_type) + "' and '" +
+                         printable(name) + "' have different RoPE parameters; this is not supported");
+    }
+    first = rope;
+  }
+  return first;
+}
+
+// The RoPE parameters of the config. rope_theta is set.
+Rope read_rope_fields(const Fields& fields, const Config& config) {
+  check_whole_rotary(fields);
+  // Newer files have all fields in rope_parameters, older ones have rope_theta beside rope_scaling.
+  const std::optional<Rope> newer = read_rope_key(fields, "rope_parameters");
+  std::optional<Rope> older = read_rope_key(fields, "rope_scaling");
+  Rope rope = newer ? *newer : older.value_or(Rope());
+  if (newer && older) {
+    if (!rope.theta) rope.theta = older->theta;
+    if (!older->theta) older->theta = rope.theta;
+    if (rope != *older) {
+      fields.malformed("rope_parameters and rope_scaling are both set and differ; keep one of them");
     }
   }
+  if (!rope.theta) {
+    const bool has_default = config.architecture == "llama" && !fields.has("rope_theta");  // of LlamaConfig
+    rope.theta = has_default ? 10000 : fields.positive("rope_theta");
+  }
+  // Below 1 the angles would grow with d, beyond the range that float64 can reduce.
+  if (*rope.theta < 1) {
+    fields.malformed("rope_theta is " + number_text(*rope.theta) + "; it must be at least 1");
+  }
+  return rope;
+}
+
+// Computes inv_freq[d] = theta^(-2d / head_dim_qk), with the scaling of Llama 3 as in
+// modeling_rope_utils of transformers: wavelengths above original_max_position_embeddings /
+// low_freq_factor are multiplied by `factor`, those below original_max_position_embeddings /
+// high_freq_factor are unchanged, and between them the frequencies are interpolated linearly.
+void read_rope(const Fields& fields, Config& config) {
+  const Rope rope = read_rope_fields(fields, config);
+  config.rope_theta = *rope.theta;
   const auto frequencies = [&](int64_t head_dim) {
     std::vector<double> inv_freq(head_dim / 2);
     for (size_t d = 0; d < inv_freq.size(); d++) {
       double freq = std::pow(config.rope_theta, -2.0 * static_cast<double>(d) / static_cast<double>(head_dim));
-      if (type == "llama3") {
+      if (rope.type == "llama3") {
         const double wavelength = 2 * M_PI / freq;
         // 0 for long wavelengths, 1 for short ones.
-        const double kept = std::clamp((original / wavelength - low) / (high - low), 0.0, 1.0);
-        freq = (1 - kept) * freq / factor + kept * freq;
+        const double kept = std::clamp((rope.original / wavelength - rope.low) / (rope.high - rope.low), 0.0, 1.0);
+        freq = (1 - kept) * freq / rope.factor + kept * freq;
       }
       inv_freq[d] = freq;
     }

@@ -57,6 +57,7 @@ class JsonValue {
   size_t size() const { return items() ? items()->size() : 0; }
   const JsonValue& operator[](size_t i) const { return (*items())[i]; }
   const JsonValue* find(const std::string& key) const;  // of an object
+  std::vector<std::string> keys() const;                // of an object
 
  private:
   friend class JsonReader;
@@ -76,8 +77,9 @@ class JsonValue {
       value_;
 };
 
-// Parses one JSON object of at most kMaxJsonDepth levels without duplicate keys. The tree has up to
-// about 40 times the bytes of the text.
+// Parses one JSON object of at most kMaxJsonDepth levels without duplicate keys. The numbers NaN,
+// Infinity and -Infinity are allowed, because Python's json module writes and reads them. The tree
+// has up to about 40 times the bytes of the text.
 JsonValue parse_json_object(std::string_view text, const std::string& origin, ErrorCode malformed);
 
 }  // namespace diffqkv

@@ -12,6 +12,15 @@ namespace {
 
 constexpr int64_t kChunkElements = int64_t{4} << 20;  // 8 to 16 MiB
 
+// Whether all values are finite. Infinities and NaN have all exponent bits set.
+bool are_finite(DType dtype, const void* values, int64_t count) {
+  const auto check = [&]<typename T>(const T* bits, T exponent) {
+    return std::none_of(bits, bits + count, [=](T value) { return (value & exponent) == exponent; });
+  };
+  if (dtype == DType::f32) return check(static_cast<const uint32_t*>(values), uint32_t{0x7f800000});
+  return check(static_cast<const uint16_t*>(values), static_cast<uint16_t>(dtype == DType::f16 ? 0x7c00 : 0x7f80));
+}
+
 // Whether the bits of a 16-bit float are an infinity.
 bool is_infinity(DType dtype, uint16_t bits) { return (bits & 0x7fff) == (dtype == DType::f16 ? 0x7c00 : 0x7f80); }
 
@@ -159,12 +168,26 @@ Buffer Loader::load_transposed(const StoredTensor& tensor, DType to) {
   return buffer;
 }
 
-Buffer Loader::multiply(const StoredTensor& matrix, const Buffer& q_transposed, int64_t hidden_size, DType operand,
+bool Loader::is_finite(const StoredTensor& tensor) {
+  const DType dtype = weight_dtype(tensor).value();
+  const int64_t count = static_cast<int64_t>(tensor.bytes / dtype_size(dtype));
+  for (int64_t i = 0; i < count; i += kChunkElements) {
+    const int64_t size = std::min(kChunkElements, count - i);
+    stored_.resize(size * dtype_size(dtype));
+    tensor.file->read(stored_.data(), tensor.offset + i * dtype_size(dtype), stored_.size());
+    if (!are_finite(dtype, stored_.data(), size)) return false;
+  }
+  return true;
+}
+
+Buffer Loader::multiply(const StoredTensor& matrix, const StoredTensor& q, const Buffer& q_transposed, DType operand,
                         DType to) {
   const int64_t aug_q_size = matrix.shape[0];
   const int64_t q_size = matrix.shape[1];
+  const int64_t hidden_size = q.shape[1];
   const Buffer x = load(matrix, operand);
   Buffer out(backend_, aug_q_size * hidden_size * dtype_size(to));
+  bool finite = true;
   constexpr int64_t kRows = 512;  // between two checks of the cancel flag
   for (int64_t row = 0; row < aug_q_size; row += kRows) {
     check_cancel();
@@ -178,8 +201,16 @@ Buffer Loader::multiply(const StoredTensor& matrix, const Buffer& q_transposed, 
     p.in_features = q_size;
     p.out_features = hidden_size;
     backend_->matmul(p);
+    stored_.resize(p.num_tokens * hidden_size * dtype_size(to));
+    backend_->download(stored_.data(), p.out, stored_.size());  // waits, so no kernel reads x after the loop
+    finite = finite && are_finite(to, stored_.data(), p.num_tokens * hidden_size);
   }
-  backend_->synchronize();  // a queued kernel may still read x
+  // Infinities and NaN in the file are no overflow; they are loaded as they are.
+  if (!finite && is_finite(matrix) && is_finite(q)) {
+    throw Error(ErrorCode::unsupported_model,
+                matrix.place() + "multiplied by '" + printable(q.name) + "' overflows " + dtype_name(to) +
+                    (to == DType::f32 ? ", the widest type" : "; load the model with dtype \"f32\""));
+  }
   return out;
 }
 
@@ -188,11 +219,10 @@ FoldedQ Loader::fold(const StoredTensor& q, const StoredTensor& gate, const Stor
   // represents each of them exactly.
   const bool same = q.dtype == gate.dtype && q.dtype == up.dtype;
   const DType operand = same ? weight_dtype(q).value() : DType::f32;
-  const int64_t hidden_size = q.shape[1];
   const Buffer q_transposed = load_transposed(q, operand);
   FoldedQ folded;
-  folded.gate = multiply(gate, q_transposed, hidden_size, operand, to);
-  folded.up = multiply(up, q_transposed, hidden_size, operand, to);
+  folded.gate = multiply(gate, q, q_transposed, operand, to);
+  folded.up = multiply(up, q, q_transposed, operand, to);
   return folded;
 }
 

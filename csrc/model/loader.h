@@ -29,7 +29,8 @@ class Loader {
   Buffer load(const StoredTensor& tensor, DType to);
   Buffer load_transposed(const StoredTensor& tensor, DType to);  // a matrix, which is read at once
   // Matrix products on the device: exact products of the stored values, summed in f32, rounded
-  // once. Counts the bytes of the three tensors.
+  // once. Throws ERR_UNSUPPORTED_MODEL, with the names of the tensors, if a product overflows.
+  // Counts the bytes of the three tensors.
   FoldedQ fold(const StoredTensor& q, const StoredTensor& gate, const StoredTensor& up, DType to);
   // Normal distribution with standard deviation 1 / sqrt(in_features), determined by seed and
   // stream. Counts the bytes of the buffer.
@@ -43,7 +44,10 @@ class Loader {
   void advance(uint64_t bytes);
   // The values of a chunk in the type `to`, valid until the next call.
   const void* convert(const StoredTensor& tensor, DType from, const void* values, int64_t count, DType to);
-  Buffer multiply(const StoredTensor& matrix, const Buffer& q_transposed, int64_t hidden_size, DType operand, DType to);
+  // matrix q, from the transpose of q.
+  Buffer multiply(const StoredTensor& matrix, const StoredTensor& q, const Buffer& q_transposed, DType operand,
+                  DType to);
+  bool is_finite(const StoredTensor& tensor);  // whether all values are finite
 
   std::shared_ptr<Backend> backend_;
   const LoadOptions& options_;

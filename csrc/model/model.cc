@@ -22,8 +22,9 @@ DType config_dtype(const Config& config) {
 
 }  // namespace
 
-Model::Model(std::shared_ptr<Backend> backend, Config config, Weights weights, KvLimits kv_limits)
-    : backend_(std::move(backend)),
+Model::Model(std::string name, std::shared_ptr<Backend> backend, Config config, Weights weights, KvLimits kv_limits)
+    : name_(std::move(name)),
+      backend_(std::move(backend)),
       config_(std::move(config)),
       weights_(std::move(weights)),
       workspace_(backend_, config_, weights_),
@@ -37,7 +38,7 @@ std::shared_ptr<Model> Model::load(std::shared_ptr<Backend> backend, const std::
   resolve_config(config, checkpoint);
   Weights weights = load_weights(backend, config, checkpoint, options);
   return std::shared_ptr<Model>(
-      new Model(std::move(backend), std::move(config), std::move(weights), options.kv_limits));
+      new Model(directory, std::move(backend), std::move(config), std::move(weights), options.kv_limits));
 }
 
 std::shared_ptr<Model> Model::random(std::shared_ptr<Backend> backend, const std::string& config_json,
@@ -48,7 +49,7 @@ std::shared_ptr<Model> Model::random(std::shared_ptr<Backend> backend, const std
   const DType dtype = options.dtype ? *options.dtype : config_dtype(config);
   Weights weights = random_weights(backend, config, dtype, options, seed);
   return std::shared_ptr<Model>(
-      new Model(std::move(backend), std::move(config), std::move(weights), options.kv_limits));
+      new Model("the random model", std::move(backend), std::move(config), std::move(weights), options.kv_limits));
 }
 
 }  // namespace diffqkv

@@ -41,6 +41,7 @@ class Model {
   const Weights& weights() const { return weights_; }
   const std::shared_ptr<Backend>& backend() const { return backend_; }
   DType dtype() const { return weights_.dtype; }
+  const std::string& name() const { return name_; }  // for messages: the directory, or "the random model"
   // Number of parameters in the checkpoint, before folding. Tied embeddings count once.
   uint64_t num_parameters() const { return count_parameters(config_); }
   uint64_t weight_bytes() const { return weights_.bytes(); }  // in device memory
@@ -49,8 +50,9 @@ class Model {
   Workspace& workspace() { return workspace_; }
 
  private:
-  Model(std::shared_ptr<Backend> backend, Config config, Weights weights, KvLimits kv_limits);
+  Model(std::string name, std::shared_ptr<Backend> backend, Config config, Weights weights, KvLimits kv_limits);
 
+  std::string name_;
   std::shared_ptr<Backend> backend_;
   Config config_;
   Weights weights_;

@@ -66,9 +66,9 @@ void Session::check_tokens(const int32_t* tokens, int64_t num_tokens) const {
   if (num_tokens < 1) fail(ErrorCode::invalid_argument, "tokens is empty; pass at least one token");
   if (num_tokens > max_kv_len() - used) {
     fail(ErrorCode::kv_cache_full,
-         "the KV cache is full: %lld tokens do not fit, %lld are in use and maxKvLen is %lld; truncate the session, "
-         "or create one with a larger maxKvLen",
-         ll(num_tokens), ll(used), ll(max_kv_len()));
+         "the KV cache is full: %lld tokens do not fit, %lld are in use and maxKvLen is %lld (the context of the model "
+         "has %lld); truncate the session, or create one with a larger maxKvLen",
+         ll(num_tokens), ll(used), ll(max_kv_len()), ll(model_->config().max_position_embeddings));
   }
   for (int64_t t = 0; t < num_tokens; t++) {
     if (tokens[t] >= 0 && tokens[t] < vocab_size) continue;

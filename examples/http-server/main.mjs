@@ -1,6 +1,6 @@
 // node examples/http-server/main.mjs [--model DIR] [--port N | --socket PATH] [--max-concurrent N] ...: see docs/guides/http.md
 
-import { basename } from 'node:path';
+import { basename, resolve } from 'node:path';
 import { parseArgs } from 'node:util';
 import { defaultModelDirectory, Model } from 'diffqkv';
 import { createApp, defaults } from './server.mjs';
@@ -16,6 +16,7 @@ const { values } = parseArgs({
     host: { type: 'string', default: '127.0.0.1' },
     port: { type: 'string', default: '8080' },
     socket: { type: 'string' },
+    'allowed-hosts': { type: 'string', default: '' },
     ...Object.fromEntries(Object.keys(defaults).map((name) => [kebab(name), { type: 'string' }])),
   },
 });
@@ -35,19 +36,22 @@ const limits = Object.fromEntries(
   ]),
 );
 
-const model = await Model.load(values.model, {
+const directory = resolve(values.model);
+const model = await Model.load(directory, {
   device: values.device,
   kvCacheBytes: number('kv-cache-bytes'),
   prefixCacheBytes: number('prefix-cache-bytes'),
 });
 if (model.tokenizer === null) throw new Error(`${values.model} has no tokenizer.json`);
-const name = values.name ?? basename(values.model);
-const { server, close } = createApp(model, name, limits);
+const name = values.name ?? basename(directory);
+const host = values.host.includes(':') ? `[${values.host}]` : values.host;
+const allowedHosts = [host, ...values['allowed-hosts'].split(',')].filter((one) => one !== '');
+const { server, close } = createApp(model, name, { ...limits, allowedHosts, directory });
 
 const where = values.socket === undefined ? { host: values.host, port: number('port') } : { path: values.socket };
 server.listen(where, () => {
   const address = server.address();
-  console.log(`${name} at ${typeof address === 'string' ? address : `http://${values.host}:${address.port}/v1`}`);
+  console.log(`${name} at ${typeof address === 'string' ? address : `http://${host}:${address.port}/v1`}`);
 });
 server.on('error', (error) => {
   console.error(error.message);

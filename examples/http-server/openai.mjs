@@ -54,7 +54,8 @@ const OFF = {
   response_format: { type: 'text' },
 };
 
-export function toApiError(error) {
+/** `directory`: the path of the model, which clients do not need to know. */
+export function toApiError(error, directory) {
   if (error instanceof ApiError) return error;
   const [status, headers] = STATUS[error?.code] ?? [];
   if (status === undefined) {
@@ -62,12 +63,16 @@ export function toApiError(error) {
     return new ApiError(500, 'the server failed', { code: error?.code === 'ERR_INTERNAL' ? error.code : null });
   }
   const [param, option] = Object.entries(OPTIONS).find(([, name]) => error.message.startsWith(`${name} must `)) ?? [];
-  const message = param ? param + error.message.slice(option.length) : error.message;
+  const text = param ? param + error.message.slice(option.length) : error.message;
+  const message = directory === undefined ? text : text.replaceAll(directory, 'the model');
   return new ApiError(status, message, { code: error.code, param, headers });
 }
 
-/** The tokens, the options and the form of the answer that a request asks for. `chat`: it is one for chat completions. */
-export function readRequest(model, modelName, chat, body, maxTokens) {
+/**
+ * The options and the form of the answer that a request asks for, and `encode`, which resolves to its tokens. `chat`: it
+ * is one for chat completions.
+ */
+export function readRequest(model, modelName, chat, body, { maxTokens, maxCharsPerToken }) {
   const refuse = (param, message, code = null, status = 400) => {
     throw new ApiError(status, `${param} ${message}`, { param, code });
   };
@@ -100,36 +105,50 @@ export function readRequest(model, modelName, chat, body, maxTokens) {
   const options = { maxTokens: length, temperature: 1 };
   for (const [name, option] of Object.entries(OPTIONS)) if (given[name] !== undefined) options[option] = given[name];
 
-  const tokens = chat ? chatTokens(model, given.messages, refuse) : promptTokens(model, given.prompt, refuse);
+  const what = chat ? 'messages' : 'prompt';
   const context = model.config.maxPositionEmbeddings;
-  if (tokens.length > context) {
-    refuse(
-      chat ? 'messages' : 'prompt',
-      `has ${tokens.length} tokens, and the context holds ${context}`,
-      'context_length_exceeded',
-    );
-  }
-  return { tokens, options, stream, includeUsage: streamOptions?.include_usage === true };
+  const checkLength = (length, most, unit) => {
+    if (length <= most) return;
+    const message = `has ${length} ${unit}, and the context of ${context} tokens holds at most ${most}`;
+    refuse(what, message, 'context_length_exceeded');
+  };
+  const asked = chat ? readMessages(given.messages, refuse) : readPrompt(given.prompt, refuse);
+  if (chat) {
+    const characters = asked.reduce((sum, { content }) => sum + content.length, 0);
+    checkLength(characters, maxCharsPerToken * context, 'characters');
+  } else if (typeof asked === 'string') checkLength(asked.length, maxCharsPerToken * context, 'characters');
+  else checkLength(asked.length, context, 'tokens');
+  const encode = async () => {
+    const tokens = await (chat ? chatTokens(model, asked) : promptTokens(model, asked));
+    checkLength(tokens.length, context, 'tokens');
+    return tokens;
+  };
+  return { encode, options, stream, includeUsage: streamOptions?.include_usage === true };
 }
 
-function promptTokens({ tokenizer }, prompt, refuse) {
+function readPrompt(prompt, refuse) {
   const one = Array.isArray(prompt) && prompt.length === 1 && typeof prompt[0] !== 'number' ? prompt[0] : prompt;
-  if (typeof one === 'string') return tokenizer.encode(one);
-  if (Array.isArray(one) && one.length > 0 && one.every(Number.isInteger)) return one;
+  if (typeof one === 'string' || (Array.isArray(one) && one.length > 0 && one.every(Number.isInteger))) return one;
   return refuse('prompt', 'must be one string, or one array of token ids');
 }
 
-function chatTokens({ tokenizer }, messages, refuse) {
+function promptTokens({ tokenizer }, prompt) {
+  return typeof prompt === 'string' ? tokenizer.encodeAsync(prompt) : prompt;
+}
+
+function readMessages(messages, refuse) {
   if (!Array.isArray(messages)) refuse('messages', 'must be an array');
-  const plain = messages.map((message, i) => {
+  return messages.map((message, i) => {
     const parts = typeof message?.content === 'string' ? [{ type: 'text', text: message.content }] : message?.content;
     if (typeof message?.role !== 'string' || !Array.isArray(parts) || !parts.every(isText)) {
       refuse(`messages[${i}]`, 'must have a role, and a content of text');
     }
     return { role: message.role, content: parts.map(({ text }) => text).join('') };
   });
-  // The template writes the special tokens itself.
-  return tokenizer.encode(tokenizer.applyChatTemplate(plain), { addSpecialTokens: false });
+}
+
+function chatTokens({ tokenizer }, messages) {
+  return tokenizer.encodeChat(messages);
 }
 
 const isText = (part) => part?.type === 'text' && typeof part.text === 'string';

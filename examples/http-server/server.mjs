@@ -13,7 +13,11 @@ export const defaults = {
   /** The largest max_tokens. */
   maxTokens: 1024,
   maxBodyBytes: 64 * 1024,
+  /** Characters of a prompt for each token of the model's context. More are rejected before they are encoded. */
+  maxCharsPerToken: 16,
   maxConnections: 1024,
+  /** Connections from one address. */
+  maxConnectionsPerPeer: 256,
   /** From a request's arrival to the end of its generation. */
   timeoutMs: 120_000,
   /** A reader that leaves its buffer full for so long is cut off. */
@@ -21,6 +25,9 @@ export const defaults = {
   /** What requests that run get to end by themselves when the server closes. */
   graceMs: 10_000,
 };
+
+// For this long the rest of a body is read after the answer, so that a client that still sends reads the answer.
+const LINGER_MS = 1000;
 
 /** At most `size` at once; the others wait in the order in which they came. */
 class Gate {
@@ -63,9 +70,15 @@ class Gate {
   }
 }
 
-/** `server`: a node:http server that does not listen yet; `close()`: ends it in order, and resolves when it has. */
-export function createApp(model, modelName, options = {}) {
+/**
+ * `server`: a node:http server that does not listen yet; `close()`: ends it in order, and resolves when it has.
+ * `options`: limits as in `defaults`; `allowedHosts`: more names of this server in the header Host; `directory`: the
+ * absolute path of the model, which error messages then do not show.
+ */
+export function createApp(model, modelName, { allowedHosts = [], directory, ...options } = {}) {
   const limits = { ...defaults, ...options };
+  const hosts = new Set(['localhost', '127.0.0.1', '[::1]', ...allowedHosts.map((host) => host.toLowerCase())]);
+  const peers = new Map(); // open connections by address
   const gate = new Gate(limits.maxConcurrent);
   const open = new Set(); // requests that are not answered to the last byte
   let running = 0;
@@ -80,13 +93,21 @@ export function createApp(model, modelName, options = {}) {
     try {
       await route(req, res);
     } catch (error) {
-      fail(res, error);
+      fail(res, error, directory);
     }
   });
   server.maxConnections = limits.maxConnections;
   // Of pipelined requests, an answer whose turn has not come has no `close` of its own, not even when it is destroyed.
   server.on('connection', (socket) => {
+    const peer = socket.remoteAddress; // undefined on a Unix socket
+    if (peer !== undefined) {
+      const count = (peers.get(peer) ?? 0) + 1;
+      if (count > limits.maxConnectionsPerPeer) return void socket.destroy();
+      peers.set(peer, count);
+    }
     socket.on('close', () => {
+      if (peers.get(peer) > 1) peers.set(peer, peers.get(peer) - 1);
+      else peers.delete(peer);
       for (const { req, res, abort, gone } of open) {
         if (req.socket !== socket) continue;
         res.destroy();
@@ -96,7 +117,22 @@ export function createApp(model, modelName, options = {}) {
     });
   });
 
+  /**
+   * A web page can reach this server by a name of its own that resolves to this address (DNS rebinding). The browser then
+   * sends that name in Host.
+   */
+  function checkHost(req) {
+    const address = server.address();
+    if (typeof address !== 'object') return; // browsers do not reach a Unix socket
+    const bound = address.family === 'IPv6' ? `[${address.address}]` : address.address;
+    const [, host] = /^(\[[^\]]*\]|[^:]*)(?::\d*)?$/.exec((req.headers.host ?? '').toLowerCase()) ?? [];
+    if (hosts.has(host) || host === bound) return;
+    const message = `the Host ${JSON.stringify(host ?? '')} is not allowed: start the server with --allowed-hosts`;
+    throw new ApiError(403, message, { code: 'host_not_allowed' });
+  }
+
   async function route(req, res) {
+    checkHost(req);
     const [pathname] = req.url.split('?');
     const card = { id: modelName, object: 'model', created: started, owned_by: 'diffqkv' };
     const routes = {
@@ -126,6 +162,10 @@ export function createApp(model, modelName, options = {}) {
   }
 
   async function complete(chat, req, res) {
+    // A web page of another site can send a form or text without asking, but not JSON.
+    if (!/^application\/json\s*(;|$)/i.test(req.headers['content-type'] ?? '')) {
+      throw new ApiError(415, 'the content type must be application/json', { code: 'unsupported_media_type' });
+    }
     const body = await readJson(req, limits.maxBodyBytes);
     if (res.destroyed || req.socket.destroyed) return;
     if (closing) throw new ApiError(503, 'the server is closing', { code: 'closing' });
@@ -143,16 +183,24 @@ export function createApp(model, modelName, options = {}) {
       abort.abort(new ApiError(504, `not done within ${limits.timeoutMs} ms`, { code: 'timeout' }));
     }, limits.timeoutMs);
     try {
-      const { tokens, options, stream, includeUsage } = readRequest(model, modelName, chat, body, limits.maxTokens);
+      const { encode, options, stream, includeUsage } = readRequest(model, modelName, chat, body, limits);
       await gate.enter(signal);
       running++;
-      const generation = model.generate(tokens, { ...options, signal });
       // The place is free when the generation has ended, whether or not its reader keeps up.
       const ended = () => {
         clearTimeout(timer);
         running--;
         gate.leave();
       };
+      let generation;
+      try {
+        const tokens = await encode();
+        signal.throwIfAborted();
+        generation = model.generate(tokens, { ...options, signal });
+      } catch (error) {
+        ended();
+        throw error;
+      }
       generation.result.then(ended, ended);
       const answers = answersFor(chat, modelName);
       if (stream) await streamTo(res, generation, answers, includeUsage, signal);
@@ -163,7 +211,7 @@ export function createApp(model, modelName, options = {}) {
       }
     } catch (error) {
       lost ||= error.code === 'ERR_DEVICE_UNAVAILABLE';
-      fail(res, signal.aborted ? signal.reason : error); // why something was aborted is in the signal
+      fail(res, signal.aborted ? signal.reason : error, directory); // why something was aborted is in the signal
     } finally {
       abort.abort();
       clearTimeout(timer);
@@ -225,12 +273,16 @@ export function createApp(model, modelName, options = {}) {
 
 async function readJson(req, maxBytes) {
   const parts = [];
+  const check = (bytes) => {
+    if (bytes > maxBytes) throw new ApiError(413, `the body may have ${maxBytes} bytes`, { code: 'request_too_large' });
+  };
+  check(Number(req.headers['content-length'] ?? 0));
   let bytes = 0;
-  for await (const part of req) {
+  for await (const part of req.iterator({ destroyOnReturn: false })) {
     bytes += part.length;
-    if (bytes <= maxBytes) parts.push(part); // the rest is read and dropped: who still sends would not hear an answer
+    check(bytes);
+    parts.push(part);
   }
-  if (bytes > maxBytes) throw new ApiError(413, `the body may have ${maxBytes} bytes`, { code: 'request_too_large' });
   try {
     return JSON.parse(Buffer.concat(parts).toString('utf8'));
   } catch {
@@ -240,13 +292,29 @@ async function readJson(req, maxBytes) {
 
 function send(res, status, body, headers = {}) {
   const text = JSON.stringify(body);
-  res.writeHead(status, { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text), ...headers });
-  res.end(text);
+  const all = { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text), ...headers };
+  const { req } = res;
+  const hasBody = req.headers['transfer-encoding'] !== undefined || Number(req.headers['content-length'] ?? 0) > 0;
+  if (req.complete || !hasBody) {
+    res.writeHead(status, all);
+    res.end(text);
+    return;
+  }
+  // The body is not read to its end. Answer, and close the connection.
+  res.writeHead(status, { ...all, connection: 'close' });
+  res.write(text);
+  const end = () => {
+    clearTimeout(timer);
+    res.end();
+  };
+  const timer = setTimeout(end, LINGER_MS);
+  req.on('end', end).on('close', end).resume();
 }
 
-function fail(res, cause) {
+/** `directory`: a path that the message must not show. */
+function fail(res, cause, directory) {
   if (res.destroyed || res.req.socket.destroyed || res.writableEnded) return; // nobody is there to hear it
-  const error = toApiError(cause);
+  const error = toApiError(cause, directory);
   if (res.headersSent) res.end(`data: ${JSON.stringify(error.body)}\n\n`);
   else send(res, error.status, error.body, error.headers);
 }

@@ -64,7 +64,7 @@ export function formatPercent(format: Text, argument: Value): Text {
     builder.add(format.slice(end, match.index));
     end = match.index + whole.length;
     if (kind === '%') {
-      builder.add('%');
+      builder.add(format.slice(end - 1, end));
       continue;
     }
     if (width === '*' || precision === '*') throw unsupported('a width of * in a format');
@@ -147,7 +147,7 @@ export function formatBraces(format: Text, args: Arguments): Text {
     builder.add(format.slice(end, match.index));
     end = match.index + match[0].length;
     if (match[0] === '{{' || match[0] === '}}') {
-      builder.add(match[0][0] as string);
+      builder.add(format.slice(end - 1, end));
       continue;
     }
     if (match[1] === undefined) throw pythonError("Single '}' or '{' encountered in format string");
@@ -165,7 +165,9 @@ export function formatBraces(format: Text, args: Arguments): Text {
       throw unsupported(`the conversion !${conversion} in str.format`);
     }
     const shown = conversion === 'r' ? repr(value) : conversion === 's' ? toText(value) : value;
-    builder.add(formatSpec(shown, spec));
+    const text = formatSpec(shown, spec);
+    // The fill character comes from the format.
+    builder.add(format.spans.length > 0 ? Text.user(text.value) : text);
   }
   return builder.add(format.slice(end)).text();
 }

@@ -45,7 +45,8 @@ function entries(args: Arguments): [Value, Value][] {
             }
             return [key, value] as [Value, Value];
           });
-  return [...pairs, ...[...args.named].map(([k, v]) => [Text.plain(k), v] as [Value, Value])];
+  // A name may come from the conversation: dict(**message).
+  return [...pairs, ...[...args.named].map(([k, v]) => [Text.user(k), v] as [Value, Value])];
 }
 
 function dict(args: Arguments): Dict {

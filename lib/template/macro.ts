@@ -63,7 +63,8 @@ export class Macro extends PyObject {
     }
     if (uses.has('kwargs')) {
       const rest = new Dict();
-      for (const [name, value] of named) rest.set(Text.plain(name), value);
+      // A name may come from the conversation: macro(**message).
+      for (const [name, value] of named) rest.set(Text.user(name), value);
       scope.set('kwargs', rest);
     } else if (named.size > 0) {
       const [name] = named.keys();

@@ -219,7 +219,7 @@ describe('the built package', () => {
         for await (const { token, text } of generation) console.log(token.toFixed(), text.length);
         const { finishReason, usage, timings } = await generation.result;
         const reason: 'stop' | 'length' | 'abort' = finishReason;
-        console.log(reason, usage.promptTokens, timings.tokensPerSecond, y.shape[0], model.tokenizer?.encode('x', { addSpecialTokens: false }));
+        console.log(reason, usage.promptTokens, timings.tokensPerSecond, y.shape[0], model.tokenizer?.encode('x', { addSpecialTokens: false, parseSpecial: false }));
         // @ts-expect-error: no such option
         await session.prefill('text');
         // @ts-expect-error: no such type

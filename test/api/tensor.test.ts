@@ -1,6 +1,7 @@
 // Tensors: conversions of input and output values of every type.
 
 import { errorOf, onEveryDevice } from '../support/devices';
+import { expectCode } from '../support/misuse';
 import { fromBf16Bits, fromF8e4m3Bits, fromF16Bits, Random, roundTo, toBf16Bits, toF16Bits } from '../support/numbers';
 
 /** A resizable ArrayBuffer, which the types of ES2023 lack. */
@@ -24,6 +25,28 @@ onEveryDevice((device) => {
       if (!Object.is(value, Math.fround(decode(i)))) throw new Error(`code ${i}: ${value}, expected ${decode(i)}`);
     });
     tensor.dispose();
+  });
+
+  // biome-ignore lint/suspicious/noExplicitAny: the types of Node 20 lack it
+  const Float16 = (globalThis as any).Float16Array;
+  const withFloat16 = Float16 === undefined ? it.skip : it;
+  withFloat16(`takes a Float16Array for f16 only${Float16 ? '' : ' (SKIPPED: Node has none before 24)'}`, async () => {
+    const whole = Float16.from([9, 1.5, -2, 65504, 2 ** -24, Number.POSITIVE_INFINITY]);
+    const values = whole.subarray(1);
+    using tensor = device().tensor('f16', [5], values);
+    expect([...(await tensor.read())]).toEqual([...values]);
+    const back = new Float16(5);
+    await tensor.readInto(back);
+    expect([...back]).toEqual([...values]);
+    await tensor.write(Float16.of(1, 2, 3, 4, 5));
+    expect([...(await tensor.read())]).toEqual([1, 2, 3, 4, 5]);
+    await expectCode(() => tensor.write(Float16.of(1)), 'ERR_INVALID_ARGUMENT');
+    for (const type of ['f32', 'bf16', 'i8', 'i32', 'f8e4m3'] as const) {
+      await expectCode(() => device().tensor(type, [5], values), 'ERR_INVALID_ARGUMENT', type);
+      using other = device().tensor(type, [5]);
+      await expectCode(() => other.readInto(values), 'ERR_INVALID_ARGUMENT', type);
+      await expectCode(() => other.write(values), 'ERR_INVALID_ARGUMENT', type);
+    }
   });
 
   it.each([

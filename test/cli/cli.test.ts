@@ -1,7 +1,7 @@
 // The command line as a user runs it: dist/cli/main.js in a separate process.
 
-import { spawn } from 'node:child_process';
-import { readFileSync } from 'node:fs';
+import { type StdioOptions, spawn } from 'node:child_process';
+import { closeSync, existsSync, openSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { randomCheckpoint, temporaryDirectories, writeCheckpoint } from '../support/checkpoints';
 import { builtCli, type RunOptions, runNode } from '../support/children';
@@ -201,5 +201,70 @@ describe('the program', () => {
     expect(help.status).toBe(0);
     for (const command of ['generate', 'info', 'bench', 'build']) expect(help.stdout).toContain(command);
     expect((await cli(['generate', '--help'])).stdout).toContain('--max-tokens');
+  });
+
+  const full = '/dev/full'; // every write to it is ENOSPC
+  /** Runs the command with one of its outputs on the full device. Resolves to the other one. */
+  const onFullDevice = (args: string[], which: 'stdout' | 'stderr') =>
+    new Promise<{ status: number | null; text: string }>((resolve, reject) => {
+      const file = openSync(full, 'w');
+      const stdio: StdioOptions = which === 'stdout' ? ['ignore', file, 'pipe'] : ['ignore', 'pipe', file];
+      const child = spawn(process.execPath, [builtCli, ...args], { cwd: projectRoot, stdio });
+      closeSync(file);
+      let text = '';
+      (child.stdout ?? child.stderr)?.setEncoding('utf8').on('data', (part: string) => {
+        text += part;
+      });
+      child.on('error', reject);
+      child.on('close', (status) => resolve({ status, text }));
+    });
+  const itOnLinux = existsSync(full) ? it : it.skip;
+
+  itOnLinux('exits with status 1 and one line if standard output cannot be written', async () => {
+    const [input, output] = [directories.make(), join(directories.make(), 'out')];
+    writeCheckpoint(input, randomCheckpoint({}));
+    for (const args of [
+      ['info'],
+      ['generate', '--prompt', 'x', '--max-tokens', '3'],
+      ['generate', '--prompt', 'x', '--max-tokens', '3', '--json'],
+      ['convert', input, output, '--key-heads', '1'],
+      ['--help'],
+    ]) {
+      const { status, text } = await onFullDevice(args, 'stdout');
+      expect({ args, status, text }).toEqual({
+        args,
+        status: 1,
+        text: 'diffqkv: cannot write to standard output: ENOSPC: no space left on device, write (ENOSPC)\n',
+      });
+    }
+  });
+
+  itOnLinux('does not fail if the statistics cannot be written', async () => {
+    const { status, text } = await onFullDevice(['generate', '--prompt', 'x', '--max-tokens', '3'], 'stderr');
+    expect({ status, length: text.length > 0 }).toEqual({ status: 0, length: true });
+  });
+
+  it('escapes control characters in errors: of a file, of a path and of an argument', async () => {
+    const directory = join(directories.make(), 'a\x1b[31m');
+    const evil = '\x1b[2J\u009b31m\x07';
+    writeCheckpoint(directory, randomCheckpoint({ config: { hidden_act: evil } }));
+    writeFileSync(join(directory, 'tokenizer.json'), `{"a": ${evil}}`);
+    const tokenizer = join(directories.make(), 'b');
+    writeCheckpoint(tokenizer, randomCheckpoint({}));
+    writeFileSync(join(tokenizer, 'tokenizer.json'), `{"a": ${evil}}`);
+    for (const args of [
+      ['info', '--model', directory],
+      ['info', '--model', tokenizer],
+      ['convert', directory, evil, '--key-heads', '1', '--value-heads', '3'],
+      ['generate', '--prompt', 'x', '--device', evil],
+      [evil],
+    ]) {
+      const { status, stderr } = await cli(args);
+      expect({ args, status, isOneLine: /^diffqkv: \P{Cc}+\n$/u.test(stderr) }).toEqual({
+        args,
+        status: 1,
+        isOneLine: true,
+      });
+    }
   });
 });

@@ -1,7 +1,7 @@
 // diffqkv convert: the bits that it writes, the results of the converted model, the arguments that
 // it rejects, and the files left after an interruption.
 
-import { mkdirSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import fileSystem from 'node:fs/promises';
 import { join, sep } from 'node:path';
 import { convert } from '../../cli/convert';
@@ -332,12 +332,12 @@ describe('shards', () => {
     expectOthersKept(before, readCheckpoint(to));
   });
 
-  it('keep the other files and follow links, but omit weights in other formats', async () => {
+  it('keep the other files and follow links within the directory, but omit weights in other formats', async () => {
     const parent = directories.make();
     const [from, to] = [join(parent, 'in'), join(parent, 'out')];
     writeCheckpoint(from, randomCheckpoint({ type: 'BF16' }));
-    writeFileSync(join(parent, 'elsewhere'), 'linked');
     mkdirSync(join(from, 'templates'));
+    writeFileSync(join(from, 'templates', 'elsewhere'), 'linked');
     const kept = {
       'tokenizer.json': '{}',
       'generation_config.json': '{ "eos_token_id": 1.0 }',
@@ -345,7 +345,7 @@ describe('shards', () => {
       'empty.txt': '',
     };
     for (const [name, text] of Object.entries(kept)) writeFileSync(join(from, name), text);
-    symlinkSync(join(parent, 'elsewhere'), join(from, 'merges.txt'));
+    symlinkSync(join('templates', 'elsewhere'), join(from, 'merges.txt'));
     symlinkSync(parent, join(from, 'loop'));
     for (const name of ['pytorch_model.bin', 'old.safetensors', 'model.gguf', 'model.safetensors.index.json'])
       writeFileSync(join(from, name), 'x');
@@ -372,6 +372,41 @@ describe('shards', () => {
       'tokenizer.json',
     ]);
   });
+
+  it('read and copy the snapshot of a Hugging Face cache entry, which has links into blobs', async () => {
+    const entry = directories.make();
+    const [blobs, from, to] = [join(entry, 'blobs'), join(entry, 'snapshots', 'abc'), join(entry, 'out')];
+    writeCheckpoint(blobs, randomCheckpoint({ type: 'BF16' }), 2);
+    writeFileSync(join(blobs, 'tokenizer.json'), '{}');
+    mkdirSync(from, { recursive: true });
+    for (const name of readdirSync(blobs)) symlinkSync(join('..', '..', 'blobs', name), join(from, name));
+    // The directory itself may be a link too.
+    symlinkSync(from, join(entry, 'link'));
+    for (const [input, output] of [
+      [from, to],
+      [join(entry, 'link'), `${to}2`],
+    ] as const) {
+      expect(await cli([input, output, '--key-heads', '2'])).toMatchObject({ status: 0, stderr: '' });
+      expect(contents(output)).toEqual(contents(from));
+    }
+  });
+
+  it.each(['config.json', 'model.safetensors.index.json', 'model-2-of-2.safetensors', 'merges.txt'])(
+    'reject the link %s that leaves the directory, also in a cache entry',
+    async (name) => {
+      const entry = directories.make();
+      const from = join(entry, 'snapshots', 'abc');
+      writeCheckpoint(from, randomCheckpoint({ type: 'BF16' }), 2);
+      writeFileSync(join(from, 'merges.txt'), '');
+      renameSync(join(from, name), join(entry, 'private'));
+      symlinkSync(join('..', '..', 'private'), join(from, name));
+      const { status, stdout, stderr } = await cli([from, join(entry, 'out'), '--key-heads', '1']);
+      expect({ status, stdout }).toEqual({ status: 1, stdout: '' });
+      expect(stderr).toMatch(/^diffqkv: .*outside the directory.* \(ERR_INVALID_CHECKPOINT\)\n$/);
+      expect(stderr).toContain(`${join(from, name)}: a symbolic link to ${join(entry, 'private')}`);
+      expect(readdirSync(entry).sort()).toEqual(['private', 'snapshots']);
+    },
+  );
 });
 
 describe('group sharing keeps the logits', () => {
@@ -693,6 +728,29 @@ describe('rejects and writes nothing', () => {
         if (typeof name === 'string') expect(error.message).toContain(name);
       }
       expect(readdirSync(parent).filter((name) => name !== 'in')).toEqual([]);
+    });
+  });
+
+  it('keeps NaN and Infinity in config.json as Python writes them', async () => {
+    const parent = directories.make();
+    const [from, to] = [join(parent, 'in'), join(parent, 'out')];
+    const checkpoint = randomCheckpoint({ config: { hash: '##', other: '(value)', list: '(list)' } });
+    writeCheckpoint(from, checkpoint);
+    const file = join(from, 'config.json');
+    const text = readFileSync(file, 'utf8').replace('"(value)"', 'NaN').replace('"(list)"', '[-Infinity, "NaN", 1.0]');
+    writeFileSync(file, text);
+    expect(await cli([from, to, '--key-heads', '1'])).toMatchObject({ status: 0, stderr: '' });
+    const written = readFileSync(join(to, 'config.json'), 'utf8');
+    expect(written.replace(/\s/g, '')).toBe(text.replace(/\s/g, '').replace('"num_key_heads":2', '"num_key_heads":1'));
+  });
+
+  it('says what a folder is that has no checkpoint', async () => {
+    const from = directories.make();
+    writeFileSync(join(from, 'model-q4.gguf'), 'GGUF');
+    const { status, stderr } = await cli([from, join(directories.make(), 'out'), '--key-heads', '1']);
+    expect({ status, stderr }).toEqual({
+      status: 1,
+      stderr: expect.stringMatching(/^diffqkv: .*only GGUF weights.*\(ERR_UNSUPPORTED_MODEL\)\n$/),
     });
   });
 

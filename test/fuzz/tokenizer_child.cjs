@@ -42,7 +42,7 @@ post('Profiler.startPreciseCoverage', { callCount: true, detailed: true });
 function reached() {
   const blocks = [];
   for (const { url, functions } of post('Profiler.takePreciseCoverage').result) {
-    if (!/dist\/lib\/(tokenizer|decoder|chat|errors)|@huggingface/.test(url)) continue;
+    if (!/dist\/lib\/(tokenizer|decoder|chat|errors)/.test(url)) continue;
     for (const { ranges } of functions)
       for (const { startOffset, endOffset, count } of ranges)
         if (count > 0) blocks.push(`${url.slice(-24)}:${startOffset}:${endOffset}`);

@@ -15,7 +15,7 @@ const tokenizerJson = JSON.stringify({
     { id: 0, content: '<s>', special: true },
     { id: 1, content: '</s>', special: true },
   ],
-  decoder: { type: 'ByteLevel' },
+  decoder: { type: 'ByteLevel', add_prefix_space: true, trim_offsets: true, use_regex: true },
   model: { type: 'BPE', vocab: { '<s>': 0, '</s>': 1, a: 2, b: 3, ab: 4 }, merges: ['a b'] },
 });
 const configJson = JSON.stringify({ bos_token: '<s>', eos_token: '</s>' });
@@ -50,7 +50,7 @@ function must(good, what) {
 const broken = ['ERR_INVALID_CHECKPOINT', 'ERR_UNSUPPORTED_MODEL'];
 
 async function use(tokenizer, text) {
-  const tokens = (await only(broken, () => tokenizer.encode(text))) ?? [];
+  const tokens = (await only(broken, () => tokenizer.encodeAsync(text))) ?? [];
   must(
     tokens.every((token) => Number.isInteger(token) && token >= 0 && token < tokenizer.vocabSize),
     'a token outside of the vocabulary',

@@ -2,6 +2,7 @@
 // another.
 
 import { DiffqkvError, Model, type Session } from '../../lib/index';
+import { native } from '../../lib/internal';
 import { randomCheckpoint, temporaryDirectories, writeCheckpoint } from '../support/checkpoints';
 import { logitError, modelTolerances } from '../support/compare';
 import { errorOf, onEveryDevice, reduced } from '../support/devices';
@@ -92,6 +93,36 @@ onEveryDevice((device) => {
       await settled();
     });
 
+    it('decodes sessions with and without renormalize in one step, each in its own way', async () => {
+      const prompt = new Random(6).tokens(40, 128);
+      const sessions: Session[] = [];
+      const alone: Float32Array[] = [];
+      for (const renormalize of [false, true]) {
+        const session = await model.createSession({ selectiveV: { topK: 2, renormalize } });
+        sessions.push(session);
+        await session.prefill(prompt);
+        alone.push(await session.decode(7));
+        await session.truncate(prompt.length);
+      }
+      const logits = alone.map(({ length }) => new Float32Array(length));
+      await model[native].step({
+        items: sessions.map((session, i) => ({
+          session: session[native],
+          tokens: Int32Array.of(7),
+          chunks: 'next' as const,
+          logits: logits[i],
+        })),
+      });
+      const [plain, renormalized] = alone as [Float32Array, Float32Array];
+      expect(logitError(plain, Float64Array.from(renormalized))).toBeGreaterThan(100 * modelTolerances.f32);
+      alone.forEach((expected, i) => {
+        const error = logitError(logits[i] as Float32Array, Float64Array.from(expected));
+        expect(error).toBeLessThanOrEqual(modelTolerances.f32);
+      });
+      for (const session of sessions) session.dispose();
+      await settled();
+    });
+
     it('aborts while waiting, within a prompt and between tokens, and keeps the previous state', async () => {
       const random = new Random(2);
       const prompt = random.tokens(1500, 128);
@@ -163,7 +194,10 @@ onEveryDevice((device) => {
         [3, 72, 5].map((token, i) => ask(sessions[i] as Session, token).catch((error) => error)),
       );
       expect(outcomes[1]).toBeInstanceOf(DiffqkvError);
-      expect(outcomes[1].code).toBe('ERR_INVALID_ARGUMENT');
+      expect(outcomes[1].code).toBe('ERR_UNSUPPORTED_MODEL');
+      expect(outcomes[1].message).toContain(
+        `${directory} gives invalid logits with dtype ${broken.dtype}: the logit of token 0 is NaN`,
+      );
       expect(sessions.map(({ kvLen }) => kvLen)).toEqual([5, 0, 5]);
       const alone = [];
       for (const token of [3, 5]) {
@@ -171,6 +205,39 @@ onEveryDevice((device) => {
         alone.push(await ask(session, token));
       }
       expect([outcomes[0], outcomes[2]]).toEqual(alone);
+      broken.dispose();
+    });
+
+    it('restores the session of an item whose token cannot be drawn', async () => {
+      const directory = directories.make();
+      const checkpoint = randomCheckpoint({ numLayers: 1, tied: false });
+      const embed = checkpoint.tensors.get('model.embed_tokens.weight') as CheckpointTensor;
+      embed.data.fill(Number.NaN, 72 * 64, 73 * 64);
+      writeCheckpoint(directory, checkpoint);
+      const broken = await Model.load(directory, { device: device() });
+      const sessions = [await broken.createSession(), await broken.createSession(), await broken.createSession()];
+      const sampling = { temperature: 0.5, topK: 0, topP: 1, minP: 0, repetitionPenalty: 1, seed: 1n };
+      const step = (tokens: readonly number[]) =>
+        broken[native].step({
+          items: sessions.slice(0, tokens.length).map((session, i) => ({
+            session: session[native],
+            tokens: Int32Array.of(tokens[i] as number),
+            chunks: 'next' as const,
+            sampling,
+            draw: 0,
+          })),
+        });
+      for (const tokens of [[3, 72, 5], [72], [72, 72, 5]]) {
+        const before = sessions.map(({ kvLen }) => kvLen);
+        const results = await step(tokens);
+        tokens.forEach((token, i) => {
+          const works = token !== 72;
+          expect(results[i]).toMatchObject({ consumed: works ? 1 : 0 });
+          expect(results[i]?.error === undefined).toBe(works);
+          expect(results[i]?.token !== undefined).toBe(works);
+          expect(sessions[i]?.kvLen).toBe((before[i] as number) + (works ? 1 : 0));
+        });
+      }
       broken.dispose();
     });
 

@@ -25,18 +25,40 @@ const badNumber = (field: string): Break[] =>
     names: ['config.json', field],
   }));
 
+/** RoPE parameters of Llama 3. */
+export const llama3 = {
+  rope_type: 'llama3',
+  factor: 8,
+  low_freq_factor: 1,
+  high_freq_factor: 4,
+  original_max_position_embeddings: 32,
+};
+
+/** Writes the config with one field whose value is this text. */
+export const configField =
+  (field: string, text: string) =>
+  (directory: string, checkpoint: Checkpoint): void => {
+    const json = JSON.stringify({ ...checkpoint.config, [field]: '(value)' });
+    writeFileSync(join(directory, 'config.json'), json.replace('"(value)"', text));
+  };
+
 export const configs: Break[] = [
   { name: 'not JSON', apply: raw('{"a": }', 'config.json'), names: ['config.json', /JSON/] },
   { name: 'empty', apply: raw('', 'config.json'), names: ['config.json'] },
   {
     name: 'NaN',
-    apply: (directory, checkpoint) =>
-      writeFileSync(
-        join(directory, 'config.json'),
-        JSON.stringify(checkpoint.config).replace('"rms_norm_eps":0.00001', '"rms_norm_eps":NaN'),
-      ),
-    names: ['config.json'],
+    apply: configField('num_key_heads', 'NaN'),
+    names: ['config.json', 'num_key_heads is NaN'],
   },
+  {
+    name: 'num_attention_heads -Infinity',
+    apply: configField('num_attention_heads', '-Infinity'),
+    names: ['config.json', 'num_attention_heads is -Infinity'],
+  },
+  // Python's json module does not read these either.
+  ...['-NaN', 'nan', 'infinity', '+Infinity', '--Infinity', 'Inf', '1NaN', 'NaN1', 'NaN NaN', 'NaN"x"', '{NaN: 1}'].map(
+    (text) => ({ name: `${text}, not JSON`, apply: configField('other', text), names: ['config.json', /JSON/] }),
+  ),
   { name: 'a list', apply: raw('[1]', 'config.json'), names: ['config.json'] },
   { name: 'a string', apply: raw('"sigma"', 'config.json'), names: ['config.json'] },
   { name: 'null', apply: raw('null', 'config.json'), names: ['config.json'] },
@@ -154,8 +176,23 @@ export const configs: Break[] = [
   },
   {
     name: 'rope_parameters and rope_scaling',
-    apply: config({ rope_parameters: { rope_theta: 50000 }, rope_scaling: { rope_type: 'llama3' } }),
-    names: ['config.json', 'rope_parameters', 'rope_scaling'],
+    apply: config({ rope_parameters: { rope_theta: 50000 }, rope_scaling: llama3 }),
+    names: ['config.json', 'rope_parameters', 'rope_scaling', 'differ'],
+  },
+  {
+    name: 'rope_parameters and rope_scaling with other factors',
+    apply: config({ rope_parameters: llama3, rope_scaling: { ...llama3, factor: 4 } }),
+    names: ['config.json', 'rope_parameters', 'rope_scaling', 'differ'],
+  },
+  {
+    name: 'rope_parameters and rope_scaling with other bases',
+    apply: config({ rope_parameters: { rope_theta: 1e4 }, rope_scaling: { rope_theta: 1e5 } }),
+    names: ['config.json', 'rope_parameters', 'rope_scaling', 'differ'],
+  },
+  {
+    name: 'rope_parameters of a layer type without factor',
+    apply: config({ rope_parameters: { full_attention: { ...llama3, factor: undefined } } }),
+    names: ['config.json', 'rope_parameters.full_attention.factor'],
   },
   {
     name: 'rope_scaling factor negative',
@@ -236,6 +273,24 @@ export const unsupported: Break[] = [
   },
   { name: 'another activation', apply: config({ hidden_act: 'gelu' }), names: ['config.json', 'gelu'] },
   { name: 'attention bias', apply: config({ attention_bias: true }), names: ['config.json', 'attention_bias'] },
+  {
+    name: 'rope_parameters that differ by layer type',
+    apply: config({ rope_parameters: { full_attention: { rope_theta: 1e6 }, sliding_attention: { rope_theta: 1e4 } } }),
+    code: 'ERR_UNSUPPORTED_MODEL',
+    names: ['config.json', 'rope_parameters', 'full_attention', 'sliding_attention'],
+  },
+  {
+    name: 'rope_parameters of a layer type beside others',
+    apply: config({ rope_parameters: { full_attention: llama3, rope_theta: 1e4 } }),
+    code: 'ERR_UNSUPPORTED_MODEL',
+    names: ['config.json', 'rope_parameters.rope_theta', 'full_attention'],
+  },
+  {
+    name: 'rope_parameters of a layer type of type yarn',
+    apply: config({ rope_parameters: { full_attention: { rope_type: 'yarn' } } }),
+    code: 'ERR_UNSUPPORTED_MODEL',
+    names: ['config.json', 'rope_parameters.full_attention', 'yarn'],
+  },
   {
     name: 'RoPE scaling yarn',
     apply: config({ rope_scaling: { rope_type: 'yarn', factor: 4 } }),

@@ -147,6 +147,11 @@ describe('continueFinalMessage', () => {
     expect(render(template, options, said(content))).toBe(text);
   });
 
+  it('finds the message even if the template writes the same text after it', () => {
+    const template = '{% for m in messages %}{{ m.content }}<end of The answer>{% endfor %}';
+    expect(render(template, options, said('The answer'))).toBe('The <end of The answer>The answer');
+  });
+
   it('rejects a message without text, and a template that does not write it', () => {
     for (const [template, content] of [
       [source, null],
@@ -184,6 +189,13 @@ describe('parts of a conversation', () => {
     ['{% macro f(x) %}<{{ x }}>{% endmacro %}{{ f(messages[0].content)|trim|reverse }}', '>[  b,a "ß"\n>|dne|<  ]<'],
     ['{{ messages[0].content|trim|indent(1) }}', '[<|end|>]\n ["ß" a,b]'.replaceAll('\\"', '"')],
     ['{{ messages[0].content * 2 }}', '[  <|end|>\n"ß" a,b    <|end|>\n"ß" a,b  ]'],
+    ['{{ dict(**{messages[0].content|trim: 1}) }}', '{\'[<|end|>\\n"ß" a,b]\': 1}'],
+    [
+      '{% macro f() %}{{ kwargs|list|first }}{% endmacro %}{{ f(**{messages[0].content|trim: 1}) }}',
+      '[<|end|>\n"ß" a,b]',
+    ],
+    ["{{ (messages[0].content|trim ~ '%%') % () }}", '[<|end|>\n"ß" a,b]%'],
+    ["{{ (messages[0].content[2:3] ~ '{{{:>2}') .format('a') }}", '[<]{[ a]'],
     ['{% for c in messages[0].content.strip()[:3] %}{{ c }}-{% endfor %}', '[<]-[|]-[e]-'],
   ])('%s', (source, text) => {
     expect(marked(source, user)).toBe(text);

@@ -5,7 +5,7 @@ import { createDecoder, type DecoderConfig } from '../../lib/decoder';
 
 /** The output for each piece, followed by that of the end. */
 function pushed(config: DecoderConfig | null, pieces: string[], continued = false): string[] {
-  const decoder = createDecoder(config, { literals: new Set(), continued });
+  const decoder = createDecoder(config, { continued });
   return [...pieces.map((piece) => decoder.push(piece)), decoder.flush()];
 }
 
@@ -28,13 +28,13 @@ it('Replace replaces a string or a pattern and treats `$` in the content literal
   ]);
 });
 
-it('Metaspace drops the first space if the encoder added it and the text does not continue another', () => {
+it('Metaspace drops the spaces of the first piece unless the text continues another', () => {
   const metaspace: DecoderConfig = { type: 'Metaspace' };
-  expect(pushed(metaspace, ['▁a▁b', '▁c'])).toEqual(['a b', ' c', '']);
+  expect(pushed(metaspace, ['▁a▁b', '▁c'])).toEqual(['ab', ' c', '']);
   expect(pushed(metaspace, ['▁a', '▁c'], true)).toEqual([' a', ' c', '']);
   expect(pushed({ ...metaspace, prepend_scheme: 'never' }, ['▁a', '▁c'])).toEqual([' a', ' c', '']);
   expect(pushed({ ...metaspace, add_prefix_space: false }, ['▁a'])).toEqual([' a', '']);
-  expect(pushed({ ...metaspace, replacement: '_' }, ['_a_b▁'])).toEqual(['a b▁', '']);
+  expect(pushed({ ...metaspace, replacement: '_' }, ['_a_b▁'])).toEqual(['ab▁', '']);
 });
 
 it('Strip strips each piece, or after a Fuse the whole text, whose end is withheld until it is certain', () => {
@@ -51,7 +51,7 @@ it('joins pieces by spaces without a decoder', () => {
 });
 
 it('rejects a step without a type, and an unknown step by its name', () => {
-  const context = { literals: new Set<string>(), continued: false };
+  const context = { continued: false };
   expect(() => createDecoder({} as DecoderConfig, context)).toThrow('a decoder has no type');
   expect(() => createDecoder({ type: 'Telepathy' }, context)).toThrow(
     expect.objectContaining({ code: 'ERR_UNSUPPORTED_MODEL', message: expect.stringContaining('Telepathy') }),

@@ -97,6 +97,51 @@ onEveryDevice((device) => {
     },
   );
 
+  it('uses exactly kvCacheBytes, and not a byte more', async () => {
+    await withModel({ kvCacheBytes: 2 * pageBytes }, async (model) => {
+      const session = await model.createSession();
+      check(await session.prefill(tokens.slice(0, 128)), 127);
+      expect(model.kvCache).toMatchObject({ pages: 2, bytes: 2 * pageBytes, maxBytes: 2 * pageBytes });
+      expect((await errorOf(() => session.decode(5))).code).toBe('ERR_KV_CACHE_FULL');
+    });
+    await withModel({ kvCacheBytes: 2 * pageBytes - 1 }, async (model) => {
+      const session = await model.createSession();
+      check(await session.prefill(tokens.slice(0, 64)), 63);
+      expect((await errorOf(() => session.decode(5))).code).toBe('ERR_KV_CACHE_FULL');
+    });
+    // Exactly full with the pages that the prefix cache gives up.
+    const limits = { kvCacheBytes: 3 * pageBytes, prefixCacheBytes: 3 * pageBytes };
+    await withModel(limits, async (model) => {
+      const gone = await model.createSession();
+      await gone.prefill(tokens.slice(0, 128).map((token) => token ^ 1));
+      gone.dispose();
+      const session = await model.createSession();
+      check(await session.prefill(tokens.slice(0, 192)), 191);
+      expect(model.kvCache).toMatchObject({ pages: 3, bytes: 3 * pageBytes });
+    });
+  });
+
+  it.each([0, 90])('applies the repetition penalty to the whole history in a fork at %i tokens', async (before) => {
+    await withModel({}, async (model) => {
+      const penalized = { maxTokens: 6, repetitionPenalty: 1e6 };
+      const generate = async (session: Session, prompt: readonly number[]) =>
+        (await model.generate(prompt, { ...penalized, session }).result).tokens;
+      // The tokens of the history are not drawn again, so a fork without it would draw others.
+      const run = async (forks: boolean) => {
+        const session = await model.createSession();
+        if (before > 0) await session.prefill(tokens.slice(0, before));
+        const first = await generate(session, [1, 2, 3]);
+        const continued = forks ? await session.fork() : session;
+        const second = await generate(continued, [4]);
+        return { first, second };
+      };
+      const expected = await run(false);
+      expect(await run(true)).toEqual(expected);
+      const history = new Set([...tokens.slice(0, before), 1, 2, 3, 4, ...expected.first]);
+      expect(expected.second.filter((token) => history.has(token))).toEqual([]);
+    });
+  });
+
   it('fails only the session that asks for a page of a full pool, and keeps its tokens', async () => {
     await withModel({ kvCacheBytes: 4 * pageBytes }, async (model) => {
       expect(model.kvCache.maxBytes).toBe(4 * pageBytes);

@@ -18,7 +18,8 @@ struct Twist {
   bool non_finite = false;   // NaN and infinities in K and V
   bool bad_lengths = false;  // kv_lens outside of the cache
   bool without_lse = false;
-  bool negative_scale = false;  // prefill
+  bool negative_scale = false;
+  bool large_scores = false;  // of order 1e9, which prefill computes in its own way
   bool shared_pages = false;
 };
 
@@ -48,6 +49,7 @@ Call twisted(Call call, const Twist& twist, void (*launcher)(const Params&, Cont
   }
   if (twist.without_lse) p.lse = nullptr;
   if (twist.negative_scale) p.sm_scale = -p.sm_scale;
+  if (twist.large_scores) p.sm_scale *= 1e9f;
   p.pages_shared = twist.shared_pages;
   set_operator(call, launcher, p);
   return call;
@@ -65,6 +67,8 @@ std::string name_of(const char* what, const AttentionCase& c, const Twist& twist
   if (c.page_tokens) name += ", pages of " + std::to_string(c.page_tokens);
   if (twist.non_finite) name += ", not finite";
   if (twist.bad_lengths) name += ", bad lengths";
+  if (twist.negative_scale) name += ", negative scale";
+  if (twist.large_scores) name += ", large scores";
   return name;
 }
 
@@ -86,10 +90,10 @@ void add_decode(std::vector<Case>* cases) {
   };
   const std::vector<Variant> variants = {
       {75, {75, 33}, 64, 2, {8, 2, 4}, {12, 1, 2}},
-      {200, {}, 0, 1, {8, 8, 8}, {32, 1, 4}},
+      {200, {}, 0, 1, {8, 8, 8}, {32, 1, 4}, {.negative_scale = true}},
       {200, {200, 0, 65}, 128, 0, {32, 4, 16}, {10, 1, 10}, {.non_finite = true}},
       {130, {130, 97}, 0, 5, {6, 6, 1}, {24, 2, 1}, {.without_lse = true}, true},
-      {600, {600}, 64, 2, {4, 1, 4}, {40, 1, 5}},
+      {600, {600}, 64, 2, {4, 1, 4}, {40, 1, 5}, {.large_scores = true}},
       {90, {90, 90}, 64, 2, {8, 1, 2}, {32, 1, 1}, {.bad_lengths = true}},
   };
   int i = 0;
@@ -133,7 +137,7 @@ void add_prefill(std::vector<Case>* cases) {
   };
   const std::vector<Variant> variants = {
       {9, 70, {70}, 64, {8, 2, 4}},
-      {20, 150, {150, 0, 65}, 128, {4, 4, 2}, true, {}, kLarge},
+      {20, 150, {150, 0, 65}, 128, {4, 4, 2}, true, {.large_scores = true}, kLarge},
       {5, 40, {}, 0, {8, 8, 8}, false, {.negative_scale = true}},
       {33, 130, {130, 21}, 64, {6, 6, 1}, true, {.non_finite = true}},
       {12, 70, {70}, 0, {2, 1, 1}, false, {.non_finite = true, .without_lse = true}, kLarge},

@@ -8,6 +8,7 @@ import { type IncomingMessage, request } from 'node:http';
 import { connect } from 'node:net';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
+import { pathToFileURL } from 'node:url';
 import OpenAI, { APIError } from 'openai';
 import { listDevices } from '../../lib/index';
 import { temporaryDirectories } from '../support/checkpoints';
@@ -226,6 +227,7 @@ it('chats if the model has a template, and reports an error if it has none', asy
   const none = await apiError(() => bare.client.chat.completions.create({ ...asked, model: 'sigma-tldr' }));
   expect(none).toMatchObject({ status: 400, code: 'ERR_UNSUPPORTED_MODEL', type: 'invalid_request_error' });
   expect(none.message).toContain('no chat template');
+  expect(none.message).not.toContain(tldrDirectory);
 });
 
 it('rejects invalid requests with a status, a code and the parameter', async () => {
@@ -282,7 +284,8 @@ it('rejects invalid requests with a status, a code and the parameter', async () 
     const { error } = (await response.json()) as { error: { code: string } };
     return [response.status, error.code, response.headers.get('allow')];
   };
-  const post = (body: string | Uint8Array) => ({ method: 'POST', body: body as string });
+  const headers = { 'content-type': 'application/json' };
+  const post = (body: string | Uint8Array) => ({ method: 'POST', headers, body: body as string });
   expect(await raw('/v1/completions', post('{"model":'))).toEqual([400, 'invalid_json', null]);
   expect(await raw('/v1/completions', post(Uint8Array.of(0xff, 0xfe)))).toEqual([400, 'invalid_json', null]);
   expect(await raw('/v1/completions', post(''))).toEqual([400, 'invalid_json', null]);
@@ -299,14 +302,14 @@ it('rejects invalid requests with a status, a code and the parameter', async () 
 
   // A body without a length, a body that never completes, and data that is not HTTP.
   const { port } = new URL(server.url);
-  const chunked = request({ port, path: '/v1/completions', method: 'POST' });
+  const chunked = request({ port, path: '/v1/completions', method: 'POST', headers });
   for (let i = 0; i < 30; i++) chunked.write('x'.repeat(1000));
   chunked.end();
   const [answer] = (await once(chunked, 'response')) as [IncomingMessage];
   expect(answer.statusCode).toBe(413);
   answer.resume();
   for (const text of [
-    'POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 50\r\n\r\n{"mod',
+    'POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 50\r\n\r\n{"mod',
     '\x16\x03\x01 hello',
   ]) {
     const socket = connect(Number(port)).on('error', () => {});
@@ -317,6 +320,187 @@ it('rejects invalid requests with a status, a code and the parameter', async () 
   expect((await idle(server)).status).toBe('ok');
   expect(await server.stop()).toBe(0);
   expect(server.errors()).toBe('');
+});
+
+/** Sends bytes on a connection of its own. Resolves to all of the answer when the server closes it. */
+async function exchange({ url }: Server, text: string, ...more: string[]): Promise<string> {
+  const { port, hostname } = new URL(url);
+  const socket = connect(Number(port), hostname.replace(/[[\]]/g, ''));
+  socket.on('error', () => {});
+  socket.write(text);
+  for (const part of more) {
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    socket.write(part);
+  }
+  return (await socket.toArray()).join('');
+}
+
+it('rejects other Host names, which DNS rebinding uses, and other content types, which a web page can send', async () => {
+  const server = await start(['--allowed-hosts', 'diffqkv.example,Other.example']);
+  const get = async (path: string, host: string) =>
+    (await exchange(server, `GET ${path} HTTP/1.1\r\n${host}connection: close\r\n\r\n`)).split('\r\n')[0];
+  const { port } = new URL(server.url);
+  for (const host of [
+    'localhost',
+    `LOCALHOST:${port}`,
+    '127.0.0.1',
+    `[::1]:${port}`,
+    'diffqkv.example:1',
+    'other.example',
+  ])
+    expect([host, await get('/v1/models', `host: ${host}\r\n`)]).toEqual([host, 'HTTP/1.1 200 OK']);
+  for (const path of ['/v1/models', '/health', '/nothing'])
+    for (const host of ['evil.example', 'localhost.evil.example', 'localhost:80:80', '127.0.0.2', ''])
+      expect([path, host, await get(path, `host: ${host}\r\n`)]).toEqual([path, host, 'HTTP/1.1 403 Forbidden']);
+  expect(await get('/v1/models', '')).toBe('HTTP/1.1 400 Bad Request');
+
+  const body = JSON.stringify({ model: 'sigma-tldr', prompt, max_tokens: 1 });
+  const post = async (type?: string) => {
+    const init = {
+      method: 'POST',
+      body: Buffer.from(body),
+      headers: type === undefined ? {} : { 'content-type': type },
+    };
+    return (await fetch(new URL('/v1/completions', server.url), init)).status;
+  };
+  for (const type of ['application/json', 'Application/JSON; charset=utf-8', 'application/json ;x=y'])
+    expect([type, await post(type)]).toEqual([type, 200]);
+  for (const type of [
+    undefined,
+    'text/plain',
+    'application/x-www-form-urlencoded',
+    'application/jsonx',
+    'text/plain;application/json',
+  ])
+    expect([type, await post(type)]).toEqual([type, 415]);
+  expect(await server.stop()).toBe(0);
+  expect(server.errors()).toBe('');
+});
+
+// Only Linux has all addresses of 127.0.0.0/8.
+const itOnLinux = process.platform === 'linux' ? it : it.skip;
+
+itOnLinux('allows the host that it is bound to', async () => {
+  const server = await start(['--host', '127.0.0.3']);
+  expect(server.url).toContain('127.0.0.3');
+  expect((await server.client.models.list()).data.length).toBe(1);
+  expect((await fetch(server.url.replace('/v1', '/health'))).status).toBe(200);
+});
+
+it('closes the connection after 413, and a client that still sends reads the answer', async () => {
+  const server = await start(['--max-body-bytes', '1000']);
+  const head = 'POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n';
+  const chunk = `${(1001).toString(16)}\r\n${'x'.repeat(1001)}\r\n`;
+  const next = 'GET /v1/models HTTP/1.1\r\nhost: localhost\r\n\r\n';
+  const began = Date.now();
+  for (const answer of [
+    await exchange(server, `${head}content-length: 1001\r\n\r\n`),
+    await exchange(server, `${head}content-length: 2000000\r\n\r\n`, 'x'.repeat(1_000_000), 'x'.repeat(1_000_000)),
+    await exchange(server, `${head}transfer-encoding: chunked\r\n\r\n${chunk}`, chunk, chunk),
+    await exchange(server, `${head}transfer-encoding: chunked\r\n\r\n${chunk}0\r\n\r\n${next}`),
+  ]) {
+    expect(answer).toMatch(/^HTTP\/1\.1 413 /);
+    expect(answer).toMatch(/^connection: close\r$/im);
+    expect(answer).toContain('request_too_large');
+    expect(answer.match(/HTTP\/1\.1/g)?.length).toBe(1);
+  }
+  expect(Date.now() - began).toBeLessThan(20_000); // not the 30 s of --stall-ms
+  await idle(server);
+  expect(await server.stop()).toBe(0);
+  expect(server.errors()).toBe('');
+});
+
+itOnLinux('limits the connections of one address', async () => {
+  const server = await start(['--max-connections-per-peer', '3']);
+  const { port } = new URL(server.url);
+  const alive = 'GET /v1/models HTTP/1.1\r\nhost: localhost\r\n\r\n';
+  const open = async (localAddress: string) => {
+    const socket = connect({ port: Number(port), host: '127.0.0.1', localAddress });
+    socket.on('error', () => {}).on('end', () => socket.destroy(new Error('closed')));
+    socket.write(alive);
+    const answered = await once(socket, 'data').then(
+      () => true,
+      () => false,
+    );
+    return { socket, answered };
+  };
+  const all = [];
+  for (let i = 0; i < 5; i++) all.push(await open('127.0.0.1'));
+  expect(all.map(({ answered }) => answered)).toEqual([true, true, true, false, false]);
+  const other = await open('127.0.0.5'); // another address
+  expect(other.answered).toBe(true);
+  // A closed connection makes room again.
+  all[0]?.socket.destroy();
+  for (let tries = 0; ; tries++) {
+    const again = await open('127.0.0.1');
+    again.socket.destroy();
+    if (again.answered) break;
+    if (tries > 100) throw new Error('a closed connection still counts');
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+  for (const { socket } of [...all, other]) socket.destroy();
+  expect(await server.stop()).toBe(0);
+});
+
+it('encodes behind the gate, rejects long prompts without encoding them, and shows no paths', async () => {
+  const script = `
+    import { createApp } from ${JSON.stringify(pathToFileURL(join(projectRoot, 'examples', 'http-server', 'server.mjs')).href)};
+    const counts = { calls: 0, now: 0, most: 0 };
+    const encode = async (text) => {
+      counts.calls++;
+      counts.most = Math.max(counts.most, ++counts.now);
+      await new Promise((resolve) => setTimeout(resolve, 20));
+      counts.now--;
+      if (text === 'bad') throw Object.assign(new Error('/secret/model/tokenizer.json: bad'), { code: 'ERR_INVALID_ARGUMENT' });
+      return text === 'long' ? Array(101).fill(1) : [1];
+    };
+    const result = { text: 'x', finishReason: 'stop', usage: { promptTokens: 1, completionTokens: 1 } };
+    const model = {
+      config: { maxPositionEmbeddings: 100 },
+      kvCache: {},
+      tokenizer: { encodeAsync: encode, encodeChat: ([{ content }]) => encode(content) },
+      generate: () => ({ result: new Promise((resolve) => setTimeout(resolve, 20, result)) }),
+    };
+    const { server, close } = createApp(model, 'm', { maxConcurrent: 2, maxQueue: 20, directory: '/secret/model' });
+    await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
+    const url = 'http://127.0.0.1:' + server.address().port;
+    const ask = async (body, path = '/v1/completions') => {
+      const init = { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify({ model: 'm', ...body }) };
+      const response = await fetch(url + path, init);
+      return [response.status, (await response.json()).error?.code, counts.calls];
+    };
+    const many = (await Promise.all(Array.from({ length: 12 }, () => ask({ prompt: 'ok' })))).map(([status]) => status);
+    const most = counts.most;
+    counts.calls = 0;
+    const refused = [
+      await ask({ prompt: 'x'.repeat(1601) }),
+      await ask({ prompt: Array(101).fill(1) }),
+      await ask({ messages: [{ role: 'user', content: 'x'.repeat(800) }, { role: 'user', content: 'x'.repeat(801) }] }, '/v1/chat/completions'),
+      await ask({ prompt: 'x'.repeat(1600) }),
+      await ask({ prompt: 'long' }),
+    ];
+    const init = { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify({ model: 'm', prompt: 'bad' }) };
+    const bad = await Promise.all([1, 2, 3, 4].map(async () => (await (await fetch(url + '/v1/completions', init)).json()).error.message));
+    const { running, queued } = await (await fetch(url + '/health')).json();
+    console.log(JSON.stringify({ many, most, refused, bad, running, queued }));
+    await close();`;
+  const { status, stdout, stderr } = await runNode(['--input-type=module', '-e', script]);
+  expect({ status, stderr }).toEqual({ status: 0, stderr: '' });
+  const tooLong = [400, 'context_length_exceeded'];
+  expect(JSON.parse(stdout)).toEqual({
+    many: Array(12).fill(200),
+    most: 2,
+    refused: [
+      [...tooLong, 0],
+      [...tooLong, 0],
+      [...tooLong, 0],
+      [200, null, 1],
+      [...tooLong, 2],
+    ],
+    bad: Array(4).fill('the model/tokenizer.json: bad'),
+    running: 0,
+    queued: 0,
+  });
 });
 
 it('cancels the requests of a client that leaves: during a stream, before an answer, in the queue', async () => {
@@ -350,7 +534,7 @@ it('cancels the requests of a client that leaves: during a stream, before an ans
 it('cancels pipelined requests whose client leaves', async () => {
   const server = await startEndless('--max-concurrent', '2');
   const body = JSON.stringify(endless());
-  const post = `POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: ${body.length}\r\n\r\n${body}`;
+  const post = `POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: ${body.length}\r\n\r\n${body}`;
   const socket = connect(Number(new URL(server.url).port), '127.0.0.1');
   socket.write(post.repeat(6));
   await until(server, ({ open, running, queued }) => open === 6 && running === 2 && queued === 4);
@@ -447,7 +631,7 @@ describe('a reader that does not read', () => {
     const server = await startEndless('--socket', socketPath, ...args);
     const ask = (path: string, body?: object) =>
       new Promise<IncomingMessage>((resolve, reject) => {
-        const headers = { connection: 'close' };
+        const headers = { connection: 'close', 'content-type': 'application/json' };
         request({ socketPath, path, method: body ? 'POST' : 'GET', headers, agent: false }, resolve)
           .on('error', reject)
           .end(body && JSON.stringify(body));
@@ -488,7 +672,9 @@ describe('a reader that does not read', () => {
     await expect(lazy.toArray()).rejects.toThrow('aborted');
     // A client that stops writing is disconnected too.
     const socket = connect(socketPath);
-    socket.write('POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 50\r\n\r\n{"mod');
+    socket.write(
+      'POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 50\r\n\r\n{"mod',
+    );
     expect((await socket.toArray()).join('')).toMatch(/^HTTP\/1.1 408 /);
     expect(await server.stop()).toBe(0);
     expect(server.errors()).toBe('');

@@ -40,7 +40,6 @@ const others = [
   'device_choice',
   'device_lost',
   'emulated_device',
-  'tokenizer',
 ];
 // emulated_amx is a level of the tests' module (test/emulation/module.cc).
 const levels = ['baseline', 'avx2', 'avx512', 'avx512_bf16', 'amx', 'emulated_amx'];
@@ -64,6 +63,7 @@ function runs() {
       { DIFFQKV_CPU_ISA: level, DIFFQKV_TEST_DEVICES: 'cpu' },
     ]),
     ['the command line', ['cli'], { NODE_V8_COVERAGE: join(out, 'processes') }],
+    ['the tokenizers', ['tokenizer', 'tokenizer_process'], { NODE_V8_COVERAGE: join(out, 'processes') }],
     ...emulated.map((name) => [name, [name], { DIFFQKV_TEST_DEVICES: 'emulated' }]),
   ];
 }

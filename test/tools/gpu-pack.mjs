@@ -97,7 +97,7 @@ const plan = () => ({
   files: [
     ...['dist/lib', 'dist/bench/shapes.js', 'package.json', 'test/tools/gpu-check.sh', 'test/tools/suites.mjs'],
     ...['steps.sh', 'limits.py', 'models.cjs', 'stand_in'].map((name) => `test/gpu/${name}`),
-    ...packageClosure(['jest', 'node-gyp-build', '@huggingface/tokenizers']),
+    ...packageClosure(['jest', 'node-gyp-build', 'tokenizers']),
     ...packageClosure(['node-addon-api', 'node-api-headers']),
   ],
   /** TypeScript files, copied as JavaScript. */
@@ -126,7 +126,8 @@ const copy = (from, to) =>
   cpSync(from, join(stage, to), {
     recursive: true,
     dereference: true,
-    filter: (path) => !/\.(map|d\.m?ts|md)$/.test(path),
+    // tokenizers has the modules of all platforms, 60 MB.
+    filter: (path) => !/\.(map|d\.m?ts|md)$|tokenizers\.(?!linux-x64-gnu)[\w-]+\.node$/.test(path),
   });
 
 function strippedCopy(from, to) {

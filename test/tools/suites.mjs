@@ -26,8 +26,8 @@ export const everyDevice = [...testFiles]
 
 /** Test files for single operators. */
 export const operators = [
-  ...['attention_decode', 'attention_prefill', 'augmented_q', 'embed', 'kv_append', 'matmul', 'mixed_and_empty'],
-  ...['quantize', 'rms_norm', 'rope', 'sample', 'silu_mul', 'tensor'],
+  ...['attention_decode', 'attention_prefill', 'augmented_q', 'embed', 'kv_append', 'large_scores', 'matmul'],
+  ...['mixed_and_empty', 'quantize', 'rms_norm', 'rope', 'sample', 'silu_mul', 'tensor'],
 ];
 
 /** Test files for the emulated device itself. */
@@ -37,10 +37,13 @@ export const emulation = ['counters', 'device_lost', 'emulated_device', 'emulati
  * Test files that measure time or memory, so nothing may run beside them. isa.test.ts is here
  * because it runs suites on several threads.
  */
-export const alone = ['behavior', 'chat_template_limits', 'cli', 'isa', 'out_of_memory'];
+export const alone = ['behavior', 'chat_template_limits', 'cli', 'hostile_tokenizers', 'isa', 'out_of_memory'];
 
 /** Test files that take too long for npm test: npm run ci runs them. */
-export const slow = ['bench', 'convert', 'convert_process', 'fuzz', 'gpu_check', 'http_example', 'ptx'];
+export const slow = [
+  ...['bench', 'convert', 'convert_process', 'forged_tokens', 'fuzz', 'gpu_check', 'http_example', 'ptx'],
+  ...['tokenizer_process', 'tokenizer_reference'],
+];
 
 /** A pattern for Jest's --testPathPatterns that matches these files only. */
 export const pattern = (stems) => `/test/\\w+/(${stems.join('|')})\\.test\\.[jt]s$`;

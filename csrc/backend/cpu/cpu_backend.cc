@@ -1,7 +1,9 @@
 // The CPU device: memory, time stamps, and every operator by the kernels of the selected
 // instruction set. Calls are synchronous, so there is nothing to wait for.
 #include <omp.h>
+#if __has_include(<sys/utsname.h>)  // not on Windows
 #include <sys/utsname.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -101,8 +103,11 @@ std::string cpu_name() {
     const size_t colon = line.find(": ");
     if (colon != std::string::npos) return line.substr(colon + 2);
   }
+#if __has_include(<sys/utsname.h>)
   utsname system;  // /proc/cpuinfo has no model name on ARM
-  return uname(&system) == 0 ? system.machine : "CPU";
+  if (uname(&system) == 0) return system.machine;
+#endif
+  return "CPU";
 }
 
 class CpuBackend : public Backend {

@@ -44,12 +44,12 @@ void select_keys(const Problem& p, Tile& t, int64_t begin, int64_t end, int64_t 
     score_block(p, t, key, n, next, [&](int64_t row, const float* s, int64_t count, int64_t) DIFFQKV_LAMBDA {
       if (count == 0) return;
       Selection& selection = selections[row];
-      const float top = max_score(s, count) * p.scale_log2;
+      const float top = max_score(s, count);
       if (top > selection.m) {
-        selection.d *= selection.m > -kInfinity ? __builtin_exp2f(selection.m - top) : 1;
+        selection.d *= selection.m > -kInfinity ? weight_of(p, selection.m, top) : 1;
         selection.m = top;
       }
-      selection.add_exponents(s, count, p.scale_log2, selection.m > -kInfinity ? selection.m : 0);
+      selection.add_weights(s, count, Weight(p, selection.m > -kInfinity ? selection.m : 0));
       selection.insert({c.scores + row * capacity, c.keys + row * capacity}, k, s, count, key);
     });
   }
@@ -76,7 +76,7 @@ void finish_selection(const Problem& p, const Tile& t, int64_t row, const char* 
   };
   for (int64_t s = 0; s < num_splits; ++s) m = split(s)->m > m ? split(s)->m : m;
   for (int64_t s = 0; s < num_splits; ++s) {
-    d += split(s)->d * (split(s)->m > -kInfinity ? __builtin_exp2f(split(s)->m - m) : 1);
+    d += split(s)->d * (split(s)->m > -kInfinity ? weight_of(p, split(s)->m, m) : 1);
     const int64_t n = split(s)->count;
     const uint32_t* scores = reinterpret_cast<const uint32_t*>(split(s) + 1);
     __builtin_memcpy(c.scores + count, scores, static_cast<size_t>(4 * n));
@@ -87,11 +87,11 @@ void finish_selection(const Problem& p, const Tile& t, int64_t row, const char* 
     keep_best(c, count, merge.k);
     count = merge.k;
   }
-  const float base = m > -kInfinity ? m : 0;
+  const Weight weight(p, m > -kInfinity ? m : 0);
   float* weights = merge.weights;
   for (int64_t i = 0; i < count; ++i) weights[i] = ordered_score(c.scores[i]);
   for (int64_t i = 0; i < round_up(count, kLanes); i += kLanes) {
-    store(weights + i, exp2_fast(fma(load(weights + i), set1(p.scale_log2), set1(-base))));
+    store(weights + i, weight(load(weights + i)));
   }
   float selected = 0;  // summed in the order in which o is summed, so that V = 1 gives exactly 1
   for (int64_t i = 0; i < count; ++i) selected += weights[i];

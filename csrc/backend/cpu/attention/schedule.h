@@ -10,13 +10,16 @@
 namespace diffqkv::cpu::DIFFQKV_ISA {
 namespace {
 
-// out = o / divisor and lse = ln(2^m d) of one row. `query` counts within its batch.
+// out = o / divisor and lse = m |sm_scale| + ln(d) of one row. `query` counts within its batch.
 DIFFQKV_INLINE void finish_row(const Problem& p, int64_t batch, int64_t query, int64_t head, const float* o,
                                float divisor, float m, float d) {
+  // The largest score has the weight 1, so d is 0 only if no score is above -inf: without keys, or
+  // if all products q.k overflowed. A softmax of -inf is NaN.
+  if (d == 0 && p.num_visible_keys(batch, query) > 0) d = divisor = __builtin_nanf("");
   if (p.lse) {
     float* lse = p.lse + batch * p.stride_lse_batch + query * p.stride_lse_query + head * p.stride_lse_head;
-    *lse = d == 0 ? -kInfinity
-                  : static_cast<float>((m > -kInfinity ? m * kLn2 : 0) + static_cast<double>(__builtin_logf(d)));
+    const double top = m > -kInfinity ? m * p.scale : 0;
+    *lse = d == 0 ? -kInfinity : static_cast<float>(top + static_cast<double>(__builtin_logf(d)));
   }
   const int64_t at = ((batch * p.num_queries + query) * p.num_q_heads + head) * p.v.head_dim;
   visit(p.out_dtype, [&](auto type) DIFFQKV_LAMBDA {
@@ -101,7 +104,7 @@ RowStats merge_row(const Problem& p, const float* partials, int64_t num_splits, 
   for (int64_t s = 0; s < num_splits; ++s) {
     const float* part = partials + s * partial_floats(p);
     // A split without a finite score has zeros, or NaN, which must survive.
-    const float weight = part[p.ldo] > -kInfinity ? __builtin_exp2f(part[p.ldo] - r.m) : 1;
+    const float weight = part[p.ldo] > -kInfinity ? weight_of(p, part[p.ldo], r.m) : 1;
     r.d += part[p.ldo + 1] * weight;
     for (int64_t j = 0; j < p.ldo; j += kLanes) store(o + j, load(o + j) + load(part + j) * weight);
   }

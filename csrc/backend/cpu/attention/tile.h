@@ -14,8 +14,8 @@
 // Decode with AMX packs neither K nor V (amx_decode.h). It sums d separately, from the rounded P,
 // or from the unrounded P if V has scales.
 //
-// Softmax uses base 2: m and the exponents are sm_scale * log2(e) * q.k. With several splits, each
-// item leaves (O, d, m), and a second pass merges them. Each byte of K and V is read once per item.
+// Scores and their max m are raw, q.k, and the softmax uses base 2: P = 2^((q.k - m) |sm_scale|
+// log2(e)). With several splits, each item leaves (O, d, m), and a second pass merges them. Each byte of K and V is read once per item.
 #pragma once
 
 #include "backend/cpu/attention/amx_decode.h"
@@ -24,8 +24,8 @@ namespace diffqkv::cpu::DIFFQKV_ISA {
 namespace {
 
 constexpr int64_t kScoreRows = 32;  // rows of S computed at once
-constexpr double kLn2 = 0.693147180559945309417232;
 constexpr double kLog2E = 1.44269504088896340735992;
+constexpr float kLargest = __FLT_MAX__;
 
 // An attention call: its tensors and what follows from them.
 struct Problem {
@@ -42,10 +42,12 @@ struct Problem {
   bool kv_lens_per_query;  // kv_lens is [num_queries] of the only batch, else [num_batches]
 
   // Derived.
-  float scale_log2;  // >= 0
-  float q_factor;    // the sign of sm_scale, or 0, so that raw scores rank as the scaled ones do
-  bool bf16_scores;  // Q K^T is a bf16 product
-  bool bf16_values;  // P V is a bf16 product
+  float q_factor;          // the sign of sm_scale, or 0: scores are q_factor * q.k, so that they rank as scaled ones do
+  double scale;            // |sm_scale|
+  float scale_log2;        // the same for base 2
+  float least_difference;  // of scores whose weight is at least 2^-126, see Weight
+  bool bf16_scores;        // Q K^T is a bf16 product
+  bool bf16_values;        // P V is a bf16 product
   bool amx;
   bool i8_values;  // AMX decode multiplies V in i8
   bool widen_k;    // K is i8 or f8e4m3 and is converted to bf16 first
@@ -112,7 +114,9 @@ Problem make_problem(const AttentionParams& p) {
   r.kv_len = p.kv_len;
   r.num_q_heads = p.num_q_heads;
   r.q_factor = p.sm_scale < 0 ? -1 : p.sm_scale == 0 ? 0 : 1;
-  r.scale_log2 = static_cast<float>(__builtin_fabs(static_cast<double>(p.sm_scale)) * kLog2E);
+  r.scale = __builtin_fabs(static_cast<double>(p.sm_scale));
+  r.scale_log2 = static_cast<float>(r.scale * kLog2E < kLargest ? r.scale * kLog2E : kLargest);
+  r.least_difference = -126 / r.scale_log2 > -kLargest ? -126 / r.scale_log2 : -kLargest;
   // A bf16 product needs both factors in bf16, or exact in it. P is rounded to bf16 only if out is
   // bf16.
   r.bf16_scores = kHasBf16Gemm && p.q_dtype == DType::bf16 && (p.k.dtype == DType::bf16 || r.k.scaled);
@@ -151,27 +155,40 @@ DIFFQKV_INLINE int64_t unit_heads(const Problem& p) {
 
 // ---- softmax
 
-// 2^x. The result is 0 below 2^-126, and NaN stays NaN. x = n + f with |f| <= 1/2, and 2^f is a
-// polynomial of degree 5 (relative error 8e-8).
-DIFFQKV_INLINE F32v exp2_fast(F32v x) {
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
-  const F32v shifted = x + kRound;
-  const F32v n = shifted - kRound;
-  const F32v f = x - n;
-  F32v poly = set1(1.32670e-3f);
-  poly = fma(poly, f, set1(9.67546e-3f));
-  poly = fma(poly, f, set1(5.550743e-2f));
-  poly = fma(poly, f, set1(2.4022122e-1f));
-  poly = fma(poly, f, set1(6.9314695e-1f));
-  poly = fma(poly, f, set1(1.0f));
+// 2^((s - base) scale), for s <= base: the weight of a score beside the largest one. It is 0 below
+// 2^-126, and NaN stays NaN.
+//
+// The difference comes first. s * scale - base * scale in one FMA would keep the rounding error of
+// base * scale, which exceeds the range of exponents if scores are of order 1e9.
+//
+// (s - base) scale = n + f with |f| <= 1/2, and 2^f is a polynomial of degree 5 (relative error 8e-8).
+struct Weight {
+  F32v base, scale, least;
+
+  DIFFQKV_INLINE Weight(const Problem& p, float base)
+      : base(set1(base)), scale(set1(p.scale_log2)), least(set1(p.least_difference)) {}
+
+  DIFFQKV_INLINE F32v operator()(F32v s) const {
+    constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+    const F32v x = s - base;
+    const F32v shifted = fma(x, scale, set1(kRound));
+    const F32v n = shifted - kRound;
+    const F32v f = fma(x, scale, -n);
+    F32v poly = set1(1.32670e-3f);
+    poly = fma(poly, f, set1(9.67546e-3f));
+    poly = fma(poly, f, set1(5.550743e-2f));
+    poly = fma(poly, f, set1(2.4022122e-1f));
+    poly = fma(poly, f, set1(6.9314695e-1f));
+    poly = fma(poly, f, set1(1.0f));
 #if defined(__AVX512F__)
-  return (F32v)_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ), (__m512)poly,
-                                      (__m512)n);
+    return (F32v)_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask((__m512)x, (__m512)least, _CMP_NLT_UQ), (__m512)poly,
+                                        (__m512)n);
 #else
-  const F32v scaled = (F32v)((U32v)poly + ((U32v)shifted << 23));
-  return x >= -126.0f ? scaled : x < -126.0f ? F32v{} : x;
+    const F32v scaled = (F32v)((U32v)poly + ((U32v)shifted << 23));
+    return x >= least ? scaled : x < least ? F32v{} : x;
 #endif
-}
+  }
+};
 
 DIFFQKV_INLINE float max_lane(F32v v) {
 #if defined(__AVX512F__)
@@ -210,23 +227,21 @@ DIFFQKV_INLINE void store_probabilities(T* p, F32v x) {
   store(p, x);
 }
 
-// p = exp2(s * scale - base) for count keys, times their factors if given, then 0 up to `end`.
-// Returns the sum by lanes, before factors and rounding.
+// p = weight(s) for count keys, times their factors if given, then 0 up to `end`. Returns the sum
+// by lanes, before factors and rounding.
 template <typename T>
-DIFFQKV_INLINE F32v probabilities(const float* s, int64_t count, int64_t end, float scale, float base,
+DIFFQKV_INLINE F32v probabilities(const float* s, int64_t count, int64_t end, const Weight& weight,
                                   const float* factors, T* p) {
-  const F32v scales = set1(scale);
-  const F32v bases = set1(-base);
   F32v total = {};
   int64_t j = 0;
   for (; j + kLanes <= count; j += kLanes) {
-    const F32v x = exp2_fast(fma(load(s + j), scales, bases));
+    const F32v x = weight(load(s + j));
     store_probabilities(p + j, factors ? x * load(factors + j) : x);
     total += x;
   }
   if (j < count) {
     const I32v seen = lane_numbers() < static_cast<int32_t>(count - j);
-    const F32v x = seen ? exp2_fast(fma(load(s + j), scales, bases)) : F32v{};
+    const F32v x = seen ? weight(load(s + j)) : F32v{};
     store_probabilities(p + j, factors ? (seen ? x * load(factors + j) : F32v{}) : x);
     total += x;
     j += kLanes;
@@ -295,14 +310,19 @@ struct Tile {
   DIFFQKV_INLINE int64_t row_visible(int64_t row) const { return visible[row % num_queries]; }
 };
 
+// The weight of a score beside the largest one.
+DIFFQKV_INLINE float weight_of(const Problem& p, float score, float top) {
+  return __builtin_exp2f((score - top) * p.scale_log2);
+}
+
 // Updates the running max of a row with `count` more scores. Returns the base of the exponents: m,
 // or 0 while m is -inf.
 DIFFQKV_INLINE float update_max(const Problem& p, const float* s, int64_t count, float* m, float* d, float* o,
                                 int64_t num_o) {
-  const float top = max_score(s, count) * p.scale_log2;
+  const float top = max_score(s, count);
   if (top > *m) {
     if (*m > -kInfinity) {
-      const float factor = __builtin_exp2f(*m - top);
+      const float factor = weight_of(p, *m, top);
       *d *= factor;
       scale_row(o, num_o, factor);
     }
@@ -577,6 +597,7 @@ DIFFQKV_INLINE void reorder_row(const Problem& p, float* o) {
 DIFFQKV_INLINE void decode_probabilities(const Problem& p, Tile& t, int64_t row, float* s, int64_t count, int64_t all) {
   float* o = t.o + row * p.ldo;
   const float base = count > 0 ? update_max(p, s, count, &t.m[row], &t.d[row], o, p.ldo) : 0;
+  const Weight weight(p, base);
   const float* factors = value_scales(p, t, row);
   uint32_t* pairs = reinterpret_cast<uint32_t*>(t.p) + row * 32;
   F32v total = {};
@@ -586,7 +607,7 @@ DIFFQKV_INLINE void decode_probabilities(const Problem& p, Tile& t, int64_t row,
     F32v x = {};
     if (j < count) {
       const I32v seen = lane_numbers() < static_cast<int32_t>(min_of(count - j, kLanes));
-      x = exp2_fast(fma(load(s + j), set1(p.scale_log2), set1(-base)));
+      x = weight(load(s + j));
       x = seen ? x : F32v{};
       total += x;
       if (factors) x = seen ? x * load(factors + j) : x;
@@ -667,18 +688,18 @@ void attend(const Problem& p, Tile& t, int64_t begin, int64_t end, bool prefetch
     load_value_scales(p, t, key, n);
     score_block(p, t, key, n, next, [&](int64_t row, const float* s, int64_t count, int64_t all) DIFFQKV_LAMBDA {
       const float base = count > 0 ? update_max(p, s, count, &t.m[row], &t.d[row], t.o + row * p.ldo, p.ldo) : 0;
+      const Weight weight(p, base);
       const int64_t padded = round_up(all, kPairStep);
       const float* factors = value_scales(p, t, row);
 #if defined(__AVX512BF16__)
       if (p.bf16_values) {
         const F32v total =
-            probabilities(s, count, padded, p.scale_log2, base, factors, reinterpret_cast<bf16*>(t.p) + row * kBlock);
+            probabilities(s, count, padded, weight, factors, reinterpret_cast<bf16*>(t.p) + row * kBlock);
         if (p.sum_d) t.d[row] += sum(total);
         return;
       }
 #endif
-      const F32v total =
-          probabilities(s, count, padded, p.scale_log2, base, factors, reinterpret_cast<float*>(t.p) + row * kBlock);
+      const F32v total = probabilities(s, count, padded, weight, factors, reinterpret_cast<float*>(t.p) + row * kBlock);
       if (p.sum_d) t.d[row] += sum(total);
     });
     value_block(p, t, key, n, next);

@@ -134,12 +134,12 @@ struct Selection {
     count = k;
   }
 
-  DIFFQKV_INLINE void add_exponents(const float* s, int64_t num_keys, float scale, float base) {
+  DIFFQKV_INLINE void add_weights(const float* s, int64_t num_keys, const Weight& weight) {
     F32v total = {};
     int64_t j = 0;
-    for (; j + kLanes <= num_keys; j += kLanes) total += exp2_fast(fma(load(s + j), set1(scale), set1(-base)));
+    for (; j + kLanes <= num_keys; j += kLanes) total += weight(load(s + j));
     if (j < num_keys) {
-      const F32v x = exp2_fast(fma(load(s + j), set1(scale), set1(-base)));
+      const F32v x = weight(load(s + j));
       total += lane_numbers() < static_cast<int32_t>(num_keys - j) ? x : F32v{};
     }
     d += sum(total);

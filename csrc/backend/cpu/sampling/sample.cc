@@ -4,10 +4,12 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <string>
 
 #include "backend/check.h"
 #include "backend/cpu/sampling/sampler.h"
 #include "backend/error.h"
+#include "backend/invalid_logits.h"
 
 namespace diffqkv::cpu {
 namespace {
@@ -133,12 +135,11 @@ void Sampler::sample(const SampleParams& p) {
   }
   if (has_nan) {
     const auto nan = std::find_if(logits_.begin(), logits_.end(), [](float logit) { return std::isnan(logit); });
-    fail(ErrorCode::invalid_argument, "sample: the logit of token %lld is NaN",
-         static_cast<long long>(nan - logits_.begin()));
+    throw InvalidLogits("the logit of token " + std::to_string(nan - logits_.begin()) + " is NaN");
   }
   const float largest = logits_[best];
   if (largest == -std::numeric_limits<float>::infinity()) {
-    fail(ErrorCode::invalid_argument, "sample: all %lld logits are -inf", static_cast<long long>(p.vocab_size));
+    throw InvalidLogits("all " + std::to_string(p.vocab_size) + " logits are -Infinity");
   }
   if (p.temperature == 0) {
     *p.out_token = static_cast<int32_t>(best);

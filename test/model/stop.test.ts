@@ -1,0 +1,143 @@
+// Stop strings: the search in streamed text, the special tokens that they name, and their limit.
+
+import { cpSync, readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { Model } from '../../lib/index';
+import { resolveStop, StopFilter } from '../../lib/stop';
+import { temporaryDirectories } from '../support/checkpoints';
+import { errorOf } from '../support/devices';
+import { tldrDirectory } from '../support/fixtures';
+import { Random } from '../support/numbers';
+
+const directories = temporaryDirectories();
+afterAll(() => directories.cleanUp());
+
+/** Texts out of `pieces`, by searching all the text after each piece. */
+function expectedTexts(pieces: readonly string[], stops: readonly string[]): { texts: string[]; stopped: boolean } {
+  const texts: string[] = [];
+  let all = '';
+  let sent = 0;
+  for (const piece of pieces) {
+    all += piece;
+    const begins = stops.map((stop) => all.indexOf(stop)).filter((at) => at >= 0);
+    const stopped = begins.length > 0;
+    let end = stopped ? Math.min(...begins) : all.length;
+    // Withholds the longest end of the text with which a stop string begins.
+    for (let at = 0; !stopped && at < all.length; at++) {
+      if (!stops.some((stop) => stop.startsWith(all.slice(at)))) continue;
+      end = at;
+      break;
+    }
+    texts.push(all.slice(sent, end));
+    sent = end;
+    if (stopped) return { texts, stopped };
+  }
+  return { texts: [...texts, all.slice(sent)], stopped: false };
+}
+
+async function filteredTexts(pieces: readonly string[], stops: readonly string[]) {
+  const filter = await StopFilter.create(stops);
+  const texts: string[] = [];
+  for (const piece of pieces) {
+    texts.push(filter.push(piece));
+    if (filter.stopped) return { texts, stopped: true };
+  }
+  return { texts: [...texts, filter.flush()], stopped: filter.stopped };
+}
+
+describe('the stop filter', () => {
+  const random = new Random(8);
+  const below = (n: number) => random.tokens(1, n)[0] as number;
+  const text = (length: number, letters: number) =>
+    random
+      .tokens(length, letters)
+      .map((letter) => 'ab\ud83d\ude00'[letter])
+      .join('');
+
+  it('finds what a search of the whole text finds, in 5,000 random cases', async () => {
+    let stopped = 0;
+    for (let round = 0; round < 5000; round++) {
+      const letters = 2 + below(3);
+      const stops = Array.from({ length: 1 + below(5) }, () => text(1 + below(7), letters));
+      const pieces = Array.from({ length: 8 }, () => text(below(5), letters));
+      const expected = expectedTexts(pieces, stops);
+      expect({ stops, pieces, ...(await filteredTexts(pieces, stops)) }).toEqual({ stops, pieces, ...expected });
+      if (expected.stopped) stopped++;
+    }
+    expect(stopped).toBeGreaterThan(1000);
+    expect(stopped).toBeLessThan(4900);
+  });
+
+  it.each([
+    ['the first of several in one piece, whichever is listed first', ['c', 'b'], ['abcd'], ['a']],
+    ['the longer of two that end together', ['b', 'ab'], ['xab'], ['x']],
+    ['one within another that is not complete', ['abcd', 'bc'], ['xabc'], ['xa']],
+    ['one that begins within a withheld one', ['aab'], ['a', 'a', 'a', 'b'], ['', '', 'a', '']],
+    ['nothing', ['xyz'], ['xy', 'x'], ['', 'xy', 'x']],
+  ] as const)('finds %s', async (_, stops, pieces, texts) => {
+    expect((await filteredTexts(pieces, stops)).texts).toEqual(texts);
+  });
+
+  it('takes up to 65,536 UTF-16 units, and names the limit beyond', async () => {
+    const most = Array.from({ length: 8192 }, (_, i) => String(i).padStart(8, '@'));
+    const filter = await StopFilter.create(resolveStop(most));
+    expect([filter.push('text @@@@@@81'), filter.push('91x'), filter.stopped]).toEqual(['text ', '', true]);
+    const long = await StopFilter.create(resolveStop('x'.repeat(65_536)));
+    expect([long.push('x'.repeat(65_535)), long.push('y').length]).toEqual(['', 65_536]);
+    for (const stop of [[...most, 'x'], 'x'.repeat(65_537), new Array(200_000).fill('x')]) {
+      const error = await errorOf(() => resolveStop(stop));
+      expect([error.code, error.message]).toEqual(['ERR_INVALID_ARGUMENT', expect.stringContaining('65536')]);
+    }
+  });
+});
+
+describe('a generation', () => {
+  let model: Model;
+  beforeAll(async () => {
+    model = await Model.load(tldrDirectory, { device: 'cpu' });
+  });
+  afterAll(() => model.dispose());
+
+  it('copies the stop strings at the call', async () => {
+    const { text } = await model.generate('# tar\n', { maxTokens: 30 }).result;
+    const list: string[] = ['@@@', text.slice(10, 14)];
+    const generation = model.generate('# tar\n', { maxTokens: 30, stop: list });
+    list[0] = text.slice(0, 2);
+    list[1] = 5 as unknown as string;
+    const result = await generation.result;
+    expect([result.finishReason, result.text]).toEqual(['stop', text.slice(0, text.indexOf(text.slice(10, 14)))]);
+  });
+
+  it('stops at the special token whose text is a stop string', async () => {
+    const options = { maxTokens: 150, temperature: 0.5 };
+    let seed = 0;
+    let expected = await model.generate('# tar\n', { ...options, seed }).result;
+    while (expected.finishReason !== 'stop' && seed < 20) {
+      expected = await model.generate('# tar\n', { ...options, seed: ++seed }).result;
+    }
+    expect(expected.tokens.at(-1)).toBe(4095);
+
+    // Without an end-of-text token in the configs, 4095 is a special token that ends nothing.
+    const directory = directories.make();
+    cpSync(tldrDirectory, directory, { recursive: true });
+    for (const [name, key] of [
+      ['config.json', 'eos_token_id'],
+      ['tokenizer_config.json', 'eos_token'],
+    ] as const) {
+      const file = join(directory, name);
+      const config = JSON.parse(readFileSync(file, 'utf8'));
+      delete config[key];
+      writeFileSync(file, JSON.stringify(config));
+    }
+    const endless = await Model.load(directory, { device: 'cpu' });
+    const generate = (stop: string[]) => endless.generate('# tar\n', { ...options, seed, stop }).result;
+    const { text, tokens } = expected;
+    const through = await generate(['<|end_of_text', '@@@']);
+    expect(through.tokens.slice(0, tokens.length)).toEqual(tokens);
+    expect(through.tokens.length).toBeGreaterThan(tokens.length);
+    // A withheld start of another stop string is released.
+    const stopped = await generate([`${text.slice(-2)}@@@`, '<|end_of_text|>']);
+    expect(stopped).toMatchObject({ finishReason: 'stop', text, tokens });
+    endless.dispose();
+  });
+});
