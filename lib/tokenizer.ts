@@ -214,7 +214,8 @@ export class Tokenizer {
   /**
    * Returns the tokens of a text of at most 8192 characters (UTF-16 code units). It holds the event
    * loop while another process encodes. Throws ERR_INVALID_ARGUMENT if `text` is not a string or is
-   * longer, ERR_INVALID_CHECKPOINT if the tokenizer fails or takes longer than 1 s.
+   * longer, ERR_INVALID_CHECKPOINT if the tokenizer fails or does not answer within 1 s, because it
+   * is stuck, busy with other texts, or starting after `dispose`.
    */
   encode(text: string, options: EncodeOptions = {}): number[] {
     const call = encodeCall(text, options);
@@ -228,7 +229,8 @@ export class Tokenizer {
     if (tokens === undefined) {
       throw invalidCheckpoint(
         this.#directory,
-        `the tokenizer did not finish within ${SYNCHRONOUS_LIMIT_MS} ms: use encodeAsync`,
+        `the tokenizer did not finish within ${SYNCHRONOUS_LIMIT_MS} ms; it may be busy with ` +
+          'other texts, or be starting: use encodeAsync',
       );
     }
     return this.#withOneBos(tokens, call);

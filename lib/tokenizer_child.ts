@@ -120,7 +120,7 @@ for (;;) {
 class Watchdog {
   readonly #busy: Int32Array;
   readonly #numbers: Float64Array;
-  #calls = 0;
+  readonly #calls = new Set<{ deadline: number }>();
 
   constructor(memoryLimit: number) {
     const shared = new SharedArrayBuffer(24);
@@ -133,24 +133,25 @@ class Watchdog {
 
   /** Allows a call `limitMs`, and `bytes` of memory more until it ends. */
   begin(limitMs: number, bytes: number): () => void {
-    const numbers = this.#numbers as { 0: number; 1: number } & Float64Array;
-    numbers[0] = Math.max(this.#calls === 0 ? 0 : numbers[0], Date.now() + limitMs);
-    numbers[1] += bytes;
-    this.#calls++;
+    const deadline = Date.now() + limitMs;
+    const call = { deadline };
+    this.#calls.add(call);
+    this.#numbers[1] = (this.#numbers[1] as number) + bytes;
     this.#set();
     return () => {
-      numbers[1] -= bytes;
-      this.#calls--;
+      this.#calls.delete(call);
+      this.#numbers[1] = (this.#numbers[1] as number) - bytes;
       this.#set();
     };
   }
 
   get isIdle(): boolean {
-    return this.#calls === 0;
+    return this.#calls.size === 0;
   }
 
   #set(): void {
-    Atomics.store(this.#busy, 0, this.#calls > 0 ? 1 : 0);
+    this.#numbers[0] = Math.min(...[...this.#calls].map(({ deadline }) => deadline));
+    Atomics.store(this.#busy, 0, this.isIdle ? 0 : 1);
     Atomics.notify(this.#busy, 0);
   }
 }
@@ -189,6 +190,16 @@ function tokenText(token: unknown): string | undefined {
   return typeof text === 'string' ? text : undefined;
 }
 
+/** The special tokens that tokenizer_config.json names: bos_token and so on. */
+function namedTokens(config: Json): unknown[] {
+  const names = Object.keys(config).filter((name) => name.endsWith('_token'));
+  const extra = config.additional_special_tokens ?? config.extra_special_tokens;
+  return [
+    ...names.map((name) => config[name]),
+    ...(Array.isArray(extra) ? extra : isObject(extra) ? Object.values(extra) : []),
+  ].filter((token) => tokenText(token));
+}
+
 /** A field of an added token that is absent has the library's default. */
 function complete(token: Json): Json {
   const flags = { single_word: false, lstrip: false, rstrip: false };
@@ -201,12 +212,7 @@ function complete(token: Json): Json {
  */
 function missingTokens(added: Json[], config: Json): Json[] {
   const known = new Map(added.map((token) => [token.content, complete(token)]));
-  const names = Object.keys(config).filter((name) => name.endsWith('_token'));
-  const extra = config.additional_special_tokens ?? config.extra_special_tokens;
-  const special = [
-    ...names.map((name) => config[name]),
-    ...(Array.isArray(extra) ? extra : isObject(extra) ? Object.values(extra) : []),
-  ].filter((token) => tokenText(token));
+  const special = namedTokens(config);
   const specialTexts = new Set(special.map(tokenText));
   const flags = ['single_word', 'lstrip', 'rstrip', 'normalized', 'special'] as const;
   const byId = isObject(config.added_tokens_decoder) ? config.added_tokens_decoder : {};
@@ -238,6 +244,9 @@ class Host {
   readonly #json: Json;
   readonly #encoder: Encoder;
   readonly #controls: readonly string[];
+  /** Contents of all added tokens. */
+  readonly #added: readonly string[];
+  readonly #hasNfc: boolean;
   readonly #hasLiteralControls: boolean;
   #renamed: Renamed | undefined;
   readonly loaded: Loaded;
@@ -266,7 +275,9 @@ class Host {
     this.#encoder = this.#build(json);
     this.loaded = this.#describe(config);
     this.#controls = controlTokens(this.loaded, config, templateFile.toString('utf8'));
-    this.#hasLiteralControls = areLiteral(this.#controls, json);
+    this.#added = this.loaded.addedTokens.map(({ content }) => content);
+    this.#hasNfc = stepsOf(json.normalizer).some(({ type }) => type === 'NFC');
+    this.#hasLiteralControls = areLiteral(this.#added, json);
   }
 
   #build(json: Json): Encoder {
@@ -332,17 +343,31 @@ class Host {
   async encode(request: EncodeRequest): Promise<Uint32Array> {
     const { text, addSpecialTokens, literalSpans } = request;
     const options = { addSpecialTokens };
-    const mayForge = literalSpans.length > 0 && this.#mayForge(text, literalSpans);
+    const controls = this.#controlsOf(text, literalSpans);
+    const mayForge = literalSpans.length > 0 && this.#mayForge(text, literalSpans, controls);
     const encoding = mayForge
-      ? await this.#encodeRenamed(text, literalSpans, options)
+      ? await this.#encodeRenamed(text, literalSpans, controls, options)
       : await this.#encoder.encode(text, null, options);
     return Uint32Array.from(encoding.getIds());
   }
 
+  /** The control tokens, and the other added tokens in the text outside the spans. */
+  #controlsOf(text: string, spans: readonly number[]): readonly string[] {
+    if (spans.length === 0) return this.#controls;
+    const parsed = partsOf(text, spans).filter((_, i) => i % 2 === 0);
+    const known = new Set(this.#controls);
+    const others = this.#added.filter(
+      (content) =>
+        !known.has(content) && /\S/.test(content) && parsed.some((part) => part.includes(content)),
+    );
+    return [...this.#controls, ...others];
+  }
+
   /** Whether a control token may arise from text that is at least in part in the spans. */
-  #mayForge(text: string, spans: readonly number[]): boolean {
+  #mayForge(text: string, spans: readonly number[], controls: readonly string[]): boolean {
     if (!this.#hasLiteralControls) return true;
-    return this.#controls.some((content) => {
+    if (this.#hasNfc && text.normalize('NFC') !== text) return true;
+    return controls.some((content) => {
       let span = 0;
       for (let at = text.indexOf(content); at >= 0; at = text.indexOf(content, at + 1)) {
         while (span < spans.length && (spans[span + 1] as number) <= at) span += 2;
@@ -354,33 +379,48 @@ class Host {
   }
 
   /** Encodes the control tokens outside the spans by their random names. */
-  #encodeRenamed(text: string, spans: readonly number[], options: { addSpecialTokens: boolean }) {
-    this.#renamed ??= this.#rename();
-    const { encoder, names } = this.#renamed;
-    const contents = [...this.#controls].sort((a, b) => b.length - a.length).map(escapeRegExp);
-    const pattern = new RegExp(contents.join('|') || '(?!)', 'g');
-    const parts: string[] = [];
-    let end = 0;
-    for (let i = 0; i <= spans.length; i += 2) {
-      const start = spans[i] ?? text.length;
-      const parsed = text.slice(end, start);
-      parts.push(parsed.replace(pattern, (content) => names.get(content) as string));
-      end = spans[i + 1] ?? text.length;
-      parts.push(text.slice(start, end));
+  #encodeRenamed(
+    text: string,
+    spans: readonly number[],
+    controls: readonly string[],
+    options: { addSpecialTokens: boolean },
+  ) {
+    const isCurrent = this.#renamed?.names.size === controls.length;
+    if (!isCurrent || !controls.every((content) => this.#renamed?.names.has(content))) {
+      this.#renamed = this.#rename(controls);
     }
+    const { encoder, names } = this.#renamed as Renamed;
+    const isSingleWord = new Map(
+      (this.#json.added_tokens as Json[]).map((token) => [
+        token.content,
+        token.single_word === true,
+      ]),
+    );
+    const contents = [...controls].sort((a, b) => b.length - a.length).map(escapeRegExp);
+    const pattern = new RegExp(contents.join('|') || '(?!)', 'g');
+    const parts = partsOf(text, spans).map((part, i) => {
+      if (i % 2 === 1) return part;
+      return part.replace(pattern, (content, at: number) => {
+        const end = at + content.length;
+        const isInWord =
+          /[\p{L}\p{N}_]$/u.test(part.slice(0, at)) || /^[\p{L}\p{N}_]/u.test(part.slice(end));
+        return isSingleWord.get(content) && isInWord ? content : (names.get(content) as string);
+      });
+    });
     return encoder.encode(parts.join(''), null, options);
   }
 
   /**
    * The tokenizer with the control tokens under random names, so that no text of a user contains
    * them. Their ids do not change. The library's own switch for this is not part of its Node API,
-   * and does not prevent a model such as Unigram from using the token as a piece.
+   * and does not prevent a model such as Unigram from using the token as a piece. The names are
+   * always matched as they are, before any normalizer, so that none remains in the text.
    */
-  #rename(): Renamed {
+  #rename(controls: readonly string[]): Renamed {
     const secret = randomBytes(16).toString('hex');
     // All names have the same length, so none is the beginning of another.
     const names = new Map(
-      this.#controls.map((content, i) => [content, `${secret}${String(i).padStart(8, '0')}`]),
+      controls.map((content, i) => [content, `${secret}${String(i).padStart(8, '0')}`]),
     );
     const rename = <T>(content: T): T | string => names.get(content as string) ?? content;
     const model = { ...(this.#json.model as Json) };
@@ -390,16 +430,19 @@ class Host {
           Object.entries(model.vocab as Json).map(([piece, id]) => [rename(piece), id]),
         );
     model.unk_token = rename(model.unk_token);
+    const prefix = String(model.continuing_subword_prefix ?? '');
     if (Array.isArray(model.merges)) {
       model.merges = model.merges.filter((merge: string | string[]) => {
-        const pair = typeof merge === 'string' ? merge.split(' ') : merge;
-        return ![...pair, pair.join('')].some((piece) => names.has(piece));
+        const [left = '', right = ''] = typeof merge === 'string' ? merge.split(' ') : merge;
+        const joined = left + (right.startsWith(prefix) ? right.slice(prefix.length) : right);
+        return ![left, right, joined].some((piece) => names.has(piece));
       });
     }
-    const added_tokens = (this.#json.added_tokens as Json[]).map((token) => ({
-      ...token,
-      content: rename(token.content),
-    }));
+    const added_tokens = (this.#json.added_tokens as Json[]).map((token) =>
+      names.has(token.content as string)
+        ? { ...token, content: rename(token.content), normalized: false, single_word: false }
+        : token,
+    );
     return { encoder: this.#build({ ...this.#json, model, added_tokens }), names };
   }
 }
@@ -412,37 +455,56 @@ interface Renamed {
 
 const escapeRegExp = (text: string) => text.replace(/[\\^$.*+?()[\]{}|/-]/g, '\\$&');
 
-/** Contents of the special tokens, and of the other added tokens that the chat template contains. */
+/** The text outside, inside, outside ... the spans. */
+function partsOf(text: string, spans: readonly number[]): string[] {
+  const bounds = [0, ...spans, text.length];
+  return bounds.slice(1).map((end, i) => text.slice(bounds[i], end));
+}
+
+/**
+ * Contents of the special tokens, of the tokens that tokenizer_config.json names, of the other added
+ * tokens that the chat template contains, and of those in the form <|name|>.
+ */
 function controlTokens(loaded: Loaded, config: Json, templateFile: string): string[] {
   const { chat_template: template } = config;
   const entries = Array.isArray(template) ? template.map((entry) => entry?.template) : [template];
   const templates = [templateFile, ...entries].filter((entry) => typeof entry === 'string');
-  const named = new Set(['bos_token', 'eos_token'].map((name) => loaded.config[name]));
+  const named = new Set(namedTokens(config).map(tokenText));
   const isControl = ({ content, special }: AddedToken) =>
     special ||
     named.has(content) ||
-    (content.trim() !== '' && templates.some((source) => source.includes(content)));
+    /^<[|\uff5c].*[|\uff5c]>$/s.test(content) ||
+    (/\S/.test(content) && templates.some((source) => source.includes(content)));
   return loaded.addedTokens.filter(isControl).map(({ content }) => content);
 }
 
+/** The steps of a part of tokenizer.json that may be a sequence. */
+function stepsOf(part: unknown): Json[] {
+  if (!isObject(part)) return [];
+  const list = part.normalizers ?? part.pretokenizers;
+  return part.type === 'Sequence' && Array.isArray(list) ? list.flatMap(stepsOf) : [part];
+}
+
 /**
- * Whether only a text that contains the content of a control token gives that token. False if a
- * normalizer may turn other text into it, or Metaspace into a piece of the vocabulary.
+ * Whether only a text that contains the content of an added token, after NFC if that is a step,
+ * gives that token. False if another normalizer or the alphabet of a model may turn other text into
+ * it.
  */
-function areLiteral(controls: readonly string[], json: Json): boolean {
-  const steps = (part: unknown): Json[] => {
-    if (!isObject(part)) return [];
-    const list = part.normalizers ?? part.pretokenizers;
-    return part.type === 'Sequence' && Array.isArray(list) ? list.flatMap(steps) : [part];
-  };
-  const normalizers = steps(json.normalizer);
-  const isSpace = ({ pattern }: Json) => isObject(pattern) && pattern.String === ' ';
-  const isKnown = (step: Json) =>
-    ['NFC', 'Prepend'].includes(step.type as string) || (step.type === 'Replace' && isSpace(step));
+function areLiteral(contents: readonly string[], json: Json): boolean {
+  const normalizers = stepsOf(json.normalizer);
+  const isKnown = ({ type, prepend, pattern, content }: Json) =>
+    type === 'NFC' ||
+    (type === 'Prepend' && prepend === '\u2581') ||
+    (type === 'Replace' && isObject(pattern) && pattern.String === ' ' && content === '\u2581');
   if (!normalizers.every(isKnown)) return false;
-  const hasMetaspace = steps(json.pre_tokenizer).some(({ type }) => type === 'Metaspace');
-  const replacesText = normalizers.length > 0 || hasMetaspace;
-  return !replacesText || controls.every((content) => /^[\x20-\x7e]*$/.test(content));
+  const spaces = stepsOf(json.pre_tokenizer).filter(({ type }) => type === 'Metaspace');
+  if (spaces.some(({ replacement }) => replacement !== '\u2581')) return false;
+  const replacesSpace = spaces.length > 0 || normalizers.some(({ type }) => type !== 'NFC');
+  // U+FFFD replaces a lone surrogate. Up to U+0143 is the alphabet of ByteLevel.
+  return !contents.some(
+    (content) =>
+      /[\u007f-\u0143\ufffd]/.test(content) || (replacesSpace && content.includes('\u2581')),
+  );
 }
 
 /** Resolves when the message is written. */

@@ -151,7 +151,7 @@ export class TokenizerProcess {
     }
     const childProcess = fork(script, [JSON.stringify(settings)], {
       ...{
-        env: { ...process.env, ELECTRON_RUN_AS_NODE: '1' },
+        env: { ...process.env, ELECTRON_RUN_AS_NODE: '1', UV_THREADPOOL_SIZE: '16' },
         execArgv: [],
         serialization: 'advanced',
       },

@@ -114,7 +114,7 @@ export function readRequest(model, modelName, chat, body, { maxTokens, maxCharsP
   };
   const asked = chat ? readMessages(given.messages, refuse) : readPrompt(given.prompt, refuse);
   if (chat) {
-    const characters = asked.reduce((sum, { content }) => sum + content.length, 0);
+    const characters = asked.reduce((sum, { role, content }) => sum + role.length + content.length + 1, 0);
     checkLength(characters, maxCharsPerToken * context, 'characters');
   } else if (typeof asked === 'string') checkLength(asked.length, maxCharsPerToken * context, 'characters');
   else checkLength(asked.length, context, 'tokens');

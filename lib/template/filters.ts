@@ -477,7 +477,7 @@ const variadic: Record<string, Variadic> = {
       throw pythonError("can't handle positional and keyword arguments at the same time");
     }
     const named = new Dict();
-    for (const [name, argument] of args.named) named.set(plain(name), argument);
+    for (const [name, argument] of args.named) named.set(Text.user(name), argument);
     return formatPercent(soft(value), args.named.size > 0 ? named : new Tuple(args.positional));
   },
   map,

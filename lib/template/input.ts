@@ -9,6 +9,7 @@ const MAX_DEPTH = 100;
 // the user.
 const ROLES = new Set([
   ...['system', 'developer', 'user', 'assistant', 'model', 'tool', 'function', 'ipython'],
+  ...['observation', 'environment', 'context', 'documents', 'tool_response', 'tool_results'],
 ]);
 
 /** Converts values of JavaScript to values of a template: whatever JSON has. */

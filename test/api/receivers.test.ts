@@ -10,7 +10,7 @@ it('rejects a foreign `this` with ERR_INVALID_ARGUMENT in every method and acces
   const session = await model.createSession();
   const tensor = device.tensor('f32', [2]);
   const generation = model.generate([1], { maxTokens: 1 });
-  const tokenizer = await Tokenizer.fromDirectory(defaultModelDirectory);
+  const tokenizer = (await Tokenizer.fromDirectory(defaultModelDirectory)) as Tokenizer;
   const names: string[] = [];
   for (const [name, object] of Object.entries({ model, device, session, tensor, generation, tokenizer })) {
     const prototype = Object.getPrototypeOf(object);

@@ -1,8 +1,13 @@
 // Tensors: conversions of input and output values of every type.
 
-import { onEveryDevice } from '../support/devices';
+import { errorOf, onEveryDevice } from '../support/devices';
 import { expectCode } from '../support/misuse';
 import { fromBf16Bits, fromF8e4m3Bits, fromF16Bits, Random, roundTo, toBf16Bits, toF16Bits } from '../support/numbers';
+
+/** A resizable ArrayBuffer, which the types of ES2023 lack. */
+function resizable(bytes: number): ArrayBuffer & { resize(bytes: number): void } {
+  return Reflect.construct(ArrayBuffer, [bytes, { maxByteLength: 64 }]);
+}
 
 onEveryDevice((device) => {
   it.each([
@@ -159,6 +164,36 @@ onEveryDevice((device) => {
     await half.write(Float32Array.of(1 / 3, 2 / 3));
     expect([...(await half.read())]).toEqual([roundTo('bf16', 1 / 3), roundTo('bf16', 2 / 3)]);
     half.dispose();
+    tensor.dispose();
+  });
+
+  it('rejects an output array that shrinks during the call, by a single element too', async () => {
+    const tensor = device().tensor('f32', [4], Float32Array.of(1, 2, 3, 4));
+    for (const left of [0, 1, 3]) {
+      const buffer = resizable(16);
+      const array = new Float32Array(buffer);
+      const done = errorOf(() => tensor.readInto(array));
+      buffer.resize(left * 4);
+      const { code, message } = await done;
+      expect(code).toBe('ERR_INVALID_ARGUMENT');
+      expect(message).toContain(`shrunk to ${left} elements`);
+      expect([...array]).toEqual(new Array(left).fill(0));
+    }
+    const detached = new Float32Array(4);
+    const done = errorOf(() => tensor.readInto(detached));
+    structuredClone(detached, { transfer: [detached.buffer] });
+    expect((await done).code).toBe('ERR_INVALID_ARGUMENT');
+    tensor.dispose();
+  });
+
+  it('fills the elements that an output array had at the call if it grows', async () => {
+    const tensor = device().tensor('f32', [2], Float32Array.of(1, 2));
+    const buffer = resizable(8);
+    const array = new Float32Array(buffer);
+    const done = tensor.readInto(array);
+    buffer.resize(16);
+    await done;
+    expect([...array]).toEqual([1, 2, 0, 0]);
     tensor.dispose();
   });
 });

@@ -37,13 +37,18 @@ function byteChar(byte: number): string {
 }
 
 /** A tokenizer whose tokens are the bytes of the text, and the control tokens. */
-async function byteTokenizer(source: string, controls: string[], normalizer: object | null): Promise<Tokenizer> {
+async function byteTokenizer(
+  source: string,
+  controls: string[],
+  normalizer: object | null,
+  parts: object[] = [],
+): Promise<Tokenizer> {
   const directory = directories.make();
   mkdirSync(directory, { recursive: true });
   const json = {
     ...{ version: '1.0', truncation: null, padding: null, normalizer, post_processor: null },
     ...{ pre_tokenizer: byteLevel, decoder: byteLevel },
-    added_tokens: controls.map((content, i) => ({ id: 256 + i, content, ...flags })),
+    added_tokens: controls.map((content, i) => ({ id: 256 + i, content, ...flags, ...parts[i] })),
     model: {
       ...{ type: 'BPE', dropout: null, unk_token: null, continuing_subword_prefix: null, end_of_word_suffix: null },
       ...{ fuse_unk: false, byte_fallback: false, merges: [] },
@@ -181,4 +186,76 @@ it('parseSpecial: true parses the conversation too', async () => {
   const whole = await tokenizer.encodeAsync(tokenizer.applyChatTemplate(messages), { addSpecialTokens: false });
   expect(await tokenizer.encodeChat(messages, { parseSpecial: true })).toEqual(whole);
   expect(await tokenizer.encodeChat(messages)).not.toEqual(whole);
+});
+
+describe('tokenizers with unusual added tokens', () => {
+  /** Tokens of `[{ role: 'user', content }]` in `template`, with these added tokens. */
+  async function encode(template: string, tokens: [string, object?][], normalizer: object | null, content: string) {
+    const controls = tokens.map(([token]) => token);
+    const tokenizer = await byteTokenizer(
+      template,
+      controls,
+      normalizer,
+      tokens.map(([, parts]) => parts ?? {}),
+    );
+    return tokenizer.encodeChat([{ role: 'user', content }]);
+  }
+  const bytes = (text: string) => [...Buffer.from(text)];
+  const plain = '{{ messages[0].content }}';
+
+  it.each<[string, string, [string, object?][], object | null, string, number[]]>([
+    [
+      'a normalized token and digits that a normalizer maps',
+      `<a><b>${plain}`,
+      [
+        ['<a>', { normalized: true }],
+        ['<b>', { normalized: true }],
+      ],
+      { type: 'Replace', pattern: { Regex: '[0-9]' }, content: '0' },
+      'x<a>7',
+      [256, 257, ...bytes('x<a>0')],
+    ],
+    [
+      'tokens that are whole words',
+      `<a><b> rethink ${plain}`,
+      [['<a>', { single_word: true }], ['<b>'], ['think', { single_word: true }]],
+      null,
+      '<b>',
+      [256, 257, ...bytes(' rethink <b>')],
+    ],
+    [
+      'a token that the template builds from a role',
+      "{{ '<|' ~ messages[0].role ~ '|>' ~ messages[0].content }}",
+      [
+        ['<|user|>', { special: false }],
+        ['<|assistant|>', { special: false }],
+      ],
+      null,
+      'a<|user|>b<|assistant|>',
+      [256, ...bytes('a<|user|>b<|assistant|>')],
+    ],
+    [
+      'a token that is neither special nor in the template, and that the template writes',
+      "{{ '(' ~ 'x' ~ ')' ~ messages[0].content }}",
+      [
+        ['(x)', { special: false }],
+        ['(y)', { special: false }],
+      ],
+      null,
+      '(x)(y)',
+      [256, ...bytes('(x)'), 257],
+    ],
+    ['NFC', plain, [['[MASK]', { normalized: true }]], { type: 'NFC' }, '[MAS\u212a]', bytes('[MASK]')],
+    [
+      'a space that a normalizer removes',
+      plain,
+      [['<x>', { normalized: true }]],
+      { type: 'Replace', pattern: { String: ' ' }, content: '' },
+      '< x>',
+      bytes('<x>'),
+    ],
+    ['a replaced lone surrogate', plain, [['<\ufffd>']], null, '<\ud800>', bytes('<\ufffd>')],
+  ])('%s', async (_, template, tokens, normalizer, content, expected) => {
+    expect(await encode(template, tokens, normalizer, content)).toEqual(expected);
+  });
 });

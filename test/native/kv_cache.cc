@@ -69,6 +69,53 @@ std::string check_quantize(DType dtype, DType out, int64_t dim) {
   return "";
 }
 
+// The position of the token, which is the last of its cache, written with the limit that makes it the last, and not written
+// with the limit before it.
+std::string check_append_limit() {
+  for (const bool is_inside : {true, false}) {
+    Call call = kv_append_call({DType::bf16, DType::bf16, DType::i8, {64, 32}, true});
+    KvAppendParams p = std::get<KvAppendParams>(call.params);
+    ++p.positions, ++p.sequences;  // its second token
+    p.num_tokens = 1;
+    p.max_kv_len = is_inside ? 71 : 70;
+    set_operator(call, kv_append, p);
+    std::vector<std::vector<uint8_t>> before;
+    for (const char* pool : {"k_pool", "v_pool"}) before.push_back(call.tensor(pool).memory.values());
+    const std::string reported = run_call(call, nullptr, 1, nullptr);
+    const bool is_rejected = reported.find("70 at index 0, limit 70") != std::string::npos;
+    if (is_inside ? !reported.empty() : !is_rejected) return "position 70 of 71 or 70: " + reported;
+    for (const char* pool : {"k_pool", "v_pool"}) {
+      const bool is_same = call.tensor(pool).memory.values() == before[pool[0] == 'v'];
+      if (is_same == is_inside) return std::string(pool) + (is_same ? " is not written" : " is written");
+    }
+  }
+  return "";
+}
+
+// Rows of V that start an element past an aligned address, against the same rows at an aligned one.
+std::string check_append_unaligned(DType dtype) {
+  const size_t size = dtype_size(dtype);
+  std::vector<uint8_t> pools[2];
+  for (const bool is_aligned : {false, true}) {
+    Call call = kv_append_call({dtype, dtype, dtype, {64, 64}, false});
+    KvAppendParams p = std::get<KvAppendParams>(call.params);
+    --p.num_tokens;
+    if (is_aligned) {
+      std::vector<uint8_t> rows = call.tensor("v").memory.values();
+      rows.erase(rows.begin(), rows.begin() + static_cast<int64_t>(size));
+      rows.resize(rows.size() + size);
+      call.tensor("v").memory.upload(rows);
+    } else {
+      p.v = static_cast<const char*>(p.v) + size;
+    }
+    set_operator(call, kv_append, p);
+    const std::string wrong = run_call(call, nullptr, 1, nullptr);
+    if (!wrong.empty()) return wrong;
+    pools[is_aligned] = call.tensor("v_pool").memory.values();
+  }
+  return pools[0] == pools[1] ? "" : "V has other bits";
+}
+
 // What decode reads of a paged cache of 32/4/16 x 64. `*bytes`: in all.
 std::string check_decode_traffic(DType k, DType v, int32_t tokens, double most_sectors, double* bytes) {
   const AttentionCase c = {.types = {DType::bf16, k, v},
@@ -108,6 +155,11 @@ std::vector<Check> kv_cache_checks() {
   for (const PagedCase& c : paged_prefill_cases()) {
     checks.push_back({"prefill attention, paged, " + c.name + ": as contiguous",
                       [c = c.attention] { return same_as_contiguous(c, prefill_call); }});
+  }
+  checks.push_back({"kv_append at the limit", check_append_limit});
+  for (const DType dtype : {kF32, kF16, kBf16}) {
+    checks.push_back({std::string("kv_append, V not aligned, ") + dtype_name(dtype),
+                      [dtype] { return check_append_unaligned(dtype); }});
   }
   for (const DType cache : {kF32, kF16, kBf16, kI8, kF8}) {
     checks.push_back({std::string("kv_gather of ") + dtype_name(cache), [=] { return check_gather(cache, 4, 64); }});

@@ -1,5 +1,6 @@
-// emulation_check [PART ...]: runs the checks of the parts (all where none is named) and prints
-// [{"name": ..., "wrong": null or text}, ...]. Status 1 where something is wrong.
+// emulation_check [--only TEXT] [PART ...]: runs the checks of the parts (all if none is named) and prints
+// [{"name": ..., "wrong": null or text}, ...]. TEXT: a part of the checks' names. Status 1 if something is wrong, 2 if
+// there is no such check.
 #include <cstdio>
 #include <exception>
 #include <map>
@@ -33,6 +34,11 @@ int main(int argc, char** argv) {
       {"launches", launch_checks}, {"operators", operator_checks},        {"traffic", traffic_checks},
       {"amx", amx_checks}};
   std::vector<std::string> chosen(argv + 1, argv + argc);
+  std::string only;
+  if (chosen.size() >= 2 && chosen[0] == "--only") {
+    only = chosen[1];
+    chosen.erase(chosen.begin(), chosen.begin() + 2);
+  }
   if (chosen.empty()) {
     for (const auto& part : parts) chosen.push_back(part.first);
   }
@@ -45,6 +51,7 @@ int main(int argc, char** argv) {
       return 2;
     }
     for (const Check& check : found->second()) {
+      if (check.name.find(only) == std::string::npos) continue;
       std::string wrong;
       try {
         wrong = check.run();
@@ -58,6 +65,10 @@ int main(int argc, char** argv) {
       separator = ",";
       std::fflush(stdout);
     }
+  }
+  if (*separator == '[') {
+    std::fprintf(stderr, "no check's name contains \"%s\"\n", only.c_str());
+    return 2;
   }
   std::printf("\n]\n");
   return failed ? 1 : 0;

@@ -120,6 +120,121 @@ onEveryDevice((device) => {
     },
   );
 
+  // The default, one split, and splits of which most lack the special key.
+  const splits = reduced ? [undefined, 7] : [undefined, 1, 2, 7];
+  const selections = [undefined, { topK: 5 }, { topK: 5, renormalize: true }, { topK: 299 }, { topK: 300 }];
+  if (reduced) selections.length = 3;
+
+  it.each(['f32', 'bf16', 'f16'] as const)(
+    'propagates a NaN score to its own heads, whichever split and block has it: %s',
+    async (type) => {
+      const input = attentionInput({
+        heads: [8, 2, 4],
+        dims: [32, 32],
+        types: [type, type, type],
+        inputs: 'normal',
+        batchSize: 2,
+        qLen: 1,
+        kvLen: 300,
+        causal: false,
+      });
+      await withTensors(device(), async (tensors) => {
+        const q = tensors.make(type, [2, 8, 32], input.q);
+        const v = tensors.make(type, [2, 300, 4, 32], input.v);
+        // One key, or all keys of the first or last split.
+        const ranges = [
+          [0, 1],
+          [0, 128],
+          [256, 300],
+          ...(reduced
+            ? []
+            : [
+                [63, 64],
+                [64, 65],
+                [130, 131],
+                [299, 300],
+              ]),
+        ] as [number, number][];
+        for (const [first, last] of ranges) {
+          const special = input.k.slice();
+          // Batch 1, K head 1.
+          for (let key = first; key < last; key++) special[((300 + key) * 2 + 1) * 32 + 5] = Number.NaN;
+          const k = tensors.make(type, [2, 300, 2, 32], special);
+          for (const numSplits of splits) {
+            for (const selectiveV of selections) {
+              const out = tensors.out(type, [2, 8, 32]);
+              const lse = tensors.out('f32', [2, 8]);
+              await kernels.attentionDecode({ q, k, v, numSplits, selectiveV, out, lse });
+              const expected = attention({ ...input, selectiveV });
+              expected.out.fill(Number.NaN, 12 * 32);
+              expected.lse.fill(Number.NaN, 12);
+              expectClose(await out.read(), expected.out, tolerances[type], 32);
+              expectClose(await lse.read(), expected.lse, tolerances.lse, 1);
+            }
+          }
+        }
+      });
+    },
+  );
+
+  it.each(['f32', 'bf16', 'f16'] as const)('gives keys with a score of -Infinity no weight: %s', async (type) => {
+    const input = attentionInput({
+      heads: [8, 2, 4],
+      dims: [32, 32],
+      types: [type, type, type],
+      inputs: 'normal',
+      batchSize: 1,
+      qLen: 1,
+      kvLen: 300,
+      causal: false,
+    });
+    for (let head = 0; head < 8; head++) input.q[head * 32] = 1;
+    await withTensors(device(), async (tensors) => {
+      // The last case leaves one key.
+      for (const [first, last] of [
+        [0, 170],
+        [100, 300],
+        [1, 300],
+      ] as const) {
+        const special = input.k.slice();
+        for (let row = first * 2; row < last * 2; row++) special[row * 32] = Number.NEGATIVE_INFINITY;
+        const q = tensors.make(type, [1, 8, 32], input.q);
+        const k = tensors.make(type, [1, 300, 2, 32], special);
+        const v = tensors.make(type, [1, 300, 4, 32], input.v);
+        for (const numSplits of splits) {
+          for (const selectiveV of selections) {
+            const out = tensors.out(type, [1, 8, 32]);
+            const lse = tensors.out('f32', [1, 8]);
+            await kernels.attentionDecode({ q, k, v, numSplits, selectiveV, out, lse });
+            const expected = attention({ ...input, k: special, selectiveV });
+            expectClose(await out.read(), expected.out, tolerances[type], 32);
+            expectClose(await lse.read(), expected.lse, tolerances.lse, 1);
+          }
+        }
+      }
+    });
+  });
+
+  it.each(['f32', 'bf16'] as const)('treats scores of -0 and 0 as equal with selectiveV: %s', async (type) => {
+    await withTensors(device(), async (tensors) => {
+      // Products of 2^-200, which float32 rounds to 0 with their sign: -0 for even keys.
+      const k = new Float32Array(300 * 32).map((_, i) => (Math.floor(i / 32) % 2 === 0 ? -1 : 1) * 2 ** -100);
+      const v = new Float32Array(300 * 32).map((_, i) => (Math.floor(i / 32) < 7 ? 1 : -1));
+      for (const topK of [7, 8]) {
+        const out = tensors.out(type, [1, 4, 32]);
+        await kernels.attentionDecode({
+          q: tensors.make(type, [1, 4, 32], new Float32Array(4 * 32).fill(2 ** -100)),
+          k: tensors.make(type, [1, 300, 1, 32], k),
+          v: tensors.make(type, [1, 300, 1, 32], v),
+          selectiveV: { topK, renormalize: true },
+          out,
+        });
+        const mean = topK === 7 ? 1 : 6 / 8;
+        expectClose(await out.read(), new Float64Array(4 * 32).fill(mean), tolerances[type], 32);
+      }
+    });
+  });
+
   it('differs only by rounding between numbers of splits, and chooses a number by default', async () => {
     const input = attentionInput({
       heads: [8, 2, 4],

@@ -54,6 +54,31 @@ onEveryDevice((device) => {
       });
     });
 
+    it.each([1, 64, 1027, 5000])('handles %i elements whose squares leave the range of float32', async (hiddenSize) => {
+      const powers = type === 'f16' ? [15, -14] : [120, 100, 64, -64, -100, -120];
+      const random = new Random(hiddenSize);
+      const x = new Float32Array(powers.length * hiddenSize);
+      for (const [row, power] of powers.entries())
+        x.set(
+          random.integers(hiddenSize, 1, 3).map((value) => value * 2 ** (power - 1)),
+          row * hiddenSize,
+        );
+      const weight = random.integers(hiddenSize, -4, 4);
+      const zeros = new Float32Array(x.length);
+      await withTensors(device(), async (tensors) => {
+        const shape = [powers.length, hiddenSize];
+        const weights = tensors.make(type, [hiddenSize], weight);
+        const expected = rmsNorm(x, weight, 0).out;
+        const xs = tensors.make(type, shape, x);
+        const out = tensors.keep(await kernels.rmsNorm({ x: xs, weight: weights, eps: 0 }));
+        expectClose(await out.read(), expected, tolerances[type], hiddenSize);
+        const sum = tensors.make(type, shape, zeros);
+        const added = await kernels.rmsNorm({ x: xs, weight: weights, eps: 0, residual: sum });
+        expectClose(await tensors.keep(added).read(), expected, tolerances[type], hiddenSize);
+        expect(await sum.read()).toEqual(x);
+      });
+    });
+
     it('handles zeros, tiny and large values, and keeps NaN in its row', async () => {
       const weight = new Float32Array(64).fill(1);
       const x = new Float32Array(4 * 64);

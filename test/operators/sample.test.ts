@@ -2,7 +2,7 @@
 // second session.
 
 import { Model } from '../../lib/index';
-import { randomCheckpoint } from '../support/checkpoints';
+import { randomCheckpoint, temporaryDirectories, writeCheckpoint } from '../support/checkpoints';
 import { argmax } from '../support/compare';
 import { onEveryDevice, reduced } from '../support/devices';
 import { philox4x32, type Sampling, sample, uniform } from './reference_sampling';
@@ -69,7 +69,109 @@ const settings: [string, Partial<Sampling>][] = [
   ['all of them', { temperature: 1.5, topK: 40, topP: 0.9, minP: 0.02, repetitionPenalty: 1.2, seed: 11n }],
 ];
 
+const directories = temporaryDirectories();
+afterAll(() => directories.cleanUp());
+
+/**
+ * A checkpoint whose logits are `logits` after any token, times almost 1: the hidden state is always
+ * the same, and a logit is a single product.
+ */
+function checkpointOf(logits: readonly number[]): string {
+  const vocabSize = logits.length;
+  const hiddenSize = 8;
+  const checkpoint = randomCheckpoint({
+    ...{ architecture: 'llama', heads: [1, 1, 1], headDim: 8, hiddenSize, intermediateSize: 8 },
+    ...{ numLayers: 1, vocabSize, tied: false },
+  });
+  const set = (name: string, value: (i: number) => number): void =>
+    void (checkpoint.tensors.get(name) as { data: Float32Array }).data.forEach((_, i, data) => {
+      data[i] = value(i);
+    });
+  set('model.embed_tokens.weight', () => 1);
+  set('model.layers.0.self_attn.o_proj.weight', () => 0);
+  set('model.layers.0.mlp.down_proj.weight', () => 0);
+  set('model.norm.weight', () => 1);
+  set('lm_head.weight', (i) => (i % hiddenSize === 0 ? (logits[i / hiddenSize] as number) : 0));
+  const directory = directories.make();
+  writeCheckpoint(directory, checkpoint);
+  return directory;
+}
+
 onEveryDevice((device) => {
+  describe('with known logits', () => {
+    const models = new Map<string, Model>();
+    afterAll(() => {
+      for (const model of models.values()) model.dispose();
+    });
+
+    /** The tokens that `model` draws, and those of the reference from the same logits. */
+    const draw = async (logits: readonly number[], options: Partial<Sampling>): Promise<[number[], number[]]> => {
+      const key = logits.join();
+      if (!models.has(key)) models.set(key, await Model.load(checkpointOf(logits), { device: device() }));
+      const model = models.get(key) as Model;
+      const sampling = { ...plain, temperature: 1, seed: 3n, ...options };
+      const { tokens } = await model.generate([0], {
+        ...sampling,
+        maxTokens: reduced ? (logits.length > 1000 ? 4 : 12) : 24,
+      }).result;
+      const session = await model.createSession();
+      const seen = await session.prefill([0]);
+      session.dispose();
+      return [tokens, tokens.map((_, step) => sample(seen, [], sampling, step).token)];
+    };
+
+    // Equal logits have weights of exactly 1, and the others of exactly 0.
+    const few = [0, 0, -1e4, 0, 0, ...new Array(40).fill(-1e4)];
+    it.each([
+      ['top-p stops when the mass is reached exactly', { topP: 0.5 }, [0, 1]],
+      ['top-p of three quarters', { topP: 0.75 }, [0, 1, 3]],
+      ['top-p just above the mass of a token', { topP: 0.251 }, [0, 1]],
+      ['min-p 1 keeps all that equal the most likely token', { minP: 1 }, [0, 1, 3, 4]],
+      ['min-p 1 after top-p', { minP: 1, topP: 0.75 }, [0, 1, 3]],
+      ['top-k keeps the earlier of equal tokens', { topK: 3 }, [0, 1, 3]],
+      ['top-p counts what top-k kept', { topK: 2, topP: 0.5 }, [0]],
+    ])('%s', async (_, options, kept) => {
+      const [tokens, expected] = await draw(few, options);
+      expect(tokens).toEqual(expected);
+      expect([...new Set(tokens)].sort()).toEqual(kept);
+    });
+
+    // More than the 4,096 that the CPU keeps in a heap. 1,400 likely tokens lie between less likely ones.
+    const many = Array.from({ length: 4200 }, (_, token) => (token % 3 === 1 ? 1 : 0));
+    it.each(reduced ? [1401, 4096, 4097] : [1, 1400, 1401, 4095, 4096, 4097, 4150, 4199, 4200])(
+      'top %i of 4,200 tokens with ties',
+      async (topK) => {
+        const [tokens, expected] = await draw(many, { topK, temperature: 2 });
+        expect(tokens).toEqual(expected);
+      },
+    );
+    it.each(reduced ? [4097] : [4096, 4097, 4190])('top %i of 4,200 equal tokens are the first ones', async (topK) => {
+      // Seeds of draws near the end of what is kept.
+      const [tokens, expected] = await draw(new Array(4200).fill(0.5), { topK });
+      expect(tokens).toEqual(expected);
+      expect(Math.max(...tokens)).toBeLessThan(topK);
+    });
+    it('top-p of 4,200 equal tokens keeps the first ones', async () => {
+      const [tokens, expected] = await draw(new Array(4200).fill(0.5), { topP: 0.25 });
+      expect(tokens).toEqual(expected);
+      expect(Math.max(...tokens)).toBeLessThan(1050);
+    });
+
+    it.each([{}, { temperature: 1, topK: 1 }])(
+      '-0 and 0 are equal logits, so the earlier token wins: %j',
+      async (options) => {
+        // The penalty makes -0 of the logit of token 5.
+        const logits = new Array(64).fill(-1);
+        logits[5] = -1e-40;
+        logits[9] = 0;
+        const model = await Model.load(checkpointOf(logits), { device: device() });
+        const { tokens } = await model.generate([5], { ...options, repetitionPenalty: 1e-6, maxTokens: 3 }).result;
+        expect(tokens).toEqual([5, 5, 5]);
+        model.dispose();
+      },
+    );
+  });
+
   let model: Model;
   beforeAll(async () => {
     model = await Model.random(randomCheckpoint({ vocabSize: 300 }).config, {

@@ -356,7 +356,7 @@ it('rejects other Host names, which DNS rebinding uses, and other content types,
 
   const body = JSON.stringify({ model: 'sigma-tldr', prompt, max_tokens: 1 });
   const post = async (type?: string) => {
-    const init = {
+    const init: RequestInit = {
       method: 'POST',
       body: Buffer.from(body),
       headers: type === undefined ? {} : { 'content-type': type },

@@ -1,12 +1,14 @@
-// The mutations of the CUDA sources for test/tools/test-mutations.mjs. `edits`: texts that occur once
+// The mutations of the C++ and CUDA sources for test/tools/test-mutations.mjs. `edits`: texts that occur once
 // in a file, and their replacements. `check`: the check that must fail. `finds`: the name and the
 // message of the failing check.
 
 const decode = 'cuda/attention_decode.cu';
-const operators = { kind: 'emulation_check', part: 'operators' };
+const emulation = (part, only) => ({ kind: 'emulation_check', part, only });
+const operators = emulation('operators', '');
 const ptx = (source, only) => ({ kind: 'ptx', source, only });
 const wrapper = (name) => ptx('test/ptx/wrappers.cu', `device layer: ${name}`);
 const lint = { kind: 'lint' };
+const tests = (suite, device, only) => ({ kind: 'tests', suite, device, only });
 
 const edit = (file, from, to) => [{ file, from, to }];
 
@@ -103,7 +105,7 @@ __device__ __forceinline__ void ldmatrix_x4_trans`,
                                     cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes)),
                name);`,
     ),
-    check: { kind: 'emulation_check', part: 'launches' },
+    check: emulation('launches', ''),
     finds: /a device launches with more shared memory than another allows itself meanwhile/,
   },
   {
@@ -121,5 +123,152 @@ __device__ __forceinline__ void ldmatrix_x4_trans`,
     ),
     check: operators,
     finds: /seeds: GEMV: .*not aligned/,
+  },
+  {
+    name: 'fill_array: writes into an array that is one element too short',
+    edits: edit('csrc/addon/convert.cc', 'if (view.length < length) {', 'if (view.length + 1 < length) {'),
+    check: tests('tensor', 'cpu', 'shrinks'),
+    finds: /shrinks during the call, by a single element too/,
+  },
+  {
+    name: 'sample, CPU: top-p keeps one more token if the mass is reached exactly',
+    edits: edit('csrc/backend/cpu/sampling/sample.cc', 'mass < wanted', 'mass <= wanted'),
+    check: tests('sample', 'cpu', 'known logits'),
+    finds: /top-p stops when the mass is reached exactly/,
+  },
+  {
+    name: 'sample, CPU: min-p drops a token at the border',
+    edits: edit('csrc/backend/cpu/sampling/sample.cc', 'c.weight < static_cast', 'c.weight <= static_cast'),
+    check: tests('sample', 'cpu', 'known logits'),
+    finds: /min-p 1 keeps all that equal the most likely token/,
+  },
+  {
+    name: 'sample, CPU: of equal logits, top-k keeps any',
+    edits: edit(
+      'csrc/backend/cpu/sampling/sampler.h',
+      'return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);',
+      'return a.logit > b.logit;',
+    ),
+    check: tests('sample', 'cpu', 'known logits'),
+    finds: /top 4097 of 4,200 equal tokens are the first ones/,
+  },
+  {
+    name: 'sample, CUDA: top-p keeps one more token if the mass is reached exactly',
+    edits: edit('cuda/sample.cu', 'return sum >= wanted;', 'return sum > wanted;'),
+    check: tests('sample', 'emulated', 'known logits'),
+    finds: /top-p stops when the mass is reached exactly/,
+  },
+  {
+    name: 'sample, CUDA: min-p drops a token at the border',
+    edits: edit('cuda/sample.cu', '!has_top_p && x < min_p', '!has_top_p && x <= min_p'),
+    check: tests('sample', 'emulated', 'known logits'),
+    finds: /min-p 1 keeps all that equal the most likely token/,
+  },
+  {
+    name: 'sample, CUDA: after top-p, min-p drops a token at the border',
+    edits: edit('cuda/sample.cu', '!is_kept(i, k) || x < min_p', '!is_kept(i, k) || x <= min_p'),
+    check: tests('sample', 'emulated', 'known logits'),
+    finds: /min-p 1 after top-p/,
+  },
+  {
+    name: 'sample, CUDA: of equal logits, top-k keeps one less',
+    edits: edit('cuda/sample.cu', 'i <= border_place', 'i < border_place'),
+    check: tests('sample', 'emulated', 'known logits'),
+    finds: /top-k keeps the earlier of equal tokens/,
+  },
+  {
+    name: 'sample, CUDA: -0 is below 0',
+    edits: edit('cuda/sample.cu', 'logit == 0.0f ? 0u : bit_cast<uint32_t>(logit)', 'bit_cast<uint32_t>(logit)'),
+    check: tests('sample', 'emulated', 'known logits'),
+    finds: /-0 and 0 are equal logits/,
+  },
+  {
+    name: 'rms_norm, CPU: squares beyond float32 are not summed again',
+    edits: edit(
+      'csrc/backend/cpu/rowwise/rms_norm.cc',
+      'if (!(total >= 1e-28 && total <= 1e38)) total =',
+      'if (total != total) total =',
+    ),
+    check: tests('rms_norm', 'cpu', 'leave the range'),
+    finds: /leave the range of float32/,
+  },
+  {
+    name: 'rms_norm, CUDA: squares beyond float32 are not summed again',
+    edits: edit('cuda/rms_norm.cu', 'if (!(total >= 1e-28 && total <= 1e38)) {', 'if (total != total) {'),
+    check: tests('rms_norm', 'emulated', 'leave the range'),
+    finds: /leave the range of float32/,
+  },
+  {
+    name: 'rms_norm, CUDA: squares below float32 are not summed again',
+    edits: edit('cuda/rms_norm.cu', 'total >= 1e-28 && total', 'total'),
+    check: tests('rms_norm', 'emulated', 'leave the range'),
+    finds: /leave the range of float32/,
+  },
+  {
+    name: 'decode attention, CPU: the merge of splits drops a split that is NaN',
+    edits: edit(
+      'csrc/backend/cpu/attention/schedule.h',
+      'weight_of(p, part[p.ldo], r.m) : 1;',
+      'weight_of(p, part[p.ldo], r.m) : 0;\n    if (weight == 0) continue;',
+    ),
+    check: tests('attention_decode', 'cpu', 'NaN'),
+    finds: /propagates a NaN score to its own heads/,
+  },
+  {
+    name: 'decode attention, CUDA: the merge of splits drops a split that is NaN',
+    edits: edit(
+      decode,
+      'const float other = SoftmaxState::factor(bit_cast<float>(sums[i].w[0]), top, scale_log2);',
+      'const float other = SoftmaxState::factor(bit_cast<float>(sums[i].w[0]), top, scale_log2);\n      if (sums[i].w[1] > 0x7f800000u) continue;',
+    ),
+    check: tests('attention_decode', 'emulated', 'NaN'),
+    finds: /propagates a NaN score to its own heads/,
+  },
+  {
+    name: 'selective V, CPU: NaN is the lowest score',
+    edits: edit(
+      'csrc/backend/cpu/attention/top_k.h',
+      'return scores == scores ? ordered : ~U32v{};',
+      'return scores == scores ? ordered : U32v{};',
+    ),
+    check: tests('attention_decode', 'cpu', 'NaN'),
+    finds: /propagates a NaN score to its own heads/,
+  },
+  {
+    name: 'selective V, CUDA: NaN is the lowest score',
+    edits: [
+      ...edit('cuda/attention_selective_top.h', 'x > top || x != x ? x : top', 'x > top ? x : top'),
+      ...edit(
+        'cuda/attention_selective_top.h',
+        'if (score != score) return 0xffffffffu;',
+        'if (score != score) return 1u;',
+      ),
+    ],
+    check: tests('attention_decode', 'emulated', 'NaN'),
+    finds: /propagates a NaN score to its own heads/,
+  },
+  {
+    name: 'selective V, CPU: -0 is below 0',
+    edits: edit('csrc/backend/cpu/attention/top_k.h', '(U32v)(scores + 0.0f)', '(U32v)scores'),
+    check: tests('attention_decode', 'cpu', '-0 and 0'),
+    finds: /scores of -0 and 0 as equal/,
+  },
+  {
+    name: 'selective V, CUDA: -0 is below 0',
+    edits: edit('cuda/attention_selective_top.h', 'bit_cast<uint32_t>(score + 0.0f)', 'bit_cast<uint32_t>(score)'),
+    check: tests('attention_decode', 'emulated', '-0 and 0'),
+    finds: /scores of -0 and 0 as equal/,
+  },
+  {
+    name: 'kv_append, CUDA: writes at the limit',
+    edits: edit('cuda/kv_append.cu', 'position >= limit', 'position > limit'),
+    check: emulation('operators', 'kv_append'),
+    finds: /kv_append at the limit/,
+  },
+  {
+    name: 'kv_append, CUDA: vectors of V that are not aligned',
+    edits: edit('cuda/kv_append.cu', ' && is_aligned<uint32_t, 4>(p.v)', ''),
+    check: emulation('operators', 'kv_append'),
+    finds: /kv_append, V not aligned/,
   },
 ];

@@ -21,7 +21,8 @@ export function run(command, args, env = {}) {
 }
 
 export const runNode = (args, env) => run(process.execPath, args, env);
-export const runJest = (args, env) => runNode([join(root, 'node_modules', 'jest', 'bin', 'jest.js'), ...args], env);
+export const jest = join(root, 'node_modules', 'jest', 'bin', 'jest.js');
+export const runJest = (args, env) => runNode([jest, ...args], env);
 
 /** Builds what the tests need: see scripts/build-native.js. */
 export const buildForTests = (options = [], env = {}) =>

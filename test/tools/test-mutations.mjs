@@ -1,52 +1,22 @@
-// npm run test:mutations [-- NAME ...]: introduces one error at a time into the CUDA sources and
+// npm run test:mutations [-- NAME ...]: introduces one error at a time into the C++ and CUDA sources and
 // verifies that a named check finds it without a GPU. Works on a copy of the tracked files in
 // build-mutations/. Fails if the check passes on a broken source, if a different check fails, or if
 // a check fails on the unmodified copy. Needs nvcc and takes about an hour on two cores. NAME is a
 // part of a mutation's name.
 
-import { copyFileSync, existsSync, mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
-import { availableParallelism } from 'node:os';
-import { basename, dirname, join } from 'node:path';
+import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { basename, join } from 'node:path';
 
+import { build, copy, refresh, runInCopy as run } from './broken-copy.mjs';
 import { mutations } from './mutations.mjs';
-import { capture, root } from './run.mjs';
-
-const copy = join(root, 'build-mutations');
-
-const run = (command, args) => capture(command, args, { cwd: copy, timeout: 1_800_000 });
-
-/**
- * Makes the copy equal to the checkout. Unchanged files keep their times, so that builds are
- * incremental.
- */
-function refresh() {
-  const { stdout } = capture('git', ['ls-files', '-z']);
-  for (const path of stdout.split('\0')) {
-    const [from, to] = [join(root, path), join(copy, path)];
-    if (path === '' || !existsSync(from)) continue;
-    if (existsSync(to) && readFileSync(to).equals(readFileSync(from))) continue;
-    mkdirSync(dirname(to), { recursive: true });
-    copyFileSync(from, to);
-  }
-  if (!existsSync(join(copy, 'node_modules'))) symlinkSync(join(root, 'node_modules'), join(copy, 'node_modules'));
-}
-
-function build(...targets) {
-  const options = ['-DCMAKE_BUILD_TYPE=Release', '-DDIFFQKV_ONEDNN=OFF', '-DDIFFQKV_CUDA=OFF'];
-  const configured = existsSync(join(copy, 'build-cmake', 'CMakeCache.txt'));
-  if (!configured) must(run('cmake', ['-S', '.', '-B', 'build-cmake', ...options]));
-  must(run('cmake', ['--build', 'build-cmake', '--parallel', String(availableParallelism()), '--target', ...targets]));
-}
-
-function must({ status, output }) {
-  if (status !== 0) throw new Error(`building the copy failed:\n${output.slice(-4000)}`);
-}
+import { capture, jest } from './run.mjs';
+import { pattern } from './suites.mjs';
 
 /** Runs each kind of check and returns the names of the failed checks. */
 const checks = {
-  emulation_check({ part }) {
+  emulation_check({ part, only }) {
     build('emulation_check');
-    const { stdout, status } = run(join(copy, 'build-cmake', 'emulation_check'), [part]);
+    const { stdout, status } = run(join(copy, 'build-cmake', 'emulation_check'), ['--only', only, part]);
     if (status !== 0 && status !== 1) throw new Error(`emulation_check ended with ${status}`);
     return JSON.parse(stdout)
       .filter(({ wrong }) => wrong !== null)
@@ -68,6 +38,28 @@ const checks = {
     const { cases, failures } = JSON.parse(stdout);
     if (cases === 0) throw new Error(`no call's name contains ${only}`);
     return failures;
+  },
+  tests({ suite, device, only }) {
+    build('addon_test');
+    const report = join(copy, 'build', 'tests.json');
+    rmSync(report, { force: true });
+    const args = [`--testPathPatterns=${pattern([suite])}`, '-t', only, '--json', `--outputFile=${report}`];
+    const { output } = capture(process.execPath, [jest, '--runInBand', '--silent', ...args], {
+      env: {
+        ...process.env,
+        DIFFQKV_MODULE: join(copy, 'build-cmake', 'diffqkv-test.node'),
+        DIFFQKV_TEST_DEVICES: device,
+        DIFFQKV_TEST_REDUCED: '1',
+        OMP_NUM_THREADS: '1',
+      },
+    });
+    if (!existsSync(report)) throw new Error(`the tests end without a report:\n${output.slice(-2000)}`);
+    const { testResults } = JSON.parse(readFileSync(report, 'utf8'));
+    const results = testResults.flatMap(({ assertionResults }) => assertionResults);
+    if (!results.some(({ status }) => status === 'passed' || status === 'failed')) {
+      throw new Error(`no test of ${suite} has a name that contains ${only}`);
+    }
+    return results.filter(({ status }) => status === 'failed').map(({ fullName }) => fullName);
   },
   lint() {
     const { output, status } = run(process.execPath, ['test/tools/check-boundaries.mjs']);
