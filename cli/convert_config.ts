@@ -120,6 +120,9 @@ export function oneHeadSize({
 
 function readArchitecture(path: string, config: Record<string, unknown>): Architecture {
   const unsupported = (what: string) => new CliError('ERR_UNSUPPORTED_MODEL', `${path}: ${what}`);
+  for (const key of ['attention_bias', 'mlp_bias']) {
+    if (config[key] === true) throw unsupported(`${key} is true: convert does not support biases`);
+  }
   const list = config.architectures ?? [];
   if (!Array.isArray(list))
     throw invalidCheckpoint(path, `architectures is ${shown(list)}; it must be an array`);
