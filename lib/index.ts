@@ -25,7 +25,7 @@ export {
 } from './model';
 export type { SamplingOptions } from './sampling';
 export { Session, type SessionOptions } from './session';
-export { type DType, Tensor, type TensorData } from './tensor';
+export { type DType, type Float16ArrayLike, Tensor, type TensorData } from './tensor';
 export {
   type DecodeOptions,
   type EncodeChatOptions,

@@ -17,7 +17,13 @@ export type TensorData =
   | Uint8Array
   | Int8Array
   | Int32Array
-  | (ArrayBufferView & { readonly [Symbol.toStringTag]: 'Float16Array' });
+  | Float16ArrayLike;
+
+/** A Float16Array, whose type is not part of TypeScript's library for Node 20. */
+export interface Float16ArrayLike extends ArrayBufferView {
+  /** The name of the type. */
+  readonly [Symbol.toStringTag]: 'Float16Array';
+}
 
 /**
  * An array in a device's memory, row-major, with the last axis contiguous. Created by

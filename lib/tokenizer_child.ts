@@ -128,7 +128,9 @@ class Watchdog {
     this.#numbers = new Float64Array(shared, 8, 2);
     this.#numbers[1] = memoryLimit;
     const workerData = { shared, parent: process.ppid };
-    new Worker(WATCHDOG, { eval: true, workerData }).unref();
+    // The code range is address space, by default 512 MB.
+    const resourceLimits = { codeRangeSizeMb: 4 };
+    new Worker(WATCHDOG, { eval: true, workerData, resourceLimits }).unref();
   }
 
   /** Allows a call `limitMs`, and `bytes` of memory more until it ends. */

@@ -6,6 +6,7 @@
 import { type ChildProcess, fork } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
+import { addressSpaceLeft } from './address_space';
 import { DiffqkvError, invalidCheckpoint, unsupportedModel } from './errors';
 import { packageRoot } from './paths';
 import type { ChildAnswer, ChildSettings, EncodeRequest, Loaded } from './tokenizer_child';
@@ -180,10 +181,11 @@ export class TokenizerProcess {
       }
     });
     childProcess.on('error', (error) => {
+      const { code, message } = error as NodeJS.ErrnoException;
       reject(
         new DiffqkvError(
-          'ERR_DEVICE_UNAVAILABLE',
-          `cannot start a process for the tokenizer: ${error.message}`,
+          code === 'ENOMEM' || code === 'EAGAIN' ? 'ERR_OUT_OF_MEMORY' : 'ERR_DEVICE_UNAVAILABLE',
+          `cannot start a process for the tokenizer: ${message}`,
         ),
       );
       if (childProcess.pid === undefined && this.#child === child) this.#child = undefined;
@@ -191,9 +193,9 @@ export class TokenizerProcess {
     // 'close' comes after the last of stderr. A process that did not start has only 'error'.
     childProcess.on('close', () => {
       if (this.#child === child) this.#child = undefined;
-      const reason = reasonOf(stderr);
-      if (!child.isLoaded) reject(invalidCheckpoint(this.#source.file, `the tokenizer ${reason}`));
-      this.#ended(child, reason);
+      const error = this.#failure(stderr);
+      if (!child.isLoaded) reject(error);
+      this.#ended(child, error);
     });
     childProcess.stdin?.on('error', () => {}); // the exit says why
     childProcess.stdin?.write(tokenizer);
@@ -204,10 +206,9 @@ export class TokenizerProcess {
   }
 
   /** The process ended. A call that was not alone in it is run again by itself. */
-  #ended(child: Child, reason: string): void {
+  #ended(child: Child, error: DiffqkvError): void {
     const calls = [...child.running.values()];
     child.running.clear();
-    const { file } = this.#source;
     if (this.#isClosed) {
       for (const { reject } of [...calls, ...this.#waiting.splice(0)]) {
         reject(new DiffqkvError('ERR_DISPOSED', 'the tokenizer was disposed of while it encoded'));
@@ -216,7 +217,7 @@ export class TokenizerProcess {
     }
     for (const call of calls) {
       if (calls.length > 1) this.#waiting.push({ ...call, parts: [], solo: true });
-      else call.reject(invalidCheckpoint(file, `the tokenizer ${reason}`));
+      else call.reject(error);
     }
     this.#next();
   }
@@ -232,6 +233,30 @@ export class TokenizerProcess {
     if ('tokens' in answer) pending.resolve(concatenate(pending.parts));
     else pending.reject(invalidCheckpoint(this.#source.file, `cannot encode: ${answer.error}`));
     this.#next();
+  }
+
+  /** Why the process ended, from what it wrote last. */
+  #failure(stderr: string): DiffqkvError {
+    const { file } = this.#source;
+    const isOut = /Fatal process (OOM|out of memory)|Cannot allocate memory|ENOMEM/.test(stderr);
+    // Without memory for a thread, libuv aborts and writes nothing.
+    if (isOut || (stderr === '' && Number.isFinite(addressSpaceLeft()))) {
+      const message = `${file}: there is no memory for the process of the tokenizer`;
+      return new DiffqkvError('ERR_OUT_OF_MEMORY', message);
+    }
+    const limit = /\nlimit: (time|memory)\n/.exec(stderr)?.[1];
+    if (limit === 'time') {
+      return invalidCheckpoint(file, 'the tokenizer was stopped after the time limit');
+    }
+    if (limit === 'memory') {
+      const reason = 'the tokenizer was stopped because it takes too much memory';
+      return invalidCheckpoint(file, reason);
+    }
+    const lines = stderr.split('\n');
+    const panic = lines.findIndex((line) => line.includes('panicked at'));
+    const message = lines.find((line) => /Error|error|failed|FATAL/.test(line));
+    const cause = (panic >= 0 ? lines[panic + 1] : message) ?? 'its process ended';
+    return invalidCheckpoint(file, `the tokenizer failed: ${cause}`);
   }
 
   #problem(kind: string, message: string): DiffqkvError {
@@ -255,17 +280,6 @@ function concatenate(parts: Uint32Array[]): Uint32Array {
     end += part.length;
   }
   return whole;
-}
-
-/** Why the process ended, from what it wrote last: a clause. */
-function reasonOf(stderr: string): string {
-  const limit = /\nlimit: (time|memory)\n/.exec(stderr)?.[1];
-  if (limit === 'time') return 'was stopped after the time limit';
-  if (limit === 'memory') return 'was stopped because it takes too much memory';
-  const lines = stderr.split('\n');
-  const panic = lines.findIndex((line) => line.includes('panicked at'));
-  const message = lines.find((line) => /Error|error|failed|FATAL/.test(line));
-  return `failed: ${(panic >= 0 ? lines[panic + 1] : message) ?? 'its process ended'}`;
 }
 
 function withResolvers<T>() {
