@@ -188,7 +188,10 @@ function cut(text: Text, messages: readonly ChatMessage[]): Text {
   return text.slice(0, start + (isWhole ? last.length : trimmed.length));
 }
 
-/** Where `wanted` is last in text of the conversation, else where it is last at all, else -1. */
+/**
+ * The last position of `wanted` in text of the conversation. If that text does not have it, the last
+ * position in the whole text, or -1.
+ */
 function lastOfUser(text: Text, wanted: string): number {
   const last = text.value.lastIndexOf(wanted);
   for (let i = text.spans.length - 2; i >= 0 && wanted !== ''; i -= 2) {

@@ -11,7 +11,7 @@ import { DiffqkvError } from './errors';
 
 /** One step of the chain, for a list of pieces or for the parts of a text. */
 interface Step {
-  /** Accepts the next piece and returns those that cannot change any more. */
+  /** Accepts the next piece. Returns the pieces that no later piece can change. */
   push(piece: string): string[];
   /** Returns the rest at the end. */
   flush(): string[];
@@ -19,7 +19,7 @@ interface Step {
 
 /** Decodes pieces to text. */
 export interface Decoder {
-  /** Accepts the next piece and returns the text that cannot change any more. */
+  /** Accepts the next piece. Returns the text that no later piece can change. */
   push(piece: string): string;
   /** Returns the rest at the end. */
   flush(): string;

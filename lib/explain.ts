@@ -1,7 +1,7 @@
-import { constants } from 'node:fs';
-import { open, readdir, stat } from 'node:fs/promises';
+import { readdir, stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { DiffqkvError, type ErrorCode } from './errors';
+import { withRegularFile } from './files';
 
 /** What is at the path that should be a checkpoint directory. */
 interface Place {
@@ -225,15 +225,10 @@ async function look(path: string): Promise<Place> {
 /** The start of a regular file, one character for each byte; null if it cannot be read. */
 async function readHead(file: string, maxBytes = HEAD_BYTES): Promise<string | null> {
   try {
-    // Opening a FIFO without O_NONBLOCK waits until another process writes to it.
-    const handle = await open(file, constants.O_RDONLY | (constants.O_NONBLOCK ?? 0));
-    try {
-      if (!(await handle.stat()).isFile()) return null;
+    return await withRegularFile(file, async (handle) => {
       const { buffer, bytesRead } = await handle.read(Buffer.alloc(maxBytes), 0, maxBytes, 0);
       return buffer.toString('latin1', 0, bytesRead);
-    } finally {
-      await handle.close();
-    }
+    });
   } catch {
     return null;
   }

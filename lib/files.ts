@@ -1,6 +1,24 @@
 import { constants } from 'node:fs';
-import { open } from 'node:fs/promises';
+import { type FileHandle, open } from 'node:fs/promises';
 import { invalidCheckpoint } from './errors';
+
+/**
+ * Opens a regular file, calls `use` with it and its size, and closes it. Resolves to null if it is
+ * something else, such as a FIFO. Rejects with the error of the file system if it cannot be read.
+ */
+export async function withRegularFile<T>(
+  file: string,
+  use: (handle: FileHandle, size: number) => Promise<T>,
+): Promise<T | null> {
+  // Opening a FIFO without O_NONBLOCK waits until another process writes to it.
+  const handle = await open(file, constants.O_RDONLY | (constants.O_NONBLOCK ?? 0));
+  try {
+    const status = await handle.stat();
+    return status.isFile() ? await use(handle, status.size) : null;
+  } finally {
+    await handle.close();
+  }
+}
 
 /**
  * Reads a regular file of a checkpoint of at most `maxBytes`. Resolves to null if it does not
@@ -9,27 +27,22 @@ import { invalidCheckpoint } from './errors';
  */
 export async function readRegularFile(file: string, maxBytes: number): Promise<Buffer | null> {
   try {
-    // Opening a FIFO without O_NONBLOCK waits until another process writes to it.
-    const handle = await open(file, constants.O_RDONLY | (constants.O_NONBLOCK ?? 0));
-    try {
-      const status = await handle.stat();
-      if (!status.isFile()) throw invalidCheckpoint(file, 'not a regular file');
-      const { size } = status;
+    const bytes = await withRegularFile(file, async (handle, size) => {
       if (size > maxBytes) {
         throw invalidCheckpoint(file, `has ${size} bytes; the limit is ${maxBytes}`);
       }
       // Threads share the memory.
-      const bytes = Buffer.from(new SharedArrayBuffer(size));
+      const buffer = Buffer.from(new SharedArrayBuffer(size));
       let length = 0;
       while (length < size) {
-        const { bytesRead } = await handle.read(bytes, length, size - length, length);
+        const { bytesRead } = await handle.read(buffer, length, size - length, length);
         if (bytesRead === 0) break;
         length += bytesRead;
       }
-      return bytes.subarray(0, length);
-    } finally {
-      await handle.close();
-    }
+      return buffer.subarray(0, length);
+    });
+    if (bytes === null) throw invalidCheckpoint(file, 'not a regular file');
+    return bytes;
   } catch (error) {
     const { code, message } = error as NodeJS.ErrnoException;
     if (code === 'ENOENT') return null;

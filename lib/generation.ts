@@ -1,3 +1,4 @@
+import { deferred } from './deferred';
 import { checkReceiver } from './receiver';
 
 /** One token of a generation. */
@@ -63,7 +64,7 @@ export class Generation implements AsyncIterable<GeneratedToken> {
   readonly #tokens: GeneratedToken[] = [];
   readonly #stop = new AbortController();
   #ended = false;
-  #change = deferred();
+  #change = deferred<void>();
 
   /** @internal */
   constructor(produce: Producer) {
@@ -128,17 +129,9 @@ export class Generation implements AsyncIterable<GeneratedToken> {
 
   #notify(): void {
     const { resolve } = this.#change;
-    this.#change = deferred();
+    this.#change = deferred<void>();
     resolve();
   }
 }
 
 checkReceiver(Generation, 'a generation');
-
-function deferred(): { promise: Promise<void>; resolve: () => void } {
-  let resolve!: () => void;
-  const promise = new Promise<void>((done) => {
-    resolve = done;
-  });
-  return { promise, resolve };
-}

@@ -184,7 +184,7 @@ export class Tokenizer {
     const client = new TokenizerClient(source);
     const stopListening = onAbort(signal, () => client.close());
     try {
-      if (isAborted(signal)) throw aborted('while the files were read');
+      throwIfAborted(signal); // while the files were read
       await client.load();
       const result = new Tokenizer(directory, client, template?.toString('utf8') ?? null);
       await result.#prepare(client.loaded.config.add_bos_token === true);

@@ -356,11 +356,12 @@ class Host {
   /** The control tokens, and the other added tokens in the text outside the spans. */
   #controlsOf(text: string, spans: readonly number[]): readonly string[] {
     if (spans.length === 0) return this.#controls;
-    const parsed = partsOf(text, spans).filter((_, i) => i % 2 === 0);
+    const parsed = partsOf(text, spans)
+      .filter((_, i) => i % 2 === 0)
+      .join('\ud800'); // no token contains half a character
     const known = new Set(this.#controls);
     const others = this.#added.filter(
-      (content) =>
-        !known.has(content) && /\S/.test(content) && parsed.some((part) => part.includes(content)),
+      (content) => !known.has(content) && /\S/.test(content) && parsed.includes(content),
     );
     return [...this.#controls, ...others];
   }
@@ -391,22 +392,12 @@ class Host {
     if (!isCurrent || !controls.every((content) => this.#renamed?.names.has(content))) {
       this.#renamed = this.#rename(controls);
     }
-    const { encoder, names } = this.#renamed as Renamed;
-    const isSingleWord = new Map(
-      (this.#json.added_tokens as Json[]).map((token) => [
-        token.content,
-        token.single_word === true,
-      ]),
-    );
-    const contents = [...controls].sort((a, b) => b.length - a.length).map(escapeRegExp);
-    const pattern = new RegExp(contents.join('|') || '(?!)', 'g');
+    const { encoder, names, pattern, singleWords } = this.#renamed as Renamed;
     const parts = partsOf(text, spans).map((part, i) => {
       if (i % 2 === 1) return part;
       return part.replace(pattern, (content, at: number) => {
-        const end = at + content.length;
-        const isInWord =
-          /[\p{L}\p{N}_]$/u.test(part.slice(0, at)) || /^[\p{L}\p{N}_]/u.test(part.slice(end));
-        return isSingleWord.get(content) && isInWord ? content : (names.get(content) as string);
+        const isText = singleWords.has(content) && isInWord(part, at, at + content.length);
+        return isText ? content : (names.get(content) as string);
       });
     });
     return encoder.encode(parts.join(''), null, options);
@@ -445,7 +436,14 @@ class Host {
         ? { ...token, content: rename(token.content), normalized: false, single_word: false }
         : token,
     );
-    return { encoder: this.#build({ ...this.#json, model, added_tokens }), names };
+    const contents = [...controls].sort((a, b) => b.length - a.length).map(escapeRegExp);
+    const words = (this.#json.added_tokens as Json[]).filter((token) => token.single_word === true);
+    return {
+      encoder: this.#build({ ...this.#json, model, added_tokens }),
+      names,
+      pattern: new RegExp(contents.join('|') || '(?!)', 'g'),
+      singleWords: new Set(words.map((token) => token.content as string)),
+    };
   }
 }
 
@@ -453,6 +451,17 @@ interface Renamed {
   encoder: Encoder;
   /** The random names of the control tokens. */
   names: Map<string, string>;
+  /** Matches the control tokens, the longest first. */
+  pattern: RegExp;
+  /** Contents of the added tokens that are not parsed within a word. */
+  singleWords: Set<string>;
+}
+
+/** Whether a character of a word is beside text.slice(start, end). */
+function isInWord(text: string, start: number, end: number): boolean {
+  // Two code units, in case the character has that many.
+  const before = text.slice(Math.max(start - 2, 0), start);
+  return /[\p{L}\p{N}_]$/u.test(before) || /^[\p{L}\p{N}_]/u.test(text.slice(end, end + 2));
 }
 
 const escapeRegExp = (text: string) => text.replace(/[\\^$.*+?()[\]{}|/-]/g, '\\$&');

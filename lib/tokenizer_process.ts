@@ -7,6 +7,7 @@ import { type ChildProcess, fork } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { addressSpaceLeft } from './address_space';
+import { deferred } from './deferred';
 import { DiffqkvError, invalidCheckpoint, unsupportedModel } from './errors';
 import { packageRoot } from './paths';
 import type { ChildAnswer, ChildSettings, EncodeRequest, Loaded } from './tokenizer_child';
@@ -159,7 +160,7 @@ export class TokenizerProcess {
       stdio: ['pipe', 'ignore', 'pipe', 'ipc'],
     });
     let stderr = '';
-    const { promise, resolve, reject } = withResolvers<Loaded>();
+    const { promise, resolve, reject } = deferred<Loaded>();
     promise.catch(() => {}); // each call that waits for it reports the error
     const child: Child = {
       process: childProcess,
@@ -280,14 +281,4 @@ function concatenate(parts: Uint32Array[]): Uint32Array {
     end += part.length;
   }
   return whole;
-}
-
-function withResolvers<T>() {
-  let resolve!: (value: T) => void;
-  let reject!: (error: Error) => void;
-  const promise = new Promise<T>((onResolve, onReject) => {
-    resolve = onResolve;
-    reject = onReject;
-  });
-  return { promise, resolve, reject };
 }

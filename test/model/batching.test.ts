@@ -179,15 +179,20 @@ onEveryDevice((device) => {
       await settled();
     });
 
-    it('fails only the generation whose logits cannot be sampled', async () => {
+    /** A model whose token 72 makes the logits of its sequence NaN, and three sessions of it. */
+    const brokenModel = async () => {
       const directory = directories.make();
       const checkpoint = randomCheckpoint({ numLayers: 1, tied: false });
       const embed = checkpoint.tensors.get('model.embed_tokens.weight') as CheckpointTensor;
-      // Token 72 makes the logits of its sequence NaN.
       embed.data.fill(Number.NaN, 72 * 64, 73 * 64);
       writeCheckpoint(directory, checkpoint);
       const broken = await Model.load(directory, { device: device() });
       const sessions = [await broken.createSession(), await broken.createSession(), await broken.createSession()];
+      return { directory, broken, sessions };
+    };
+
+    it('fails only the generation whose logits cannot be sampled', async () => {
+      const { directory, broken, sessions } = await brokenModel();
       const ask = async (session: Session, first: number) =>
         (await broken.generate([first], { session, maxTokens: 4, temperature: 0.5, seed: first }).result).tokens;
       const outcomes = await Promise.all(
@@ -209,13 +214,7 @@ onEveryDevice((device) => {
     });
 
     it('restores the session of an item whose token cannot be drawn', async () => {
-      const directory = directories.make();
-      const checkpoint = randomCheckpoint({ numLayers: 1, tied: false });
-      const embed = checkpoint.tensors.get('model.embed_tokens.weight') as CheckpointTensor;
-      embed.data.fill(Number.NaN, 72 * 64, 73 * 64);
-      writeCheckpoint(directory, checkpoint);
-      const broken = await Model.load(directory, { device: device() });
-      const sessions = [await broken.createSession(), await broken.createSession(), await broken.createSession()];
+      const { broken, sessions } = await brokenModel();
       const sampling = { temperature: 0.5, topK: 0, topP: 1, minP: 0, repetitionPenalty: 1, seed: 1n };
       const step = (tokens: readonly number[]) =>
         broken[native].step({

@@ -2,6 +2,8 @@
 
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import type { Session } from '../../lib/index';
+import { argmax, logitError } from './compare';
 import type { FloatType } from './numbers';
 
 export interface ExpectedCase {
@@ -42,3 +44,23 @@ export const fixtures: Fixture[] = [
 ];
 
 export const tldr = fixtures[4] as Fixture;
+
+/**
+ * Expects the logits after prefill, the greedy tokens with the cache, and the logits after them.
+ * `tolerance` is a share of the largest logit. Feeds the expected tokens, so that one close decision
+ * does not affect the later ones.
+ */
+export async function expectAnswers(
+  session: Session,
+  expected: Omit<ExpectedCase, 'all_positions_logsumexp'>,
+  tolerance: number,
+): Promise<void> {
+  const largest = Math.max(...expected.last_logits.map(Math.abs));
+  let logits = await session.prefill(expected.tokens);
+  expect(logitError(logits, expected.last_logits)).toBeLessThanOrEqual(tolerance);
+  for (const [i, token] of expected.greedy.entries()) {
+    if ((expected.greedy_margin[i] as number) > 2 * tolerance * largest) expect(argmax(logits)).toBe(token);
+    logits = await session.decode(token);
+  }
+  expect(logitError(logits, expected.final_logits_after_greedy)).toBeLessThanOrEqual(tolerance);
+}
