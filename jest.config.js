@@ -2,6 +2,7 @@
 // test/README.md.
 module.exports = {
   testEnvironment: 'node',
+  setupFiles: ['<rootDir>/test/support/hub_environment.cjs'],
   testMatch: ['<rootDir>/test/**/*.test.ts'],
   transform: {
     '^.+\\.ts$': [

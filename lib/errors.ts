@@ -15,6 +15,11 @@ export type ErrorCode =
   | 'ERR_UNSUPPORTED_MODEL'
   | 'ERR_KV_CACHE_FULL'
   | 'ERR_DISPOSED'
+  | 'ERR_MODEL_NOT_FOUND'
+  | 'ERR_ACCESS_DENIED'
+  | 'ERR_NETWORK'
+  | 'ERR_INVALID_DOWNLOAD'
+  | 'ERR_CACHE'
   | 'ABORT_ERR'
   | 'ERR_INTERNAL';
 
@@ -31,6 +36,11 @@ export type ErrorCode =
  * | ERR_UNSUPPORTED_MODEL | an unsupported architecture, format, dtype or feature; NaN logits |
  * | ERR_KV_CACHE_FULL | maxKvLen or the model's kvCacheBytes is exceeded; the cache is unchanged |
  * | ERR_DISPOSED | use after dispose |
+ * | ERR_MODEL_NOT_FOUND | no such model or revision on the hub, or offline and not downloaded |
+ * | ERR_ACCESS_DENIED | the hub requires another access token, or that its license is accepted |
+ * | ERR_NETWORK | the hub cannot be reached, or answers with an error, also after retries |
+ * | ERR_INVALID_DOWNLOAD | the hub's answer is malformed, or a file has another hash or size |
+ * | ERR_CACHE | the cache of downloads cannot be read or written, or its disk is full |
  * | ABORT_ERR | the signal was aborted; `name` is 'AbortError' |
  * | ERR_INTERNAL | a bug in this package: please report it |
  */
@@ -49,6 +59,7 @@ export class DiffqkvError extends Error {
   }
 }
 
+/** The codes that the addon uses. */
 const codes: ReadonlySet<string> = new Set<ErrorCode>([
   'ERR_INVALID_ARGUMENT',
   'ERR_DEVICE_UNAVAILABLE',

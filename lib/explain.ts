@@ -1,6 +1,6 @@
 import { readdir, stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
-import { DiffqkvError, type ErrorCode } from './errors';
+import { DiffqkvError, type ErrorCode, unsupportedModel } from './errors';
 import { withRegularFile } from './files';
 
 /** What is at the path that should be a checkpoint directory. */
@@ -38,16 +38,17 @@ const mistakes: readonly Mistake[] = [
     code: 'ERR_INVALID_CHECKPOINT',
     find: ({ path, kind }) =>
       kind === null && /^(https?|hf):\/\//.test(path)
-        ? `${path}: a URL is not a directory: download the files of the model and pass their directory`
+        ? `${path}: a URL is not a directory: pass the directory of the model's files, or its id on the hub, ` +
+          'org/name'
         : null,
   },
   {
-    // The id of a model on the Hugging Face hub. It has the form of a relative path.
+    // The id of a model on the Hugging Face hub without its organization, such as gpt2.
     code: 'ERR_INVALID_CHECKPOINT',
     find: ({ path, kind }) =>
-      kind === null && /^([a-z0-9][\w.-]*\/)?[a-z0-9][\w.-]*$/i.test(path)
-        ? `${path}: no such directory. Models are not downloaded by their id: if this is the id of a ` +
-          `model on the Hugging Face hub, run \`hf download ${path} --local-dir DIR\` and pass DIR`
+      kind === null && /^[a-z0-9][\w.@-]*$/i.test(path)
+        ? `${path}: no such directory. The id of a model on the Hugging Face hub has the form ` +
+          'org/name, or org/name@revision'
         : null,
   },
   {
@@ -193,12 +194,37 @@ const mistakes: readonly Mistake[] = [
 export async function explain(path: string, error: unknown): Promise<unknown> {
   const { code } = (error ?? {}) as { code?: unknown };
   if (code !== 'ERR_INVALID_CHECKPOINT' && code !== 'ERR_UNSUPPORTED_MODEL') return error;
-  const place = await look(path);
+  return (await findMistake(await look(path))) ?? error;
+}
+
+/** Like {@link explain} for a model of which only the names of its files are known. */
+export function explainNames(
+  path: string,
+  names: readonly string[],
+): Promise<DiffqkvError | undefined> {
+  return findMistake({ path, kind: 'directory', names, heads: [] });
+}
+
+async function findMistake(place: Place): Promise<DiffqkvError | undefined> {
   for (const mistake of mistakes) {
     const message = await mistake.find(place);
     if (message !== null) return new DiffqkvError(mistake.code, message);
   }
-  return error;
+  return undefined;
+}
+
+// Without tokenizer.json, one of these files has the vocabulary.
+const otherVocabularies = ['tokenizer.model', 'vocab.json', 'merges.txt', 'vocab.txt'];
+
+/** ERR_UNSUPPORTED_MODEL if one of the names is a vocabulary in another form, else null. */
+export function otherVocabulary(path: string, names: readonly string[]): DiffqkvError | null {
+  const found = otherVocabularies.find((name) => names.includes(name));
+  if (found === undefined) return null;
+  return unsupportedModel(
+    join(path, found),
+    'the vocabulary is not in tokenizer.json: write that file with Python, ' +
+      'transformers.AutoTokenizer.from_pretrained(directory).save_pretrained(directory)',
+  );
 }
 
 async function look(path: string): Promise<Place> {

@@ -15,6 +15,7 @@ import {
 import { explain } from './explain';
 import { type GenerateOptions, generate, type Prompt } from './generate';
 import type { Generation } from './generation';
+import { modelDirectory } from './hub/index';
 import { endProcess, native } from './internal';
 import { packageRoot } from './paths';
 import { presets } from './presets';
@@ -79,7 +80,15 @@ export interface KvCacheUsage {
 export interface LoadOptions extends ModelOptions {
   /** Called as weights are loaded. If it throws, the load rejects with that error. */
   onProgress?: (progress: { loadedBytes: number; totalBytes: number }) => void;
-  /** Aborts the load, which rejects with ABORT_ERR. */
+  /**
+   * Called as files are downloaded, if any are. If it throws, the load rejects with that error.
+   * Files that an earlier load has downloaded in part begin with these bytes.
+   */
+  onDownload?: (progress: { downloadedBytes: number; totalBytes: number }) => void;
+  /**
+   * Aborts the download and the load, which reject with ABORT_ERR. A later load of the model
+   * continues the download.
+   */
   signal?: AbortSignal;
 }
 
@@ -126,24 +135,37 @@ export class Model implements Disposable {
   /**
    * Loads a checkpoint in Hugging Face format: config.json, model.safetensors (or its index and
    * shards), and, if present, tokenizer.json, tokenizer_config.json and chat_template.jinja.
+   *
+   * `source` is its directory, or the id of a model on the Hugging Face hub, `org/name` or
+   * `org/name@revision`, by default revision main. An existing path is never an id. What the loader
+   * needs is downloaded into the cache that Python's huggingface_hub uses. The environment variables
+   * HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE, HF_HUB_CACHE, HF_HOME and HF_HUB_DOWNLOAD_TIMEOUT (in
+   * seconds) have the meaning that they have there. A model that is in the cache costs one request,
+   * which resolves the revision; with HF_HUB_OFFLINE=1 it costs none. If the hub cannot be reached,
+   * the revision that is in the cache is loaded, and a process warning says so.
+   *
    * Rejects with ERR_INVALID_ARGUMENT, ERR_INVALID_CHECKPOINT (the message names file and tensor),
-   * ERR_UNSUPPORTED_MODEL, ERR_OUT_OF_MEMORY, ERR_DEVICE_UNAVAILABLE or ABORT_ERR. If the directory
-   * is something else, such as a Git LFS clone without its files, a GGUF file or a LoRA adapter, the
-   * message says so and what to do.
+   * ERR_UNSUPPORTED_MODEL, ERR_OUT_OF_MEMORY, ERR_DEVICE_UNAVAILABLE or ABORT_ERR; a download also
+   * with ERR_MODEL_NOT_FOUND, ERR_ACCESS_DENIED, ERR_NETWORK, ERR_INVALID_DOWNLOAD or ERR_CACHE. If
+   * the directory is something else, such as a Git LFS clone without its files, a GGUF file or a LoRA
+   * adapter, the message says so and what to do.
    */
-  static async load(directory: string, options: LoadOptions = {}): Promise<Model> {
-    if (typeof directory !== 'string' || directory === '') {
-      throw invalid('directory', 'a path', directory);
+  static async load(source: string, options: LoadOptions = {}): Promise<Model> {
+    if (typeof source !== 'string' || source === '') {
+      throw invalid('source', 'a path or the id of a model', source);
     }
     checkObject('options', options);
-    const { onProgress, signal } = options;
+    const { onProgress, onDownload, signal } = options;
     const nativeOptions = nativeModelOptions(options);
     checkCallback('onProgress', onProgress);
+    checkCallback('onDownload', onDownload);
     throwIfAborted(signal);
     const report =
       onProgress &&
       ((loadedBytes: number, totalBytes: number) => onProgress({ loadedBytes, totalBytes }));
+    let directory = source;
     const load = async (where: DeviceOfModel) => {
+      directory = await modelDirectory(source, { onDownload, signal });
       const model = await withCancel(signal, (cancel) =>
         where.device[native].loadModel({ directory, ...nativeOptions, onProgress: report, cancel }),
       );

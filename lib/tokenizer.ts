@@ -20,6 +20,7 @@ import {
   invalidCheckpoint,
   unsupportedModel,
 } from './errors';
+import { otherVocabulary } from './explain';
 import { readRegularFile } from './files';
 import { endProcess } from './internal';
 import { checkReceiver } from './receiver';
@@ -86,9 +87,6 @@ const MAX_TEMPLATE_BYTES = 2 ** 20;
 const TEMPLATE_VARIABLES = ['bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask'].map(
   (name) => `${name}_token`,
 );
-
-// Without tokenizer.json, one of these files has the vocabulary.
-const OTHER_VOCABULARIES = ['tokenizer.model', 'vocab.json', 'merges.txt', 'vocab.txt'];
 
 // `encode` holds the event loop. 8,192 characters take about 5 ms.
 const MAX_SYNCHRONOUS_CHARACTERS = 8192;
@@ -366,11 +364,7 @@ function encodeCall(text: string, options: EncodeOptions): EncodeCall {
 /** Null if the directory has no vocabulary, ERR_UNSUPPORTED_MODEL if it is in another format. */
 async function withoutTokenizerJson(directory: string): Promise<null> {
   const entries: string[] = await readdir(directory).catch(() => []);
-  const other = OTHER_VOCABULARIES.find((name) => entries.includes(name));
-  if (other === undefined) return null;
-  throw unsupportedModel(
-    join(directory, other),
-    'the vocabulary is not in tokenizer.json: write that file with Python, ' +
-      'transformers.AutoTokenizer.from_pretrained(directory).save_pretrained(directory)',
-  );
+  const problem = otherVocabulary(directory, entries);
+  if (problem !== null) throw problem;
+  return null;
 }

@@ -13,8 +13,9 @@ function breaksArrow(line, path) {
   const target = posix.join(dirname(path), name);
   const [from, to] = [path.split('/')[0], target.split('/')[0]];
   if (from === to || !['bench', 'cli', 'lib', 'server', 'test'].includes(to)) return false;
-  // Only bench/ needs the limits of the CPU that the native module measures. Messages of cli/ are those of lib/.
-  const internals = { bench: /^lib\/ceilings$/, cli: /^lib\/(errors|explain)$/ };
+  // Only bench/ needs the limits of the CPU that the native module measures. Messages of cli/ are those of lib/, and so is
+  // its access to the hub.
+  const internals = { bench: /^lib\/ceilings$/, cli: /^lib\/(errors|explain|hub\/index)$/ };
   const isPublic = /^lib(\/index)?$/.test(target) || internals[from]?.test(target);
   return !MAY_IMPORT[from].includes(to) || (to === 'lib' && !isPublic);
 }
