@@ -5,6 +5,7 @@ import { convertConfig, readShape } from './convert_config';
 import { checkOutput, indexName, OutputDirectory, readCheckpointFiles } from './convert_files';
 import { type ConvertCommand, makePlan } from './convert_plan';
 import { fileBytes, newIndex, newTensors, shardBytes } from './convert_write';
+import { sourceDirectory } from './hub';
 import { megabytes, ProgressBar } from './progress';
 import { printable, type StoredTensor } from './safetensors';
 
@@ -16,6 +17,7 @@ export async function convert(
 ): Promise<number> {
   const interrupt = new AbortController();
   let status = 0;
+  let directory = input;
   const onSignal = (signal: NodeJS.Signals) => {
     status = 128 + constants.signals[signal];
     if (interrupt.signal.aborted) process.exit(status); // a second signal exits at once
@@ -23,11 +25,13 @@ export async function convert(
   };
   process.on('SIGINT', onSignal).on('SIGTERM', onSignal);
   try {
-    const report = await run(input, output, command, interrupt.signal);
+    directory = await sourceDirectory(input, interrupt.signal);
+    const report = await run(directory, output, command, interrupt.signal);
     process.stdout.write(command.json ? `${JSON.stringify(report)}\n` : reportText(report));
     return 0;
   } catch (error) {
-    if (error !== interrupt.signal.reason) throw await explain(input, error);
+    const isInterrupt = (error as { code?: string }).code === 'ABORT_ERR' && status !== 0;
+    if (error !== interrupt.signal.reason && !isInterrupt) throw await explain(directory, error);
     process.stderr.write('\n'); // after the ^C that the terminal printed
     return status;
   } finally {

@@ -49,7 +49,7 @@ const token =
 const isNonFinite = (t: string) => /^-?[NI]/.test(t);
 
 /** Like `parseObject`, but allows NaN, Infinity and -Infinity. */
-function parseConfig(path: string, bytes: Buffer): Record<string, unknown> {
+export function parseConfig(path: string, bytes: Buffer): Record<string, unknown> {
   const source = bytes.toString('latin1'); // keeps the bytes, which parseObject checks
   if (!/NaN|Infinity/.test(source)) return parseObject(path, bytes);
   const finite = source.replace(token, (t) => (isNonFinite(t) ? 'null' : t));
@@ -116,6 +116,26 @@ export function oneHeadSize({
   lifted,
 }: ModelShape): boolean {
   return !lifted && keyHeadDim === queryHeadDim && valueHeadDim === queryHeadDim;
+}
+
+/**
+ * Elements of K and V that the cache has for each token, in all layers. Null if config.json does
+ * not say it. A model with a latent K and V (MLA) caches the latent and the rotary part of K once.
+ */
+export function kvCacheElements(config: Record<string, unknown>): { k: number; v: number } | null {
+  const numQHeads = config.num_attention_heads;
+  const queryHeadDim = config.head_dim ?? (config.hidden_size as number) / (numQHeads as number);
+  const kAndVHeads = config.num_key_value_heads ?? numQHeads;
+  const layers = config.num_hidden_layers as number;
+  const product = (heads: unknown, size: unknown) => layers * (heads as number) * (size as number);
+  const elements =
+    config.kv_lora_rank != null
+      ? { k: product(1, Number(config.kv_lora_rank) + Number(config.qk_rope_head_dim)), v: 0 }
+      : {
+          k: product(config.num_key_heads ?? kAndVHeads, config.key_head_dim ?? queryHeadDim),
+          v: product(config.num_value_heads ?? kAndVHeads, config.value_head_dim ?? queryHeadDim),
+        };
+  return Number.isSafeInteger(elements.k) && Number.isSafeInteger(elements.v) ? elements : null;
 }
 
 function readArchitecture(path: string, config: Record<string, unknown>): Architecture {

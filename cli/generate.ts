@@ -9,7 +9,8 @@ import {
   type SessionOptions,
 } from '../lib/index';
 import { CliError } from './errors';
-import { megabytes, ProgressBar, tokens } from './progress';
+import { interruptible } from './interrupt';
+import { ProgressBar, tokens, withLoadingBars } from './progress';
 
 export interface GenerateCommand {
   model?: string;
@@ -31,28 +32,12 @@ export interface GenerateCommand {
   json?: boolean;
 }
 
-const INTERRUPTED = 130; // 128 + SIGINT
-
 /** Resolves to the exit status: 0, or 130 after Ctrl-C. */
-export async function generate(command: GenerateCommand): Promise<number> {
-  const interrupt = new AbortController();
-  let interrupted = false;
-  const onInterrupt = () => {
-    if (interrupted) process.exit(INTERRUPTED); // a second Ctrl-C exits at once
-    interrupted = true;
-    interrupt.abort();
-  };
-  process.on('SIGINT', onInterrupt);
-  try {
-    const prompt = command.prompt ?? (await readPrompt(interrupt.signal));
-    process.stderr.write(await run(command, prompt, interrupt.signal));
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'ABORT_ERR') throw error;
-    if (interrupted) process.stderr.write('\n'); // after the ^C that the terminal printed
-  } finally {
-    process.off('SIGINT', onInterrupt);
-  }
-  return interrupted ? INTERRUPTED : 0;
+export function generate(command: GenerateCommand): Promise<number> {
+  return interruptible(async (signal) => {
+    const prompt = command.prompt ?? (await readPrompt(signal));
+    process.stderr.write(await run(command, prompt, signal));
+  });
 }
 
 async function readPrompt(signal: AbortSignal): Promise<string> {
@@ -69,12 +54,9 @@ async function readPrompt(signal: AbortSignal): Promise<string> {
 async function run(command: GenerateCommand, prompt: string, signal: AbortSignal): Promise<string> {
   const device = await openDevice(command.device as Parameters<typeof openDevice>[0]);
   try {
-    const loading = new ProgressBar('loading', megabytes);
-    const model = await Model.load(command.model ?? defaultModelDirectory, {
-      device,
-      signal,
-      onProgress: ({ loadedBytes, totalBytes }) => loading.update(loadedBytes, totalBytes),
-    }).finally(() => loading.clear());
+    const model = await withLoadingBars((bars) =>
+      Model.load(command.model ?? defaultModelDirectory, { device, signal, ...bars }),
+    );
     try {
       const { maxTokens, temperature, topK, topP, minP, repetitionPenalty, seed, stop } = command;
       const session = await model.createSession(sessionOptions(command));

@@ -1,5 +1,5 @@
 import { type DeviceInfo, listDevices, Model } from '../lib/index';
-import { megabytes, ProgressBar } from './progress';
+import { withLoadingBars } from './progress';
 
 export interface InfoCommand {
   model?: string;
@@ -32,11 +32,9 @@ const cacheTypes = Object.keys(elementBytes) as CacheType[];
 type ModelInfo = Awaited<ReturnType<typeof describe>>;
 
 async function describe(directory: string, device: string) {
-  const loading = new ProgressBar('loading', megabytes);
-  const model = await Model.load(directory, {
-    device: device as 'auto',
-    onProgress: ({ loadedBytes, totalBytes }) => loading.update(loadedBytes, totalBytes),
-  }).finally(() => loading.clear());
+  const model = await withLoadingBars((bars) =>
+    Model.load(directory, { device: device as 'auto', ...bars }),
+  );
   try {
     const { config, dtype, numParameters, weightBytes } = model;
     const { numLayers, numKHeads, numVHeads, headDimQk, headDimK, headDimVo } = config;

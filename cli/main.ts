@@ -31,10 +31,17 @@ const integer = (name: string) => (text: string) => {
   return BigInt(text);
 };
 
+const hubHelp = `
+The cache is the one of Python's huggingface_hub. Environment: HF_TOKEN, HF_ENDPOINT, HF_HUB_CACHE,
+HF_HOME, HF_HUB_OFFLINE, HF_HUB_DOWNLOAD_TIMEOUT (seconds).`;
+
 program
   .command('generate')
   .description('generate text: write it to stdout as it is generated, timings to stderr')
-  .option('--model <dir>', 'a checkpoint directory (default: the embedded model)')
+  .option(
+    '--model <model>',
+    'a directory or hub id, org/name[@revision] (default: the embedded model)',
+  )
   .option('--prompt <text>', 'the prompt (default: standard input)')
   .option('--chat', "format the prompt as a user message with the model's chat template")
   .option('--max-tokens <n>', 'maximum number of new tokens', number('--max-tokens'), 256)
@@ -84,20 +91,47 @@ program
   });
 
 program
-  .command('info')
-  .description("print the devices; with --model, the model's shape, memory and KV bytes per token")
-  .option('--model <dir>', 'a checkpoint directory')
-  .option('--device <id>', 'device for the model: auto, cpu, cuda or cuda:N', 'auto')
+  .command('pull')
+  .description('download a model from the hub into the cache, and print its directory')
+  .argument('<id>', 'org/name or org/name@revision')
   .option('--json', 'print one JSON object')
+  .addHelpText('after', hubHelp)
+  .action(async (id: string, options) => {
+    const { pull } = await import('./hub.js');
+    process.exitCode = await pull(id, options);
+  });
+
+program
+  .command('list')
+  .description('list the models in the cache: id, commit, size, whether they load')
+  .option('--json', 'print one JSON object')
+  .addHelpText('after', hubHelp)
   .action(async (options) => {
-    const { info } = await import('./info.js');
-    process.exitCode = await info(options);
+    const { list } = await import('./hub.js');
+    process.exitCode = await list(options);
+  });
+
+program
+  .command('info')
+  .description('print the devices; with a model, its architecture, size and KV bytes per token')
+  .argument('[model]', 'a directory or hub id, org/name[@revision]; its weights are not read')
+  .option('--model <model>', 'load this directory or hub id, and print its shape and memory')
+  .option('--device <id>', 'device for --model: auto, cpu, cuda or cuda:N', 'auto')
+  .option('--json', 'print one JSON object')
+  .action(async (source: string | undefined, options) => {
+    if (source !== undefined) {
+      const { describeModel } = await import('./hub.js');
+      process.exitCode = await describeModel(source, options);
+    } else {
+      const { info } = await import('./info.js');
+      process.exitCode = await info(options);
+    }
   });
 
 program
   .command('convert')
   .description('convert a Llama or Sigma checkpoint to one with fewer or smaller K and V heads')
-  .argument('<in>', 'checkpoint directory; it is not modified')
+  .argument('<in>', 'a directory, which is not modified, or a hub id, org/name[@revision]')
   .argument('<out>', 'output directory; it must not exist or must be empty')
   .option(
     '--key-heads <n>',

@@ -1,3 +1,5 @@
+import type { LoadOptions } from '../lib/index';
+
 const WIDTH = 30;
 const REDRAW_MS = 50;
 
@@ -35,3 +37,24 @@ export class ProgressBar {
 export const megabytes = (done: number, total: number) =>
   `${(done / 1e6).toFixed(1)}/${(total / 1e6).toFixed(1)} MB`;
 export const tokens = (done: number, total: number) => `${done}/${total} tokens`;
+
+/** Calls `load` with the callbacks of two bars, for the download and for the loading of a model. */
+export async function withLoadingBars<T>(
+  load: (bars: Pick<LoadOptions, 'onDownload' | 'onProgress'>) => Promise<T>,
+): Promise<T> {
+  const downloading = new ProgressBar('downloading', megabytes);
+  const loading = new ProgressBar('loading', megabytes);
+  try {
+    return await load({
+      onDownload: ({ downloadedBytes, totalBytes }) =>
+        downloading.update(downloadedBytes, totalBytes),
+      onProgress: ({ loadedBytes, totalBytes }) => {
+        downloading.clear();
+        loading.update(loadedBytes, totalBytes);
+      },
+    });
+  } finally {
+    downloading.clear();
+    loading.clear();
+  }
+}
