@@ -1,5 +1,6 @@
 import { randomUUID } from 'node:crypto';
 import {
+  copyFile,
   link,
   mkdir,
   readdir,
@@ -101,7 +102,7 @@ export class CachedModel {
       } catch (error) {
         // Windows lets only some users create symbolic links.
         if (!['EPERM', 'ENOSYS', 'ENOTSUP'].includes((error as { code: string }).code)) throw error;
-        await link(blob, temporary);
+        await link(blob, temporary).catch(() => copyFile(blob, temporary));
       }
     });
   }

@@ -91,22 +91,17 @@ function isRunning(pid: number): boolean {
 }
 
 async function create(path: string, text: string): Promise<boolean> {
-  // A link appears with its text, so that no other process reads half of it.
-  const temporary = `${path}.${randomUUID()}`;
-  const file = await open(temporary, 'wx');
+  const file = await open(path, 'wx').catch((error: NodeJS.ErrnoException) => {
+    if (error.code === 'EEXIST') return null;
+    throw error;
+  });
+  if (file === null) return false;
   try {
-    await file.writeFile(text);
-  } finally {
-    await file.close();
-  }
-  try {
-    await link(temporary, path);
+    await file.writeFile(text).finally(() => file.close());
     return true;
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'EEXIST') return false;
+    await unlink(path).catch(() => {});
     throw error;
-  } finally {
-    await unlink(temporary);
   }
 }
 

@@ -51,8 +51,12 @@ export async function downloadModel(id: ModelId, options: DownloadOptions = {}):
     try {
       info = await client.modelInfo(complete === null ? undefined : 1);
     } catch (error) {
-      if (complete === null || (error as DiffqkvError).code !== 'ERR_NETWORK') throw error;
-      process.emitWarning(`${(error as Error).message}. Using the downloaded copy ${complete}`);
+      const { code, message } = error as DiffqkvError;
+      if (code !== 'ERR_NETWORK') throw error;
+      if (complete === null) {
+        throw new DiffqkvError(code, `${message}. It is neither a directory nor downloaded`);
+      }
+      process.emitWarning(`${message}. Using the downloaded copy ${complete}`);
       return complete;
     }
     return await new Download(id, cached, client, info, controller, onDownload).run();

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 root = Path(__file__).resolve().parents[2]
@@ -33,7 +34,6 @@ def run(command, cache, **variables):
         "HF_ENDPOINT": endpoint,
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        **variables,
     }
     env.pop("HF_HUB_OFFLINE", None)
     env.update(variables)
@@ -105,6 +105,14 @@ with tempfile.TemporaryDirectory() as folder:
     check("huggingface_hub, online, keeps each blob and adds only other files", kept and len(blobs) > len(ours[0]))
     check("links and refs are those that diffqkv wrote", all(links[k] == v for k, v in ours[1].items()) and refs == ours[2])
     check("both caches end with the same blobs and links", (blobs.keys(), links) == (before[0].keys(), before[1]))
+
+    cache = f"{folder}/both"
+    with ThreadPoolExecutor() as pool:
+        started = [pool.submit(diffqkv, cache, "pull", name), pool.submit(python, cache, download)]
+        directories = [future.result() for future in started]
+    check("both at once, in an empty cache, end with one snapshot", directories[0] == directories[1])
+    contents = all((Path(directories[0]) / file.name).read_bytes() == file.read_bytes() for file in model.iterdir())
+    check("and its files are right", contents and not list(Path(cache).glob("**/*incomplete")))
 
 hub.stdin.close()
 hub.wait()
