@@ -1,4 +1,5 @@
 import { createHash } from 'node:crypto';
+import { constants } from 'node:fs';
 import { type FileHandle, open, rename, unlink } from 'node:fs/promises';
 import { DiffqkvError } from '../errors';
 import { cacheError } from './cache';
@@ -26,10 +27,9 @@ export async function downloadBlob(download: BlobDownload): Promise<void> {
   const { blob, file } = download;
   const partial = `${blob}.diffqkv.incomplete`;
   try {
-    const handle = await open(partial, 'a+').then(async (created) => {
-      await created.close(); // 'a' creates the file, but would ignore positions
-      return open(partial, 'r+');
-    });
+    // A link that somebody has put there could lead to any file.
+    const flags = constants.O_RDWR | constants.O_CREAT | (constants.O_NOFOLLOW ?? 0);
+    const handle = await open(partial, flags);
     try {
       await new PartialFile(download, handle).complete();
       await handle.sync();

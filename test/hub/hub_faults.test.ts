@@ -8,6 +8,7 @@ import {
   readFileSync,
   readlinkSync,
   statSync,
+  symlinkSync,
   utimesSync,
   writeFileSync,
 } from 'node:fs';
@@ -531,6 +532,16 @@ describe('a hostile hub', () => {
     expect((await failure('org/pages')).message).toContain('a page is on another host');
     expect(requests()).toEqual([]);
   });
+});
+
+it('a link in place of the part is not followed', async () => {
+  tests.hub.add('org/planted', noise(63));
+  const target = join(directories.make(), 'precious');
+  writeFileSync(target, 'mine');
+  mkdirSync(tests.folder('org/planted', 'blobs'), { recursive: true });
+  symlinkSync(target, partial('org/planted'));
+  expect((await failure('org/planted')).code).toBe('ERR_CACHE');
+  expect(readFileSync(target, 'utf8')).toBe('mine');
 });
 
 describe('the disk', () => {

@@ -1,6 +1,6 @@
 // Model.load with the id of a model on a hub: which files come, where they are, which requests are made.
 
-import { mkdirSync, readFileSync, readlinkSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, readlinkSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { hubId, parseModelId } from '../../lib/hub/index';
 import { Model } from '../../lib/index';
@@ -40,6 +40,19 @@ it('loads a model that generates the same tokens as from its directory', async (
     .reduce((a, b) => a + b);
   expect(progress.length).toBeGreaterThan(3);
   expect(progress.at(-1)).toEqual({ downloadedBytes: total, totalBytes: total });
+});
+
+it('is aborted by its signal within the download, and continues it later', async () => {
+  const commit = tests.hub.addDirectory('org/tldr', tldrDirectory);
+  const controller = new AbortController();
+  const options = { device: 'cpu', signal: controller.signal, onDownload: () => controller.abort() } as const;
+  const error = await errorOf(() => Model.load('org/tldr', options));
+  expect([error.name, error.code]).toEqual(['AbortError', 'ABORT_ERR']);
+  expect(tests.names('org/tldr', 'snapshots', commit)).not.toContain('model.safetensors');
+  tests.hub.requests = [];
+  using _ = await load('org/tldr');
+  const { size } = statSync(join(tldrDirectory, 'model.safetensors'));
+  expect(tests.hub.bytesSent('cdn')).toBeLessThan(size);
 });
 
 it('downloads the shards of an index, and nothing that the loader does not read', async () => {
