@@ -77,6 +77,7 @@ export interface NativeDevice {
     out: NativeTensor;
     residual?: NativeTensor;
     eps: number;
+    accumulate: boolean;
   }): Promise<void>;
   addBias(tensors: { x: NativeTensor; bias: NativeTensor; out: NativeTensor }): Promise<void>;
   rope(tensors: {
@@ -86,7 +87,12 @@ export interface NativeDevice {
     theta: number;
   }): Promise<void>;
   siluMul(tensors: { gate: NativeTensor; up: NativeTensor; out: NativeTensor }): Promise<void>;
-  embed(tensors: { table: NativeTensor; tokens: NativeTensor; out: NativeTensor }): Promise<void>;
+  embed(tensors: {
+    table: NativeTensor;
+    tokens: NativeTensor;
+    out: NativeTensor;
+    scale: number;
+  }): Promise<void>;
 
   loadModel(
     options: NativeModelOptions & {

@@ -193,7 +193,8 @@ export const kernels = {
   /**
    * RMSNorm: h / sqrt(mean(h^2) + eps) * weight (arXiv 1910.07467). x and the output are [tokens,
    * hidden], weight is [hidden], `eps` is at least 0. h = x. If `residual`, [tokens, hidden], is
-   * given, x is first added to it in place, and h = residual.
+   * given, x is first added to it in place, and h = residual. With `accumulate`, the result is
+   * added to `out`, which must be given and f32; `residual` is then not allowed.
    */
   async rmsNorm(args: {
     x: Tensor;
@@ -201,9 +202,13 @@ export const kernels = {
     eps: number;
     residual?: Tensor;
     out?: Tensor;
+    accumulate?: boolean;
   }): Promise<Tensor> {
     checkObject('arguments', args);
-    const { x, weight, eps, residual, out } = args;
+    const { x, weight, eps, residual, out, accumulate = false } = args;
+    checkBoolean('accumulate', accumulate);
+    if (accumulate && out === undefined)
+      throw invalid('out', 'a tensor if accumulate is true', out);
     return run(x, out, x?.dtype, x?.shape, (device, to) =>
       device.rmsNorm({
         x: nativeTensor('x', x),
@@ -211,6 +216,7 @@ export const kernels = {
         out: to,
         residual: optionalTensor('residual', residual),
         eps,
+        accumulate,
       }),
     );
   },
@@ -259,12 +265,17 @@ export const kernels = {
   },
 
   /**
-   * Rows of a table. table is [vocab, hidden], tokens i32 [tokens] with values from 0 to vocab - 1,
-   * the output [tokens, hidden].
+   * Rows of a table, multiplied by `scale` (default 1, which copies them). table is [vocab, hidden],
+   * tokens i32 [tokens] with values from 0 to vocab - 1, the output [tokens, hidden].
    */
-  async embed(args: { table: Tensor; tokens: Tensor; out?: Tensor }): Promise<Tensor> {
+  async embed(args: {
+    table: Tensor;
+    tokens: Tensor;
+    scale?: number;
+    out?: Tensor;
+  }): Promise<Tensor> {
     checkObject('arguments', args);
-    const { table, tokens, out } = args;
+    const { table, tokens, scale = 1, out } = args;
     return run(
       table,
       out,
@@ -275,6 +286,7 @@ export const kernels = {
           table: nativeTensor('table', table),
           tokens: nativeTensor('tokens', tokens),
           out: to,
+          scale,
         }),
     );
   },

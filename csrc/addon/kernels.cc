@@ -118,7 +118,8 @@ Run rms_norm(const Fields& fields, Operands& operands) {
   const TensorView& weight = operands.tensor("weight");
   const TensorView& out = operands.tensor("out");
   const TensorView* residual = operands.optional_tensor("residual");
-  return operands.job(&Backend::rms_norm, check_rms_norm(x, weight, out, residual, fields.number("eps")), out);
+  const RmsNormParams p = check_rms_norm(x, weight, out, residual, fields.number("eps"), fields.boolean("accumulate"));
+  return operands.job(&Backend::rms_norm, p, out);
 }
 
 Run add_bias(const Fields&, Operands& operands) {
@@ -152,11 +153,11 @@ Run silu_mul(const Fields&, Operands& operands) {
   return operands.job(&Backend::silu_mul, check_silu_mul(gate, up, out), out);
 }
 
-Run embed(const Fields&, Operands& operands) {
+Run embed(const Fields& fields, Operands& operands) {
   const TensorView& table = operands.tensor("table");
   const TensorView& tokens = operands.tensor("tokens");
   const TensorView& out = operands.tensor("out");
-  return operands.job(&Backend::embed, check_embed(table, tokens, out), out);
+  return operands.job(&Backend::embed, check_embed(table, tokens, out, fields.number("scale")), out);
 }
 
 // `prepare` reads and checks the arguments on the JS thread and returns the job for the executor.

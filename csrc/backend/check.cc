@@ -269,7 +269,7 @@ MatmulParams check_matmul(const TensorView& x, const TensorView& weight, const T
 }
 
 RmsNormParams check_rms_norm(const TensorView& x, const TensorView& weight, const TensorView& out,
-                             const TensorView* residual, double eps) {
+                             const TensorView* residual, double eps, bool accumulate) {
   RmsNormParams p;
   check_rank(x, 2, "[tokens, hidden]");
   check_float({&x, &weight, &out});
@@ -288,10 +288,17 @@ RmsNormParams check_rms_norm(const TensorView& x, const TensorView& weight, cons
   }
   if (!(eps >= 0) || !std::isfinite(eps))
     fail(ErrorCode::invalid_argument, "eps is %g; it must be finite and not negative", eps);
+  if (accumulate) {
+    require_accumulator_type(out.name, out.dtype);
+    if (residual != nullptr) {
+      fail(ErrorCode::invalid_argument, "accumulate is true and residual is given; leave out one of them");
+    }
+  }
   p.x = x.data;
   p.weight = weight.data;
   p.out = out.data;
   p.eps = static_cast<float>(eps);
+  p.accumulate = accumulate;
   p.x_dtype = x.dtype;
   p.weight_dtype = weight.dtype;
   p.out_dtype = out.dtype;
@@ -358,7 +365,7 @@ AddBiasParams check_add_bias(const TensorView& x, const TensorView& bias, const 
   return p;
 }
 
-EmbedParams check_embed(const TensorView& table, const TensorView& tokens, const TensorView& out) {
+EmbedParams check_embed(const TensorView& table, const TensorView& tokens, const TensorView& out, double scale) {
   EmbedParams p;
   check_rank(table, 2, "[vocab, hidden]");
   check_rank(tokens, 1, "[tokens]");
@@ -369,6 +376,8 @@ EmbedParams check_embed(const TensorView& table, const TensorView& tokens, const
   p.num_tokens = tokens.shape[0];
   check_shape(out, {p.num_tokens, p.hidden_size}, "[tokens, hidden]");
   check_apart(out, {&table, &tokens});
+  p.scale = static_cast<float>(scale);
+  if (!std::isfinite(p.scale)) fail(ErrorCode::invalid_argument, "scale is %g; it must be finite in float32", scale);
   p.table = table.data;
   p.tokens = static_cast<const int32_t*>(tokens.data);
   p.out = out.data;

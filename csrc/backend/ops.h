@@ -10,17 +10,19 @@
 
 namespace diffqkv {
 
-// out[t, :] = table[tokens[t], :]. A token outside [0, vocab_size) is ERR_INVALID_ARGUMENT.
+// out[t, :] = scale * table[tokens[t], :], rounded once. A token outside [0, vocab_size) is
+// ERR_INVALID_ARGUMENT.
 struct EmbedParams {
   const void* table = nullptr;      // [vocab_size, hidden_size]
   const int32_t* tokens = nullptr;  // [num_tokens]
   void* out = nullptr;              // [num_tokens, hidden_size]
   DType table_dtype = DType::f32, out_dtype = DType::f32;
   int64_t num_tokens = 0, vocab_size = 0, hidden_size = 0;
+  float scale = 1;  // at 1, out has the bits of the table
 };
 
-// out = h / sqrt(mean(h^2) + eps) * weight. If residual is given, residual += x first (in place, in
-// residual's type), and h = residual; else h = x.
+// out = h / sqrt(mean(h^2) + eps) * weight, or out += that if accumulate is set. If residual is
+// given, residual += x first (in place, in residual's type), and h = residual; else h = x.
 struct RmsNormParams {
   const void* x = nullptr;       // [num_tokens, hidden_size]
   void* residual = nullptr;      // [num_tokens, hidden_size], or null
@@ -29,6 +31,7 @@ struct RmsNormParams {
   DType x_dtype = DType::f32, residual_dtype = DType::f32, weight_dtype = DType::f32, out_dtype = DType::f32;
   int64_t num_tokens = 0, hidden_size = 0;
   float eps = 0;
+  bool accumulate = false;  // out must be f32, and residual null
 };
 
 // out[t, :] = x[t, :] + bias. out may be x.

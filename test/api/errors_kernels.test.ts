@@ -301,6 +301,44 @@ onEveryDevice((device) => {
         'rmsNorm: residual shape',
         () => kernels.rmsNorm({ x: make([2, 8]), weight: make([8]), eps: 1e-5, residual: make([1, 8]) }),
       ],
+      [
+        'rmsNorm: accumulate into bf16',
+        () =>
+          kernels.rmsNorm({
+            x: make([2, 8]),
+            weight: make([8]),
+            eps: 1e-5,
+            out: make([2, 8], 'bf16'),
+            accumulate: true,
+          }),
+      ],
+      [
+        'rmsNorm: accumulate with a residual',
+        () =>
+          kernels.rmsNorm({
+            x: make([2, 8]),
+            weight: make([8]),
+            eps: 1e-5,
+            residual: make([2, 8]),
+            out: make([2, 8]),
+            accumulate: true,
+          }),
+      ],
+      [
+        'rmsNorm: accumulate without out',
+        () => kernels.rmsNorm({ x: make([2, 8]), weight: make([8]), eps: 1e-5, accumulate: true }),
+      ],
+      [
+        'rmsNorm: accumulate a number',
+        () =>
+          kernels.rmsNorm({
+            x: make([2, 8]),
+            weight: make([8]),
+            eps: 1e-5,
+            out: make([2, 8]),
+            accumulate: 1 as Anything,
+          }),
+      ],
       ['rope: odd head', () => kernels.rope({ x: make([2, 1, 7]), positions: make([2], 'i32'), theta: 1e4 })],
       ['rope: positions of f32', () => kernels.rope({ x: make([2, 1, 8]), positions: make([2]), theta: 1e4 })],
       ['rope: too few positions', () => kernels.rope({ x: make([2, 1, 8]), positions: make([1], 'i32'), theta: 1e4 })],
@@ -316,6 +354,12 @@ onEveryDevice((device) => {
         () => kernels.addBias({ x: make([2, 8]), bias: make([8]), out: make([2, 8], 'bf16') }),
       ],
       ['embed: tokens of f32', () => kernels.embed({ table: make([4, 8]), tokens: make([2]) })],
+      ['embed: scale NaN', () => kernels.embed({ table: make([4, 8]), tokens: make([2], 'i32'), scale: Number.NaN })],
+      ['embed: scale beyond f32', () => kernels.embed({ table: make([4, 8]), tokens: make([2], 'i32'), scale: 1e39 })],
+      [
+        'embed: scale null',
+        () => kernels.embed({ table: make([4, 8]), tokens: make([2], 'i32'), scale: null as Anything }),
+      ],
       ['embed: table of rank 1', () => kernels.embed({ table: make([8]), tokens: make([2], 'i32') })],
     ])('rejects %s', async (_, call) => {
       await expectCode(call, invalid, /./);

@@ -27,7 +27,8 @@ __global__ void __launch_bounds__(kThreads, 1) embed_element(EmbedParams p) {
   const int64_t i = output_index();
   if (i >= p.num_tokens * p.hidden_size) return;
   const int64_t token = ld_global(p.tokens + i / p.hidden_size);
-  store_any(p.out, p.out_dtype, i, load_any(p.table, p.table_dtype, token * p.hidden_size + i % p.hidden_size));
+  const float x = load_any(p.table, p.table_dtype, token * p.hidden_size + i % p.hidden_size);
+  store_any(p.out, p.out_dtype, i, x * p.scale);
 }
 
 __global__ void __launch_bounds__(kThreads, 1) add_residual_element(RmsNormParams p) {
@@ -61,7 +62,8 @@ __global__ void __launch_bounds__(kThreads, 1) norm_element(NormParams n) {
   const int64_t i = output_index();
   if (i >= p.num_tokens * p.hidden_size) return;
   const float weight = load_any(p.weight, p.weight_dtype, i % p.hidden_size);
-  store_any(p.out, p.out_dtype, i, norm_input(p, i) * ld_global(n.factors + i / p.hidden_size) * weight);
+  const float before = p.accumulate ? load_any(p.out, p.out_dtype, i) : 0.0f;
+  store_any(p.out, p.out_dtype, i, before + norm_input(p, i) * ld_global(n.factors + i / p.hidden_size) * weight);
 }
 
 __device__ __forceinline__ float plain_silu(float x) { return x / (1.0f + expf(-x)); }

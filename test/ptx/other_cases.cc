@@ -73,6 +73,7 @@ void add_elementwise(std::vector<Case>* cases) {
         cases->push_back({name + ", rows of " + std::to_string(hidden), [=] {
                             return embed_call({dtype, out, 3, hidden});
                           }});
+      cases->push_back({name + ", scaled", [=] { return embed_call({dtype, out, 3, 1027, 50, 12.5f}); }});
       cases->push_back({name + ", a token that is none",
                         [=] {
                           return with_integers(embed_call({dtype, out, 3, dtype == out ? 64 : 33}),
@@ -89,6 +90,11 @@ void add_elementwise(std::vector<Case>* cases) {
                                      2, hidden, hidden != 5003});
              }});
       }
+    }
+    for (const int64_t hidden : {601, 4104}) {
+      cases->push_back({"RMSNorm, " + name_of(dtype) + ", accumulated, rows of " + std::to_string(hidden), [=] {
+                          return rms_norm_call({dtype, dtype, dtype, kF32, 2, hidden, false, true});
+                        }});
     }
     cases->push_back({"rope, " + name_of(dtype) + ", heads of 600", [=] { return rope_call({dtype, 3, 2, 600}); }});
     cases->push_back({"rope, " + name_of(dtype) + ", a position that is none",

@@ -274,12 +274,12 @@ export function rope(
   return out;
 }
 
-/** Looks up a row of table [vocabSize, hiddenSize] for each token. */
-export function embed(table: Numbers, tokens: ArrayLike<number>, hiddenSize: number): Float64Array {
+/** Looks up a row of table [vocabSize, hiddenSize] for each token and multiplies it by scale. */
+export function embed(table: Numbers, tokens: ArrayLike<number>, hiddenSize: number, scale = 1): Float64Array {
   const out = new Float64Array(tokens.length * hiddenSize);
   for (let t = 0; t < tokens.length; t++) {
     const row = (tokens[t] as number) * hiddenSize;
-    out.set(table.subarray(row, row + hiddenSize), t * hiddenSize);
+    for (let i = 0; i < hiddenSize; i++) out[t * hiddenSize + i] = scale * (table[row + i] as number);
   }
   return out;
 }

@@ -218,12 +218,14 @@ struct RmsNormCase {
   DType x, residual, weight, out;
   int64_t num_tokens, hidden_size;
   bool has_residual = true;
+  bool accumulate = false;  // into f32, without a residual
 };
 Call rms_norm_call(const RmsNormCase& c);
 struct EmbedCase {
   DType table, out;
   int64_t num_tokens, hidden_size;
   int64_t vocab_size = 50;
+  float scale = 1;
 };
 Call embed_call(const EmbedCase& c);
 struct RopeCase {

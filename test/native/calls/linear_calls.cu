@@ -65,6 +65,7 @@ Call rms_norm_call(const RmsNormCase& c) {
   p.weight = add_random(call, "weight", c.weight, count_of({c.hidden_size}), 0.1f, 3);
   p.out = add_output(call, "out", c.out, count, Comparison::values, c.hidden_size,
                      coarsest({c.x, c.has_residual ? c.residual : DType::f32, c.weight, c.out}));
+  if (c.accumulate) call.tensor("out").memory.upload(random_bytes(c.out, count, 1, 4));
   p.x_dtype = c.x;
   p.residual_dtype = c.residual;
   p.weight_dtype = c.weight;
@@ -72,6 +73,7 @@ Call rms_norm_call(const RmsNormCase& c) {
   p.num_tokens = c.num_tokens;
   p.hidden_size = c.hidden_size;
   p.eps = 1e-5f;
+  p.accumulate = c.accumulate;
   set_operator(call, rms_norm, p);
   return call;
 }
@@ -85,6 +87,7 @@ Call embed_call(const EmbedCase& c) {
   p.table = add_random(call, "table", c.table, count_of({c.vocab_size, c.hidden_size}), 0.1f, 1);
   p.tokens = add_integers(call, "tokens", tokens);
   p.out = add_output(call, "out", c.out, count_of({c.num_tokens, c.hidden_size}), Comparison::bits);
+  p.scale = c.scale;
   p.table_dtype = c.table;
   p.out_dtype = c.out;
   p.num_tokens = c.num_tokens;
@@ -198,6 +201,8 @@ std::vector<NamedCall> more_linear_calls() {
     for (const DType out : {kF32, kF16, kBf16}) {
       calls.push_back({"embed, " + type + " to " + dtype_name(out), [=] { return embed_call({dtype, out, 5, 264}); }});
     }
+    calls.push_back(norm(", " + type + ", accumulated", {dtype, dtype, dtype, kF32, 3, 2056, false, true}));
+    calls.push_back({"embed, " + type + ", scaled", [=] { return embed_call({dtype, kBf16, 5, 264, 50, 12.5f}); }});
     calls.push_back({"embed, " + type + ", rows not aligned", [=] { return embed_call({dtype, dtype, 3, 33}); }});
     calls.push_back({"rope, " + type, [=] { return rope_call({dtype, 5, 4, 64}); }});
     calls.push_back({"rope, " + type + ", in place, heads of 10", [=] { return rope_call({dtype, 3, 6, 10, true}); }});

@@ -163,9 +163,7 @@ void LinearLayers::matmul(const MatmulParams& p) {
   require_compute_type("matmul: x", p.x_dtype);
   require_compute_type("matmul: weight", p.weight_dtype);
   require_compute_type("matmul: out", p.out_dtype);
-  if (p.accumulate && p.out_dtype != DType::f32) {
-    fail(ErrorCode::invalid_argument, "matmul: out has type %s; it must be f32 to accumulate", dtype_name(p.out_dtype));
-  }
+  if (p.accumulate) require_accumulator_type("matmul: out", p.out_dtype);
   if (p.num_tokens <= 0 || p.out_features <= 0) return;
   if (p.num_tokens <= max_gemv_tokens(p.weight_dtype) || p.in_features == 0) return kernels_.gemv(p, arena_);
 #if defined(DIFFQKV_HAVE_ONEDNN)
