@@ -65,10 +65,11 @@ export interface NativeDevice {
   quantize(tensors: { x: NativeTensor; out: NativeTensor; scales: NativeTensor }): Promise<void>;
   gatedMlp(tensors: {
     x: NativeTensor;
-    gate: NativeTensor;
+    gate?: NativeTensor;
     up: NativeTensor;
     down: NativeTensor;
     out: NativeTensor;
+    activation: string;
   }): Promise<void>;
   matmul(tensors: { x: NativeTensor; weight: NativeTensor; out: NativeTensor }): Promise<void>;
   rmsNorm(tensors: {
@@ -86,7 +87,12 @@ export interface NativeDevice {
     out: NativeTensor;
     theta: number;
   }): Promise<void>;
-  siluMul(tensors: { gate: NativeTensor; up: NativeTensor; out: NativeTensor }): Promise<void>;
+  gatedActivation(tensors: {
+    gate?: NativeTensor;
+    up: NativeTensor;
+    out: NativeTensor;
+    activation: string;
+  }): Promise<void>;
   embed(tensors: {
     table: NativeTensor;
     tokens: NativeTensor;

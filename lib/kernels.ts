@@ -70,6 +70,13 @@ export interface AttentionDecodeArguments extends Omit<AttentionPrefillArguments
 }
 
 /**
+ * The activation of a gated MLP. `silu`: a / (1 + exp(-a)); `gelu`: a (1 + erf(a / sqrt(2))) / 2;
+ * `gelu_tanh`: a (1 + tanh(sqrt(2 / pi) (a + 0.044715 a^3))) / 2; `relu`: max(a, 0); `relu2`:
+ * max(a, 0)^2.
+ */
+export type Activation = 'silu' | 'gelu' | 'gelu_tanh' | 'relu' | 'relu2';
+
+/**
  * The operators of the model. Each resolves to its output: `out` if given, else a new tensor of the
  * dtype of the first input (`quantize`: of `dtype`). Tensors are row-major, on one device, and f32,
  * f16 or bf16 unless stated otherwise. Q head i reads K head floor(i numKHeads / numQHeads) and V
@@ -157,26 +164,29 @@ export const kernels = {
   },
 
   /**
-   * Augmented Q: (silu(x gate^T) * (x up^T)) down^T (arXiv 2501.13629, section 2). x is [tokens,
-   * qDim], gate and up [augQ, qDim], down [qDim, augQ], the output [tokens, qDim]. gate, up and
-   * down have the same dtype.
+   * Augmented Q: (activation(x gate^T) * (x up^T)) down^T (arXiv 2501.13629, section 2), or without
+   * `gate` activation(x up^T) down^T. x is [tokens, qDim], gate and up [augQ, qDim], down [qDim,
+   * augQ], the output [tokens, qDim]. gate, up and down have the same dtype. `activation` is silu
+   * by default.
    */
   async augmentedQ(args: {
     x: Tensor;
-    gate: Tensor;
+    gate?: Tensor;
     up: Tensor;
     down: Tensor;
+    activation?: Activation;
     out?: Tensor;
   }): Promise<Tensor> {
     checkObject('arguments', args);
-    const { x, gate, up, down, out } = args;
+    const { x, gate, up, down, activation = 'silu', out } = args;
     return run(x, out, x?.dtype, [axes('x', x, 2)[0], axes('down', down, 2)[0]], (device, to) =>
       device.gatedMlp({
         x: nativeTensor('x', x),
-        gate: nativeTensor('gate', gate),
+        gate: optionalTensor('gate', gate),
         up: nativeTensor('up', up),
         down: nativeTensor('down', down),
         out: to,
+        activation,
       }),
     );
   },
@@ -253,14 +263,25 @@ export const kernels = {
   },
 
   /**
-   * silu(gate) * up, elementwise, with silu(a) = a / (1 + exp(-a)) (arXiv 2002.05202). gate, up and
-   * the output have the same shape and dtype. `out` may be gate or up.
+   * activation(gate) * up, elementwise (arXiv 2002.05202), or without `gate` activation(up). gate,
+   * up and the output have the same shape and dtype. `activation` is silu by default. `out` may be
+   * gate or up.
    */
-  async siluMul(args: { gate: Tensor; up: Tensor; out?: Tensor }): Promise<Tensor> {
+  async gatedActivation(args: {
+    gate?: Tensor;
+    up: Tensor;
+    activation?: Activation;
+    out?: Tensor;
+  }): Promise<Tensor> {
     checkObject('arguments', args);
-    const { gate, up, out } = args;
-    return run(gate, out, gate?.dtype, gate?.shape, (device, to) =>
-      device.siluMul({ gate: nativeTensor('gate', gate), up: nativeTensor('up', up), out: to }),
+    const { gate, up, activation = 'silu', out } = args;
+    return run(up, out, up?.dtype, up?.shape, (device, to) =>
+      device.gatedActivation({
+        gate: optionalTensor('gate', gate),
+        up: nativeTensor('up', up),
+        out: to,
+        activation,
+      }),
     );
   },
 

@@ -97,13 +97,14 @@ Run quantize(const Fields&, Operands& operands) {
   return operands.job(&Backend::quantize, check_quantize(x, out, scales), out);
 }
 
-Run gated_mlp(const Fields&, Operands& operands) {
+Run gated_mlp(const Fields& fields, Operands& operands) {
   const TensorView& x = operands.tensor("x");
-  const TensorView& gate = operands.tensor("gate");
+  const TensorView* gate = operands.optional_tensor("gate");
   const TensorView& up = operands.tensor("up");
   const TensorView& down = operands.tensor("down");
   const TensorView& out = operands.tensor("out");
-  return operands.job(&Backend::gated_mlp, check_gated_mlp(x, gate, up, down, out), out);
+  const GatedMlpParams p = check_gated_mlp(x, gate, up, down, out, fields.text("activation"));
+  return operands.job(&Backend::gated_mlp, p, out);
 }
 
 Run matmul(const Fields&, Operands& operands) {
@@ -146,11 +147,12 @@ Run rope(const Fields& fields, Operands& operands) {
       check_rope(x, positions, out, theta), out);
 }
 
-Run silu_mul(const Fields&, Operands& operands) {
-  const TensorView& gate = operands.tensor("gate");
+Run gated_activation(const Fields& fields, Operands& operands) {
+  const TensorView* gate = operands.optional_tensor("gate");
   const TensorView& up = operands.tensor("up");
   const TensorView& out = operands.tensor("out");
-  return operands.job(&Backend::silu_mul, check_silu_mul(gate, up, out), out);
+  const GatedActivationParams p = check_gated_activation(gate, up, out, fields.text("activation"));
+  return operands.job(&Backend::gated_activation, p, out);
 }
 
 Run embed(const Fields& fields, Operands& operands) {
@@ -174,7 +176,7 @@ constexpr Kernel kKernels[] = {
     {"rmsNorm", rms_norm},
     {"rope", rope},
     {"addBias", add_bias},
-    {"siluMul", silu_mul},
+    {"gatedActivation", gated_activation},
     {"embed", embed},
 };
 

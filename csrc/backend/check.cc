@@ -65,6 +65,16 @@ void check_at_least_one(const char* what, int64_t value) {
     fail(ErrorCode::invalid_argument, "%s is %lld; it must be at least 1", what, static_cast<long long>(value));
 }
 
+Activation activation_named(const std::string& name) {
+  if (name == "silu") return Activation::silu;
+  if (name == "gelu") return Activation::gelu;
+  if (name == "gelu_tanh") return Activation::gelu_tanh;
+  if (name == "relu") return Activation::relu;
+  if (name == "relu2") return Activation::relu2;
+  fail(ErrorCode::invalid_argument, "activation is '%s'; it must be 'silu', 'gelu', 'gelu_tanh', 'relu' or 'relu2'",
+       name.c_str());
+}
+
 // K or V as the caller passes it, with the names of its axes.
 struct KvArgument {
   const TensorView& tensor;
@@ -216,33 +226,36 @@ QuantizeParams check_quantize(const TensorView& x, const TensorView& out, const 
   return p;
 }
 
-GatedMlpParams check_gated_mlp(const TensorView& x, const TensorView& gate, const TensorView& up,
-                               const TensorView& down, const TensorView& out) {
+GatedMlpParams check_gated_mlp(const TensorView& x, const TensorView* gate, const TensorView& up,
+                               const TensorView& down, const TensorView& out, const std::string& activation) {
   GatedMlpParams p;
   check_rank(x, 2, "[tokens, qDim]");
-  check_rank(gate, 2, "[augQ, qDim]");
+  check_rank(up, 2, "[augQ, qDim]");
   check_rank(down, 2, "[qDim, augQ]");
-  check_float({&x, &gate, &up, &down, &out});
+  check_float({&x, &up, &down, &out});
   p.num_tokens = x.shape[0];
   p.in_features = x.shape[1];
-  p.inner_size = gate.shape[0];
+  p.inner_size = up.shape[0];
   p.out_features = down.shape[0];
   check_at_least_one("qDim", p.in_features);
   check_at_least_one("augQ", p.inner_size);
-  check_shape(gate, {p.inner_size, p.in_features}, "[augQ, qDim] by the shape of x");
-  check_shape(up, {p.inner_size, p.in_features}, "[augQ, qDim] by the shapes of x and gate");
-  check_shape(down, {p.out_features, p.inner_size}, "[qDim, augQ] by the shape of gate");
+  check_shape(up, {p.inner_size, p.in_features}, "[augQ, qDim] by the shape of x");
+  check_shape(down, {p.out_features, p.inner_size}, "[qDim, augQ] by the shape of up");
   check_shape(out, {p.num_tokens, p.out_features}, "[tokens, qDim]");
-  check_same_type(gate, up);
-  check_same_type(gate, down);
-  check_apart(out, {&x, &gate, &up, &down});
+  check_same_type(up, down);
+  check_apart(out, {&x, gate, &up, &down});
+  if (gate != nullptr) {
+    check_shape(*gate, up.shape, "[augQ, qDim] by the shape of up");
+    check_same_type(*gate, up);
+    p.gate = gate->data;
+  }
+  p.activation = activation_named(activation);
   p.x = x.data;
-  p.gate = gate.data;
   p.up = up.data;
   p.down = down.data;
   p.out = out.data;
   p.x_dtype = x.dtype;
-  p.weight_dtype = gate.dtype;
+  p.weight_dtype = up.dtype;
   p.out_dtype = out.dtype;
   return p;
 }
@@ -332,18 +345,22 @@ RopeParams check_rope(const TensorView& x, const TensorView& positions, const Te
   return p;
 }
 
-SiluMulParams check_silu_mul(const TensorView& gate, const TensorView& up, const TensorView& out) {
-  SiluMulParams p;
-  check_float({&gate, &up, &out});
-  check_same_type(gate, up);
-  check_same_type(gate, out);
-  check_shape(up, gate.shape, "the shape of gate");
-  check_shape(out, gate.shape, "the shape of gate");
-  p.gate = gate.data;
+GatedActivationParams check_gated_activation(const TensorView* gate, const TensorView& up, const TensorView& out,
+                                             const std::string& activation) {
+  GatedActivationParams p;
+  check_float({&up, &out});
+  check_same_type(up, out);
+  check_shape(out, up.shape, "the shape of up");
+  if (gate != nullptr) {
+    check_shape(*gate, up.shape, "the shape of up");
+    check_same_type(*gate, up);
+    p.gate = gate->data;
+  }
+  p.activation = activation_named(activation);
   p.up = up.data;
   p.out = out.data;
-  p.dtype = gate.dtype;
-  p.count = elements(gate);
+  p.dtype = up.dtype;
+  p.count = elements(up);
   return p;
 }
 

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "backend/activation.h"
 #include "backend/dtype.h"
 
 namespace diffqkv {
@@ -53,25 +54,29 @@ struct MatmulParams {
   bool accumulate = false;  // out must be f32
 };
 
-// out (+)= (silu(x gate^T) * (x up^T)) down^T: a layer's FFN, and the MLP that augments Q.
+// out (+)= (activation(x gate^T) * (x up^T)) down^T: a layer's FFN, and the MLP that augments Q.
+// Without a gate, out (+)= activation(x up^T) down^T.
 struct GatedMlpParams {
   const void* x = nullptr;     // [num_tokens, in_features]
-  const void* gate = nullptr;  // [inner_size, in_features]
+  const void* gate = nullptr;  // [inner_size, in_features], or null
   const void* up = nullptr;    // [inner_size, in_features]
   const void* down = nullptr;  // [out_features, inner_size]
   void* out = nullptr;         // [num_tokens, out_features]
   DType x_dtype = DType::f32, weight_dtype = DType::f32, out_dtype = DType::f32;
   int64_t num_tokens = 0, in_features = 0, inner_size = 0, out_features = 0;
+  Activation activation = Activation::silu;
   bool accumulate = false;  // out must be f32
 };
 
-// out = silu(gate) * up, elementwise; all have the same type. out may be gate or up.
-struct SiluMulParams {
-  const void* gate = nullptr;
+// out = activation(gate) * up, elementwise, or activation(up) without a gate; all have the same
+// type. out may be gate or up.
+struct GatedActivationParams {
+  const void* gate = nullptr;  // or null
   const void* up = nullptr;
   void* out = nullptr;
   DType dtype = DType::f32;
   int64_t count = 0;
+  Activation activation = Activation::silu;
 };
 
 // Rotate-half RoPE: for d < head_dim / 2 and a = position * inv_freq[d],

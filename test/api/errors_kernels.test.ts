@@ -344,8 +344,40 @@ onEveryDevice((device) => {
       ['rope: too few positions', () => kernels.rope({ x: make([2, 1, 8]), positions: make([1], 'i32'), theta: 1e4 })],
       ['rope: theta 0', () => kernels.rope({ x: make([2, 1, 8]), positions: make([2], 'i32'), theta: 0 })],
       ['rope: theta NaN', () => kernels.rope({ x: make([2, 1, 8]), positions: make([2], 'i32'), theta: Number.NaN })],
-      ['siluMul: other shapes', () => kernels.siluMul({ gate: make([2, 8]), up: make([8, 2]) })],
-      ['siluMul: different types', () => kernels.siluMul({ gate: make([2, 8]), up: make([2, 8], 'bf16') })],
+      ['gatedActivation: other shapes', () => kernels.gatedActivation({ gate: make([2, 8]), up: make([8, 2]) })],
+      [
+        'gatedActivation: different types',
+        () => kernels.gatedActivation({ gate: make([2, 8]), up: make([2, 8], 'bf16') }),
+      ],
+      [
+        'gatedActivation: unknown activation',
+        () => kernels.gatedActivation({ up: make([2, 8]), activation: 'tanh' as Anything }),
+      ],
+      [
+        'gatedActivation: activation null',
+        () => kernels.gatedActivation({ up: make([2, 8]), activation: null as Anything }),
+      ],
+      ['gatedActivation: no up', () => kernels.gatedActivation({ gate: make([2, 8]) } as Anything)],
+      ['gatedActivation: gate null', () => kernels.gatedActivation({ gate: null as Anything, up: make([2, 8]) })],
+      [
+        'augmentedQ: unknown activation',
+        () =>
+          kernels.augmentedQ({
+            x: make([2, 8]),
+            gate: make([6, 8]),
+            up: make([6, 8]),
+            down: make([8, 6]),
+            activation: 'swish' as Anything,
+          }),
+      ],
+      [
+        'augmentedQ: gate of different size',
+        () => kernels.augmentedQ({ x: make([2, 8]), gate: make([7, 8]), up: make([6, 8]), down: make([8, 6]) }),
+      ],
+      [
+        'augmentedQ: gate of another type',
+        () => kernels.augmentedQ({ x: make([2, 8]), gate: make([6, 8], 'bf16'), up: make([6, 8]), down: make([8, 6]) }),
+      ],
       ['addBias: x of rank 1', () => kernels.addBias({ x: make([8]), bias: make([8]) })],
       ['addBias: bias of another size', () => kernels.addBias({ x: make([2, 8]), bias: make([7]) })],
       ['addBias: bias of bf16', () => kernels.addBias({ x: make([2, 8], 'bf16'), bias: make([8], 'bf16') })],
@@ -395,9 +427,9 @@ onEveryDevice((device) => {
     it('rejects tensors of another device', async () => {
       const other = await openDevice('cpu');
       const foreign = other.tensor('f32', [2, 8]);
-      await expectCode(() => kernels.siluMul({ gate: make([2, 8]), up: foreign }), invalid, /device/);
+      await expectCode(() => kernels.gatedActivation({ gate: make([2, 8]), up: foreign }), invalid, /device/);
       await expectCode(
-        () => kernels.siluMul({ gate: make([2, 8]), up: make([2, 8]), out: foreign }),
+        () => kernels.gatedActivation({ gate: make([2, 8]), up: make([2, 8]), out: foreign }),
         invalid,
         /device/,
       );

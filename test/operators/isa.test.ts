@@ -26,7 +26,7 @@ const suites = [
   'matmul',
   'rms_norm',
   'rope',
-  'silu_mul',
+  'gated_activation',
   'add_bias',
   'embed',
   'mixed_and_empty',

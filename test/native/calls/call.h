@@ -31,7 +31,7 @@ struct Output {
   DType coarsest_dtype = DType::f32;  // of `values`: whose limits apply
 };
 
-using OperatorParams = std::variant<EmbedParams, RmsNormParams, MatmulParams, GatedMlpParams, SiluMulParams,
+using OperatorParams = std::variant<EmbedParams, RmsNormParams, MatmulParams, GatedMlpParams, GatedActivationParams,
                                     AddBiasParams, RopeParams, KvAppendParams, KvGatherParams, QuantizeParams,
                                     AttentionPrefillParams, AttentionDecodeParams, SampleParams>;
 
@@ -211,6 +211,8 @@ struct GatedMlpCase {
   DType dtype;
   int64_t num_tokens, in_features, inner_size, out_features;
   bool accumulate = false;  // into f32
+  Activation activation = Activation::silu;
+  bool has_gate = true;
 };
 Call gated_mlp_call(const GatedMlpCase& c);
 
@@ -236,11 +238,13 @@ struct RopeCase {
 Call rope_call(const RopeCase& c);
 // Adds RoPE's frequencies, of which there are head_dim / 2.
 const double* add_frequencies(Call& call, int64_t head_dim);
-struct SiluMulCase {
+struct GatedActivationCase {
   DType dtype;
   int64_t count;
+  Activation activation = Activation::silu;
+  bool has_gate = true;
 };
-Call silu_mul_call(const SiluMulCase& c);
+Call gated_activation_call(const GatedActivationCase& c);
 struct AddBiasCase {
   DType dtype;
   int64_t num_tokens, num_features;
@@ -254,6 +258,16 @@ struct SampleCase {
   float top_p = 1, min_p = 0, penalty = 1;
 };
 Call sample_call(const SampleCase& c);
+
+// All activations but silu, with their names.
+struct NamedActivation {
+  const char* name;
+  Activation activation;
+};
+constexpr NamedActivation kOtherActivations[] = {{"gelu", Activation::gelu},
+                                                 {"gelu_tanh", Activation::gelu_tanh},
+                                                 {"relu", Activation::relu},
+                                                 {"relu2", Activation::relu2}};
 
 // The tables of calls, by file.
 std::vector<NamedCall> seeded_attention_calls();

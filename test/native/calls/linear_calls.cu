@@ -36,9 +36,10 @@ Call gated_mlp_call(const GatedMlpCase& c) {
   Call call;
   GatedMlpParams p;
   p.x = add_random(call, "x", c.dtype, count_of({c.num_tokens, c.in_features}), 0.1f, 1);
-  p.gate = add_random(call, "gate", c.dtype, inner, 10 * in_scale, 2);
-  p.up = add_random(call, "up", c.dtype, inner, in_scale, 3);
-  p.down = add_random(call, "down", c.dtype, count_of({c.out_features, c.inner_size}), 0.5f * inner_scale, 4);
+  if (c.has_gate) p.gate = add_random(call, "gate", c.dtype, inner, 10 * in_scale, 2);
+  p.up = add_random(call, "up", c.dtype, inner, c.has_gate ? in_scale : 10 * in_scale, 3);
+  p.down = add_random(call, "down", c.dtype, count_of({c.out_features, c.inner_size}),
+                      (c.has_gate ? 0.5f : 0.05f) * inner_scale, 4);
   p.out = add_output(call, "out", out_dtype, outputs, Comparison::values, c.out_features, c.dtype);
   if (c.accumulate) call.tensor("out").memory.upload(random_bytes(DType::f32, outputs, 0.1f, 5));
   p.x_dtype = c.dtype;
@@ -49,6 +50,7 @@ Call gated_mlp_call(const GatedMlpCase& c) {
   p.inner_size = c.inner_size;
   p.out_features = c.out_features;
   p.accumulate = c.accumulate;
+  p.activation = c.activation;
   set_operator(call, gated_mlp, p);
   return call;
 }
@@ -125,15 +127,16 @@ Call rope_call(const RopeCase& c) {
   return call;
 }
 
-Call silu_mul_call(const SiluMulCase& c) {
+Call gated_activation_call(const GatedActivationCase& c) {
   Call call;
-  SiluMulParams p;
-  p.gate = add_random(call, "gate", c.dtype, count_of({c.count}), 3, 1);
-  p.up = add_random(call, "up", c.dtype, count_of({c.count}), 0.1f, 2);
+  GatedActivationParams p;
+  if (c.has_gate) p.gate = add_random(call, "gate", c.dtype, count_of({c.count}), 3, 1);
+  p.up = add_random(call, "up", c.dtype, count_of({c.count}), c.has_gate ? 0.1f : 3, 2);
   p.out = add_output(call, "out", c.dtype, count_of({c.count}), Comparison::values, c.count, c.dtype);
   p.dtype = c.dtype;
   p.count = c.count;
-  set_operator(call, silu_mul, p);
+  p.activation = c.activation;
+  set_operator(call, gated_activation, p);
   return call;
 }
 
@@ -196,6 +199,24 @@ std::vector<NamedCall> more_linear_calls() {
                             {dtype, tokens, 128, 96, 72}));
     }
     calls.push_back(gated(type + ", accumulated", {dtype, 5, 128, 96, 72, true}));
+    for (const NamedActivation& other : kOtherActivations) {
+      const std::string name = other.name;
+      const Activation activation = other.activation;
+      for (const int64_t tokens : {3, 20}) {
+        calls.push_back(gated(type + ", " + name + ", " + std::to_string(tokens) + " tokens",
+                              {dtype, tokens, 128, 384, 72, false, activation}));
+      }
+      calls.push_back({std::string("gated_activation, ") + type + ", " + name, [=] {
+                         return gated_activation_call({dtype, 1003, activation});
+                       }});
+    }
+    for (const int64_t tokens : {3, 20}) {
+      calls.push_back(gated(type + ", no gate, " + std::to_string(tokens) + " tokens",
+                            {dtype, tokens, 128, 384, 72, true, Activation::relu2, false}));
+    }
+    calls.push_back({"gated_activation, " + type + ", no gate", [=] {
+                       return gated_activation_call({dtype, 1003, Activation::gelu, false});
+                     }});
     calls.push_back(norm(", " + type + ", no residual", {dtype, dtype, dtype, dtype, 3, 2056, false}));
     calls.push_back(norm(", " + type, {dtype, dtype, dtype, dtype, 2, 4104}));
     for (const DType out : {kF32, kF16, kBf16}) {
@@ -208,7 +229,7 @@ std::vector<NamedCall> more_linear_calls() {
     calls.push_back({"rope, " + type + ", in place, heads of 10", [=] { return rope_call({dtype, 3, 6, 10, true}); }});
     calls.push_back({"add_bias, " + type, [=] { return add_bias_call({dtype, 5, 1028}); }});
     calls.push_back({"add_bias, " + type + ", rows not aligned", [=] { return add_bias_call({dtype, 3, 601}); }});
-    calls.push_back({"silu_mul, " + type, [=] { return silu_mul_call({dtype, 1003}); }});
+    calls.push_back({"gated_activation, " + type, [=] { return gated_activation_call({dtype, 1003}); }});
   }
   return calls;
 }
