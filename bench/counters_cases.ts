@@ -148,6 +148,10 @@ function smallOperators(tokens: number): CountedCase[] {
       const [gate, up, out] = [tensors.bf16(tokens, inner), tensors.bf16(tokens, inner), tensors.bf16(tokens, inner)];
       return () => kernels.gatedActivation({ gate, up, out });
     }),
+    byToken('softcap', tokens, `${hidden}`, { read: hidden * 4, written: hidden * 4 }, (tensors) => {
+      const [x, out] = [tensors.f32(tokens, hidden), tensors.f32(tokens, hidden)];
+      return () => kernels.softcap({ x, cap: 30, out });
+    }),
     byToken('embed', tokens, `${vocab} x ${hidden}`, { read: row + 4, written: row }, (tensors) => {
       const [table, out, ids] = [
         tensors.bf16(vocab, hidden),

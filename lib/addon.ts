@@ -93,6 +93,7 @@ export interface NativeDevice {
     out: NativeTensor;
     activation: string;
   }): Promise<void>;
+  softcap(tensors: { x: NativeTensor; out: NativeTensor; cap: number }): Promise<void>;
   embed(tensors: {
     table: NativeTensor;
     tokens: NativeTensor;

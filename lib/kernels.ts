@@ -286,6 +286,18 @@ export const kernels = {
   },
 
   /**
+   * cap tanh(x / cap), elementwise, which limits magnitudes to `cap` (arXiv 2408.00118, section 2). x
+   * and the output are f32 of one shape, and `cap` is positive. `out` may be x.
+   */
+  async softcap(args: { x: Tensor; cap: number; out?: Tensor }): Promise<Tensor> {
+    checkObject('arguments', args);
+    const { x, cap, out } = args;
+    return run(x, out, 'f32', x?.shape, (device, to) =>
+      device.softcap({ x: nativeTensor('x', x), out: to, cap }),
+    );
+  },
+
+  /**
    * Rows of a table, multiplied by `scale` (default 1, which copies them). table is [vocab, hidden],
    * tokens i32 [tokens] with values from 0 to vocab - 1, the output [tokens, hidden].
    */

@@ -155,6 +155,12 @@ Run gated_activation(const Fields& fields, Operands& operands) {
   return operands.job(&Backend::gated_activation, p, out);
 }
 
+Run softcap(const Fields& fields, Operands& operands) {
+  const TensorView& x = operands.tensor("x");
+  const TensorView& out = operands.tensor("out");
+  return operands.job(&Backend::softcap, check_softcap(x, out, fields.number("cap")), out);
+}
+
 Run embed(const Fields& fields, Operands& operands) {
   const TensorView& table = operands.tensor("table");
   const TensorView& tokens = operands.tensor("tokens");
@@ -177,6 +183,7 @@ constexpr Kernel kKernels[] = {
     {"rope", rope},
     {"addBias", add_bias},
     {"gatedActivation", gated_activation},
+    {"softcap", softcap},
     {"embed", embed},
 };
 

@@ -382,6 +382,21 @@ AddBiasParams check_add_bias(const TensorView& x, const TensorView& bias, const 
   return p;
 }
 
+SoftcapParams check_softcap(const TensorView& x, const TensorView& out, double cap) {
+  SoftcapParams p;
+  check_type(x, DType::f32);
+  check_type(out, DType::f32);
+  check_shape(out, x.shape, "the shape of x");
+  p.cap = static_cast<float>(cap);
+  if (!(p.cap > 0) || !std::isfinite(p.cap)) {
+    fail(ErrorCode::invalid_argument, "cap is %g; it must be positive and finite in float32", cap);
+  }
+  p.x = static_cast<const float*>(x.data);
+  p.out = static_cast<float*>(out.data);
+  p.count = elements(x);
+  return p;
+}
+
 EmbedParams check_embed(const TensorView& table, const TensorView& tokens, const TensorView& out, double scale) {
   EmbedParams p;
   check_rank(table, 2, "[vocab, hidden]");

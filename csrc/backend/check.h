@@ -51,6 +51,7 @@ AddBiasParams check_add_bias(const TensorView& x, const TensorView& bias, const 
 RopeParams check_rope(const TensorView& x, const TensorView& positions, const TensorView& out, double theta);
 GatedActivationParams check_gated_activation(const TensorView* gate, const TensorView& up, const TensorView& out,
                                              const std::string& activation);
+SoftcapParams check_softcap(const TensorView& x, const TensorView& out, double cap);
 EmbedParams check_embed(const TensorView& table, const TensorView& tokens, const TensorView& out, double scale);
 
 // Checks the sampling options. The device checks the history and the logits, which are in its

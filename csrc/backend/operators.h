@@ -9,6 +9,7 @@
   X(rms_norm, RmsNormParams)                   \
   X(add_bias, AddBiasParams)                   \
   X(gated_activation, GatedActivationParams)   \
+  X(softcap, SoftcapParams)                    \
   X(rope, RopeParams)                          \
   X(kv_append, KvAppendParams)                 \
   X(kv_gather, KvGatherParams)                 \

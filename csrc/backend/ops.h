@@ -79,6 +79,14 @@ struct GatedActivationParams {
   Activation activation = Activation::silu;
 };
 
+// out = cap * tanh(x / cap), elementwise. out may be x.
+struct SoftcapParams {
+  const float* x = nullptr;
+  float* out = nullptr;
+  int64_t count = 0;
+  float cap = 0;  // positive and finite
+};
+
 // Rotate-half RoPE: for d < head_dim / 2 and a = position * inv_freq[d],
 //   out[d] = x[d] cos a - x[d + head_dim/2] sin a
 //   out[d + head_dim/2] = x[d + head_dim/2] cos a + x[d] sin a

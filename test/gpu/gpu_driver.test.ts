@@ -43,6 +43,7 @@ const operators: Record<string, RegExp> = {
   augmented_q: /^augmented Q/,
   gated_activation: /^gated_activation/,
   add_bias: /^add_bias/,
+  softcap: /^softcap/,
   rope: /^rope/,
   kv_append: /^kv_append/,
   kv_gather: /^kv_gather/,

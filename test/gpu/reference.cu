@@ -93,6 +93,12 @@ __global__ void __launch_bounds__(kThreads, 1) add_bias_element(AddBiasParams p)
   store_any(p.out, p.dtype, i, load_any(p.x, p.dtype, i) + ld_global(p.bias + i % p.num_features));
 }
 
+__global__ void __launch_bounds__(kThreads, 1) softcap_element(SoftcapParams p) {
+  const int64_t i = output_index();
+  if (i >= p.count) return;
+  st_global(p.out + i, p.cap * static_cast<float>(tanh(static_cast<double>(ld_global(p.x + i)) / p.cap)));
+}
+
 struct Pair {
   float low, high;  // elements d and d + head_dim / 2 of a head
 };
@@ -459,6 +465,8 @@ void run(const AddBiasParams& p, Context& context) {
   run_over(p.num_tokens * p.num_features, add_bias_element, p, context);
 }
 void run(const GatedActivationParams& p, Context& context) { run_over(p.count, gated_activation_element, p, context); }
+
+void run(const SoftcapParams& p, Context& context) { run_over(p.count, softcap_element, p, context); }
 
 void run(const RopeParams& p, Context& context) {
   run_over(p.num_tokens * p.num_heads * (p.head_dim / 2), rope_pair, p, context);

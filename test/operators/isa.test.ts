@@ -28,6 +28,7 @@ const suites = [
   'rope',
   'gated_activation',
   'add_bias',
+  'softcap',
   'embed',
   'mixed_and_empty',
   'fixtures',

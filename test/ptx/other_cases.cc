@@ -50,7 +50,23 @@ Call sample_of(const SampleCase& c, const std::vector<float>& first_logits, cons
   return call;
 }
 
+// Tensors that begin an element past an aligned address.
+Call shifted_softcap(int64_t count) {
+  Call call = softcap_call({count + 1, 30});
+  SoftcapParams p = std::get<SoftcapParams>(call.params);
+  ++p.x;
+  ++p.out;
+  p.count = count;
+  set_operator(call, softcap, p);
+  return call;
+}
+
 void add_elementwise(std::vector<Case>* cases) {
+  for (const int64_t count : {300, 40003}) {
+    const std::string size = std::to_string(count);
+    cases->push_back({"softcap, " + size, [=] { return softcap_call({count, 20}); }, {1, 99 * 1024}});
+    cases->push_back({"softcap, not aligned, " + size, [=] { return shifted_softcap(count); }, {1, 99 * 1024}});
+  }
   for (const DType dtype : kFloats) {
     for (const auto& [name, activation] : kOtherActivations) {
       const std::string start = "gated_activation, " + name_of(dtype) + ", " + name;

@@ -193,6 +193,10 @@ export function addBias(x: Numbers, bias: Numbers): Float64Array {
   return Float64Array.from(x, (value, i) => value + (bias[i % bias.length] as number));
 }
 
+export function softcap(x: Numbers, cap: number): Float64Array {
+  return Float64Array.from(x, (value) => cap * Math.tanh(value / cap));
+}
+
 /** activation(gate) * up, or activation(up) without a gate. */
 export function gatedActivation(gate: Numbers | null, up: Numbers, activation: Activation = 'silu'): Float64Array {
   const function_ = activations[activation];

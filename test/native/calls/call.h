@@ -32,8 +32,8 @@ struct Output {
 };
 
 using OperatorParams = std::variant<EmbedParams, RmsNormParams, MatmulParams, GatedMlpParams, GatedActivationParams,
-                                    AddBiasParams, RopeParams, KvAppendParams, KvGatherParams, QuantizeParams,
-                                    AttentionPrefillParams, AttentionDecodeParams, SampleParams>;
+                                    SoftcapParams, AddBiasParams, RopeParams, KvAppendParams, KvGatherParams,
+                                    QuantizeParams, AttentionPrefillParams, AttentionDecodeParams, SampleParams>;
 
 struct Call {
   std::vector<Tensor> tensors;
@@ -250,6 +250,12 @@ struct AddBiasCase {
   int64_t num_tokens, num_features;
 };
 Call add_bias_call(const AddBiasCase& c);
+
+struct SoftcapCase {
+  int64_t count;
+  float cap;
+};
+Call softcap_call(const SoftcapCase& c);
 
 struct SampleCase {
   int64_t vocab_size;

@@ -154,6 +154,18 @@ Call add_bias_call(const AddBiasCase& c) {
   return call;
 }
 
+Call softcap_call(const SoftcapCase& c) {
+  Call call;
+  SoftcapParams p;
+  p.x = reinterpret_cast<const float*>(add_random(call, "x", DType::f32, count_of({c.count}), 30, 1));
+  p.out = reinterpret_cast<float*>(
+      add_output(call, "out", DType::f32, count_of({c.count}), Comparison::values, c.count, DType::f32));
+  p.count = c.count;
+  p.cap = c.cap;
+  set_operator(call, softcap, p);
+  return call;
+}
+
 // ---- Tables.
 
 namespace {
@@ -231,6 +243,7 @@ std::vector<NamedCall> more_linear_calls() {
     calls.push_back({"add_bias, " + type + ", rows not aligned", [=] { return add_bias_call({dtype, 3, 601}); }});
     calls.push_back({"gated_activation, " + type, [=] { return gated_activation_call({dtype, 1003}); }});
   }
+  calls.push_back({"softcap", [] { return softcap_call({1003, 30}); }});
   return calls;
 }
 
