@@ -144,9 +144,13 @@ function smallOperators(tokens: number): CountedCase[] {
       const [x, bias, out] = [tensors.bf16(tokens, hidden), tensors.f32(hidden), tensors.bf16(tokens, hidden)];
       return () => kernels.addBias({ x, bias, out });
     }),
-    byToken('siluMul', tokens, `${inner}`, { read: 2 * inner * BF16, written: inner * BF16 }, (tensors) => {
+    byToken('gatedActivation', tokens, `${inner}`, { read: 2 * inner * BF16, written: inner * BF16 }, (tensors) => {
       const [gate, up, out] = [tensors.bf16(tokens, inner), tensors.bf16(tokens, inner), tensors.bf16(tokens, inner)];
-      return () => kernels.siluMul({ gate, up, out });
+      return () => kernels.gatedActivation({ gate, up, out });
+    }),
+    byToken('softcap', tokens, `${hidden}`, { read: hidden * 4, written: hidden * 4 }, (tensors) => {
+      const [x, out] = [tensors.f32(tokens, hidden), tensors.f32(tokens, hidden)];
+      return () => kernels.softcap({ x, cap: 30, out });
     }),
     byToken('embed', tokens, `${vocab} x ${hidden}`, { read: row + 4, written: row }, (tensors) => {
       const [table, out, ids] = [

@@ -1,4 +1,4 @@
-// out[t, :] = table[tokens[t], :]. A block a token, a thread 16 bytes of the table where rows are aligned to them. Bound by
+// out[t, :] = scale * table[tokens[t], :]. A block a token, a thread 16 bytes of the table where rows are aligned to them. Bound by
 // memory: one row read and one written a token. A token outside the vocabulary is reported, and its row becomes 0.
 #include "element_types.h"
 #include "finding.h"
@@ -23,7 +23,10 @@ __global__ void __launch_bounds__(kThreads, 8) embed_kernel(EmbedParams p, Findi
     if (known) {
       const TableVector x = ld_global(reinterpret_cast<const TableVector*>(row + i));
 #pragma unroll
-      for (int j = 0; j < kElements; ++j) result.v[j] = from_float<Out>(to_float(x.v[j]));
+      for (int j = 0; j < kElements; ++j) {
+        const float value = to_float(x.v[j]);
+        result.v[j] = from_float<Out>(p.scale == 1.0f ? value : value * p.scale);
+      }
     }
     st_global(reinterpret_cast<OutVector*>(out + i), result);
   }

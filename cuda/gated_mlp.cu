@@ -1,8 +1,11 @@
-// out (+)= (silu(x gate^T) * (x up^T)) down^T: one kernel for gate, up and silu, one for down; bound as gemv and gemm are.
+// out (+)= (activation(x gate^T) * (x up^T)) down^T, or activation(x up^T) down^T: one kernel for gate, up and the
+// activation, one for down; bound as gemv and gemm are. gemm has only silu in its epilogue, because the others, in each of
+// its unrolled elements, would be most of its code. They, and what has no gate, take a kernel for each product and one for
+// the activation.
 //
 // What lies between, h, is rounded at most once: to bf16 where x and weights are bf16, else it stays f32. f16 ends at
-// 65,504, which silu(a) * b leaves easily: for gemm, which wants f16, each row of h is brought into f16's range by a power
-// of two, and that is taken back in down's epilogue.
+// 65,504, which activation(a) * b leaves easily: for gemm, which wants f16, each row of h is brought into f16's range by a
+// power of two, and that is taken back in down's epilogue.
 #include <algorithm>
 
 #include "linear.h"
@@ -61,29 +64,55 @@ void gated_mlp(const GatedMlpParams& p, Context& context) {
   const size_t h_bytes = round_up_256(elements * (bf16_throughout ? 2 : 4));
   const size_t scaled_bytes = scales ? round_up_256(elements * 2) : 0;
   const size_t scale_bytes = scales ? static_cast<size_t>(block_tokens) * sizeof(float) : 0;
-  char* h = static_cast<char*>(context.scratch(h_bytes + scaled_bytes + scale_bytes));
+  // The products in f32, if the activation has a kernel of its own. Without rounding, up's become h.
+  const size_t product_bytes = p.gate && p.activation == Activation::silu ? 0 : round_up_256(elements * sizeof(float));
+  const size_t products_bytes = (p.gate ? product_bytes : 0) + (bf16_throughout ? product_bytes : 0);
+  char* h = static_cast<char*>(context.scratch(h_bytes + products_bytes + scaled_bytes + scale_bytes));
+  char* gate_product = h + h_bytes;
+  char* up_product = !bf16_throughout ? h : p.gate ? gate_product + product_bytes : gate_product;
+  char* scaled_h = h + h_bytes + products_bytes;
 
   for (int64_t token = 0; token < p.num_tokens; token += block_tokens) {
     const int64_t num_tokens = std::min(block_tokens, p.num_tokens - token);
     LinearParams gated;
     gated.x = static_cast<const char*>(p.x) + token * p.in_features * static_cast<int64_t>(dtype_size(p.x_dtype));
-    gated.weight = p.gate;
-    gated.up = p.up;
-    gated.out = h;
     gated.x_dtype = p.x_dtype;
     gated.weight_dtype = p.weight_dtype;
     gated.out_dtype = bf16_throughout ? DType::bf16 : DType::f32;
     gated.num_tokens = num_tokens;
     gated.in_features = p.in_features;
     gated.out_features = p.inner_size;
-    linear(gated, context);
+    gated.activation = p.activation;
+    if (p.gate && (p.activation == Activation::silu || !suits_gemm(gated))) {
+      gated.weight = p.gate;
+      gated.up = p.up;
+      gated.out = h;
+      linear(gated, context);
+    } else {
+      gated.out_dtype = DType::f32;
+      gated.weight = p.up;
+      gated.out = up_product;
+      linear(gated, context);
+      GatedActivationParams activation;
+      activation.up = up_product;
+      activation.out = h;
+      activation.count = num_tokens * p.inner_size;
+      activation.activation = p.activation;
+      if (p.gate) {
+        gated.weight = p.gate;
+        gated.out = gate_product;
+        linear(gated, context);
+        activation.gate = gate_product;
+      }
+      bf16_throughout ? gated_activation_to_bf16(activation, context) : gated_activation(activation, context);
+    }
 
     LinearParams down;
     down.x = h;
-    down.x_dtype = gated.out_dtype;
+    down.x_dtype = bf16_throughout ? DType::bf16 : DType::f32;
     if (scales) {
-      const ScaleRowsParams scaling = {reinterpret_cast<const float*>(h), reinterpret_cast<f16*>(h + h_bytes),
-                                       reinterpret_cast<float*>(h + h_bytes + scaled_bytes), p.inner_size};
+      const ScaleRowsParams scaling = {reinterpret_cast<const float*>(h), reinterpret_cast<f16*>(scaled_h),
+                                       reinterpret_cast<float*>(scaled_h + scaled_bytes), p.inner_size};
       LaunchShape shape;
       shape.grid[0] = static_cast<unsigned>(num_tokens);
       shape.threads = kThreads;

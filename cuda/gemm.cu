@@ -9,6 +9,7 @@
 
 #include <device/async.h>
 #include <device/mma.h>
+#include "activation.h"
 #include "linear.h"
 
 namespace diffqkv::cuda {

@@ -1,4 +1,4 @@
-// out (+)= x weight^T, and silu(x gate^T) * (x up^T) in one pass over both weights, for few tokens. Bound by reading each
+// out (+)= x weight^T, and activation(x gate^T) * (x up^T) in one pass over both weights, for few tokens. Bound by reading each
 // weight once from memory.
 //
 // A unit of work is a few weight rows; the warps that share a unit split the columns and add up in shared memory, so that
@@ -10,6 +10,7 @@
 #include <algorithm>
 
 #include <device/mma.h>
+#include "activation.h"
 #include "linear.h"
 #include "reductions.h"
 
@@ -26,8 +27,9 @@ struct GemvParams {
   DType x_dtype, weight_dtype, out_dtype;
   bool accumulate;
   int64_t num_tokens, in_features, out_features;
-  int num_token_groups;  // of kGemvTokens
-  int slices_log2;       // warps that share a unit
+  int num_token_groups;   // of kGemvTokens
+  int slices_log2;        // warps that share a unit
+  Activation activation;  // where gated
 };
 
 // Where a warp works. Blocks that read the same rows for other tokens follow each other.
@@ -73,8 +75,12 @@ __device__ __forceinline__ void write_sums(const GemvParams& p, const Place& pla
         total += ld_shared(sums + sum_index<kRows>((unit << p.slices_log2) + slice, half, i % kRows, token));
       return total;
     };
-    const float value = kGated ? silu(sum(0)) * sum(1) : sum(i % kOutRows / kRows);
-    put(p.out, p.out_dtype, (place.token + token) * p.out_features + row, value, p.accumulate);
+    float value[1] = {sum(kGated ? 0 : i % kOutRows / kRows)};
+    if constexpr (kGated) {
+      activate(p.activation, value);
+      value[0] *= sum(1);
+    }
+    put(p.out, p.out_dtype, (place.token + token) * p.out_features + row, value[0], p.accumulate);
   }
 }
 
@@ -277,7 +283,8 @@ void launch_gemv(const char* name, void (*kernel)(GemvParams), const LinearParam
                   linear.in_features,
                   linear.out_features,
                   static_cast<int>((linear.num_tokens + kGemvTokens - 1) / kGemvTokens),
-                  0};
+                  0,
+                  linear.activation};
   const int64_t units = (p.out_features + rows_per_unit - 1) / rows_per_unit;
   const int64_t wanted_warps = int64_t{context.num_multiprocessors} * 2 * kWarps;
   const auto has_columns_for = [&](int slices) {

@@ -13,8 +13,7 @@ void check_linear_types(const char* name, DType x, DType weight, DType out, bool
 
 void linear(const LinearParams& p, Context& context) {
   if (p.num_tokens <= 0 || p.out_features <= 0 || (p.accumulate && p.in_features <= 0)) return;
-  const bool many = p.num_tokens > kGemvTokens && gemm_takes(p.x_dtype, p.weight_dtype, p.out_dtype);
-  if (many || p.row_scale) return gemm(p, context);
+  if (suits_gemm(p) || p.row_scale) return gemm(p, context);
   gemv(p, context);
 }
 

@@ -1,6 +1,6 @@
-// h = x, or h = residual += x; out = h / sqrt(mean(h^2) + eps) * weight. A block a token, a thread eight elements at once
-// where all rows are aligned to 16 bytes. A thread keeps h in registers, up to 4,096 of a token; what is beyond is read
-// again. Squares are summed in f32 by each thread, then in f64. Bound by memory, and at one token by the time of a launch.
+// h = x, or h = residual += x; out (+)= h / sqrt(mean(h^2) + eps) * weight. A block a token, a thread eight elements at
+// once where all rows are aligned to 16 bytes. A thread keeps h in registers, up to 4,096 of a token; what is beyond is
+// read again. Squares are summed in f32 by each thread, then in f64. Bound by memory, and at one token by the time of a launch.
 #include <cmath>
 
 #include "element_types.h"
@@ -74,6 +74,12 @@ __global__ void __launch_bounds__(kThreads, 4) rms_norm_kernel(RmsNormParams p) 
     load_any(p.weight, p.weight_dtype, i, weight);
 #pragma unroll
     for (int j = 0; j < kElements; ++j) h[j] = h[j] * scale * weight[j];
+    if (p.accumulate) {
+      float before[kElements];
+      load_elements(static_cast<const float*>(p.out) + row + i, before);
+#pragma unroll
+      for (int j = 0; j < kElements; ++j) h[j] += before[j];
+    }
     store_any(p.out, p.out_dtype, row + i, h);
   });
 }
@@ -85,6 +91,7 @@ void rms_norm(const RmsNormParams& p, Context& context) {
                                  {"residual", p.residual ? p.residual_dtype : DType::f32},
                                  {"weight", p.weight_dtype},
                                  {"out", p.out_dtype}});
+  if (p.accumulate) require_accumulator_type("rms_norm: out", p.out_dtype);
   if (p.num_tokens <= 0 || p.hidden_size <= 0) return;
   LaunchShape shape;
   shape.grid[0] = static_cast<unsigned>(p.num_tokens);

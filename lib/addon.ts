@@ -65,10 +65,11 @@ export interface NativeDevice {
   quantize(tensors: { x: NativeTensor; out: NativeTensor; scales: NativeTensor }): Promise<void>;
   gatedMlp(tensors: {
     x: NativeTensor;
-    gate: NativeTensor;
+    gate?: NativeTensor;
     up: NativeTensor;
     down: NativeTensor;
     out: NativeTensor;
+    activation: string;
   }): Promise<void>;
   matmul(tensors: { x: NativeTensor; weight: NativeTensor; out: NativeTensor }): Promise<void>;
   rmsNorm(tensors: {
@@ -77,6 +78,7 @@ export interface NativeDevice {
     out: NativeTensor;
     residual?: NativeTensor;
     eps: number;
+    accumulate: boolean;
   }): Promise<void>;
   addBias(tensors: { x: NativeTensor; bias: NativeTensor; out: NativeTensor }): Promise<void>;
   rope(tensors: {
@@ -85,8 +87,19 @@ export interface NativeDevice {
     out: NativeTensor;
     theta: number;
   }): Promise<void>;
-  siluMul(tensors: { gate: NativeTensor; up: NativeTensor; out: NativeTensor }): Promise<void>;
-  embed(tensors: { table: NativeTensor; tokens: NativeTensor; out: NativeTensor }): Promise<void>;
+  gatedActivation(tensors: {
+    gate?: NativeTensor;
+    up: NativeTensor;
+    out: NativeTensor;
+    activation: string;
+  }): Promise<void>;
+  softcap(tensors: { x: NativeTensor; out: NativeTensor; cap: number }): Promise<void>;
+  embed(tensors: {
+    table: NativeTensor;
+    tokens: NativeTensor;
+    out: NativeTensor;
+    scale: number;
+  }): Promise<void>;
 
   loadModel(
     options: NativeModelOptions & {

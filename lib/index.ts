@@ -10,6 +10,7 @@ export { DiffqkvError, type ErrorCode } from './errors';
 export type { GenerateOptions, PrefillProgress, Prompt } from './generate';
 export type { GeneratedToken, Generation, GenerationResult } from './generation';
 export {
+  type Activation,
   type AttentionDecodeArguments,
   type AttentionPrefillArguments,
   kernels,

@@ -70,6 +70,13 @@ export interface AttentionDecodeArguments extends Omit<AttentionPrefillArguments
 }
 
 /**
+ * The activation of a gated MLP. `silu`: a / (1 + exp(-a)); `gelu`: a (1 + erf(a / sqrt(2))) / 2;
+ * `gelu_tanh`: a (1 + tanh(sqrt(2 / pi) (a + 0.044715 a^3))) / 2; `relu`: max(a, 0); `relu2`:
+ * max(a, 0)^2.
+ */
+export type Activation = 'silu' | 'gelu' | 'gelu_tanh' | 'relu' | 'relu2';
+
+/**
  * The operators of the model. Each resolves to its output: `out` if given, else a new tensor of the
  * dtype of the first input (`quantize`: of `dtype`). Tensors are row-major, on one device, and f32,
  * f16 or bf16 unless stated otherwise. Q head i reads K head floor(i numKHeads / numQHeads) and V
@@ -157,26 +164,29 @@ export const kernels = {
   },
 
   /**
-   * Augmented Q: (silu(x gate^T) * (x up^T)) down^T (arXiv 2501.13629, section 2). x is [tokens,
-   * qDim], gate and up [augQ, qDim], down [qDim, augQ], the output [tokens, qDim]. gate, up and
-   * down have the same dtype.
+   * Augmented Q: (activation(x gate^T) * (x up^T)) down^T (arXiv 2501.13629, section 2), or without
+   * `gate` activation(x up^T) down^T. x is [tokens, qDim], gate and up [augQ, qDim], down [qDim,
+   * augQ], the output [tokens, qDim]. gate, up and down have the same dtype. `activation` is silu
+   * by default.
    */
   async augmentedQ(args: {
     x: Tensor;
-    gate: Tensor;
+    gate?: Tensor;
     up: Tensor;
     down: Tensor;
+    activation?: Activation;
     out?: Tensor;
   }): Promise<Tensor> {
     checkObject('arguments', args);
-    const { x, gate, up, down, out } = args;
+    const { x, gate, up, down, activation = 'silu', out } = args;
     return run(x, out, x?.dtype, [axes('x', x, 2)[0], axes('down', down, 2)[0]], (device, to) =>
       device.gatedMlp({
         x: nativeTensor('x', x),
-        gate: nativeTensor('gate', gate),
+        gate: optionalTensor('gate', gate),
         up: nativeTensor('up', up),
         down: nativeTensor('down', down),
         out: to,
+        activation,
       }),
     );
   },
@@ -193,7 +203,8 @@ export const kernels = {
   /**
    * RMSNorm: h / sqrt(mean(h^2) + eps) * weight (arXiv 1910.07467). x and the output are [tokens,
    * hidden], weight is [hidden], `eps` is at least 0. h = x. If `residual`, [tokens, hidden], is
-   * given, x is first added to it in place, and h = residual.
+   * given, x is first added to it in place, and h = residual. With `accumulate`, the result is
+   * added to `out`, which must be given and f32; `residual` is then not allowed.
    */
   async rmsNorm(args: {
     x: Tensor;
@@ -201,9 +212,13 @@ export const kernels = {
     eps: number;
     residual?: Tensor;
     out?: Tensor;
+    accumulate?: boolean;
   }): Promise<Tensor> {
     checkObject('arguments', args);
-    const { x, weight, eps, residual, out } = args;
+    const { x, weight, eps, residual, out, accumulate = false } = args;
+    checkBoolean('accumulate', accumulate);
+    if (accumulate && out === undefined)
+      throw invalid('out', 'a tensor if accumulate is true', out);
     return run(x, out, x?.dtype, x?.shape, (device, to) =>
       device.rmsNorm({
         x: nativeTensor('x', x),
@@ -211,6 +226,7 @@ export const kernels = {
         out: to,
         residual: optionalTensor('residual', residual),
         eps,
+        accumulate,
       }),
     );
   },
@@ -247,24 +263,52 @@ export const kernels = {
   },
 
   /**
-   * silu(gate) * up, elementwise, with silu(a) = a / (1 + exp(-a)) (arXiv 2002.05202). gate, up and
-   * the output have the same shape and dtype. `out` may be gate or up.
+   * activation(gate) * up, elementwise (arXiv 2002.05202), or without `gate` activation(up). gate,
+   * up and the output have the same shape and dtype. `activation` is silu by default. `out` may be
+   * gate or up.
    */
-  async siluMul(args: { gate: Tensor; up: Tensor; out?: Tensor }): Promise<Tensor> {
+  async gatedActivation(args: {
+    gate?: Tensor;
+    up: Tensor;
+    activation?: Activation;
+    out?: Tensor;
+  }): Promise<Tensor> {
     checkObject('arguments', args);
-    const { gate, up, out } = args;
-    return run(gate, out, gate?.dtype, gate?.shape, (device, to) =>
-      device.siluMul({ gate: nativeTensor('gate', gate), up: nativeTensor('up', up), out: to }),
+    const { gate, up, activation = 'silu', out } = args;
+    return run(up, out, up?.dtype, up?.shape, (device, to) =>
+      device.gatedActivation({
+        gate: optionalTensor('gate', gate),
+        up: nativeTensor('up', up),
+        out: to,
+        activation,
+      }),
     );
   },
 
   /**
-   * Rows of a table. table is [vocab, hidden], tokens i32 [tokens] with values from 0 to vocab - 1,
-   * the output [tokens, hidden].
+   * cap tanh(x / cap), elementwise, which limits magnitudes to `cap` (arXiv 2408.00118, section 2). x
+   * and the output are f32 of one shape, and `cap` is positive. `out` may be x.
    */
-  async embed(args: { table: Tensor; tokens: Tensor; out?: Tensor }): Promise<Tensor> {
+  async softcap(args: { x: Tensor; cap: number; out?: Tensor }): Promise<Tensor> {
     checkObject('arguments', args);
-    const { table, tokens, out } = args;
+    const { x, cap, out } = args;
+    return run(x, out, 'f32', x?.shape, (device, to) =>
+      device.softcap({ x: nativeTensor('x', x), out: to, cap }),
+    );
+  },
+
+  /**
+   * Rows of a table, multiplied by `scale` (default 1, which copies them). table is [vocab, hidden],
+   * tokens i32 [tokens] with values from 0 to vocab - 1, the output [tokens, hidden].
+   */
+  async embed(args: {
+    table: Tensor;
+    tokens: Tensor;
+    scale?: number;
+    out?: Tensor;
+  }): Promise<Tensor> {
+    checkObject('arguments', args);
+    const { table, tokens, scale = 1, out } = args;
     return run(
       table,
       out,
@@ -275,6 +319,7 @@ export const kernels = {
           table: nativeTensor('table', table),
           tokens: nativeTensor('tokens', tokens),
           out: to,
+          scale,
         }),
     );
   },

@@ -86,8 +86,8 @@ function operators(tokens: number, { device, quick }: Bench): Operator[] {
       const weight = pool.take('bf16', [hidden], 1)[0] as Tensor;
       return kernels.rmsNorm({ x: x as Tensor, weight, eps: config.rms_norm_eps, out });
     }),
-    small(`siluMul ${ffn}`, [tokens, ffn], 2, (_, [gate, up, out]) =>
-      kernels.siluMul({ gate: gate as Tensor, up: up as Tensor, out }),
+    small(`gatedActivation ${ffn}`, [tokens, ffn], 2, (_, [gate, up, out]) =>
+      kernels.gatedActivation({ gate: gate as Tensor, up: up as Tensor, out }),
     ),
     small(`rope ${numQHeads} heads x ${headDimQk}`, [tokens, numQHeads, headDimQk], 1, (bench, [x, out]) =>
       kernels.rope({ x: x as Tensor, positions: positions(bench), theta: config.rope_theta, out }),

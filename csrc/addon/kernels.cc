@@ -97,13 +97,14 @@ Run quantize(const Fields&, Operands& operands) {
   return operands.job(&Backend::quantize, check_quantize(x, out, scales), out);
 }
 
-Run gated_mlp(const Fields&, Operands& operands) {
+Run gated_mlp(const Fields& fields, Operands& operands) {
   const TensorView& x = operands.tensor("x");
-  const TensorView& gate = operands.tensor("gate");
+  const TensorView* gate = operands.optional_tensor("gate");
   const TensorView& up = operands.tensor("up");
   const TensorView& down = operands.tensor("down");
   const TensorView& out = operands.tensor("out");
-  return operands.job(&Backend::gated_mlp, check_gated_mlp(x, gate, up, down, out), out);
+  const GatedMlpParams p = check_gated_mlp(x, gate, up, down, out, fields.text("activation"));
+  return operands.job(&Backend::gated_mlp, p, out);
 }
 
 Run matmul(const Fields&, Operands& operands) {
@@ -118,7 +119,8 @@ Run rms_norm(const Fields& fields, Operands& operands) {
   const TensorView& weight = operands.tensor("weight");
   const TensorView& out = operands.tensor("out");
   const TensorView* residual = operands.optional_tensor("residual");
-  return operands.job(&Backend::rms_norm, check_rms_norm(x, weight, out, residual, fields.number("eps")), out);
+  const RmsNormParams p = check_rms_norm(x, weight, out, residual, fields.number("eps"), fields.boolean("accumulate"));
+  return operands.job(&Backend::rms_norm, p, out);
 }
 
 Run add_bias(const Fields&, Operands& operands) {
@@ -145,18 +147,25 @@ Run rope(const Fields& fields, Operands& operands) {
       check_rope(x, positions, out, theta), out);
 }
 
-Run silu_mul(const Fields&, Operands& operands) {
-  const TensorView& gate = operands.tensor("gate");
+Run gated_activation(const Fields& fields, Operands& operands) {
+  const TensorView* gate = operands.optional_tensor("gate");
   const TensorView& up = operands.tensor("up");
   const TensorView& out = operands.tensor("out");
-  return operands.job(&Backend::silu_mul, check_silu_mul(gate, up, out), out);
+  const GatedActivationParams p = check_gated_activation(gate, up, out, fields.text("activation"));
+  return operands.job(&Backend::gated_activation, p, out);
 }
 
-Run embed(const Fields&, Operands& operands) {
+Run softcap(const Fields& fields, Operands& operands) {
+  const TensorView& x = operands.tensor("x");
+  const TensorView& out = operands.tensor("out");
+  return operands.job(&Backend::softcap, check_softcap(x, out, fields.number("cap")), out);
+}
+
+Run embed(const Fields& fields, Operands& operands) {
   const TensorView& table = operands.tensor("table");
   const TensorView& tokens = operands.tensor("tokens");
   const TensorView& out = operands.tensor("out");
-  return operands.job(&Backend::embed, check_embed(table, tokens, out), out);
+  return operands.job(&Backend::embed, check_embed(table, tokens, out, fields.number("scale")), out);
 }
 
 // `prepare` reads and checks the arguments on the JS thread and returns the job for the executor.
@@ -173,7 +182,8 @@ constexpr Kernel kKernels[] = {
     {"rmsNorm", rms_norm},
     {"rope", rope},
     {"addBias", add_bias},
-    {"siluMul", silu_mul},
+    {"gatedActivation", gated_activation},
+    {"softcap", softcap},
     {"embed", embed},
 };
 

@@ -65,6 +65,16 @@ void check_at_least_one(const char* what, int64_t value) {
     fail(ErrorCode::invalid_argument, "%s is %lld; it must be at least 1", what, static_cast<long long>(value));
 }
 
+Activation activation_named(const std::string& name) {
+  if (name == "silu") return Activation::silu;
+  if (name == "gelu") return Activation::gelu;
+  if (name == "gelu_tanh") return Activation::gelu_tanh;
+  if (name == "relu") return Activation::relu;
+  if (name == "relu2") return Activation::relu2;
+  fail(ErrorCode::invalid_argument, "activation is '%s'; it must be 'silu', 'gelu', 'gelu_tanh', 'relu' or 'relu2'",
+       name.c_str());
+}
+
 // K or V as the caller passes it, with the names of its axes.
 struct KvArgument {
   const TensorView& tensor;
@@ -216,33 +226,36 @@ QuantizeParams check_quantize(const TensorView& x, const TensorView& out, const 
   return p;
 }
 
-GatedMlpParams check_gated_mlp(const TensorView& x, const TensorView& gate, const TensorView& up,
-                               const TensorView& down, const TensorView& out) {
+GatedMlpParams check_gated_mlp(const TensorView& x, const TensorView* gate, const TensorView& up,
+                               const TensorView& down, const TensorView& out, const std::string& activation) {
   GatedMlpParams p;
   check_rank(x, 2, "[tokens, qDim]");
-  check_rank(gate, 2, "[augQ, qDim]");
+  check_rank(up, 2, "[augQ, qDim]");
   check_rank(down, 2, "[qDim, augQ]");
-  check_float({&x, &gate, &up, &down, &out});
+  check_float({&x, &up, &down, &out});
   p.num_tokens = x.shape[0];
   p.in_features = x.shape[1];
-  p.inner_size = gate.shape[0];
+  p.inner_size = up.shape[0];
   p.out_features = down.shape[0];
   check_at_least_one("qDim", p.in_features);
   check_at_least_one("augQ", p.inner_size);
-  check_shape(gate, {p.inner_size, p.in_features}, "[augQ, qDim] by the shape of x");
-  check_shape(up, {p.inner_size, p.in_features}, "[augQ, qDim] by the shapes of x and gate");
-  check_shape(down, {p.out_features, p.inner_size}, "[qDim, augQ] by the shape of gate");
+  check_shape(up, {p.inner_size, p.in_features}, "[augQ, qDim] by the shape of x");
+  check_shape(down, {p.out_features, p.inner_size}, "[qDim, augQ] by the shape of up");
   check_shape(out, {p.num_tokens, p.out_features}, "[tokens, qDim]");
-  check_same_type(gate, up);
-  check_same_type(gate, down);
-  check_apart(out, {&x, &gate, &up, &down});
+  check_same_type(up, down);
+  check_apart(out, {&x, gate, &up, &down});
+  if (gate != nullptr) {
+    check_shape(*gate, up.shape, "[augQ, qDim] by the shape of up");
+    check_same_type(*gate, up);
+    p.gate = gate->data;
+  }
+  p.activation = activation_named(activation);
   p.x = x.data;
-  p.gate = gate.data;
   p.up = up.data;
   p.down = down.data;
   p.out = out.data;
   p.x_dtype = x.dtype;
-  p.weight_dtype = gate.dtype;
+  p.weight_dtype = up.dtype;
   p.out_dtype = out.dtype;
   return p;
 }
@@ -269,7 +282,7 @@ MatmulParams check_matmul(const TensorView& x, const TensorView& weight, const T
 }
 
 RmsNormParams check_rms_norm(const TensorView& x, const TensorView& weight, const TensorView& out,
-                             const TensorView* residual, double eps) {
+                             const TensorView* residual, double eps, bool accumulate) {
   RmsNormParams p;
   check_rank(x, 2, "[tokens, hidden]");
   check_float({&x, &weight, &out});
@@ -288,10 +301,17 @@ RmsNormParams check_rms_norm(const TensorView& x, const TensorView& weight, cons
   }
   if (!(eps >= 0) || !std::isfinite(eps))
     fail(ErrorCode::invalid_argument, "eps is %g; it must be finite and not negative", eps);
+  if (accumulate) {
+    require_accumulator_type(out.name, out.dtype);
+    if (residual != nullptr) {
+      fail(ErrorCode::invalid_argument, "accumulate is true and residual is given; leave out one of them");
+    }
+  }
   p.x = x.data;
   p.weight = weight.data;
   p.out = out.data;
   p.eps = static_cast<float>(eps);
+  p.accumulate = accumulate;
   p.x_dtype = x.dtype;
   p.weight_dtype = weight.dtype;
   p.out_dtype = out.dtype;
@@ -325,18 +345,22 @@ RopeParams check_rope(const TensorView& x, const TensorView& positions, const Te
   return p;
 }
 
-SiluMulParams check_silu_mul(const TensorView& gate, const TensorView& up, const TensorView& out) {
-  SiluMulParams p;
-  check_float({&gate, &up, &out});
-  check_same_type(gate, up);
-  check_same_type(gate, out);
-  check_shape(up, gate.shape, "the shape of gate");
-  check_shape(out, gate.shape, "the shape of gate");
-  p.gate = gate.data;
+GatedActivationParams check_gated_activation(const TensorView* gate, const TensorView& up, const TensorView& out,
+                                             const std::string& activation) {
+  GatedActivationParams p;
+  check_float({&up, &out});
+  check_same_type(up, out);
+  check_shape(out, up.shape, "the shape of up");
+  if (gate != nullptr) {
+    check_shape(*gate, up.shape, "the shape of up");
+    check_same_type(*gate, up);
+    p.gate = gate->data;
+  }
+  p.activation = activation_named(activation);
   p.up = up.data;
   p.out = out.data;
-  p.dtype = gate.dtype;
-  p.count = elements(gate);
+  p.dtype = up.dtype;
+  p.count = elements(up);
   return p;
 }
 
@@ -358,7 +382,22 @@ AddBiasParams check_add_bias(const TensorView& x, const TensorView& bias, const 
   return p;
 }
 
-EmbedParams check_embed(const TensorView& table, const TensorView& tokens, const TensorView& out) {
+SoftcapParams check_softcap(const TensorView& x, const TensorView& out, double cap) {
+  SoftcapParams p;
+  check_type(x, DType::f32);
+  check_type(out, DType::f32);
+  check_shape(out, x.shape, "the shape of x");
+  p.cap = static_cast<float>(cap);
+  if (!(p.cap > 0) || !std::isfinite(p.cap)) {
+    fail(ErrorCode::invalid_argument, "cap is %g; it must be positive and finite in float32", cap);
+  }
+  p.x = static_cast<const float*>(x.data);
+  p.out = static_cast<float*>(out.data);
+  p.count = elements(x);
+  return p;
+}
+
+EmbedParams check_embed(const TensorView& table, const TensorView& tokens, const TensorView& out, double scale) {
   EmbedParams p;
   check_rank(table, 2, "[vocab, hidden]");
   check_rank(tokens, 1, "[tokens]");
@@ -369,6 +408,8 @@ EmbedParams check_embed(const TensorView& table, const TensorView& tokens, const
   p.num_tokens = tokens.shape[0];
   check_shape(out, {p.num_tokens, p.hidden_size}, "[tokens, hidden]");
   check_apart(out, {&table, &tokens});
+  p.scale = static_cast<float>(scale);
+  if (!std::isfinite(p.scale)) fail(ErrorCode::invalid_argument, "scale is %g; it must be finite in float32", scale);
   p.table = table.data;
   p.tokens = static_cast<const int32_t*>(tokens.data);
   p.out = out.data;

@@ -41,16 +41,18 @@ struct DecodeOptions {
 AttentionPrefillParams check_attention_prefill(const AttentionViews& tensors, const PrefillOptions& options);
 AttentionDecodeParams check_attention_decode(const AttentionViews& tensors, const DecodeOptions& options);
 QuantizeParams check_quantize(const TensorView& x, const TensorView& out, const TensorView& scales);
-GatedMlpParams check_gated_mlp(const TensorView& x, const TensorView& gate, const TensorView& up,
-                               const TensorView& down, const TensorView& out);
+GatedMlpParams check_gated_mlp(const TensorView& x, const TensorView* gate, const TensorView& up,
+                               const TensorView& down, const TensorView& out, const std::string& activation);
 MatmulParams check_matmul(const TensorView& x, const TensorView& weight, const TensorView& out);
 RmsNormParams check_rms_norm(const TensorView& x, const TensorView& weight, const TensorView& out,
-                             const TensorView* residual, double eps);
+                             const TensorView* residual, double eps, bool accumulate);
 AddBiasParams check_add_bias(const TensorView& x, const TensorView& bias, const TensorView& out);
 // Leaves inv_freq null.
 RopeParams check_rope(const TensorView& x, const TensorView& positions, const TensorView& out, double theta);
-SiluMulParams check_silu_mul(const TensorView& gate, const TensorView& up, const TensorView& out);
-EmbedParams check_embed(const TensorView& table, const TensorView& tokens, const TensorView& out);
+GatedActivationParams check_gated_activation(const TensorView* gate, const TensorView& up, const TensorView& out,
+                                             const std::string& activation);
+SoftcapParams check_softcap(const TensorView& x, const TensorView& out, double cap);
+EmbedParams check_embed(const TensorView& table, const TensorView& tokens, const TensorView& out, double scale);
 
 // Checks the sampling options. The device checks the history and the logits, which are in its
 // memory.

@@ -88,6 +88,11 @@ void require_compute_type(const char* tensor, DType dtype) {
   fail(ErrorCode::invalid_argument, "%s has type %s; it must be f32, f16 or bf16", tensor, dtype_name(dtype));
 }
 
+void require_accumulator_type(const char* tensor, DType dtype) {
+  if (dtype == DType::f32) return;
+  fail(ErrorCode::invalid_argument, "%s has type %s; it must be f32 to accumulate", tensor, dtype_name(dtype));
+}
+
 void require_cache_type(const char* tensor, DType dtype) {
   if (dtype != DType::i32) return;
   fail(ErrorCode::invalid_argument, "%s has type %s; it must be f32, f16, bf16, i8 or f8e4m3", tensor,

@@ -31,7 +31,9 @@ constexpr bool dtype_is_scaled(DType dtype) { return dtype == DType::i8 || dtype
 // Throws ERR_INVALID_ARGUMENT unless `dtype` is f32, f16 or bf16. `tensor` is for the message, for
 // example "matmul: x".
 void require_compute_type(const char* tensor, DType dtype);
-// The same for the types of K and V: f32, f16, bf16, i8 and f8e4m3.
+// Throws ERR_INVALID_ARGUMENT unless `dtype` is f32, the type of an output that is added to.
+void require_accumulator_type(const char* tensor, DType dtype);
+// As require_compute_type, for the types of K and V: f32, f16, bf16, i8 and f8e4m3.
 void require_cache_type(const char* tensor, DType dtype);
 
 // Converts `count` elements between f32 and any float type on the host. NaN stays NaN. Values

@@ -8,7 +8,8 @@
   X(embed, EmbedParams)                        \
   X(rms_norm, RmsNormParams)                   \
   X(add_bias, AddBiasParams)                   \
-  X(silu_mul, SiluMulParams)                   \
+  X(gated_activation, GatedActivationParams)   \
+  X(softcap, SoftcapParams)                    \
   X(rope, RopeParams)                          \
   X(kv_append, KvAppendParams)                 \
   X(kv_gather, KvGatherParams)                 \

@@ -6,21 +6,24 @@
 
 #include <cstdint>
 
+#include "backend/activation.h"
 #include "backend/dtype.h"
 
 namespace diffqkv {
 
-// out[t, :] = table[tokens[t], :]. A token outside [0, vocab_size) is ERR_INVALID_ARGUMENT.
+// out[t, :] = scale * table[tokens[t], :], rounded once. A token outside [0, vocab_size) is
+// ERR_INVALID_ARGUMENT.
 struct EmbedParams {
   const void* table = nullptr;      // [vocab_size, hidden_size]
   const int32_t* tokens = nullptr;  // [num_tokens]
   void* out = nullptr;              // [num_tokens, hidden_size]
   DType table_dtype = DType::f32, out_dtype = DType::f32;
   int64_t num_tokens = 0, vocab_size = 0, hidden_size = 0;
+  float scale = 1;  // at 1, out has the bits of the table
 };
 
-// out = h / sqrt(mean(h^2) + eps) * weight. If residual is given, residual += x first (in place, in
-// residual's type), and h = residual; else h = x.
+// out = h / sqrt(mean(h^2) + eps) * weight, or out += that if accumulate is set. If residual is
+// given, residual += x first (in place, in residual's type), and h = residual; else h = x.
 struct RmsNormParams {
   const void* x = nullptr;       // [num_tokens, hidden_size]
   void* residual = nullptr;      // [num_tokens, hidden_size], or null
@@ -29,6 +32,7 @@ struct RmsNormParams {
   DType x_dtype = DType::f32, residual_dtype = DType::f32, weight_dtype = DType::f32, out_dtype = DType::f32;
   int64_t num_tokens = 0, hidden_size = 0;
   float eps = 0;
+  bool accumulate = false;  // out must be f32, and residual null
 };
 
 // out[t, :] = x[t, :] + bias. out may be x.
@@ -50,25 +54,37 @@ struct MatmulParams {
   bool accumulate = false;  // out must be f32
 };
 
-// out (+)= (silu(x gate^T) * (x up^T)) down^T: a layer's FFN, and the MLP that augments Q.
+// out (+)= (activation(x gate^T) * (x up^T)) down^T: a layer's FFN, and the MLP that augments Q.
+// Without a gate, out (+)= activation(x up^T) down^T.
 struct GatedMlpParams {
   const void* x = nullptr;     // [num_tokens, in_features]
-  const void* gate = nullptr;  // [inner_size, in_features]
+  const void* gate = nullptr;  // [inner_size, in_features], or null
   const void* up = nullptr;    // [inner_size, in_features]
   const void* down = nullptr;  // [out_features, inner_size]
   void* out = nullptr;         // [num_tokens, out_features]
   DType x_dtype = DType::f32, weight_dtype = DType::f32, out_dtype = DType::f32;
   int64_t num_tokens = 0, in_features = 0, inner_size = 0, out_features = 0;
+  Activation activation = Activation::silu;
   bool accumulate = false;  // out must be f32
 };
 
-// out = silu(gate) * up, elementwise; all have the same type. out may be gate or up.
-struct SiluMulParams {
-  const void* gate = nullptr;
+// out = activation(gate) * up, elementwise, or activation(up) without a gate; all have the same
+// type. out may be gate or up.
+struct GatedActivationParams {
+  const void* gate = nullptr;  // or null
   const void* up = nullptr;
   void* out = nullptr;
   DType dtype = DType::f32;
   int64_t count = 0;
+  Activation activation = Activation::silu;
+};
+
+// out = cap * tanh(x / cap), elementwise. out may be x.
+struct SoftcapParams {
+  const float* x = nullptr;
+  float* out = nullptr;
+  int64_t count = 0;
+  float cap = 0;  // positive and finite
 };
 
 // Rotate-half RoPE: for d < head_dim / 2 and a = position * inv_freq[d],

@@ -212,13 +212,13 @@ class Graph {
     };
     product(w.gate, w.gate_bias, ws_.gate);
     product(w.up, w.up_bias, ws_.up);
-    SiluMulParams activation;
+    GatedActivationParams activation;
     activation.gate = ws_.gate.data();
     activation.up = ws_.up.data();
     activation.out = ws_.up.data();
     activation.dtype = dtype;
     activation.count = count * inner;
-    backend_.silu_mul(activation);
+    backend_.gated_activation(activation);
     p.x = ws_.up.data();
     p.x_dtype = dtype;
     p.weight = w.down.data();

@@ -110,8 +110,8 @@ onEveryDevice((device) => {
       await expectCode(() => tensor.read(), 'ERR_DISPOSED', /tensor/i);
       await expectCode(() => tensor.readInto(new Float32Array(3)), 'ERR_DISPOSED');
       await expectCode(() => tensor.write(new Float32Array(3)), 'ERR_DISPOSED');
-      await expectCode(() => kernels.siluMul({ gate: tensor, up: other }), 'ERR_DISPOSED');
-      await expectCode(() => kernels.siluMul({ gate: other, up: other, out: tensor }), 'ERR_DISPOSED');
+      await expectCode(() => kernels.gatedActivation({ gate: tensor, up: other }), 'ERR_DISPOSED');
+      await expectCode(() => kernels.gatedActivation({ gate: other, up: other, out: tensor }), 'ERR_DISPOSED');
       other.dispose();
     });
   });

@@ -301,13 +301,83 @@ onEveryDevice((device) => {
         'rmsNorm: residual shape',
         () => kernels.rmsNorm({ x: make([2, 8]), weight: make([8]), eps: 1e-5, residual: make([1, 8]) }),
       ],
+      [
+        'rmsNorm: accumulate into bf16',
+        () =>
+          kernels.rmsNorm({
+            x: make([2, 8]),
+            weight: make([8]),
+            eps: 1e-5,
+            out: make([2, 8], 'bf16'),
+            accumulate: true,
+          }),
+      ],
+      [
+        'rmsNorm: accumulate with a residual',
+        () =>
+          kernels.rmsNorm({
+            x: make([2, 8]),
+            weight: make([8]),
+            eps: 1e-5,
+            residual: make([2, 8]),
+            out: make([2, 8]),
+            accumulate: true,
+          }),
+      ],
+      [
+        'rmsNorm: accumulate without out',
+        () => kernels.rmsNorm({ x: make([2, 8]), weight: make([8]), eps: 1e-5, accumulate: true }),
+      ],
+      [
+        'rmsNorm: accumulate a number',
+        () =>
+          kernels.rmsNorm({
+            x: make([2, 8]),
+            weight: make([8]),
+            eps: 1e-5,
+            out: make([2, 8]),
+            accumulate: 1 as Anything,
+          }),
+      ],
       ['rope: odd head', () => kernels.rope({ x: make([2, 1, 7]), positions: make([2], 'i32'), theta: 1e4 })],
       ['rope: positions of f32', () => kernels.rope({ x: make([2, 1, 8]), positions: make([2]), theta: 1e4 })],
       ['rope: too few positions', () => kernels.rope({ x: make([2, 1, 8]), positions: make([1], 'i32'), theta: 1e4 })],
       ['rope: theta 0', () => kernels.rope({ x: make([2, 1, 8]), positions: make([2], 'i32'), theta: 0 })],
       ['rope: theta NaN', () => kernels.rope({ x: make([2, 1, 8]), positions: make([2], 'i32'), theta: Number.NaN })],
-      ['siluMul: other shapes', () => kernels.siluMul({ gate: make([2, 8]), up: make([8, 2]) })],
-      ['siluMul: different types', () => kernels.siluMul({ gate: make([2, 8]), up: make([2, 8], 'bf16') })],
+      ['gatedActivation: other shapes', () => kernels.gatedActivation({ gate: make([2, 8]), up: make([8, 2]) })],
+      [
+        'gatedActivation: different types',
+        () => kernels.gatedActivation({ gate: make([2, 8]), up: make([2, 8], 'bf16') }),
+      ],
+      [
+        'gatedActivation: unknown activation',
+        () => kernels.gatedActivation({ up: make([2, 8]), activation: 'tanh' as Anything }),
+      ],
+      [
+        'gatedActivation: activation null',
+        () => kernels.gatedActivation({ up: make([2, 8]), activation: null as Anything }),
+      ],
+      ['gatedActivation: no up', () => kernels.gatedActivation({ gate: make([2, 8]) } as Anything)],
+      ['gatedActivation: gate null', () => kernels.gatedActivation({ gate: null as Anything, up: make([2, 8]) })],
+      [
+        'augmentedQ: unknown activation',
+        () =>
+          kernels.augmentedQ({
+            x: make([2, 8]),
+            gate: make([6, 8]),
+            up: make([6, 8]),
+            down: make([8, 6]),
+            activation: 'swish' as Anything,
+          }),
+      ],
+      [
+        'augmentedQ: gate of different size',
+        () => kernels.augmentedQ({ x: make([2, 8]), gate: make([7, 8]), up: make([6, 8]), down: make([8, 6]) }),
+      ],
+      [
+        'augmentedQ: gate of another type',
+        () => kernels.augmentedQ({ x: make([2, 8]), gate: make([6, 8], 'bf16'), up: make([6, 8]), down: make([8, 6]) }),
+      ],
       ['addBias: x of rank 1', () => kernels.addBias({ x: make([8]), bias: make([8]) })],
       ['addBias: bias of another size', () => kernels.addBias({ x: make([2, 8]), bias: make([7]) })],
       ['addBias: bias of bf16', () => kernels.addBias({ x: make([2, 8], 'bf16'), bias: make([8], 'bf16') })],
@@ -315,7 +385,22 @@ onEveryDevice((device) => {
         'addBias: out of another type',
         () => kernels.addBias({ x: make([2, 8]), bias: make([8]), out: make([2, 8], 'bf16') }),
       ],
+      ['softcap: x of bf16', () => kernels.softcap({ x: make([2, 8], 'bf16'), cap: 30 })],
+      ['softcap: out of another shape', () => kernels.softcap({ x: make([2, 8]), cap: 30, out: make([8, 2]) })],
+      ['softcap: out of bf16', () => kernels.softcap({ x: make([2, 8]), cap: 30, out: make([2, 8], 'bf16') })],
+      ['softcap: cap 0', () => kernels.softcap({ x: make([2, 8]), cap: 0 })],
+      ['softcap: cap negative', () => kernels.softcap({ x: make([2, 8]), cap: -1 })],
+      ['softcap: cap NaN', () => kernels.softcap({ x: make([2, 8]), cap: Number.NaN })],
+      ['softcap: cap infinite', () => kernels.softcap({ x: make([2, 8]), cap: Number.POSITIVE_INFINITY })],
+      ['softcap: cap 0 in f32', () => kernels.softcap({ x: make([2, 8]), cap: 1e-60 })],
+      ['softcap: cap missing', () => kernels.softcap({ x: make([2, 8]) } as Anything)],
       ['embed: tokens of f32', () => kernels.embed({ table: make([4, 8]), tokens: make([2]) })],
+      ['embed: scale NaN', () => kernels.embed({ table: make([4, 8]), tokens: make([2], 'i32'), scale: Number.NaN })],
+      ['embed: scale beyond f32', () => kernels.embed({ table: make([4, 8]), tokens: make([2], 'i32'), scale: 1e39 })],
+      [
+        'embed: scale null',
+        () => kernels.embed({ table: make([4, 8]), tokens: make([2], 'i32'), scale: null as Anything }),
+      ],
       ['embed: table of rank 1', () => kernels.embed({ table: make([8]), tokens: make([2], 'i32') })],
     ])('rejects %s', async (_, call) => {
       await expectCode(call, invalid, /./);
@@ -351,9 +436,9 @@ onEveryDevice((device) => {
     it('rejects tensors of another device', async () => {
       const other = await openDevice('cpu');
       const foreign = other.tensor('f32', [2, 8]);
-      await expectCode(() => kernels.siluMul({ gate: make([2, 8]), up: foreign }), invalid, /device/);
+      await expectCode(() => kernels.gatedActivation({ gate: make([2, 8]), up: foreign }), invalid, /device/);
       await expectCode(
-        () => kernels.siluMul({ gate: make([2, 8]), up: make([2, 8]), out: foreign }),
+        () => kernels.gatedActivation({ gate: make([2, 8]), up: make([2, 8]), out: foreign }),
         invalid,
         /device/,
       );

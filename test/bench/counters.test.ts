@@ -134,7 +134,7 @@ describe('the counters of the CUDA kernels', () => {
     for (const id of ['cpu', 'emulated'] as 'cpu'[]) {
       using device = await openDevice(id);
       const x = device.tensor('f32', [64], values);
-      await (await kernels.siluMul({ gate: x, up: x })).read();
+      await (await kernels.gatedActivation({ gate: x, up: x })).read();
       expect(counters()).toEqual(id === 'cpu' ? none : expect.objectContaining({ bytesRead: 512, bytesWritten: 256 }));
     }
     startCounting();

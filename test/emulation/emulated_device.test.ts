@@ -27,7 +27,7 @@ const run = (name: string, env: Record<string, string> = {}): Promise<Record<str
     const outcome = await run('lost', { DIFFQKV_EMULATED_FAIL_LAUNCH: String(n) });
     expect(outcome.first).toMatchObject({
       code: 'ERR_DEVICE_UNAVAILABLE',
-      message: expect.stringMatching(/silu_mul/),
+      message: expect.stringMatching(/gated_activation/),
     });
     const later = outcome.later as { code: string; message: string }[];
     expect(later.length).toBe(8);

@@ -15,9 +15,9 @@ async function errorOf(work) {
 }
 
 const values = Float32Array.from({ length: 1000 }, (_, i) => i / 500 - 1);
-async function siluMul(device) {
+async function gatedActivation(device) {
   const x = device.tensor('f32', [1000], values);
-  return [...(await (await kernels.siluMul({ gate: x, up: x })).read())];
+  return [...(await (await kernels.gatedActivation({ gate: x, up: x })).read())];
 }
 
 const troubles = {
@@ -33,13 +33,13 @@ const troubles = {
     // DIFFQKV_EMULATED_FAIL_LAUNCH selects the failing launch by its number. It is one of these
     // calls.
     let first = null;
-    for (let i = 0; i < 6 && first === null; i++) first = await errorOf(() => siluMul(device));
+    for (let i = 0; i < 6 && first === null; i++) first = await errorOf(() => gatedActivation(device));
     const later = [];
     for (const work of [
       () => x.read(),
       () => x.write(values),
       () => device.synchronize(),
-      () => kernels.siluMul({ gate: x, up: x }),
+      () => kernels.gatedActivation({ gate: x, up: x }),
       () => device.tensor('f32', [3]),
       () => device.time(() => {}),
       () => Model.load(directory, { device }),
@@ -50,9 +50,9 @@ const troubles = {
     const again = await openDevice('emulated');
     x.dispose();
     device.dispose();
-    const result = await siluMul(again);
+    const result = await gatedActivation(again);
     other?.dispose();
-    const expected = await siluMul(await openDevice('cpu'));
+    const expected = await gatedActivation(await openDevice('cpu'));
     return { first, later, difference: Math.max(...result.map((x, i) => Math.abs(x - expected[i]))) };
   },
 

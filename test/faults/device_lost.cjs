@@ -20,9 +20,9 @@ const values = Float32Array.from({ length: 500 }, (_, i) => i / 250 - 1);
 const errorOf = (promise) => promise.then(() => undefined, (error) => error);
 const thrown = async (work) => errorOf((async () => work())());
 
-async function siluMul(device) {
+async function gatedActivation(device) {
   const x = device.tensor('f32', [500], values);
-  const y = await kernels.siluMul({ gate: x, up: x });
+  const y = await kernels.gatedActivation({ gate: x, up: x });
   const result = await y.read();
   x.dispose();
   y.dispose();
@@ -37,7 +37,7 @@ async function work(state) {
   const running = [
     state.session.prefill(tokens(70)),
     ...[70, 5].map((length) => state.model.generate(tokens(length), options).result.then((result) => result.tokens)),
-    siluMul(state.device),
+    gatedActivation(state.device),
     state.device.time(() => {}).then((ms) => ms >= 0),
   ];
   const outcomes = await Promise.allSettled(running);
@@ -82,7 +82,7 @@ const ways = {
    */
   async lost() {
     const cpu = await openDevice('cpu');
-    const onCpu = await siluMul(cpu);
+    const onCpu = await gatedActivation(cpu);
     const clean = {};
     const expected = await work(clean);
     end(clean);
@@ -95,7 +95,7 @@ const ways = {
         const other = await openDevice('emulated'); // another device object for the same GPU
         const state = {};
         fault(call, place, 1, status);
-        const [error, meanwhile] = await Promise.all([errorOf(work(state)), siluMul(cpu)]);
+        const [error, meanwhile] = await Promise.all([errorOf(work(state)), gatedActivation(cpu)]);
         fault(...kOff);
         assert.deepStrictEqual(meanwhile, onCpu);
         if (error === undefined) {
@@ -108,7 +108,7 @@ const ways = {
         for (const one of error.all ?? [error]) isLost(one);
         // Everything later on that device must fail too.
         isLost(await thrown(() => other.synchronize()));
-        isLost(await thrown(() => siluMul(other)));
+        isLost(await thrown(() => gatedActivation(other)));
         if (state.session) {
           isLost(await thrown(() => state.session.decode(1)));
           isLost(await thrown(() => state.session.prefill([1, 2])));
@@ -124,11 +124,11 @@ const ways = {
         assert.deepStrictEqual(await work(again), expected, `after ${call} ${place}`);
         if (place % 2 === 0) end(state);
         other.dispose();
-        assert.deepStrictEqual(await siluMul(again.device), expected[3]);
+        assert.deepStrictEqual(await gatedActivation(again.device), expected[3]);
         end(again);
       }
     }
-    assert.deepStrictEqual(await siluMul(cpu), onCpu);
+    assert.deepStrictEqual(await gatedActivation(cpu), onCpu);
     return { tried, counts };
   },
 
@@ -137,22 +137,22 @@ const ways = {
    * fails, which CUDA allows in the same process.
    */
   async notBack() {
-    const expected = await siluMul(await openDevice('cpu'));
+    const expected = await gatedActivation(await openDevice('cpu'));
     const ways = { cudaDeviceReset: 1, cudaSetDevice: 2 }; // the first cudaSetDevice is for the reset
     for (const [call, place] of Object.entries(ways)) {
       const device = await openDevice('emulated');
       fault('kernel', 1, 1, kIllegalAddress);
-      isLost(await thrown(() => siluMul(device)));
+      isLost(await thrown(() => gatedActivation(device)));
       for (let times = 0; times < 2; times++) {
         fault(call, place, 1, kIllegalAddress);
         const error = await thrown(() => openDevice('emulated'));
         isLost(error);
         assert.match(error.message, call === 'cudaDeviceReset' ? /a reset does not bring it back/ : /cudaSetDevice/);
-        isLost(await thrown(() => siluMul(device)));
+        isLost(await thrown(() => gatedActivation(device)));
       }
       fault(...kOff);
       const again = await openDevice('emulated');
-      const found = await siluMul(again);
+      const found = await gatedActivation(again);
       assert(found.every((x, i) => Math.abs(x - expected[i]) < 1e-6));
       again.dispose();
       device.dispose();
@@ -178,10 +178,10 @@ const ways = {
         assert([0, 70].includes(length));
         await state.session.truncate(0);
         assert.deepStrictEqual(await state.session.prefill(tokens(70)), expected[0]);
-        assert.deepStrictEqual(await siluMul(state.device), expected[3]);
+        assert.deepStrictEqual(await gatedActivation(state.device), expected[3]);
       }
       end(state);
-      assert.deepStrictEqual(await siluMul(clean.device), expected[3]);
+      assert.deepStrictEqual(await gatedActivation(clean.device), expected[3]);
     }
     return { tried, count };
   },
@@ -219,9 +219,9 @@ const ways = {
             const { tokens: drawn } = await state.model.generate(tokens(5), options).result;
             assert.deepStrictEqual(drawn, expected[2]);
           }
-          if (state.device) assert.deepStrictEqual(await siluMul(state.device), expected[3]);
+          if (state.device) assert.deepStrictEqual(await gatedActivation(state.device), expected[3]);
           end(state);
-          assert.deepStrictEqual(await siluMul(clean.device), expected[3]);
+          assert.deepStrictEqual(await gatedActivation(clean.device), expected[3]);
         }
       }
     }
@@ -253,15 +253,15 @@ const ways = {
   },
   async inWorker() {
     const [device, cpu] = [await openDevice('emulated'), await openDevice('cpu')];
-    const [before, onCpu] = [await siluMul(device), await siluMul(cpu)];
+    const [before, onCpu] = [await gatedActivation(device), await gatedActivation(cpu)];
     const goOn = new Promise((resolve) => parentPort.once('message', resolve));
     parentPort.postMessage('open');
     await goOn;
-    isLost(await thrown(() => siluMul(device)));
-    assert.deepStrictEqual(await siluMul(cpu), onCpu);
+    isLost(await thrown(() => gatedActivation(device)));
+    assert.deepStrictEqual(await gatedActivation(cpu), onCpu);
     device.dispose();
     // The other workers may open and reset the device at the same time.
-    assert.deepStrictEqual(await siluMul(await openDevice('emulated')), before);
+    assert.deepStrictEqual(await gatedActivation(await openDevice('emulated')), before);
     parentPort.postMessage('done');
   },
 };

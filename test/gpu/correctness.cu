@@ -41,7 +41,7 @@ std::vector<Bytes> output_bytes(const Call& call) {
 
 driver::Tolerance tolerance_of(const Call& call, const Output& output) {
   if (output.comparison == Comparison::lse) return driver::kLse;
-  const bool elementwise = std::holds_alternative<SiluMulParams>(call.params);
+  const bool elementwise = std::holds_alternative<GatedActivationParams>(call.params);
   return elementwise && output.coarsest_dtype == DType::f32 ? driver::kF32Elementwise
                                                             : driver::tolerance_of(output.coarsest_dtype);
 }

@@ -41,8 +41,9 @@ const operators: Record<string, RegExp> = {
   rms_norm: /^RMSNorm/,
   matmul: /^(GEM[MV]|product)/,
   augmented_q: /^augmented Q/,
-  silu_mul: /^silu_mul/,
+  gated_activation: /^gated_activation/,
   add_bias: /^add_bias/,
+  softcap: /^softcap/,
   rope: /^rope/,
   kv_append: /^kv_append/,
   kv_gather: /^kv_gather/,
@@ -66,7 +67,7 @@ if (!existsSync(program)) {
   });
 
   it('compares small calls with the emulation, as on a GPU', () => {
-    const { status, cases } = driver('correctness', '--shapes', 'small', '--emulation', '--only', 'silu_mul');
+    const { status, cases } = driver('correctness', '--shapes', 'small', '--emulation', '--only', 'gated_activation');
     expect(notOk(cases)).toEqual([]);
     expect(status).toBe(0);
     expect(cases.length).toBeGreaterThan(2);

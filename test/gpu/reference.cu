@@ -21,13 +21,14 @@ void run_over(int64_t count, void (*kernel)(Params), const Params& params, Conte
   launch("reference", kernel, shape, context.stream, params);
 }
 
-// ---- embed, rms_norm, silu_mul, rope.
+// ---- embed, rms_norm, gated_activation, rope.
 
 __global__ void __launch_bounds__(kThreads, 1) embed_element(EmbedParams p) {
   const int64_t i = output_index();
   if (i >= p.num_tokens * p.hidden_size) return;
   const int64_t token = ld_global(p.tokens + i / p.hidden_size);
-  store_any(p.out, p.out_dtype, i, load_any(p.table, p.table_dtype, token * p.hidden_size + i % p.hidden_size));
+  const float x = load_any(p.table, p.table_dtype, token * p.hidden_size + i % p.hidden_size);
+  store_any(p.out, p.out_dtype, i, x * p.scale);
 }
 
 __global__ void __launch_bounds__(kThreads, 1) add_residual_element(RmsNormParams p) {
@@ -61,21 +62,41 @@ __global__ void __launch_bounds__(kThreads, 1) norm_element(NormParams n) {
   const int64_t i = output_index();
   if (i >= p.num_tokens * p.hidden_size) return;
   const float weight = load_any(p.weight, p.weight_dtype, i % p.hidden_size);
-  store_any(p.out, p.out_dtype, i, norm_input(p, i) * ld_global(n.factors + i / p.hidden_size) * weight);
+  const float before = p.accumulate ? load_any(p.out, p.out_dtype, i) : 0.0f;
+  store_any(p.out, p.out_dtype, i, before + norm_input(p, i) * ld_global(n.factors + i / p.hidden_size) * weight);
 }
 
-__device__ __forceinline__ float plain_silu(float x) { return x / (1.0f + expf(-x)); }
+__device__ __forceinline__ float plain_activation(Activation activation, float x) {
+  const double y = x;
+  switch (activation) {
+    case Activation::silu: return x / (1.0f + expf(-x));
+    case Activation::gelu: return static_cast<float>(y / 2 * erfc(-y / sqrt(2.0)));
+    case Activation::gelu_tanh:
+      return static_cast<float>(y / (1 + exp(-2 * 0.79788456080286535588 * (y + 0.044715 * y * y * y))));
+    case Activation::relu: return fmaxf(x, 0.0f);
+    default: return fmaxf(x, 0.0f) * fmaxf(x, 0.0f);
+  }
+}
 
-__global__ void __launch_bounds__(kThreads, 1) silu_mul_element(SiluMulParams p) {
+__global__ void __launch_bounds__(kThreads, 1) gated_activation_element(GatedActivationParams p) {
   const int64_t i = output_index();
   if (i >= p.count) return;
-  store_any(p.out, p.dtype, i, plain_silu(load_any(p.gate, p.dtype, i)) * load_any(p.up, p.dtype, i));
+  const float up = load_any(p.up, p.dtype, i);
+  store_any(
+      p.out, p.dtype, i,
+      p.gate ? plain_activation(p.activation, load_any(p.gate, p.dtype, i)) * up : plain_activation(p.activation, up));
 }
 
 __global__ void __launch_bounds__(kThreads, 1) add_bias_element(AddBiasParams p) {
   const int64_t i = output_index();
   if (i >= p.num_tokens * p.num_features) return;
   store_any(p.out, p.dtype, i, load_any(p.x, p.dtype, i) + ld_global(p.bias + i % p.num_features));
+}
+
+__global__ void __launch_bounds__(kThreads, 1) softcap_element(SoftcapParams p) {
+  const int64_t i = output_index();
+  if (i >= p.count) return;
+  st_global(p.out + i, p.cap * static_cast<float>(tanh(static_cast<double>(ld_global(p.x + i)) / p.cap)));
 }
 
 struct Pair {
@@ -131,9 +152,9 @@ __global__ void __launch_bounds__(kThreads, 1) gated_element(GatedParams g) {
   const int64_t i = output_index();
   if (i >= p.num_tokens * p.inner_size) return;
   const int64_t x_first = i / p.inner_size * p.in_features, row_first = i % p.inner_size * p.in_features;
-  const float gate = dot(p.x, p.x_dtype, p.gate, p.weight_dtype, x_first, row_first, p.in_features);
+  const float gate = p.gate ? dot(p.x, p.x_dtype, p.gate, p.weight_dtype, x_first, row_first, p.in_features) : 0.0f;
   const float up = dot(p.x, p.x_dtype, p.up, p.weight_dtype, x_first, row_first, p.in_features);
-  st_global(g.h + i, plain_silu(gate) * up);
+  st_global(g.h + i, p.gate ? plain_activation(p.activation, gate) * up : plain_activation(p.activation, up));
 }
 
 // ---- The cache.
@@ -443,7 +464,9 @@ void run(const RmsNormParams& p, Context& context) {
 void run(const AddBiasParams& p, Context& context) {
   run_over(p.num_tokens * p.num_features, add_bias_element, p, context);
 }
-void run(const SiluMulParams& p, Context& context) { run_over(p.count, silu_mul_element, p, context); }
+void run(const GatedActivationParams& p, Context& context) { run_over(p.count, gated_activation_element, p, context); }
+
+void run(const SoftcapParams& p, Context& context) { run_over(p.count, softcap_element, p, context); }
 
 void run(const RopeParams& p, Context& context) {
   run_over(p.num_tokens * p.num_heads * (p.head_dim / 2), rope_pair, p, context);

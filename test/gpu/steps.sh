@@ -166,7 +166,7 @@ step_jest() {
   need_node
   local pattern ignored=fixtures # which has a step of its own
   pattern=$(node_here "$CHECK_KIT/test/tools/suites.mjs") || exit 1
-  if [ -n "$CHECK_REHEARSAL" ]; then pattern='/test/operators/(rope|silu_mul|embed)\.test\.'; fi
+  if [ -n "$CHECK_REHEARSAL" ]; then pattern='/test/operators/(rope|gated_activation|embed)\.test\.'; fi
   if [ ! -e "$CHECK_KIT/test/fixtures" ]; then
     ignored=$(cd "$CHECK_KIT/test" && grep -l "/fixtures['\"]" -- */*.test.[jt]s | sed 's/.*\///; s/\..*//' | paste -sd '|')
     echo "left out, as they need checkpoints: $ignored"

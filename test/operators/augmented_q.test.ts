@@ -50,5 +50,36 @@ onEveryDevice((device) => {
         expectClose(await out.read(), expected, tolerances[type], qDim);
       });
     });
+
+    const variants = (['gelu', 'gelu_tanh', 'relu', 'relu2', 'silu'] as const).flatMap((activation) =>
+      [1, 7, 33].flatMap((tokens) => [
+        [activation, tokens, 'a gate'] as const,
+        [activation, tokens, 'no gate'] as const,
+      ]),
+    );
+    it.each(variants)('%s, %i tokens, %s', async (activation, numTokens, gated) => {
+      for (const [qDim, augQ] of [
+        [128, 96],
+        [65, 99],
+      ] as const) {
+        const random = new Random(qDim + numTokens);
+        const x = random.normals(numTokens * qDim, 0.1, type);
+        const gate = gated === 'a gate' ? random.normals(augQ * qDim, 10 / Math.sqrt(qDim), type) : null;
+        const up = random.normals(augQ * qDim, (gate ? 1 : 10) / Math.sqrt(qDim), type);
+        const down = random.normals(qDim * augQ, (gate ? 0.5 : 0.05) / Math.sqrt(augQ), type);
+        await withTensors(device(), async (tensors) => {
+          const out = await kernels.augmentedQ({
+            x: tensors.make(type, [numTokens, qDim], x),
+            gate: gate ? tensors.make(type, [augQ, qDim], gate) : undefined,
+            up: tensors.make(type, [augQ, qDim], up),
+            down: tensors.make(type, [qDim, augQ], down),
+            activation,
+          });
+          const sizes = { numTokens, inFeatures: qDim, innerSize: augQ, outFeatures: qDim };
+          const expected = augmentedQ({ x, gate, up, down, activation, ...sizes });
+          expectClose(await tensors.keep(out).read(), expected, tolerances[type], qDim);
+        });
+      }
+    });
   });
 });

@@ -1,11 +1,13 @@
 import { kernels } from '../../lib/index';
 import { expectClose, tolerances } from '../support/compare';
 import { errorOfRead, onEveryDevice, withTensors } from '../support/devices';
-import { Random } from '../support/numbers';
+import { Random, roundTo } from '../support/numbers';
 import { embed } from '../support/reference';
 
+const types = ['f32', 'bf16', 'f16'] as const;
+
 onEveryDevice((device) => {
-  it.each(['f32', 'bf16', 'f16'] as const)('copies rows exactly: %s', async (type) => {
+  it.each(types)('copies rows exactly: %s', async (type) => {
     for (const [vocabSize, hiddenSize] of [
       [1, 1],
       [10, 33],
@@ -27,6 +29,34 @@ onEveryDevice((device) => {
       });
     }
   });
+
+  it.each(types.flatMap((table) => types.map((out) => [table, out] as const)))(
+    'multiplies by a scale: %s to %s',
+    async (tableType, outType) => {
+      for (const hiddenSize of [1, 33, 64, 257]) {
+        const random = new Random(hiddenSize);
+        const table = random.normals(10 * hiddenSize, 1, tableType);
+        table[0] = Number.NaN;
+        const tokens = Int32Array.of(0, 9, 4);
+        for (const scale of [Math.sqrt(hiddenSize) * 1.1, -12, 0]) {
+          await withTensors(device(), async (tensors) => {
+            const out = tensors.out(outType, [tokens.length, hiddenSize]);
+            await kernels.embed({
+              table: tensors.make(tableType, [10, hiddenSize], table),
+              tokens: tensors.make('i32', [tokens.length], tokens),
+              out,
+              scale,
+            });
+            // The float32 product, rounded to the type of out.
+            const expected = embed(table, tokens, hiddenSize, Math.fround(scale)).map((value) =>
+              roundTo(outType, Math.fround(value)),
+            );
+            expectClose(await out.read(), expected, tolerances.exact, hiddenSize);
+          });
+        }
+      }
+    },
+  );
 
   it.each([-1, 4, 2 ** 31 - 1, -(2 ** 31)])('rejects token %i with a vocabulary of 4', async (token) => {
     await withTensors(device(), async (tensors) => {

@@ -90,7 +90,7 @@ onEveryDevice((device) => {
       ],
       ['rmsNorm', () => kernels.rmsNorm({ x: make([n, 8]), weight: make([8]), eps: 1e-5 })],
       ['rope', () => kernels.rope({ x: make([n, 1, 8]), positions: make([n], 'i32'), theta: 1e4 })],
-      ['siluMul', () => kernels.siluMul({ gate: make([n, 8]), up: make([n, 8]) })],
+      ['gatedActivation', () => kernels.gatedActivation({ gate: make([n, 8]), up: make([n, 8]) })],
       ['addBias', () => kernels.addBias({ x: make([n, 8]), bias: make([8], 'f32') })],
       ['embed', () => kernels.embed({ table: make([2, 8]), tokens: make([n], 'i32') })],
     ];

@@ -54,6 +54,26 @@ onEveryDevice((device) => {
       });
     });
 
+    it.each(sizes)('adds to out: %i tokens of %i', async (numTokens, hiddenSize) => {
+      const random = new Random(hiddenSize + 2);
+      const x = random.normals(numTokens * hiddenSize, 0.1, type);
+      const weight = random.normals(hiddenSize, 1, type);
+      const before = random.normals(numTokens * hiddenSize, 1, 'f32');
+      const expected = rmsNorm(x, weight, 1e-5).out.map((value, i) => value + (before[i] as number));
+      await withTensors(device(), async (tensors) => {
+        const out = tensors.make('f32', [numTokens, hiddenSize], before);
+        const result = await kernels.rmsNorm({
+          x: tensors.make(type, [numTokens, hiddenSize], x),
+          weight: tensors.make(type, [hiddenSize], weight),
+          eps: 1e-5,
+          out,
+          accumulate: true,
+        });
+        expect(result).toBe(out);
+        expectClose(await out.read(), expected, tolerances.f32, hiddenSize);
+      });
+    });
+
     it.each([1, 64, 1027, 5000])('handles %i elements whose squares leave the range of float32', async (hiddenSize) => {
       const powers = type === 'f16' ? [15, -14] : [120, 100, 64, -64, -100, -120];
       const random = new Random(hiddenSize);

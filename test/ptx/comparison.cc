@@ -41,7 +41,7 @@ std::string pool_difference(const KvAppendParams& p, const Bytes& actual, const 
 
 driver::Tolerance tolerance_of(const emulated::Call& call, const Output& output) {
   if (output.comparison == Comparison::lse) return driver::kLse;
-  const bool elementwise = std::holds_alternative<SiluMulParams>(call.params);
+  const bool elementwise = std::holds_alternative<GatedActivationParams>(call.params);
   return elementwise && output.coarsest_dtype == DType::f32 ? driver::kF32Elementwise
                                                             : driver::tolerance_of(output.coarsest_dtype);
 }

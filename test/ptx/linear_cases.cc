@@ -36,7 +36,8 @@ void add_gated(std::vector<Case>* cases, const GatedMlpCase& c, const Shape& sha
   cases->push_back(
       {std::string("augmented Q of ") + dtype_name(c.dtype) + (wide_x ? " by f32" : "") + ", " +
            std::to_string(c.num_tokens) + " x " + std::to_string(c.in_features) + " x " + std::to_string(c.inner_size) +
-           " x " + std::to_string(c.out_features) + (c.accumulate ? ", accumulated" : "") + ", " +
+           " x " + std::to_string(c.out_features) + (c.accumulate ? ", accumulated" : "") +
+           (c.has_gate ? "" : ", no gate") + ", activation " + std::to_string(static_cast<int>(c.activation)) + ", " +
            std::to_string(shape.multiprocessors) + " multiprocessors",
        [=] {
          return wide_x ? with_wide_x<GatedMlpParams>(gated_mlp_call(c), c.num_tokens * c.in_features, gated_mlp)
@@ -61,6 +62,13 @@ std::vector<Case> linear_cases() {
       add_product(&cases, {dtype, 150, 264, 136, accumulate}, kTiny);
       add_gated(&cases, {dtype, 12, 264, 72, 136, accumulate}, kLarge);
     }
+    for (const auto& [name, activation] : kOtherActivations) {
+      add_gated(&cases, {dtype, 3, 264, 40, 24, false, activation}, kSmall);
+      add_gated(&cases, {dtype, 3, 131, 11, 7, false, activation}, kSmall);
+      add_gated(&cases, {dtype, 12, 264, 40, 24, false, activation}, kSmall);
+      add_gated(&cases, {dtype, 12, 264, 40, 24, false, activation, false}, kSmall);
+    }
+    add_gated(&cases, {dtype, 3, 264, 40, 24, true, Activation::silu, false}, kSmall);
     add_gated(&cases, {dtype, 6, 1032, 83, 40}, kSmall);
     add_gated(&cases, {dtype, 70, 387, 35, 40}, kTiny);
     add_gated(&cases, {dtype, 20, 264, 136, 72}, kSmall);
@@ -73,6 +81,9 @@ std::vector<Case> linear_cases() {
       add_product(&cases, {dtype, tokens, 2056, 9, true}, kLarge, true);
       add_product(&cases, {dtype, tokens, 131, 9, tokens == 3}, kSmall, true);
       add_gated(&cases, {dtype, tokens, 1032, 49, 40}, kSmall, true);
+      for (const auto& [name, activation] : kOtherActivations) {
+        add_gated(&cases, {dtype, tokens, 264, 9, 8, false, activation}, kSmall, true);
+      }
       add_gated(&cases, {dtype, tokens, 131, 11, 7}, kSmall, true);
     }
     for (const bool accumulate : {false, true}) add_product(&cases, {dtype, 3, 131, 51, accumulate}, kLarge);

@@ -15,15 +15,15 @@ constexpr DType kFloats[] = {kF32, kF16, kBf16}, kCacheTypes[] = {kF32, kF16, kB
 std::string name_of(DType dtype) { return dtype_name(dtype); }
 
 // Tensors that begin an element past an aligned address.
-Call shifted_silu_mul(DType dtype, int64_t count) {
-  Call call = silu_mul_call({dtype, count + 1});
-  SiluMulParams p = std::get<SiluMulParams>(call.params);
+Call shifted_gated_activation(DType dtype, int64_t count, Activation activation) {
+  Call call = gated_activation_call({dtype, count + 1, activation});
+  GatedActivationParams p = std::get<GatedActivationParams>(call.params);
   const size_t bytes = dtype_size(dtype);
   p.gate = static_cast<const uint8_t*>(p.gate) + bytes;
   p.up = static_cast<const uint8_t*>(p.up) + bytes;
   p.out = static_cast<uint8_t*>(p.out) + bytes;
   p.count = count;
-  set_operator(call, silu_mul, p);
+  set_operator(call, gated_activation, p);
   return call;
 }
 
@@ -50,15 +50,38 @@ Call sample_of(const SampleCase& c, const std::vector<float>& first_logits, cons
   return call;
 }
 
+// Tensors that begin an element past an aligned address.
+Call shifted_softcap(int64_t count) {
+  Call call = softcap_call({count + 1, 30});
+  SoftcapParams p = std::get<SoftcapParams>(call.params);
+  ++p.x;
+  ++p.out;
+  p.count = count;
+  set_operator(call, softcap, p);
+  return call;
+}
+
 void add_elementwise(std::vector<Case>* cases) {
+  for (const int64_t count : {300, 40003}) {
+    const std::string size = std::to_string(count);
+    cases->push_back({"softcap, " + size, [=] { return softcap_call({count, 20}); }, {1, 99 * 1024}});
+    cases->push_back({"softcap, not aligned, " + size, [=] { return shifted_softcap(count); }, {1, 99 * 1024}});
+  }
   for (const DType dtype : kFloats) {
+    for (const auto& [name, activation] : kOtherActivations) {
+      const std::string start = "gated_activation, " + name_of(dtype) + ", " + name;
+      const Activation function = activation;
+      cases->push_back({start + ", not aligned", [=] { return shifted_gated_activation(dtype, 300, function); }});
+      cases->push_back({start, [=] { return gated_activation_call({dtype, 1003, function}); }});
+      cases->push_back({start + ", no gate", [=] { return gated_activation_call({dtype, 1003, function, false}); }});
+    }
     for (const int64_t count : {300, 40000}) {
-      cases->push_back({"silu_mul, " + name_of(dtype) + ", not aligned, " + std::to_string(count),
-                        [=] { return shifted_silu_mul(dtype, count); },
+      cases->push_back({"gated_activation, " + name_of(dtype) + ", not aligned, " + std::to_string(count),
+                        [=] { return shifted_gated_activation(dtype, count, Activation::silu); },
                         {1, 99 * 1024}});
-      cases->push_back({"silu_mul, " + name_of(dtype) + ", " + std::to_string(count),
+      cases->push_back({"gated_activation, " + name_of(dtype) + ", " + std::to_string(count),
                         [=] {
-                          return silu_mul_call({dtype, count + 3});
+                          return gated_activation_call({dtype, count + 3});
                         },
                         {1, 99 * 1024}});
     }
@@ -73,6 +96,7 @@ void add_elementwise(std::vector<Case>* cases) {
         cases->push_back({name + ", rows of " + std::to_string(hidden), [=] {
                             return embed_call({dtype, out, 3, hidden});
                           }});
+      cases->push_back({name + ", scaled", [=] { return embed_call({dtype, out, 3, 1027, 50, 12.5f}); }});
       cases->push_back({name + ", a token that is none",
                         [=] {
                           return with_integers(embed_call({dtype, out, 3, dtype == out ? 64 : 33}),
@@ -89,6 +113,11 @@ void add_elementwise(std::vector<Case>* cases) {
                                      2, hidden, hidden != 5003});
              }});
       }
+    }
+    for (const int64_t hidden : {601, 4104}) {
+      cases->push_back({"RMSNorm, " + name_of(dtype) + ", accumulated, rows of " + std::to_string(hidden), [=] {
+                          return rms_norm_call({dtype, dtype, dtype, kF32, 2, hidden, false, true});
+                        }});
     }
     cases->push_back({"rope, " + name_of(dtype) + ", heads of 600", [=] { return rope_call({dtype, 3, 2, 600}); }});
     cases->push_back({"rope, " + name_of(dtype) + ", a position that is none",

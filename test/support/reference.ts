@@ -1,6 +1,7 @@
 // Defines each operator with plain float64 loops over row-major arrays, for clarity and not for
 // speed. Sizes and axes have the names of csrc/backend/ops.h.
 
+import type { Activation } from '../../lib/index';
 import { fromBf16Bits, fromF8e4m3Bits, type Numbers, type QuantizedType, roundHalfEven, toF8e4m3Bits } from './numbers';
 
 export interface SelectiveV {
@@ -164,38 +165,66 @@ export function matmul(
   return out;
 }
 
-export function silu(x: number): number {
-  return x / (1 + Math.exp(-x));
+/** The probability that a standard normal number exceeds a >= 0. */
+function normalTail(a: number): number {
+  const density = Math.exp((-a * a) / 2) / Math.sqrt(2 * Math.PI);
+  if (a < 2.5) {
+    // density (a + a^3 / 3 + a^5 / (3 5) + ...) is the probability of [0, a].
+    let sum = 0;
+    for (let term = a, n = 1; term > 1e-18 * sum; n += 2, term *= (a * a) / n) sum += term;
+    return 0.5 - density * sum;
+  }
+  // The continued fraction density / (a + 1 / (a + 2 / (a + 3 / ...))).
+  let fraction = a;
+  for (let n = 200; n >= 1; n--) fraction = a + n / fraction;
+  return density / fraction;
 }
+
+/** The activations of csrc/backend/activation.h. */
+export const activations = {
+  silu: (x) => x / (1 + Math.exp(-x)),
+  gelu: (x) => x * (x < 0 ? normalTail(-x) : 1 - normalTail(x)),
+  gelu_tanh: (x) => x / (1 + Math.exp(-2 * Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3))),
+  relu: (x) => Math.max(x, 0),
+  relu2: (x) => Math.max(x, 0) ** 2,
+} as const satisfies Record<Activation, (x: number) => number>;
 
 export function addBias(x: Numbers, bias: Numbers): Float64Array {
   return Float64Array.from(x, (value, i) => value + (bias[i % bias.length] as number));
 }
 
-export function siluMul(gate: Numbers, up: Numbers): Float64Array {
-  return Float64Array.from(gate, (value, i) => silu(value) * (up[i] as number));
+export function softcap(x: Numbers, cap: number): Float64Array {
+  return Float64Array.from(x, (value) => cap * Math.tanh(value / cap));
+}
+
+/** activation(gate) * up, or activation(up) without a gate. */
+export function gatedActivation(gate: Numbers | null, up: Numbers, activation: Activation = 'silu'): Float64Array {
+  const function_ = activations[activation];
+  return Float64Array.from(up, (value, i) => (gate ? function_(gate[i] as number) * value : function_(value)));
 }
 
 export interface GatedMlpInput {
   x: Numbers; // [numTokens, inFeatures]
-  gate: Numbers; // [innerSize, inFeatures]
+  gate: Numbers | null; // [innerSize, inFeatures]
   up: Numbers; // [innerSize, inFeatures]
   down: Numbers; // [outFeatures, innerSize]
   numTokens: number;
   inFeatures: number;
   innerSize: number;
   outFeatures: number;
+  activation?: Activation;
 }
 
 /**
- * Augmented Q (paper, section 2) and, with other matrices, a layer's FFN: (silu(x gate^T) * (x
- * up^T)) down^T.
+ * Augmented Q (paper, section 2) and, with other matrices, a layer's FFN: (activation(x gate^T) *
+ * (x up^T)) down^T, or activation(x up^T) down^T without a gate.
  */
 export function augmentedQ(input: GatedMlpInput): Float64Array {
   const { x, gate, up, down, numTokens, inFeatures, innerSize, outFeatures } = input;
-  const inner = siluMul(
-    matmul(x, gate, numTokens, inFeatures, innerSize),
+  const inner = gatedActivation(
+    gate && matmul(x, gate, numTokens, inFeatures, innerSize),
     matmul(x, up, numTokens, inFeatures, innerSize),
+    input.activation,
   );
   return matmul(inner, down, numTokens, innerSize, outFeatures);
 }
@@ -274,12 +303,12 @@ export function rope(
   return out;
 }
 
-/** Looks up a row of table [vocabSize, hiddenSize] for each token. */
-export function embed(table: Numbers, tokens: ArrayLike<number>, hiddenSize: number): Float64Array {
+/** Looks up a row of table [vocabSize, hiddenSize] for each token and multiplies it by scale. */
+export function embed(table: Numbers, tokens: ArrayLike<number>, hiddenSize: number, scale = 1): Float64Array {
   const out = new Float64Array(tokens.length * hiddenSize);
   for (let t = 0; t < tokens.length; t++) {
     const row = (tokens[t] as number) * hiddenSize;
-    out.set(table.subarray(row, row + hiddenSize), t * hiddenSize);
+    for (let i = 0; i < hiddenSize; i++) out[t * hiddenSize + i] = scale * (table[row + i] as number);
   }
   return out;
 }

@@ -31,7 +31,7 @@ const cpu = (suites, env = {}) => ({ suites, env: { DIFFQKV_TEST_DEVICES: 'cpu',
 const emulated = (suites) => ({ suites, env: { DIFFQKV_TEST_DEVICES: 'emulated' } });
 
 const attention = ['mixed_and_empty', 'attention_prefill', 'attention_decode', 'kv_types'];
-const rowwise = ['silu_mul', 'rope', 'embed', 'rms_norm', 'tensor', 'mixed_and_empty', 'fixtures', 'kv_append'];
+const rowwise = ['gated_activation', 'rope', 'embed', 'rms_norm', 'tensor', 'mixed_and_empty', 'fixtures', 'kv_append'];
 const linear = ['matmul', 'augmented_q', 'mixed_and_empty', 'quantize', 'fixtures'];
 const models = [
   ...['fixtures', 'errors_models', 'checkpoint_errors', 'key_and_value_sizes', 'batching', 'kv_cache', 'generate'],
@@ -64,7 +64,7 @@ const table = [
   [/cuda\/kv_/, [emulated(['kv_append', 'kv_types', 'kv_cache'])]],
   [/cuda\/quantize/, [emulated(['quantize', 'kv_types'])]],
   [/cuda\/sample/, [emulated(['sample'])]],
-  [/cuda\/(rms_norm|embed|rope|silu_mul)/, [emulated(rowwise)]],
+  [/cuda\/(rms_norm|embed|rope|gated_activation)/, [emulated(rowwise)]],
   [/cuda\/(rotary)/, [emulated(['rope', 'kv_append', 'kv_types'])]],
   [/cuda\/(gem[mv]|matmul|gated_mlp|linear)/, [emulated(linear)]],
   [/cuda\/cuda_/, [emulated(['emulated_device', 'tensor', 'errors_kernels', 'gpu_shapes', 'device_lost', 'fixtures'])]],

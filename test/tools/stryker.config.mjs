@@ -12,7 +12,16 @@ const ofServer = process.env.STRYKER_OF === 'server';
 
 // The tests that call lib/ in their own process. Of the operators, one file for each call of
 // lib/kernels.ts is enough: other sizes are the same to lib/.
-const operators = ['augmented_q', 'embed', 'matmul', 'mixed_and_empty', 'rms_norm', 'rope', 'sample', 'silu_mul'];
+const operators = [
+  'augmented_q',
+  'embed',
+  'matmul',
+  'mixed_and_empty',
+  'rms_norm',
+  'rope',
+  'sample',
+  'gated_activation',
+];
 const elsewhere = [...alone, ...slow, 'docs', 'package', 'checkpoint_shapes'];
 const suites = [...testFiles].filter(([name, path]) =>
   ofServer

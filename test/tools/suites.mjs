@@ -27,7 +27,7 @@ export const everyDevice = [...testFiles]
 /** Test files for single operators. */
 export const operators = [
   ...['add_bias', 'attention_decode', 'attention_prefill', 'augmented_q', 'embed', 'kv_append', 'large_scores'],
-  ...['matmul', 'mixed_and_empty', 'quantize', 'rms_norm', 'rope', 'sample', 'silu_mul', 'tensor'],
+  ...['matmul', 'mixed_and_empty', 'quantize', 'rms_norm', 'rope', 'sample', 'gated_activation', 'softcap', 'tensor'],
 ];
 
 /** Test files for the emulated device itself. */

@@ -12,7 +12,7 @@ enum ArenaSlot : int {
   kSlotX = 0,     // x in f32
   kSlotWeight,    // a panel of a weight in f32
   kSlotOut,       // an output in f32, before it is rounded
-  kSlotGate,      // gated_mlp: silu(x gate^T) or x gate^T
+  kSlotGate,      // gated_mlp: x gate^T or its activation
   kSlotInner,     // gated_mlp: the input of down
   kSlotGateSums,  // gated_gemv: x gate^T
   kSlotUpSums,    // gated_gemv: x up^T

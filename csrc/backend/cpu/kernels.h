@@ -28,7 +28,7 @@ struct Kernels {
 
   // Parts of the linear layers.
   void (*gemv)(const MatmulParams& p, Arena& arena);  // few tokens; bound by reading the weight once
-  // inner = silu(x gate^T) * (x up^T), [num_tokens, inner_size]
+  // inner = activation(x gate^T) * (x up^T), or activation(x up^T), [num_tokens, inner_size]
   void (*gated_gemv)(const GatedMlpParams& p, void* inner, DType inner_dtype, Arena& arena);
   void (*matmul_blocked)(const MatmulParams& p, Arena& arena);  // any shape; used if oneDNN is not built in
   void (*convert)(DType to, void* dst, DType from, const void* src, int64_t count);

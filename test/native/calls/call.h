@@ -31,9 +31,9 @@ struct Output {
   DType coarsest_dtype = DType::f32;  // of `values`: whose limits apply
 };
 
-using OperatorParams = std::variant<EmbedParams, RmsNormParams, MatmulParams, GatedMlpParams, SiluMulParams,
-                                    AddBiasParams, RopeParams, KvAppendParams, KvGatherParams, QuantizeParams,
-                                    AttentionPrefillParams, AttentionDecodeParams, SampleParams>;
+using OperatorParams = std::variant<EmbedParams, RmsNormParams, MatmulParams, GatedMlpParams, GatedActivationParams,
+                                    SoftcapParams, AddBiasParams, RopeParams, KvAppendParams, KvGatherParams,
+                                    QuantizeParams, AttentionPrefillParams, AttentionDecodeParams, SampleParams>;
 
 struct Call {
   std::vector<Tensor> tensors;
@@ -211,6 +211,8 @@ struct GatedMlpCase {
   DType dtype;
   int64_t num_tokens, in_features, inner_size, out_features;
   bool accumulate = false;  // into f32
+  Activation activation = Activation::silu;
+  bool has_gate = true;
 };
 Call gated_mlp_call(const GatedMlpCase& c);
 
@@ -218,12 +220,14 @@ struct RmsNormCase {
   DType x, residual, weight, out;
   int64_t num_tokens, hidden_size;
   bool has_residual = true;
+  bool accumulate = false;  // into f32, without a residual
 };
 Call rms_norm_call(const RmsNormCase& c);
 struct EmbedCase {
   DType table, out;
   int64_t num_tokens, hidden_size;
   int64_t vocab_size = 50;
+  float scale = 1;
 };
 Call embed_call(const EmbedCase& c);
 struct RopeCase {
@@ -234,16 +238,24 @@ struct RopeCase {
 Call rope_call(const RopeCase& c);
 // Adds RoPE's frequencies, of which there are head_dim / 2.
 const double* add_frequencies(Call& call, int64_t head_dim);
-struct SiluMulCase {
+struct GatedActivationCase {
   DType dtype;
   int64_t count;
+  Activation activation = Activation::silu;
+  bool has_gate = true;
 };
-Call silu_mul_call(const SiluMulCase& c);
+Call gated_activation_call(const GatedActivationCase& c);
 struct AddBiasCase {
   DType dtype;
   int64_t num_tokens, num_features;
 };
 Call add_bias_call(const AddBiasCase& c);
+
+struct SoftcapCase {
+  int64_t count;
+  float cap;
+};
+Call softcap_call(const SoftcapCase& c);
 
 struct SampleCase {
   int64_t vocab_size;
@@ -252,6 +264,16 @@ struct SampleCase {
   float top_p = 1, min_p = 0, penalty = 1;
 };
 Call sample_call(const SampleCase& c);
+
+// All activations but silu, with their names.
+struct NamedActivation {
+  const char* name;
+  Activation activation;
+};
+constexpr NamedActivation kOtherActivations[] = {{"gelu", Activation::gelu},
+                                                 {"gelu_tanh", Activation::gelu_tanh},
+                                                 {"relu", Activation::relu},
+                                                 {"relu2", Activation::relu2}};
 
 // The tables of calls, by file.
 std::vector<NamedCall> seeded_attention_calls();

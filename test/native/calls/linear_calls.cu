@@ -36,9 +36,10 @@ Call gated_mlp_call(const GatedMlpCase& c) {
   Call call;
   GatedMlpParams p;
   p.x = add_random(call, "x", c.dtype, count_of({c.num_tokens, c.in_features}), 0.1f, 1);
-  p.gate = add_random(call, "gate", c.dtype, inner, 10 * in_scale, 2);
-  p.up = add_random(call, "up", c.dtype, inner, in_scale, 3);
-  p.down = add_random(call, "down", c.dtype, count_of({c.out_features, c.inner_size}), 0.5f * inner_scale, 4);
+  if (c.has_gate) p.gate = add_random(call, "gate", c.dtype, inner, 10 * in_scale, 2);
+  p.up = add_random(call, "up", c.dtype, inner, c.has_gate ? in_scale : 10 * in_scale, 3);
+  p.down = add_random(call, "down", c.dtype, count_of({c.out_features, c.inner_size}),
+                      (c.has_gate ? 0.5f : 0.05f) * inner_scale, 4);
   p.out = add_output(call, "out", out_dtype, outputs, Comparison::values, c.out_features, c.dtype);
   if (c.accumulate) call.tensor("out").memory.upload(random_bytes(DType::f32, outputs, 0.1f, 5));
   p.x_dtype = c.dtype;
@@ -49,6 +50,7 @@ Call gated_mlp_call(const GatedMlpCase& c) {
   p.inner_size = c.inner_size;
   p.out_features = c.out_features;
   p.accumulate = c.accumulate;
+  p.activation = c.activation;
   set_operator(call, gated_mlp, p);
   return call;
 }
@@ -65,6 +67,7 @@ Call rms_norm_call(const RmsNormCase& c) {
   p.weight = add_random(call, "weight", c.weight, count_of({c.hidden_size}), 0.1f, 3);
   p.out = add_output(call, "out", c.out, count, Comparison::values, c.hidden_size,
                      coarsest({c.x, c.has_residual ? c.residual : DType::f32, c.weight, c.out}));
+  if (c.accumulate) call.tensor("out").memory.upload(random_bytes(c.out, count, 1, 4));
   p.x_dtype = c.x;
   p.residual_dtype = c.residual;
   p.weight_dtype = c.weight;
@@ -72,6 +75,7 @@ Call rms_norm_call(const RmsNormCase& c) {
   p.num_tokens = c.num_tokens;
   p.hidden_size = c.hidden_size;
   p.eps = 1e-5f;
+  p.accumulate = c.accumulate;
   set_operator(call, rms_norm, p);
   return call;
 }
@@ -85,6 +89,7 @@ Call embed_call(const EmbedCase& c) {
   p.table = add_random(call, "table", c.table, count_of({c.vocab_size, c.hidden_size}), 0.1f, 1);
   p.tokens = add_integers(call, "tokens", tokens);
   p.out = add_output(call, "out", c.out, count_of({c.num_tokens, c.hidden_size}), Comparison::bits);
+  p.scale = c.scale;
   p.table_dtype = c.table;
   p.out_dtype = c.out;
   p.num_tokens = c.num_tokens;
@@ -122,15 +127,16 @@ Call rope_call(const RopeCase& c) {
   return call;
 }
 
-Call silu_mul_call(const SiluMulCase& c) {
+Call gated_activation_call(const GatedActivationCase& c) {
   Call call;
-  SiluMulParams p;
-  p.gate = add_random(call, "gate", c.dtype, count_of({c.count}), 3, 1);
-  p.up = add_random(call, "up", c.dtype, count_of({c.count}), 0.1f, 2);
+  GatedActivationParams p;
+  if (c.has_gate) p.gate = add_random(call, "gate", c.dtype, count_of({c.count}), 3, 1);
+  p.up = add_random(call, "up", c.dtype, count_of({c.count}), c.has_gate ? 0.1f : 3, 2);
   p.out = add_output(call, "out", c.dtype, count_of({c.count}), Comparison::values, c.count, c.dtype);
   p.dtype = c.dtype;
   p.count = c.count;
-  set_operator(call, silu_mul, p);
+  p.activation = c.activation;
+  set_operator(call, gated_activation, p);
   return call;
 }
 
@@ -145,6 +151,18 @@ Call add_bias_call(const AddBiasCase& c) {
   p.num_tokens = c.num_tokens;
   p.num_features = c.num_features;
   set_operator(call, add_bias, p);
+  return call;
+}
+
+Call softcap_call(const SoftcapCase& c) {
+  Call call;
+  SoftcapParams p;
+  p.x = reinterpret_cast<const float*>(add_random(call, "x", DType::f32, count_of({c.count}), 30, 1));
+  p.out = reinterpret_cast<float*>(
+      add_output(call, "out", DType::f32, count_of({c.count}), Comparison::values, c.count, DType::f32));
+  p.count = c.count;
+  p.cap = c.cap;
+  set_operator(call, softcap, p);
   return call;
 }
 
@@ -193,18 +211,39 @@ std::vector<NamedCall> more_linear_calls() {
                             {dtype, tokens, 128, 96, 72}));
     }
     calls.push_back(gated(type + ", accumulated", {dtype, 5, 128, 96, 72, true}));
+    for (const NamedActivation& other : kOtherActivations) {
+      const std::string name = other.name;
+      const Activation activation = other.activation;
+      for (const int64_t tokens : {3, 20}) {
+        calls.push_back(gated(type + ", " + name + ", " + std::to_string(tokens) + " tokens",
+                              {dtype, tokens, 128, 384, 72, false, activation}));
+      }
+      calls.push_back({std::string("gated_activation, ") + type + ", " + name, [=] {
+                         return gated_activation_call({dtype, 1003, activation});
+                       }});
+    }
+    for (const int64_t tokens : {3, 20}) {
+      calls.push_back(gated(type + ", no gate, " + std::to_string(tokens) + " tokens",
+                            {dtype, tokens, 128, 384, 72, true, Activation::relu2, false}));
+    }
+    calls.push_back({"gated_activation, " + type + ", no gate", [=] {
+                       return gated_activation_call({dtype, 1003, Activation::gelu, false});
+                     }});
     calls.push_back(norm(", " + type + ", no residual", {dtype, dtype, dtype, dtype, 3, 2056, false}));
     calls.push_back(norm(", " + type, {dtype, dtype, dtype, dtype, 2, 4104}));
     for (const DType out : {kF32, kF16, kBf16}) {
       calls.push_back({"embed, " + type + " to " + dtype_name(out), [=] { return embed_call({dtype, out, 5, 264}); }});
     }
+    calls.push_back(norm(", " + type + ", accumulated", {dtype, dtype, dtype, kF32, 3, 2056, false, true}));
+    calls.push_back({"embed, " + type + ", scaled", [=] { return embed_call({dtype, kBf16, 5, 264, 50, 12.5f}); }});
     calls.push_back({"embed, " + type + ", rows not aligned", [=] { return embed_call({dtype, dtype, 3, 33}); }});
     calls.push_back({"rope, " + type, [=] { return rope_call({dtype, 5, 4, 64}); }});
     calls.push_back({"rope, " + type + ", in place, heads of 10", [=] { return rope_call({dtype, 3, 6, 10, true}); }});
     calls.push_back({"add_bias, " + type, [=] { return add_bias_call({dtype, 5, 1028}); }});
     calls.push_back({"add_bias, " + type + ", rows not aligned", [=] { return add_bias_call({dtype, 3, 601}); }});
-    calls.push_back({"silu_mul, " + type, [=] { return silu_mul_call({dtype, 1003}); }});
+    calls.push_back({"gated_activation, " + type, [=] { return gated_activation_call({dtype, 1003}); }});
   }
+  calls.push_back({"softcap", [] { return softcap_call({1003, 30}); }});
   return calls;
 }
 

@@ -143,7 +143,8 @@ class SigmaCalls {
     }
     add(model, "kv_gather of f8e4m3, 4k", kv_gather_call, KvGatherCase{kF8, kBf16, 4096, kSigmaHeads.k, dim});
     add(model, "quantize to i8, 8k rows", quantize_call, QuantizeCase{kBf16, kI8, dim, 8192});
-    add(model, "silu_mul, 512 tokens", silu_mul_call, SiluMulCase{kBf16, 512 * model.intermediate_size});
+    add(model, "gated_activation, 512 tokens", gated_activation_call,
+        GatedActivationCase{kBf16, 512 * model.intermediate_size});
   }
 
   void add_sampling() {

@@ -8,7 +8,7 @@ async function main() {
   const device = await openDevice('cpu');
   const gate = device.tensor('f32', [1, 2], new Float32Array([0, 0]));
   const up = device.tensor('f32', [1, 2], new Float32Array([1, 2]));
-  const zeros = [...(await (await kernels.siluMul({ gate, up })).read())];
+  const zeros = [...(await (await kernels.gatedActivation({ gate, up })).read())];
   device.dispose();
   if (!isMainThread) return parentPort.postMessage({ zeros });
 

@@ -1,7 +1,7 @@
-// out (+)= (silu(x gate^T) * (x up^T)) down^T. Few tokens: gate and up in one pass (gated_gemv),
-// then down. More tokens: three products, in blocks of tokens so that scratch memory is bounded.
-// silu and the product of gate and up are in the epilogues of the first two, or in silu_mul. The
-// intermediate result is rounded at most once.
+// out (+)= (activation(x gate^T) * (x up^T)) down^T, or activation(x up^T) down^T. Few tokens: gate
+// and up in one pass (gated_gemv), then down. More tokens: three products, in blocks of tokens so
+// that scratch memory is bounded. silu and the product of gate and up are in the epilogues of the
+// first two, or in gated_activation. The intermediate result is rounded at most once.
 #include <algorithm>
 
 #include "backend/cpu/arena.h"
@@ -21,7 +21,7 @@ void LinearLayers::gated_mlp(const GatedMlpParams& p) {
   require_compute_type("gated MLP: out", p.out_dtype);
   if (p.num_tokens <= 0 || p.out_features <= 0) return;
   // The intermediate result is bf16 if the last product can multiply bf16 directly. Else it is f32:
-  // it would be converted to f32 anyway, and silu(a) * b easily exceeds 65,504, the range of f16.
+  // it would be converted to f32 anyway, and activation(a) * b easily exceeds 65,504, the range of f16.
   const bool bf16 = p.x_dtype == DType::bf16 && p.weight_dtype == DType::bf16 && multiplies_bf16();
   const DType inner_dtype = bf16 ? DType::bf16 : DType::f32;
   const auto down = [&](const void* inner, DType dtype, int64_t first_token, int64_t num_tokens) {
@@ -52,10 +52,9 @@ void LinearLayers::gated_mlp(const GatedMlpParams& p) {
       down(inner, DType::bf16, token, num_tokens);
       continue;
     }
-    void* gate = arena_.get(kSlotGate, block_tokens * p.inner_size * sizeof(float));
     MatmulParams product = {.x = x,
-                            .weight = p.gate,
-                            .out = gate,
+                            .weight = p.up,
+                            .out = inner,
                             .x_dtype = p.x_dtype,
                             .weight_dtype = p.weight_dtype,
                             .out_dtype = DType::f32,
@@ -63,11 +62,20 @@ void LinearLayers::gated_mlp(const GatedMlpParams& p) {
                             .in_features = p.in_features,
                             .out_features = p.inner_size};
     matmul(product);
-    product.weight = p.up;
-    product.out = inner;
-    matmul(product);
-    kernels_.silu_mul(
-        {.gate = gate, .up = inner, .out = inner, .dtype = DType::f32, .count = num_tokens * p.inner_size}, arena_);
+    void* gate = nullptr;
+    if (p.gate) {
+      gate = arena_.get(kSlotGate, block_tokens * p.inner_size * sizeof(float));
+      product.weight = p.gate;
+      product.out = gate;
+      matmul(product);
+    }
+    kernels_.gated_activation({.gate = gate,
+                               .up = inner,
+                               .out = inner,
+                               .dtype = DType::f32,
+                               .count = num_tokens * p.inner_size,
+                               .activation = p.activation},
+                              arena_);
     down(inner, DType::f32, token, num_tokens);
   }
 }

@@ -1,5 +1,5 @@
-// out (+)= x weight^T for few tokens, and silu(x gate^T) * (x up^T). Bound by reading the weights
-// from memory, which happens once for up to 16 tokens.
+// out (+)= x weight^T for few tokens, and activation(x gate^T) * (x up^T). Bound by reading the
+// weights from memory, which happens once for up to 16 tokens.
 //
 // Split by weight rows, evenly among the threads. A thread reads several distant runs of its rows
 // in parallel. Each is a stream, contiguous in memory from end to end, with prefetch. bf16 x bf16
@@ -311,6 +311,7 @@ void gemv(const MatmulParams& p, Arena& arena) {
 void gated_gemv(const GatedMlpParams& p, void* inner, DType inner_dtype, Arena& arena) {
   const int64_t in = p.in_features;
   const int64_t n = p.inner_size;
+  const int64_t num_weights = p.gate ? 2 : 1;
   float* gate_sums = static_cast<float*>(arena.get(kSlotGateSums, kMaxTokens * n * sizeof(float)));
   float* up_sums = static_cast<float*>(arena.get(kSlotUpSums, kMaxTokens * n * sizeof(float)));
   for (int64_t token = 0; token < p.num_tokens; token += kMaxTokens) {
@@ -318,22 +319,25 @@ void gated_gemv(const GatedMlpParams& p, void* inner, DType inner_dtype, Arena& 
     const char* x = static_cast<const char*>(p.x) + token * in * element_size(p.x_dtype);
     void* out = static_cast<char*>(inner) + token * n * element_size(inner_dtype);
     const PreparedX prepared = prepare_x(p.weight_dtype, p.x_dtype, x, num_x, in, arena);
-    parallel_ranges(n, 1, 2 * n * in / kElementsPerWork, [&](int64_t begin, int64_t end) {
+    parallel_ranges(n, 1, num_weights * n * in / kElementsPerWork, [&](int64_t begin, int64_t end) {
       const PreparedX mine = thread_x(prepared, num_x, in);
       Product product = {.x = mine,
-                         .weight = p.gate,
+                         .weight = p.up,
                          .weight_dtype = p.weight_dtype,
-                         .out = gate_sums,
+                         .out = up_sums,
                          .num_x = num_x,
                          .in_features = in,
                          .num_rows = n,
                          .accumulate = false};
       multiply(product, begin, end);
-      product.weight = p.up;
-      product.out = up_sums;
-      multiply(product, begin, end);
+      if (p.gate) {
+        product.weight = p.gate;
+        product.out = gate_sums;
+        multiply(product, begin, end);
+      }
       store_rows(inner_dtype, out, num_x, n, begin, end, [&](int64_t i, int64_t count) {
-        return silu(load_n(gate_sums + i, count)) * load_n(up_sums + i, count);
+        const F32v up = load_n(up_sums + i, count);
+        return p.gate ? activate(p.activation, load_n(gate_sums + i, count)) * up : activate(p.activation, up);
       });
     });
   }

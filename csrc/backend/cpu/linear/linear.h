@@ -22,8 +22,8 @@ class LinearLayers {
  private:
   // Whether bf16 is multiplied directly, without being converted to f32 first.
   bool multiplies_bf16() const;
-  // inner = silu(x gate^T) * (x up^T), all of them bf16, rounded once. Returns false if this is not
-  // supported; inner is then unchanged.
+  // inner = activation(x gate^T) * (x up^T), or activation(x up^T), all of them bf16, rounded once.
+  // Returns false if this is not supported; inner is then unchanged.
   bool gated_product_bf16(const GatedMlpParams& p, const void* x, int64_t num_tokens, void* inner);
   struct OneDnn;  // engine, stream and compiled products
 

@@ -123,8 +123,9 @@ void matmul_onednn(const MatmulParams& p, const Kernels& kernels, Arena& arena, 
 bool LinearLayers::gated_product_bf16(const GatedMlpParams& p, const void* x, int64_t num_tokens, void* inner) {
   if (!onednn_->products.multiplies_bf16(p.in_features)) return false;
   float* gate = static_cast<float*>(arena_.get(kSlotGate, num_tokens * p.inner_size * sizeof(float)));
+  const bool fuses = p.activation == Activation::silu;
   Product product = {.x = x,
-                     .weight = p.gate,
+                     .weight = p.gate ? p.gate : p.up,
                      .out = gate,
                      .dtype = DType::bf16,
                      .out_dtype = DType::f32,
@@ -132,8 +133,16 @@ bool LinearLayers::gated_product_bf16(const GatedMlpParams& p, const void* x, in
                      .in_features = p.in_features,
                      .out_features = p.inner_size,
                      .stride_out = p.inner_size,
-                     .epilogue = Epilogue::silu};
+                     .epilogue = fuses ? Epilogue::silu : Epilogue::none};
   onednn_->products.run(product, arena_);
+  const int64_t count = num_tokens * p.inner_size;
+  if (!fuses) {
+    kernels_.gated_activation({.up = gate, .out = gate, .count = count, .activation = p.activation}, arena_);
+  }
+  if (!p.gate) {
+    kernels_.convert(DType::bf16, inner, DType::f32, gate, count);
+    return true;
+  }
   product.weight = p.up;
   product.out = inner;
   product.out_dtype = DType::bf16;
@@ -163,9 +172,7 @@ void LinearLayers::matmul(const MatmulParams& p) {
   require_compute_type("matmul: x", p.x_dtype);
   require_compute_type("matmul: weight", p.weight_dtype);
   require_compute_type("matmul: out", p.out_dtype);
-  if (p.accumulate && p.out_dtype != DType::f32) {
-    fail(ErrorCode::invalid_argument, "matmul: out has type %s; it must be f32 to accumulate", dtype_name(p.out_dtype));
-  }
+  if (p.accumulate) require_accumulator_type("matmul: out", p.out_dtype);
   if (p.num_tokens <= 0 || p.out_features <= 0) return;
   if (p.num_tokens <= max_gemv_tokens(p.weight_dtype) || p.in_features == 0) return kernels_.gemv(p, arena_);
 #if defined(DIFFQKV_HAVE_ONEDNN)

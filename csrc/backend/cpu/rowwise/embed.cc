@@ -1,4 +1,4 @@
-// out[t, :] = table[tokens[t], :]. Split by tokens. Bound by memory: one row is read and one
+// out[t, :] = scale * table[tokens[t], :]. Split by tokens. Bound by memory: one row is read and one
 // written per token.
 #include "backend/cpu/isa_kernels.h"
 #include "backend/cpu/parallel.h"
@@ -15,8 +15,13 @@ void embed_rows(const EmbedParams& p, int64_t begin, int64_t end) {
     const Table* row = static_cast<const Table*>(p.table) + p.tokens[t] * n;
     Out* out = static_cast<Out*>(p.out) + t * n;
     int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) store(out + i, load(row + i));
-    if (i < n) store_n(out + i, load_n(row + i, n - i), n - i);
+    if (p.scale == 1) {
+      for (; i + kLanes <= n; i += kLanes) store(out + i, load(row + i));
+      if (i < n) store_n(out + i, load_n(row + i, n - i), n - i);
+    } else {
+      for (; i + kLanes <= n; i += kLanes) store(out + i, load(row + i) * p.scale);
+      if (i < n) store_n(out + i, load_n(row + i, n - i) * p.scale, n - i);
+    }
   }
 }
 

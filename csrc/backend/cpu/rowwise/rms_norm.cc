@@ -1,5 +1,5 @@
-// h = x, or h = residual += x; out = h / sqrt(mean(h^2) + eps) * weight. Split by tokens. A row is
-// read twice, the second time from the L1 or L2 cache. Bound by memory.
+// h = x, or h = residual += x; out (+)= h / sqrt(mean(h^2) + eps) * weight. Split by tokens. A row
+// is read twice, the second time from the L1 or L2 cache. Bound by memory.
 #include "backend/cpu/isa_kernels.h"
 #include "backend/cpu/parallel.h"
 #include "backend/cpu/simd.h"
@@ -68,7 +68,9 @@ void rms_norm_rows(const RmsNormParams& p, int64_t begin, int64_t end) {
     const F32v scale = set1(static_cast<float>(inv_rms));
     for (int64_t i = 0; i < n; i += kLanes) {
       const F32v h = load_any(h_dtype, h_data, row + i, n - i);
-      store_any(p.out_dtype, p.out, row + i, h * scale * load_any(p.weight_dtype, p.weight, i, n - i), n - i);
+      F32v y = h * scale * load_any(p.weight_dtype, p.weight, i, n - i);
+      if (p.accumulate) y = y + load_any(DType::f32, p.out, row + i, n - i);
+      store_any(p.out_dtype, p.out, row + i, y, n - i);
     }
   }
 }
@@ -80,6 +82,7 @@ void rms_norm(const RmsNormParams& p, Arena&) {
   if (p.residual) require_compute_type("rms_norm: residual", p.residual_dtype);
   require_compute_type("rms_norm: weight", p.weight_dtype);
   require_compute_type("rms_norm: out", p.out_dtype);
+  if (p.accumulate) require_accumulator_type("rms_norm: out", p.out_dtype);
   if (p.hidden_size <= 0) return;
   parallel_ranges(p.num_tokens, 1, p.num_tokens * p.hidden_size,
                   [&](int64_t begin, int64_t end) { rms_norm_rows(p, begin, end); });
