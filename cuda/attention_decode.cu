@@ -972,6 +972,8 @@ void run_sizes(const AttentionDecodeParams& p, const Plan& plan, Context& contex
 }  // namespace
 
 void attention_decode(const AttentionDecodeParams& p, Context& context) {
+  if (p.window > 0 || p.softcap > 0)
+    fail(ErrorCode::unsupported_model, "attention: window and softcap are not supported on CUDA devices");
   if (p.batch_size <= 0) return;
   if (p.top_k > 0) {
     if (!attention_selective(p, context)) attention_plain_decode(p, context);

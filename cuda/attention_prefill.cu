@@ -907,6 +907,8 @@ void run_sizes(const AttentionPrefillParams& p, const Plan& plan, Context& conte
 }  // namespace
 
 void attention_prefill(const AttentionPrefillParams& p, Context& context) {
+  if (p.window > 0 || p.softcap > 0)
+    fail(ErrorCode::unsupported_model, "attention: window and softcap are not supported on CUDA devices");
   if (p.batch_size == 0 || p.q_len == 0) return;
   Plan plan = {};
   if (!takes(p) || !make_plan(p, context, &plan)) return attention_plain_prefill(p, context);
