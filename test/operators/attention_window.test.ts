@@ -1,24 +1,16 @@
 // Attention with a sliding window and with a soft cap of the scores.
 
 import { addon } from '../../lib/addon';
-import { type Device, kernels, openDevice, type Tensor } from '../../lib/index';
+import { kernels, type Tensor } from '../../lib/index';
 import { emulation } from '../emulation/module';
 import { expectClose, tolerances } from '../support/compare';
-import { errorOf, reduced, withTensors } from '../support/devices';
+import { errorOf, onEveryDevice, reduced, withTensors } from '../support/devices';
 import { Random } from '../support/numbers';
 import { attention, dequantizeRows, type QuantizedRows } from '../support/reference';
 import { type AttentionCase, attentionInput, caseName, windowDecodeCases, windowPrefillCases } from './attention_cases';
 import { checkAttention } from './attention_runner';
 
-// CUDA does not support them yet.
-describe('cpu', () => {
-  let opened: Device;
-  const device = () => opened;
-  beforeAll(async () => {
-    opened = await openDevice('cpu');
-  });
-  afterAll(() => opened.dispose());
-
+onEveryDevice((device) => {
   describe('attentionPrefill', () => {
     it.each(windowPrefillCases(reduced).map((c) => [caseName(c), c] as const))('%s', async (_, c) => {
       await checkAttention(device(), c, 'prefill');
