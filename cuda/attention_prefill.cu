@@ -323,11 +323,21 @@ struct Scores {
     return (seen >> (lane_index() % 4 * 2) & 1u << (n * 8 + i)) != 0;
   }
 
+  // A loop that moves the registers on by 4 each time. Unrolled, it would be as long as all else that
+  // is done with a tile, and it is skipped without a cap.
   __device__ __forceinline__ void cap(float cap_factor) {
+    constexpr int kColumns = kTileKeys / 8, kQuads = kRowTiles * kColumns;
+#pragma unroll 1
+    for (int turn = 0; turn < kQuads; ++turn) {
+      float capped[4];
 #pragma unroll
-    for (int i = 0; i < kRowTiles * kTileKeys / 2; ++i) {
-      float& score = s[i / (kTileKeys / 2)][i / 4 % (kTileKeys / 8)][i % 4];
-      score = cap_score(score, cap_factor);
+      for (int i = 0; i < 4; ++i) capped[i] = cap_score(s[0][0][i], cap_factor);
+#pragma unroll
+      for (int i = 0; i < kQuads * 4; ++i) {
+        const int next = i / 4 + 1;
+        s[i / 4 / kColumns][i / 4 % kColumns][i % 4] =
+            next < kQuads ? s[next % kQuads / kColumns][next % kColumns][i % 4] : capped[i % 4];
+      }
     }
   }
 
