@@ -17,7 +17,8 @@
 //
 // Then the warps merge. If there are several splits, each block writes O, m and d to scratch
 // memory, and the last block of a unit to arrive merges them: there is no second launch. Splits are
-// even over the keys that kv_lens gives.
+// even over the keys that kv_lens and the window give. The first split starts at the tile of the
+// first key that the query sees; keys of that tile before it are not read.
 //
 // A tile is kKeys keys. It comes in pieces: one K or V head of its keys, at most kSlotDims dims of
 // it; first all K heads, then all V heads. A piece of 16-bit elements fills a slot of 4 KiB, so one
@@ -46,6 +47,7 @@
 #include "finding.h"
 #include "kernels.h"
 #include "kv_page.h"
+#include "soft_cap.h"
 #include "softmax.h"
 
 namespace diffqkv::cuda {
@@ -80,11 +82,12 @@ struct Plan {
   int num_splits, min_split_keys, tile_keys;
   int page_shift;                      // log2(page_tokens)
   int64_t k_batch_rows, v_batch_rows;  // from sequence to sequence, where they are contiguous
-  float scale_log2;                    // |sm_scale| * log2(e)
-  bool negate;                         // sm_scale is negative
-  float* o_accum;                      // [unit][split][unit_heads][head_dim_vo], not divided
-  Words4* sums_accum;                  // [unit][split][unit_heads]: m, d, divisor
-  uint32_t* arrived;                   // [unit]: splits that are done; 0 before and after
+  ScoreScale score;
+  int window;
+  bool negate;         // sm_scale is negative
+  float* o_accum;      // [unit][split][unit_heads][head_dim_vo], not divided
+  Words4* sums_accum;  // [unit][split][unit_heads]: m, d, divisor
+  uint32_t* arrived;   // [unit]: splits that are done; 0 before and after
 };
 
 // Which heads a block has, and which keys.
@@ -92,7 +95,8 @@ struct Unit {
   int64_t batch;
   int first_head, num_heads;                                 // of Q, in the sequence
   int first_k_head, num_k_heads, first_v_head, num_v_heads;  // that those read
-  int index, split_idx, used_splits, begin_key, end_key;     // index: of all units of all sequences
+  int index, split_idx, used_splits;                         // index: of all units of all sequences
+  int begin_key, first_key, end_key;  // of the split; begin_key: where the tile of first_key starts
 };
 
 __device__ __forceinline__ Unit find_unit(const AttentionDecodeParams& p, const Plan& plan, Finding* finding) {
@@ -118,11 +122,14 @@ __device__ __forceinline__ Unit find_unit(const AttentionDecodeParams& p, const 
     }
     kv_len = given < 0 ? 0 : given < kv_len ? given : kv_len;
   }
-  int keys = kv_len / plan.num_splits + (kv_len % plan.num_splits != 0);
+  const int seen_from = kv_len > plan.window ? kv_len - plan.window : 0;
+  const int start = seen_from & -plan.tile_keys, span = kv_len - start;
+  int keys = span / plan.num_splits + (span % plan.num_splits != 0);
   if (keys < plan.min_split_keys) keys = plan.min_split_keys;
   keys = (keys + plan.tile_keys - 1) / plan.tile_keys * plan.tile_keys;  // a tile is in one page
-  unit.used_splits = kv_len / keys + (kv_len % keys != 0 || kv_len == 0);
-  unit.begin_key = unit.split_idx < unit.used_splits ? unit.split_idx * keys : kv_len;
+  unit.used_splits = span / keys + (span % keys != 0 || span == 0);
+  unit.begin_key = unit.split_idx < unit.used_splits ? start + unit.split_idx * keys : kv_len;
+  unit.first_key = unit.begin_key > seen_from ? unit.begin_key : seen_from;
   unit.end_key = kv_len - unit.begin_key < keys ? kv_len : unit.begin_key + keys;
   return unit;
 }
@@ -186,12 +193,13 @@ class PieceStream {
         dim_qk_(dim_qk),
         num_k_heads_(unit.num_k_heads),
         num_heads_(unit.num_k_heads + unit.num_v_heads),
-        end_key_(unit.end_key),
+        first_key_(unit.first_key),
+        num_keys_(unit.end_key - unit.first_key),
         k_is_wide_(!kScaled || k_format == Format::wide),
         v_is_wide_(!kScaled || v_format == Format::wide),
         ring_(ring),
-        key_(unit.begin_key + warp_index() * kKeys) {
-    if (key_ < end_key_) next_page_ = cache_.page(key_);
+        key_(unit.begin_key - unit.first_key + warp_index() * kKeys) {
+    if (key_ < num_keys_) next_page_ = cache_.page(first_key_ + key_);
     start_tile();
 #pragma unroll 1  // copy_next() is long
     for (int i = 0; i < (small_slots() ? 2 * kSlots : kSlots) - 1; ++i) copy_next();
@@ -221,16 +229,16 @@ class PieceStream {
 
   // The page of the tile after this one is asked for now, and there when its turn comes.
   __device__ __forceinline__ void start_tile() {
-    if (key_ >= end_key_) return;
-    const TileRows rows = cache_.rows(key_, next_page_);
+    if (key_ >= num_keys_) return;
+    const TileRows rows = cache_.rows(first_key_ + key_, next_page_);
     k_ = rows.k, v_ = rows.v;
     const int next_key = key_ + kWarps * kKeys;
-    if (next_key < end_key_) next_page_ = cache_.page(next_key);
+    if (next_key < num_keys_) next_page_ = cache_.page(first_key_ + next_key);
   }
 
   // One copy group each time, empty past the end.
   __device__ __forceinline__ void copy_next() {
-    if (key_ < end_key_) {
+    if (key_ < num_keys_) {
       unsigned char* const slot = ring_ + fill_;
       if (head_ < num_k_heads_) {
         const int left = dim_qk_ - dim_, dims = left < kSlotDims ? left : kSlotDims;
@@ -274,7 +282,7 @@ class PieceStream {
     }
   }
 
-  // kBytes of each key, into the chunks from first_chunk on; zeros for keys from the end on. At a
+  // kBytes of each key, into the chunks from first_chunk on; zeros for keys that are not seen. At a
   // time 4 rows by 128 bytes; 8 by 64 or 16 by 32 where rows are no multiple of more.
   template <int kPitch, int kBytes>
   __device__ __forceinline__ void copy_rows(unsigned char* slot, const unsigned char* from, int stride,
@@ -284,7 +292,7 @@ class PieceStream {
     const unsigned char* at = from + static_cast<int64_t>(row) * stride + chunk * 16;
 #pragma unroll
     for (int pass = 0; pass < kKeys / kRows; ++pass, at += static_cast<int64_t>(kRows) * stride) {
-      const bool valid = key_ + pass * kRows + row < end_key_;
+      const bool valid = static_cast<unsigned>(key_ + pass * kRows + row) < static_cast<unsigned>(num_keys_);
 #pragma unroll
       for (int c = 0; c < kBytes / 16; c += kLanes) {
         cp_async_cg(slot + place<kPitch>(pass * kRows + row, first_chunk + chunk + c), valid ? at + c * 16 : from,
@@ -309,10 +317,11 @@ class PieceStream {
   }
 
   Cache cache_;
-  int dim_qk_, num_k_heads_, num_heads_, end_key_;
+  int dim_qk_, num_k_heads_, num_heads_;
+  int first_key_, num_keys_;  // that are seen
   bool k_is_wide_, v_is_wide_;
   unsigned char* ring_;
-  int key_, head_ = 0, dim_ = 0;  // of the next copy; V heads follow K heads
+  int key_, head_ = 0, dim_ = 0;  // of the next copy; key_ counts from first_key_; V heads follow K heads
   KvPage next_page_ = {};
   const unsigned char *k_ = nullptr, *v_ = nullptr;  // of the tile
   int fill_ = 0, take_ = 0;                          // slots, as bytes of the ring
@@ -472,9 +481,17 @@ struct Attention {
   struct Scales {
     bf16 k[2][kKeyTiles * 2], v[2][kKeyTiles * 2];
   };
-  // Of the tile's first `keys` keys; heads: column_heads. Two columns of one head make one load.
+  // The keys of a tile that are seen: the first is key `first` of those that are seen in the split,
+  // and may be negative; num_keys: how many these are.
+  struct Seen {
+    int first, num_keys;
+    __device__ __forceinline__ bool has(int key) const {
+      return static_cast<unsigned>(first + key) < static_cast<unsigned>(num_keys);
+    }
+  };
+  // Of the tile's keys that are seen; heads: column_heads. Two columns of one head make one load.
   __device__ __forceinline__ static Scales load_scales(const TileRows& rows, const Cache& cache, Format k_format,
-                                                       Format v_format, uint32_t heads, int keys) {
+                                                       Format v_format, uint32_t heads, const Seen& seen) {
     constexpr bf16 kOne = {0x3f80};
     Scales scales;
 #pragma unroll
@@ -482,7 +499,7 @@ struct Attention {
       const int key = half * 8 + lane_index() / 4;
       const auto load_pair = [&](bf16(&first), bf16(&second), bool scaled, const bf16* row, uint32_t pair) {
         first = second = kOne;
-        if (!scaled || key >= keys) return;
+        if (!scaled || !seen.has(key)) return;
         first = second = ld_global(row + (pair & 0xffu));
         if ((pair >> 8 & 0xffu) != (pair & 0xffu)) second = ld_global(row + (pair >> 8 & 0xffu));
       };
@@ -494,11 +511,12 @@ struct Attention {
     return scales;
   }
 
-  // P from S, of the tile's first `keys` keys; first: the scales of the first 8 query heads,
-  // ld_global(n): of the n-th.
+  // P from S, of the tile's keys that are seen; first: the scales of the first 8 query heads,
+  // load(n): of the n-th.
   template <typename Load>
-  __device__ __forceinline__ void add_weights(int keys, float scale_log2, Format v_format, const Scales& first,
-                                              const Load& load) {
+  __device__ __forceinline__ void add_weights(const Seen& seen, const ScoreScale& score_scale, Format v_format,
+                                              const Scales& first, const Load& load) {
+    const float scale_log2 = score_scale.scale_log2;
     constexpr uint32_t kOnes = __is_same(T, bf16) ? 0x3f803f80u : 0x3c003c00u;
     const uint32_t ones[4] = {kOnes, kOnes, kOnes, kOnes};
     const int row = lane_index() / 4;
@@ -508,15 +526,23 @@ struct Attention {
     for (int n = 0; n < kTiles; ++n) {
       Scales next = scales;
       if (kScaled && n + 1 < kTiles) next = load(n + 1);
+      if (kScaled) {
+#pragma unroll
+        for (int i = 0; i < kKeyTiles * 4; ++i) s[n][i / 4][i % 4] *= to_float(scales.k[i % 2][i / 2]);
+      }
+      if (score_scale.cap_factor != 0.0f) {
+#pragma unroll
+        for (int i = 0; i < kKeyTiles * 4; ++i)
+          s[n][i / 4][i % 4] = cap_score(s[n][i / 4][i % 4], score_scale.cap_factor);
+      }
       float factor[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         float top = -infinity();
 #pragma unroll
         for (int half = 0; half < kKeyTiles * 2; ++half) {
-          float& score = s[n][half / 2][half % 2 * 2 + i];
-          if (kScaled) score *= to_float(scales.k[i][half]);
-          if (half * 8 + row < keys) top = fmaxf(top, score);  // passes over NaN
+          const float score = s[n][half / 2][half % 2 * 2 + i];
+          if (seen.has(half * 8 + row)) top = fmaxf(top, score);  // passes over NaN
         }
 #pragma unroll
         for (int mask = 4; mask < kWarpSize; mask *= 2) top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, mask));
@@ -524,7 +550,7 @@ struct Attention {
 #pragma unroll
         for (int half = 0; half < kKeyTiles * 2; ++half) {
           float& x = s[n][half / 2][half % 2 * 2 + i];
-          x = half * 8 + row < keys ? state[n][i].weight(x, scale_log2) : 0.0f;
+          x = seen.has(half * 8 + row) ? state[n][i].weight(x, scale_log2) : 0.0f;
           state[n][i].d += x;
           if (kScaled) x *= to_float(scales.v[i][half]);
         }
@@ -673,14 +699,15 @@ struct Merged {
 
   // Of query head `row` of all sequences.
   template <typename T, int kDimVo>
-  __device__ __forceinline__ void finish(const AttentionDecodeParams& p, int64_t row, int dim, bool has_keys) {
+  __device__ __forceinline__ void finish(const AttentionDecodeParams& p, float scale, int64_t row, int dim,
+                                         bool has_keys) {
     // The largest score has the weight 1, so with keys d is 0 only if all scores are -inf, because
     // the products overflowed. Their softmax is NaN.
     if (has_keys && state.d == 0.0f) state.d = divisor = bit_cast<float>(0x7fc00000u);
     const float inverse = divisor == 0.0f ? 0.0f : __frcp_rn(divisor);
     const Words2 words = {{cvt_rn_x2<T>(o[0] * inverse, o[1] * inverse), cvt_rn_x2<T>(o[2] * inverse, o[3] * inverse)}};
     st_global(reinterpret_cast<Words2*>(static_cast<T*>(p.out) + row * kDimVo + dim), words);
-    if (dim == 0 && p.lse != nullptr) st_global(p.lse + row, state.lse(p.sm_scale));
+    if (dim == 0 && p.lse != nullptr) st_global(p.lse + row, state.lse(scale));
   }
 };
 
@@ -705,9 +732,10 @@ __device__ __forceinline__ void merge_splits(const AttentionDecodeParams& p, con
           parts[i] = ld_global(reinterpret_cast<const Words4*>(o + row * kDimVo));
         }
       }
-      merged.add(part_sums, parts, plan.scale_log2);
+      merged.add(part_sums, parts, plan.score.scale_log2);
     }
-    merged.template finish<T, kDimVo>(p, unit.batch * p.num_q_heads + unit.first_head + head, dim, true);
+    merged.template finish<T, kDimVo>(p, plan.score.scale, unit.batch * p.num_q_heads + unit.first_head + head, dim,
+                                      true);
   }
 }
 
@@ -727,9 +755,10 @@ __device__ __forceinline__ void merge_warps(const AttentionDecodeParams& p, cons
       parts[warp] = ld_shared(reinterpret_cast<const Words4*>(row + dim));
     }
     Merged merged;
-    merged.add(sums, parts, plan.scale_log2);
+    merged.add(sums, parts, plan.score.scale_log2);
     if (unit.used_splits == 1) {
-      merged.template finish<T, kDimVo>(p, unit.batch * p.num_q_heads + unit.first_head + head, dim, unit.end_key > 0);
+      merged.template finish<T, kDimVo>(p, plan.score.scale, unit.batch * p.num_q_heads + unit.first_head + head, dim,
+                                        unit.end_key > 0);
       continue;
     }
     const Words4 words = {{bit_cast<uint32_t>(merged.o[0]), bit_cast<uint32_t>(merged.o[1]),
@@ -796,8 +825,11 @@ __global__ void __launch_bounds__(kThreads, 1)
                                    plan.q_heads_per_v_head};
   uint32_t column_heads[kTiles] = {};
   TileRows tile = {};
+  const auto seen_of = [&](int key) {
+    return typename Warp::Seen{key - unit.first_key, unit.end_key - unit.first_key};
+  };
   const auto load_scales = [&](int n, int key) {
-    return Warp::load_scales(tile, cache, k_format, v_format, column_heads[n], unit.end_key - key);
+    return Warp::load_scales(tile, cache, k_format, v_format, column_heads[n], seen_of(key));
   };
   typename Warp::Scales scales = {};  // of the first 8 query heads: asked for one tile ahead
   const auto start_tile = [&](int key) {
@@ -812,10 +844,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
   }
 
-  const int first_key = unit.begin_key + warp * Pieces::kKeys;
-  start_tile(first_key);
+  const int warp_key = unit.begin_key + warp * Pieces::kKeys;
+  start_tile(warp_key);
 #pragma unroll 1
-  for (int key = first_key; key < unit.end_key; key += kWarps * Pieces::kKeys) {
+  for (int key = warp_key; key < unit.end_key; key += kWarps * Pieces::kKeys) {
     attention.clear_scores();
     Readers k_readers = first_k_readers;
 #pragma unroll 1
@@ -826,8 +858,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         attention.add_scores(pieces.take(), k_format, dims, query_chunk + dim * 2, pitch, k_readers);
       }
     }
-    attention.add_weights(unit.end_key - key, plan.scale_log2, v_format, scales,
-                          [&](int n) { return load_scales(n, key); });
+    attention.add_weights(seen_of(key), plan.score, v_format, scales, [&](int n) { return load_scales(n, key); });
     start_tile(key + kWarps * Pieces::kKeys);
     Readers v_readers = first_v_readers;
 #pragma unroll 1
@@ -889,10 +920,11 @@ bool is_scaled(const AttentionDecodeParams& p) { return is_quantized(p.k.dtype) 
 
 // The fewest splits that keep the multiprocessors nearly as busy as any number would: each is one
 // more part to merge.
-int choose_splits(const AttentionDecodeParams& p, int64_t num_blocks, int num_multiprocessors) {
+int choose_splits(const AttentionDecodeParams& p, int64_t most_keys, int64_t num_blocks, int num_multiprocessors) {
   if (p.num_splits > 0)
     return static_cast<int>(std::min<int64_t>({p.num_splits, kMaxSplits, std::max<int64_t>(p.kv_len, 1)}));
-  const int most = static_cast<int>(std::clamp<int64_t>((p.kv_len + kMinSplitKeys - 1) / kMinSplitKeys, 1, kMaxSplits));
+  const int most =
+      static_cast<int>(std::clamp<int64_t>((most_keys + kMinSplitKeys - 1) / kMinSplitKeys, 1, kMaxSplits));
   const auto busy = [&](int splits) {
     const double waves = static_cast<double>(num_blocks * splits) / num_multiprocessors;
     return waves / std::ceil(waves);
@@ -918,10 +950,12 @@ Plan make_plan(const AttentionDecodeParams& p, Context& context) {
   plan.page_shift = p.pages ? std::countr_zero(static_cast<uint64_t>(p.page_tokens)) : 0;
   plan.k_batch_rows = p.k.batch_stride / (p.k.num_heads * p.k.head_dim);
   plan.v_batch_rows = p.v.batch_stride / (p.v.num_heads * p.v.head_dim);
-  plan.scale_log2 = scale_log2_of(p.sm_scale);
+  plan.score = score_scale_of(p);
+  plan.window = window_of(p);
   plan.negate = p.sm_scale < 0;
   const int64_t num_units = p.batch_size * plan.num_units;
-  plan.num_splits = choose_splits(p, num_units, context.num_multiprocessors);
+  const int64_t most_keys = std::min(p.kv_len, static_cast<int64_t>(plan.window) + plan.tile_keys - 1);
+  plan.num_splits = choose_splits(p, most_keys, num_units, context.num_multiprocessors);
   plan.min_split_keys = p.num_splits > 0 ? 1 : kMinSplitKeys;
   if (plan.num_splits > 1) {
     const size_t rows = static_cast<size_t>(num_units) * plan.num_splits * plan.unit_heads;

@@ -22,6 +22,7 @@
 #include "kernels.h"
 #include "kv_page.h"
 #include "reductions.h"
+#include "soft_cap.h"
 
 namespace diffqkv::cuda {
 namespace {
@@ -39,11 +40,12 @@ struct PlainParams {
   AttentionPrefillParams a;
   int64_t top_k;  // 0: all
   bool renormalize;
-  int64_t first_row;        // of (batch, query, Q head) in this launch
-  float* scratch;           // per row: kv_len scores, then the keys of the chosen, if any
-  int64_t scratch_row;      // words per row
-  float scale, scale_log2;  // |sm_scale|, the same times log2(e)
-  bool negate;              // sm_scale is negative
+  int64_t first_row;    // of (batch, query, Q head) in this launch
+  float* scratch;       // per row: kv_len scores, then the keys of the chosen, if any
+  int64_t scratch_row;  // words per row
+  ScoreScale score;
+  int window;
+  bool negate;  // sm_scale is negative
   Finding* finding;
 };
 
@@ -58,7 +60,7 @@ struct Shared {
 // One row of the problem, as all threads of its block see it.
 struct Row {
   int batch, query, head;
-  int num_keys;  // that it sees
+  int first_key, num_keys;  // that it sees
 
   __device__ __forceinline__ explicit Row(const PlainParams& p) {
     const AttentionPrefillParams& a = p.a;
@@ -77,6 +79,8 @@ struct Row {
     }
     num_keys = a.causal ? kv_len - static_cast<int>(a.q_len) + 1 + query : kv_len;
     if (num_keys < 0) num_keys = 0;
+    first_key = num_keys > p.window ? num_keys - p.window : 0;
+    num_keys -= first_key;
   }
 };
 
@@ -92,13 +96,13 @@ __device__ __forceinline__ void visit_in_kernel(DType dtype, const F& f) {
   }
 }
 
-// The rows of K or V that a query head reads, one a key, in a tensor or in the pages of the sequence.
+// The rows of K or V that a query head reads, one a key from Row::first_key on, in a tensor or in the pages of the sequence.
 template <typename T, bool kIsV>
 struct CacheRows {
   const T* elements;
   const bf16* scales;
   const KvPage* pages;
-  int num_heads, head, dim, page_tokens;
+  int num_heads, head, dim, page_tokens, first_key;
   int64_t page_offset, first_row;  // first_row: of the sequence, in a tensor
 
   __device__ __forceinline__ CacheRows(const AttentionPrefillParams& a, const Row& row) {
@@ -111,6 +115,7 @@ struct CacheRows {
     dim = static_cast<int>(kv.head_dim);
     page_tokens = static_cast<int>(a.page_tokens);
     page_offset = kv.page_offset;
+    first_key = row.first_key;
     first_row = row.batch * (kv.batch_stride / dim);
   }
 
@@ -118,8 +123,9 @@ struct CacheRows {
     const T* elements;
     float scale;
   };
-  __device__ __forceinline__ At operator[](int key) const {
+  __device__ __forceinline__ At operator[](int index) const {
     constexpr bool kScaled = sizeof(T) == 1;
+    const int key = first_key + index;
     if (!pages) {
       const int64_t row = first_row + static_cast<int64_t>(key) * num_heads + head;
       return {elements + row * dim, kScaled ? load_float(scales + row) : 1.0f};
@@ -165,7 +171,7 @@ __device__ __forceinline__ float write_scores(const PlainParams& p, const Row& r
 #pragma unroll
     for (int n = 0; n < kKeysAtOnce; ++n) {
       const float dot = warp_sum(dots[n]) * keys[n].scale;
-      const float scaled = dot * p.scale;  // NaN where the scale is 0 and the dot product infinite
+      const float scaled = dot * p.score.scale;  // NaN where the scale is 0 and the dot product infinite
       const float score = scaled == scaled ? dot : scaled;
       top = larger(top, score);
       if (lane == n && first + n < row.num_keys) st_global(scores + first + n, score);
@@ -270,6 +276,13 @@ __global__ void __launch_bounds__(kThreads, 3) attention_plain_kernel(PlainParam
   float* const scores = p.scratch + blockIdx.x * p.scratch_row;
   float top = 0;
   visit_in_kernel(a.k.dtype, [&](auto k) { top = write_scores<decltype(k)>(p, row, scores, shared); });
+  if (p.score.cap_factor != 0.0f) {
+    top = cap_score(top, p.score.cap_factor);
+    for (int j = threadIdx.x; j < row.num_keys; j += kThreads) {
+      st_global(scores + j, cap_score(ld_global(scores + j), p.score.cap_factor));
+    }
+    __syncthreads();
+  }
   // exp(score - max) is NaN at the max, and so are the sum and every weight.
   if (!(top > -infinity() && top < infinity())) {
     const float nan = bit_cast<float>(0x7fc00000u);
@@ -281,14 +294,14 @@ __global__ void __launch_bounds__(kThreads, 3) attention_plain_kernel(PlainParam
   int num_rows = row.num_keys;  // of V
   float sum_of_all = 0.0f;
   if (selective) {
-    sum_of_all = sum_weights(scores, row.num_keys, top, p.scale_log2, shared);
+    sum_of_all = sum_weights(scores, row.num_keys, top, p.score.scale_log2, shared);
     uint32_t* const chosen = reinterpret_cast<uint32_t*>(scores + a.kv_len);
     num_rows = static_cast<int>(p.top_k);
-    keep_highest(scores, chosen, row.num_keys, static_cast<uint32_t>(num_rows), p.scale == 0.0f, shared);
+    keep_highest(scores, chosen, row.num_keys, static_cast<uint32_t>(num_rows), p.score.scale == 0.0f, shared);
     keys = chosen;
   }
   for (int j = threadIdx.x; j < num_rows; j += kThreads) {
-    st_global(scores + j, weight_of(ld_global(scores + j), top, p.scale_log2));
+    st_global(scores + j, weight_of(ld_global(scores + j), top, p.score.scale_log2));
   }
   __syncthreads();
 
@@ -312,7 +325,7 @@ __global__ void __launch_bounds__(kThreads, 3) attention_plain_kernel(PlainParam
   store_any(a.out, a.out_dtype, (p.first_row + blockIdx.x) * dim + d, sums.products / divisor);
   if (a.lse && d == 0) {
     st_global(a.lse + (static_cast<int64_t>(row.batch) * a.num_q_heads + row.head) * a.q_len + row.query,
-              __fmaf_rn(top, p.scale, logf(selective ? sum_of_all : sums.weights)));
+              __fmaf_rn(top, p.score.scale, logf(selective ? sum_of_all : sums.weights)));
   }
 }
 
@@ -329,8 +342,8 @@ void run(const char* name, PlainParams& p, Context& context) {
   }
   const int64_t num_rows = a.batch_size * a.q_len * a.num_q_heads;
   if (num_rows == 0) return;
-  p.scale = std::fabs(a.sm_scale);
-  p.scale_log2 = scale_log2_of(a.sm_scale);
+  p.score = score_scale_of(a);
+  p.window = window_of(a);
   p.negate = a.sm_scale < 0;
   p.finding = context.finding;
   p.scratch_row = a.kv_len + (p.top_k < a.kv_len ? p.top_k : 0);

@@ -12,7 +12,8 @@
 // K and V come in tiles of 32 keys by cp.async. If shared memory suffices, there are two stages of
 // both; else there is one of each, and V is copied during Q K^T and the next K during P V. Rows of
 // shared memory are swizzled, so there are no bank conflicts. Keys that no query of the tile sees
-// are not read. Blocks with most keys start first, sequence by sequence, for the L2's sake.
+// are not read. The first tile holds the first key that one of them sees, and a warp skips tiles
+// before the windows of its own. Blocks with most keys start first, sequence by sequence, for the L2's sake.
 //
 // 16-bit elements are copied to the tile by cp.async. The bytes of 8-bit elements are copied one
 // tile ahead to a place of the thread's own. The thread that copied them widens them into the
@@ -34,6 +35,7 @@
 #include "element_types.h"
 #include "finding.h"
 #include "kernels.h"
+#include "soft_cap.h"
 #include "softmax.h"
 
 namespace diffqkv::cuda {
@@ -57,8 +59,9 @@ struct Plan {
   int num_tiles, tile_queries;
   bool k_is_shared;  // one tile of K and one of V for each group; else the other way round
   bool two_stages;
-  float scale_log2;  // |sm_scale| * log2(e)
-  bool negate;       // sm_scale is negative
+  ScoreScale score;
+  int window;
+  bool negate;  // sm_scale is negative
 };
 
 // Where a warp's row of a group lies.
@@ -127,6 +130,7 @@ class CacheHead {
     const KvPage* const page = ld_global(p_.pages + (p_.pages_shared ? 0 : batch_)) + first_key / page_tokens();
     start_ = static_cast<const unsigned char*>(ld_global(kIsV ? &page->v : &page->k)) + kv().page_offset;
   }
+  __device__ __forceinline__ void seek_page_of(int key) { seek(key & -page_tokens()); }
   // Of the tile at first_key, for which seek() was called last.
   __device__ __forceinline__ const unsigned char* elements(int first_key) const {
     return start_ + int64_t{row(first_key)} * (dims() * element_bytes());
@@ -156,23 +160,28 @@ class CacheHead {
   const unsigned char* start_ = nullptr;  // of the sequence, or of the layer's part of the page
 };
 
-// Fills tiles with the keys of one head, zeros for those from end_key on; one of num_workers warps
-// that do it. dims, the head's, is a parameter of its calls, as the compiler may know it there.
+// Fills tiles with the keys of one head from first_seen to end_key, zeros for others; one of
+// num_workers warps that do it. dims, the head's, is a parameter of its calls, as the compiler may know it there.
 template <typename T, bool kIsV, bool kQuantized>
 class TileFiller {
  public:
   // staged: the warps' room for the bytes of a tile.
-  __device__ __forceinline__ TileFiller(const CacheHead<kIsV, kQuantized>& head, int end_key, int worker,
-                                        int num_workers, unsigned char* staged)
-      : head_(head), end_key_(end_key), worker_(worker), num_workers_(num_workers), staged_(staged) {}
+  __device__ __forceinline__ TileFiller(const CacheHead<kIsV, kQuantized>& head, int first_seen, int end_key,
+                                        int worker, int num_workers, unsigned char* staged)
+      : head_(head),
+        first_seen_(first_seen),
+        end_key_(end_key),
+        worker_(worker),
+        num_workers_(num_workers),
+        staged_(staged) {}
 
-  // Before all else; a wait for copies is to follow. first_key 0 is below end_key.
-  __device__ __forceinline__ void begin(int dims) {
-    head_.seek(0);
-    if (head_.has_8_bits()) stage(0, dims);
+  // Before all else; a wait for copies is to follow. first_key, of the first tile, is below end_key.
+  __device__ __forceinline__ void begin(int first_key, int dims) {
+    head_.seek_page_of(first_key);
+    if (head_.has_8_bits()) stage(first_key, dims);
   }
 
-  // The tile at first_key, one after the other from 0 on. Comes after a wait for the copies that
+  // The tile at first_key, one after the other. Comes after a wait for the copies that
   // the last call began. What it copies takes a wait, and what it widens none; both a barrier.
   __device__ __forceinline__ void fill(unsigned char* tile, int first_key, int dims) {
     if (head_.has_8_bits()) {
@@ -190,7 +199,7 @@ class TileFiller {
     const int stride = head_.num_heads() * dims;
     for (int piece = worker_; piece < dims / 8; piece += num_workers_) {
       const int row = walk.row_of(piece), chunk = walk.chunk_of(piece);
-      const bool valid = first_key + row < end_key_;
+      const bool valid = reads(first_key + row);
       cp_async_cg(tile + row * dims * 2 + ((chunk ^ swizzle(row, dims)) << 4),
                   valid ? from + row * stride + chunk * 8 : from, valid ? 16 : 0);
     }
@@ -205,12 +214,12 @@ class TileFiller {
 #pragma unroll 1
     for (int piece = worker_; piece < dims / 16; piece += num_workers_) {
       const int row = walk.row_of(piece), chunk = walk.chunk_of(piece);
-      const bool valid = first_key + row < end_key_;
+      const bool valid = reads(first_key + row);
       cp_async_cg(staged_ + (piece * kWarpSize + lane_index()) * 16, valid ? from + row * stride + chunk * 16 : from,
                   valid ? 16 : 0);
     }
     if (worker_ == 0) {
-      const bool valid = first_key + lane_index() < end_key_;
+      const bool valid = reads(first_key + lane_index());
       scale_ = valid ? ld_global(head_.scales(first_key) + lane_index() * head_.num_heads()) : bf16{0};
     }
     if (first_key + kTileKeys < end_key_) head_.seek(first_key + kTileKeys);
@@ -259,14 +268,24 @@ class TileFiller {
     return (word & 0xff0000ffu) | (word & 0xff00u) << 8 | (word >> 8 & 0xff00u);
   }
 
+  __device__ __forceinline__ bool reads(int key) const {
+    return static_cast<unsigned>(key - first_seen_) < static_cast<unsigned>(end_key_ - first_seen_);
+  }
+
   CacheHead<kIsV, kQuantized> head_;
-  int end_key_, worker_, num_workers_;
+  int first_seen_, end_key_, worker_, num_workers_;
   unsigned char* staged_;
   float power_ = kIsV && __is_same(T, f16) ? 0x1p-40f : 1.0f;
   bf16 scale_ = {0};  // of the staged bytes' key of the same index as the lane
 };
 
 // ---- Scores, softmax and output of one warp
+
+// The keys of a tile that a row sees, a bit each; end: the first key of the tile past them.
+__device__ __forceinline__ uint32_t seen_bits(int end, int window) {
+  const auto below = [](int key) { return key <= 0 ? 0u : key >= kTileKeys ? ~0u : (1u << key) - 1; };
+  return below(end) & ~below(end - window);
+}
 
 // Of a tile's keys, those of the lane's columns.
 struct KeyScales {
@@ -286,16 +305,38 @@ template <int kRowTiles>
 struct Scores {
   float s[kRowTiles][kTileKeys / 8][4];
 
-  // -inf for the keys that a row does not see; visible: how many of the tile's keys each row sees.
-  __device__ __forceinline__ void mask(const int (&visible)[kRowTiles][2]) {
+  // -inf for the keys that a row does not see; seen: seen_bits of each row.
+  __device__ __forceinline__ void mask(const uint32_t (&seen)[kRowTiles][2]) {
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
       for (int n = 0; n < kTileKeys / 8; ++n) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          if (n * 8 + lane_index() % 4 * 2 + i % 2 >= visible[m][i / 2]) s[m][n][i] = -infinity();
+          if (!sees(seen[m][i / 2], n, i % 2)) s[m][n][i] = -infinity();
         }
+      }
+    }
+  }
+  // Whether the lane's column i of the n-th 8 columns is among the keys.
+  __device__ __forceinline__ static bool sees(uint32_t seen, int n, int i) {
+    return (seen >> (lane_index() % 4 * 2) & 1u << (n * 8 + i)) != 0;
+  }
+
+  // A loop that moves the registers on by 4 each time. Unrolled, it would be as long as all else that
+  // is done with a tile, and it is skipped without a cap.
+  __device__ __forceinline__ void cap(float cap_factor) {
+    constexpr int kColumns = kTileKeys / 8, kQuads = kRowTiles * kColumns;
+#pragma unroll 1
+    for (int turn = 0; turn < kQuads; ++turn) {
+      float capped[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) capped[i] = cap_score(s[0][0][i], cap_factor);
+#pragma unroll
+      for (int i = 0; i < kQuads * 4; ++i) {
+        const int next = i / 4 + 1;
+        s[i / 4 / kColumns][i / 4 % kColumns][i % 4] =
+            next < kQuads ? s[next % kQuads / kColumns][next % kColumns][i % 4] : capped[i % 4];
       }
     }
   }
@@ -360,11 +401,10 @@ struct Softmax {
   template <typename T>
   __device__ __forceinline__ Weights<kRowTiles> scaled_weights(Scores<kRowTiles>& scores, float scale_log2,
                                                                const float* v_scales,
-                                                               const int (&visible)[kRowTiles][2]) {
+                                                               const uint32_t (&seen)[kRowTiles][2]) {
     const KeyScales scales(v_scales);
     return weights_times<T>(scores, scale_log2, [&](int row, int n, int i, float weight) {
-      const bool seen = n * 8 + lane_index() % 4 * 2 + i < visible[row / 2][row % 2];
-      return seen ? weight * scales.x[n][i] : 0.0f;
+      return Scores<kRowTiles>::sees(seen[row / 2][row % 2], n, i) ? weight * scales.x[n][i] : 0.0f;
     });
   }
 
@@ -506,9 +546,9 @@ struct Accumulator {
   }
 
   // What add<true> left out, key by key, for the rows that see it: the others' P is 0, but 0 times
-  // infinity is not. visible: how many keys of the tile the lane's rows see.
+  // infinity is not. seen: seen_bits of the lane's rows.
   __device__ __forceinline__ void add_nonfinite(const Weights<kRowTiles>& weights, const unsigned char* tile,
-                                                const int (&visible)[kRowTiles][2]) {
+                                                const uint32_t (&seen)[kRowTiles][2]) {
     static_assert(kKeySteps == 2);
     const unsigned char* row = value_row(tile);
     for (int key = 0; key < kTileKeys; ++key) {
@@ -538,7 +578,7 @@ struct Accumulator {
             float c[4] = {};
             mma_m16n8k16<T>(c, a, b);
 #pragma unroll
-            for (int i = 0; i < 4; ++i) o[m][pair * 2 + n][i] += key < visible[m][i / 2] ? c[i] : 0.0f;
+            for (int i = 0; i < 4; ++i) o[m][pair * 2 + n][i] += (seen[m][i / 2] >> key & 1) != 0 ? c[i] : 0.0f;
           }
         }
       }
@@ -603,6 +643,9 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
     return visible > 0 ? visible : 0;
   };
   const int end_key = visible_keys(first_query + plan.tile_queries - 1);
+  const int first_visible = visible_keys(first_query);
+  const int first_seen = first_visible > plan.window ? first_visible - plan.window : 0;
+  const int begin_key = first_seen / kTileKeys * kTileKeys;
 
   // Lane / 4 and lane / 4 + 8 are the lane's rows of each 16, lane % 4 its columns.
   int visible[kRowTiles][2], warp_least = end_key, warp_most = 0;
@@ -648,10 +691,10 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
   const int k_head = first_head / static_cast<int>(p.num_q_heads / p.k.num_heads);
   const int v_head = first_head / static_cast<int>(p.num_q_heads / p.v.num_heads);
   TileFiller<T, false, kQuantized> k(
-      CacheHead<false, kQuantized>(p, batch, k_head), end_key, plan.k_is_shared ? warp : worker,
+      CacheHead<false, kQuantized>(p, batch, k_head), first_seen, end_key, plan.k_is_shared ? warp : worker,
       plan.k_is_shared ? num_warps : plan.warps_per_group, staged + k_slot * kTileKeys * dim_qk);
   TileFiller<T, true, kQuantized> v(
-      CacheHead<true, kQuantized>(p, batch, v_head), end_key, plan.k_is_shared ? worker : warp,
+      CacheHead<true, kQuantized>(p, batch, v_head), first_seen, end_key, plan.k_is_shared ? worker : warp,
       plan.k_is_shared ? plan.warps_per_group : num_warps, staged + kTileKeys * (k_slots * dim_qk + v_slot * kDimVo));
   const auto fill_k = [&](int first_key) {
     k.fill(k_tiles + (plan.two_stages ? first_key / kTileKeys % 2 * stage_bytes : 0), first_key, dim_qk);
@@ -660,10 +703,10 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
     v.fill(v_tiles + (plan.two_stages ? first_key / kTileKeys % 2 * stage_bytes : 0), first_key, kDimVo);
   };
   if (end_key > 0) {
-    k.begin(dim_qk), v.begin(kDimVo);
+    k.begin(begin_key, dim_qk), v.begin(begin_key, kDimVo);
     if constexpr (!kQuantized) {
-      fill_k(0);
-      if (plan.two_stages) fill_v(0);
+      fill_k(begin_key);
+      if (plan.two_stages) fill_v(begin_key);
     }
   }
   cp_async_commit_group();
@@ -698,19 +741,19 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
   softmax.clear();
   float v_power = 1;  // by which sum is to be multiplied
   // What widens bytes is large, and so it does it for the first tile in a turn before the first.
-  for (int first_key = kQuantized ? -kTileKeys : 0; first_key < end_key; first_key += kTileKeys) {
+  for (int first_key = kQuantized ? begin_key - kTileKeys : begin_key; first_key < end_key; first_key += kTileKeys) {
     const int next_key = first_key + kTileKeys;
     const int stage = plan.two_stages ? first_key / kTileKeys % 2 * stage_bytes : 0;
     cp_async_wait_group<0>();
     __syncthreads();  // the tile is there, and nobody is at the one before any more
     if (plan.two_stages && next_key < end_key) fill_k(next_key);
     const int key_of_v = plan.two_stages ? next_key : first_key;
-    if (key_of_v >= 0 && key_of_v < end_key) fill_v(key_of_v);
+    if (key_of_v >= begin_key && key_of_v < end_key) fill_v(key_of_v);
     cp_async_commit_group();
 
     // S = Q K^T: per fragment of K, 16 keys (8 and 8) by two chunks.
     Scores<kRowTiles> scores = {};
-    const bool sees = first_key >= 0 && first_key < warp_most;
+    const bool sees = first_key >= begin_key && first_key < warp_most && next_key > warp_least - plan.window;
     if (sees) {
       const int key = (lane >> 4) * 8 + (lane & 7);
       const unsigned char* const k_row = k_tiles + stage + key * dim_qk * 2;
@@ -736,6 +779,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
       if constexpr (kQuantized) {
         scores.scale(tile_scales(k_tiles + stage, dim_qk)->scale);
       }
+      if (plan.score.cap_factor != 0.0f) scores.cap(plan.score.cap_factor);
     }
     if (!plan.two_stages) {
       cp_async_wait_group<0>();
@@ -745,13 +789,15 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
     }
     if (!sees) continue;
 
-    const bool masked = next_key > warp_least;
-    int seen[kRowTiles][2];
+    const bool masked = next_key > warp_least || first_key < warp_most - plan.window;
+    uint32_t seen[kRowTiles][2];
 #pragma unroll
-    for (int i = 0; i < 2 * kRowTiles; ++i) seen[i / 2][i % 2] = visible[i / 2][i % 2] - first_key;
+    for (int i = 0; i < 2 * kRowTiles; ++i) {
+      seen[i / 2][i % 2] = masked ? seen_bits(visible[i / 2][i % 2] - first_key, plan.window) : ~0u;
+    }
     if (masked) scores.mask(seen);
     float factor[kRowTiles][2];
-    bool raised = softmax.raise(scores, plan.scale_log2, factor);
+    bool raised = softmax.raise(scores, plan.score.scale_log2, factor);
     if constexpr (kQuantized) {
       const float power = ld_shared(&tile_scales(v_tiles + stage, kDimVo)->power);
       raised |= power != v_power;
@@ -763,9 +809,9 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
     Weights<kRowTiles> weights;
     if constexpr (kQuantized) {
       const float* const v_scales = tile_scales(v_tiles + stage, kDimVo)->scale;
-      weights = softmax.template scaled_weights<T>(scores, plan.scale_log2, v_scales, seen);
+      weights = softmax.template scaled_weights<T>(scores, plan.score.scale_log2, v_scales, seen);
     } else {
-      weights = softmax.template weights<T>(scores, plan.scale_log2);
+      weights = softmax.template weights<T>(scores, plan.score.scale_log2);
     }
     if (!masked) {
       sum.template add<false>(weights, v_tiles + stage);
@@ -792,7 +838,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
       sum.store_row(m, h, static_cast<T*>(p.out) + ((first_row + row.query) * p.num_q_heads + head) * kDimVo,
                     row.valid);
       if (p.lse) {
-        const float lse = undefined ? nan : SoftmaxState{softmax.state[m][h].m, d}.lse(p.sm_scale);
+        const float lse = undefined ? nan : SoftmaxState{softmax.state[m][h].m, d}.lse(plan.score.scale);
         if (lane % 4 == 0 && row.valid) st_global(p.lse + (batch * p.num_q_heads + head) * q_len + row.query, lse);
       }
     }
@@ -845,7 +891,8 @@ bool make_plan(const AttentionPrefillParams& p, const Context& context, Plan* pl
   const int q_len = static_cast<int>(p.q_len), rows_of_warp = warp_rows(p);
   plan->k_is_shared = p.k.num_heads <= p.v.num_heads;
   plan->q_heads_per_group = static_cast<int>(p.num_q_heads) / num_groups;
-  plan->scale_log2 = scale_log2_of(p.sm_scale);
+  plan->score = score_scale_of(p);
+  plan->window = window_of(p);
   plan->negate = p.sm_scale < 0;
 
   // All groups of a shared head, if that many warps and tiles fit; then as many rows as fit, two

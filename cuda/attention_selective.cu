@@ -27,6 +27,7 @@
 #include "finding.h"
 #include "kernels.h"
 #include "kv_page.h"
+#include "soft_cap.h"
 
 namespace diffqkv::cuda {
 namespace {
@@ -51,20 +52,22 @@ struct Plan {
   int num_units;          // of a sequence
   int num_splits, min_split_keys;
   int top_k;
-  int page_shift;           // keys lie in segments of 2^page_shift: pages, where K is paged
-  int row_slots;            // of candidates, for a query head of a sequence
-  int score_pitch;          // of the scores of a query head in shared memory, in floats
-  int stage_slots;          // candidates that fit shared memory when splits are merged, 0 where not all do
-  float direction;          // the sign of sm_scale, 0 where that is 0: scores are ranked by q.k times this
-  float scale, scale_log2;  // |sm_scale|, the same times log2(e)
-  uint32_t* scores;         // [sequence][query head][row_slots]: candidates, see attention_selective_top.h
+  int page_shift;   // keys lie in segments of 2^page_shift: pages, where K is paged
+  int row_slots;    // of candidates, for a query head of a sequence
+  int score_pitch;  // of the scores of a query head in shared memory, in floats
+  int stage_slots;  // candidates that fit shared memory when splits are merged, 0 where not all do
+  int window;
+  float direction;  // the sign of sm_scale, 0 where that is 0: scores are ranked by q.k times this
+  ScoreScale score;
+  uint32_t* scores;  // [sequence][query head][row_slots]: candidates, see attention_selective_top.h
   uint32_t* keys;
   Words2* sums;  // [sequence][query head][split]: m, a raw score, and d
 };
 
-// The keys of a sequence, and how they are split.
+// The keys of a sequence, and how they are split. `first` is the first key that the query sees, and
+// `start`, where the first split starts, is in its page.
 struct Keys {
-  int kv_len, per_split, used_splits;
+  int kv_len, first, start, per_split, used_splits;
 
   __device__ __forceinline__ Keys(const AttentionDecodeParams& p, const Plan& plan, int64_t batch, Finding* finding) {
     kv_len = static_cast<int>(p.kv_len);
@@ -75,14 +78,22 @@ struct Keys {
       }
       kv_len = given < 0 ? 0 : given < kv_len ? given : kv_len;
     }
-    per_split = kv_len / plan.num_splits + (kv_len % plan.num_splits != 0);
+    first = kv_len > plan.window ? kv_len - plan.window : 0;
+    start = first / kMinPageTokens * kMinPageTokens;
+    const int span = kv_len - start;
+    per_split = span / plan.num_splits + (span % plan.num_splits != 0);
     if (per_split < plan.min_split_keys) per_split = plan.min_split_keys;
     per_split = (per_split + kSplitStep - 1) / kSplitStep * kSplitStep;
-    used_splits = (kv_len + per_split - 1) / per_split;
+    used_splits = (span + per_split - 1) / per_split;
   }
+  __device__ __forceinline__ int begin(int split) const { return start + split * per_split; }
   __device__ __forceinline__ int end(int split) const {
-    const int begin = split * per_split;
-    return kv_len - begin < per_split ? kv_len : begin + per_split;
+    return kv_len - begin(split) < per_split ? kv_len : begin(split) + per_split;
+  }
+  // The first candidate of a split. Splits before it leave top_k candidates, or all of their keys.
+  __device__ __forceinline__ int slot(int split, int top_k) const {
+    if (split == 0) return 0;
+    return smaller(top_k, end(0) - first) + (split - 1) * smaller(top_k, per_split);
   }
 };
 
@@ -164,12 +175,13 @@ class KeyStream {
   static constexpr int kRowBytes = kPieceDims * sizeof(K), kTileKeys = kSlotBytes / kRowBytes;
 
   // segments: in shared memory, from the one that holds begin_key on, which is a multiple of
-  // kSplitStep.
+  // kMinPageTokens. Keys before first_key are not read.
   __device__ __forceinline__ KeyStream(const CacheHead<K>& head, const Segment* segments, int dim, int begin_key,
-                                       int end_key, unsigned char* ring)
+                                       int first_key, int end_key, unsigned char* ring)
       : head_(head),
         segments_(segments - head.segment_of(begin_key)),
         dim_(dim),
+        first_key_(first_key),
         end_key_(end_key),
         ring_(ring),
         key_(begin_key + warp_index() * kTileKeys) {
@@ -187,10 +199,11 @@ class KeyStream {
     return slot;
   }
 
-  // The scale of key `first_key` + lane, which is in a tile of this warp; 0 past the end.
-  __device__ __forceinline__ float load_scale(int first_key) const {
-    const int key = first_key + lane_index();
-    if (key >= end_key_) return 0.0f;
+  // The scale of key `tile_key` + lane, which is in a tile of this warp; 0 for keys that are not
+  // read.
+  __device__ __forceinline__ float load_scale(int tile_key) const {
+    const int key = tile_key + lane_index();
+    if (!reads(key)) return 0.0f;
     return head_.scale(ld_shared(segments_ + head_.segment_of(key)), key);
   }
 
@@ -201,7 +214,11 @@ class KeyStream {
   }
 
  private:
-  // One copy group each time, empty past the end. Zeros for keys from the end on.
+  __device__ __forceinline__ bool reads(int key) const {
+    return static_cast<unsigned>(key - first_key_) < static_cast<unsigned>(end_key_ - first_key_);
+  }
+
+  // One copy group each time, empty past the end. Zeros for keys that are not read.
   __device__ __forceinline__ void copy_next() {
     if (key_ < end_key_) {
       constexpr int kLanes = kRowBytes / 16, kRows = kWarpSize / kLanes;
@@ -214,7 +231,7 @@ class KeyStream {
         const unsigned char* at = from + row * pitch + chunk * 16;
 #pragma unroll
         for (int first = 0; first < kTileKeys; first += kRows, at += kRows * pitch) {
-          const bool valid = key_ + first + row < end_key_;
+          const bool valid = reads(key_ + first + row);
           cp_async_cg(slot + place(first + row, chunk), valid ? at : from, valid ? 16 : 0);
         }
       }
@@ -227,7 +244,7 @@ class KeyStream {
 
   const CacheHead<K>& head_;
   const Segment* segments_;
-  int dim_, end_key_;
+  int dim_, first_key_, end_key_;
   unsigned char* ring_;
   int key_, piece_dim_ = 0;  // of the next copy
   int fill_ = 0, take_ = 0;  // slots
@@ -309,9 +326,15 @@ struct ScoresShared {
 
 // m and d of a query head's scores, and its candidates. kCount: of scores a lane has room for.
 template <int kCount>
-__device__ __forceinline__ void select_candidates(const Plan& plan, const float* scores, int first_key, int num_keys,
+__device__ __forceinline__ void select_candidates(const Plan& plan, float* scores, int first_key, int num_keys,
                                                   int64_t row, const Keys& keys, int split) {
   const int lane = lane_index();
+  if (plan.score.cap_factor != 0.0f) {
+#pragma unroll 1
+    for (int j = lane; j < num_keys; j += kWarpSize) {  // each lane those that it reads below
+      st_shared(scores + j, cap_score(ld_shared(scores + j), plan.score.cap_factor));
+    }
+  }
   uint32_t ordered[kCount];
   float top = -infinity();
 #pragma unroll
@@ -326,7 +349,7 @@ __device__ __forceinline__ void select_candidates(const Plan& plan, const float*
   if (top > -infinity() && top < infinity()) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      if (ordered[i] != 0) d += weight_of(ordered_score(ordered[i]), top, plan.scale_log2);
+      if (ordered[i] != 0) d += weight_of(ordered_score(ordered[i]), top, plan.score.scale_log2);
     }
   }
   d = warp_sum(d);
@@ -335,7 +358,7 @@ __device__ __forceinline__ void select_candidates(const Plan& plan, const float*
   }
   Kept kept;
   if (num_keys > plan.top_k) kept = keep_best(ordered, static_cast<uint32_t>(plan.top_k));
-  const int64_t slot = row * plan.row_slots + static_cast<int64_t>(split) * smaller(plan.top_k, keys.per_split);
+  const int64_t slot = row * plan.row_slots + keys.slot(split, plan.top_k);
   Places places;
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
@@ -358,7 +381,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int64_t batch = plan.first_batch + sequence;
   const Keys keys(p, plan, batch, unit == 0 && split == 0 ? finding : nullptr);
   if (split >= keys.used_splits) return;
-  const int begin_key = split * keys.per_split, end_key = keys.end(split);
+  const int begin_key = keys.begin(split), end_key = keys.end(split);
+  const int first_key = begin_key > keys.first ? begin_key : keys.first;
   const int k_head = unit / plan.parts, first = unit % plan.parts * plan.unit_heads;
   const int first_head = k_head * plan.q_heads_per_k_head + first;
   const int num_heads = smaller(plan.unit_heads, plan.q_heads_per_k_head - first);
@@ -384,7 +408,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     st_shared(&shared->segments[i], cache.segment(first_segment + i));
   }
   __syncthreads();
-  Stream stream(cache, shared->segments, dim, begin_key, end_key, shared->rings + warp * kSlots * kSlotBytes);
+  Stream stream(cache, shared->segments, dim, begin_key, first_key, end_key,
+                shared->rings + warp * kSlots * kSlotBytes);
   cp_async_wait_group<kSlots - 1>();
   __syncthreads();  // Q is there
 
@@ -416,7 +441,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   __syncthreads();
   for (int head = warp; head < num_heads; head += kWarps) {
     select_candidates<kMaxSplitKeys / kTiles / kWarpSize>(
-        plan, scores + head * plan.score_pitch, begin_key, end_key - begin_key,
+        plan, scores + head * plan.score_pitch + first_key - begin_key, first_key, end_key - first_key,
         static_cast<int64_t>(sequence) * p.num_q_heads + first_head + head, keys, split);
   }
 }
@@ -530,7 +555,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_selective_values_kernel
   top = warp_reduce(top, larger);
   for (int i = lane; i < keys.used_splits; i += kWarpSize) {
     const Words2 part = ld_global(sums + i);
-    d += bit_cast<float>(part.w[1]) * weight_of(bit_cast<float>(part.w[0]), top, plan.scale_log2);
+    d += bit_cast<float>(part.w[1]) * weight_of(bit_cast<float>(part.w[0]), top, plan.score.scale_log2);
   }
   d = warp_sum(d);
   // Without keys, out is 0 and lse is -inf. If the largest score m is not finite, exp(score - m) is
@@ -542,8 +567,9 @@ __global__ void __launch_bounds__(kThreads, 2) attention_selective_values_kernel
     return;
   }
 
-  const int split_slots = smaller(plan.top_k, keys.per_split), last_split = keys.used_splits - 1;
-  const int num_candidates = last_split * split_slots + smaller(plan.top_k, keys.kv_len - last_split * keys.per_split);
+  const int last_split = keys.used_splits - 1;
+  const int last_begin = last_split > 0 ? keys.begin(last_split) : keys.first;
+  const int num_candidates = keys.slot(last_split, plan.top_k) + smaller(plan.top_k, keys.kv_len - last_begin);
   const uint32_t* const candidates = plan.scores + row * plan.row_slots;
   const bool staged = num_candidates <= plan.stage_slots;
   const auto score_of = [&](int j) { return staged ? ld_shared(stage + j) : ld_global(candidates + j); };
@@ -570,7 +596,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_selective_values_kernel
     for (int i = thread; i < listed; i += kThreads) {
       const int j = static_cast<int>(ld_shared(&shared->list.weights[i]));
       const int key = static_cast<int>(ld_global(plan.keys + row * plan.row_slots + j));
-      float weight = weight_of(ordered_score(score_of(j)), top, plan.scale_log2);
+      float weight = weight_of(ordered_score(score_of(j)), top, plan.score.scale_log2);
       weight_sum += weight;
       const Segment segment = cache.segment(cache.segment_of(key));
       if (sizeof(V) == 1 && weight != 0.0f) weight *= cache.scale(segment, key);
@@ -617,7 +643,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_selective_values_kernel
   if (p.renormalize) block_reduce(weight_sum, unused, add_floats, add_floats, shared);
   const float sum = gather.finish(shared);
   if (thread < dim) store_any(p.out, p.out_dtype, out_row * dim + thread, sum / (p.renormalize ? weight_sum : d));
-  if (thread == 0 && p.lse != nullptr) st_global(p.lse + out_row, __fmaf_rn(top, plan.scale, logf(d)));
+  if (thread == 0 && p.lse != nullptr) st_global(p.lse + out_row, __fmaf_rn(top, plan.score.scale, logf(d)));
 }
 
 // ---- The launches
@@ -657,8 +683,8 @@ Launch make_launch(const AttentionDecodeParams& p, Context& context) {
   plan.num_units = static_cast<int>(p.k.num_heads) * plan.parts;
   plan.top_k = static_cast<int>(std::min(p.top_k, p.kv_len));
   plan.page_shift = p.pages != nullptr ? std::countr_zero(static_cast<uint64_t>(p.page_tokens)) : 6;
-  plan.scale = std::fabs(p.sm_scale);
-  plan.scale_log2 = scale_log2_of(p.sm_scale);
+  plan.window = window_of(p);
+  plan.score = score_scale_of(p);
   plan.direction = p.sm_scale > 0 ? 1.0f : p.sm_scale < 0 ? -1.0f : p.sm_scale * 0.0f;
 
   const size_t query_bytes = static_cast<size_t>(most) * (static_cast<size_t>(p.k.head_dim) * 2 + 32);
@@ -672,9 +698,11 @@ Launch make_launch(const AttentionDecodeParams& p, Context& context) {
   const auto divide_up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   const int64_t blocks = p.batch_size * plan.num_units;
   plan.min_split_keys = p.num_splits > 0 ? 1 : kMinSplitKeys;
+  // The most keys of a sequence from its first split on.
+  const int64_t most_keys = std::min(p.kv_len, static_cast<int64_t>(plan.window) + kMinPageTokens - 1);
   const int64_t wanted = p.num_splits > 0 ? p.num_splits : divide_up(context.num_multiprocessors, blocks);
   plan.num_splits = static_cast<int>(std::max<int64_t>(
-      {std::min(wanted, divide_up(p.kv_len, plan.min_split_keys)), divide_up(p.kv_len, max_split_keys), 1}));
+      {std::min(wanted, divide_up(most_keys, plan.min_split_keys)), divide_up(most_keys, max_split_keys), 1}));
   plan.row_slots = static_cast<int>(std::min(p.kv_len, static_cast<int64_t>(plan.num_splits) * plan.top_k));
   const size_t room = (context.max_shared_bytes - sizeof(ValuesShared)) / 4;
   plan.stage_slots = static_cast<size_t>(plan.row_slots) <= room ? plan.row_slots : 0;

@@ -49,9 +49,27 @@ DIFFQKV_OPERATORS(DIFFQKV_LAUNCHER)
 void attention_plain_prefill(const AttentionPrefillParams& p, Context& context);
 void attention_plain_decode(const AttentionDecodeParams& p, Context& context);
 
-// |sm_scale| log2(e), or the largest float if that is infinite, because infinity times a difference of 0 is NaN.
-inline float scale_log2_of(float sm_scale) {
-  return std::min(std::fabs(sm_scale) * 1.44269504088896341f, std::numeric_limits<float>::max());
+// How the scores of attention follow from its products q.k, which kernels negate if sm_scale is negative: score = scale *
+// product, or with a soft cap score = scale * tanh(cap_factor * product).
+struct ScoreScale {
+  float scale;       // |sm_scale|, or softcap
+  float scale_log2;  // scale log2(e), or the largest float if that is infinite: infinity times a difference of 0 is NaN
+  float cap_factor;  // 0: no cap. Where |sm_scale| / softcap rounds to 0, a cap would change no score
+};
+inline ScoreScale score_scale_of(const AttentionParams& p) {
+  constexpr float kMost = std::numeric_limits<float>::max();
+  ScoreScale s = {};
+  s.scale = std::fabs(p.sm_scale);
+  if (p.softcap > 0) s.cap_factor = std::min(s.scale / p.softcap, kMost);
+  if (s.cap_factor > 0) s.scale = p.softcap;
+  s.scale_log2 = std::min(s.scale * 1.44269504088896341f, kMost);
+  return s;
+}
+
+// The number of keys of a query with a window; without one, more than any query has.
+inline int window_of(const AttentionParams& p) {
+  constexpr int64_t kMost = std::numeric_limits<int>::max();
+  return static_cast<int>(p.window > 0 ? std::min(p.window, kMost) : kMost);
 }
 
 // Selective V: false where the kernels of attention_selective.cu do not take the call.

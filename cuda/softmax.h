@@ -1,6 +1,6 @@
-// The state of an online softmax: m is the largest score so far, a raw product q.k, and d is the sum of
-// the weights 2^((score - m) scale_log2), with scale_log2 = |sm_scale| log2(e). An accumulator o =
-// sum of weight v goes with it.
+// The state of an online softmax: m is the largest score so far, a raw product q.k or its tanh, and d is
+// the sum of the weights 2^((score - m) scale_log2), with ScoreScale::scale_log2. An accumulator o = sum
+// of weight v goes with it.
 #pragma once
 
 #include "conversions.h"
@@ -40,9 +40,9 @@ struct SoftmaxState {
     return old;
   }
 
-  // ln(sum of exp(score |sm_scale|)), or -inf if d is 0.
-  __device__ __forceinline__ float lse(float sm_scale) const {
-    return d == 0.0f ? -infinity() : __fmaf_rn(base(), fabsf(sm_scale), logf(d));
+  // ln(sum of exp(score scale)), or -inf if d is 0.
+  __device__ __forceinline__ float lse(float scale) const {
+    return d == 0.0f ? -infinity() : __fmaf_rn(base(), scale, logf(d));
   }
 };
 

@@ -123,6 +123,8 @@ export interface NativeAttention {
   lse?: NativeTensor;
   kvLens?: NativeTensor;
   smScale?: number;
+  softcap: number;
+  window: number;
 }
 
 export interface NativeSelectiveV {

@@ -44,11 +44,22 @@ export interface AttentionPrefillArguments {
   causal?: boolean;
   /** Factor of the scores. Default 1 / sqrt(headDimQk). */
   smScale?: number;
+  /**
+   * Soft cap of the scores: each score s becomes softcap tanh(s / softcap), before the softmax and
+   * before selective V chooses. Finite and at least 0. Default 0: none.
+   */
+  softcap?: number;
+  /**
+   * Sliding window: of the keys that a query attends to, only the last `window` ones count. The
+   * others are not read. An integer of at least 0. Default 0: none. Requires `causal` in
+   * attentionPrefill.
+   */
+  window?: number;
   /** i32 [batch]: number of keys of each sequence, from 0 to kvLen. Default: kvLen. */
   kvLens?: Tensor;
   /** [batch, qLen, numQHeads, headDimVo]. Default: a new tensor of the dtype of q. */
   out?: Tensor;
-  /** Output, f32 [batch, numQHeads, qLen]: log(sum(exp(smScale q.k))). */
+  /** Output, f32 [batch, numQHeads, qLen]: log(sum(exp(score))) over the keys attended to. */
   lse?: Tensor;
 }
 
@@ -61,7 +72,7 @@ export interface AttentionDecodeArguments extends Omit<AttentionPrefillArguments
   q: Tensor;
   /** [batch, numQHeads, headDimVo]. Default: a new tensor of the dtype of q. */
   out?: Tensor;
-  /** Output, f32 [batch, numQHeads]: log(sum(exp(smScale q.k))) over all keys. */
+  /** Output, f32 [batch, numQHeads]: log(sum(exp(score))) over all keys, or those of the window. */
   lse?: Tensor;
   /** Number of parts to split the keys of a sequence into. Default 0: the device chooses. */
   numSplits?: number;
@@ -88,15 +99,15 @@ export const kernels = {
    * Softmax attention of many queries: out = softmax(smScale q k^T) v (arXiv 2501.13629,
    * equation 3). For a query without keys, out is 0 and `lse` is -Infinity. Products q.k may be as
    * large as float32 allows. One beyond that is infinite; if a query's largest product is infinite,
-   * its out and `lse` are NaN.
+   * its out and `lse` are NaN. With `softcap`, the score of an infinite product is softcap or
+   * -softcap.
    */
   async attentionPrefill(args: AttentionPrefillArguments): Promise<Tensor> {
     checkObject('arguments', args);
-    const { q, v, causal = false, smScale, out } = args;
-    checkNotNull('smScale', 'a number', smScale);
+    const { q, v, causal = false, out } = args;
     const [b, l, h] = axes('q', q, 4);
     return run(q, out, q?.dtype, [b, l, h, axes('v', v, 4)[3]], (device, to) =>
-      device.attentionPrefill({ ...attentionTensors(args), out: to, causal, smScale }),
+      device.attentionPrefill({ ...attentionInputs(args), out: to, causal }),
     );
   },
 
@@ -106,15 +117,13 @@ export const kernels = {
    */
   async attentionDecode(args: AttentionDecodeArguments): Promise<Tensor> {
     checkObject('arguments', args);
-    const { q, v, smScale, numSplits = 0, selectiveV, out } = args;
-    checkNotNull('smScale', 'a number', smScale);
+    const { q, v, numSplits = 0, selectiveV, out } = args;
     const selective = checkSelectiveV(selectiveV);
     const [b, h] = axes('q', q, 3);
     return run(q, out, q?.dtype, [b, h, axes('v', v, 4)[3]], (device, to) =>
       device.attentionDecode({
-        ...attentionTensors(args),
+        ...attentionInputs(args),
         out: to,
-        smScale,
         numSplits,
         selectiveV: selective,
       }),
@@ -334,7 +343,7 @@ function optionalTensor(name: string, value: Tensor | undefined): NativeTensor |
   return value === undefined ? undefined : nativeTensor(name, value);
 }
 
-function attentionTensors({
+function attentionInputs({
   q,
   k,
   v,
@@ -342,7 +351,11 @@ function attentionTensors({
   vScales,
   lse,
   kvLens,
+  smScale,
+  softcap = 0,
+  window = 0,
 }: Omit<AttentionPrefillArguments, 'causal'>): Omit<NativeAttention, 'out'> {
+  checkNotNull('smScale', 'a number', smScale);
   return {
     q: nativeTensor('q', q),
     k: nativeTensor('k', k),
@@ -351,6 +364,9 @@ function attentionTensors({
     vScales: optionalTensor('vScales', vScales),
     lse: optionalTensor('lse', lse),
     kvLens: optionalTensor('kvLens', kvLens),
+    smScale,
+    softcap,
+    window,
   };
 }
 

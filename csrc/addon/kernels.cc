@@ -72,16 +72,22 @@ class Operands {
   std::vector<std::shared_ptr<TensorData>> data_;
 };
 
+ScoreOptions score_options(const Fields& fields) {
+  return {.sm_scale = fields.optional_number("smScale"),
+          .softcap = fields.number("softcap"),
+          .window = fields.integer("window", 0, kMaxSafeInteger)};
+}
+
 Run attention_prefill(const Fields& fields, Operands& operands) {
   const AttentionViews views = operands.attention();
-  const PrefillOptions options = {.causal = fields.boolean("causal"), .sm_scale = fields.optional_number("smScale")};
+  const PrefillOptions options = {.causal = fields.boolean("causal"), .scores = score_options(fields)};
   return operands.job(&Backend::attention_prefill, check_attention_prefill(views, options), views.out);
 }
 
 Run attention_decode(const Fields& fields, Operands& operands) {
   const AttentionViews views = operands.attention();
   DecodeOptions options;
-  options.sm_scale = fields.optional_number("smScale");
+  options.scores = score_options(fields);
   options.num_splits = fields.integer("numSplits", 0, 1 << 20);
   if (const auto selective = fields.optional_object("selectiveV", "selectiveV.")) {
     options.top_k = selective->integer("topK", 1, kMaxSafeInteger);

@@ -1,5 +1,6 @@
 #include "backend/check.h"
 
+#include <cfloat>
 #include <cmath>
 #include <initializer_list>
 
@@ -112,7 +113,7 @@ KvView contiguous_view(const TensorView& t) {
 }
 
 // The part that prefill and decode share. q has the axes [batch, ..., numQHeads, headDimQk].
-AttentionParams check_attention(const AttentionViews& tensors, std::optional<double> sm_scale) {
+AttentionParams check_attention(const AttentionViews& tensors, const ScoreOptions& scores) {
   const auto& [q, k, v, out, k_scales, v_scales, lse, kv_lens] = tensors;
   AttentionParams p;
   const KvArgument k_argument = {
@@ -147,9 +148,19 @@ AttentionParams check_attention(const AttentionViews& tensors, std::optional<dou
            static_cast<long long>(p.num_q_heads), kv.heads_name, static_cast<long long>(heads));
     }
   }
-  p.sm_scale = static_cast<float>(sm_scale.value_or(1.0 / std::sqrt(static_cast<double>(head_dim_qk))));
+  p.sm_scale = static_cast<float>(scores.sm_scale.value_or(1.0 / std::sqrt(static_cast<double>(head_dim_qk))));
   if (!std::isfinite(p.sm_scale))
-    fail(ErrorCode::invalid_argument, "smScale is %g; it must be finite", sm_scale.value_or(0));
+    fail(ErrorCode::invalid_argument, "smScale is %g; it must be finite", scores.sm_scale.value_or(0));
+  p.softcap = static_cast<float>(scores.softcap);
+  if (scores.softcap != 0 && !(std::isnormal(p.softcap) && p.softcap > 0)) {
+    fail(ErrorCode::invalid_argument, "softcap is %g; it must be finite, and 0 (none) or at least %g", scores.softcap,
+         static_cast<double>(FLT_MIN));
+  }
+  if (scores.window < 0) {
+    fail(ErrorCode::invalid_argument, "window is %lld; it must be at least 0 (0 is none)",
+         static_cast<long long>(scores.window));
+  }
+  p.window = scores.window;
   if (kv_lens != nullptr) {
     check_type(*kv_lens, DType::i32);
     check_shape(*kv_lens, {p.batch_size}, "[batch]");
@@ -182,9 +193,13 @@ std::string shape_text(const std::vector<int64_t>& shape) {
 AttentionPrefillParams check_attention_prefill(const AttentionViews& tensors, const PrefillOptions& options) {
   const TensorView &q = tensors.q, *lse = tensors.lse;
   check_rank(q, 4, "[batch, qLen, numQHeads, headDimQk]");
-  AttentionPrefillParams p{check_attention(tensors, options.sm_scale)};
+  AttentionPrefillParams p{check_attention(tensors, options.scores)};
   p.q_len = q.shape[1];
   p.causal = options.causal;
+  if (p.window > 0 && !p.causal) {
+    fail(ErrorCode::invalid_argument, "window is %lld and causal is false; a window needs causal: true",
+         static_cast<long long>(p.window));
+  }
   check_shape(tensors.out, {p.batch_size, p.q_len, p.num_q_heads, p.v.head_dim}, "[batch, qLen, numQHeads, headDimVo]");
   if (lse != nullptr) check_shape(*lse, {p.batch_size, p.num_q_heads, p.q_len}, "[batch, numQHeads, qLen]");
   return p;
@@ -193,7 +208,7 @@ AttentionPrefillParams check_attention_prefill(const AttentionViews& tensors, co
 AttentionDecodeParams check_attention_decode(const AttentionViews& tensors, const DecodeOptions& options) {
   const TensorView &q = tensors.q, *lse = tensors.lse;
   check_rank(q, 3, "[batch, numQHeads, headDimQk]");
-  AttentionDecodeParams p{check_attention(tensors, options.sm_scale)};
+  AttentionDecodeParams p{check_attention(tensors, options.scores)};
   p.num_splits = options.num_splits;
   p.top_k = options.top_k;
   p.renormalize = options.renormalize;

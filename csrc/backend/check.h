@@ -28,14 +28,19 @@ struct AttentionViews {
 };
 
 // The other arguments, with the meaning that ops.h gives them.
+struct ScoreOptions {
+  std::optional<double> sm_scale;  // default: 1 / sqrt(headDimQk)
+  double softcap = 0;
+  int64_t window = 0;
+};
 struct PrefillOptions {
   bool causal = false;
-  std::optional<double> sm_scale;  // default: 1 / sqrt(headDimQk)
+  ScoreOptions scores;
 };
 struct DecodeOptions {
   int64_t num_splits = 0, top_k = 0;
   bool renormalize = false;
-  std::optional<double> sm_scale;
+  ScoreOptions scores;
 };
 
 AttentionPrefillParams check_attention_prefill(const AttentionViews& tensors, const PrefillOptions& options);

@@ -174,8 +174,13 @@ struct KvGatherParams {
 
 // Softmax attention of Q over separate K and V. Q head i reads K head i * k.num_heads / num_q_heads
 // and V head i * v.num_heads / num_q_heads (integer division). A query that sees no key gives
-// out = 0 and lse = -inf. lse is the natural logarithm of the sum of exp(sm_scale * q.k) over all
-// keys. A kv_lens entry outside [0, kv_len] is ERR_INVALID_ARGUMENT.
+// out = 0 and lse = -inf. The score of a key is sm_scale * q.k, or softcap * tanh(sm_scale * q.k /
+// softcap) if softcap is not 0. lse is the natural logarithm of the sum of exp(score) over all keys
+// that the query sees. A kv_lens entry outside [0, kv_len] is ERR_INVALID_ARGUMENT.
+//
+// With a window, a query at position p sees only keys j > p - window of those that it would see
+// without. Its position is that of its last visible key. No key before the windows of all queries of
+// a sequence is read, and entries of the page table that have only such keys may be anything.
 struct AttentionParams {
   const void* q = nullptr;               // [batch_size, q_len, num_q_heads, k.head_dim]
   KvView k, v;                           // any two types
@@ -187,6 +192,8 @@ struct AttentionParams {
   // Types of q and out: f32, f16 or bf16.
   DType q_dtype = DType::f32, out_dtype = DType::f32;
   float sm_scale = 0;
+  float softcap = 0;   // 0: none
+  int64_t window = 0;  // 0: none. Prefill with a window must be causal.
   int64_t page_tokens = 0;
   int64_t batch_size = 0, kv_len = 0, num_q_heads = 0;
 };

@@ -1,6 +1,7 @@
-// The entry point of the tests' module. It is the addon with three additions for the whole process:
+// The entry point of the tests' module. It is the addon with additions for the whole process:
 // - The device `emulated` runs the kernels of cuda/ as C++.
-// - The export `emulation` (typed in module.ts) counts what kernels do and makes calls of the CUDA runtime fail.
+// - The export `emulation` (typed in module.ts) counts what kernels do, makes calls of the CUDA runtime fail, and checks
+//   attention on any device over pages that do not exist.
 // - DIFFQKV_CPU_ISA can be `emulated_amx`: the AMX kernels of csrc/backend/cpu on a CPU without AMX.
 #include <mutex>
 
@@ -9,6 +10,7 @@
 #include "backend/devices.h"
 #include "cuda_devices.h"
 #include "engine/runtime.h"
+#include "window_pages.h"
 
 namespace diffqkv::cpu::emulated_amx {
 extern const Kernels kernels;
@@ -74,6 +76,12 @@ Napi::Value fault(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Value window_pages(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    return Napi::String::New(info.Env(), check_window_pages(open_device(text(info[0], "device"))));
+  });
+}
+
 Napi::Object init_with_emulation(Napi::Env env, Napi::Object exports) {
   static std::once_flag once;
   std::call_once(once, [] {
@@ -90,6 +98,7 @@ Napi::Object init_with_emulation(Napi::Env env, Napi::Object exports) {
   emulation["startCounting"] = Napi::Function::New<start_counting>(env, "startCounting");
   emulation["stopCounting"] = Napi::Function::New<stop_counting>(env, "stopCounting");
   emulation["counters"] = Napi::Function::New<counters>(env, "counters");
+  emulation["checkWindowPages"] = Napi::Function::New<window_pages>(env, "checkWindowPages");
   exports["emulation"] = emulation;
   return exports;
 }

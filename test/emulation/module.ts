@@ -10,6 +10,11 @@ export interface Emulation extends Counting {
    * returns how often that one's call has come since it was set.
    */
   fault(call: string, first: number, times: number, status: number): number;
+  /**
+   * Runs attention with windows over paged caches in which the pages before all windows are null pointers. Returns what
+   * differs from contiguous caches, or ''.
+   */
+  checkWindowPages(device: string): string;
 }
 
 export const emulation = (): Emulation => (addon() as unknown as { emulation: Emulation }).emulation;

@@ -313,12 +313,15 @@ __global__ void __launch_bounds__(kThreads, 1) attention_score(ReferenceParams p
   const int64_t head = row % p.a.num_q_heads, query = row / p.a.num_q_heads % p.q_len,
                 batch = row / p.a.num_q_heads / p.q_len;
   const int64_t num_keys = keys_of(p.a, batch), end = p.causal ? num_keys - p.q_len + query + 1 : num_keys;
+  const bool seen = key < end && (p.a.window == 0 || key >= end - p.a.window);
   float sum = 0;
-  for (int64_t d = 0; key < end && d < p.a.k.head_dim; ++d) {
+  for (int64_t d = 0; seen && d < p.a.k.head_dim; ++d) {
     sum +=
         load_any(p.a.q, p.a.q_dtype, row * p.a.k.head_dim + d) * cache_element(p.a, KvTensor::k, batch, key, head, d);
   }
-  st_global(p.scores + i, key < end ? sum * p.a.sm_scale : -infinity());
+  float score = sum * p.a.sm_scale;
+  if (p.a.softcap > 0) score = p.a.softcap * tanhf(score / p.a.softcap);
+  st_global(p.scores + i, seen ? score : -infinity());
 }
 
 // Whether fewer than top_k keys have a higher score, or the same one and come first.

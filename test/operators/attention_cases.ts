@@ -30,6 +30,8 @@ export interface AttentionCase {
   kvLen: number;
   kvLens?: number[];
   causal: boolean;
+  window?: number;
+  softcap?: number;
   numSplits?: number;
   selectiveV?: SelectiveV;
 }
@@ -77,6 +79,8 @@ export function caseName(c: AttentionCase): string {
   parts.push(`${c.qLen} on ${c.kvLen}`);
   if (c.kvLens) parts.push(`kvLens ${c.kvLens.join(',')}`);
   if (c.causal) parts.push('causal');
+  if (c.window) parts.push(`window ${c.window}`);
+  if (c.softcap) parts.push(`softcap ${c.softcap}`);
   if (c.numSplits) parts.push(`${c.numSplits} splits`);
   if (c.selectiveV) parts.push(`top ${c.selectiveV.topK}${c.selectiveV.renormalize ? ' renormalized' : ''}`);
   if (c.inputs !== 'normal') parts.push(c.inputs);
@@ -126,7 +130,7 @@ export function attentionInput(c: AttentionCase): AttentionInput & {
   const [numQHeads, numKHeads, numVHeads] = c.heads;
   const [headDimQk, headDimVo] = c.dims;
   const [qType, kType, vType] = c.types;
-  const { batchSize, qLen, kvLen, causal, kvLens, selectiveV } = c;
+  const { batchSize, qLen, kvLen, causal, kvLens, window, softcap, selectiveV } = c;
   const qCount = batchSize * qLen * numQHeads * headDimQk;
   const kCount = batchSize * kvLen * numKHeads * headDimQk;
   const vCount = batchSize * kvLen * numVHeads * headDimVo;
@@ -178,6 +182,8 @@ export function attentionInput(c: AttentionCase): AttentionInput & {
     headDimVo,
     causal,
     kvLens,
+    window,
+    softcap,
     selectiveV,
     smScale,
   };
@@ -359,6 +365,88 @@ export function kvTypeDecodeCases(reduced: boolean): AttentionCase[] {
     add({ types, inputs: 'huge', kvLen: 300, dims: [32, 32], selectiveV: { topK: 50 } });
     add({ types, inputs: 'onesHuge', kvLen: 300, selectiveV: { topK: 3, renormalize: true } });
     if (!reduced && i % 2 === 0) add({ types, kvLen: 700, heads: [32, 4, 16] });
+  }
+  return cases;
+}
+
+const everyWindow = [1, 2, 31, 32, 33, 63, 64, 65, 127, 128, 129, 1000];
+
+/** Prefill with a window, with a soft cap, and with both. */
+export function windowPrefillCases(reduced: boolean): AttentionCase[] {
+  const cases: AttentionCase[] = [];
+  const add = (c: Partial<AttentionCase> & Pick<AttentionCase, 'qLen' | 'kvLen' | 'types'>): void =>
+    void cases.push({ ...usual, ...c });
+  for (const types of sameTypes) {
+    for (const window of reduced ? [1, 33, 64] : everyWindow) {
+      add({ types, window, qLen: 150, kvLen: 150, heads: [2, 1, 2], dims: [8, 8] });
+      add({ types, window, qLen: 20, kvLen: 210, batchSize: 3, kvLens: [210, 133, 17] }); // a chunk
+    }
+    for (const heads of reduced ? headCounts.slice(0, 4) : headCounts)
+      add({ types, heads, window: 40, softcap: 0.01, qLen: 33, kvLen: 130 });
+    for (const dims of reduced ? cacheHeadSizes.slice(2, 5) : headSizes)
+      add({ types, dims, window: 20, softcap: 0.01, qLen: 17, kvLen: 70 });
+    for (const causal of [false, true]) {
+      add({ types, causal, softcap: 0.01, qLen: 9, kvLen: 140 });
+      add({ types, causal, softcap: 30, inputs: 'large', qLen: 9, kvLen: 140 });
+      add({ types, causal, softcap: 50, inputs: 'huge', qLen: 9, kvLen: 140 });
+    }
+    add({ types, window: 90, softcap: 30, inputs: 'large', qLen: 20, kvLen: 250, heads: [6, 6, 1], dims: [32, 128] });
+    // Shorter than qLen: some rows see no key.
+    add({ types, window: 3, batchSize: 4, qLen: 9, kvLen: 40, kvLens: [40, 0, 4, 9] });
+    if (!reduced) {
+      add({ types, window: 200, qLen: 200, kvLen: 500 });
+      add({ types, window: 700, qLen: 1, kvLen: 1500 });
+    }
+  }
+  for (const types of [...mixedTypes, ...everyPair.map(([k, v]) => ['bf16', k, v] as const)]) {
+    add({ types, window: 33, qLen: 19, kvLen: 150, batchSize: 2, kvLens: [150, 23] });
+    add({ types, softcap: 30, inputs: 'large', qLen: 9, kvLen: 70 });
+  }
+  for (const types of cacheTypes)
+    for (const dims of cacheHeadSizes.slice(1, 5)) add({ types, dims, window: 50, softcap: 0.01, qLen: 9, kvLen: 90 });
+  return cases;
+}
+
+/** The same for decode. */
+export function windowDecodeCases(reduced: boolean): AttentionCase[] {
+  const cases: AttentionCase[] = [];
+  const add = (c: Partial<AttentionCase> & Pick<AttentionCase, 'kvLen' | 'types'>): void =>
+    void cases.push({ ...usual, causal: false, qLen: 1, ...c });
+  for (const types of sameTypes) {
+    for (const window of reduced ? [1, 33, 64, 129] : everyWindow) {
+      add({ types, window, kvLen: 300, batchSize: 4, kvLens: [300, 128, 0, 65] });
+      add({ types, window, kvLen: 300, selectiveV: { topK: 40 } });
+    }
+    for (const numSplits of [1, 2, 7, 64]) {
+      add({ types, numSplits, window: 61, batchSize: 3, kvLen: 230, kvLens: [230, 61, 5], heads: [12, 3, 6] });
+      add({ types, numSplits, window: 150, kvLen: 230, selectiveV: { topK: 100, renormalize: true } });
+    }
+    for (const heads of reduced ? headCounts.slice(0, 4) : headCounts) {
+      add({ types, heads, window: 100, softcap: 0.01, kvLen: 200, batchSize: 2 });
+      add({ types, heads, window: 100, softcap: 0.01, kvLen: 300, selectiveV: { topK: 20 } });
+    }
+    for (const dims of reduced ? cacheHeadSizes.slice(2, 5) : headSizes)
+      add({ types, dims, window: 70, softcap: 0.01, kvLen: 150, batchSize: 2, kvLens: [150, 77] });
+    for (const selectiveV of [undefined, { topK: 30 }]) {
+      add({ types, selectiveV, softcap: 0.01, kvLen: 200 });
+      add({ types, selectiveV, softcap: 30, inputs: 'large', kvLen: 200 });
+      add({ types, selectiveV, window: 130, softcap: 30, inputs: 'large', kvLen: 300, numSplits: 3 });
+    }
+    add({ types, softcap: 50, inputs: 'huge', kvLen: 200 });
+    // Of equal scores, the first keys of the window are kept.
+    add({ types, inputs: 'equal', window: 90, kvLen: 300, selectiveV: { topK: 7 } });
+    if (!reduced) add({ types, window: 1024, kvLen: 2060, heads: [32, 4, 16] });
+  }
+  for (const types of [...mixedTypes, ...everyPair.map(([k, v]) => ['bf16', k, v] as const)]) {
+    add({ types, window: 33, kvLen: 150, batchSize: 2, kvLens: [150, 23] });
+    add({ types, window: 100, kvLen: 150, selectiveV: { topK: 20 } });
+    add({ types, softcap: 30, inputs: 'large', kvLen: 70 });
+  }
+  for (const types of cacheTypes) {
+    for (const dims of cacheHeadSizes.slice(1, 5)) {
+      add({ types, dims, window: 50, softcap: 0.01, kvLen: 90 });
+      add({ types, dims, window: 70, kvLen: 190, selectiveV: { topK: 33, renormalize: true } });
+    }
   }
   return cases;
 }

@@ -36,8 +36,8 @@ export async function checkAttention(device: Device, c: AttentionCase, operator:
     const [v, vScales] = cache(vType, [batchSize, kvLen, numVHeads, headDimVo], input.v, input.vRows);
     const kvLens = c.kvLens && tensors.make('i32', [batchSize], Int32Array.from(c.kvLens));
     const { smScale } = input;
-    const args = { q, k, v, kScales, vScales, smScale, kvLens, out, lse };
-    const { numSplits, selectiveV } = c;
+    const { numSplits, selectiveV, window, softcap } = c;
+    const args = { q, k, v, kScales, vScales, smScale, softcap, window, kvLens, out, lse };
     const result =
       operator === 'prefill'
         ? await kernels.attentionPrefill({ ...args, causal: c.causal })

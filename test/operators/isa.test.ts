@@ -18,6 +18,7 @@ const threads: Record<string, string> = { avx2: '3', avx512: '1', avx512_bf16: '
 const suites = [
   'attention_prefill',
   'attention_decode',
+  'attention_window',
   'large_scores',
   'kv_append',
   'kv_types',

@@ -69,6 +69,8 @@ std::string name_of(const char* what, const AttentionCase& c, const Twist& twist
   if (twist.bad_lengths) name += ", bad lengths";
   if (twist.negative_scale) name += ", negative scale";
   if (twist.large_scores) name += ", large scores";
+  if (c.window) name += ", window " + std::to_string(c.window);
+  if (c.softcap > 0) name += ", capped";
   return name;
 }
 
@@ -87,6 +89,8 @@ void add_decode(std::vector<Case>* cases) {
     Heads few, many;
     Twist twist = {};
     bool shared_cache = false;
+    int64_t window = 0;
+    float softcap = 0;
   };
   const std::vector<Variant> variants = {
       {75, {75, 33}, 64, 2, {8, 2, 4}, {12, 1, 2}},
@@ -95,6 +99,7 @@ void add_decode(std::vector<Case>* cases) {
       {130, {130, 97}, 0, 5, {6, 6, 1}, {24, 2, 1}, {.without_lse = true}, true},
       {600, {600}, 64, 2, {4, 1, 4}, {40, 1, 5}, {.large_scores = true}},
       {90, {90, 90}, 64, 2, {8, 1, 2}, {32, 1, 1}, {.bad_lengths = true}},
+      {200, {200, 33}, 64, 2, {8, 2, 4}, {12, 1, 2}, {}, false, 70, 2},
   };
   int i = 0;
   for (const DType q : {kBf16, kF16}) {
@@ -112,6 +117,8 @@ void add_decode(std::vector<Case>* cases) {
             c.page_tokens = variant.page_tokens;
             c.num_splits = variant.num_splits;
             c.shared_cache = variant.shared_cache;
+            c.window = variant.window;
+            c.softcap = variant.softcap;
             ++i;
             const Twist twist = variant.twist;
             cases->push_back({name_of("decode attention", c, twist),
@@ -134,6 +141,8 @@ void add_prefill(std::vector<Case>* cases) {
     bool causal = true;
     Twist twist = {};
     Shape shape = kSmall;
+    int64_t window = 0;
+    float softcap = 0;
   };
   const std::vector<Variant> variants = {
       {9, 70, {70}, 64, {8, 2, 4}},
@@ -143,6 +152,7 @@ void add_prefill(std::vector<Case>* cases) {
       {12, 70, {70}, 0, {2, 1, 1}, false, {.non_finite = true, .without_lse = true}, kLarge},
       {9, 70, {70, 70}, 64, {8, 2, 4}, true, {.bad_lengths = true}},
       {12, 70, {70}, 64, {8, 2, 4}, true, {.non_finite = true}, kTight},
+      {20, 150, {150, 33}, 64, {8, 2, 4}, true, {.non_finite = true}, kSmall, 40, 2},
   };
   int i = 0;
   for (const DType q : {kBf16, kF16}) {
@@ -160,6 +170,8 @@ void add_prefill(std::vector<Case>* cases) {
           c.lengths = variant.lengths;
           c.page_tokens = variant.page_tokens;
           c.causal = variant.causal;
+          c.window = variant.window;
+          c.softcap = variant.softcap;
           ++i;
           const Twist twist = variant.twist;
           cases->push_back({name_of("prefill attention", c, twist),
@@ -182,6 +194,8 @@ void add_selective(std::vector<Case>* cases) {
     int64_t distinct_keys = 0;
     bool renormalize = false;
     Twist twist = {};
+    int64_t window = 0;
+    float softcap = 0;
   };
   const std::vector<Variant> variants = {
       {90, {90}, 64, 2, 10, {8, 2, 4}, {12, 1, 4}},
@@ -190,6 +204,7 @@ void add_selective(std::vector<Case>* cases) {
       {200, {200, 65}, 128, 0, 40, {6, 6, 1}, {12, 1, 12}, 0, false, {.non_finite = true, .without_lse = true}},
       {3000, {}, 0, 2, 2300, {2, 1, 1}, {10, 1, 1}},
       {100, {100, 100}, 64, 1, 200, {8, 2, 4}, {12, 1, 4}, 0, false, {.bad_lengths = true}},
+      {300, {300, 65}, 32, 2, 40, {8, 2, 4}, {12, 1, 4}, 0, false, {}, 150, 2},
   };
   int i = 0;
   for (const DType q : {kBf16, kF16}) {
@@ -208,6 +223,8 @@ void add_selective(std::vector<Case>* cases) {
           c.top_k = variant.top_k;
           c.distinct_keys = variant.distinct_keys;
           c.renormalize = variant.renormalize;
+          c.window = variant.window;
+          c.softcap = variant.softcap;
           ++i;
           const Twist twist = variant.twist;
           cases->push_back({name_of("selective V", c, twist),
@@ -226,11 +243,14 @@ void add_plain(std::vector<Case>* cases) {
     Dims dims;
     int64_t page_tokens, top_k;
     Twist twist = {};
+    int64_t window = 0;
+    float softcap = 0;
   };
   const std::vector<Variant> variants = {
-      {{kF32, kF16, kI8}, {64, 64}, 64, 0},    {{kBf16, kF32, kF8}, {10, 33}, 0, 0, {.non_finite = true}},
-      {{kF16, kI8, kF32}, {80, 250}, 64, 7},   {{kF32, kF8, kBf16}, {64, 12}, 0, 20, {.without_lse = true}},
-      {{kF32, kBf16, kF16}, {256, 256}, 0, 0}, {{kBf16, kI8, kI8}, {20, 20}, 32, 0, {.bad_lengths = true}},
+      {{kF32, kF16, kI8}, {64, 64}, 64, 0},        {{kBf16, kF32, kF8}, {10, 33}, 0, 0, {.non_finite = true}},
+      {{kF16, kI8, kF32}, {80, 250}, 64, 7},       {{kF32, kF8, kBf16}, {64, 12}, 0, 20, {.without_lse = true}},
+      {{kF32, kBf16, kF16}, {256, 256}, 0, 0},     {{kBf16, kI8, kI8}, {20, 20}, 32, 0, {.bad_lengths = true}},
+      {{kF32, kF32, kI8}, {64, 64}, 32, 0, {}, 9}, {{kBf16, kF16, kF32}, {20, 64}, 0, 7, {}, 0, 2},
   };
   for (const Variant& variant : variants) {
     AttentionCase c;
@@ -241,6 +261,8 @@ void add_plain(std::vector<Case>* cases) {
     const Twist twist = variant.twist;
     c.lengths = twist.bad_lengths ? std::vector<int32_t>{50, 50} : std::vector<int32_t>{50, 0, 17};
     c.page_tokens = variant.page_tokens;
+    c.window = variant.window;
+    c.softcap = variant.softcap;
     AttentionCase prefill = c;
     prefill.q_len = 4;
     cases->push_back({name_of("plain prefill attention", c, twist),

@@ -22,7 +22,9 @@ export interface AttentionInput {
   headDimQk: number;
   headDimVo: number;
   smScale?: number; // default 1 / sqrt(headDimQk)
+  softcap?: number; // 0: none
   causal?: boolean; // query i sees keys j <= kvLens[b] - qLen + i
+  window?: number; // of these, only the last `window` keys; 0: none
   kvLens?: readonly number[]; // default kvLen everywhere
   selectiveV?: SelectiveV;
 }
@@ -42,24 +44,26 @@ export function attention(input: AttentionInput): { out: Float64Array; lse: Floa
     const length = input.kvLens?.[b] ?? kvLen;
     for (let i = 0; i < qLen; i++) {
       const visible = input.causal ? Math.min(length, length - qLen + i + 1) : length;
+      const first = input.window ? Math.max(0, visible - input.window) : 0;
       for (let head = 0; head < numQHeads; head++) {
         const kHead = Math.floor((head * numKHeads) / numQHeads);
         const vHead = Math.floor((head * numVHeads) / numQHeads);
         const qRow = ((b * qLen + i) * numQHeads + head) * headDimQk;
         const scores: number[] = [];
-        for (let j = 0; j < visible; j++) {
+        for (let j = first; j < visible; j++) {
           const kRow = ((b * kvLen + j) * numKHeads + kHead) * headDimQk;
           let dot = 0;
           for (let d = 0; d < headDimQk; d++) dot += (q[qRow + d] as number) * (k[kRow + d] as number);
-          scores.push(smScale * dot);
+          const score = smScale * dot;
+          scores.push(input.softcap ? input.softcap * Math.tanh(score / input.softcap) : score);
         }
         const { weights, logSumExp } = softmax(scores);
         lse[(b * numQHeads + head) * qLen + i] = logSumExp;
         if (input.selectiveV) keepLargest(scores, weights, input.selectiveV);
         const outRow = ((b * qLen + i) * numQHeads + head) * headDimVo;
-        for (let j = 0; j < visible; j++) {
+        for (let j = first; j < visible; j++) {
           const vRow = ((b * kvLen + j) * numVHeads + vHead) * headDimVo;
-          const weight = weights[j] as number;
+          const weight = weights[j - first] as number;
           if (input.selectiveV && weight === 0) continue; // dropped rows are not read
           for (let d = 0; d < headDimVo; d++)
             out[outRow + d] = (out[outRow + d] as number) + weight * (v[vRow + d] as number);

@@ -12,7 +12,7 @@ namespace {
 PoolShape pools_of(const AttentionCase& c) {
   std::vector<int32_t> lengths = c.lengths;
   if (c.shared_cache) lengths = {static_cast<int32_t>(c.kv_len)};
-  return {c.types.k, c.types.v, c.heads, c.dims, c.page_tokens, lengths};
+  return {c.types.k, c.types.v, c.heads, c.dims, c.page_tokens, lengths, c.window > 0 ? c.window + c.q_len - 1 : 0};
 }
 
 void add_contiguous(Call& call, const AttentionCase& c, int64_t caches, Rows k, Rows v) {
@@ -48,6 +48,8 @@ AttentionParams attention_params(Call& call, const AttentionCase& c) {
   p.v.head_dim = c.dims.vo;
   // Scores of standard deviation 1.5: a few keys matter, so that a wrong one shows.
   p.sm_scale = 150 / std::sqrt(static_cast<float>(c.dims.qk));
+  p.window = c.window;
+  p.softcap = c.softcap;
 
   const size_t rows = count_of({batch, c.q_len, c.heads.q});
   p.out = add_output(call, "out", c.types.q, rows * count_of({c.dims.vo}), Comparison::values, c.dims.vo,
@@ -225,6 +227,33 @@ std::vector<PagedCase> paged_decode_cases() {
         .lengths = {200, 65},
         .page_tokens = 64,
         .top_k = 10}},
+      {"window of 70",
+       {.heads = {32, 4, 16},
+        .dims = {64, 64},
+        .kv_len = 200,
+        .lengths = {200, 0, 65},
+        .page_tokens = 32,
+        .num_splits = 2,
+        .window = 70}},
+      {"window of 70, top 10, capped",
+       {.types = {kF16, kI8, kF8},
+        .heads = {8, 2, 4},
+        .dims = {64, 64},
+        .kv_len = 200,
+        .lengths = {200, 65},
+        .page_tokens = 32,
+        .top_k = 10,
+        .window = 70,
+        .softcap = 2}},
+      {"window of 33 of any types, capped",
+       {.types = {kF32, kF16, kI8},
+        .heads = {6, 3, 2},
+        .dims = {40, 64},
+        .kv_len = 120,
+        .lengths = {120, 17},
+        .page_tokens = 32,
+        .window = 33,
+        .softcap = 2}},
   };
 }
 
@@ -241,10 +270,17 @@ std::vector<PagedCase> paged_prefill_cases() {
   one_stage.types = {kF16, kI8, kF8};
   one_stage.dims = {64, 256};
   one_stage.page_tokens = 128;
-  return {{"bf16 on bf16 and bf16", sigma},
-          {"bf16 on bf16 and i8", v_in_i8},
-          {"f16 on f8e4m3 and i8", two_stages},
-          {"f16 on i8 and f8e4m3", one_stage}};
+  AttentionCase window = sigma;
+  window.kv_len = 170;
+  window.lengths = {170, 40};
+  window.window = 50;
+  AttentionCase capped = two_stages;
+  capped.kv_len = 170;
+  capped.lengths = {170, 40};
+  capped.window = 65;
+  capped.softcap = 2;
+  return {{"bf16 on bf16 and bf16", sigma},    {"bf16 on bf16 and i8", v_in_i8}, {"f16 on f8e4m3 and i8", two_stages},
+          {"f16 on i8 and f8e4m3", one_stage}, {"window of 50", window},         {"window of 65, capped", capped}};
 }
 
 std::vector<NamedCall> seeded_attention_calls() {
@@ -258,12 +294,14 @@ std::vector<NamedCall> seeded_attention_calls() {
       decode(" x 256", {.heads = {8, 2, 4}, .dims = {256, 256}, .kv_len = 100, .num_splits = 2}),
       decode(", f32", {.types = same(kF32), .heads = {8, 2, 4}, .dims = {64, 64}, .kv_len = 100}),
       decode(", top 10", {.heads = {8, 2, 4}, .dims = {64, 64}, .kv_len = 300, .top_k = 10}),
+      decode(", capped", {.heads = {8, 2, 4}, .dims = {64, 64}, .kv_len = 130, .num_splits = 2, .softcap = 2}),
       decode(" 32/1/1 x 64", {.heads = {32, 1, 1}, .dims = {64, 64}, .kv_len = 150, .num_splits = 3}),
       decode(" 32/1/4 x 128", {.heads = {32, 1, 4}, .dims = {128, 128}, .kv_len = 150, .num_splits = 2}),
       prefill(" 32/4/16 x 64", {.heads = {32, 4, 16}, .dims = {64, 64}, .kv_len = 70, .q_len = 20}),
       prefill(" 8/8/8 x 128", {.types = same(kF16), .heads = {8, 8, 8}, .dims = {128, 128}, .kv_len = 70, .q_len = 30}),
       prefill(" 6/6/1 x 32/128", {.heads = {6, 6, 1}, .dims = {32, 128}, .kv_len = 40, .q_len = 20, .causal = false}),
       prefill(", ragged", {.heads = {12, 3, 6}, .dims = {64, 64}, .kv_len = 40, .lengths = {40, 0, 17}, .q_len = 9}),
+      prefill(", capped", {.heads = {8, 2, 4}, .dims = {64, 64}, .kv_len = 70, .q_len = 20, .softcap = 2}),
       prefill(" x 256", {.heads = {8, 2, 4}, .dims = {256, 256}, .kv_len = 50, .q_len = 20}),
       prefill(", f32", {.types = same(kF32), .heads = {8, 2, 4}, .dims = {64, 64}, .kv_len = 30, .q_len = 9}),
       prefill(" 12/4/6, plain", {.heads = {12, 4, 6}, .dims = {80, 64}, .kv_len = 30, .q_len = 9}),

@@ -74,7 +74,11 @@ const KvPage* const* add_pools(Call& call, const PoolShape& shape, int64_t kv_le
   auto first = pages.begin();
   for (const size_t count : counts) {
     const auto end = first + static_cast<int64_t>(count);
-    call.pages.emplace_back(std::vector<KvPage>(first, end));
+    std::vector<KvPage> table(first, end);
+    const int64_t first_token = shape.lengths[tables.size()] - shape.last_tokens;
+    for (int64_t i = 0; shape.last_tokens > 0 && (i + 1) * shape.page_tokens <= first_token; ++i)
+      table[static_cast<size_t>(i)] = {nullptr, nullptr};
+    call.pages.emplace_back(table);
     tables.push_back(call.pages.back().data());
     first = end;
   }

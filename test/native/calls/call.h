@@ -143,6 +143,8 @@ struct AttentionCase {
   int64_t num_splits = 0;     // decode
   int64_t top_k = 0;          // decode: selective V
   bool renormalize = false;   // decode: selective V
+  int64_t window = 0;         // with pages: those before the windows of all queries are null
+  float softcap = 0;
 };
 Call decode_call(const AttentionCase& c);
 Call prefill_call(const AttentionCase& c);
@@ -164,6 +166,7 @@ struct PoolShape {
   Dims dims;
   int64_t page_tokens;
   std::vector<int32_t> lengths;  // of the sequences
+  int64_t last_tokens = 0;       // not 0: pages with none of the last so many tokens are null in the tables
 };
 // As if other layers came first.
 constexpr int64_t kKPageOffset = 384, kVPageOffset = 128;

@@ -37,11 +37,14 @@ void select_keys(const Problem& p, Tile& t, int64_t begin, int64_t end, int64_t 
   load_queries(p, t);
   for (int64_t row = 0; row < t.num_rows; ++row) selections[row] = {-kInfinity, 0, -kInfinity, 0};
   const int64_t capacity = Selection::capacity(k);
-  for (int64_t key = begin; key < end; key += p.block) {
-    const int64_t n = min_of(end - key, p.block);
+  int64_t n = 0;
+  for (int64_t key = begin; key < end; key += n) {
+    n = p.block_keys(key, end);
+    if (!sees_any(p, t, key, n)) continue;
     Prefetch next;
-    if (prefetch) next = prefetch_after(p, t, key, end, PrefetchOf::keys);
-    score_block(p, t, key, n, next, [&](int64_t row, const float* s, int64_t count, int64_t) DIFFQKV_LAMBDA {
+    if (prefetch) next = prefetch_block(p, t, key + n, end, PrefetchOf::keys);
+    score_block(p, t, key, n, next, [&](int64_t row, const float* s, KeyRange seen, int64_t) DIFFQKV_LAMBDA {
+      const int64_t count = seen.end;
       if (count == 0) return;
       Selection& selection = selections[row];
       const float top = max_score(s, count);
@@ -110,7 +113,7 @@ void run_selective(const Problem& p, const Plan& plan, const AttentionDecodePara
   const int64_t tile_rows = plan.unit_heads * plan.tile_queries;
   const int64_t all_tiles = num_tiles(p, plan);
   const int64_t capacity = Selection::capacity(k);
-  const int64_t split_keys = max_of(ceil_div(p.kv_len, plan.num_splits), 2 * plan.min_split_keys) + p.block;
+  const int64_t split_keys = max_of(ceil_div(p.kv_len, plan.num_splits), 2 * plan.min_split_keys) + 2 * p.block;
   const int64_t split_bytes = split_selection_bytes(split_keys, k);
   const int64_t row_bytes = split_bytes * plan.num_splits;
   Tile size = {};
@@ -221,10 +224,13 @@ void attention_decode(const AttentionDecodeParams& params, Arena& arena) {
   p.stride_lse_head = 1;
   p.stride_lse_batch = params.num_q_heads;
   p.stride_lse_query = params.num_q_heads;
-  int64_t longest = p.kv_lens ? 0 : p.kv_len;
-  int64_t shortest = p.kv_len;
+  // The largest and the smallest number of keys that a query sees.
+  const int64_t most = p.window > 0 ? p.window : p.kv_len;
+  int64_t longest = p.kv_lens ? 0 : min_of(p.kv_len, most);
+  int64_t shortest = longest;
+  if (p.kv_lens) shortest = most;
   for (int64_t b = 0; p.kv_lens && b < params.batch_size; ++b) {
-    longest = max_of(longest, p.kv_lens[b]);
+    longest = max_of(longest, min_of(p.kv_lens[b], most));
     shortest = min_of(shortest, p.kv_lens[b]);
   }
   // If a sequence has at most k keys, selective V is dense attention, and is computed as that.

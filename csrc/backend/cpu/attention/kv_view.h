@@ -1,9 +1,9 @@
 // The CPU's view of K or V: one contiguous tensor, or pages named by a table, with elements of any
 // cache type and, for i8 and f8e4m3, scales.
 //
-// Attention reads keys in blocks. A block starts at a multiple of its size, and one of block size
-// and page size divides the other. So a block is inside one page, or it consists of whole pages,
-// which are its parts.
+// Attention reads keys in blocks. A block starts at a multiple of the smaller of block size and page
+// size, and one of these divides the other. So a block is inside one page, or it consists of whole
+// pages, which are its parts. The first block of a window may start anywhere and is inside one page.
 #pragma once
 
 #include "backend/cpu/simd.h"

@@ -6,7 +6,8 @@
 // cache), the keys are split as in decode. Each item packs every block of K and V once for all of
 // its rows, about 1,000, so that packing is a tenth of the arithmetic and memory does not grow with
 // kv_len. Blocks that no query of a tile sees are skipped. Blocks on the diagonal are cut to the
-// visible keys.
+// visible keys. With a window, the first block starts at the first key that a query of the tile
+// sees.
 //
 // Bound by arithmetic: by exp as much as by the products, if those use AMX.
 #include "backend/cpu/attention/schedule.h"
@@ -36,7 +37,8 @@ void attention_prefill(const AttentionPrefillParams& params, Arena& arena) {
   plan.tile_queries = max_of(kTileElements / (plan.unit_heads * max_of(p.k.head_dim, p.v.head_dim)) / 32 * 32, 32);
   while (plan.tile_queries > 32 && num_tiles(p, plan) < wanted_items) plan.tile_queries = plan.tile_queries / 64 * 32;
   plan.tile_queries = min_of(plan.tile_queries, p.num_queries);
-  plan.num_splits = max_of(1, min_of(wanted_items / num_tiles(p, plan), p.kv_len / kMinSplitKeys));
+  const int64_t most_keys = p.window > 0 ? min_of(p.kv_len, p.window + plan.tile_queries) : p.kv_len;
+  plan.num_splits = max_of(1, min_of(wanted_items / num_tiles(p, plan), most_keys / kMinSplitKeys));
   if (num_tiles(p, plan) >= omp_get_max_threads()) plan.num_splits = 1;
   plan.min_split_keys = kMinSplitKeys;
   plan.most_keys = p.kv_len;

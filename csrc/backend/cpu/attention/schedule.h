@@ -55,11 +55,19 @@ DIFFQKV_INLINE void set_tile(const Problem& p, const Plan& plan, int64_t index, 
   t.first_query = (tiles - 1 - index / (units * p.num_batches)) * plan.tile_queries;
   t.num_queries = min_of(plan.tile_queries, p.num_queries - t.first_query);
   t.num_rows = t.num_heads * t.num_queries;
-  t.max_visible = 0;
+  t.max_visible = t.most_keys = 0;
+  t.first_visible = p.kv_len;
   for (int64_t i = 0; i < t.num_queries; ++i) {
-    t.visible[i] = static_cast<int32_t>(p.num_visible_keys(t.batch, t.first_query + i));
-    t.max_visible = max_of(t.max_visible, t.visible[i]);
+    const int64_t visible = p.num_visible_keys(t.batch, t.first_query + i);
+    const int64_t first = p.window > 0 ? max_of(0, visible - p.window) : 0;
+    t.visible[i] = static_cast<int32_t>(visible);
+    t.first[i] = static_cast<int32_t>(first);
+    if (visible == 0) continue;
+    t.max_visible = max_of(t.max_visible, visible);
+    t.first_visible = min_of(t.first_visible, first);
+    t.most_keys = max_of(t.most_keys, visible - first);
   }
+  t.first_visible = min_of(t.first_visible, t.max_visible);
 }
 
 DIFFQKV_INLINE int64_t num_tiles(const Problem& p, const Plan& plan) {
@@ -69,19 +77,16 @@ DIFFQKV_INLINE int64_t num_tiles(const Problem& p, const Plan& plan) {
 // The number of splits of a tile. It depends on this tile only, not on others. 0: the tile is
 // skipped.
 DIFFQKV_INLINE int64_t num_splits(const Plan& plan, const Tile& t) {
-  if (t.max_visible < plan.fewest_keys || t.max_visible > plan.most_keys) return 0;
-  return max_of(1, min_of(plan.num_splits, t.max_visible / plan.min_split_keys));
+  if (t.most_keys < plan.fewest_keys || t.most_keys > plan.most_keys) return 0;
+  return max_of(1, min_of(plan.num_splits, (t.max_visible - t.first_visible) / plan.min_split_keys));
 }
 
-struct KeyRange {
-  int64_t begin, end;
-};
-
-// The keys of one split: whole blocks, except at the end.
+// The keys of one split: whole blocks, except at both ends of the keys that the tile sees.
 DIFFQKV_INLINE KeyRange split_range(const Problem& p, const Tile& t, int64_t num_splits, int64_t split) {
-  const int64_t keys = round_up(ceil_div(t.max_visible, num_splits), p.block);
-  const int64_t begin = min_of(split * keys, t.max_visible);
-  return {begin, min_of(begin + keys, t.max_visible)};
+  const int64_t first = t.first_visible & -p.block_unit();
+  const int64_t keys = round_up(ceil_div(t.max_visible - first, num_splits), p.block);
+  const int64_t begin = min_of(first + split * keys, t.max_visible);
+  return {max_of(begin, t.first_visible), min_of(begin + keys, t.max_visible)};
 }
 
 // Size of the result of one split for one row: o with its divisor in column v.head_dim, then m and

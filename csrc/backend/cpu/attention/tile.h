@@ -15,7 +15,12 @@
 // or from the unrounded P if V has scales.
 //
 // Scores and their max m are raw, q.k, and the softmax uses base 2: P = 2^((q.k - m) |sm_scale|
-// log2(e)). With several splits, each item leaves (O, d, m), and a second pass merges them. Each byte of K and V is read once per item.
+// log2(e)). With a soft cap, scores are tanh(q.k |sm_scale| / softcap), and softcap replaces
+// |sm_scale|. With several splits, each item leaves (O, d, m), and a second pass merges them. Each
+// byte of K and V is read once per item.
+//
+// With a window, the first block of a tile starts at the first key that one of its queries sees.
+// Scores of keys before the window of a row become -inf.
 #pragma once
 
 #include "backend/cpu/attention/amx_decode.h"
@@ -38,12 +43,15 @@ struct Problem {
   int64_t num_batches, num_queries;  // num_queries per batch; q and out are [batch][query][head][dim]
   int64_t kv_len, num_q_heads;
   int64_t stride_lse_batch, stride_lse_query, stride_lse_head;
+  int64_t window;  // 0: none
   bool causal;
   bool kv_lens_per_query;  // kv_lens is [num_queries] of the only batch, else [num_batches]
 
   // Derived.
-  float q_factor;          // the sign of sm_scale, or 0: scores are q_factor * q.k, so that they rank as scaled ones do
-  double scale;            // |sm_scale|
+  float q_factor;  // the sign of sm_scale, or 0: scores are q_factor * q.k, so that they rank as scaled ones do
+  bool capped;     // scores are tanh(cap_factor * q_factor * q.k)
+  float cap_factor;
+  double scale;            // of scores: |sm_scale|, or softcap
   float scale_log2;        // the same for base 2
   float least_difference;  // of scores whose weight is at least 2^-126, see Weight
   bool bf16_scores;        // Q K^T is a bf16 product
@@ -63,6 +71,19 @@ struct Problem {
     const int64_t len = kv_lens ? kv_lens[index] : kv_len;
     return causal ? max_of(0, len - (num_queries - 1 - query)) : len;
   }
+
+  // Size of the block that starts at `key`. Blocks start at multiples of the smaller of block and
+  // page, except for the first one of a window, which ends there.
+  DIFFQKV_INLINE int64_t block_keys(int64_t key, int64_t end) const {
+    const int64_t unit = block_unit();
+    const int64_t offset = key & (unit - 1);
+    return min_of(end - key, offset ? unit - offset : block);
+  }
+  DIFFQKV_INLINE int64_t block_unit() const { return k.pages ? min_of(block, int64_t{1} << k.page_shift) : block; }
+};
+
+struct KeyRange {
+  int64_t begin, end;
 };
 
 Cache make_cache(const AttentionParams& p, KvTensor tensor) {
@@ -113,8 +134,15 @@ Problem make_problem(const AttentionParams& p) {
   r.out_dtype = p.out_dtype;
   r.kv_len = p.kv_len;
   r.num_q_heads = p.num_q_heads;
+  r.window = p.window;
   r.q_factor = p.sm_scale < 0 ? -1 : p.sm_scale == 0 ? 0 : 1;
   r.scale = __builtin_fabs(static_cast<double>(p.sm_scale));
+  if (p.softcap > 0) {
+    const double factor = r.scale / static_cast<double>(p.softcap);
+    r.capped = true;
+    r.cap_factor = static_cast<float>(factor < kLargest ? factor : kLargest);
+    r.scale = static_cast<double>(p.softcap);
+  }
   r.scale_log2 = static_cast<float>(r.scale * kLog2E < kLargest ? r.scale * kLog2E : kLargest);
   r.least_difference = -126 / r.scale_log2 > -kLargest ? -126 / r.scale_log2 : -kLargest;
   // A bf16 product needs both factors in bf16, or exact in it. P is rounded to bf16 only if out is
@@ -250,6 +278,12 @@ DIFFQKV_INLINE F32v probabilities(const float* s, int64_t count, int64_t end, co
   return total;
 }
 
+// Sets the first `count` probabilities to 0. The scale of a key that is not seen may be NaN.
+template <typename T>
+DIFFQKV_INLINE void clear(T* p, int64_t count) {
+  if (count > 0) __builtin_memset(p, 0, static_cast<size_t>(count) * sizeof(T));
+}
+
 DIFFQKV_INLINE void scale_row(float* o, int64_t count, float factor) {
   for (int64_t j = 0; j < count; j += kLanes) store(o + j, load(o + j) * factor);
 }
@@ -260,9 +294,12 @@ DIFFQKV_INLINE void scale_row(float* o, int64_t count, float factor) {
 struct Tile {
   int64_t batch, first_query, num_queries, first_head, num_heads, num_rows;
   int64_t max_visible;    // largest of `visible`
+  int64_t first_visible;  // smallest of `first`
+  int64_t most_keys;      // largest number of keys that a query sees
   int64_t ones_keys;      // how many keys the column of ones in v_panels covers
   int64_t tile_rows;      // current configuration of the AMX tiles, see configure_tiles
-  int32_t* visible;       // [num_queries] number of keys that each query sees
+  int32_t* first;         // [num_queries] the first key that each query sees
+  int32_t* visible;       // [num_queries] the end of the keys that each query sees
   char* q;                // [num_rows][ldq], f32 or bf16
   uint32_t* query_pairs;  // the same as [ldq / 2][rows of the head] pairs for each K head, for AMX decode
   float* k_panels;        // [kBlock / 16][stride_k_panel]
@@ -286,6 +323,7 @@ struct Tile {
       bytes += round_up(size, 64);
       return at;
     };
+    first = reinterpret_cast<int32_t*>(reserve(4 * max_queries));
     visible = reinterpret_cast<int32_t*>(reserve(4 * max_queries));
     q = reserve(rows * problem.ldq * (problem.bf16_scores ? 2 : 4));
     query_pairs = reinterpret_cast<uint32_t*>(reserve(problem.amx ? rows * problem.ldq * 2 : 0));
@@ -307,8 +345,26 @@ struct Tile {
     return round_up(bytes, 4096);
   }
 
-  DIFFQKV_INLINE int64_t row_visible(int64_t row) const { return visible[row % num_queries]; }
+  // The keys that a query sees of the n from first_key on, counted from first_key.
+  DIFFQKV_INLINE KeyRange seen(int64_t query, int64_t first_key, int64_t n) const {
+    const int64_t begin = max_of(first[query] - first_key, 0);
+    const int64_t end = min_of(visible[query] - first_key, n);
+    return begin < end ? KeyRange{begin, end} : KeyRange{0, 0};
+  }
+  DIFFQKV_INLINE KeyRange row_seen(int64_t row, int64_t first_key, int64_t n) const {
+    return seen(row % num_queries, first_key, n);
+  }
 };
+
+// Whether a query sees one of n keys. With a window, queries of different lengths that share a cache
+// may leave a gap between their keys.
+DIFFQKV_INLINE bool sees_any(const Problem& p, const Tile& t, int64_t first_key, int64_t n) {
+  if (p.window == 0) return true;
+  for (int64_t i = 0; i < t.num_queries; ++i) {
+    if (t.seen(i, first_key, n).end > 0) return true;
+  }
+  return false;
+}
 
 // The weight of a score beside the largest one.
 DIFFQKV_INLINE float weight_of(const Problem& p, float score, float top) {
@@ -370,8 +426,27 @@ void load_queries(const Problem& p, Tile& t) {
 #endif
 }
 
-// Computes the scores of a block. Calls on_row(row, s, count, n) for every row, which sees count <=
-// n keys of this block.
+// tanh(x) within 3 ulp, by the polynomial of the Cephes library near 0. NaN stays NaN.
+DIFFQKV_INLINE F32v tanh(F32v x) {
+  const F32v size = (F32v)((U32v)x & 0x7fffffffu);
+  const F32v square = x * x;
+  F32v poly = set1(-5.70498872745e-3f);
+  poly = fma(poly, square, set1(2.06390887954e-2f));
+  poly = fma(poly, square, set1(-5.37397155531e-2f));
+  poly = fma(poly, square, set1(1.33314422036e-1f));
+  poly = fma(poly, square, set1(-3.33332819422e-1f));
+  const F32v near = fma(poly * square, x, x);
+  const F32v far = 1.0f - 2.0f / (exp(size + size) + 1.0f);
+  const F32v result = size < 0.625f ? (F32v)((U32v)near & 0x7fffffffu) : far;
+  return (F32v)((U32v)result | ((U32v)x & 0x80000000u));
+}
+
+DIFFQKV_INLINE void cap_scores(const Problem& p, float* s, int64_t count) {
+  for (int64_t j = 0; j < count; j += kLanes) store(s + j, tanh(load(s + j) * p.cap_factor));
+}
+
+// Computes the scores of a block. Calls on_row(row, s, seen, n) for every row, which sees the keys
+// `seen` of the n keys of this block. Scores before seen.begin are -inf.
 template <typename OnRow>
 DIFFQKV_INLINE void score_block(const Problem& p, Tile& t, int64_t first_key, int64_t n, Prefetch& prefetch,
                                 const OnRow& on_row) {
@@ -408,7 +483,7 @@ DIFFQKV_INLINE void score_block(const Problem& p, Tile& t, int64_t first_key, in
     for (int64_t r = first_row; r < first_row + rows_per_head; r += kScoreRows) {
       const int64_t m = min_of(first_row + rows_per_head - r, kScoreRows);
       int64_t most = 0;
-      for (int64_t i = 0; i < m; ++i) most = max_of(most, min_of(t.row_visible(r + i) - first_key, n));
+      for (int64_t i = 0; i < m; ++i) most = max_of(most, t.row_seen(r + i, first_key, n).end);
       if (most > 0 && !decode) {
         Gemm g = {};
         g.a = t.q + r * p.ldq * (p.bf16_scores ? 2 : 4);
@@ -429,9 +504,11 @@ DIFFQKV_INLINE void score_block(const Problem& p, Tile& t, int64_t first_key, in
       for (int64_t i = 0; i < m; ++i) {
         prefetch.advance(prefetch.per_row);
         float* s = t.s + i * kBlock;
-        const int64_t count = max_of(0, min_of(t.row_visible(r + i) - first_key, n));
-        for (int64_t j = 0; scales && j < count; j += kLanes) store(s + j, load(s + j) * load(scales + j));
-        on_row(r + i, s, count, n);
+        const KeyRange seen = t.row_seen(r + i, first_key, n);
+        for (int64_t j = 0; scales && j < seen.end; j += kLanes) store(s + j, load(s + j) * load(scales + j));
+        if (p.capped) cap_scores(p, s, seen.end);
+        for (int64_t j = 0; j < seen.begin; ++j) s[j] = -kInfinity;
+        on_row(r + i, s, seen, n);
       }
     }
   }
@@ -455,10 +532,10 @@ bool has_nonfinite(const Problem& p, const Tile& t, int64_t n) {
   return false;
 }
 
-// o += p V over only the first `count` keys of the packed V, one key at a time.
-void accumulate_row_exactly(const Problem& p, const Tile& t, int64_t row, int64_t count) {
+// o += p V over only the keys `seen` of the packed V, one key at a time.
+void accumulate_row_exactly(const Problem& p, const Tile& t, int64_t row, KeyRange seen) {
   float* o = t.o + row * p.ldo;
-  for (int64_t j = 0; j < count; ++j) {
+  for (int64_t j = seen.begin; j < seen.end; ++j) {
     const float weight = p.bf16_values ? load1(reinterpret_cast<const bf16*>(t.p) + row * kBlock + j)
                                        : reinterpret_cast<const float*>(t.p)[row * kBlock + j];
     for (int64_t d = 0; d < p.ldo; ++d) {
@@ -487,7 +564,7 @@ DIFFQKV_INLINE void value_block(const Problem& p, Tile& t, int64_t first_key, in
   const int64_t first_head = t.first_head / p.q_heads_per_v_head;
   const KeyBlock keys(p.v, t.batch, first_key, n);
   bool all_see_all = true;
-  for (int64_t i = 0; i < t.num_queries; ++i) all_see_all &= t.visible[i] >= first_key + n;
+  for (int64_t i = 0; i < t.num_queries; ++i) all_see_all &= t.first[i] <= first_key && t.visible[i] >= first_key + n;
   for (int64_t first_row = 0; first_row < t.num_rows; first_row += rows_per_head) {
     HeadRows rows = keys.head(first_head + first_row / rows_per_head);
     const bool ones = n != t.ones_keys || n % 2 != 0;
@@ -514,9 +591,9 @@ DIFFQKV_INLINE void value_block(const Problem& p, Tile& t, int64_t first_key, in
       const int64_t m = min_of(first_row + rows_per_head - r, kScoreRows);
       int64_t most = 0;
       for (int64_t i = 0; i < m; ++i) {
-        const int64_t count = min_of(t.row_visible(r + i) - first_key, n);
-        most = max_of(most, count);
-        if (exactly) accumulate_row_exactly(p, t, r + i, count);
+        const KeyRange seen = t.row_seen(r + i, first_key, n);
+        most = max_of(most, seen.end);
+        if (exactly) accumulate_row_exactly(p, t, r + i, seen);
       }
       if (most <= 0 || exactly) continue;
       Gemm g = {};
@@ -541,9 +618,8 @@ DIFFQKV_INLINE void value_block(const Problem& p, Tile& t, int64_t first_key, in
 
 enum class PrefetchOf { keys, keys_and_values };
 
-// The prefetch of the block that follows the one at first_key, up to end_key.
-Prefetch prefetch_after(const Problem& p, const Tile& t, int64_t first_key, int64_t end_key, PrefetchOf tensors) {
-  const int64_t begin = first_key + p.block;
+// The prefetch of the block at `begin`, which follows the current one, up to end_key.
+Prefetch prefetch_block(const Problem& p, const Tile& t, int64_t begin, int64_t end_key, PrefetchOf tensors) {
   const int64_t n = min_of(end_key - begin, p.block);
   Prefetch r;
   if (n <= 0) return r;
@@ -594,8 +670,9 @@ DIFFQKV_INLINE void reorder_row(const Problem& p, float* o) {
 
 // P of one row and block, times V's scales: as pairs of bf16 for decode_values, or as fixed point
 // for decode_values_i8. Overwrites the scores s. Adds to d and to the divisor.
-DIFFQKV_INLINE void decode_probabilities(const Problem& p, Tile& t, int64_t row, float* s, int64_t count, int64_t all) {
+DIFFQKV_INLINE void decode_probabilities(const Problem& p, Tile& t, int64_t row, float* s, KeyRange keys, int64_t all) {
   float* o = t.o + row * p.ldo;
+  const int64_t count = keys.end;
   const float base = count > 0 ? update_max(p, s, count, &t.m[row], &t.d[row], o, p.ldo) : 0;
   const Weight weight(p, base);
   const float* factors = value_scales(p, t, row);
@@ -606,7 +683,8 @@ DIFFQKV_INLINE void decode_probabilities(const Problem& p, Tile& t, int64_t row,
   for (int64_t j = 0; j < all; j += kLanes) {
     F32v x = {};
     if (j < count) {
-      const I32v seen = lane_numbers() < static_cast<int32_t>(min_of(count - j, kLanes));
+      const I32v lane = lane_numbers() + static_cast<int32_t>(j);
+      const I32v seen = (lane >= static_cast<int32_t>(keys.begin)) & (lane < static_cast<int32_t>(count));
       x = weight(load(s + j));
       x = seen ? x : F32v{};
       total += x;
@@ -628,16 +706,18 @@ DIFFQKV_INLINE void decode_probabilities(const Problem& p, Tile& t, int64_t row,
 // V spoils its neighbors here, or if fixed point would lose precision.
 bool attend_amx_decode(const Problem& p, Tile& t, int64_t begin, int64_t end, bool prefetch) {
   const int64_t v_rows = p.q_heads_per_v_head * t.num_queries;
-  for (int64_t key = begin; key < end; key += p.block) {
-    const int64_t n = min_of(end - key, p.block);
+  int64_t n = 0;
+  for (int64_t key = begin; key < end; key += n) {
+    n = p.block_keys(key, end);
+    if (!sees_any(p, t, key, n)) continue;
     Prefetch next;
-    if (prefetch) next = prefetch_after(p, t, key, end, PrefetchOf::keys_and_values);
+    if (prefetch) next = prefetch_block(p, t, key + n, end, PrefetchOf::keys_and_values);
     load_value_scales(p, t, key, n);
     if (p.i8_values &&
         !scales_in_range(p.v, t.batch, key, n, t.first_head / p.q_heads_per_v_head, t.num_heads / p.q_heads_per_v_head))
       return false;
-    score_block(p, t, key, n, next, [&](int64_t row, float* s, int64_t count, int64_t all) DIFFQKV_LAMBDA {
-      decode_probabilities(p, t, row, s, count, all);
+    score_block(p, t, key, n, next, [&](int64_t row, float* s, KeyRange seen, int64_t all) DIFFQKV_LAMBDA {
+      decode_probabilities(p, t, row, s, seen, all);
     });
     const KeyBlock keys(p.v, t.batch, key, n);
     for (int64_t row = 0; row < t.num_rows; row += v_rows) {
@@ -681,25 +761,31 @@ void attend(const Problem& p, Tile& t, int64_t begin, int64_t end, bool prefetch
     clear_rows(p, t);
   }
 #endif
-  for (int64_t key = begin; key < end; key += p.block) {
-    const int64_t n = min_of(end - key, p.block);
+  int64_t n = 0;
+  for (int64_t key = begin; key < end; key += n) {
+    n = p.block_keys(key, end);
+    if (!sees_any(p, t, key, n)) continue;
     Prefetch next;
-    if (prefetch) next = prefetch_after(p, t, key, end, PrefetchOf::keys_and_values);
+    if (prefetch) next = prefetch_block(p, t, key + n, end, PrefetchOf::keys_and_values);
     load_value_scales(p, t, key, n);
-    score_block(p, t, key, n, next, [&](int64_t row, const float* s, int64_t count, int64_t all) DIFFQKV_LAMBDA {
+    score_block(p, t, key, n, next, [&](int64_t row, const float* s, KeyRange seen, int64_t all) DIFFQKV_LAMBDA {
+      const int64_t count = seen.end;
       const float base = count > 0 ? update_max(p, s, count, &t.m[row], &t.d[row], t.o + row * p.ldo, p.ldo) : 0;
       const Weight weight(p, base);
       const int64_t padded = round_up(all, kPairStep);
       const float* factors = value_scales(p, t, row);
 #if defined(__AVX512BF16__)
       if (p.bf16_values) {
-        const F32v total =
-            probabilities(s, count, padded, weight, factors, reinterpret_cast<bf16*>(t.p) + row * kBlock);
+        bf16* to = reinterpret_cast<bf16*>(t.p) + row * kBlock;
+        const F32v total = probabilities(s, count, padded, weight, factors, to);
+        if (factors) clear(to, seen.begin);
         if (p.sum_d) t.d[row] += sum(total);
         return;
       }
 #endif
-      const F32v total = probabilities(s, count, padded, weight, factors, reinterpret_cast<float*>(t.p) + row * kBlock);
+      float* to = reinterpret_cast<float*>(t.p) + row * kBlock;
+      const F32v total = probabilities(s, count, padded, weight, factors, to);
+      if (factors) clear(to, seen.begin);
       if (p.sum_d) t.d[row] += sum(total);
     });
     value_block(p, t, key, n, next);
