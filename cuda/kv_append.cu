@@ -68,11 +68,12 @@ __global__ void __launch_bounds__(kThreads, 4)
   if (is_quantized(p.k_cache.dtype)) {
     quantize_rows(num_k_heads, dim_qk, p.k_cache.dtype, k, [&](int row, int d) {
       const int64_t head = k_from + row * dim_qk;
-      return p.inv_freq ? rotated(p.k, p.k_dtype, head, dim_qk, d, position, p.inv_freq)
+      return p.inv_freq ? rotated(p.k, p.k_dtype, head, dim_qk, d, position, p.inv_freq, p.rope_scale)
                         : load_any(p.k, p.k_dtype, head + d);
     });
   } else if (p.inv_freq) {
-    rotate_heads(p.k, p.k_dtype, k_from, k.elements, p.k_cache.dtype, 0, num_k_heads, dim_qk, position, p.inv_freq);
+    rotate_heads(p.k, p.k_dtype, k_from, k.elements, p.k_cache.dtype, 0, num_k_heads, dim_qk, position, p.inv_freq,
+                 p.rope_scale);
   } else {
     copy_elements<1>(p.k, p.k_dtype, k_from, k.elements, p.k_cache.dtype, num_k_heads * dim_qk);
   }

@@ -13,7 +13,7 @@ __global__ void __launch_bounds__(kThreads, 4) rope_kernel(RopeParams p, Finding
   if (position < 0 && threadIdx.x == 0) report(finding, Finding::position, t, position, 0x7fffffff);
   const int64_t at = t * p.num_heads * p.head_dim;
   rotate_heads(p.x, p.dtype, at, p.out, p.dtype, at, static_cast<int>(p.num_heads), static_cast<int>(p.head_dim),
-               position < 0 ? 0 : position, p.inv_freq);
+               position < 0 ? 0 : position, p.inv_freq, p.scale);
 }
 
 }  // namespace

@@ -11,11 +11,11 @@ struct Rotation {
   float cos, sin;
 };
 
-// Of position * inv_freq. The angle is formed in f64 and there reduced to r in [-pi/4, pi/4] by multiples of pi/2, pi/2 as
+// Of position * inv_freq, times scale; of 0 if inv_freq is 0, without it. The angle is formed in f64 and there reduced to r in [-pi/4, pi/4] by multiples of pi/2, pi/2 as
 // the sum of three parts of which the first two have 30 bits, so that their products with a multiple below 2^23 are exact;
 // then f32, by the polynomials of the Cephes library (absolute error about 1e-7). f64 is slow on many cards, and a
 // library's sine in f64 many times slower: this is a dozen operations.
-__device__ __forceinline__ Rotation rotation(int position, double inv_freq) {
+__device__ __forceinline__ Rotation rotation(int position, double inv_freq, float scale) {
   constexpr double kRound =
       6755399441055744.0;  // 1.5 * 2^52: adding it rounds to an integer that stands in the low bits
   const double angle = position * inv_freq;
@@ -30,14 +30,15 @@ __device__ __forceinline__ Rotation rotation(int position, double inv_freq) {
       ((2.443315711809948e-5f * z - 1.388731625493765e-3f) * z + 4.166664568298827e-2f) * z * z - 0.5f * z + 1.0f;
   // Quarter turns: (c, s), (-s, c), (-c, -s), (s, -c).
   const float cos_size = quadrant & 1 ? s : c, sin_size = quadrant & 1 ? c : s;
-  return {(quadrant + 1) & 2 ? -cos_size : cos_size, quadrant & 2 ? -sin_size : sin_size};
+  const float factor = inv_freq == 0 ? 1.0f : scale;
+  return {factor * ((quadrant + 1) & 2 ? -cos_size : cos_size), factor * (quadrant & 2 ? -sin_size : sin_size)};
 }
 
 // Element d of a rotated head, whose first element is x[from].
 __device__ __forceinline__ float rotated(const void* x, DType x_dtype, int64_t from, int head_dim, int d, int position,
-                                         const double* inv_freq) {
+                                         const double* inv_freq, float scale) {
   const int half = head_dim / 2, pair = d < half ? d : d - half;
-  const Rotation r = rotation(position, ld_global(inv_freq + pair));
+  const Rotation r = rotation(position, ld_global(inv_freq + pair), scale);
   const float a = load_any(x, x_dtype, from + pair), b = load_any(x, x_dtype, from + pair + half);
   return d < half ? a * r.cos - b * r.sin : b * r.cos + a * r.sin;
 }
@@ -46,13 +47,13 @@ __device__ __forceinline__ float rotated(const void* x, DType x_dtype, int64_t f
 // block share the work; a thread keeps to one pair of dims, so that its angle is computed once.
 __device__ __forceinline__ void rotate_heads(const void* x, DType x_dtype, int64_t from, void* out, DType out_dtype,
                                              int64_t to, int num_heads, int head_dim, int position,
-                                             const double* inv_freq) {
+                                             const double* inv_freq, float scale) {
   const int thread = threadIdx.x, num_threads = blockDim.x;
   const int half = head_dim / 2, pairs_at_once = half < num_threads ? half : num_threads;
   const int heads_at_once = num_threads / pairs_at_once, first_head = thread / pairs_at_once;
   if (first_head >= heads_at_once) return;
   for (int pair = thread % pairs_at_once; pair < half; pair += pairs_at_once) {
-    const Rotation r = rotation(position, ld_global(inv_freq + pair));
+    const Rotation r = rotation(position, ld_global(inv_freq + pair), scale);
     for (int head = first_head; head < num_heads; head += heads_at_once) {
       const int i = head * head_dim + pair;
       const float a = load_any(x, x_dtype, from + i), b = load_any(x, x_dtype, from + i + half);

@@ -90,6 +90,7 @@ struct SoftcapParams {
 // Rotate-half RoPE: for d < head_dim / 2 and a = position * inv_freq[d],
 //   out[d] = x[d] cos a - x[d + head_dim/2] sin a
 //   out[d + head_dim/2] = x[d + head_dim/2] cos a + x[d] sin a
+// and both are multiplied by scale. A pair with inv_freq 0 is copied, without the scale.
 // Angles are computed and reduced in float64, because float32 would lose the third digit at
 // position 100,000. out may be x.
 struct RopeParams {
@@ -99,6 +100,7 @@ struct RopeParams {
   const double* inv_freq = nullptr;    // [head_dim / 2]
   DType dtype = DType::f32;
   int64_t num_tokens = 0, num_heads = 0, head_dim = 0;
+  float scale = 1;
 };
 
 // Quantizes rows (K or V of one token and head) to i8 or f8e4m3, each with one bf16 scale. The
@@ -158,6 +160,7 @@ struct KvAppendParams {
   const int32_t* sequences = nullptr;    // [num_tokens]: index of its sequence; null: 0 for all
   const int32_t* positions = nullptr;    // [num_tokens], each in [0, max_kv_len)
   const double* inv_freq = nullptr;      // [k_cache.head_dim / 2]
+  float rope_scale = 1;                  // RopeParams::scale
   DType k_dtype = DType::f32, v_dtype = DType::f32;
   int64_t num_tokens = 0, max_kv_len = 0, page_tokens = 0;
 };

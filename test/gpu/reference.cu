@@ -105,10 +105,11 @@ struct Pair {
 
 // x: the first element of the head.
 __device__ __forceinline__ Pair rotated_pair(const void* x, DType dtype, int64_t first, int64_t head_dim, int64_t d,
-                                             int position, const double* inv_freq) {
+                                             int position, const double* inv_freq, float scale) {
   const float low = load_any(x, dtype, first + d), high = load_any(x, dtype, first + d + head_dim / 2);
-  const double angle = position * ld_global(inv_freq + d);
-  const float c = static_cast<float>(cos(angle)), s = static_cast<float>(sin(angle));
+  const double frequency = ld_global(inv_freq + d), angle = position * frequency;
+  if (frequency == 0) return {low, high};
+  const float c = scale * static_cast<float>(cos(angle)), s = scale * static_cast<float>(sin(angle));
   return {low * c - high * s, high * c + low * s};
 }
 
@@ -117,7 +118,7 @@ __global__ void __launch_bounds__(kThreads, 1) rope_pair(RopeParams p) {
   if (i >= p.num_tokens * p.num_heads * half) return;
   const int64_t row = i / half, d = i % half, first = row * p.head_dim;
   const Pair pair =
-      rotated_pair(p.x, p.dtype, first, p.head_dim, d, ld_global(p.positions + row / p.num_heads), p.inv_freq);
+      rotated_pair(p.x, p.dtype, first, p.head_dim, d, ld_global(p.positions + row / p.num_heads), p.inv_freq, p.scale);
   store_any(p.out, p.dtype, first + d, pair.low);
   store_any(p.out, p.dtype, first + d + half, pair.high);
 }
@@ -221,8 +222,8 @@ __device__ __forceinline__ void write_cache_row(int64_t dim, DType dtype, const 
 __device__ __forceinline__ float key_element(const KvAppendParams& p, int64_t token, int64_t head, int64_t d) {
   const int64_t dim = p.k_cache.head_dim, half = dim / 2, first = (token * p.k_cache.num_heads + head) * dim;
   if (!p.inv_freq) return load_any(p.k, p.k_dtype, first + d);
-  const Pair pair =
-      rotated_pair(p.k, p.k_dtype, first, dim, d < half ? d : d - half, ld_global(p.positions + token), p.inv_freq);
+  const Pair pair = rotated_pair(p.k, p.k_dtype, first, dim, d < half ? d : d - half, ld_global(p.positions + token),
+                                 p.inv_freq, p.rope_scale);
   return d < half ? pair.low : pair.high;
 }
 

@@ -104,6 +104,7 @@ Call kv_append_call(const KvAppendCase& c) {
   p.sequences = add_integers(call, "sequences", sequences);
   p.positions = add_integers(call, "positions", positions);
   if (c.rotate) p.inv_freq = add_frequencies(call, c.dims.qk);
+  p.rope_scale = 0.75f;
   p.pages = add_pools(call, {c.k, c.v, heads, c.dims, 64, lengths}, 0, nullptr, nullptr);
   // RoPE rounds as the device's compiler has it; all else is data movement.
   const Comparison k_comparison = !c.rotate           ? Comparison::bits

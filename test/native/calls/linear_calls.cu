@@ -103,6 +103,7 @@ const double* add_frequencies(Call& call, int64_t head_dim) {
   std::vector<double> frequencies(static_cast<size_t>(head_dim / 2));
   for (size_t i = 0; i < frequencies.size(); ++i)
     frequencies[i] = std::pow(50000.0, -2 * static_cast<double>(i) / static_cast<double>(head_dim));
+  frequencies.back() = 0;  // a pair that is not rotated
   std::vector<uint8_t> bytes(frequencies.size() * sizeof(double));
   std::memcpy(bytes.data(), frequencies.data(), bytes.size());
   return reinterpret_cast<const double*>(add_tensor(call, "inv_freq", DType::i32, bytes));
@@ -123,6 +124,7 @@ Call rope_call(const RopeCase& c) {
   p.num_tokens = c.num_tokens;
   p.num_heads = c.num_heads;
   p.head_dim = c.head_dim;
+  p.scale = 1.25f;
   set_operator(call, rope, p);
   return call;
 }

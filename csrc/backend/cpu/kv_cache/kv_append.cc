@@ -51,11 +51,11 @@ DIFFQKV_INLINE void write_rotated_heads(const KvAppendParams& p, const X* x, Slo
   Cache* out = reinterpret_cast<Cache*>(slot.elements);
   const int64_t num_heads = p.k_cache.num_heads, head_dim = p.k_cache.head_dim;
   if constexpr (sizeof(Cache) > 1) {
-    rotate_heads(x, out, position, p.inv_freq, num_heads, head_dim);
+    rotate_heads(x, out, position, p.inv_freq, p.rope_scale, num_heads, head_dim);
   } else {
     float rotated[kMaxRotatedDim];
     for (int64_t at = 0; at < num_heads * head_dim; at += head_dim) {
-      rotate_heads(x + at, rotated, position, p.inv_freq, 1, head_dim);
+      rotate_heads(x + at, rotated, position, p.inv_freq, p.rope_scale, 1, head_dim);
       quantize_row(rotated, out + at, slot.scales++, head_dim);
     }
   }

@@ -26,7 +26,7 @@ void rope(const RopeParams& p, Arena&) {
     parallel_ranges(p.num_tokens, 1, p.num_tokens * token_size, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
         rotate_heads(static_cast<const T*>(p.x) + t * token_size, static_cast<T*>(p.out) + t * token_size,
-                     p.positions[t], p.inv_freq, p.num_heads, p.head_dim);
+                     p.positions[t], p.inv_freq, p.scale, p.num_heads, p.head_dim);
       }
     });
   });

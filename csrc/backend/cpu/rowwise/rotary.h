@@ -8,13 +8,13 @@ namespace {
 
 constexpr int kRotaryBlock = 128;  // pairs of dims whose cosines and sines are computed at once
 
-// cos and sin of position * inv_freq[i], with an absolute error of about 1e-7. The angle is
+// scale times cos and sin of position * inv_freq[i], or 1 and 0 if inv_freq[i] is 0, with an absolute error of about 1e-7. The angle is
 // computed in float64 and reduced there to r in [-pi/4, pi/4] by multiples of pi/2. pi/2 is the sum
 // of three parts, of which the first two have 30 bits, so that their products with a multiple below
 // 2^23 are exact. The polynomials are those of the Cephes library, in float32. Both loops are
 // written for the compiler to vectorize.
-inline __attribute__((noinline)) void cos_sin(int32_t position, const double* inv_freq, int count, float* cos_out,
-                                              float* sin_out) {
+inline __attribute__((noinline)) void cos_sin(int32_t position, const double* inv_freq, float scale, int count,
+                                              float* cos_out, float* sin_out) {
   float r[kRotaryBlock];
   int32_t quadrant[kRotaryBlock];
   constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to an integer in the low bits
@@ -36,20 +36,21 @@ inline __attribute__((noinline)) void cos_sin(int32_t position, const double* in
     const uint32_t s_bits = bit_cast<uint32_t>(s);
     const uint32_t c_bits = bit_cast<uint32_t>(c);
     // Quarter turns: (c, s), (-s, c), (-c, -s), (s, -c).
-    cos_out[i] = bit_cast<float>(((swap & s_bits) | (~swap & c_bits)) ^ (((q + 1) & 2u) << 30));
-    sin_out[i] = bit_cast<float>(((swap & c_bits) | (~swap & s_bits)) ^ ((q & 2u) << 30));
+    const float factor = inv_freq[i] == 0 ? 1.0f : scale;
+    cos_out[i] = factor * bit_cast<float>(((swap & s_bits) | (~swap & c_bits)) ^ (((q + 1) & 2u) << 30));
+    sin_out[i] = factor * bit_cast<float>(((swap & c_bits) | (~swap & s_bits)) ^ ((q & 2u) << 30));
   }
 }
 
-// out = rope(x), [num_heads, head_dim], at one position. out may be x.
+// out = scale * rope(x), [num_heads, head_dim], at one position. out may be x.
 template <typename Out, typename X>
-DIFFQKV_INLINE void rotate_heads(const X* x, Out* out, int32_t position, const double* inv_freq, int64_t num_heads,
-                                 int64_t head_dim) {
+DIFFQKV_INLINE void rotate_heads(const X* x, Out* out, int32_t position, const double* inv_freq, float scale,
+                                 int64_t num_heads, int64_t head_dim) {
   const int64_t half = head_dim / 2;
   float cos_a[kRotaryBlock], sin_a[kRotaryBlock];
   for (int64_t block = 0; block < half; block += kRotaryBlock) {
     const int64_t count = min_of(kRotaryBlock, half - block);
-    cos_sin(position, inv_freq + block, static_cast<int>(count), cos_a, sin_a);
+    cos_sin(position, inv_freq + block, scale, static_cast<int>(count), cos_a, sin_a);
     for (int64_t head = 0; head < num_heads; ++head) {
       const X* x0 = x + head * head_dim + block;
       const X* x1 = x0 + half;
