@@ -1,7 +1,7 @@
 // npm run ci: runs the checks that take longer than npm test or that must not share the machine. It
 // expects that npm test has passed. It checks the machine code of the kernels, an installation in a
-// bare system, the soak test, time and memory, every instruction set, PTX, coverage, and the tests
-// on a GPU if there is one. .ci/run calls it after the README's test line.
+// bare system, the soak test, time and memory, every instruction set, PTX, and the tests on a GPU if
+// there is one. .ci/run calls it after the README's test line.
 
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';
@@ -33,7 +33,6 @@ tests('slow', [`--testPathPatterns=${pattern([...slow, ...emulation])}`], {
   ...module,
   OMP_NUM_THREADS: '1',
 });
-script('coverage', 'the tests fail, or coverage is too low', 'test/tools/coverage.mjs');
 // If there is a GPU, test the shipped module on it.
 const listed = `require(${JSON.stringify(join(root, 'dist', 'lib', 'index.js'))}).listDevices()`;
 const usable = `${listed}.some(({ kind, usable }) => kind === 'cuda' && usable)`;

@@ -32,6 +32,7 @@ const module = join(work, 'diffqkv-test.node');
 // Suites for the emulated device: those for every device except the longest, and these.
 const tooLong = ['checkpoint_shapes', 'fixtures', 'generate', 'kv_append', 'kv_cache'];
 const others = [
+  'architecture_configs',
   'ceilings',
   'chat_templates',
   'convert',
@@ -40,6 +41,18 @@ const others = [
   'device_choice',
   'device_lost',
   'emulated_device',
+  'folder_messages',
+  'forged_tokens',
+  'hub_cli',
+  'hub_faults',
+  'hub_load',
+  'native_module',
+  'receivers',
+  'session_order',
+  'signals',
+  'stop',
+  'tensor_names',
+  'tokenizer_reference',
 ];
 // emulated_amx is a level of the tests' module (test/emulation/module.cc).
 const levels = ['baseline', 'avx2', 'avx512', 'avx512_bf16', 'amx', 'emulated_amx'];
