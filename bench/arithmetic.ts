@@ -85,10 +85,14 @@ export function layerWeights(config: ModelConfig): { keyValue: number; rest: num
 
 /** FLOPs of a prefill that returns the logits of the last token. In the last layer the other tokens only need K and V. */
 export function modelPrefillFlops(config: ModelConfig, tokens: number): number {
-  const { numLayers, hiddenSize, vocabSize } = config;
+  const { numLayers, numWindowLayers, slidingWindow = 0, hiddenSize, vocabSize } = config;
   const { keyValue, rest } = layerWeights(config);
   const linear = 2 * (tokens * (numLayers * keyValue + (numLayers - 1) * rest) + rest + hiddenSize * vocabSize);
-  return linear + (numLayers - 1) * prefillFlops(config, tokens, true) + decodeFlops(config, tokens);
+  const attention = (numLayers - 1) * prefillFlops(config, tokens, true) + decodeFlops(config, tokens);
+  // Pairs of a query and a key that a window hides.
+  const hidden = Math.max(0, tokens - slidingWindow);
+  const unread = slidingWindow > 0 ? (numWindowLayers * hidden * (hidden + 1)) / 2 : 0;
+  return linear + attention - unread * decodeFlops(config, 1);
 }
 
 /**
@@ -97,6 +101,9 @@ export function modelPrefillFlops(config: ModelConfig, tokens: number): number {
  */
 export function stepBytes(config: ModelConfig, weightBytes: number, kvLens: readonly number[]): number {
   const embedding = config.tieWordEmbeddings ? 0 : 2 * config.vocabSize * config.hiddenSize;
-  const cached = kvLens.reduce((sum, length) => sum + length, 0) * config.numLayers;
+  const { numLayers, numWindowLayers, slidingWindow = Infinity } = config;
+  const rows = (length: number) =>
+    (numLayers - numWindowLayers) * length + numWindowLayers * Math.min(length, slidingWindow);
+  const cached = kvLens.reduce((sum, length) => sum + rows(length), 0);
   return weightBytes - embedding + cached * cacheBytes({ ...config, headDimQk: config.headDimK });
 }

@@ -170,6 +170,8 @@ export interface NativeModel {
   readonly config: NativeModelConfig;
   readonly dtype: NativeDType;
   readonly numParameters: number;
+  /** tie_word_embeddings is true, but the checkpoint has another lm_head, which is used. */
+  readonly hasUntiedLmHead: boolean;
   readonly weightBytes: number;
   readonly kvCache: NativeKvCache;
   createSession(options: NativeSessionOptions): Promise<NativeSession>;
@@ -219,7 +221,28 @@ export interface NativeBatchResult {
 
 export interface NativeModelConfig {
   /** Family of checkpoints. */
-  architecture: 'sigma' | 'llama' | 'qwen2' | 'qwen3';
+  architecture:
+    | 'sigma'
+    | 'llama'
+    | 'qwen2'
+    | 'qwen3'
+    | 'mistral'
+    | 'ministral'
+    | 'phi3'
+    | 'gemma'
+    | 'gemma2'
+    | 'gemma3'
+    | 'olmo2'
+    | 'olmo3'
+    | 'granite'
+    | 'smollm3'
+    | 'exaone4'
+    | 'glm4'
+    | 'helium'
+    | 'seed_oss'
+    | 'ernie4_5'
+    | 'arcee'
+    | 'diffllama';
   /** Elements of a token's row between layers. */
   hiddenSize: number;
   /** Inner size of the FFN. */
@@ -242,6 +265,10 @@ export interface NativeModelConfig {
   headDimVo: number;
   /** Elements of a K head in the cache: headDimQk, or fewer with a keyLift. */
   headDimK: number;
+  /** Number of keys that a query sees in layers with a window, with its own. Absent without any. */
+  slidingWindow?: number;
+  /** Number of layers with a window. */
+  numWindowLayers: number;
   /**
    * Layer that lifts a cached K head to headDimQk ("half K dim"), for example 'linear after RoPE'
    * or 'swiglu before RoPE'. Absent without one.

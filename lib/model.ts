@@ -171,6 +171,12 @@ export class Model implements Disposable {
       );
       let tokenizer: Tokenizer | null = null;
       try {
+        if (model.hasUntiedLmHead) {
+          process.emitWarning(
+            `${directory}: tie_word_embeddings is true in config.json, but lm_head.weight differs from the embedding. lm_head.weight is used`,
+            { type: 'DiffqkvWarning', code: 'DIFFQKV_UNTIED' },
+          );
+        }
         tokenizer = await Tokenizer.fromDirectory(directory, { signal });
         throwIfAborted(signal);
         return callNative(() => new Model(model, where, tokenizer));

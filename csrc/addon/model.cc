@@ -1,5 +1,7 @@
 #include "addon/model.h"
 
+#include <algorithm>
+
 #include "addon/cancel.h"
 #include "addon/device.h"
 #include "addon/fields.h"
@@ -43,6 +45,13 @@ Napi::Object js_config(Napi::Env env, const Config& config) {
   set("ropeTheta", config.rope_theta);
   set("rmsNormEps", config.rms_norm_eps);
   set("maxPositionEmbeddings", config.max_position_embeddings);
+  int64_t window_layers = 0, window = 0;
+  for (const LayerConfig& layer : config.layers) {
+    window_layers += layer.window > 0;
+    window = std::max(window, layer.window);
+  }
+  set("numWindowLayers", window_layers);
+  if (window > 0) set("slidingWindow", window);
   result["tieWordEmbeddings"] = Napi::Boolean::New(env, config.tie_word_embeddings);
   if (config.key_lift.kind != KeyLift::none) {
     result["keyLift"] = std::string(config.key_lift.kind == KeyLift::linear ? "linear" : "swiglu") +
@@ -76,6 +85,7 @@ Napi::Function ModelObject::define(Napi::Env env) {
       env, "NativeModel",
       {InstanceAccessor<&ModelObject::config>("config"), InstanceAccessor<&ModelObject::dtype_js>("dtype"),
        InstanceAccessor<&ModelObject::num_parameters>("numParameters"),
+       InstanceAccessor<&ModelObject::has_untied_lm_head>("hasUntiedLmHead"),
        InstanceAccessor<&ModelObject::weight_bytes>("weightBytes"), InstanceAccessor<&ModelObject::kv_cache>("kvCache"),
        InstanceMethod<&ModelObject::create_session>("createSession"), InstanceMethod<&ModelObject::step>("step"),
        InstanceMethod<&ModelObject::dispose_js>("dispose")});
@@ -141,6 +151,13 @@ Napi::Value ModelObject::num_parameters(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     check_usable();
     return Napi::Number::New(info.Env(), static_cast<double>(model_->num_parameters()));
+  });
+}
+
+Napi::Value ModelObject::has_untied_lm_head(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    check_usable();
+    return Napi::Boolean::New(info.Env(), model_->config().has_untied_lm_head);
   });
 }
 

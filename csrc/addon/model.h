@@ -34,6 +34,7 @@ class ModelObject final : public Napi::ObjectWrap<ModelObject>, public Resource 
   Napi::Value config(const Napi::CallbackInfo& info);
   Napi::Value dtype_js(const Napi::CallbackInfo& info);
   Napi::Value num_parameters(const Napi::CallbackInfo& info);
+  Napi::Value has_untied_lm_head(const Napi::CallbackInfo& info);
   Napi::Value weight_bytes(const Napi::CallbackInfo& info);
   Napi::Value kv_cache(const Napi::CallbackInfo& info);
   Napi::Value create_session(const Napi::CallbackInfo& info);

@@ -23,7 +23,8 @@ int64_t chunk_size(const BatchItem& item) { return std::min(kPrefillChunk, remai
 
 // Whether two sessions can decode in one forward pass.
 bool can_share_pass(const Session& a, const Session& b) {
-  return a.types() == b.types() && a.options().selective_top_k == b.options().selective_top_k &&
+  return a.has_long_context(1) == b.has_long_context(1) && a.types() == b.types() &&
+         a.options().selective_top_k == b.options().selective_top_k &&
          a.options().renormalize == b.options().renormalize;
 }
 
@@ -37,7 +38,10 @@ class Batch {
     for (RunningItem& running : items) {
       BatchItem& item = *running.item;
       guarded({&running, 1}, [&] {
-        item.consumed = item.session->begin(item.tokens.data(), static_cast<int64_t>(item.tokens.size()));
+        const auto num_tokens = static_cast<int64_t>(item.tokens.size());
+        item.session->check_tokens(item.tokens.data(), num_tokens);
+        if (item.session->must_recompute(num_tokens)) recompute(item);
+        item.consumed = item.session->begin(item.tokens.data(), num_tokens);
       });
     }
     bool has_more = true;
@@ -64,6 +68,35 @@ class Batch {
         item->consumed = 0;
       }
     }
+  }
+
+  // Computes the cache of a session again, with the frequencies for the length after the step. Runs in
+  // this step as a whole, also with Chunks::next.
+  void recompute(const BatchItem& item) {
+    Session& session = *item.session;
+    const std::unique_ptr<Session> fresh = session.restarted(static_cast<int64_t>(item.tokens.size()));
+    const int64_t num_tokens = session.kv_len();
+    for (int64_t t = 0; t < num_tokens; t += kPrefillChunk) {
+      const int64_t size = std::min(kPrefillChunk, num_tokens - t);
+      ForwardStep step = step_for(*fresh);
+      if (item.cancel) step.cancels.push_back(item.cancel.get());
+      step.sequences = {fresh->prepare(size)};
+      step.tokens = session.tokens().data() + t;
+      run_forward(backend_, model_.config(), model_.weights(), workspace_, step);
+      backend_.synchronize();
+      fresh->commit(step.tokens, size);
+    }
+    session.adopt(*fresh);
+  }
+
+  // The settings of a forward pass for the session and others like it.
+  ForwardStep step_for(const Session& session) const {
+    ForwardStep step;
+    step.long_rope = session.long_rope();
+    step.selective_top_k = session.options().selective_top_k;
+    step.renormalize = session.options().renormalize;
+    step.cancels = {&cancel_};
+    return step;
   }
 
   // One forward pass: the next chunk of each item.
@@ -120,15 +153,12 @@ class Batch {
 
   void forward(const Pass& pass) {
     const BatchItem& first = *pass.items[0].item;
-    ForwardStep step;
+    ForwardStep step = step_for(*first.session);
+    // The flag of an item must not end the pass of several items.
+    if (first.cancel && is_prompt(first)) step.cancels.push_back(first.cancel.get());
     step.sequences = pass.sequences;
     step.tokens = pass.tokens.data();
     step.logits = pass.needs_logits;
-    step.selective_top_k = first.session->options().selective_top_k;
-    step.renormalize = first.session->options().renormalize;
-    step.cancels = {&cancel_};
-    // The flag of an item must not end the pass of several items.
-    if (first.cancel && is_prompt(first)) step.cancels.push_back(first.cancel.get());
     run_forward(backend_, model_.config(), model_.weights(), workspace_, step);
     // Otherwise a GPU would be sent all chunks at once, and an abort could not stop them.
     if (!pass.is_last) backend_.synchronize();

@@ -249,11 +249,48 @@ Checkpoint::Checkpoint(const std::string& directory, const CancelFlag* cancel) {
   path_ = directory + "/model.safetensors";
   if (file_exists(path_)) {
     read_file(path_, cancel);
-    return;
+  } else {
+    path_ = directory + "/model.safetensors.index.json";
+    if (!file_exists(path_)) fail_file(directory, "has neither model.safetensors nor model.safetensors.index.json");
+    read_shards(directory, cancel);
   }
-  path_ = directory + "/model.safetensors.index.json";
-  if (!file_exists(path_)) fail_file(directory, "has neither model.safetensors nor model.safetensors.index.json");
-  read_shards(directory, cancel);
+  simplify_names();
+}
+
+namespace {
+
+// The name without the prefixes that torch.compile and multimodal models add. `bare`: the file has
+// the names of a model without its output matrix, which lack "model.".
+std::string simple_name(std::string name, bool bare) {
+  const auto drop = [&](const std::string& prefix) {
+    const bool has = name.compare(0, prefix.size(), prefix) == 0;
+    if (has) name.erase(0, prefix.size());
+    return has;
+  };
+  while (drop("_orig_mod.")) {}
+  if (drop("model.language_model.")) name = "model." + name;
+  drop("language_model.");
+  for (const std::string module : {"embed_tokens.", "layers.", "norm."}) {
+    if (bare && name.compare(0, module.size(), module) == 0) return "model." + name;
+  }
+  return name;
+}
+
+}  // namespace
+
+void Checkpoint::simplify_names() {
+  const std::string embed = "embed_tokens.weight";
+  const bool bare = std::any_of(tensors_.begin(), tensors_.end(),
+                                [&](const auto& item) { return simple_name(item.first, false) == embed; });
+  std::map<std::string, StoredTensor> simple;
+  for (auto& [name, tensor] : tensors_) {
+    const auto [it, inserted] = simple.emplace(simple_name(name, bare), std::move(tensor));
+    if (!inserted) {
+      fail_file(path_, "the tensors '" + printable(it->second.name) + "' and '" + printable(name) +
+                           "' differ only by their prefix");
+    }
+  }
+  tensors_ = std::move(simple);
 }
 
 const StoredTensor* Checkpoint::find(const std::string& name) const {

@@ -40,7 +40,9 @@ class Checkpoint {
   Checkpoint(const Checkpoint&) = delete;
   Checkpoint& operator=(const Checkpoint&) = delete;
 
-  const StoredTensor* find(const std::string& name) const;  // null if there is no such tensor
+  // Null if there is no such tensor. Names are those of a causal language model in transformers,
+  // such as model.norm.weight, also if the file has other prefixes (simple_name).
+  const StoredTensor* find(const std::string& name) const;
   const std::map<std::string, StoredTensor>& tensors() const { return tensors_; }
   // The single file or the index, for messages about missing tensors.
   const std::string& path() const { return path_; }
@@ -48,6 +50,7 @@ class Checkpoint {
  private:
   const InputFile& read_file(const std::string& path, const CancelFlag* cancel);
   void read_shards(const std::string& directory, const CancelFlag* cancel);
+  void simplify_names();
 
   std::string path_;
   std::list<InputFile> files_;  // tensors_ point to them

@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <optional>
 
 #include "model/checkpoint.h"
+#include "model/config_fields.h"
 #include "model/input_file.h"
-#include "model/json_text.h"
+#include "model/rope_config.h"
 
 namespace diffqkv {
 namespace {
@@ -21,88 +21,9 @@ constexpr int64_t kMaxVocab = int64_t{1} << 24;
 constexpr int64_t kMaxHeads = int64_t{1} << 14;
 constexpr int64_t kMaxHeadDim = int64_t{1} << 12;
 constexpr int64_t kMaxQSize = int64_t{1} << 22;
-constexpr size_t kMaxEos = 256;                      // duplicates are searched in quadratic time
-constexpr int64_t kMaxPositions = int64_t{1} << 30;  // positions are int32 on the device
-
-std::string number_text(double value) {
-  char text[40];
-  snprintf(text, sizeof text, "%.9g", value);
-  return text;
-}
+constexpr size_t kMaxEos = 256;  // duplicates are searched in quadratic time
 
 using Kind = JsonValue::Kind;
-
-// Reads the fields of one JSON object and throws errors that name them.
-class Fields {
- public:
-  Fields(const JsonValue& object, std::string origin, ErrorCode malformed, std::string prefix = "")
-      : object_(object), origin_(std::move(origin)), malformed_(malformed), prefix_(std::move(prefix)) {}
-
-  // Present and not null.
-  bool has(const char* key) const {
-    const JsonValue* value = object_.find(key);
-    return value && !value->is(Kind::null);
-  }
-
-  [[noreturn]] void malformed(const std::string& what) const { fail_at(malformed_, origin_, what); }
-  [[noreturn]] void unsupported(const std::string& what) const { fail_at(ErrorCode::unsupported_model, origin_, what); }
-
-  int64_t integer(const char* key, int64_t min, int64_t max) const {
-    const JsonValue& value = get(key);
-    const std::string range = "; it must be an integer from " + std::to_string(min) + " to " + std::to_string(max);
-    if (!value.is(Kind::integer) || value.integer() < min || value.integer() > max)
-      malformed(name(key) + " is " + shown(value) + range);
-    return value.integer();
-  }
-  int64_t integer(const char* key, int64_t min, int64_t max, int64_t otherwise) const {
-    return has(key) ? integer(key, min, max) : otherwise;
-  }
-
-  double positive(const char* key) const {
-    const JsonValue& value = get(key);
-    const bool good = value.is_number() && std::isfinite(value.number()) && value.number() > 0;
-    if (!good) malformed(name(key) + " is " + shown(value) + "; it must be a finite number above 0");
-    return value.number();
-  }
-
-  bool boolean(const char* key, bool otherwise) const {
-    if (!has(key)) return otherwise;
-    if (!get(key).is(Kind::boolean)) malformed(name(key) + " is " + shown(get(key)) + "; it must be true or false");
-    return get(key).boolean();
-  }
-
-  std::string string(const char* key, const char* otherwise) const {
-    if (!has(key)) return otherwise;
-    if (!get(key).is(Kind::string)) malformed(name(key) + " is " + shown(get(key)) + "; it must be a string");
-    return get(key).text();
-  }
-
-  Fields object(const char* key) const {
-    if (!get(key).is(Kind::object)) malformed(name(key) + " is " + shown(get(key)) + "; it must be an object");
-    return Fields(get(key), origin_, malformed_, name(key) + ".");
-  }
-
-  const JsonValue& get(const char* key) const {
-    const JsonValue* value = object_.find(key);
-    if (!value) malformed(name(key) + " is missing");
-    return *value;
-  }
-
-  std::vector<std::string> keys() const { return object_.keys(); }
-  std::string name(const char* key) const { return prefix_ + key; }
-
-  static std::string shown(const JsonValue& value) {
-    if (value.is(Kind::object)) return "an object";
-    if (value.is(Kind::array)) return "an array";
-    return printable(value.written());
-  }
-
- private:
-  const JsonValue& object_;
-  std::string origin_;
-  ErrorCode malformed_;
-  std::string prefix_;
-};
 
 // The names of the architecture: the entries of `architectures`, then `model_type`.
 std::vector<std::string> architecture_names(const Fields& fields) {
@@ -181,6 +102,8 @@ constexpr struct {
     {"attn_logit_softcapping", "soft-capped scores"},
     {"final_logit_softcapping", "soft-capped logits"},
     {"rope_interleaved", "interleaved RoPE"},
+    {"use_bidirectional_attention", "attention to later tokens"},
+    {"lm_head_bias", "a bias of the output matrix"},
     {"use_mrope", "multimodal RoPE"},
     {"pruned_heads", "pruned heads"},
     {"add_cross_attention", "cross-attention"},
@@ -200,25 +123,10 @@ void check_features(const Fields& fields, const Architecture& architecture) {
                          ": not supported (" + feature.what + ")");
     }
   }
-  // An architecture that needs use_sliding_window has a default for sliding_window.
-  const bool has_window = enables(fields, "sliding_window");
-  if (fields.boolean("use_sliding_window", architecture.use_sliding_window) &&
-      (has_window || !architecture.use_sliding_window)) {
-    const char* key = has_window ? "sliding_window" : "use_sliding_window";
-    fields.unsupported(std::string(key) + " is " + Fields::shown(fields.get(key)) +
-                       ": not supported (sliding-window attention)");
-  }
-  if (fields.has("layer_types")) {
-    const JsonValue& types = fields.get("layer_types");
-    if (!types.is(Kind::array)) fields.malformed("layer_types is " + Fields::shown(types) + "; it must be an array");
-    for (size_t i = 0; i < types.size(); i++) {
-      if (types[i].is(Kind::string) && types[i].text() == "full_attention") continue;
-      fields.unsupported("layer_types has " + Fields::shown(types[i]) + "; it must be \"full_attention\"");
-    }
-  }
-  const std::string activation = fields.string("hidden_act", "silu");
-  if (activation != "silu" && activation != "swish") {
-    fields.unsupported("hidden_act is '" + printable(activation) + "'; it must be 'silu'");
+  // Files of Phi-4-mini have these keys, which transformers does not read.
+  for (const char* key : {"full_attn_mod", "interpolate_factor"}) {
+    if (is_known_key(architecture, key) && fields.integer(key, INT32_MIN, INT32_MAX, 1) != 1)
+      fields.unsupported(std::string(key) + " is " + Fields::shown(fields.get(key)) + "; it must be 1");
   }
   for (const std::string& key : fields.keys()) {
     if (!fields.has(key.c_str()) || is_known_key(architecture, key) || is_feature(key)) continue;
@@ -226,190 +134,6 @@ void check_features(const Fields& fields, const Architecture& architecture) {
                        architecture.title +
                        " and may change the result of the model; remove it from config.json if it does not");
   }
-}
-
-// The fields of rope_parameters or rope_scaling.
-struct Rope {
-  std::optional<double> theta;
-  std::string type = "default";
-  double factor = 1;    // of linear, llama3 and yarn
-  double original = 1;  // of llama3 and yarn: the context length before scaling
-  // Of llama3.
-  double low = 1;
-  double high = 4;
-  // Of yarn.
-  double beta_fast = 32;
-  double beta_slow = 1;
-  double attention_factor = 1;
-  bool truncate = true;
-
-  bool operator==(const Rope&) const = default;
-};
-
-void check_whole_rotary(const Fields& fields) {
-  if (fields.has("partial_rotary_factor") && fields.positive("partial_rotary_factor") != 1) {
-    fields.unsupported(fields.name("partial_rotary_factor") + " is not 1: RoPE of a part of the head is not supported");
-  }
-}
-
-// YaRN (arXiv 2309.00071), with the defaults of modeling_rope_utils of transformers.
-void read_yarn(const Fields& fields, int64_t max_positions, Rope& rope) {
-  const auto positive = [&](const char* key, double otherwise) {
-    return fields.has(key) ? fields.positive(key) : otherwise;
-  };
-  rope.original =
-      static_cast<double>(fields.integer("original_max_position_embeddings", 1, kMaxPositions, max_positions));
-  rope.beta_fast = positive("beta_fast", 32);
-  rope.beta_slow = positive("beta_slow", 1);
-  rope.truncate = fields.boolean("truncate", true);
-  const auto scale = [&](double mscale) { return rope.factor <= 1 ? 1 : 0.1 * mscale * std::log(rope.factor) + 1; };
-  const bool has_both = fields.has("mscale") && fields.has("mscale_all_dim");
-  rope.attention_factor =
-      positive("attention_factor",
-               has_both ? scale(fields.positive("mscale")) / scale(fields.positive("mscale_all_dim")) : scale(1));
-  if (!(rope.attention_factor > 1e-3 && rope.attention_factor < 1e3)) {
-    fields.malformed(fields.name("attention_factor") + " is " + number_text(rope.attention_factor) +
-                     "; it must be above 0.001 and below 1000");
-  }
-}
-
-// `place` is the name of the object in the file.
-Rope read_rope_object(const Fields& fields, const std::string& place, int64_t max_positions) {
-  Rope rope;
-  for (const std::string& key : fields.keys()) {
-    if (!fields.has(key.c_str()) || is_known_rope_key(key)) continue;
-    fields.unsupported(place + "." + printable(key) + " is " + Fields::shown(fields.get(key.c_str())) +
-                       ": this key is unknown and may change the result of the model");
-  }
-  if (fields.has("rope_theta")) rope.theta = fields.positive("rope_theta");
-  check_whole_rotary(fields);
-  rope.type = fields.string("rope_type", fields.string("type", "default").c_str());
-  if (rope.type == "default") return rope;
-  const bool llama3 = rope.type == "llama3";
-  const bool yarn = rope.type == "yarn";
-  if (!llama3 && !yarn && rope.type != "linear") {
-    fields.unsupported(place + ": RoPE scaling of type '" + printable(rope.type) +
-                       "' is not supported; it must be 'linear', 'llama3', 'yarn' or 'default'");
-  }
-  rope.factor = fields.positive("factor");
-  if (rope.factor < 1) {
-    fields.malformed(fields.name("factor") + " is " + number_text(rope.factor) + "; it must be at least 1");
-  }
-  if (llama3) {
-    rope.low = fields.positive("low_freq_factor");
-    rope.high = fields.positive("high_freq_factor");
-    rope.original = static_cast<double>(fields.integer("original_max_position_embeddings", 1, kMaxPositions));
-    if (rope.low >= rope.high) {
-      fields.malformed(fields.name("low_freq_factor") + " (" + number_text(rope.low) +
-                       ") must be below high_freq_factor (" + number_text(rope.high) + ")");
-    }
-  }
-  if (yarn) read_yarn(fields, max_positions, rope);
-  return rope;
-}
-
-// Empty if the key is missing. Files of transformers 5 may have an object for each layer type, such
-// as { full_attention: {...}, sliding_attention: {...} }. These must be equal.
-std::optional<Rope> read_rope_key(const Fields& fields, const char* key, int64_t max_positions) {
-  if (!fields.has(key)) return std::nullopt;
-  const Fields object = fields.object(key);
-  const std::vector<std::string> names = object.keys();
-  const auto is_object = [&](const std::string& name) { return object.get(name.c_str()).is(Kind::object); };
-  const auto layer_type = std::find_if(names.begin(), names.end(), is_object);
-  if (layer_type == names.end()) return read_rope_object(object, key, max_positions);
-  std::optional<Rope> first;
-  for (const std::string& name : names) {
-    const std::string place = std::string(key) + "." + printable(name);
-    if (!is_object(name)) {
-      fields.unsupported(place + " is beside the RoPE parameters of the layer type '" + printable(*layer_type) +
-                         "'; only other layer types are supported there");
-    }
-    const Rope rope = read_rope_object(object.object(name.c_str()), place, max_positions);
-    if (first && rope != *first) {
-      fields.unsupported(std::string(key) + ": the layer types '" + printable(*layer_type) + "' and '" +
-                         printable(name) + "' have different RoPE parameters; this is not supported");
-    }
-    first = rope;
-  }
-  return first;
-}
-
-// The RoPE parameters of the config. rope_theta is set.
-Rope read_rope_fields(const Fields& fields, const Config& config) {
-  check_whole_rotary(fields);
-  // Newer files have all fields in rope_parameters, older ones have rope_theta beside rope_scaling.
-  const std::optional<Rope> newer = read_rope_key(fields, "rope_parameters", config.max_position_embeddings);
-  std::optional<Rope> older = read_rope_key(fields, "rope_scaling", config.max_position_embeddings);
-  Rope rope = newer ? *newer : older.value_or(Rope());
-  if (newer && older) {
-    if (!rope.theta) rope.theta = older->theta;
-    if (!older->theta) older->theta = rope.theta;
-    if (rope != *older) {
-      fields.malformed("rope_parameters and rope_scaling are both set and differ; keep one of them");
-    }
-  }
-  if (!rope.theta) {
-    const std::optional<double>& otherwise = config.architecture->rope_theta;
-    rope.theta = otherwise && !fields.has("rope_theta") ? *otherwise : fields.positive("rope_theta");
-  }
-  // Below 1 the angles would grow with d, beyond the range that float64 can reduce.
-  if (*rope.theta < 1) {
-    fields.malformed("rope_theta is " + number_text(*rope.theta) + "; it must be at least 1");
-  }
-  return rope;
-}
-
-// The share of extrapolation in pair d of YaRN: 1 for short wavelengths, which keep their frequency,
-// 0 for long ones, whose frequency is divided by the factor, and linear between.
-double yarn_extrapolation(const Rope& rope, int64_t d, int64_t head_dim) {
-  // The pair that turns this many times within the original context length.
-  const auto pair_of = [&](double rotations) {
-    return static_cast<double>(head_dim) * std::log(rope.original / (rotations * 2 * M_PI)) /
-           (2 * std::log(*rope.theta));
-  };
-  double low = pair_of(rope.beta_fast);
-  double high = pair_of(rope.beta_slow);
-  if (rope.truncate) {
-    low = std::floor(low);
-    high = std::ceil(high);
-  }
-  low = std::max(low, 0.0);
-  high = std::min(high, static_cast<double>(head_dim - 1));
-  if (low == high) high += 0.001;
-  return 1 - std::clamp((static_cast<double>(d) - low) / (high - low), 0.0, 1.0);
-}
-
-// The share of the unscaled frequency in a pair of Llama 3: 0 for wavelengths above
-// original_max_position_embeddings / low_freq_factor, 1 for those below
-// original_max_position_embeddings / high_freq_factor, and linear between.
-double llama3_extrapolation(const Rope& rope, double freq) {
-  const double wavelength = 2 * M_PI / freq;
-  return std::clamp((rope.original / wavelength - rope.low) / (rope.high - rope.low), 0.0, 1.0);
-}
-
-// Computes inv_freq[d] = theta^(-2d / head_dim_qk), with the scaling of modeling_rope_utils of
-// transformers.
-void read_rope(const Fields& fields, Config& config) {
-  const Rope rope = read_rope_fields(fields, config);
-  config.rope_theta = *rope.theta;
-  config.rope_attention_factor = rope.attention_factor;
-  if (rope.type == "yarn" && config.rope_theta <= 1) fields.malformed("rope_theta is 1; YaRN needs more");
-  if (rope.type == "yarn" && config.key_lift.kind != KeyLift::none) {
-    fields.unsupported("RoPE scaling of type 'yarn' is not supported together with key_lift");
-  }
-  const auto frequencies = [&](int64_t head_dim) {
-    std::vector<double> inv_freq(head_dim / 2);
-    for (size_t d = 0; d < inv_freq.size(); d++) {
-      const double freq = std::pow(config.rope_theta, -2.0 * static_cast<double>(d) / static_cast<double>(head_dim));
-      double kept = rope.type == "default" ? 1 : 0;
-      if (rope.type == "llama3") kept = llama3_extrapolation(rope, freq);
-      if (rope.type == "yarn") kept = yarn_extrapolation(rope, static_cast<int64_t>(d), head_dim);
-      inv_freq[d] = (1 - kept) * freq / rope.factor + kept * freq;
-    }
-    return inv_freq;
-  };
-  config.inv_freq = frequencies(config.head_dim_qk);
-  config.k_inv_freq = frequencies(config.head_dim_k);
 }
 
 // eos_token_id is a number, a list of numbers, or null.
@@ -464,6 +188,196 @@ void read_key_and_value_dims(const Fields& fields, Config& config) {
   if (swiglu) config.key_lift.inner_size = lift.integer("intermediate_size", 1, kMaxInner);
 }
 
+// The activation of the FFN, by its names in transformers.
+Activation read_activation(const Fields& fields, const Architecture& architecture) {
+  static constexpr struct {
+    const char* name;
+    Activation activation;
+  } kNames[] = {
+      {"silu", Activation::silu},          {"swish", Activation::silu},
+      {"gelu", Activation::gelu},          {"gelu_pytorch_tanh", Activation::gelu_tanh},
+      {"gelu_new", Activation::gelu_tanh}, {"gelu_fast", Activation::gelu_tanh},
+      {"relu", Activation::relu},          {"relu2", Activation::relu2},
+  };
+  const char* key = architecture.activation_key;
+  const std::string name = fields.string(key, architecture.activation);
+  if (name == "gelu" && architecture.gelu_is_tanh) return Activation::gelu_tanh;
+  for (const auto& row : kNames) {
+    if (name == row.name) return row.activation;
+  }
+  fields.unsupported(fields.name(key) + " is '" + printable(name) +
+                     "'; it must be 'silu', 'gelu', 'gelu_pytorch_tanh', 'relu' or 'relu2'");
+}
+
+// For each layer, 1 if it rotates Q and K (no_rope_layers; the name says the opposite).
+std::vector<bool> read_rope_layers(const Fields& fields, int64_t num_layers) {
+  std::vector<bool> rotated(num_layers);
+  if (!fields.has("no_rope_layers")) {
+    const int64_t interval = fields.integer("no_rope_layer_interval", 1, kMaxLayers, 4);
+    for (int64_t i = 0; i < num_layers; i++) rotated[i] = (i + 1) % interval != 0;
+    return rotated;
+  }
+  const JsonValue& list = fields.get("no_rope_layers");
+  bool good = list.is(Kind::array) && static_cast<int64_t>(list.size()) >= num_layers;
+  for (int64_t i = 0; good && i < num_layers; i++) {
+    good = list[i].is(Kind::integer) && (list[i].integer() == 0 || list[i].integer() == 1);
+    if (good) rotated[i] = list[i].integer() == 1;
+  }
+  if (!good) {
+    fields.malformed("no_rope_layers must be an array with a 0 or a 1 for each of the " + std::to_string(num_layers) +
+                     " layers");
+  }
+  return rotated;
+}
+
+// The window of the layers that have one; 0 if none has.
+int64_t read_window(const Fields& fields, const WindowRule& rule) {
+  if (rule.pattern == WindowRule::none) {
+    if (fields.boolean("use_sliding_window", true) && enables(fields, "sliding_window")) {
+      fields.unsupported("sliding_window is " + Fields::shown(fields.get("sliding_window")) +
+                         ": not supported (sliding-window attention)");
+    }
+    return 0;
+  }
+  if (rule.enabled_by_key && !fields.boolean("use_sliding_window", false)) return 0;
+  if (!fields.given("sliding_window")) return rule.otherwise;
+  return fields.integer("sliding_window", 1, kMaxPositions, 0);
+}
+
+// Whether each layer has a window by the pattern of the architecture.
+std::vector<bool> window_pattern(const Fields& fields, const WindowRule& rule, const std::vector<bool>& rotated) {
+  const int64_t num_layers = static_cast<int64_t>(rotated.size());
+  std::vector<bool> windowed(num_layers, rule.pattern == WindowRule::all);
+  if (rule.pattern == WindowRule::from_layer) {
+    const int64_t first = fields.integer("max_window_layers", 0, kMaxLayers, 28);
+    for (int64_t i = first; i < num_layers; i++) windowed[i] = true;
+  } else if (rule.pattern == WindowRule::periodic) {
+    const int64_t period = rule.period_key ? fields.integer(rule.period_key, 1, kMaxLayers, rule.period) : rule.period;
+    for (int64_t i = 0; i < num_layers; i++) windowed[i] = (i + 1) % period != 0;
+  } else if (rule.pattern == WindowRule::without_rope) {
+    for (int64_t i = 0; i < num_layers; i++) windowed[i] = !rotated[i];
+  }
+  return windowed;
+}
+
+// layer_types, for each layer whether it is "sliding_attention" and not "full_attention".
+std::vector<bool> read_layer_types(const Fields& fields, int64_t num_layers) {
+  const JsonValue& types = fields.get("layer_types");
+  if (!types.is(Kind::array)) fields.malformed("layer_types is " + Fields::shown(types) + "; it must be an array");
+  if (static_cast<int64_t>(types.size()) != num_layers) {
+    fields.malformed("layer_types has " + std::to_string(types.size()) + " entries for " + std::to_string(num_layers) +
+                     " layers");
+  }
+  std::vector<bool> windowed(num_layers);
+  for (int64_t i = 0; i < num_layers; i++) {
+    const std::string type = types[i].is(Kind::string) ? types[i].text() : "";
+    if (type != "full_attention" && type != "sliding_attention") {
+      fields.unsupported("layer_types has " + Fields::shown(types[i]) +
+                         "; it must have \"full_attention\" or \"sliding_attention\"");
+    }
+    windowed[i] = type == "sliding_attention";
+  }
+  return windowed;
+}
+
+// Window and RoPE of each layer.
+void read_layers(const Fields& fields, Config& config) {
+  const Architecture& architecture = *config.architecture;
+  const WindowRule& rule = architecture.window;
+  const int64_t num_layers = config.num_layers;
+  std::vector<bool> rotated(num_layers, true);
+  if (architecture.rope_layers == RopeLayers::by_key) rotated = read_rope_layers(fields, num_layers);
+  const int64_t window = read_window(fields, rule);
+  const bool has_types = fields.has("layer_types");
+  std::vector<bool> windowed(num_layers, false);
+  if (has_types) windowed = read_layer_types(fields, num_layers);
+  const bool any = std::find(windowed.begin(), windowed.end(), true) != windowed.end();
+  if (any && window == 0) {
+    fields.unsupported("layer_types has \"sliding_attention\", but " +
+                       (rule.pattern == WindowRule::none
+                            ? std::string(architecture.title) + " has no layers with a window"
+                            : "sliding_window is not set"));
+  }
+  const bool may_lack_window =
+      rule.pattern != WindowRule::periodic || architecture.rope_layers == RopeLayers::with_a_window;
+  if (window == 0 && !has_types && !may_lack_window) {
+    fields.unsupported("sliding_window is null, but " + std::string(architecture.title) + " has layers with a window");
+  }
+  if (window > 0 && (!has_types || !rule.reads_layer_types)) {
+    const std::vector<bool> pattern = window_pattern(fields, rule, rotated);
+    if (has_types && windowed != pattern) {
+      fields.unsupported("layer_types differs from sliding_window, which is for all layers of " +
+                         std::string(architecture.title));
+    }
+    windowed = pattern;
+  }
+  if (architecture.rope_layers == RopeLayers::with_a_window && window > 0) rotated = windowed;
+  config.layers.resize(num_layers);
+  for (int64_t i = 0; i < num_layers; i++) {
+    config.layers[i].window = windowed[i] ? window : 0;
+    config.layers[i].rope = !rotated[i] ? -1 : windowed[i] && architecture.local_rope ? 1 : 0;
+  }
+}
+
+// The factors of the embedding, the scores, the residual stream and the logits, and the soft caps.
+void read_scales(const Fields& fields, Config& config) {
+  const Architecture& architecture = *config.architecture;
+  const auto factor = [&](const char* key, double otherwise) {
+    const double value = fields.positive(key, otherwise);
+    if (!(value >= 1e-6 && value <= 1e6))
+      fields.malformed(fields.name(key) + " is " + number_text(value) + "; it must be from 1e-6 to 1e6");
+    return value;
+  };
+  const ScaleRule& rule = architecture.attention_scale;
+  if (rule.kind == ScaleRule::from_head_size) {
+    config.score_scale = 1 / std::sqrt(static_cast<double>(config.head_dim_qk));
+  } else {
+    const double value = factor(rule.key, rule.otherwise);
+    config.score_scale = rule.kind == ScaleRule::factor ? value : 1 / std::sqrt(value);
+  }
+  const auto softcap = [&](const char* key, double otherwise) {
+    if (std::find(architecture.keys.begin(), architecture.keys.end(), key) == architecture.keys.end()) return 0.0;
+    if (!fields.given(key)) return otherwise;
+    return fields.has(key) ? factor(key, 0) : 0.0;
+  };
+  config.score_softcap = softcap("attn_logit_softcapping", architecture.attention_softcap);
+  config.logit_softcap = softcap("final_logit_softcapping", architecture.logit_softcap);
+  if (architecture.scales_embedding) config.embedding_scale = std::sqrt(static_cast<double>(config.hidden_size));
+  config.residual_eps = config.rms_norm_eps;
+  if (!architecture.has_multipliers) return;
+  const double residual = factor("residual_multiplier", 1);
+  config.embedding_scale = factor("embedding_multiplier", 1) / residual;
+  config.residual_eps = config.rms_norm_eps / (residual * residual);
+  config.logit_scale = 1 / factor("logits_scaling", 1);
+}
+
+// In the checkpoint the heads a are the first half of the query heads, those b the second half, and
+// likewise their K heads. V head j is the heads j and j + num_v_heads of v_proj, side by side.
+void make_differential(const Fields& fields, Config& config) {
+  if (config.num_k_heads % 2 != 0) {
+    fields.malformed("num_key_value_heads is " + std::to_string(config.num_k_heads) +
+                     "; it must be even, because the attention heads are pairs");
+  }
+  config.differential = true;
+  config.num_v_heads = config.num_k_heads / 2;
+  config.head_dim_vo = 2 * config.head_dim_qk;
+  const int64_t head_dim = config.head_dim_qk;
+  // The order of `count` heads in which each half of a pair of groups of `group` heads comes from
+  // another half of the stored heads.
+  const auto paired = [&](int64_t count, int64_t group) {
+    std::vector<int32_t> order;
+    for (int64_t head = 0; head < count; head++) {
+      const int64_t pair = head / (2 * group), within = head % (2 * group);
+      const int64_t stored = pair * group + within % group + (within < group ? 0 : count / 2);
+      for (int64_t d = 0; d < head_dim; d++) order.push_back(static_cast<int32_t>(stored * head_dim + d));
+    }
+    return order;
+  };
+  config.q_order = paired(config.num_q_heads, config.num_q_heads / config.num_k_heads);
+  config.k_order = paired(config.num_k_heads, 1);
+  config.v_order = paired(config.num_k_heads, 1);
+}
+
 void read_heads(const Fields& fields, Config& config) {
   config.num_q_heads = fields.integer("num_attention_heads", 1, kMaxHeads);
   const Architecture& architecture = *config.architecture;
@@ -478,12 +392,13 @@ void read_heads(const Fields& fields, Config& config) {
   };
   check(k_key, config.num_k_heads);
   check(v_key, config.num_v_heads);
-  if (!fields.has("head_dim") && architecture.default_head_dim == 0 && config.hidden_size % config.num_q_heads != 0) {
+  // A null means hidden_size / num_attention_heads for every architecture.
+  const int64_t default_size = fields.given("head_dim") ? 0 : architecture.default_head_dim;
+  if (!fields.has("head_dim") && default_size == 0 && config.hidden_size % config.num_q_heads != 0) {
     fields.malformed("head_dim is missing, and hidden_size (" + std::to_string(config.hidden_size) +
                      ") is not a multiple of num_attention_heads (" + std::to_string(config.num_q_heads) + ")");
   }
-  const int64_t otherwise =
-      architecture.default_head_dim ? architecture.default_head_dim : config.hidden_size / config.num_q_heads;
+  const int64_t otherwise = default_size ? default_size : config.hidden_size / config.num_q_heads;
   const int64_t size = fields.has("head_dim") ? fields.integer("head_dim", 2, kMaxHeadDim) : otherwise;
   if (size % 2 != 0 || size < 2 || size > kMaxHeadDim) {
     fields.malformed("head_dim is " + std::to_string(size) + "; it must be from 2 to " + std::to_string(kMaxHeadDim) +
@@ -491,6 +406,7 @@ void read_heads(const Fields& fields, Config& config) {
   }
   config.head_dim_qk = config.head_dim_vo = config.head_dim_k = size;
   if (architecture.diffqkv) read_key_and_value_dims(fields, config);
+  if (architecture.differential) make_differential(fields, config);
   if (config.q_size() > kMaxQSize) {
     fields.malformed("num_attention_heads * head_dim is " + std::to_string(config.q_size()) + "; the limit is " +
                      std::to_string(kMaxQSize));
@@ -522,13 +438,17 @@ Config parse_config(std::string_view text, const std::string& origin, ErrorCode 
   read_eos(fields, config.eos_token_ids);
   config.dtype = fields.string("dtype", fields.string("torch_dtype", "").c_str());
   const auto has_bias = [&](const BiasRule& rule) {
-    return rule.kind == BiasRule::given_by_key ? fields.boolean(rule.key, false) : rule.kind == BiasRule::present;
+    return rule.kind == BiasRule::given_by_key ? fields.boolean(rule.key, rule.otherwise)
+                                               : rule.kind == BiasRule::present;
   };
   config.qkv_bias = has_bias(architecture.qkv_bias);
   config.o_bias = has_bias(architecture.o_bias);
   config.mlp_bias = has_bias(architecture.mlp_bias);
+  config.activation = read_activation(fields, architecture);
   read_heads(fields, config);
   read_rope(fields, config);
+  read_layers(fields, config);
+  read_scales(fields, config);
   return config;
 }
 

@@ -8,10 +8,13 @@
 #include <string_view>
 #include <vector>
 
+#include "backend/activation.h"
 #include "backend/error.h"
 #include "model/architectures.h"
 
 namespace diffqkv {
+
+inline constexpr int64_t kMaxPositions = int64_t{1} << 30;  // positions are int32 on the device
 
 // Half K dim (arXiv 2501.13629, tables 2, 10 and 13): K is cached at a smaller size, head_dim_k. A
 // trained layer, shared by the K heads of a layer, lifts it to head_dim_qk. The paper specifies
@@ -28,6 +31,19 @@ struct KeyLift {
   bool absorbed() const { return kind == linear && !before_rope; }
   // The lift is applied to the cached keys before attention.
   bool on_keys() const { return kind != none && !absorbed(); }
+};
+
+// Angular frequencies of the pairs of a head. A pair with frequency 0 is not rotated.
+struct RopeTable {
+  std::vector<double> inv_freq;    // [head_dim_qk / 2], with RoPE scaling applied
+  std::vector<double> k_inv_freq;  // [head_dim_k / 2], for K before it is cached
+  // YaRN and LongRoPE multiply the rotated Q and K by this factor.
+  double attention_factor = 1;
+};
+
+struct LayerConfig {
+  int64_t window = 0;  // number of keys that a query sees, with its own; 0: all before it
+  int rope = 0;        // index in Config::ropes, or -1: none
 };
 
 struct Config {
@@ -51,24 +67,46 @@ struct Config {
   int64_t max_position_embeddings = 0;
   double rope_theta = 0;
   double rms_norm_eps = 0;
+  // Of the norms of the residual stream. Granite multiplies what a layer adds to it by a factor r.
+  // The stream here is divided by r instead, so that its eps is rms_norm_eps / r^2.
+  double residual_eps = 0;
   bool qkv_bias = false;
   bool o_bias = false;
   bool mlp_bias = false;
   bool tie_word_embeddings = false;
   bool tie_word_embeddings_given = false;  // if not, they are tied if the checkpoint has no lm_head
+  // The config ties them, but the checkpoint has another lm_head, which is used.
+  bool has_untied_lm_head = false;
   std::optional<int64_t> bos_token_id;
   std::vector<int64_t> eos_token_ids;  // of config.json and generation_config.json
   std::string dtype;                   // as in config.json ("bfloat16"); empty if it has none
-  std::vector<double> inv_freq;        // [head_dim_qk / 2], with RoPE scaling applied
-  std::vector<double> k_inv_freq;      // [head_dim_k / 2], for K before it is cached
-  // YaRN multiplies the rotated Q and K by this factor. The forward graph multiplies the scores by
-  // its square instead.
-  double rope_attention_factor = 1;
+  Activation activation = Activation::silu;
+  std::vector<LayerConfig> layers;  // [num_layers]
+  std::vector<RopeTable> ropes;
+  // LongRoPE: the tables for contexts longer than original_context, else empty.
+  std::vector<RopeTable> long_ropes;
+  int64_t original_context = 0;
+  int64_t rotary_dim = 0;  // number of dimensions of a head of Q and K that are rotated
+  // The rows of W_q, W_k and W_v have another order than in the checkpoint: row i of each group of
+  // order.size() rows is row order[i] of that group there. Empty: the same order. Q and K have it so
+  // that dimension d is rotated with d + head_dim_qk / 2, and all three if the model is differential.
+  std::vector<int32_t> q_order, k_order, v_order;
+  // Differential attention (arXiv 2410.05258): the query heads are pairs (a, b) that read one V head
+  // of twice the size, and their output is (1 - lambda_init) rms_norm(attention(a) - lambda
+  // attention(b)). The V heads are num_k_heads / 2; for each of them come its heads a, then its
+  // heads b.
+  bool differential = false;
+  double score_scale = 0;    // of q . k
+  double score_softcap = 0;  // 0: none
+  double embedding_scale = 1;
+  double logit_scale = 1;    // multiplies the weights of the last norm
+  double logit_softcap = 0;  // 0: none
 
   int64_t q_size() const { return num_q_heads * head_dim_qk; }
   int64_t k_size() const { return num_k_heads * head_dim_k; }  // elements of a cached row
   int64_t v_size() const { return num_v_heads * head_dim_vo; }
-  int64_t o_size() const { return num_q_heads * head_dim_vo; }  // input features of o_proj
+  int64_t attention_size() const { return num_q_heads * head_dim_vo; }
+  int64_t o_size() const { return differential ? attention_size() / 2 : attention_size(); }  // input of o_proj
 };
 
 // Reads the text of a config.json. `origin` (a path, or "config") begins every message. Errors in

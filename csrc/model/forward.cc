@@ -3,14 +3,15 @@
 //   q = rope(gated_mlp(x)), k = rope(W_k x), v = W_v x    k and v are appended to the cache
 //                                                     by architecture: + bias, heads normalized
 //   h += W_o attention(q, K, V)                       with half K dim: lifted K, or W_lift^T q
-//   h += W_down(silu(W_gate x') * W_up x'),  x' = rms_norm(h)
+//   h += W_down(act(W_gate x') * W_up x'),  x' = rms_norm(h)
+//
+// By architecture, a norm is missing (x = h), or there is one more: h += rms_norm(W_o ...).
 //
 // In the last layer, K and V are computed for all tokens and the rest only for the last token, whose
 // logits are needed. In the chunks of a prompt before the last chunk, no logits are needed.
 #include "model/forward.h"
 
 #include <algorithm>
-#include <cmath>
 
 namespace diffqkv {
 namespace {
@@ -59,23 +60,24 @@ class Graph {
              static_cast<long long>(step_.sequences[0].pos));
       }
       const LayerWeights& w = weights_.layers[layer];
-      rms_norm(w.input_norm, 0, n);
+      normalize(w.input_norm, 0, n);
       matmul(ws_.normed, w.k, ws_.k, 0, n, config_.hidden_size, config_.k_size());
       matmul(ws_.normed, w.v, ws_.v, 0, n, config_.hidden_size, config_.v_size());
       add_bias(ws_.k.data(), w.k_bias, dtype_, n, config_.k_size());
       add_bias(ws_.v.data(), w.v_bias, dtype_, n, config_.v_size());
-      normalize_heads(ws_.k.data(), w.k_norm, n * config_.num_k_heads, config_.head_dim_k);
+      normalize_heads(ws_.k.data(), w.k_norm, n, config_.k_size());
       kv_append(layer);
       const int64_t first = layer < last ? 0 : n - num_last;
       if (layer == last && !step_.logits) return;
-      query(w, first, n - first);
+      query(w, layer, first, n - first);
       attention(w, layer, first, n - first);
-      add_matmul(ws_.attention, w.o, first, n - first, config_.o_size());
-      add_bias(residual(first), w.o_bias, DType::f32, n - first, config_.hidden_size);
-      rms_norm(w.post_attention_norm, first, n - first);
-      ffn(w, first, n - first);
+      const int64_t count = n - first;
+      if (config_.differential) subtract(w, first, count);
+      attention_output(w, first, count);
+      normalize(w.ffn_norm, first, count);
+      ffn(w, first, count);
     }
-    rms_norm(weights_.norm, n - num_last, num_last);
+    normalize(weights_.norm, n - num_last, num_last);
     logits(n - num_last, num_last);
   }
 
@@ -96,11 +98,13 @@ class Graph {
     p.num_tokens = num_tokens_;
     p.vocab_size = config_.vocab_size;
     p.hidden_size = config_.hidden_size;
+    p.scale = weights_.embedding_scale;
     backend_.embed(p);
   }
 
-  // normed = rms_norm(residual), for `count` rows from `first`.
-  void rms_norm(const Buffer& weight, int64_t first, int64_t count) {
+  // normed = rms_norm(residual), for `count` rows from `first`. Without a weight, normed = residual.
+  void normalize(const Buffer& weight, int64_t first, int64_t count) {
+    if (!weight.data()) return convert_residual(first, count);
     RmsNormParams p;
     p.x = residual(first);
     p.weight = weight.data();
@@ -109,7 +113,34 @@ class Graph {
     p.out_dtype = dtype_;
     p.num_tokens = count;
     p.hidden_size = config_.hidden_size;
+    p.eps = static_cast<float>(config_.residual_eps);
+    backend_.rms_norm(p);
+  }
+
+  // normed = residual, in the type of the weights: the lookup of rows 0, 1, 2 and so on.
+  void convert_residual(int64_t first, int64_t count) {
+    EmbedParams p;
+    p.table = residual(first);
+    p.tokens = ws_.rows.as<int32_t>();
+    p.out = row(ws_.normed, first, config_.hidden_size);
+    p.table_dtype = DType::f32;
+    p.out_dtype = dtype_;
+    p.num_tokens = p.vocab_size = count;
+    p.hidden_size = config_.hidden_size;
+    backend_.embed(p);
+  }
+
+  // residual += rms_norm(branch), for what a layer has computed for `count` rows from `first`.
+  void add_branch(const Buffer& weight, int64_t first, int64_t count) {
+    RmsNormParams p;
+    p.x = ws_.branch.data();
+    p.weight = weight.data();
+    p.out = residual(first);
+    p.x_dtype = p.weight_dtype = p.out_dtype = DType::f32;
+    p.num_tokens = count;
+    p.hidden_size = config_.hidden_size;
     p.eps = static_cast<float>(config_.rms_norm_eps);
+    p.accumulate = true;
     backend_.rms_norm(p);
   }
 
@@ -126,7 +157,8 @@ class Graph {
     backend_.add_bias(p);
   }
 
-  // RMSNorm of each of `count` heads of `size` elements, in place. Nothing if there is no weight.
+  // RMSNorm of each head of `count` rows of `size` elements, or of whole rows, in place. Nothing if
+  // there is no weight.
   void normalize_heads(void* x, const Buffer& weight, int64_t count, int64_t size) {
     if (!weight.data()) return;
     RmsNormParams p;
@@ -135,8 +167,8 @@ class Graph {
     p.out = x;
     p.x_dtype = p.out_dtype = dtype_;
     p.weight_dtype = DType::f32;
-    p.num_tokens = count;
-    p.hidden_size = size;
+    p.hidden_size = static_cast<int64_t>(weight.bytes() / sizeof(float));
+    p.num_tokens = count * size / p.hidden_size;
     p.eps = static_cast<float>(config_.rms_norm_eps);
     backend_.rms_norm(p);
   }
@@ -154,108 +186,171 @@ class Graph {
     backend_.matmul(p);
   }
 
-  // residual += x weight^T
-  void add_matmul(const Buffer& x, const Buffer& weight, int64_t first, int64_t count, int64_t in_features) {
+  // minuend = (1 - lambda_init) rms_norm(attention(a) - lambda attention(b)) for each pair of heads.
+  void subtract(const LayerWeights& w, int64_t first, int64_t count) {
+    // The heads a of a V head are one row of a table, the heads b the next.
+    EmbedParams gather;
+    gather.table = row(ws_.attention, first, config_.attention_size());
+    gather.table_dtype = dtype_;
+    gather.num_tokens = count * config_.num_v_heads;
+    gather.vocab_size = 2 * gather.num_tokens;
+    gather.hidden_size = config_.o_size() / config_.num_v_heads;
+    gather.tokens = ws_.minuend_rows.as<int32_t>();
+    gather.out = ws_.minuend.data();
+    gather.out_dtype = dtype_;
+    backend_.embed(gather);
+    gather.tokens = ws_.subtrahend_rows.as<int32_t>();
+    gather.out = ws_.subtrahend.data();
+    gather.out_dtype = DType::f32;
+    gather.scale = -w.lambda;
+    backend_.embed(gather);
+    RmsNormParams p;
+    p.x = p.out = ws_.minuend.data();
+    p.residual = ws_.subtrahend.data();
+    p.weight = w.difference_norm.data();
+    p.x_dtype = p.out_dtype = dtype_;
+    p.residual_dtype = p.weight_dtype = DType::f32;
+    p.num_tokens = count * config_.num_q_heads / 2;
+    p.hidden_size = config_.head_dim_vo;
+    p.eps = static_cast<float>(config_.rms_norm_eps);
+    backend_.rms_norm(p);
+  }
+
+  // residual += W_o attention, normalized if the architecture does so.
+  void attention_output(const LayerWeights& w, int64_t first, int64_t count) {
+    const bool branch = w.attention_out_norm.data();
     MatmulParams p;
-    p.x = row(x, first, in_features);
-    p.weight = weight.data();
-    p.out = residual(first);
+    p.x = config_.differential ? ws_.minuend.data() : row(ws_.attention, first, config_.o_size());
+    p.weight = w.o.data();
+    p.out = branch ? ws_.branch.as<float>() : residual(first);
     p.x_dtype = p.weight_dtype = dtype_;
     p.out_dtype = DType::f32;
     p.num_tokens = count;
-    p.in_features = in_features;
+    p.in_features = config_.o_size();
     p.out_features = config_.hidden_size;
-    p.accumulate = true;
+    p.accumulate = !branch;
     backend_.matmul(p);
+    add_bias(p.out, w.o_bias, DType::f32, count, config_.hidden_size);
+    if (branch) add_branch(w.attention_out_norm, first, count);
   }
 
-  void gated(const void* x, const Buffer& gate, const Buffer& up, const Buffer& down, void* out, int64_t count,
-             int64_t in_features, int64_t inner_size, int64_t out_features, bool accumulate) {
+  // out = W_down(silu(W_gate x) * W_up x) of augmented Q, for `count` rows.
+  void augment(const LayerWeights& w, const void* x, void* out, int64_t count, int64_t in_features) {
     GatedMlpParams p;
     p.x = x;
-    p.gate = gate.data();
-    p.up = up.data();
-    p.down = down.data();
+    p.gate = w.q_gate.data();
+    p.up = w.q_up.data();
+    p.down = w.q_down.data();
     p.out = out;
-    p.x_dtype = p.weight_dtype = dtype_;
-    p.out_dtype = accumulate ? DType::f32 : dtype_;
+    p.x_dtype = p.weight_dtype = p.out_dtype = dtype_;
     p.num_tokens = count;
     p.in_features = in_features;
-    p.inner_size = inner_size;
-    p.out_features = out_features;
-    p.accumulate = accumulate;
+    p.inner_size = config_.aug_q_size;
+    p.out_features = config_.q_size();
     backend_.gated_mlp(p);
   }
 
-  // residual += W_down(silu(W_gate x) * W_up x), for the normalized rows x. With biases, each
-  // product is a call of its own.
+  // residual += W_down(act(W_gate x) * W_up x), for the rows x of normed, normalized if the
+  // architecture does so.
   void ffn(const LayerWeights& w, int64_t first, int64_t count) {
+    const bool branch = w.ffn_out_norm.data();
+    float* out = branch ? ws_.branch.as<float>() : residual(first);
+    if (config_.mlp_bias) {
+      ffn_with_biases(w, first, count, out, !branch);
+    } else {
+      GatedMlpParams p;
+      p.x = row(ws_.normed, first, config_.hidden_size);
+      p.gate = w.gate.data();
+      p.up = w.up.data();
+      p.down = w.down.data();
+      p.out = out;
+      p.x_dtype = p.weight_dtype = dtype_;
+      p.out_dtype = DType::f32;
+      p.num_tokens = count;
+      p.in_features = p.out_features = config_.hidden_size;
+      p.inner_size = config_.intermediate_size;
+      p.activation = config_.activation;
+      p.accumulate = !branch;
+      backend_.gated_mlp(p);
+    }
+    if (branch) add_branch(w.ffn_out_norm, first, count);
+  }
+
+  // The same with biases: each product is a call of its own.
+  void ffn_with_biases(const LayerWeights& w, int64_t first, int64_t count, float* out, bool accumulate) {
     const int64_t hidden = config_.hidden_size;
     const int64_t inner = config_.intermediate_size;
-    const void* x = row(ws_.normed, first, hidden);
-    if (!config_.mlp_bias) {
-      return gated(x, w.gate, w.up, w.down, residual(first), count, hidden, inner, hidden, true);
-    }
     const DType dtype = dtype_ == DType::bf16 ? DType::bf16 : DType::f32;
     MatmulParams p;
-    p.x = x;
+    p.x = row(ws_.normed, first, hidden);
     p.x_dtype = p.weight_dtype = dtype_;
     p.out_dtype = dtype;
     p.num_tokens = count;
     p.in_features = hidden;
     p.out_features = inner;
-    const auto product = [&](const Buffer& weight, const Buffer& bias, const Buffer& out) {
+    const auto product = [&](const Buffer& weight, const Buffer& bias, const Buffer& result) {
       p.weight = weight.data();
-      p.out = out.data();
+      p.out = result.data();
       backend_.matmul(p);
       add_bias(p.out, bias, dtype, count, inner);
     };
-    product(w.gate, w.gate_bias, ws_.gate);
+    if (w.gate.data()) product(w.gate, w.gate_bias, ws_.gate);
     product(w.up, w.up_bias, ws_.up);
     GatedActivationParams activation;
-    activation.gate = ws_.gate.data();
+    activation.gate = w.gate.data() ? ws_.gate.data() : nullptr;
     activation.up = ws_.up.data();
     activation.out = ws_.up.data();
     activation.dtype = dtype;
+    activation.activation = config_.activation;
     activation.count = count * inner;
     backend_.gated_activation(activation);
     p.x = ws_.up.data();
     p.x_dtype = dtype;
     p.weight = w.down.data();
-    p.out = residual(first);
+    p.out = out;
     p.out_dtype = DType::f32;
     p.in_features = inner;
     p.out_features = hidden;
-    p.accumulate = true;
+    p.accumulate = accumulate;
     backend_.matmul(p);
-    add_bias(residual(first), w.down_bias, DType::f32, count, hidden);
+    add_bias(out, w.down_bias, DType::f32, count, hidden);
   }
 
-  void query(const LayerWeights& w, int64_t first, int64_t count) {
+  void query(const LayerWeights& w, int64_t layer, int64_t first, int64_t count) {
     const int64_t hidden = config_.hidden_size;
     const int64_t size = config_.q_size();
-    const int64_t aug = config_.aug_q_size;
     void* q = row(ws_.q, first, size);
     if (weights_.folded) {
-      gated(row(ws_.normed, first, hidden), w.q_gate, w.q_up, w.q_down, q, count, hidden, aug, size, false);
-    } else if (aug > 0) {
+      augment(w, row(ws_.normed, first, hidden), q, count, hidden);
+    } else if (config_.aug_q_size > 0) {
       matmul(ws_.normed, w.q, ws_.q_in, first, count, hidden, size);
-      gated(row(ws_.q_in, first, size), w.q_gate, w.q_up, w.q_down, q, count, size, aug, size, false);
+      augment(w, row(ws_.q_in, first, size), q, count, size);
     } else {
       matmul(ws_.normed, w.q, ws_.q, first, count, hidden, size);
     }
     add_bias(q, w.q_bias, dtype_, count, size);
-    normalize_heads(q, w.q_norm, count * config_.num_q_heads, config_.head_dim_qk);
+    normalize_heads(q, w.q_norm, count, size);
+    if (config_.layers[layer].rope < 0) return;
     RopeParams p;
     p.x = q;
     p.out = q;
     p.positions = positions_ + first;
-    p.inv_freq = weights_.inv_freq.as<double>();
+    p.inv_freq = rope_buffers(layer).inv_freq.as<double>();
     p.dtype = dtype_;
     p.num_tokens = count;
     p.num_heads = config_.num_q_heads;
     p.head_dim = config_.head_dim_qk;
+    p.scale = rope_scale(layer);
     backend_.rope(p);
+  }
+
+  const RopeBuffers& rope_buffers(int64_t layer) const {
+    return (step_.long_rope ? weights_.long_ropes : weights_.ropes)[config_.layers[layer].rope];
+  }
+
+  float rope_scale(int64_t layer) const {
+    const auto& tables = step_.long_rope ? config_.long_ropes : config_.ropes;
+    return static_cast<float>(tables[config_.layers[layer].rope].attention_factor);
   }
 
   void kv_append(int64_t layer) {
@@ -267,7 +362,9 @@ class Graph {
     p.pages = tables_;
     p.sequences = sequences_;
     p.positions = positions_;
-    p.inv_freq = lift.before_rope ? nullptr : weights_.k_inv_freq.as<double>();
+    const bool rotates = config_.layers[layer].rope >= 0 && !lift.before_rope;
+    p.inv_freq = rotates ? rope_buffers(layer).k_inv_freq.as<double>() : nullptr;
+    p.rope_scale = rotates ? rope_scale(layer) : 1;
     p.k_dtype = p.v_dtype = dtype_;
     p.k_cache = cache.k_view(layer);
     p.v_cache = cache.v_view(layer);
@@ -285,7 +382,7 @@ class Graph {
     AttentionParams p;
     p.q = lift.absorbed() ? row(ws_.q_lifted, first, config_.num_q_heads * config_.head_dim_k)
                           : row(ws_.q, first, config_.q_size());
-    p.out = row(ws_.attention, first, config_.o_size());
+    p.out = row(ws_.attention, first, config_.attention_size());
     p.q_dtype = p.out_dtype = dtype_;
     p.k = lift.on_keys() ? ws_.lifted.k_view() : cache.k_view(layer);
     p.v = cache.v_view(layer);
@@ -293,8 +390,10 @@ class Graph {
     p.pages = pages;
     p.page_tokens = KvPool::kPageTokens;
     p.num_q_heads = config_.num_q_heads;
-    const double factor = config_.rope_attention_factor;
-    p.sm_scale = static_cast<float>(factor * factor / std::sqrt(static_cast<double>(config_.head_dim_qk)));
+    const LayerConfig& plan = config_.layers[layer];
+    p.sm_scale = static_cast<float>(config_.score_scale);
+    p.softcap = static_cast<float>(config_.score_softcap);
+    p.window = plan.window;
     return p;
   }
 
@@ -362,6 +461,12 @@ class Graph {
     p.in_features = config_.hidden_size;
     p.out_features = config_.vocab_size;
     backend_.matmul(p);
+    if (config_.logit_softcap == 0) return;
+    SoftcapParams cap;
+    cap.x = cap.out = ws_.logits.as<float>();
+    cap.count = count * config_.vocab_size;
+    cap.cap = static_cast<float>(config_.logit_softcap);
+    backend_.softcap(cap);
   }
 
   Backend& backend_;
@@ -393,11 +498,30 @@ Workspace::Workspace(const std::shared_ptr<Backend>& backend, const Config& conf
   k = activations(config.k_size());
   v = activations(config.v_size());
   if (config.key_lift.absorbed()) q_lifted = activations(config.num_q_heads * config.head_dim_k);
-  attention = activations(config.o_size());
+  attention = activations(config.attention_size());
   if (config.mlp_bias) {
     const DType dtype = weights.dtype == DType::bf16 ? DType::bf16 : DType::f32;
     gate = Buffer(backend, kPrefillChunk * config.intermediate_size * dtype_size(dtype));
     up = Buffer(backend, kPrefillChunk * config.intermediate_size * dtype_size(dtype));
+  }
+  // i32 [count]: 0, step, 2 * step and so on, from `first`.
+  const auto numbers = [&](int64_t count, int32_t first, int32_t step) {
+    std::vector<int32_t> values(count);
+    for (int64_t i = 0; i < count; i++) values[i] = first + static_cast<int32_t>(i) * step;
+    Buffer buffer(backend, values.size() * sizeof(int32_t));
+    backend->upload(buffer.data(), values.data(), buffer.bytes());
+    backend->synchronize();
+    return buffer;
+  };
+  const Architecture& architecture = *config.architecture;
+  if (architecture.attention_out_norm || architecture.ffn_out_norm)
+    branch = Buffer(backend, kPrefillChunk * config.hidden_size * sizeof(float));
+  if (!architecture.input_norm || !architecture.ffn_norm) rows = numbers(kPrefillChunk, 0, 1);
+  if (config.differential) {
+    minuend = activations(config.o_size());
+    subtrahend = Buffer(backend, kPrefillChunk * config.o_size() * sizeof(float));
+    minuend_rows = numbers(kPrefillChunk * config.num_v_heads, 0, 2);
+    subtrahend_rows = numbers(kPrefillChunk * config.num_v_heads, 1, 2);
   }
   steps = Buffer(backend, kDecodeBatch * sizeof(KvPage*) + 4 * kPrefillChunk * sizeof(int32_t));
   logits = Buffer(backend, kDecodeBatch * config.vocab_size * sizeof(float));

@@ -35,10 +35,19 @@ struct Workspace {
   Buffer q_lifted;   // [kPrefillChunk, num_q_heads, head_dim_k]; only if Q absorbs the lift of K
   Buffer k;          // [kPrefillChunk, k_size]
   Buffer v;          // [kPrefillChunk, v_size]
-  Buffer attention;  // [kPrefillChunk, o_size]
+  Buffer attention;  // [kPrefillChunk, attention_size]
+  // Of differential attention: [kPrefillChunk, o_size], the output of the heads a, then of o_proj's
+  // input; f32 of the same shape, -lambda times the output of the heads b; i32
+  // [kPrefillChunk * num_v_heads], the rows of the heads a and b.
+  Buffer minuend, subtrahend, minuend_rows, subtrahend_rows;
   // [kPrefillChunk, intermediate_size], bf16 if the weights are, else f32, because products of f16
   // may exceed its range. Only if the FFN has biases.
   Buffer gate, up;
+
+  // f32 [kPrefillChunk, hidden_size]: what attention or FFN adds to the residual stream, if it is
+  // normalized before.
+  Buffer branch;
+  Buffer rows;  // i32 [kPrefillChunk]: 0, 1, 2 and so on; only if a layer has no norm before attention or FFN
 
   // Pointers to page tables [kDecodeBatch], then i32 [4][kPrefillChunk]: tokens, positions,
   // kv_lens, sequences.
@@ -62,6 +71,7 @@ struct ForwardStep {
   // Whether to write the logits of the last token of each sequence to Workspace::logits. If not,
   // only the caches are written.
   bool logits = false;
+  bool long_rope = false;  // Config::long_ropes, for all sequences
   int64_t selective_top_k = 0;
   bool renormalize = false;
   std::vector<const std::atomic<bool>*> cancels;  // checked before each layer; any ends the pass

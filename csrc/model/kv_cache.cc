@@ -62,6 +62,7 @@ void KvCache::share(const KvCache& other, int64_t kv_len) {
   const size_t count = static_cast<size_t>((kv_len + KvPool::kPageTokens - 1) / KvPool::kPageTokens);
   reserve_table(count);
   pages_.assign(other.pages_.begin(), other.pages_.begin() + static_cast<std::ptrdiff_t>(count));
+  uploaded_ = 0;
   upload_table();
   num_pages_ = pages_.size();
 }

@@ -21,7 +21,7 @@ class KvCache {
   void prepare(int64_t used, int64_t kv_len);
   void keep(int64_t kv_len);  // keeps the first kv_len rows and releases the pages after them
   void append(std::shared_ptr<KvPage> page);
-  // Fills an empty cache with the first kv_len rows of `other`.
+  // Replaces all rows by the first kv_len rows of `other`.
   void share(const KvCache& other, int64_t kv_len);
 
   const KvPage* table() const { return table_.as<KvPage>(); }  // in device memory

@@ -81,7 +81,7 @@ void LiftedKeys::lift(const LayerWeights& weights, const Weights& model, const K
     RopeParams p;
     p.x = p.out = lifted;
     p.positions = positions_.as<int32_t>() + key;
-    p.inv_freq = model.inv_freq.as<double>();
+    p.inv_freq = model.ropes[0].inv_freq.as<double>();
     p.dtype = dtype_;
     p.num_tokens = num_keys;
     p.num_heads = heads;

@@ -129,18 +129,49 @@ const void* Loader::convert(const StoredTensor& tensor, DType from, const void* 
   return converted_.data();
 }
 
-Buffer Loader::load(const StoredTensor& tensor, DType to) {
-  const DType from = weight_dtype(tensor).value();
-  const int64_t count = static_cast<int64_t>(tensor.bytes / dtype_size(from));
-  Buffer buffer(backend_, count * dtype_size(to));
-  for (int64_t i = 0; i < count; i += kChunkElements) {
-    const int64_t size = std::min(kChunkElements, count - i);
-    stored_.resize(size * dtype_size(from));
-    tensor.file->read(stored_.data(), tensor.offset + i * dtype_size(from), stored_.size());
-    const void* values = convert(tensor, from, stored_.data(), size, to);
-    backend_->upload(buffer.as<uint8_t>() + i * dtype_size(to), values, size * dtype_size(to));
-    advance(size * dtype_size(from));
+void Loader::read_rows(const StoredTensor& tensor, const Rows& rows, int64_t begin, int64_t count, size_t row_bytes) {
+  stored_.resize(count * row_bytes);
+  std::vector<uint8_t>& target = rows.order ? unordered_ : stored_;
+  target.resize(stored_.size());
+  tensor.file->read(target.data(), tensor.offset + (rows.first + begin) * row_bytes, target.size());
+  if (!rows.order) return;
+  const int64_t group = static_cast<int64_t>(rows.order->size());
+  for (int64_t row = 0; row < count; row++) {
+    const int64_t from = row / group * group + (*rows.order)[row % group];
+    memcpy(stored_.data() + row * row_bytes, unordered_.data() + from * row_bytes, row_bytes);
   }
+}
+
+Buffer Loader::load_rows(const StoredTensor& tensor, const Rows& rows, DType to) {
+  const DType from = weight_dtype(tensor).value();
+  const int64_t width = tensor.shape.size() > 1 ? tensor.shape[1] : 1;
+  // Whole rows, and whole groups of them if they have another order. Without one, a tensor is read
+  // as one row of elements, because a row may be larger than a chunk.
+  const int64_t group = rows.order ? static_cast<int64_t>(rows.order->size()) : 1;
+  const int64_t row = rows.order ? width : 1;
+  const Rows part{rows.first * width / row, rows.count * width / row, rows.order};
+  const int64_t step = std::max<int64_t>(1, kChunkElements / (row * group)) * group;
+  Buffer buffer(backend_, rows.count * width * dtype_size(to));
+  for (int64_t i = 0; i < part.count; i += step) {
+    const int64_t count = std::min(step, part.count - i);
+    read_rows(tensor, part, i, count, row * dtype_size(from));
+    const void* values = convert(tensor, from, stored_.data(), count * row, to);
+    backend_->upload(buffer.as<uint8_t>() + i * row * dtype_size(to), values, count * row * dtype_size(to));
+    advance(stored_.size());
+  }
+  return buffer;
+}
+
+Buffer Loader::load_norm(const StoredTensor& tensor, const Rows& rows, float add, float scale) {
+  if (add == 0 && scale == 1) return load_rows(tensor, rows, DType::f32);
+  const DType from = weight_dtype(tensor).value();
+  Buffer buffer(backend_, rows.count * sizeof(float));
+  read_rows(tensor, rows, 0, rows.count, dtype_size(from));
+  const auto* values = static_cast<const float*>(convert(tensor, from, stored_.data(), rows.count, DType::f32));
+  std::vector<float> changed(values, values + rows.count);
+  for (float& value : changed) value = (value + add) * scale;
+  backend_->upload(buffer.data(), changed.data(), buffer.bytes());
+  advance(stored_.size());
   return buffer;
 }
 
@@ -254,8 +285,8 @@ Buffer Loader::draw(int64_t out_features, int64_t in_features, DType dtype, uint
   return buffer;
 }
 
-Buffer Loader::ones(int64_t count) {
-  const std::vector<float> values(count, 1.0f);
+Buffer Loader::fill(int64_t count, float value) {
+  const std::vector<float> values(count, value);
   Buffer buffer(backend_, count * sizeof(float));
   backend_->upload(buffer.data(), values.data(), buffer.bytes());
   advance(buffer.bytes());

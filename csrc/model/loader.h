@@ -18,15 +18,26 @@ struct FoldedQ {
   Buffer up;    // W_up W_q, of the same shape
 };
 
+// The part of a stored tensor that becomes a buffer.
+struct Rows {
+  int64_t first = 0;
+  int64_t count = 0;
+  // The stored row at each row, within groups of order.size() rows; null: the same order.
+  const std::vector<int32_t>* order = nullptr;
+};
+
 class Loader {
  public:
   // total_bytes: the sum of the bytes that all later calls count as progress.
   Loader(std::shared_ptr<Backend> backend, const LoadOptions& options, uint64_t total_bytes);
 
-  // Both need a tensor with a weight_dtype, and convert it to the type `to`. They throw
+  // These need a tensor with a weight_dtype, and convert it to the type `to`. They throw
   // ERR_UNSUPPORTED_MODEL, with the name of the tensor, if a value overflows that type. They count
-  // tensor.bytes.
-  Buffer load(const StoredTensor& tensor, DType to);
+  // the bytes that they read.
+  Buffer load(const StoredTensor& tensor, DType to) { return load_rows(tensor, {0, tensor.shape[0]}, to); }
+  Buffer load_rows(const StoredTensor& tensor, const Rows& rows, DType to);
+  // f32: (value + add) * scale.
+  Buffer load_norm(const StoredTensor& tensor, const Rows& rows, float add, float scale);
   Buffer load_transposed(const StoredTensor& tensor, DType to);  // a matrix, which is read at once
   // Matrix products on the device: exact products of the stored values, summed in f32, rounded
   // once. Throws ERR_UNSUPPORTED_MODEL, with the names of the tensors, if a product overflows.
@@ -35,12 +46,14 @@ class Loader {
   // Normal distribution with standard deviation 1 / sqrt(in_features), determined by seed and
   // stream. Counts the bytes of the buffer.
   Buffer draw(int64_t out_features, int64_t in_features, DType dtype, uint64_t seed, uint64_t stream);
-  Buffer ones(int64_t count);  // f32. Counts the bytes of the buffer.
+  Buffer fill(int64_t count, float value);  // f32. Counts the bytes of the buffer.
   // Waits for the device and reports that all bytes are loaded.
   void finish();
 
  private:
   void check_cancel() const;
+  // Reads rows [begin, begin + count) of `rows` to stored_.
+  void read_rows(const StoredTensor& tensor, const Rows& rows, int64_t begin, int64_t count, size_t row_bytes);
   void advance(uint64_t bytes);
   // The values of a chunk in the type `to`, valid until the next call.
   const void* convert(const StoredTensor& tensor, DType from, const void* values, int64_t count, DType to);
@@ -56,6 +69,7 @@ class Loader {
   uint64_t reported_bytes_ = 0;
   // One chunk: as in the file, as f32, and in a 16-bit type.
   std::vector<uint8_t> stored_;
+  std::vector<uint8_t> unordered_;  // the same, before Rows::order is applied
   std::vector<float> floats_;
   std::vector<uint16_t> converted_;
 };

@@ -10,8 +10,9 @@ size_t PrefixCache::Hash::operator()(const Key& key) const {
   return std::hash<std::string_view>()(bytes) ^ (key.parent * 0x9e3779b97f4a7c15u);
 }
 
-PrefixCache::Id PrefixCache::root(DType k_type, DType v_type, int64_t selective_top_k, bool renormalize) {
-  Id& id = roots_[{k_type, v_type, selective_top_k, renormalize}];
+PrefixCache::Id PrefixCache::root(DType k_type, DType v_type, int64_t selective_top_k, bool renormalize,
+                                  bool long_rope) {
+  Id& id = roots_[{k_type, v_type, selective_top_k, renormalize, long_rope}];
   if (id == 0) id = ++last_id_;
   return id;
 }

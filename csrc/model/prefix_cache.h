@@ -25,7 +25,7 @@ class PrefixCache {
   bool enabled() const { return max_bytes_ > 0; }
 
   // The empty sequence for these settings, which change the contents of a page.
-  Id root(DType k_type, DType v_type, int64_t selective_top_k, bool renormalize);
+  Id root(DType k_type, DType v_type, int64_t selective_top_k, bool renormalize, bool long_rope);
 
   // The page that follows the sequence `parent` and has these tokens; sets its id. Null if there is
   // none.
@@ -66,7 +66,7 @@ class PrefixCache {
   uint64_t max_bytes_;
   uint64_t bytes_ = 0;
   Id last_id_ = 0;
-  std::map<std::tuple<DType, DType, int64_t, bool>, Id> roots_;
+  std::map<std::tuple<DType, DType, int64_t, bool, bool>, Id> roots_;
   Entries entries_;
   std::unordered_map<Key, Entries::iterator, Hash> by_key_;
   std::unordered_map<Id, Entries::iterator> by_id_;

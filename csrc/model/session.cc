@@ -79,11 +79,34 @@ void Session::check_tokens(const int32_t* tokens, int64_t num_tokens) const {
 
 PrefixCache::Id Session::prefix_root() {
   const auto [k_type, v_type] = types();
-  return model_->kv_pool().prefixes().root(k_type, v_type, options_.selective_top_k, options_.renormalize);
+  return model_->kv_pool().prefixes().root(k_type, v_type, options_.selective_top_k, options_.renormalize, long_rope_);
+}
+
+bool Session::has_long_context(int64_t num_tokens) const {
+  const int64_t original = model_->config().original_context;
+  return original > 0 && kv_len() + num_tokens > original;
+}
+
+bool Session::must_recompute(int64_t num_tokens) const {
+  return kv_len() > 0 && long_rope_ != has_long_context(num_tokens);
+}
+
+std::unique_ptr<Session> Session::restarted(int64_t num_tokens) const {
+  auto fresh = std::make_unique<Session>(model_, options_);
+  fresh->long_rope_ = has_long_context(num_tokens);
+  return fresh;
+}
+
+void Session::adopt(const Session& other) {
+  std::vector<PrefixCache::Id> prefix = other.prefix_;
+  cache_.share(other.cache_, other.kv_len());
+  prefix_ = std::move(prefix);
+  long_rope_ = other.long_rope_;
 }
 
 int64_t Session::begin(const int32_t* tokens, int64_t num_tokens) {
   check_tokens(tokens, num_tokens);
+  if (kv_len() == 0) long_rope_ = has_long_context(num_tokens);
   PrefixCache& prefixes = model_->kv_pool().prefixes();
   const int64_t used = kv_len();
   const bool whole_pages = used % kPageTokens == 0 && static_cast<int64_t>(prefix_.size()) == used / kPageTokens;
@@ -169,6 +192,7 @@ void Session::truncate(int64_t kv_len) {
 std::unique_ptr<Session> Session::fork() {
   auto copy = std::make_unique<Session>(model_, options_);
   copy->cache_.share(cache_, kv_len());
+  copy->long_rope_ = long_rope_;
   copy->tokens_ = tokens_;
   copy->prefix_ = prefix_;
   copy->kv_len_ = kv_len();

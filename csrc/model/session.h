@@ -45,6 +45,7 @@ class Session {
   uint64_t v_cache_bytes() const { return cache_.v_bytes(); }
   const std::shared_ptr<Model>& model() const { return model_; }
   const SessionOptions& options() const { return options_; }
+  bool long_rope() const { return long_rope_; }
   KvTypes types() const { return cache_.types(); }
 
   // Executor thread only, like everything below. After an error the cache is as before the call.
@@ -53,6 +54,18 @@ class Session {
   // The copy shares the pages in use. Whichever session writes to a shared page copies it first.
   std::unique_ptr<Session> fork();
 
+  // LongRoPE has other frequencies if the context becomes longer than original_context. Whether these
+  // apply after num_tokens are appended, and whether the cached keys have the others.
+  bool has_long_context(int64_t num_tokens) const;
+  bool must_recompute(int64_t num_tokens) const;
+  // An empty session with the frequencies for num_tokens more, and adopting its cache after the
+  // tokens of this one were appended to it.
+  std::unique_ptr<Session> restarted(int64_t num_tokens) const;
+  void adopt(const Session& other);
+  const std::vector<int32_t>& tokens() const { return tokens_; }  // in the cache
+
+  // Throws ERR_INVALID_ARGUMENT or ERR_KV_CACHE_FULL if the tokens cannot be appended.
+  void check_tokens(const int32_t* tokens, int64_t num_tokens) const;
   // The parts of a step, for run_batch (batch.h). If one fails, run_batch truncates the session.
   //
   // Checks the tokens and the room for them: ERR_INVALID_ARGUMENT, ERR_KV_CACHE_FULL. Then appends
@@ -68,14 +81,14 @@ class Session {
   void sample(const float* logits, const SamplingOptions& options, uint64_t draw, int32_t* out_token);
 
  private:
-  void check_tokens(const int32_t* tokens, int64_t num_tokens) const;
   PrefixCache::Id prefix_root();
 
   std::shared_ptr<Model> model_;
   SessionOptions options_;
   int64_t max_kv_len_;
   KvCache cache_;
-  Buffer history_;  // i32: the first history_len_ of tokens_, uploaded when a penalty needs them
+  bool long_rope_ = false;  // of the cached K: Config::long_ropes
+  Buffer history_;          // i32: the first history_len_ of tokens_, uploaded when a penalty needs them
   int64_t history_len_ = 0;
   std::vector<int32_t> tokens_;          // the tokens in the cache
   std::vector<PrefixCache::Id> prefix_;  // of the leading pages that the prefix cache has

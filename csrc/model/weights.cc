@@ -1,8 +1,12 @@
 #include "model/weights.h"
 
+#include <algorithm>
+#include <cmath>
 #include <functional>
+#include <numeric>
 #include <set>
 #include <string>
+#include <tuple>
 
 #include "model/loader.h"
 #include "model/model.h"
@@ -20,62 +24,110 @@ std::string layer_name(int64_t layer, const char* suffix) {
   return "model.layers." + std::to_string(layer) + "." + suffix;
 }
 
-// Name, shape and destination of one tensor of a layer. in_features is 0 for a vector: a norm
-// weight or a bias.
+// Name, shape and destination of one tensor of a layer, or of a part of its rows. in_features is 0
+// for a vector: a norm weight or a bias.
 struct LayerSpec {
+  enum Kind { matrix, bias, norm };
   const char* suffix;
+  Kind kind;
   int64_t out_features;
   int64_t in_features;
   Buffer LayerWeights::*buffer;
-  bool is_bias = false;
+  const std::vector<int32_t>* order = nullptr;  // of Config; may be empty
+  int64_t first_row = 0;                        // in the stored tensor
+  int64_t stored_rows = 0;                      // of the stored tensor; 0: out_features
+
+  int64_t tensor_rows() const { return stored_rows ? stored_rows : out_features; }
 };
 
 std::vector<LayerSpec> layer_specs(const Config& config) {
+  const Architecture& architecture = *config.architecture;
   const int64_t hidden = config.hidden_size;
   const int64_t inner = config.intermediate_size;
   const int64_t aug = config.aug_q_size;
-  std::vector<LayerSpec> specs = {
-      {"input_layernorm.weight", hidden, 0, &LayerWeights::input_norm},
-      {"post_attention_layernorm.weight", hidden, 0, &LayerWeights::post_attention_norm},
-      {kQ, config.q_size(), hidden, &LayerWeights::q},
-      {"self_attn.k_proj.weight", config.k_size(), hidden, &LayerWeights::k},
-      {"self_attn.v_proj.weight", config.v_size(), hidden, &LayerWeights::v},
-      {"self_attn.o_proj.weight", hidden, config.o_size(), &LayerWeights::o},
-      {"mlp.gate_proj.weight", inner, hidden, &LayerWeights::gate},
-      {"mlp.up_proj.weight", inner, hidden, &LayerWeights::up},
-      {"mlp.down_proj.weight", hidden, inner, &LayerWeights::down},
+  const int64_t q = config.q_size(), k = config.k_size(), v = config.v_size();
+  std::vector<LayerSpec> specs;
+  const auto add_matrix = [&](const char* suffix, int64_t out_features, int64_t in_features,
+                              Buffer LayerWeights::*buffer) {
+    specs.push_back({suffix, LayerSpec::matrix, out_features, in_features, buffer});
+  };
+  const auto add_norm = [&](const char* suffix, int64_t size, Buffer LayerWeights::*buffer) {
+    if (suffix) specs.push_back({suffix, LayerSpec::norm, size, 0, buffer});
   };
   const auto add_bias = [&](const char* suffix, int64_t size, Buffer LayerWeights::*buffer) {
-    specs.push_back({suffix, size, 0, buffer, true});
+    specs.push_back({suffix, LayerSpec::bias, size, 0, buffer});
   };
+  // The next parts of a tensor that has `rows` rows.
+  const auto add_parts = [&](const char* suffix, int64_t rows, std::initializer_list<LayerSpec> parts) {
+    int64_t first_row = 0;
+    for (LayerSpec part : parts) {
+      part.suffix = suffix;
+      part.first_row = first_row;
+      part.stored_rows = rows;
+      first_row += part.out_features;
+      specs.push_back(part);
+    }
+  };
+  add_norm(architecture.input_norm, hidden, &LayerWeights::input_norm);
+  add_norm(architecture.attention_out_norm, hidden, &LayerWeights::attention_out_norm);
+  add_norm(architecture.ffn_norm, hidden, &LayerWeights::ffn_norm);
+  add_norm(architecture.ffn_out_norm, hidden, &LayerWeights::ffn_out_norm);
+  if (architecture.qkv) {
+    add_parts(architecture.qkv, q + k + v,
+              {{nullptr, LayerSpec::matrix, q, hidden, &LayerWeights::q, &config.q_order},
+               {nullptr, LayerSpec::matrix, k, hidden, &LayerWeights::k, &config.k_order},
+               {nullptr, LayerSpec::matrix, v, hidden, &LayerWeights::v, &config.v_order}});
+  } else {
+    specs.push_back({kQ, LayerSpec::matrix, q, hidden, &LayerWeights::q, &config.q_order});
+    specs.push_back({"self_attn.k_proj.weight", LayerSpec::matrix, k, hidden, &LayerWeights::k, &config.k_order});
+    specs.push_back({"self_attn.v_proj.weight", LayerSpec::matrix, v, hidden, &LayerWeights::v, &config.v_order});
+  }
+  add_matrix("self_attn.o_proj.weight", hidden, config.o_size(), &LayerWeights::o);
+  if (architecture.gate_up) {
+    add_parts(architecture.gate_up, 2 * inner,
+              {{nullptr, LayerSpec::matrix, inner, hidden, &LayerWeights::gate},
+               {nullptr, LayerSpec::matrix, inner, hidden, &LayerWeights::up}});
+  } else {
+    if (architecture.has_gate) add_matrix("mlp.gate_proj.weight", inner, hidden, &LayerWeights::gate);
+    add_matrix("mlp.up_proj.weight", inner, hidden, &LayerWeights::up);
+  }
+  add_matrix("mlp.down_proj.weight", hidden, inner, &LayerWeights::down);
   if (config.qkv_bias) {
-    add_bias("self_attn.q_proj.bias", config.q_size(), &LayerWeights::q_bias);
-    add_bias("self_attn.k_proj.bias", config.k_size(), &LayerWeights::k_bias);
-    add_bias("self_attn.v_proj.bias", config.v_size(), &LayerWeights::v_bias);
+    specs.push_back({"self_attn.q_proj.bias", LayerSpec::bias, q, 0, &LayerWeights::q_bias, &config.q_order});
+    specs.push_back({"self_attn.k_proj.bias", LayerSpec::bias, k, 0, &LayerWeights::k_bias, &config.k_order});
+    specs.push_back({"self_attn.v_proj.bias", LayerSpec::bias, v, 0, &LayerWeights::v_bias, &config.v_order});
   }
   if (config.o_bias) add_bias("self_attn.o_proj.bias", hidden, &LayerWeights::o_bias);
   if (config.mlp_bias) {
-    add_bias("mlp.gate_proj.bias", inner, &LayerWeights::gate_bias);
+    if (architecture.has_gate) add_bias("mlp.gate_proj.bias", inner, &LayerWeights::gate_bias);
     add_bias("mlp.up_proj.bias", inner, &LayerWeights::up_bias);
     add_bias("mlp.down_proj.bias", hidden, &LayerWeights::down_bias);
   }
-  const Architecture& architecture = *config.architecture;
-  if (architecture.q_norm) specs.push_back({architecture.q_norm, config.head_dim_qk, 0, &LayerWeights::q_norm});
-  if (architecture.k_norm) specs.push_back({architecture.k_norm, config.head_dim_k, 0, &LayerWeights::k_norm});
+  for (const auto& [name, row, head, buffer] :
+       {std::tuple(architecture.q_norm, q, config.head_dim_qk, &LayerWeights::q_norm),
+        std::tuple(architecture.k_norm, k, config.head_dim_k, &LayerWeights::k_norm)}) {
+    if (name)
+      specs.push_back({name, LayerSpec::norm, architecture.norm_whole_rows ? row : head, 0, buffer, &config.q_order});
+  }
+  if (config.differential) {
+    // As random weights, they are drawn like biases.
+    add_bias("self_attn.lambda_q1", config.head_dim_qk, &LayerWeights::lambda_q1);
+    add_bias("self_attn.lambda_k1", config.head_dim_qk, &LayerWeights::lambda_k1);
+    add_bias("self_attn.lambda_q2", config.head_dim_qk, &LayerWeights::lambda_q2);
+    add_bias("self_attn.lambda_k2", config.head_dim_qk, &LayerWeights::lambda_k2);
+  }
   if (aug > 0) {
-    specs.push_back({kQGate, aug, config.q_size(), &LayerWeights::q_gate});
-    specs.push_back({kQUp, aug, config.q_size(), &LayerWeights::q_up});
-    specs.push_back({kQDown, config.q_size(), aug, &LayerWeights::q_down});
+    add_matrix(kQGate, aug, q, &LayerWeights::q_gate);
+    add_matrix(kQUp, aug, q, &LayerWeights::q_up);
+    add_matrix(kQDown, q, aug, &LayerWeights::q_down);
   }
   const KeyLift& lift = config.key_lift;
   if (lift.kind == KeyLift::linear) {
-    specs.push_back({kKLift, config.head_dim_qk, config.head_dim_k, &LayerWeights::k_lift});
+    add_matrix(kKLift, config.head_dim_qk, config.head_dim_k, &LayerWeights::k_lift);
   } else if (lift.kind == KeyLift::swiglu) {
-    specs.push_back(
-        {"self_attn.k_lift_gate_proj.weight", lift.inner_size, config.head_dim_k, &LayerWeights::k_lift_gate});
-    specs.push_back({"self_attn.k_lift_up_proj.weight", lift.inner_size, config.head_dim_k, &LayerWeights::k_lift_up});
-    specs.push_back(
-        {"self_attn.k_lift_down_proj.weight", config.head_dim_qk, lift.inner_size, &LayerWeights::k_lift_down});
+    add_matrix("self_attn.k_lift_gate_proj.weight", lift.inner_size, config.head_dim_k, &LayerWeights::k_lift_gate);
+    add_matrix("self_attn.k_lift_up_proj.weight", lift.inner_size, config.head_dim_k, &LayerWeights::k_lift_up);
+    add_matrix("self_attn.k_lift_down_proj.weight", config.head_dim_qk, lift.inner_size, &LayerWeights::k_lift_down);
   }
   return specs;
 }
@@ -152,9 +204,13 @@ void check_no_other_tensors(const Config& config, const Checkpoint& checkpoint) 
 }  // namespace
 
 uint64_t Weights::bytes() const {
-  uint64_t total = embed.bytes() + lm_head.bytes() + norm.bytes() + inv_freq.bytes() + k_inv_freq.bytes();
+  uint64_t total = embed.bytes() + lm_head.bytes() + norm.bytes();
+  for (const auto* list : {&ropes, &long_ropes}) {
+    for (const RopeBuffers& rope : *list) total += rope.inv_freq.bytes() + rope.k_inv_freq.bytes();
+  }
   for (const LayerWeights& l : layers) {
-    for (const Buffer* b : {&l.input_norm,  &l.post_attention_norm,
+    for (const Buffer* b : {&l.input_norm,  &l.attention_out_norm,
+                            &l.ffn_norm,    &l.ffn_out_norm,
                             &l.q,           &l.q_gate,
                             &l.q_up,        &l.q_down,
                             &l.k,           &l.v,
@@ -166,7 +222,9 @@ uint64_t Weights::bytes() const {
                             &l.gate_bias,   &l.up_bias,
                             &l.down_bias,   &l.k_lift,
                             &l.k_lift_gate, &l.k_lift_up,
-                            &l.k_lift_down}) {
+                            &l.k_lift_down, &l.difference_norm,
+                            &l.lambda_q1,   &l.lambda_k1,
+                            &l.lambda_q2,   &l.lambda_k2}) {
       total += b->bytes();
     }
   }
@@ -188,6 +246,25 @@ bool folding_saves_bytes(const Config& config) {
   return aug > 0 && 2 * aug * hidden < q * hidden + 2 * aug * q;
 }
 
+namespace {
+
+// Whether the two have the same shape, type and bytes.
+bool are_equal(const StoredTensor& a, const StoredTensor& b) {
+  if (a.shape != b.shape || a.dtype != b.dtype) return false;
+  constexpr uint64_t kChunk = uint64_t{8} << 20;
+  std::vector<uint8_t> left, right;
+  for (uint64_t at = 0; at < a.bytes; at += kChunk) {
+    left.resize(std::min(kChunk, a.bytes - at));
+    right.resize(left.size());
+    a.file->read(left.data(), a.offset + at, left.size());
+    b.file->read(right.data(), b.offset + at, right.size());
+    if (left != right) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
 void resolve_config(Config& config, const Checkpoint& checkpoint) {
   if (config.aug_q_size == Config::kUnknown) {
     const StoredTensor* up = checkpoint.find(layer_name(0, kQUp));
@@ -204,6 +281,11 @@ void resolve_config(Config& config, const Checkpoint& checkpoint) {
 
   check_tensor(checkpoint, kEmbed, config.vocab_size, config.hidden_size);
   check_tensor(checkpoint, kNorm, config.hidden_size, 0);
+  const StoredTensor* lm_head = checkpoint.find(kLmHead);
+  if (config.tie_word_embeddings && lm_head && !are_equal(*lm_head, *checkpoint.find(kEmbed))) {
+    config.tie_word_embeddings = false;
+    config.has_untied_lm_head = true;
+  }
   if (!config.tie_word_embeddings) {
     check_tensor(checkpoint, kLmHead, config.vocab_size, config.hidden_size,
                  " (tie_word_embeddings is false in config.json)");
@@ -211,7 +293,7 @@ void resolve_config(Config& config, const Checkpoint& checkpoint) {
   const std::vector<LayerSpec> specs = layer_specs(config);
   for (int64_t layer = 0; layer < config.num_layers; layer++) {
     for (const LayerSpec& spec : specs)
-      check_tensor(checkpoint, layer_name(layer, spec.suffix), spec.out_features, spec.in_features);
+      check_tensor(checkpoint, layer_name(layer, spec.suffix), spec.tensor_rows(), spec.in_features);
   }
   check_no_other_tensors(config, checkpoint);
 }
@@ -236,6 +318,40 @@ Buffer upload_doubles(const std::shared_ptr<Backend>& backend, const std::vector
   return buffer;
 }
 
+float embedding_scale(const Config& config, DType dtype) {
+  auto scale = static_cast<float>(config.embedding_scale);
+  if (!config.architecture->scales_embedding || dtype == DType::f32) return scale;
+  uint16_t rounded;
+  convert_from_f32(dtype, &rounded, &scale, 1);
+  convert_to_f32(dtype, &scale, &rounded, 1);
+  return scale;
+}
+
+// Sets what differential attention derives from the vectors lambda_q1 and so on.
+void set_lambda(const std::shared_ptr<Backend>& backend, const Config& config, int64_t index, LayerWeights& layer) {
+  if (!config.differential) return;
+  const auto dot = [&](const Buffer& a, const Buffer& b) {
+    std::vector<float> left(config.head_dim_qk), right(config.head_dim_qk);
+    backend->download(left.data(), a.data(), a.bytes());
+    backend->download(right.data(), b.data(), b.bytes());
+    return std::inner_product(left.begin(), left.end(), right.begin(), 0.0);
+  };
+  const double initial = 0.8 - 0.6 * std::exp(-0.3 * static_cast<double>(index));
+  layer.lambda = static_cast<float>(std::exp(dot(layer.lambda_q1, layer.lambda_k1)) -
+                                    std::exp(dot(layer.lambda_q2, layer.lambda_k2)) + initial);
+  const std::vector<float> weights(config.head_dim_vo, static_cast<float>(1 - initial));
+  layer.difference_norm = Buffer(backend, weights.size() * sizeof(float));
+  backend->upload(layer.difference_norm.data(), weights.data(), layer.difference_norm.bytes());
+  backend->synchronize();
+}
+
+std::vector<RopeBuffers> upload_ropes(const std::shared_ptr<Backend>& backend, const std::vector<RopeTable>& tables) {
+  std::vector<RopeBuffers> buffers;
+  for (const RopeTable& table : tables)
+    buffers.push_back({upload_doubles(backend, table.inv_freq), upload_doubles(backend, table.k_inv_freq)});
+  return buffers;
+}
+
 }  // namespace
 
 Weights load_weights(std::shared_ptr<Backend> backend, const Config& config, const Checkpoint& checkpoint,
@@ -246,16 +362,20 @@ Weights load_weights(std::shared_ptr<Backend> backend, const Config& config, con
   uint64_t total_bytes =
       tensor(kEmbed).bytes + tensor(kNorm).bytes + (config.tie_word_embeddings ? 0 : tensor(kLmHead).bytes);
   for (int64_t layer = 0; layer < config.num_layers; layer++) {
-    for (const LayerSpec& spec : specs) total_bytes += tensor(layer_name(layer, spec.suffix)).bytes;
+    for (const LayerSpec& spec : specs)
+      total_bytes += tensor(layer_name(layer, spec.suffix)).bytes / spec.tensor_rows() * spec.out_features;
   }
 
   Weights weights;
   weights.dtype = options.dtype ? *options.dtype : common_dtype(config, checkpoint);
   weights.folded = folding_saves_bytes(config);
+  weights.embedding_scale = embedding_scale(config, weights.dtype);
 
+  const float norm_offset = config.architecture->norm_plus_one ? 1 : 0;
+  const auto logit_scale = static_cast<float>(config.logit_scale);
   Loader loader(backend, options, total_bytes);
-  weights.inv_freq = upload_doubles(backend, config.inv_freq);
-  weights.k_inv_freq = upload_doubles(backend, config.k_inv_freq);
+  weights.ropes = upload_ropes(backend, config.ropes);
+  weights.long_ropes = upload_ropes(backend, config.long_ropes);
   weights.embed = loader.load(tensor(kEmbed), weights.dtype);
   weights.layers.resize(config.num_layers);
   for (int64_t layer = 0; layer < config.num_layers; layer++) {
@@ -264,9 +384,14 @@ Weights load_weights(std::shared_ptr<Backend> backend, const Config& config, con
       const bool folds = weights.folded && (spec.suffix == kQ || spec.suffix == kQGate || spec.suffix == kQUp);
       if (folds) continue;
       const StoredTensor& stored = tensor(layer_name(layer, spec.suffix));
-      const bool transposed = spec.suffix == kKLift && config.key_lift.absorbed();
-      out.*spec.buffer = transposed ? loader.load_transposed(stored, weights.dtype)
-                                    : loader.load(stored, spec.in_features ? weights.dtype : DType::f32);
+      const Rows rows{spec.first_row, spec.out_features, spec.order && !spec.order->empty() ? spec.order : nullptr};
+      if (spec.suffix == kKLift && config.key_lift.absorbed()) {
+        out.*spec.buffer = loader.load_transposed(stored, weights.dtype);
+      } else if (spec.kind == LayerSpec::norm) {
+        out.*spec.buffer = loader.load_norm(stored, rows, norm_offset, 1);
+      } else {
+        out.*spec.buffer = loader.load_rows(stored, rows, spec.in_features ? weights.dtype : DType::f32);
+      }
     }
     if (weights.folded) {
       FoldedQ folded = loader.fold(tensor(layer_name(layer, kQ)), tensor(layer_name(layer, kQGate)),
@@ -274,8 +399,9 @@ Weights load_weights(std::shared_ptr<Backend> backend, const Config& config, con
       out.q_gate = std::move(folded.gate);
       out.q_up = std::move(folded.up);
     }
+    set_lambda(backend, config, layer, out);
   }
-  weights.norm = loader.load(tensor(kNorm), DType::f32);
+  weights.norm = loader.load_norm(tensor(kNorm), {0, config.hidden_size}, norm_offset, logit_scale);
   if (!config.tie_word_embeddings) weights.lm_head = loader.load(tensor(kLmHead), weights.dtype);
   loader.finish();
   return weights;
@@ -286,6 +412,7 @@ Weights random_weights(std::shared_ptr<Backend> backend, const Config& config, D
   Weights weights;
   weights.dtype = dtype;
   weights.folded = folding_saves_bytes(config);
+  weights.embedding_scale = embedding_scale(config, weights.dtype);
 
   // The shapes after folding.
   std::vector<LayerSpec> specs = layer_specs(config);
@@ -308,19 +435,21 @@ Weights random_weights(std::shared_ptr<Backend> backend, const Config& config, D
   Loader loader(backend, options, total_bytes);
   uint64_t stream = 0;  // each tensor uses its own stream of random numbers
   const auto draw = [&](int64_t out_features, int64_t in_features) {
-    return in_features ? loader.draw(out_features, in_features, dtype, seed, stream++) : loader.ones(out_features);
+    return in_features ? loader.draw(out_features, in_features, dtype, seed, stream++) : loader.fill(out_features, 1);
   };
-  weights.inv_freq = upload_doubles(backend, config.inv_freq);
-  weights.k_inv_freq = upload_doubles(backend, config.k_inv_freq);
+  weights.ropes = upload_ropes(backend, config.ropes);
+  weights.long_ropes = upload_ropes(backend, config.long_ropes);
   weights.embed = draw(config.vocab_size, config.hidden_size);
-  weights.norm = draw(config.hidden_size, 0);
+  weights.norm = loader.fill(config.hidden_size, static_cast<float>(config.logit_scale));
   if (!config.tie_word_embeddings) weights.lm_head = draw(config.vocab_size, config.hidden_size);
   weights.layers.resize(config.num_layers);
-  for (LayerWeights& layer : weights.layers) {
+  for (int64_t i = 0; i < config.num_layers; i++) {
+    LayerWeights& layer = weights.layers[i];
     for (const LayerSpec& spec : specs) {
-      layer.*spec.buffer = spec.is_bias ? loader.draw(1, spec.out_features, DType::f32, seed, stream++)
-                                        : draw(spec.out_features, spec.in_features);
+      layer.*spec.buffer = spec.kind == LayerSpec::bias ? loader.draw(1, spec.out_features, DType::f32, seed, stream++)
+                                                        : draw(spec.out_features, spec.in_features);
     }
+    set_lambda(backend, config, i, layer);
   }
   loader.finish();
   return weights;

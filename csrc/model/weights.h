@@ -16,9 +16,14 @@ struct LoadOptions;
 // Matrices are [out_features, in_features] in Weights::dtype; norm weights and biases are f32. What
 // the model does not have is empty.
 struct LayerWeights {
-  Buffer input_norm;              // [hidden_size]
-  Buffer post_attention_norm;     // [hidden_size]
-  Buffer q_norm, k_norm;          // [head_dim_qk]
+  // [hidden_size]: before attention and FFN, and of what they add to the residual stream.
+  Buffer input_norm, attention_out_norm;
+  Buffer ffn_norm, ffn_out_norm;
+  Buffer q_norm, k_norm;  // [head_dim_qk], or [q_size] and [k_size]
+  // Of differential attention, f32 [head_dim_qk]: lambda = exp(q1 . k1) - exp(q2 . k2) + lambda_init.
+  Buffer lambda_q1, lambda_k1, lambda_q2, lambda_k2;
+  Buffer difference_norm;  // [head_dim_vo]: 1 - lambda_init in all elements
+  float lambda = 0;
   Buffer q_bias, k_bias, v_bias;  // f32, as all biases: [q_size], [k_size], [v_size]
   Buffer o_bias;                  // [hidden_size]
   Buffer gate_bias, up_bias;      // [intermediate_size]
@@ -36,16 +41,24 @@ struct LayerWeights {
   Buffer down;                    // [hidden_size, intermediate_size]
 };
 
+// A RopeTable in device memory, f64.
+struct RopeBuffers {
+  Buffer inv_freq;    // [head_dim_qk / 2]
+  Buffer k_inv_freq;  // [head_dim_k / 2]
+};
+
 struct Weights {
   DType dtype = DType::f32;
   // The output of q_proj is used only by the gate and up matrices of augmented Q, with nothing
   // nonlinear between them. If folded, q_gate is W_gate W_q and q_up is W_up W_q.
   bool folded = false;
-  Buffer embed;       // [vocab_size, hidden_size]
-  Buffer lm_head;     // the same shape; empty if tied to embed
-  Buffer norm;        // [hidden_size], f32
-  Buffer inv_freq;    // [head_dim_qk / 2], f64
-  Buffer k_inv_freq;  // [head_dim_k / 2], f64
+  // Config::embedding_scale. The factor of Gemma is rounded to dtype, as in transformers, because the
+  // model was trained so.
+  float embedding_scale = 1;
+  Buffer embed;                                // [vocab_size, hidden_size]
+  Buffer lm_head;                              // the same shape; empty if tied to embed
+  Buffer norm;                                 // [hidden_size], f32
+  std::vector<RopeBuffers> ropes, long_ropes;  // of Config::ropes and Config::long_ropes
   std::vector<LayerWeights> layers;
 
   const void* output_matrix() const { return lm_head.data() ? lm_head.data() : embed.data(); }
@@ -59,7 +72,8 @@ uint64_t count_parameters(const Config& config);
 bool folding_saves_bytes(const Config& config);
 
 // Determines values that config.json does not give (aug_q_size, tie_word_embeddings) from the
-// tensors of the checkpoint. Then checks that every tensor of the model exists with the right shape
+// tensors of the checkpoint. An lm_head that differs from the embedding is used even if the config
+// ties them, as in transformers 5. Then checks that every tensor of the model exists with the right shape
 // and a supported type, and that no layer has a tensor that the model would ignore.
 void resolve_config(Config& config, const Checkpoint& checkpoint);
 

@@ -51,6 +51,7 @@ const SIGMA_15B: ModelConfig = {
   intermediateSize: 6144,
   augQSize: 3072,
   numLayers: 26,
+  numWindowLayers: 0,
   vocabSize: 128256,
   ...SIGMA_HEADS,
   headDimK: 64,
@@ -100,6 +101,12 @@ describe('bytes and FLOPs', () => {
     expect(whole).toBeGreaterThan(linear * 0.96);
     expect(whole).toBeLessThan(linear * 1.05);
     expect(stepBytes(SIGMA_15B, 1000, [3, 4])).toBe(1000 + 7 * 26 * cacheBytes(SIGMA_HEADS));
+    const windowed = { ...SIGMA_15B, numWindowLayers: 6, slidingWindow: 3 };
+    expect(stepBytes(windowed, 0, [2, 4])).toBe((6 * 20 + 5 * 6) * cacheBytes(SIGMA_HEADS));
+    const pairs = 1 + 2 + 3 * 510; // of 512 queries with a window of 3 keys
+    const perPair = decodeFlops(SIGMA_HEADS, 1);
+    const saved = 6 * (prefillFlops(SIGMA_HEADS, 512, true) - pairs * perPair);
+    expect(modelPrefillFlops(windowed, 512)).toBeCloseTo(whole - saved, -3);
     const untied = { ...SIGMA_15B, tieWordEmbeddings: false };
     expect(stepBytes(untied, 2 * 128256 * 2048 + 5, [])).toBe(5);
   });

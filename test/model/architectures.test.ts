@@ -49,6 +49,34 @@ onEveryDevice((device) => {
     expect({ code: error.code, message: error.message }).toEqual({ code, message: expect.stringContaining(tensor) });
   });
 
+  // The defaults of transformers, which the files of these folders spell out.
+  it.each([
+    ...['arcee', 'diffllama', 'ernie4_5', 'exaone4', 'gemma', 'gemma2', 'gemma3', 'glm4', 'helium', 'llama-bias'],
+    ...['ministral', 'mistral', 'olmo2', 'olmo3', 'phi3', 'qwen2', 'seed_oss', 'smollm3'],
+  ])('%s has the defaults of transformers', async (folder) => {
+    const { cases } = variants.find((variant) => variant.folder === folder) as Variant;
+    const { tokens } = cases.at(-1) as Case;
+    const logits = async (changes: Record<string, unknown>) => {
+      const model = await Model.load(checkpoint(folder, changes), { device: device(), dtype: 'f32' });
+      const session = await model.createSession();
+      const result = await session.prefill(tokens);
+      model.dispose();
+      return result;
+    };
+    const missing = {
+      rope_parameters: undefined,
+      rms_norm_eps: undefined,
+      hidden_act: undefined,
+      hidden_activation: undefined,
+    };
+    expect(firstBitDifference(await logits(missing), await logits({}))).toBe(-1);
+    // Another base or eps gives other bits.
+    const { rope_parameters: ropes } = JSON.parse(readFileSync(join(root, folder, 'config.json'), 'utf8'));
+    const other = JSON.parse(JSON.stringify(ropes).replaceAll(/"rope_theta":[^,}]*/g, '"rope_theta":123'));
+    expect(firstBitDifference(await logits({ rope_parameters: other }), await logits({}))).not.toBe(-1);
+    expect(firstBitDifference(await logits({ rms_norm_eps: 3e-6 }), await logits({}))).not.toBe(-1);
+  });
+
   describe.each(variants)('$folder $name', ({ folder, config, cases }) => {
     let directory: string;
     beforeAll(() => {

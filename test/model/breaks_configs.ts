@@ -137,6 +137,11 @@ export const configs: Break[] = [
     names: ['config.json'],
   },
   {
+    name: 'RoPE scaling longrope without factors',
+    apply: config({ rope_scaling: { rope_type: 'longrope', factor: 4 } }),
+    names: ['config.json', 'short_factor'],
+  },
+  {
     name: 'tie_word_embeddings a string',
     apply: config({ tie_word_embeddings: 'yes' }),
     names: ['config.json', 'tie_word_embeddings'],
@@ -184,7 +189,6 @@ export const configs: Break[] = [
     { attention_factor: 1e9 },
     { beta_fast: -1 },
     { beta_slow: 'slow' },
-    { mscale: 0, mscale_all_dim: 1 },
     { truncate: 1 },
     { original_max_position_embeddings: 0 },
   ].map((fields) => ({
@@ -271,8 +275,8 @@ export const unsupported: Break[] = [
   },
   {
     name: 'another architecture with the right head counts',
-    apply: config({ architectures: ['MistralForCausalLM'], model_type: 'mistral' }),
-    names: ['config.json', /MistralForCausalLM|mistral/],
+    apply: config({ architectures: ['FalconForCausalLM'], model_type: 'falcon' }),
+    names: ['config.json', /FalconForCausalLM|falcon/],
   },
   {
     name: 'model_type sigma without key heads',
@@ -299,7 +303,7 @@ export const unsupported: Break[] = [
     }),
     names: ['config.json', 'model_type'],
   },
-  { name: 'another activation', apply: config({ hidden_act: 'gelu' }), names: ['config.json', 'gelu'] },
+  { name: 'another activation', apply: config({ hidden_act: 'tanh' }), names: ['config.json', 'tanh'] },
   { name: 'attention bias', apply: config({ attention_bias: true }), names: ['config.json', 'attention_bias'] },
   {
     name: 'rope_parameters that differ by layer type',
@@ -314,15 +318,10 @@ export const unsupported: Break[] = [
     names: ['config.json', 'rope_parameters.rope_theta', 'full_attention'],
   },
   {
-    name: 'rope_parameters of a layer type of type longrope',
-    apply: config({ rope_parameters: { full_attention: { rope_type: 'longrope' } } }),
+    name: 'rope_parameters of a layer type of type dynamic',
+    apply: config({ rope_parameters: { full_attention: { rope_type: 'dynamic' } } }),
     code: 'ERR_UNSUPPORTED_MODEL',
-    names: ['config.json', 'rope_parameters.full_attention', 'longrope'],
-  },
-  {
-    name: 'RoPE scaling longrope',
-    apply: config({ rope_scaling: { rope_type: 'longrope', factor: 4 } }),
-    names: ['config.json', 'longrope'],
+    names: ['config.json', 'rope_parameters.full_attention', 'dynamic'],
   },
   {
     name: 'RoPE scaling dynamic, in the old format',

@@ -2,7 +2,7 @@
 and the answers of Hugging Face transformers in float64.
 
     python3 -m venv venv && venv/bin/pip install torch transformers safetensors
-    venv/bin/python test/tools/make_architecture_fixtures.py
+    venv/bin/python test/tools/make_architecture_fixtures.py [FOLDER...]
 
 A folder has config.json, model.safetensors (bf16) and expected.json, which has the variants of the
 checkpoint: fields that replace those of config.json, with the answers for them. Biases, norms and
@@ -11,6 +11,7 @@ factors are random, so that a part that is left out changes the answers.
 
 import json
 import pathlib
+import sys
 import tempfile
 
 import torch
@@ -54,13 +55,34 @@ def old_rope(**fields):
     return dict(rope_parameters=None, rope_theta=100.0, rope_scaling=fields)
 
 
+def layers(*kinds):
+    """layer_types: s for a layer with a window, f for one without."""
+    names = {"s": "sliding_attention", "f": "full_attention"}
+    return dict(layer_types=[names[kind] for kind in kinds])
+
+
+WINDOW = dict(sliding_window=8)
+ONE_LAYER = {**COMMON, "num_hidden_layers": 1}
+LONGROPE = dict(
+    rope_type="longrope",
+    short_factor=[1.0, 1.3, 1.7, 2.2],
+    long_factor=[1.5, 3.0, 5.0, 8.0],
+)
+SCALES = dict(query_pre_attn_scalar=5)
+
+
+def per_layer(full, sliding):
+    return dict(rope_parameters=dict(full_attention=full, sliding_attention=sliding))
+
+
+# Folder: the configuration, its variants, and the lengths of the prompts.
 FIXTURES = {
     "llama-bias": (
         transformers.LlamaConfig(**COMMON, head_dim=8, attention_bias=True, mlp_bias=True),
-        {"": {}},
+        {"": {}, "gelu": dict(hidden_act="gelu"), "relu2": dict(hidden_act="relu2")},
     ),
     "llama-rope": (
-        transformers.LlamaConfig(**{**COMMON, "num_hidden_layers": 1}, head_dim=8),
+        transformers.LlamaConfig(**ONE_LAYER, head_dim=8),
         {
             "default": new_rope(rope_type="default"),
             "linear": new_rope(rope_type="linear", factor=4.0),
@@ -72,24 +94,131 @@ FIXTURES = {
             "yarn, mscale": new_rope(**YARN, mscale=2.0, mscale_all_dim=0.5),
             "yarn, not truncated": new_rope(**YARN, beta_fast=2, beta_slow=0.2, truncate=False),
             "yarn, original length not given": new_rope(rope_type="yarn", factor=2.0),
+            "gelu": dict(hidden_act="gelu"),
+            "gelu_pytorch_tanh": dict(hidden_act="gelu_pytorch_tanh"),
+            "relu": dict(hidden_act="relu"),
+            "relu2": dict(hidden_act="relu2"),
         },
     ),
-    "qwen2": (transformers.Qwen2Config(**COMMON), {"": {}}),
+    "qwen2": (
+        transformers.Qwen2Config(**COMMON),
+        {"": {}, "window": dict(use_sliding_window=True, max_window_layers=1, layer_types=None, **WINDOW)},
+    ),
     "qwen3": (
         transformers.Qwen3Config(**COMMON, head_dim=8, attention_bias=True, rms_norm_eps=1e-2),
-        {"": {}, "yarn": new_rope(**YARN)},
+        {
+            "": {},
+            "yarn": new_rope(**YARN),
+            "window": dict(use_sliding_window=True, **WINDOW, **layers("s", "f")),
+        },
+    ),
+    "mistral": (
+        transformers.MistralConfig(**COMMON, head_dim=8),
+        {"": dict(sliding_window=None), "window": WINDOW, "window 1": dict(sliding_window=1)},
+    ),
+    "ministral": (
+        transformers.MinistralConfig(**COMMON, head_dim=8, **WINDOW, **layers("f", "s")),
+        {"": {}, "every layer": layers("s", "s")},
+    ),
+    "phi3": (
+        transformers.Phi3Config(**{**COMMON, "pad_token_id": 0}, original_max_position_embeddings=32),
+        {
+            "": {},
+            "window": WINDOW,
+            "partial": new_rope(rope_type="default", partial_rotary_factor=0.5),
+            "longrope": new_rope(**LONGROPE, original_max_position_embeddings=32),
+            "longrope, old spelling": old_rope(type="longrope", short_factor=LONGROPE["long_factor"], long_factor=LONGROPE["short_factor"]),
+            "longrope, partial": new_rope(
+                rope_type="longrope",
+                short_factor=[1.0, 1.7],
+                long_factor=[2.0, 6.0],
+                original_max_position_embeddings=32,
+                partial_rotary_factor=0.5,
+            ),
+            "longrope, factors": new_rope(
+                **LONGROPE, original_max_position_embeddings=32, attention_factor=1.4, factor=3.0
+            ),
+        },
+        (5, 29, 40),
+    ),
+    "gemma": (transformers.GemmaConfig(**COMMON, head_dim=8), {"": {}}),
+    "gemma2": (
+        transformers.Gemma2Config(**COMMON, head_dim=8, **WINDOW, **SCALES, attn_logit_softcapping=3.0,
+                                  final_logit_softcapping=4.0),
+        {"": {}, "without caps": dict(attn_logit_softcapping=None, final_logit_softcapping=None)},
+    ),
+    "gemma3": (
+        transformers.Gemma3TextConfig(**COMMON, head_dim=8, **WINDOW, **SCALES, **layers("s", "f")),
+        {
+            "": {},
+            "other bases": per_layer(
+                dict(rope_type="linear", factor=4.0, rope_theta=1000.0), dict(rope_type="default", rope_theta=50.0)
+            ),
+            "old spelling": dict(
+                rope_parameters=None,
+                rope_theta=500.0,
+                rope_local_base_freq=20.0,
+                rope_scaling=dict(rope_type="linear", factor=8.0),
+            ),
+            "cap": dict(final_logit_softcapping=5.0),
+        },
+    ),
+    "olmo2": (transformers.Olmo2Config(**{**COMMON, "pad_token_id": 0}, attention_bias=True), {"": {}}),
+    "olmo3": (
+        transformers.Olmo3Config(**{**COMMON, "pad_token_id": 0}, **WINDOW, **layers("s", "f")),
+        {"": {}, "yarn": per_layer(dict(rope_theta=100.0, **YARN), dict(rope_theta=100.0, rope_type="default"))},
+    ),
+    "granite": (
+        transformers.GraniteConfig(
+            **COMMON,
+            embedding_multiplier=3.0,
+            attention_multiplier=0.7,
+            residual_multiplier=0.4,
+            logits_scaling=2.5,
+            rms_norm_eps=1e-2,
+        ),
+        {"": {}},
+    ),
+    "smollm3": (
+        transformers.SmolLM3Config(**{**COMMON, "pad_token_id": 0}, no_rope_layers=[1, 0]),
+        {"": {}, "window": dict(use_sliding_window=True, layer_types=None, **WINDOW)},
+    ),
+    "exaone4": (
+        transformers.Exaone4Config(**COMMON, **WINDOW, **layers("s", "f"), sliding_window_pattern=2),
+        {"": {}, "without a window": dict(sliding_window=None, **layers("f", "f"))},
+    ),
+    "glm4": (
+        transformers.Glm4Config(**{**COMMON, "pad_token_id": 0, "eos_token_id": 1}, head_dim=8),
+        {"": {}, "whole": new_rope(rope_type="default", partial_rotary_factor=1.0)},
+    ),
+    "helium": (
+        transformers.HeliumConfig(**{**COMMON, "pad_token_id": 0}, head_dim=8, attention_bias=True, mlp_bias=True),
+        {"": {}},
+    ),
+    "seed_oss": (
+        transformers.SeedOssConfig(**{**COMMON, "pad_token_id": 0}, head_dim=8, attention_out_bias=True),
+        {"": {}},
+    ),
+    "ernie4_5": (transformers.Ernie4_5Config(**COMMON, head_dim=8, use_bias=True), {"": {}}),
+    "arcee": (transformers.ArceeConfig(**COMMON, mlp_bias=True), {"": {}}),
+    "arcee-plain": (transformers.ArceeConfig(**ONE_LAYER), {"": {}}),
+    "diffllama": (
+        transformers.DiffLlamaConfig(
+            **{**COMMON, "num_attention_heads": 8, "num_key_value_heads": 4}, head_dim=8, attention_bias=True
+        ),
+        {"": {}},
     ),
 }
 
 
 def random_model(config, seed):
     """In float64, with values that bf16 represents."""
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").double()
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():
             values = torch.randn(p.shape, generator=generator, dtype=torch.float64)
-            if name.endswith("bias"):
+            if name.endswith("bias") or "lambda" in name:
                 values = 0.5 * values
             elif "norm" in name:
                 values = 1 + 0.3 * values
@@ -123,42 +252,72 @@ def answers(model, tokens):
     )
 
 
-def write(name, config, variants, seed):
+def changed_model(model, fields, changes, dtype):
+    """The model with other fields of config.json."""
+    with tempfile.TemporaryDirectory() as directory:
+        merged = {**fields, **changes}
+        for key in ("rope_parameters", "layer_types"):  # no null in old files
+            if merged.get(key, 0) is None:
+                del merged[key]
+        (pathlib.Path(directory) / "config.json").write_text(json.dumps(merged))
+        config = transformers.AutoConfig.from_pretrained(directory)
+    other = type(model)._from_config(config, attn_implementation="eager", dtype=dtype)
+    other.load_state_dict(model.state_dict())
+    return other.eval()
+
+
+def difference(a, b):
+    a, b = torch.tensor(a), torch.tensor(b)
+    return float((a - b).abs().max() / b.abs().max())
+
+
+def make(name, config, variants, lengths, seed):
+    """Answers of each variant, or None if rounding to bf16 changes them by more than 2 %."""
+    model = random_model(config, seed)
+    config.architectures = [type(model).__name__]
+    fields = json.loads(config.to_json_string(use_diff=False))
+    del fields["transformers_version"]
+    generator = torch.Generator().manual_seed(seed)
+    prompts = [torch.randint(0, 64, (length,), generator=generator).tolist() for length in lengths]
+    expected = []
+    with torch.no_grad():
+        for variant, changes in variants.items():
+            exact = changed_model(model, fields, changes, torch.float64)
+            rounded = changed_model(model, fields, changes, torch.bfloat16)
+            cases = [answers(exact, tokens) for tokens in prompts]
+            for case in cases:
+                ids = torch.tensor([case["tokens"]])
+                if difference(rounded(ids).logits[0, -1].tolist(), case["last_logits"]) > 0.02:
+                    return None
+            expected.append(dict(name=variant, config=changes, cases=cases))
+    return model, fields, expected
+
+
+def write(name, config, variants, lengths, seed):
+    result = None
+    while not result:
+        result = make(name, config, variants, lengths, seed)
+        seed += 100
+    model, fields, expected = result
     folder = OUT / name
     folder.mkdir(parents=True, exist_ok=True)
-    model = random_model(config, seed)
     save_file(
         {key: value.bfloat16().contiguous() for key, value in model.state_dict().items()},
         folder / "model.safetensors",
         metadata={"format": "pt"},
     )
-    config.architectures = [type(model).__name__]
-    fields = json.loads(config.to_json_string(use_diff=False))
-    del fields["transformers_version"]
     (folder / "config.json").write_text(json.dumps(fields, indent=1, sort_keys=True) + "\n")
-    generator = torch.Generator().manual_seed(seed)
-    prompts = [torch.randint(0, 64, (length,), generator=generator).tolist() for length in LENGTHS[-1 if len(variants) > 2 else 0 :]]
-    expected = []
-    for variant, changes in variants.items():
-        with tempfile.TemporaryDirectory() as directory:
-            merged = {**fields, **changes}
-            merged = {key: value for key, value in merged.items() if value is not None}
-            (pathlib.Path(directory) / "config.json").write_text(json.dumps(merged))
-            changed = transformers.AutoConfig.from_pretrained(directory)
-        other = type(model)._from_config(changed, attn_implementation="eager").double()
-        other.load_state_dict(model.state_dict())
-        with torch.no_grad():
-            cases = [answers(other.eval(), tokens) for tokens in prompts]
-        expected.append(dict(name=variant, config=changes, cases=cases))
     (folder / "expected.json").write_text(json.dumps(dict(variants=expected)) + "\n")
     # Every variant has answers of its own.
-    longest = [torch.tensor(e["cases"][-1]["last_logits"]) for e in expected]
-    for i, a in enumerate(longest):
-        for j, b in enumerate(longest[:i]):
-            difference = float((a - b).abs().max() / b.abs().max())
-            assert difference > 0.02, (name, expected[i]["name"], expected[j]["name"], difference)
+    for i, a in enumerate(expected):
+        for b in expected[:i]:
+            error = difference(a["cases"][-1]["last_logits"], b["cases"][-1]["last_logits"])
+            limit = 1e-4 if {a["name"], b["name"]} == {"gelu", "gelu_pytorch_tanh"} else 0.02
+            assert error > limit, (name, a["name"], b["name"], error)
 
 
-for index, (name, (config, variants)) in enumerate(FIXTURES.items()):
-    write(name, config, variants, seed=index + 1)
+for index, (name, (config, variants, *lengths)) in enumerate(FIXTURES.items()):
+    if len(sys.argv) > 1 and name not in sys.argv[1:]:
+        continue
+    write(name, config, variants, lengths[0] if lengths else LENGTHS if len(variants) < 3 else LENGTHS[1:], seed=index + 1)
     print(name, sum(f.stat().st_size for f in (OUT / name).iterdir()), "bytes")
