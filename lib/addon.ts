@@ -242,7 +242,9 @@ export interface NativeModelConfig {
     | 'seed_oss'
     | 'ernie4_5'
     | 'arcee'
-    | 'diffllama';
+    | 'diffllama'
+    | 'minicpm3'
+    | 'youtu';
   /** Elements of a token's row between layers. */
   hiddenSize: number;
   /** Inner size of the FFN. */

@@ -56,6 +56,14 @@ struct ScaleRule {
   double otherwise = 1;  // if the key is missing
 };
 
+// Multi-head latent attention (arXiv 2405.04434): see Latent in config.h. The defaults of its keys.
+struct LatentRule {
+  bool present = false;
+  int64_t q_lora_rank = 0, kv_lora_rank = 0, qk_nope_head_dim = 0, qk_rope_head_dim = 0;
+  int64_t v_head_dim = 0;         // 0: hidden_size / num_attention_heads
+  bool reads_interleave = false;  // the key rope_interleave, by default true
+};
+
 struct Architecture {
   const char* name;                       // ModelConfig.architecture
   const char* title;                      // in messages
@@ -90,6 +98,9 @@ struct Architecture {
   const char* gate_up = nullptr;
   // Differential attention (arXiv 2410.05258): see Config::differential.
   bool differential = false;
+  LatentRule latent = {};
+  // The keys scale_emb, scale_depth and dim_model_base are read.
+  bool has_depth_scale = false;
   bool has_gate = true;  // false: the FFN is W_down act(W_up x)
 
   const char* activation_key = "hidden_act";

@@ -330,7 +330,8 @@ void read_scales(const Fields& fields, Config& config) {
   };
   const ScaleRule& rule = architecture.attention_scale;
   if (rule.kind == ScaleRule::from_head_size) {
-    config.score_scale = 1 / std::sqrt(static_cast<double>(config.head_dim_qk));
+    const int64_t size = config.is_latent() ? config.latent.nope + config.latent.rope : config.head_dim_qk;
+    config.score_scale = 1 / std::sqrt(static_cast<double>(size));
   } else {
     const double value = factor(rule.key, rule.otherwise);
     config.score_scale = rule.kind == ScaleRule::factor ? value : 1 / std::sqrt(value);
@@ -344,6 +345,14 @@ void read_scales(const Fields& fields, Config& config) {
   config.logit_softcap = softcap("final_logit_softcapping", architecture.logit_softcap);
   if (architecture.scales_embedding) config.embedding_scale = std::sqrt(static_cast<double>(config.hidden_size));
   config.residual_eps = config.rms_norm_eps;
+  if (architecture.has_depth_scale) {
+    const auto layers = static_cast<double>(config.num_layers), hidden = static_cast<double>(config.hidden_size);
+    const double residual =
+        factor("scale_depth", fields.given("scale_depth") ? std::sqrt(layers) : 1.4) / std::sqrt(layers);
+    config.embedding_scale = factor("scale_emb", 12) / residual;
+    config.residual_eps = config.rms_norm_eps / (residual * residual);
+    config.logit_scale = factor("dim_model_base", fields.given("dim_model_base") ? hidden : 256) / hidden;
+  }
   if (!architecture.has_multipliers) return;
   const double residual = factor("residual_multiplier", 1);
   config.embedding_scale = factor("embedding_multiplier", 1) / residual;
@@ -378,6 +387,33 @@ void make_differential(const Fields& fields, Config& config) {
   config.v_order = paired(config.num_k_heads, 1);
 }
 
+// MLA: one K head, which is also the V head.
+void make_latent(const Fields& fields, Config& config) {
+  const LatentRule& rule = config.architecture->latent;
+  Latent& latent = config.latent;
+  // A missing key has the default, and null means one matrix.
+  if (!fields.given("q_lora_rank"))
+    latent.q_rank = rule.q_lora_rank;
+  else
+    latent.q_rank = fields.integer("q_lora_rank", 1, kMaxHidden, 0);
+  latent.rank = fields.integer("kv_lora_rank", 2, kMaxHeadDim, rule.kv_lora_rank);
+  latent.nope = fields.integer("qk_nope_head_dim", 1, kMaxHeadDim, rule.qk_nope_head_dim);
+  latent.rope = fields.integer("qk_rope_head_dim", 2, kMaxHeadDim, rule.qk_rope_head_dim);
+  const int64_t v = rule.v_head_dim ? rule.v_head_dim : config.hidden_size / config.num_q_heads;
+  latent.v = fields.integer("v_head_dim", 1, kMaxHeadDim, std::max<int64_t>(v, 1));
+  for (const char* key : {"kv_lora_rank", "qk_rope_head_dim"}) {
+    const int64_t size = key[0] == 'k' ? latent.rank : latent.rope;
+    if (size % 2 != 0) fields.malformed(std::string(key) + " is " + std::to_string(size) + "; it must be even");
+  }
+  if (config.num_k_heads != config.num_q_heads) {
+    fields.unsupported("num_key_value_heads is " + std::to_string(config.num_k_heads) +
+                       "; latent attention has one K and one V head for each of the " +
+                       std::to_string(config.num_q_heads) + " query heads");
+  }
+  config.num_k_heads = config.num_v_heads = 1;
+  config.head_dim_qk = config.head_dim_k = config.head_dim_vo = latent.rank + latent.rope;
+}
+
 void read_heads(const Fields& fields, Config& config) {
   config.num_q_heads = fields.integer("num_attention_heads", 1, kMaxHeads);
   const Architecture& architecture = *config.architecture;
@@ -407,6 +443,7 @@ void read_heads(const Fields& fields, Config& config) {
   config.head_dim_qk = config.head_dim_vo = config.head_dim_k = size;
   if (architecture.diffqkv) read_key_and_value_dims(fields, config);
   if (architecture.differential) make_differential(fields, config);
+  if (architecture.latent.present) make_latent(fields, config);
   if (config.q_size() > kMaxQSize) {
     fields.malformed("num_attention_heads * head_dim is " + std::to_string(config.q_size()) + "; the limit is " +
                      std::to_string(kMaxQSize));

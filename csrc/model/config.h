@@ -33,6 +33,22 @@ struct KeyLift {
   bool on_keys() const { return kind != none && !absorbed(); }
 };
 
+// Multi-head latent attention (MLA, arXiv 2405.04434). K and V of all heads are products of one
+// latent vector of a token and matrices of each head, k_nope = W_uk c and v = W_uv c; k has also a
+// rotated part that the heads share. The cache has c and that part: one K head of rank + rope
+// dimensions, which is also the V head. W_uk is applied to Q and W_uv to the output of attention
+// (absorbed), so attention reads only what is cached.
+struct Latent {
+  int64_t q_rank = 0;  // of the low-rank W_q; 0: one matrix
+  int64_t rank = 0;    // of c; 0: no MLA
+  int64_t nope = 0;    // dimensions of a head of Q that are not rotated
+  int64_t rope = 0;    // and those that are, after them
+  int64_t v = 0;       // dimensions of a V head
+  // The dimension of (c, rotated part) at each dimension of a cached row, so that RoPE rotates
+  // dimension d with d + (rank + rope) / 2.
+  std::vector<int32_t> order;
+};
+
 // Angular frequencies of the pairs of a head. A pair with frequency 0 is not rotated.
 struct RopeTable {
   std::vector<double> inv_freq;    // [head_dim_qk / 2], with RoPE scaling applied
@@ -102,11 +118,18 @@ struct Config {
   double logit_scale = 1;    // multiplies the weights of the last norm
   double logit_softcap = 0;  // 0: none
 
+  Latent latent;
+  bool is_latent() const { return latent.rank > 0; }
+
   int64_t q_size() const { return num_q_heads * head_dim_qk; }
   int64_t k_size() const { return num_k_heads * head_dim_k; }  // elements of a cached row
   int64_t v_size() const { return num_v_heads * head_dim_vo; }
   int64_t attention_size() const { return num_q_heads * head_dim_vo; }
-  int64_t o_size() const { return differential ? attention_size() / 2 : attention_size(); }  // input of o_proj
+  int64_t o_size() const {
+    if (is_latent()) return num_q_heads * latent.v;
+    return differential ? attention_size() / 2 : attention_size();
+  }
+  // input of o_proj
 };
 
 // Reads the text of a config.json. `origin` (a path, or "config") begins every message. Errors in

@@ -61,11 +61,11 @@ class Graph {
       }
       const LayerWeights& w = weights_.layers[layer];
       normalize(w.input_norm, 0, n);
-      matmul(ws_.normed, w.k, ws_.k, 0, n, config_.hidden_size, config_.k_size());
-      matmul(ws_.normed, w.v, ws_.v, 0, n, config_.hidden_size, config_.v_size());
-      add_bias(ws_.k.data(), w.k_bias, dtype_, n, config_.k_size());
-      add_bias(ws_.v.data(), w.v_bias, dtype_, n, config_.v_size());
-      normalize_heads(ws_.k.data(), w.k_norm, n, config_.k_size());
+      if (config_.is_latent()) {
+        latent_row(w);
+      } else {
+        keys_and_values(w);
+      }
       kv_append(layer);
       const int64_t first = layer < last ? 0 : n - num_last;
       if (layer == last && !step_.logits) return;
@@ -73,6 +73,7 @@ class Graph {
       attention(w, layer, first, n - first);
       const int64_t count = n - first;
       if (config_.differential) subtract(w, first, count);
+      if (config_.is_latent()) expand_values(w, first, count);
       attention_output(w, first, count);
       normalize(w.ffn_norm, first, count);
       ffn(w, first, count);
@@ -186,6 +187,125 @@ class Graph {
     backend_.matmul(p);
   }
 
+  void keys_and_values(const LayerWeights& w) {
+    matmul(ws_.normed, w.k, ws_.k, 0, num_tokens_, config_.hidden_size, config_.k_size());
+    matmul(ws_.normed, w.v, ws_.v, 0, num_tokens_, config_.hidden_size, config_.v_size());
+    add_bias(ws_.k.data(), w.k_bias, dtype_, num_tokens_, config_.k_size());
+    add_bias(ws_.v.data(), w.v_bias, dtype_, num_tokens_, config_.v_size());
+    normalize_heads(ws_.k.data(), w.k_norm, num_tokens_, config_.k_size());
+  }
+
+  // y = x weight^T for `count` rows.
+  void product(const void* x, const void* weight, void* y, DType x_dtype, DType y_dtype, int64_t count,
+               int64_t in_features, int64_t out_features, bool accumulate = false) {
+    MatmulParams p;
+    p.x = x;
+    p.weight = weight;
+    p.out = y;
+    p.x_dtype = x_dtype;
+    p.weight_dtype = dtype_;
+    p.out_dtype = y_dtype;
+    p.num_tokens = count;
+    p.in_features = in_features;
+    p.out_features = out_features;
+    p.accumulate = accumulate;
+    backend_.matmul(p);
+  }
+
+  void normalize_latent(const Buffer& x, const Buffer& weight, int64_t count, int64_t size) {
+    RmsNormParams p;
+    p.x = p.out = x.data();
+    p.weight = weight.data();
+    p.x_dtype = p.out_dtype = dtype_;
+    p.weight_dtype = DType::f32;
+    p.num_tokens = count;
+    p.hidden_size = size;
+    p.eps = 1e-6f;  // the default of the class, not that of the config
+    backend_.rms_norm(p);
+  }
+
+  // MLA: the rows of the cache, not rotated.
+  void latent_row(const LayerWeights& w) {
+    const Latent& latent = config_.latent;
+    const int64_t n = num_tokens_, hidden = config_.hidden_size, size = config_.head_dim_k;
+    matmul(ws_.normed, w.latent, ws_.latent, 0, n, hidden, latent.rank);
+    add_bias(ws_.latent.data(), w.latent_bias, dtype_, n, latent.rank);
+    normalize_latent(ws_.latent, w.latent_norm, n, latent.rank);
+    matmul(ws_.normed, w.rotary, ws_.rotary, 0, n, hidden, latent.rope);
+    add_bias(ws_.rotary.data(), w.rotary_bias, dtype_, n, latent.rope);
+    product(ws_.latent.data(), weights_.place_latent.data(), ws_.cached_row.data(), dtype_, DType::f32, n, latent.rank,
+            size);
+    product(ws_.rotary.data(), weights_.place_rotary.data(), ws_.cached_row.data(), dtype_, DType::f32, n, latent.rope,
+            size, true);
+  }
+
+  // out[h] = weight[h] x[h] for each head h. x and out are [count, num_q_heads, ...]; scratch has the
+  // rows of x by head.
+  void for_each_head(const void* x, const Buffer& weight, const Buffer& scratch, void* out, int64_t count,
+                     int64_t in_features, int64_t out_features) {
+    const int64_t heads = config_.num_q_heads;
+    order_rows(count);
+    gather_rows(x, ws_.by_head, scratch.data(), count * heads, in_features);
+    uint8_t* products = scratch.as<uint8_t>() + count * heads * in_features * dtype_size(dtype_);
+    for (int64_t head = 0; head < heads; head++) {
+      product(scratch.as<uint8_t>() + head * count * in_features * dtype_size(dtype_),
+              weight.as<uint8_t>() + head * in_features * out_features * dtype_size(dtype_),
+              products + head * count * out_features * dtype_size(dtype_), dtype_, dtype_, count, in_features,
+              out_features);
+    }
+    gather_rows(products, ws_.by_token, out, count * heads, out_features);
+  }
+
+  // by_head[h * count + t] = t * num_q_heads + h, and by_token is the inverse.
+  void order_rows(int64_t count) {
+    if (ordered_ == count) return;
+    const int64_t heads = config_.num_q_heads;
+    std::vector<int32_t> by_head(count * heads), by_token(count * heads);
+    for (int64_t h = 0; h < heads; h++) {
+      for (int64_t t = 0; t < count; t++) {
+        by_head[h * count + t] = static_cast<int32_t>(t * heads + h);
+        by_token[t * heads + h] = static_cast<int32_t>(h * count + t);
+      }
+    }
+    backend_.upload(ws_.by_head.data(), by_head.data(), by_head.size() * sizeof(int32_t));
+    backend_.upload(ws_.by_token.data(), by_token.data(), by_token.size() * sizeof(int32_t));
+    ordered_ = count;
+  }
+
+  void gather_rows(const void* x, const Buffer& rows, void* out, int64_t count, int64_t size) {
+    EmbedParams p;
+    p.table = x;
+    p.tokens = rows.as<int32_t>();
+    p.out = out;
+    p.table_dtype = p.out_dtype = dtype_;
+    p.num_tokens = p.vocab_size = count;
+    p.hidden_size = size;
+    backend_.embed(p);
+  }
+
+  // MLA: the V heads, from the sums of latent vectors that attention has computed.
+  void expand_values(const LayerWeights& w, int64_t first, int64_t count) {
+    for_each_head(row(ws_.attention, first, config_.attention_size()), w.expand, ws_.heads_b, ws_.heads_a.data(), count,
+                  config_.head_dim_vo, config_.latent.v);
+  }
+
+  // MLA: q = absorb W_q x, not rotated.
+  void latent_query(const LayerWeights& w, int64_t first, int64_t count, void* q) {
+    const Latent& latent = config_.latent;
+    const int64_t hidden = config_.hidden_size, size = latent.nope + latent.rope;
+    const void* x = row(ws_.normed, first, hidden);
+    int64_t in_features = hidden;
+    if (latent.q_rank > 0) {
+      product(x, w.q_a.data(), ws_.q_a.data(), dtype_, dtype_, count, hidden, latent.q_rank);
+      add_bias(ws_.q_a.data(), w.q_a_bias, dtype_, count, latent.q_rank);
+      normalize_latent(ws_.q_a, w.q_a_norm, count, latent.q_rank);
+      x = ws_.q_a.data();
+      in_features = latent.q_rank;
+    }
+    product(x, w.q.data(), ws_.heads_a.data(), dtype_, dtype_, count, in_features, config_.num_q_heads * size);
+    for_each_head(ws_.heads_a.data(), w.absorb, ws_.heads_b, q, count, size, config_.head_dim_qk);
+  }
+
   // minuend = (1 - lambda_init) rms_norm(attention(a) - lambda attention(b)) for each pair of heads.
   void subtract(const LayerWeights& w, int64_t first, int64_t count) {
     // The heads a of a V head are one row of a table, the heads b the next.
@@ -220,7 +340,9 @@ class Graph {
   void attention_output(const LayerWeights& w, int64_t first, int64_t count) {
     const bool branch = w.attention_out_norm.data();
     MatmulParams p;
-    p.x = config_.differential ? ws_.minuend.data() : row(ws_.attention, first, config_.o_size());
+    p.x = config_.differential  ? ws_.minuend.data()
+          : config_.is_latent() ? ws_.heads_a.data()
+                                : row(ws_.attention, first, config_.o_size());
     p.weight = w.o.data();
     p.out = branch ? ws_.branch.as<float>() : residual(first);
     p.x_dtype = p.weight_dtype = dtype_;
@@ -320,7 +442,9 @@ class Graph {
     const int64_t hidden = config_.hidden_size;
     const int64_t size = config_.q_size();
     void* q = row(ws_.q, first, size);
-    if (weights_.folded) {
+    if (config_.is_latent()) {
+      latent_query(w, first, count, q);
+    } else if (weights_.folded) {
       augment(w, row(ws_.normed, first, hidden), q, count, hidden);
     } else if (config_.aug_q_size > 0) {
       matmul(ws_.normed, w.q, ws_.q_in, first, count, hidden, size);
@@ -357,7 +481,7 @@ class Graph {
     const KvCache& cache = *step_.sequences[0].cache;
     const KeyLift& lift = config_.key_lift;
     KvAppendParams p;
-    p.k = ws_.k.data();
+    p.k = config_.is_latent() ? ws_.cached_row.data() : ws_.k.data();
     p.v = ws_.v.data();
     p.pages = tables_;
     p.sequences = sequences_;
@@ -365,9 +489,11 @@ class Graph {
     const bool rotates = config_.layers[layer].rope >= 0 && !lift.before_rope;
     p.inv_freq = rotates ? rope_buffers(layer).k_inv_freq.as<double>() : nullptr;
     p.rope_scale = rotates ? rope_scale(layer) : 1;
-    p.k_dtype = p.v_dtype = dtype_;
+    p.k_dtype = config_.is_latent() ? DType::f32 : dtype_;
+    p.v_dtype = dtype_;
     p.k_cache = cache.k_view(layer);
     p.v_cache = cache.v_view(layer);
+    if (config_.is_latent()) p.v_cache.num_heads = 0;  // V is K
     p.num_tokens = num_tokens_;
     p.max_kv_len = max_kv_len_;
     p.page_tokens = KvPool::kPageTokens;
@@ -477,6 +603,7 @@ class Graph {
   const DType dtype_;
   int64_t num_tokens_ = 0;
   int64_t max_kv_len_ = 0;
+  int64_t ordered_ = 0;  // number of tokens for which by_head and by_token are
   // In device memory.
   const KvPage* const* tables_;
   const int32_t* tokens_;
@@ -517,6 +644,18 @@ Workspace::Workspace(const std::shared_ptr<Backend>& backend, const Config& conf
   if (architecture.attention_out_norm || architecture.ffn_out_norm)
     branch = Buffer(backend, kPrefillChunk * config.hidden_size * sizeof(float));
   if (!architecture.input_norm || !architecture.ffn_norm) rows = numbers(kPrefillChunk, 0, 1);
+  if (config.is_latent()) {
+    const Latent& part = config.latent;
+    const int64_t heads = config.num_q_heads, size = part.nope + part.rope;
+    if (part.q_rank > 0) q_a = activations(part.q_rank);
+    latent = activations(part.rank);
+    rotary = activations(part.rope);
+    heads_a = activations(heads * std::max(size, part.v));
+    heads_b = activations(heads * (std::max(size, part.v) + config.head_dim_k));
+    cached_row = Buffer(backend, kPrefillChunk * config.head_dim_k * sizeof(float));
+    by_head = Buffer(backend, kPrefillChunk * heads * sizeof(int32_t));
+    by_token = Buffer(backend, kPrefillChunk * heads * sizeof(int32_t));
+  }
   if (config.differential) {
     minuend = activations(config.o_size());
     subtrahend = Buffer(backend, kPrefillChunk * config.o_size() * sizeof(float));

@@ -49,6 +49,12 @@ struct Workspace {
   Buffer branch;
   Buffer rows;  // i32 [kPrefillChunk]: 0, 1, 2 and so on; only if a layer has no norm before attention or FFN
 
+  // Of MLA: [kPrefillChunk, q_rank]; [kPrefillChunk, rank]; [kPrefillChunk, rope]; for all heads,
+  // [kPrefillChunk, num_q_heads, max(nope + rope, v)], and the same with head_dim_k elements more;
+  // f32 [kPrefillChunk, head_dim_k].
+  Buffer q_a, latent, rotary, heads_a, heads_b, cached_row;
+  Buffer by_head, by_token;  // i32 [kPrefillChunk * num_q_heads]
+
   // Pointers to page tables [kDecodeBatch], then i32 [4][kPrefillChunk]: tokens, positions,
   // kv_lens, sequences.
   Buffer steps;

@@ -30,7 +30,7 @@ void KvCache::prepare(int64_t used, int64_t kv_len) {
     std::shared_ptr<KvPage> own = pool_.allocate(stores_);
     if (used % kTokens != 0) {
       stores_.k.copy(own->k, pages_[partial]->k);
-      stores_.v.copy(own->v, pages_[partial]->v);
+      if (!stores_.shared) stores_.v.copy(own->v, pages_[partial]->v);
     }
     pages_[partial] = std::move(own);
     uploaded_ = std::min(uploaded_, partial);

@@ -29,7 +29,7 @@ class KvCache {
   int64_t capacity() const { return static_cast<int64_t>(pages_.size()) * KvPool::kPageTokens; }
   KvTypes types() const { return types_; }
   KvView k_view(int64_t layer) const { return view(stores_.k_view, stores_.k, layer); }
-  KvView v_view(int64_t layer) const { return view(stores_.v_view, stores_.v, layer); }
+  KvView v_view(int64_t layer) const { return view(stores_.v_view, stores_.shared ? stores_.k : stores_.v, layer); }
 
   // Bytes of the pages; shared pages count in full. Any thread.
   uint64_t k_bytes() const { return num_pages_.load() * static_cast<uint64_t>(stores_.k.page_bytes()); }

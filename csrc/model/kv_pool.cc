@@ -6,8 +6,10 @@ KvPool::Stores::Stores(const std::shared_ptr<Backend>& backend, const Config& co
     : k_view{.num_heads = config.num_k_heads, .head_dim = config.head_dim_k, .dtype = types.k},
       v_view{.num_heads = config.num_v_heads, .head_dim = config.head_dim_vo, .dtype = types.v},
       k(backend, kv_page_layer_bytes(types.k, kPageTokens, config.num_k_heads, config.head_dim_k), config.num_layers),
-      v(backend, kv_page_layer_bytes(types.v, kPageTokens, config.num_v_heads, config.head_dim_vo), config.num_layers) {
-}
+      v(backend,
+        config.is_latent() ? 0 : kv_page_layer_bytes(types.v, kPageTokens, config.num_v_heads, config.head_dim_vo),
+        config.num_layers),
+      shared(config.is_latent()) {}
 
 KvPool::KvPool(std::shared_ptr<Backend> backend, const Config& config, KvLimits limits)
     : backend_(std::move(backend)), config_(config), limits_(limits), prefixes_(kPageTokens, limits.prefix_bytes) {}
@@ -48,13 +50,13 @@ std::shared_ptr<KvPage> KvPool::allocate(Stores& stores) {
     if (last->v) {
       pages_ -= 1;
       bytes_ -= page_bytes;
-      stores.v.release(last->v);
+      if (!stores.shared) stores.v.release(last->v);
     }
     if (last->k) stores.k.release(last->k);
     delete last;
   });
   page->k = allocate_from(stores.k);
-  page->v = allocate_from(stores.v);
+  page->v = stores.shared ? page->k : allocate_from(stores.v);
   pages_ += 1;
   bytes_ += page_bytes;
   return page;

@@ -33,7 +33,9 @@ class KvPool {
   struct Stores {
     Stores(const std::shared_ptr<Backend>& backend, const Config& config, KvTypes types);
     KvView k_view, v_view;  // of layer 0
+    // With latent attention the rows of K are those of V: no page is allocated from v.
     PageStore k, v;
+    bool shared = false;
     uint64_t page_bytes() const { return static_cast<uint64_t>(k.page_bytes() + v.page_bytes()); }
   };
 

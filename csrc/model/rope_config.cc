@@ -321,6 +321,26 @@ std::vector<int32_t> rope_order(int64_t head_dim, int64_t rotary_dim, bool inter
   return order;
 }
 
+// Latent::order: the pairs of the rotated part first, then the latent vector, in each half.
+std::vector<int32_t> latent_order(const Fields& fields, const Config& config) {
+  const Latent& latent = config.latent;
+  const bool reads = config.architecture->latent.reads_interleave;
+  const bool interleaved = reads && fields.boolean("rope_interleave", true);
+  const int64_t half = config.head_dim_qk / 2, pairs = latent.rope / 2;
+  std::vector<int32_t> order(config.head_dim_qk);
+  int32_t next = 0;
+  for (int64_t d = 0; d < half; d++) {
+    if (d >= pairs) {
+      order[d] = next++;
+      order[half + d] = next++;
+      continue;
+    }
+    order[d] = static_cast<int32_t>(latent.rank + (interleaved ? 2 * d : d));
+    order[half + d] = static_cast<int32_t>(latent.rank + (interleaved ? 2 * d + 1 : d + pairs));
+  }
+  return order;
+}
+
 }  // namespace
 
 void read_rope(const Fields& fields, Config& config) {
@@ -334,7 +354,13 @@ void read_rope(const Fields& fields, Config& config) {
     fields.unsupported("RoPE scaling of type '" + full.type + "' is not supported together with key_lift");
   }
   const int64_t head_dim = config.head_dim_qk;
-  const auto rotary_dim = static_cast<int64_t>(static_cast<double>(head_dim) * full.rotary_factor);
+  const Latent& latent = config.latent;
+  if (config.is_latent() && full.type == "yarn") {
+    // transformers also scales the scores then.
+    fields.unsupported("RoPE scaling of type 'yarn' is not supported for " + std::string(architecture.title));
+  }
+  const auto rotary_dim =
+      config.is_latent() ? latent.rope : static_cast<int64_t>(static_cast<double>(head_dim) * full.rotary_factor);
   if (rotary_dim % 2 != 0 || rotary_dim < 2) {
     fields.malformed("partial_rotary_factor is " + number_text(full.rotary_factor) + ", so " +
                      std::to_string(rotary_dim) +
@@ -343,6 +369,10 @@ void read_rope(const Fields& fields, Config& config) {
   if (!config.differential)
     config.q_order = config.k_order = rope_order(head_dim, rotary_dim, architecture.interleaved_rope);
   config.rotary_dim = rotary_dim;
+  if (config.is_latent()) {
+    config.q_order = config.k_order = {};
+    config.latent.order = latent_order(fields, config);
+  }
   const auto add = [&](const Rope& rope, const std::vector<double>* factors) {
     if (factors && static_cast<int64_t>(factors->size()) != rotary_dim / 2) {
       fields.malformed("short_factor and long_factor must have " + std::to_string(rotary_dim / 2) +

@@ -31,7 +31,12 @@ DType resolve_cache_type(const Model& model, const char* name, std::optional<DTy
 KvTypes resolve_types(const Model& model, const SessionOptions& options) {
   const DType k = resolve_cache_type(model, "kType", options.k_type);
   const DType v = resolve_cache_type(model, "vType", options.v_type);
-  return {k, v};
+  if (!model.config().is_latent()) return {k, v};
+  if (options.v_type && v != k) {
+    fail(ErrorCode::invalid_argument, "vType is %s and kType is %s; they must be equal, because K and V of %s are one",
+         dtype_name(v), dtype_name(k), model.config().architecture->title);
+  }
+  return {k, k};
 }
 
 }  // namespace

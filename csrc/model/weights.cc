@@ -72,7 +72,30 @@ std::vector<LayerSpec> layer_specs(const Config& config) {
   add_norm(architecture.attention_out_norm, hidden, &LayerWeights::attention_out_norm);
   add_norm(architecture.ffn_norm, hidden, &LayerWeights::ffn_norm);
   add_norm(architecture.ffn_out_norm, hidden, &LayerWeights::ffn_out_norm);
-  if (architecture.qkv) {
+  const Latent& latent = config.latent;
+  if (config.is_latent()) {
+    const int64_t q_rows = config.num_q_heads * (latent.nope + latent.rope);
+    if (latent.q_rank > 0) {
+      add_matrix("self_attn.q_a_proj.weight", latent.q_rank, hidden, &LayerWeights::q_a);
+      add_norm("self_attn.q_a_layernorm.weight", latent.q_rank, &LayerWeights::q_a_norm);
+      add_matrix("self_attn.q_b_proj.weight", q_rows, latent.q_rank, &LayerWeights::q);
+    } else {
+      add_matrix(kQ, q_rows, hidden, &LayerWeights::q);
+    }
+    const int64_t kv_rows = latent.rank + latent.rope;
+    add_parts("self_attn.kv_a_proj_with_mqa.weight", kv_rows,
+              {{nullptr, LayerSpec::matrix, latent.rank, hidden, &LayerWeights::latent},
+               {nullptr, LayerSpec::matrix, latent.rope, hidden, &LayerWeights::rotary}});
+    add_norm("self_attn.kv_a_layernorm.weight", latent.rank, &LayerWeights::latent_norm);
+    add_matrix("self_attn.kv_b_proj.weight", config.num_q_heads * (latent.nope + latent.v), latent.rank,
+               &LayerWeights::kv_b);
+    if (config.qkv_bias) {
+      if (latent.q_rank > 0) add_bias("self_attn.q_a_proj.bias", latent.q_rank, &LayerWeights::q_a_bias);
+      add_parts("self_attn.kv_a_proj_with_mqa.bias", kv_rows,
+                {{nullptr, LayerSpec::bias, latent.rank, 0, &LayerWeights::latent_bias},
+                 {nullptr, LayerSpec::bias, latent.rope, 0, &LayerWeights::rotary_bias}});
+    }
+  } else if (architecture.qkv) {
     add_parts(architecture.qkv, q + k + v,
               {{nullptr, LayerSpec::matrix, q, hidden, &LayerWeights::q, &config.q_order},
                {nullptr, LayerSpec::matrix, k, hidden, &LayerWeights::k, &config.k_order},
@@ -92,7 +115,7 @@ std::vector<LayerSpec> layer_specs(const Config& config) {
     add_matrix("mlp.up_proj.weight", inner, hidden, &LayerWeights::up);
   }
   add_matrix("mlp.down_proj.weight", hidden, inner, &LayerWeights::down);
-  if (config.qkv_bias) {
+  if (config.qkv_bias && !config.is_latent()) {
     specs.push_back({"self_attn.q_proj.bias", LayerSpec::bias, q, 0, &LayerWeights::q_bias, &config.q_order});
     specs.push_back({"self_attn.k_proj.bias", LayerSpec::bias, k, 0, &LayerWeights::k_bias, &config.k_order});
     specs.push_back({"self_attn.v_proj.bias", LayerSpec::bias, v, 0, &LayerWeights::v_bias, &config.v_order});
@@ -204,7 +227,7 @@ void check_no_other_tensors(const Config& config, const Checkpoint& checkpoint) 
 }  // namespace
 
 uint64_t Weights::bytes() const {
-  uint64_t total = embed.bytes() + lm_head.bytes() + norm.bytes();
+  uint64_t total = embed.bytes() + lm_head.bytes() + norm.bytes() + place_latent.bytes() + place_rotary.bytes();
   for (const auto* list : {&ropes, &long_ropes}) {
     for (const RopeBuffers& rope : *list) total += rope.inv_freq.bytes() + rope.k_inv_freq.bytes();
   }
@@ -224,7 +247,12 @@ uint64_t Weights::bytes() const {
                             &l.k_lift_gate, &l.k_lift_up,
                             &l.k_lift_down, &l.difference_norm,
                             &l.lambda_q1,   &l.lambda_k1,
-                            &l.lambda_q2,   &l.lambda_k2}) {
+                            &l.lambda_q2,   &l.lambda_k2,
+                            &l.q_a,         &l.q_a_bias,
+                            &l.q_a_norm,    &l.latent,
+                            &l.latent_bias, &l.latent_norm,
+                            &l.rotary,      &l.rotary_bias,
+                            &l.absorb,      &l.expand}) {
       total += b->bytes();
     }
   }
@@ -345,6 +373,62 @@ void set_lambda(const std::shared_ptr<Backend>& backend, const Config& config, i
   backend->synchronize();
 }
 
+Buffer upload_matrix(const std::shared_ptr<Backend>& backend, const std::vector<float>& values, DType dtype) {
+  std::vector<uint8_t> converted(values.size() * dtype_size(dtype));
+  convert_from_f32(dtype, converted.data(), values.data(), values.size());
+  Buffer buffer(backend, converted.size());
+  backend->upload(buffer.data(), converted.data(), converted.size());
+  backend->synchronize();
+  return buffer;
+}
+
+// Row i has a 1 at the column that Latent::order has for it, less `first`, if there is one.
+Buffer placement(const std::shared_ptr<Backend>& backend, const Config& config, int64_t first, int64_t columns,
+                 DType dtype) {
+  const std::vector<int32_t>& order = config.latent.order;
+  std::vector<float> values(order.size() * columns);
+  for (size_t i = 0; i < order.size(); i++) {
+    const int64_t column = order[i] - first;
+    if (column >= 0 && column < columns) values[i * columns + column] = 1;
+  }
+  return upload_matrix(backend, values, dtype);
+}
+
+void set_placements(const std::shared_ptr<Backend>& backend, const Config& config, Weights& weights) {
+  if (!config.is_latent()) return;
+  weights.place_latent = placement(backend, config, 0, config.latent.rank, weights.dtype);
+  weights.place_rotary = placement(backend, config, config.latent.rank, config.latent.rope, weights.dtype);
+}
+
+// Sets absorb and expand from kv_b, which is [num_q_heads, nope + v, rank], and frees it.
+void split_latent(const std::shared_ptr<Backend>& backend, const Config& config, DType dtype, LayerWeights& layer) {
+  if (!config.is_latent()) return;
+  const Latent& latent = config.latent;
+  const int64_t heads = config.num_q_heads, row = config.head_dim_k, size = latent.nope + latent.rope;
+  std::vector<uint8_t> stored(layer.kv_b.bytes());
+  backend->download(stored.data(), layer.kv_b.data(), stored.size());
+  layer.kv_b = Buffer();
+  std::vector<float> kv_b(stored.size() / dtype_size(dtype));
+  convert_to_f32(dtype, kv_b.data(), stored.data(), kv_b.size());
+  std::vector<float> absorb(heads * row * size), expand(heads * latent.v * row);
+  for (int64_t head = 0; head < heads; head++) {
+    const float* up_k = kv_b.data() + head * (latent.nope + latent.v) * latent.rank;
+    const float* up_v = up_k + latent.nope * latent.rank;
+    for (int64_t d = 0; d < row; d++) {
+      const int64_t from = latent.order[d];
+      float* absorbed = absorb.data() + (head * row + d) * size;
+      if (from >= latent.rank) {
+        absorbed[latent.nope + from - latent.rank] = 1;
+        continue;
+      }
+      for (int64_t i = 0; i < latent.nope; i++) absorbed[i] = up_k[i * latent.rank + from];
+      for (int64_t i = 0; i < latent.v; i++) expand[(head * latent.v + i) * row + d] = up_v[i * latent.rank + from];
+    }
+  }
+  layer.absorb = upload_matrix(backend, absorb, dtype);
+  layer.expand = upload_matrix(backend, expand, dtype);
+}
+
 std::vector<RopeBuffers> upload_ropes(const std::shared_ptr<Backend>& backend, const std::vector<RopeTable>& tables) {
   std::vector<RopeBuffers> buffers;
   for (const RopeTable& table : tables)
@@ -376,6 +460,7 @@ Weights load_weights(std::shared_ptr<Backend> backend, const Config& config, con
   Loader loader(backend, options, total_bytes);
   weights.ropes = upload_ropes(backend, config.ropes);
   weights.long_ropes = upload_ropes(backend, config.long_ropes);
+  set_placements(backend, config, weights);
   weights.embed = loader.load(tensor(kEmbed), weights.dtype);
   weights.layers.resize(config.num_layers);
   for (int64_t layer = 0; layer < config.num_layers; layer++) {
@@ -400,6 +485,7 @@ Weights load_weights(std::shared_ptr<Backend> backend, const Config& config, con
       out.q_up = std::move(folded.up);
     }
     set_lambda(backend, config, layer, out);
+    split_latent(backend, config, weights.dtype, out);
   }
   weights.norm = loader.load_norm(tensor(kNorm), {0, config.hidden_size}, norm_offset, logit_scale);
   if (!config.tie_word_embeddings) weights.lm_head = loader.load(tensor(kLmHead), weights.dtype);
@@ -439,6 +525,7 @@ Weights random_weights(std::shared_ptr<Backend> backend, const Config& config, D
   };
   weights.ropes = upload_ropes(backend, config.ropes);
   weights.long_ropes = upload_ropes(backend, config.long_ropes);
+  set_placements(backend, config, weights);
   weights.embed = draw(config.vocab_size, config.hidden_size);
   weights.norm = loader.fill(config.hidden_size, static_cast<float>(config.logit_scale));
   if (!config.tie_word_embeddings) weights.lm_head = draw(config.vocab_size, config.hidden_size);
@@ -450,6 +537,7 @@ Weights random_weights(std::shared_ptr<Backend> backend, const Config& config, D
                                                         : draw(spec.out_features, spec.in_features);
     }
     set_lambda(backend, config, i, layer);
+    split_latent(backend, config, dtype, layer);
   }
   loader.finish();
   return weights;

@@ -20,6 +20,14 @@ struct LayerWeights {
   Buffer input_norm, attention_out_norm;
   Buffer ffn_norm, ffn_out_norm;
   Buffer q_norm, k_norm;  // [head_dim_qk], or [q_size] and [k_size]
+  // Of MLA. Low-rank W_q: [q_rank, hidden_size] and the norm [q_rank]; q is then [num_q_heads (nope +
+  // rope), q_rank]. Parts of W_kv_a: [rank, hidden_size], [rope, hidden_size], and the norm [rank].
+  Buffer q_a, q_a_bias, q_a_norm;
+  Buffer latent, latent_bias, latent_norm, rotary, rotary_bias;
+  // From W_kv_b, for each head: a row of attention's Q is absorb q, and a V head is expand o.
+  Buffer kv_b;    // W_kv_b, [num_q_heads (nope + v), rank]; only while loading
+  Buffer absorb;  // [num_q_heads, head_dim_k, nope + rope]
+  Buffer expand;  // [num_q_heads, v, head_dim_k]
   // Of differential attention, f32 [head_dim_qk]: lambda = exp(q1 . k1) - exp(q2 . k2) + lambda_init.
   Buffer lambda_q1, lambda_k1, lambda_q2, lambda_k2;
   Buffer difference_norm;  // [head_dim_vo]: 1 - lambda_init in all elements
@@ -55,9 +63,12 @@ struct Weights {
   // Config::embedding_scale. The factor of Gemma is rounded to dtype, as in transformers, because the
   // model was trained so.
   float embedding_scale = 1;
-  Buffer embed;                                // [vocab_size, hidden_size]
-  Buffer lm_head;                              // the same shape; empty if tied to embed
-  Buffer norm;                                 // [hidden_size], f32
+  Buffer embed;    // [vocab_size, hidden_size]
+  Buffer lm_head;  // the same shape; empty if tied to embed
+  Buffer norm;     // [hidden_size], f32
+  // Of MLA, 0 and 1: a cached row is place_latent c + place_rotary r.
+  Buffer place_latent;                         // [head_dim_k, rank]
+  Buffer place_rotary;                         // [head_dim_k, rope]
   std::vector<RopeBuffers> ropes, long_ropes;  // of Config::ropes and Config::long_ropes
   std::vector<LayerWeights> layers;
 

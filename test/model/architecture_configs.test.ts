@@ -39,6 +39,8 @@ const classes: Record<string, string> = {
   ernie4_5: 'Ernie4_5ForCausalLM',
   arcee: 'ArceeForCausalLM',
   diffllama: 'DiffLlamaForCausalLM',
+  minicpm3: 'MiniCPM3ForCausalLM',
+  youtu: 'YoutuForCausalLM',
 };
 
 const architectures: Record<string, Record<string, unknown>> = {
@@ -55,7 +57,7 @@ for (const [name, className] of Object.entries(classes)) {
     ...common,
     architectures: [className],
     model_type: name === 'gemma3' ? 'gemma3_text' : name,
-    num_key_value_heads: name === 'diffllama' ? 2 : 1,
+    num_key_value_heads: ['diffllama', 'minicpm3', 'youtu'].includes(name) ? 2 : 1,
     ...(name === 'gemma2' || name === 'gemma3' ? { hidden_activation: 'gelu_pytorch_tanh' } : {}),
   };
 }
@@ -110,7 +112,9 @@ const rejected: [string, unknown, string[]][] = [
   ['use_bidirectional_attention', true, []],
   ['lm_head_bias', true, []],
   ['num_local_experts', 8, []],
-  ['kv_lora_rank', 8, []],
+  ['kv_lora_rank', 8, ['minicpm3', 'youtu']],
+  ['scale_depth', 2, ['minicpm3']],
+  ['rope_interleave', true, ['youtu']],
   ['layer_types', ['chunked_attention'], []],
   ['partial_rotary_factor', 0.5, ['phi3', 'glm4']],
   ['hidden_act', 'quick_gelu', ['gemma2', 'gemma3']],
@@ -222,6 +226,8 @@ describe('windows', () => {
     ['ministral', { sliding_window: null, layer_types: types }, 'layer_types'],
     ['gemma3', { sliding_window: null }, 'sliding_window'],
     ['phi3', { full_attn_mod: 2 }, 'full_attn_mod'],
+    ['minicpm3', { num_key_value_heads: 1 }, 'num_key_value_heads'],
+    ['youtu', { rope_scaling: { type: 'yarn', factor: 2 } }, 'yarn'],
   ])('rejects those of %s %j', async (name, fields, key) => {
     const error = await errorOf(() => load({ ...four(name), ...fields }));
     expect({ code: error.code, message: error.message }).toEqual({
@@ -242,6 +248,10 @@ describe('windows', () => {
     ['glm4', { partial_rotary_factor: 0.1 }],
     ['phi3', { partial_rotary_factor: 1.5 }],
     ['diffllama', { num_key_value_heads: 1 }],
+    ['minicpm3', { kv_lora_rank: 7 }],
+    ['youtu', { qk_rope_head_dim: 3 }],
+    ['youtu', { q_lora_rank: 0 }],
+    ['minicpm3', { scale_emb: 0 }],
   ])('rejects invalid values: %s %j', async (name, fields) => {
     const error = await errorOf(() => load({ ...four(name), ...fields }));
     expect(error.code).toBe('ERR_INVALID_ARGUMENT');

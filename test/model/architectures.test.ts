@@ -51,7 +51,19 @@ onEveryDevice((device) => {
 
   // The defaults of transformers, which the files of these folders spell out.
   it.each([
-    ...['arcee', 'diffllama', 'ernie4_5', 'exaone4', 'gemma', 'gemma2', 'gemma3', 'glm4', 'helium', 'llama-bias'],
+    ...[
+      'arcee',
+      'diffllama',
+      'ernie4_5',
+      'exaone4',
+      'gemma',
+      'gemma2',
+      'gemma3',
+      'glm4',
+      'helium',
+      'llama-bias',
+      'youtu',
+    ],
     ...['ministral', 'mistral', 'olmo2', 'olmo3', 'phi3', 'qwen2', 'seed_oss', 'smollm3'],
   ])('%s has the defaults of transformers', async (folder) => {
     const { cases } = variants.find((variant) => variant.folder === folder) as Variant;

@@ -71,6 +71,10 @@ LONGROPE = dict(
 SCALES = dict(query_pre_attn_scalar=5)
 
 
+MHA = {**COMMON, "num_key_value_heads": 4}
+LATENT = dict(kv_lora_rank=16, qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=10)
+
+
 def per_layer(full, sliding):
     return dict(rope_parameters=dict(full_attention=full, sliding_attention=sliding))
 
@@ -206,6 +210,18 @@ FIXTURES = {
         transformers.DiffLlamaConfig(
             **{**COMMON, "num_attention_heads": 8, "num_key_value_heads": 4}, head_dim=8, attention_bias=True
         ),
+        {"": {}},
+    ),
+    "minicpm3": (
+        transformers.MiniCPM3Config(**MHA, **LATENT, q_lora_rank=12, attention_bias=True, rms_norm_eps=1e-2),
+        {"": {}, "linear": new_rope(rope_type="linear", factor=4.0), "other scales": dict(scale_emb=3, scale_depth=2.5, dim_model_base=8)},
+    ),
+    "youtu": (
+        transformers.YoutuConfig(**MHA, **LATENT, q_lora_rank=12),
+        {"": {}, "not interleaved": dict(rope_interleave=False)},
+    ),
+    "youtu-plain": (
+        transformers.YoutuConfig(**{**MHA, "num_hidden_layers": 1}, **LATENT, q_lora_rank=None, attention_bias=True),
         {"": {}},
     ),
 }
