@@ -511,6 +511,21 @@ struct Attention {
     return scales;
   }
 
+  // A loop that moves the registers on by 2 each time. Unrolled, it would not fit the registers, and
+  // without a cap it is skipped.
+  __device__ __forceinline__ static void cap(float (&scores)[kKeyTiles][4], float cap_factor) {
+    constexpr int kPairs = kKeyTiles * 2;
+#pragma unroll 1
+    for (int turn = 0; turn < kPairs; ++turn) {
+      const float capped[2] = {cap_score(scores[0][0], cap_factor), cap_score(scores[0][1], cap_factor)};
+#pragma unroll
+      for (int i = 0; i < kPairs * 2; ++i) {
+        const int next = i + 2;
+        scores[i / 4][i % 4] = next < kPairs * 2 ? scores[next / 4 % kKeyTiles][next % 4] : capped[i % 2];
+      }
+    }
+  }
+
   // P from S, of the tile's keys that are seen; first: the scales of the first 8 query heads,
   // load(n): of the n-th.
   template <typename Load>
@@ -530,11 +545,7 @@ struct Attention {
 #pragma unroll
         for (int i = 0; i < kKeyTiles * 4; ++i) s[n][i / 4][i % 4] *= to_float(scales.k[i % 2][i / 2]);
       }
-      if (score_scale.cap_factor != 0.0f) {
-#pragma unroll
-        for (int i = 0; i < kKeyTiles * 4; ++i)
-          s[n][i / 4][i % 4] = cap_score(s[n][i / 4][i % 4], score_scale.cap_factor);
-      }
+      if (score_scale.cap_factor != 0.0f) cap(s[n], score_scale.cap_factor);
       float factor[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {

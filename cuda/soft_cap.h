@@ -17,7 +17,7 @@ __device__ __forceinline__ float cap_score(float product, float cap_factor) {
   poly = __fmaf_rn(poly, square, 1.33314422036e-1f);
   poly = __fmaf_rn(poly, square, -3.33332819422e-1f);
   const float near_zero = __fmaf_rn(poly * square, size, size);
-  const float elsewhere = __fmaf_rn(-2.0f, __frcp_rn(ex2_approx(size * kTwoLog2E) + 1.0f), 1.0f);
+  const float elsewhere = __fmaf_rn(-2.0f, rcp_approx(ex2_approx(size * kTwoLog2E) + 1.0f), 1.0f);
   const float magnitude = size < 0.625f ? near_zero : elsewhere;
   return bit_cast<float>(bit_cast<uint32_t>(magnitude) | (bit_cast<uint32_t>(x) & 0x80000000u));
 }

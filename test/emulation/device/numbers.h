@@ -33,5 +33,6 @@ inline uint32_t fma_rn_x2(uint32_t a, uint32_t b, uint32_t c) {
 }
 
 inline float ex2_approx(float x) { return x < -126.0f ? 0.0f : std::exp2(x); }
+inline float rcp_approx(float x) { return 1.0f / x; }
 
 }  // namespace diffqkv::emulated
