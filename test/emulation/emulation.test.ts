@@ -23,7 +23,7 @@ const parts: [part: string, count: number, gpu: string][] = [
   ['counters', 15, 'small'],
   ['launches', 5, 'small'],
   ['launches', 5, 'h200'],
-  ['operators', 97, 'small'],
+  ['operators', 109, 'small'],
   ['traffic', 9, 'small'],
   ['traffic', 9, 'h200'],
   ['traffic', 9, 'rtx5090'],

@@ -1,6 +1,7 @@
 // The input is a config.json, as a file beside a generation_config.json (what stands behind the first NUL, which no JSON
 // has) and as the argument of Model.random.
 
+#include <algorithm>
 #include <cmath>
 
 #include "harness.h"
@@ -25,10 +26,25 @@ void check_config(const Config& config) {
               "head sizes that RoPE cannot turn");
   fuzz::check(config.aug_q_size >= Config::kUnknown, "a negative aug_q_size");
   fuzz::check(config.rms_norm_eps > 0 && config.rms_norm_eps <= 1, "rms_norm_eps");
-  for (const auto* frequencies : {&config.inv_freq, &config.k_inv_freq}) {
-    for (const double value : *frequencies) fuzz::check(std::isfinite(value) && value >= 0, "a frequency");
+  for (const auto* tables : {&config.ropes, &config.long_ropes}) {
+    for (const RopeTable& table : *tables) {
+      for (const auto* frequencies : {&table.inv_freq, &table.k_inv_freq}) {
+        for (const double value : *frequencies) fuzz::check(std::isfinite(value) && value >= 0, "a frequency");
+      }
+      fuzz::check(table.inv_freq.size() == static_cast<size_t>(config.head_dim_qk / 2), "the number of frequencies");
+      fuzz::check(std::isfinite(table.attention_factor) && table.attention_factor > 0, "an attention factor");
+    }
   }
-  fuzz::check(config.inv_freq.size() == static_cast<size_t>(config.head_dim_qk / 2), "the number of frequencies");
+  fuzz::check(config.layers.size() == static_cast<size_t>(config.num_layers), "the number of layers");
+  for (const LayerConfig& layer : config.layers) {
+    fuzz::check(layer.window >= 0, "a negative window");
+    fuzz::check(layer.rope >= -1 && layer.rope < static_cast<int>(config.ropes.size()), "the index of a RoPE table");
+  }
+  for (const auto* order : {&config.q_order, &config.k_order, &config.v_order}) {
+    std::vector<int32_t> sorted = *order;
+    std::sort(sorted.begin(), sorted.end());
+    for (size_t i = 0; i < sorted.size(); i++) fuzz::check(sorted[i] == static_cast<int32_t>(i), "an order of rows");
+  }
   // What they count fits 64 bits with much to spare: UBSan and this see to it.
   Config settled = config;
   if (settled.aug_q_size == Config::kUnknown) settled.aug_q_size = 0;

@@ -194,7 +194,7 @@ std::string check_softmax() {
     const double got = merged.d == 0 ? 0 : o_merged / merged.d;
     const double expected = d == 0 ? 0 : sum / d, lse = d == 0 ? -INFINITY : top * 0.5 + std::log(d);
     if (!(std::fabs(got - expected) <= 1e-5 * (std::fabs(expected) + 1e-30))) return "o is " + std::to_string(got);
-    const double got_lse = merged.lse(sm_scale);
+    const double got_lse = merged.lse(std::fabs(sm_scale));
     if (!(got_lse == lse || std::fabs(got_lse - lse) <= 1e-5 * std::fabs(lse) + 1e-6))
       return "lse is " + std::to_string(got_lse) + ", expected " + std::to_string(lse);
   }
