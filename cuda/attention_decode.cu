@@ -517,7 +517,9 @@ struct Attention {
     constexpr int kPairs = kKeyTiles * 2;
 #pragma unroll 1
     for (int turn = 0; turn < kPairs; ++turn) {
-      const float capped[2] = {cap_score(scores[0][0], cap_factor), cap_score(scores[0][1], cap_factor)};
+      constexpr Reciprocal kReciprocal = Reciprocal::approximate;
+      const float capped[2] = {cap_score<kReciprocal>(scores[0][0], cap_factor),
+                               cap_score<kReciprocal>(scores[0][1], cap_factor)};
 #pragma unroll
       for (int i = 0; i < kPairs * 2; ++i) {
         const int next = i + 2;
