@@ -118,17 +118,26 @@ class Graph {
     backend_.rms_norm(p);
   }
 
+  // out[i] = scale * table[rows[i]], for `count` rows of `size` elements.
+  void gather_rows(const void* table, DType table_dtype, const Buffer& rows, void* out, DType out_dtype, int64_t count,
+                   int64_t size, int64_t table_rows = 0, float scale = 1) {
+    EmbedParams p;
+    p.table = table;
+    p.tokens = rows.as<int32_t>();
+    p.out = out;
+    p.table_dtype = table_dtype;
+    p.out_dtype = out_dtype;
+    p.num_tokens = count;
+    p.vocab_size = std::max(count, table_rows);
+    p.hidden_size = size;
+    p.scale = scale;
+    backend_.embed(p);
+  }
+
   // normed = residual, in the type of the weights: the lookup of rows 0, 1, 2 and so on.
   void convert_residual(int64_t first, int64_t count) {
-    EmbedParams p;
-    p.table = residual(first);
-    p.tokens = ws_.rows.as<int32_t>();
-    p.out = row(ws_.normed, first, config_.hidden_size);
-    p.table_dtype = DType::f32;
-    p.out_dtype = dtype_;
-    p.num_tokens = p.vocab_size = count;
-    p.hidden_size = config_.hidden_size;
-    backend_.embed(p);
+    gather_rows(residual(first), DType::f32, ws_.rows, row(ws_.normed, first, config_.hidden_size), dtype_, count,
+                config_.hidden_size);
   }
 
   // residual += rms_norm(branch), for what a layer has computed for `count` rows from `first`.
@@ -160,7 +169,7 @@ class Graph {
 
   // RMSNorm of each head of `count` rows of `size` elements, or of whole rows, in place. Nothing if
   // there is no weight.
-  void normalize_heads(void* x, const Buffer& weight, int64_t count, int64_t size) {
+  void normalize_heads(void* x, const Buffer& weight, int64_t count, int64_t size, double eps) {
     if (!weight.data()) return;
     RmsNormParams p;
     p.x = x;
@@ -170,32 +179,11 @@ class Graph {
     p.weight_dtype = DType::f32;
     p.hidden_size = static_cast<int64_t>(weight.bytes() / sizeof(float));
     p.num_tokens = count * size / p.hidden_size;
-    p.eps = static_cast<float>(config_.rms_norm_eps);
+    p.eps = static_cast<float>(eps);
     backend_.rms_norm(p);
   }
 
-  void matmul(const Buffer& x, const Buffer& weight, const Buffer& out, int64_t first, int64_t count,
-              int64_t in_features, int64_t out_features) {
-    MatmulParams p;
-    p.x = row(x, first, in_features);
-    p.weight = weight.data();
-    p.out = row(out, first, out_features);
-    p.x_dtype = p.weight_dtype = p.out_dtype = dtype_;
-    p.num_tokens = count;
-    p.in_features = in_features;
-    p.out_features = out_features;
-    backend_.matmul(p);
-  }
-
-  void keys_and_values(const LayerWeights& w) {
-    matmul(ws_.normed, w.k, ws_.k, 0, num_tokens_, config_.hidden_size, config_.k_size());
-    matmul(ws_.normed, w.v, ws_.v, 0, num_tokens_, config_.hidden_size, config_.v_size());
-    add_bias(ws_.k.data(), w.k_bias, dtype_, num_tokens_, config_.k_size());
-    add_bias(ws_.v.data(), w.v_bias, dtype_, num_tokens_, config_.v_size());
-    normalize_heads(ws_.k.data(), w.k_norm, num_tokens_, config_.k_size());
-  }
-
-  // y = x weight^T for `count` rows.
+  // y = x weight^T, or y += x weight^T, for `count` rows.
   void product(const void* x, const void* weight, void* y, DType x_dtype, DType y_dtype, int64_t count,
                int64_t in_features, int64_t out_features, bool accumulate = false) {
     MatmulParams p;
@@ -212,17 +200,22 @@ class Graph {
     backend_.matmul(p);
   }
 
-  void normalize_latent(const Buffer& x, const Buffer& weight, int64_t count, int64_t size) {
-    RmsNormParams p;
-    p.x = p.out = x.data();
-    p.weight = weight.data();
-    p.x_dtype = p.out_dtype = dtype_;
-    p.weight_dtype = DType::f32;
-    p.num_tokens = count;
-    p.hidden_size = size;
-    p.eps = 1e-6f;  // the default of the class, not that of the config
-    backend_.rms_norm(p);
+  void matmul(const Buffer& x, const Buffer& weight, const Buffer& out, int64_t first, int64_t count,
+              int64_t in_features, int64_t out_features) {
+    product(row(x, first, in_features), weight.data(), row(out, first, out_features), dtype_, dtype_, count,
+            in_features, out_features);
   }
+
+  void keys_and_values(const LayerWeights& w) {
+    matmul(ws_.normed, w.k, ws_.k, 0, num_tokens_, config_.hidden_size, config_.k_size());
+    matmul(ws_.normed, w.v, ws_.v, 0, num_tokens_, config_.hidden_size, config_.v_size());
+    add_bias(ws_.k.data(), w.k_bias, dtype_, num_tokens_, config_.k_size());
+    add_bias(ws_.v.data(), w.v_bias, dtype_, num_tokens_, config_.v_size());
+    normalize_heads(ws_.k.data(), w.k_norm, num_tokens_, config_.k_size(), config_.rms_norm_eps);
+  }
+
+  // Of the norms of MLA: the default of their class in transformers, not that of the config.
+  static constexpr double kLatentEps = 1e-6;
 
   // MLA: the rows of the cache, not rotated.
   void latent_row(const LayerWeights& w) {
@@ -230,7 +223,7 @@ class Graph {
     const int64_t n = num_tokens_, hidden = config_.hidden_size, size = config_.head_dim_k;
     matmul(ws_.normed, w.latent, ws_.latent, 0, n, hidden, latent.rank);
     add_bias(ws_.latent.data(), w.latent_bias, dtype_, n, latent.rank);
-    normalize_latent(ws_.latent, w.latent_norm, n, latent.rank);
+    normalize_heads(ws_.latent.data(), w.latent_norm, n, latent.rank, kLatentEps);
     matmul(ws_.normed, w.rotary, ws_.rotary, 0, n, hidden, latent.rope);
     add_bias(ws_.rotary.data(), w.rotary_bias, dtype_, n, latent.rope);
     product(ws_.latent.data(), weights_.place_latent.data(), ws_.cached_row.data(), dtype_, DType::f32, n, latent.rank,
@@ -245,7 +238,7 @@ class Graph {
                      int64_t in_features, int64_t out_features) {
     const int64_t heads = config_.num_q_heads;
     order_rows(count);
-    gather_rows(x, ws_.by_head, scratch.data(), count * heads, in_features);
+    gather_rows(x, dtype_, ws_.by_head, scratch.data(), dtype_, count * heads, in_features);
     uint8_t* products = scratch.as<uint8_t>() + count * heads * in_features * dtype_size(dtype_);
     for (int64_t head = 0; head < heads; head++) {
       product(scratch.as<uint8_t>() + head * count * in_features * dtype_size(dtype_),
@@ -253,7 +246,7 @@ class Graph {
               products + head * count * out_features * dtype_size(dtype_), dtype_, dtype_, count, in_features,
               out_features);
     }
-    gather_rows(products, ws_.by_token, out, count * heads, out_features);
+    gather_rows(products, dtype_, ws_.by_token, out, dtype_, count * heads, out_features);
   }
 
   // by_head[h * count + t] = t * num_q_heads + h, and by_token is the inverse.
@@ -272,17 +265,6 @@ class Graph {
     ordered_ = count;
   }
 
-  void gather_rows(const void* x, const Buffer& rows, void* out, int64_t count, int64_t size) {
-    EmbedParams p;
-    p.table = x;
-    p.tokens = rows.as<int32_t>();
-    p.out = out;
-    p.table_dtype = p.out_dtype = dtype_;
-    p.num_tokens = p.vocab_size = count;
-    p.hidden_size = size;
-    backend_.embed(p);
-  }
-
   // MLA: the V heads, from the sums of latent vectors that attention has computed.
   void expand_values(const LayerWeights& w, int64_t first, int64_t count) {
     for_each_head(row(ws_.attention, first, config_.attention_size()), w.expand, ws_.heads_b, ws_.heads_a.data(), count,
@@ -298,7 +280,7 @@ class Graph {
     if (latent.q_rank > 0) {
       product(x, w.q_a.data(), ws_.q_a.data(), dtype_, dtype_, count, hidden, latent.q_rank);
       add_bias(ws_.q_a.data(), w.q_a_bias, dtype_, count, latent.q_rank);
-      normalize_latent(ws_.q_a, w.q_a_norm, count, latent.q_rank);
+      normalize_heads(ws_.q_a.data(), w.q_a_norm, count, latent.q_rank, kLatentEps);
       x = ws_.q_a.data();
       in_features = latent.q_rank;
     }
@@ -309,21 +291,11 @@ class Graph {
   // minuend = (1 - lambda_init) rms_norm(attention(a) - lambda attention(b)) for each pair of heads.
   void subtract(const LayerWeights& w, int64_t first, int64_t count) {
     // The heads a of a V head are one row of a table, the heads b the next.
-    EmbedParams gather;
-    gather.table = row(ws_.attention, first, config_.attention_size());
-    gather.table_dtype = dtype_;
-    gather.num_tokens = count * config_.num_v_heads;
-    gather.vocab_size = 2 * gather.num_tokens;
-    gather.hidden_size = config_.o_size() / config_.num_v_heads;
-    gather.tokens = ws_.minuend_rows.as<int32_t>();
-    gather.out = ws_.minuend.data();
-    gather.out_dtype = dtype_;
-    backend_.embed(gather);
-    gather.tokens = ws_.subtrahend_rows.as<int32_t>();
-    gather.out = ws_.subtrahend.data();
-    gather.out_dtype = DType::f32;
-    gather.scale = -w.lambda;
-    backend_.embed(gather);
+    const void* table = row(ws_.attention, first, config_.attention_size());
+    const int64_t pairs = count * config_.num_v_heads, size = config_.o_size() / config_.num_v_heads;
+    gather_rows(table, dtype_, ws_.minuend_rows, ws_.minuend.data(), dtype_, pairs, size, 2 * pairs);
+    gather_rows(table, dtype_, ws_.subtrahend_rows, ws_.subtrahend.data(), DType::f32, pairs, size, 2 * pairs,
+                -w.lambda);
     RmsNormParams p;
     p.x = p.out = ws_.minuend.data();
     p.residual = ws_.subtrahend.data();
@@ -339,20 +311,12 @@ class Graph {
   // residual += W_o attention, normalized if the architecture does so.
   void attention_output(const LayerWeights& w, int64_t first, int64_t count) {
     const bool branch = w.attention_out_norm.data();
-    MatmulParams p;
-    p.x = config_.differential  ? ws_.minuend.data()
-          : config_.is_latent() ? ws_.heads_a.data()
-                                : row(ws_.attention, first, config_.o_size());
-    p.weight = w.o.data();
-    p.out = branch ? ws_.branch.as<float>() : residual(first);
-    p.x_dtype = p.weight_dtype = dtype_;
-    p.out_dtype = DType::f32;
-    p.num_tokens = count;
-    p.in_features = config_.o_size();
-    p.out_features = config_.hidden_size;
-    p.accumulate = !branch;
-    backend_.matmul(p);
-    add_bias(p.out, w.o_bias, DType::f32, count, config_.hidden_size);
+    float* out = branch ? ws_.branch.as<float>() : residual(first);
+    const void* x = config_.differential  ? ws_.minuend.data()
+                    : config_.is_latent() ? ws_.heads_a.data()
+                                          : row(ws_.attention, first, config_.o_size());
+    product(x, w.o.data(), out, dtype_, DType::f32, count, config_.o_size(), config_.hidden_size, !branch);
+    add_bias(out, w.o_bias, DType::f32, count, config_.hidden_size);
     if (branch) add_branch(w.attention_out_norm, first, count);
   }
 
@@ -403,21 +367,12 @@ class Graph {
     const int64_t hidden = config_.hidden_size;
     const int64_t inner = config_.intermediate_size;
     const DType dtype = dtype_ == DType::bf16 ? DType::bf16 : DType::f32;
-    MatmulParams p;
-    p.x = row(ws_.normed, first, hidden);
-    p.x_dtype = p.weight_dtype = dtype_;
-    p.out_dtype = dtype;
-    p.num_tokens = count;
-    p.in_features = hidden;
-    p.out_features = inner;
-    const auto product = [&](const Buffer& weight, const Buffer& bias, const Buffer& result) {
-      p.weight = weight.data();
-      p.out = result.data();
-      backend_.matmul(p);
-      add_bias(p.out, bias, dtype, count, inner);
+    const auto inner_product = [&](const Buffer& weight, const Buffer& bias, const Buffer& result) {
+      product(row(ws_.normed, first, hidden), weight.data(), result.data(), dtype_, dtype, count, hidden, inner);
+      add_bias(result.data(), bias, dtype, count, inner);
     };
-    if (w.gate.data()) product(w.gate, w.gate_bias, ws_.gate);
-    product(w.up, w.up_bias, ws_.up);
+    if (w.gate.data()) inner_product(w.gate, w.gate_bias, ws_.gate);
+    inner_product(w.up, w.up_bias, ws_.up);
     GatedActivationParams activation;
     activation.gate = w.gate.data() ? ws_.gate.data() : nullptr;
     activation.up = ws_.up.data();
@@ -426,15 +381,7 @@ class Graph {
     activation.activation = config_.activation;
     activation.count = count * inner;
     backend_.gated_activation(activation);
-    p.x = ws_.up.data();
-    p.x_dtype = dtype;
-    p.weight = w.down.data();
-    p.out = out;
-    p.out_dtype = DType::f32;
-    p.in_features = inner;
-    p.out_features = hidden;
-    p.accumulate = accumulate;
-    backend_.matmul(p);
+    product(ws_.up.data(), w.down.data(), out, dtype, DType::f32, count, inner, hidden, accumulate);
     add_bias(out, w.down_bias, DType::f32, count, hidden);
   }
 
@@ -453,7 +400,7 @@ class Graph {
       matmul(ws_.normed, w.q, ws_.q, first, count, hidden, size);
     }
     add_bias(q, w.q_bias, dtype_, count, size);
-    normalize_heads(q, w.q_norm, count, size);
+    normalize_heads(q, w.q_norm, count, size, config_.rms_norm_eps);
     if (config_.layers[layer].rope < 0) return;
     RopeParams p;
     p.x = q;
@@ -564,29 +511,15 @@ class Graph {
   void absorb_lift(const LayerWeights& w, int64_t first, int64_t count) {
     const int64_t at_once = step_.sequences.size() == 1 ? count : 1;
     for (int64_t t = first; t < first + count; t += at_once) {
-      MatmulParams p;
-      p.x = row(ws_.q, t, config_.q_size());
-      p.weight = w.k_lift.data();
-      p.out = row(ws_.q_lifted, t, config_.num_q_heads * config_.head_dim_k);
-      p.x_dtype = p.weight_dtype = p.out_dtype = dtype_;
-      p.num_tokens = at_once * config_.num_q_heads;
-      p.in_features = config_.head_dim_qk;
-      p.out_features = config_.head_dim_k;
-      backend_.matmul(p);
+      product(row(ws_.q, t, config_.q_size()), w.k_lift.data(),
+              row(ws_.q_lifted, t, config_.num_q_heads * config_.head_dim_k), dtype_, dtype_,
+              at_once * config_.num_q_heads, config_.head_dim_qk, config_.head_dim_k);
     }
   }
 
   void logits(int64_t first, int64_t count) {
-    MatmulParams p;
-    p.x = row(ws_.normed, first, config_.hidden_size);
-    p.weight = weights_.output_matrix();
-    p.out = ws_.logits.data();
-    p.x_dtype = p.weight_dtype = dtype_;
-    p.out_dtype = DType::f32;
-    p.num_tokens = count;
-    p.in_features = config_.hidden_size;
-    p.out_features = config_.vocab_size;
-    backend_.matmul(p);
+    product(row(ws_.normed, first, config_.hidden_size), weights_.output_matrix(), ws_.logits.data(), dtype_,
+            DType::f32, count, config_.hidden_size, config_.vocab_size);
     if (config_.logit_softcap == 0) return;
     SoftcapParams cap;
     cap.x = cap.out = ws_.logits.as<float>();
