@@ -102,7 +102,6 @@ struct Config {
   // LongRoPE: the tables for contexts longer than original_context, else empty.
   std::vector<RopeTable> long_ropes;
   int64_t original_context = 0;
-  int64_t rotary_dim = 0;  // number of dimensions of a head of Q and K that are rotated
   // The rows of W_q, W_k and W_v have another order than in the checkpoint: row i of each group of
   // order.size() rows is row order[i] of that group there. Empty: the same order. Q and K have it so
   // that dimension d is rotated with d + head_dim_qk / 2, and all three if the model is differential.

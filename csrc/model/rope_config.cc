@@ -368,7 +368,6 @@ void read_rope(const Fields& fields, Config& config) {
   }
   if (!config.differential)
     config.q_order = config.k_order = rope_order(head_dim, rotary_dim, architecture.interleaved_rope);
-  config.rotary_dim = rotary_dim;
   if (config.is_latent()) {
     config.q_order = config.k_order = {};
     config.latent.order = latent_order(fields, config);
