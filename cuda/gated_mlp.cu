@@ -54,22 +54,23 @@ size_t round_up_256(size_t bytes) { return (bytes + 255) / 256 * 256; }
 }  // namespace
 
 void gated_mlp(const GatedMlpParams& p, Context& context) {
-  check_linear_types("gated MLP", p.x_dtype, p.weight_dtype, p.out_dtype, p.accumulate);
+  check_linear_types("gated MLP", p.x_dtype, p.up.dtype, p.out_dtype, p.accumulate);
   if (p.num_tokens <= 0 || p.out_features <= 0) return;
   const int64_t block_tokens = std::min(kBlockTokens, p.num_tokens);
-  const bool bf16_throughout = p.x_dtype == DType::bf16 && p.weight_dtype == DType::bf16;
+  const bool bf16_throughout = p.x_dtype == DType::bf16 && p.up.dtype == DType::bf16;
   const bool scales =
-      p.x_dtype == DType::f16 && gemm_takes(p.x_dtype, p.weight_dtype, p.out_dtype) && p.num_tokens > kGemvTokens;
+      p.x_dtype == DType::f16 && gemm_takes(p.x_dtype, p.up.dtype, p.out_dtype) && p.num_tokens > kGemvTokens;
   const size_t elements = static_cast<size_t>(block_tokens * std::max<int64_t>(p.inner_size, 1));
   const size_t h_bytes = round_up_256(elements * (bf16_throughout ? 2 : 4));
   const size_t scaled_bytes = scales ? round_up_256(elements * 2) : 0;
   const size_t scale_bytes = scales ? static_cast<size_t>(block_tokens) * sizeof(float) : 0;
   // The products in f32, if the activation has a kernel of its own. Without rounding, up's become h.
-  const size_t product_bytes = p.gate && p.activation == Activation::silu ? 0 : round_up_256(elements * sizeof(float));
-  const size_t products_bytes = (p.gate ? product_bytes : 0) + (bf16_throughout ? product_bytes : 0);
+  const size_t product_bytes =
+      p.gate.data && p.activation == Activation::silu ? 0 : round_up_256(elements * sizeof(float));
+  const size_t products_bytes = (p.gate.data ? product_bytes : 0) + (bf16_throughout ? product_bytes : 0);
   char* h = static_cast<char*>(context.scratch(h_bytes + products_bytes + scaled_bytes + scale_bytes));
   char* gate_product = h + h_bytes;
-  char* up_product = !bf16_throughout ? h : p.gate ? gate_product + product_bytes : gate_product;
+  char* up_product = !bf16_throughout ? h : p.gate.data ? gate_product + product_bytes : gate_product;
   char* scaled_h = h + h_bytes + products_bytes;
 
   for (int64_t token = 0; token < p.num_tokens; token += block_tokens) {
@@ -77,20 +78,20 @@ void gated_mlp(const GatedMlpParams& p, Context& context) {
     LinearParams gated;
     gated.x = static_cast<const char*>(p.x) + token * p.in_features * static_cast<int64_t>(dtype_size(p.x_dtype));
     gated.x_dtype = p.x_dtype;
-    gated.weight_dtype = p.weight_dtype;
+    gated.weight_dtype = p.up.dtype;
     gated.out_dtype = bf16_throughout ? DType::bf16 : DType::f32;
     gated.num_tokens = num_tokens;
     gated.in_features = p.in_features;
     gated.out_features = p.inner_size;
     gated.activation = p.activation;
-    if (p.gate && (p.activation == Activation::silu || !suits_gemm(gated))) {
-      gated.weight = p.gate;
-      gated.up = p.up;
+    if (p.gate.data && (p.activation == Activation::silu || !suits_gemm(gated))) {
+      gated.weight = p.gate.data;
+      gated.up = p.up.data;
       gated.out = h;
       linear(gated, context);
     } else {
       gated.out_dtype = DType::f32;
-      gated.weight = p.up;
+      gated.weight = p.up.data;
       gated.out = up_product;
       linear(gated, context);
       GatedActivationParams activation;
@@ -98,8 +99,8 @@ void gated_mlp(const GatedMlpParams& p, Context& context) {
       activation.out = h;
       activation.count = num_tokens * p.inner_size;
       activation.activation = p.activation;
-      if (p.gate) {
-        gated.weight = p.gate;
+      if (p.gate.data) {
+        gated.weight = p.gate.data;
         gated.out = gate_product;
         linear(gated, context);
         activation.gate = gate_product;
@@ -122,9 +123,9 @@ void gated_mlp(const GatedMlpParams& p, Context& context) {
       down.x_dtype = DType::f16;
       down.row_scale = scaling.row_scale;
     }
-    down.weight = p.down;
+    down.weight = p.down.data;
     down.out = static_cast<char*>(p.out) + token * p.out_features * static_cast<int64_t>(dtype_size(p.out_dtype));
-    down.weight_dtype = p.weight_dtype;
+    down.weight_dtype = p.up.dtype;
     down.out_dtype = p.out_dtype;
     down.num_tokens = num_tokens;
     down.in_features = p.inner_size;

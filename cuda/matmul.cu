@@ -18,13 +18,13 @@ void linear(const LinearParams& p, Context& context) {
 }
 
 void matmul(const MatmulParams& p, Context& context) {
-  check_linear_types("matmul", p.x_dtype, p.weight_dtype, p.out_dtype, p.accumulate);
+  check_linear_types("matmul", p.x_dtype, p.weight.dtype, p.out_dtype, p.accumulate);
   LinearParams product;
   product.x = p.x;
-  product.weight = p.weight;
+  product.weight = p.weight.data;
   product.out = p.out;
   product.x_dtype = p.x_dtype;
-  product.weight_dtype = p.weight_dtype;
+  product.weight_dtype = p.weight.dtype;
   product.out_dtype = p.out_dtype;
   product.num_tokens = p.num_tokens;
   product.in_features = p.in_features;

@@ -262,15 +262,14 @@ GatedMlpParams check_gated_mlp(const TensorView& x, const TensorView* gate, cons
   if (gate != nullptr) {
     check_shape(*gate, up.shape, "[augQ, qDim] by the shape of up");
     check_same_type(*gate, up);
-    p.gate = gate->data;
+    p.gate = {gate->data, gate->dtype};
   }
   p.activation = activation_named(activation);
   p.x = x.data;
-  p.up = up.data;
-  p.down = down.data;
+  p.up = {up.data, up.dtype};
+  p.down = {down.data, down.dtype};
   p.out = out.data;
   p.x_dtype = x.dtype;
-  p.weight_dtype = up.dtype;
   p.out_dtype = out.dtype;
   return p;
 }
@@ -288,10 +287,9 @@ MatmulParams check_matmul(const TensorView& x, const TensorView& weight, const T
   check_shape(out, {p.num_tokens, p.out_features}, "[tokens, out]");
   check_apart(out, {&x, &weight});
   p.x = x.data;
-  p.weight = weight.data;
+  p.weight = {weight.data, weight.dtype};
   p.out = out.data;
   p.x_dtype = x.dtype;
-  p.weight_dtype = weight.dtype;
   p.out_dtype = out.dtype;
   return p;
 }

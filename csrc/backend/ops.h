@@ -44,12 +44,18 @@ struct AddBiasParams {
   int64_t num_tokens = 0, num_features = 0;
 };
 
+// The weight of a linear layer, [out_features, in_features].
+struct WeightView {
+  const void* data = nullptr;
+  DType dtype = DType::f32;
+};
+
 // out = x weight^T, or out += x weight^T if accumulate is set. Sums are f32.
 struct MatmulParams {
-  const void* x = nullptr;       // [num_tokens, in_features]
-  const void* weight = nullptr;  // [out_features, in_features]
-  void* out = nullptr;           // [num_tokens, out_features]
-  DType x_dtype = DType::f32, weight_dtype = DType::f32, out_dtype = DType::f32;
+  const void* x = nullptr;  // [num_tokens, in_features]
+  WeightView weight;        // [out_features, in_features]
+  void* out = nullptr;      // [num_tokens, out_features]
+  DType x_dtype = DType::f32, out_dtype = DType::f32;
   int64_t num_tokens = 0, in_features = 0, out_features = 0;
   bool accumulate = false;  // out must be f32
 };
@@ -57,12 +63,12 @@ struct MatmulParams {
 // out (+)= (activation(x gate^T) * (x up^T)) down^T: a layer's FFN, and the MLP that augments Q.
 // Without a gate, out (+)= activation(x up^T) down^T.
 struct GatedMlpParams {
-  const void* x = nullptr;     // [num_tokens, in_features]
-  const void* gate = nullptr;  // [inner_size, in_features], or null
-  const void* up = nullptr;    // [inner_size, in_features]
-  const void* down = nullptr;  // [out_features, inner_size]
-  void* out = nullptr;         // [num_tokens, out_features]
-  DType x_dtype = DType::f32, weight_dtype = DType::f32, out_dtype = DType::f32;
+  const void* x = nullptr;  // [num_tokens, in_features]
+  WeightView gate;          // [inner_size, in_features], or without data
+  WeightView up;            // [inner_size, in_features]
+  WeightView down;          // [out_features, inner_size]
+  void* out = nullptr;      // [num_tokens, out_features]
+  DType x_dtype = DType::f32, out_dtype = DType::f32;
   int64_t num_tokens = 0, in_features = 0, inner_size = 0, out_features = 0;
   Activation activation = Activation::silu;
   bool accumulate = false;  // out must be f32

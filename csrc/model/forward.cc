@@ -188,10 +188,9 @@ class Graph {
                int64_t in_features, int64_t out_features, bool accumulate = false) {
     MatmulParams p;
     p.x = x;
-    p.weight = weight;
+    p.weight = {weight, dtype_};
     p.out = y;
     p.x_dtype = x_dtype;
-    p.weight_dtype = dtype_;
     p.out_dtype = y_dtype;
     p.num_tokens = count;
     p.in_features = in_features;
@@ -324,11 +323,11 @@ class Graph {
   void augment(const LayerWeights& w, const void* x, void* out, int64_t count, int64_t in_features) {
     GatedMlpParams p;
     p.x = x;
-    p.gate = w.q_gate.data();
-    p.up = w.q_up.data();
-    p.down = w.q_down.data();
+    p.gate = {w.q_gate.data(), dtype_};
+    p.up = {w.q_up.data(), dtype_};
+    p.down = {w.q_down.data(), dtype_};
     p.out = out;
-    p.x_dtype = p.weight_dtype = p.out_dtype = dtype_;
+    p.x_dtype = p.out_dtype = dtype_;
     p.num_tokens = count;
     p.in_features = in_features;
     p.inner_size = config_.aug_q_size;
@@ -346,11 +345,11 @@ class Graph {
     } else {
       GatedMlpParams p;
       p.x = row(ws_.normed, first, config_.hidden_size);
-      p.gate = w.gate.data();
-      p.up = w.up.data();
-      p.down = w.down.data();
+      p.gate = {w.gate.data(), dtype_};
+      p.up = {w.up.data(), dtype_};
+      p.down = {w.down.data(), dtype_};
       p.out = out;
-      p.x_dtype = p.weight_dtype = dtype_;
+      p.x_dtype = dtype_;
       p.out_dtype = DType::f32;
       p.num_tokens = count;
       p.in_features = p.out_features = config_.hidden_size;

@@ -56,9 +56,9 @@ void LiftedKeys::lift(const LayerWeights& weights, const Weights& model, const K
     if (config_->key_lift.kind == KeyLift::linear) {
       MatmulParams p;
       p.x = cached_.data();
-      p.weight = weights.k_lift.data();
+      p.weight = {weights.k_lift.data(), dtype_};
       p.out = lifted;
-      p.x_dtype = p.weight_dtype = p.out_dtype = dtype_;
+      p.x_dtype = p.out_dtype = dtype_;
       p.num_tokens = num_keys * heads;
       p.in_features = config_->head_dim_k;
       p.out_features = config_->head_dim_qk;
@@ -66,11 +66,11 @@ void LiftedKeys::lift(const LayerWeights& weights, const Weights& model, const K
     } else {
       GatedMlpParams p;  // the same formula
       p.x = cached_.data();
-      p.gate = weights.k_lift_gate.data();
-      p.up = weights.k_lift_up.data();
-      p.down = weights.k_lift_down.data();
+      p.gate = {weights.k_lift_gate.data(), dtype_};
+      p.up = {weights.k_lift_up.data(), dtype_};
+      p.down = {weights.k_lift_down.data(), dtype_};
       p.out = lifted;
-      p.x_dtype = p.weight_dtype = p.out_dtype = dtype_;
+      p.x_dtype = p.out_dtype = dtype_;
       p.num_tokens = num_keys * heads;
       p.in_features = config_->head_dim_k;
       p.inner_size = config_->key_lift.inner_size;

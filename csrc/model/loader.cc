@@ -224,9 +224,9 @@ Buffer Loader::multiply(const StoredTensor& matrix, const StoredTensor& q, const
     check_cancel();
     MatmulParams p;
     p.x = x.as<uint8_t>() + row * q_size * dtype_size(operand);
-    p.weight = q_transposed.data();
+    p.weight = {q_transposed.data(), operand};
     p.out = out.as<uint8_t>() + row * hidden_size * dtype_size(to);
-    p.x_dtype = p.weight_dtype = operand;
+    p.x_dtype = operand;
     p.out_dtype = to;
     p.num_tokens = std::min(kRows, aug_q_size - row);
     p.in_features = q_size;

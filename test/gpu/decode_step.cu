@@ -182,10 +182,9 @@ class DecodeStep {
   void product(const void* x, const void* weight, void* out, int64_t in, int64_t out_features, Context& context) const {
     MatmulParams p;
     p.x = x;
-    p.weight = weight;
+    p.weight = {weight, kBf16};
     p.out = out;
     p.x_dtype = kBf16;
-    p.weight_dtype = kBf16;
     p.out_dtype = kBf16;
     p.num_tokens = batch_;
     p.in_features = in;
@@ -197,10 +196,9 @@ class DecodeStep {
   void add_product(const void* x, const void* weight, int64_t in, Context& context) const {
     MatmulParams p;
     p.x = x;
-    p.weight = weight;
+    p.weight = {weight, kBf16};
     p.out = residual_.data();
     p.x_dtype = kBf16;
-    p.weight_dtype = kBf16;
     p.num_tokens = batch_;
     p.in_features = in;
     p.out_features = m_.hidden_size;
@@ -212,12 +210,11 @@ class DecodeStep {
              Context& context) const {
     GatedMlpParams p;
     p.x = normed_.data();
-    p.gate = weights.gate;
-    p.up = weights.up;
-    p.down = weights.down;
+    p.gate = {weights.gate, kBf16};
+    p.up = {weights.up, kBf16};
+    p.down = {weights.down, kBf16};
     p.out = out;
     p.x_dtype = kBf16;
-    p.weight_dtype = kBf16;
     p.out_dtype = accumulate ? DType::f32 : kBf16;
     p.num_tokens = batch_;
     p.in_features = m_.hidden_size;
@@ -292,10 +289,9 @@ class DecodeStep {
   void compute_logits(Context& context) const {
     MatmulParams p;
     p.x = normed_.data();
-    p.weight = embedding_;
+    p.weight = {embedding_, kBf16};
     p.out = logits_.data();
     p.x_dtype = kBf16;
-    p.weight_dtype = kBf16;
     p.num_tokens = batch_;
     p.in_features = m_.hidden_size;
     p.out_features = m_.vocab_size;

@@ -230,15 +230,15 @@ class ProductTimer {
     const uint8_t* const weights = weights_ + static_cast<size_t>(i % copies_) * weight_bytes_;
     if (c_.inner_size == 0) {
       MatmulParams p;
-      p.weight = weights;
+      p.weight = {weights, DType::bf16};
       set_sizes(p);
       return matmul(p, context);
     }
     const size_t inner_bytes = count_of({c_.inner_size, c_.in_features}) * 2;
     GatedMlpParams p;
-    p.gate = weights;
-    p.up = weights + inner_bytes;
-    p.down = weights + 2 * inner_bytes;
+    p.gate = {weights, DType::bf16};
+    p.up = {weights + inner_bytes, DType::bf16};
+    p.down = {weights + 2 * inner_bytes, DType::bf16};
     p.inner_size = c_.inner_size;
     set_sizes(p);
     gated_mlp(p, context);
@@ -259,7 +259,6 @@ class ProductTimer {
     p.x = x_.data();
     p.out = out_.data();
     p.x_dtype = DType::bf16;
-    p.weight_dtype = DType::bf16;
     p.out_dtype = c_.f32_out ? DType::f32 : DType::bf16;
     p.num_tokens = c_.tokens;
     p.in_features = c_.in_features;

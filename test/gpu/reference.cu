@@ -125,11 +125,11 @@ __global__ void __launch_bounds__(kThreads, 1) rope_pair(RopeParams p) {
 
 // ---- matmul, gated_mlp.
 
-__device__ __forceinline__ float dot(const void* x, DType x_dtype, const void* weight, DType weight_dtype,
-                                     int64_t x_first, int64_t weight_first, int64_t count) {
+__device__ __forceinline__ float dot(const void* x, DType x_dtype, const WeightView& weight, int64_t x_first,
+                                     int64_t weight_first, int64_t count) {
   float sum = 0;
   for (int64_t i = 0; i < count; ++i)
-    sum += load_any(x, x_dtype, x_first + i) * load_any(weight, weight_dtype, weight_first + i);
+    sum += load_any(x, x_dtype, x_first + i) * load_any(weight.data, weight.dtype, weight_first + i);
   return sum;
 }
 
@@ -138,9 +138,8 @@ __global__ void __launch_bounds__(kThreads, 1) matmul_element(MatmulParams p) {
   if (i >= p.num_tokens * p.out_features) return;
   const int64_t t = i / p.out_features, row = i % p.out_features;
   const float before = p.accumulate ? ld_global(static_cast<const float*>(p.out) + i) : 0.0f;
-  store_any(
-      p.out, p.out_dtype, i,
-      before + dot(p.x, p.x_dtype, p.weight, p.weight_dtype, t * p.in_features, row * p.in_features, p.in_features));
+  store_any(p.out, p.out_dtype, i,
+            before + dot(p.x, p.x_dtype, p.weight, t * p.in_features, row * p.in_features, p.in_features));
 }
 
 struct GatedParams {
@@ -153,9 +152,9 @@ __global__ void __launch_bounds__(kThreads, 1) gated_element(GatedParams g) {
   const int64_t i = output_index();
   if (i >= p.num_tokens * p.inner_size) return;
   const int64_t x_first = i / p.inner_size * p.in_features, row_first = i % p.inner_size * p.in_features;
-  const float gate = p.gate ? dot(p.x, p.x_dtype, p.gate, p.weight_dtype, x_first, row_first, p.in_features) : 0.0f;
-  const float up = dot(p.x, p.x_dtype, p.up, p.weight_dtype, x_first, row_first, p.in_features);
-  st_global(g.h + i, p.gate ? plain_activation(p.activation, gate) * up : plain_activation(p.activation, up));
+  const float gate = p.gate.data ? dot(p.x, p.x_dtype, p.gate, x_first, row_first, p.in_features) : 0.0f;
+  const float up = dot(p.x, p.x_dtype, p.up, x_first, row_first, p.in_features);
+  st_global(g.h + i, p.gate.data ? plain_activation(p.activation, gate) * up : plain_activation(p.activation, up));
 }
 
 // ---- The cache.
@@ -488,7 +487,6 @@ void run(const GatedMlpParams& p, Context& context) {
   down.x = g.h;
   down.weight = p.down;
   down.out = p.out;
-  down.weight_dtype = p.weight_dtype;
   down.out_dtype = p.out_dtype;
   down.num_tokens = p.num_tokens;
   down.in_features = p.inner_size;

@@ -12,11 +12,10 @@ Call matmul_call(const MatmulCase& c) {
   Call call;
   MatmulParams p;
   p.x = add_random(call, "x", c.dtype, count_of({c.num_tokens, c.in_features}), 0.1f, 1);
-  p.weight = add_random(call, "weight", c.dtype, count_of({c.out_features, c.in_features}), 0.1f, 2);
+  p.weight = {add_random(call, "weight", c.dtype, count_of({c.out_features, c.in_features}), 0.1f, 2), c.dtype};
   p.out = add_output(call, "out", out_dtype, outputs, Comparison::values, c.out_features, c.dtype);
   if (c.accumulate) call.tensor("out").memory.upload(random_bytes(DType::f32, outputs, 0.1f, 3));
   p.x_dtype = c.dtype;
-  p.weight_dtype = c.dtype;
   p.out_dtype = out_dtype;
   p.num_tokens = c.num_tokens;
   p.in_features = c.in_features;
@@ -36,14 +35,14 @@ Call gated_mlp_call(const GatedMlpCase& c) {
   Call call;
   GatedMlpParams p;
   p.x = add_random(call, "x", c.dtype, count_of({c.num_tokens, c.in_features}), 0.1f, 1);
-  if (c.has_gate) p.gate = add_random(call, "gate", c.dtype, inner, 10 * in_scale, 2);
-  p.up = add_random(call, "up", c.dtype, inner, c.has_gate ? in_scale : 10 * in_scale, 3);
-  p.down = add_random(call, "down", c.dtype, count_of({c.out_features, c.inner_size}),
-                      (c.has_gate ? 0.5f : 0.05f) * inner_scale, 4);
+  if (c.has_gate) p.gate = {add_random(call, "gate", c.dtype, inner, 10 * in_scale, 2), c.dtype};
+  p.up = {add_random(call, "up", c.dtype, inner, c.has_gate ? in_scale : 10 * in_scale, 3), c.dtype};
+  p.down = {add_random(call, "down", c.dtype, count_of({c.out_features, c.inner_size}),
+                       (c.has_gate ? 0.5f : 0.05f) * inner_scale, 4),
+            c.dtype};
   p.out = add_output(call, "out", out_dtype, outputs, Comparison::values, c.out_features, c.dtype);
   if (c.accumulate) call.tensor("out").memory.upload(random_bytes(DType::f32, outputs, 0.1f, 5));
   p.x_dtype = c.dtype;
-  p.weight_dtype = c.dtype;
   p.out_dtype = out_dtype;
   p.num_tokens = c.num_tokens;
   p.in_features = c.in_features;

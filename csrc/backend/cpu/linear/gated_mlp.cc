@@ -17,12 +17,12 @@ constexpr int64_t kBlockTokens = 1024;
 
 void LinearLayers::gated_mlp(const GatedMlpParams& p) {
   require_compute_type("gated MLP: x", p.x_dtype);
-  require_compute_type("gated MLP: the weights", p.weight_dtype);
+  require_compute_type("gated MLP: the weights", p.up.dtype);
   require_compute_type("gated MLP: out", p.out_dtype);
   if (p.num_tokens <= 0 || p.out_features <= 0) return;
   // The intermediate result is bf16 if the last product can multiply bf16 directly. Else it is f32:
   // it would be converted to f32 anyway, and activation(a) * b easily exceeds 65,504, the range of f16.
-  const bool bf16 = p.x_dtype == DType::bf16 && p.weight_dtype == DType::bf16 && multiplies_bf16();
+  const bool bf16 = p.x_dtype == DType::bf16 && p.up.dtype == DType::bf16 && multiplies_bf16();
   const DType inner_dtype = bf16 ? DType::bf16 : DType::f32;
   const auto down = [&](const void* inner, DType dtype, int64_t first_token, int64_t num_tokens) {
     const int64_t row_bytes = p.out_features * static_cast<int64_t>(dtype_size(p.out_dtype));
@@ -30,14 +30,13 @@ void LinearLayers::gated_mlp(const GatedMlpParams& p) {
             .weight = p.down,
             .out = static_cast<char*>(p.out) + first_token * row_bytes,
             .x_dtype = dtype,
-            .weight_dtype = p.weight_dtype,
             .out_dtype = p.out_dtype,
             .num_tokens = num_tokens,
             .in_features = p.inner_size,
             .out_features = p.out_features,
             .accumulate = p.accumulate});
   };
-  if (p.num_tokens <= max_gemv_tokens(p.weight_dtype)) {
+  if (p.num_tokens <= max_gemv_tokens(p.up.dtype)) {
     void* inner = arena_.get(kSlotInner, p.num_tokens * p.inner_size * dtype_size(inner_dtype));
     kernels_.gated_gemv(p, inner, inner_dtype, arena_);
     down(inner, inner_dtype, 0, p.num_tokens);
@@ -56,14 +55,13 @@ void LinearLayers::gated_mlp(const GatedMlpParams& p) {
                             .weight = p.up,
                             .out = inner,
                             .x_dtype = p.x_dtype,
-                            .weight_dtype = p.weight_dtype,
                             .out_dtype = DType::f32,
                             .num_tokens = num_tokens,
                             .in_features = p.in_features,
                             .out_features = p.inner_size};
     matmul(product);
     void* gate = nullptr;
-    if (p.gate) {
+    if (p.gate.data) {
       gate = arena_.get(kSlotGate, block_tokens * p.inner_size * sizeof(float));
       product.weight = p.gate;
       product.out = gate;

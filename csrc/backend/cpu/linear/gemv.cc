@@ -41,10 +41,9 @@ struct PreparedX {
 };
 
 struct Product {
-  PreparedX x;         // [num_x, in_features]
-  const void* weight;  // [num_rows, in_features]
-  DType weight_dtype;
-  float* out;  // [num_x, num_rows]
+  PreparedX x;        // [num_x, in_features]
+  WeightView weight;  // [num_rows, in_features]
+  float* out;         // [num_x, num_rows]
   int64_t num_x, in_features, num_rows;
   bool accumulate;
 
@@ -59,7 +58,7 @@ template <int kRows, int kXs, typename W, typename X>
 DIFFQKV_INLINE void multiply_group(const Product& p, int64_t row, int64_t run, int64_t token, Ahead ahead) {
   const int64_t n = p.in_features;
   const W* rows[kRows];
-  for (int r = 0; r < kRows; ++r) rows[r] = static_cast<const W*>(p.weight) + (row + r * run) * n;
+  for (int r = 0; r < kRows; ++r) rows[r] = static_cast<const W*>(p.weight.data) + (row + r * run) * n;
   float sums[kRows][kXs];
   dot_rows<kRows, kXs, true>(rows, static_cast<const X*>(p.x.data) + token * n, n, n, sums, ahead);
   for (int r = 0; r < kRows; ++r) {
@@ -195,7 +194,7 @@ DIFFQKV_INLINE void dot_tiles(const char* rows, int64_t stride_bytes, const uint
 // Rows [begin, end) in kTileRows streams. The remaining rows are one tile of fewer rows.
 void multiply_tiles(const Product& p, int64_t begin, int64_t end) {
   const AmxScope amx(p.x.pairs != nullptr);
-  const char* weight = static_cast<const char*>(p.weight);
+  const char* weight = static_cast<const char*>(p.weight.data);
   const uint32_t* pairs = reinterpret_cast<const uint32_t*>(p.x.pairs);
   const int64_t n = p.in_features;
   const int64_t columns = tile_columns(p.num_x);
@@ -223,7 +222,7 @@ void multiply(const Product& p, int64_t begin, int64_t end) {
   if constexpr (kHasDotBf16) {
     if (p.x.dtype == DType::bf16) return choose_streams<bf16, bf16>(p, begin, end);
   }
-  switch (p.weight_dtype) {
+  switch (p.weight.dtype) {
     case DType::f32: return choose_streams<float, float>(p, begin, end);
     case DType::bf16: return choose_streams<bf16, float>(p, begin, end);
     default: return choose_streams<f16, float>(p, begin, end);
@@ -289,12 +288,11 @@ void gemv(const MatmulParams& p, Arena& arena) {
     const char* x = static_cast<const char*>(p.x) + token * in * element_size(p.x_dtype);
     void* out = static_cast<char*>(p.out) + token * n * element_size(p.out_dtype);
     float* sums = static_cast<float*>(round ? arena.get(kSlotOut, num_x * n * sizeof(float)) : out);
-    const PreparedX prepared = prepare_x(p.weight_dtype, p.x_dtype, x, num_x, in, arena);
+    const PreparedX prepared = prepare_x(p.weight.dtype, p.x_dtype, x, num_x, in, arena);
     parallel_ranges(n, 1, n * in / kElementsPerWork, [&](int64_t begin, int64_t end) {
       const PreparedX mine = thread_x(prepared, num_x, in);
       const Product product = {.x = mine,
                                .weight = p.weight,
-                               .weight_dtype = p.weight_dtype,
                                .out = sums,
                                .num_x = num_x,
                                .in_features = in,
@@ -311,33 +309,32 @@ void gemv(const MatmulParams& p, Arena& arena) {
 void gated_gemv(const GatedMlpParams& p, void* inner, DType inner_dtype, Arena& arena) {
   const int64_t in = p.in_features;
   const int64_t n = p.inner_size;
-  const int64_t num_weights = p.gate ? 2 : 1;
+  const int64_t num_weights = p.gate.data ? 2 : 1;
   float* gate_sums = static_cast<float*>(arena.get(kSlotGateSums, kMaxTokens * n * sizeof(float)));
   float* up_sums = static_cast<float*>(arena.get(kSlotUpSums, kMaxTokens * n * sizeof(float)));
   for (int64_t token = 0; token < p.num_tokens; token += kMaxTokens) {
     const int64_t num_x = min_of(kMaxTokens, p.num_tokens - token);
     const char* x = static_cast<const char*>(p.x) + token * in * element_size(p.x_dtype);
     void* out = static_cast<char*>(inner) + token * n * element_size(inner_dtype);
-    const PreparedX prepared = prepare_x(p.weight_dtype, p.x_dtype, x, num_x, in, arena);
+    const PreparedX prepared = prepare_x(p.up.dtype, p.x_dtype, x, num_x, in, arena);
     parallel_ranges(n, 1, num_weights * n * in / kElementsPerWork, [&](int64_t begin, int64_t end) {
       const PreparedX mine = thread_x(prepared, num_x, in);
       Product product = {.x = mine,
                          .weight = p.up,
-                         .weight_dtype = p.weight_dtype,
                          .out = up_sums,
                          .num_x = num_x,
                          .in_features = in,
                          .num_rows = n,
                          .accumulate = false};
       multiply(product, begin, end);
-      if (p.gate) {
+      if (p.gate.data) {
         product.weight = p.gate;
         product.out = gate_sums;
         multiply(product, begin, end);
       }
       store_rows(inner_dtype, out, num_x, n, begin, end, [&](int64_t i, int64_t count) {
         const F32v up = load_n(up_sums + i, count);
-        return p.gate ? activate(p.activation, load_n(gate_sums + i, count)) * up : activate(p.activation, up);
+        return p.gate.data ? activate(p.activation, load_n(gate_sums + i, count)) * up : activate(p.activation, up);
       });
     });
   }

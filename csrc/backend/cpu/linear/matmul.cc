@@ -52,10 +52,10 @@ void* offset(void* data, DType dtype, int64_t count) {
 
 void matmul_onednn(const MatmulParams& p, const Kernels& kernels, Arena& arena, OneDnnProducts& products) {
   const int64_t in = p.in_features;
-  const bool bf16 = p.x_dtype == DType::bf16 && p.weight_dtype == DType::bf16 && products.multiplies_bf16(in);
+  const bool bf16 = p.x_dtype == DType::bf16 && p.weight.dtype == DType::bf16 && products.multiplies_bf16(in);
   const DType dtype = bf16 ? DType::bf16 : DType::f32;
   const bool widen_x = p.x_dtype != dtype;
-  const bool widen_weight = p.weight_dtype != dtype;
+  const bool widen_weight = p.weight.dtype != dtype;
   const bool round_out = p.out_dtype != DType::f32 && !(bf16 && p.out_dtype == DType::bf16);
 
   int64_t panel_rows = p.out_features;
@@ -74,10 +74,10 @@ void matmul_onednn(const MatmulParams& p, const Kernels& kernels, Arena& arena, 
     }
     for (int64_t row = 0; row < p.out_features; row += panel_rows) {
       const int64_t num_rows = std::min(panel_rows, p.out_features - row);
-      const void* weight = offset(p.weight, p.weight_dtype, row * in);
+      const void* weight = offset(p.weight.data, p.weight.dtype, row * in);
       if (widen_weight) {
         void* weight_f32 = arena.get(kSlotWeight, panel_rows * in * sizeof(float));
-        kernels.convert(DType::f32, weight_f32, p.weight_dtype, weight, num_rows * in);
+        kernels.convert(DType::f32, weight_f32, p.weight.dtype, weight, num_rows * in);
         weight = weight_f32;
       }
       if (!round_out) {
@@ -125,7 +125,7 @@ bool LinearLayers::gated_product_bf16(const GatedMlpParams& p, const void* x, in
   float* gate = static_cast<float*>(arena_.get(kSlotGate, num_tokens * p.inner_size * sizeof(float)));
   const bool fuses = p.activation == Activation::silu;
   Product product = {.x = x,
-                     .weight = p.gate ? p.gate : p.up,
+                     .weight = p.gate.data ? p.gate.data : p.up.data,
                      .out = gate,
                      .dtype = DType::bf16,
                      .out_dtype = DType::f32,
@@ -139,11 +139,11 @@ bool LinearLayers::gated_product_bf16(const GatedMlpParams& p, const void* x, in
   if (!fuses) {
     kernels_.gated_activation({.up = gate, .out = gate, .count = count, .activation = p.activation}, arena_);
   }
-  if (!p.gate) {
+  if (!p.gate.data) {
     kernels_.convert(DType::bf16, inner, DType::f32, gate, count);
     return true;
   }
-  product.weight = p.up;
+  product.weight = p.up.data;
   product.out = inner;
   product.out_dtype = DType::bf16;
   product.epilogue = Epilogue::multiply;
@@ -170,11 +170,11 @@ LinearLayers::~LinearLayers() = default;
 
 void LinearLayers::matmul(const MatmulParams& p) {
   require_compute_type("matmul: x", p.x_dtype);
-  require_compute_type("matmul: weight", p.weight_dtype);
+  require_compute_type("matmul: weight", p.weight.dtype);
   require_compute_type("matmul: out", p.out_dtype);
   if (p.accumulate) require_accumulator_type("matmul: out", p.out_dtype);
   if (p.num_tokens <= 0 || p.out_features <= 0) return;
-  if (p.num_tokens <= max_gemv_tokens(p.weight_dtype) || p.in_features == 0) return kernels_.gemv(p, arena_);
+  if (p.num_tokens <= max_gemv_tokens(p.weight.dtype) || p.in_features == 0) return kernels_.gemv(p, arena_);
 #if defined(DIFFQKV_HAVE_ONEDNN)
   matmul_onednn(p, kernels_, arena_, onednn_->products);
 #else

@@ -89,7 +89,7 @@ void multiply_f32(const MatmulParams& p, Arena& arena) {
       for (int64_t row = begin; row < end; row += kBlockRows) {
         const int64_t num_rows = min_of(kBlockRows, end - row);
         float* panel = panels ? panels + omp_get_thread_num() * kBlockRows * n : nullptr;
-        const float* weight = widen(static_cast<const W*>(p.weight) + row * n, num_rows * n, panel);
+        const float* weight = widen(static_cast<const W*>(p.weight.data) + row * n, num_rows * n, panel);
         multiply_block(p, weight, x, row, num_rows, token, num_x);
       }
     });
@@ -100,8 +100,8 @@ void multiply_f32(const MatmulParams& p, Arena& arena) {
 
 void matmul_blocked(const MatmulParams& p, Arena& arena) {
   if constexpr (kHasDotBf16) {
-    if (p.x_dtype == DType::bf16 && p.weight_dtype == DType::bf16) {
-      const bf16* weight = static_cast<const bf16*>(p.weight);
+    if (p.x_dtype == DType::bf16 && p.weight.dtype == DType::bf16) {
+      const bf16* weight = static_cast<const bf16*>(p.weight.data);
       const int64_t work = p.out_features * p.in_features * p.num_tokens;
       parallel_ranges(p.out_features, kBlockRows, work, [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; row += kBlockRows) {
@@ -112,7 +112,7 @@ void matmul_blocked(const MatmulParams& p, Arena& arena) {
       return;
     }
   }
-  visit(p.weight_dtype, [&](auto tag) { multiply_f32<decltype(tag)>(p, arena); });
+  visit(p.weight.dtype, [&](auto tag) { multiply_f32<decltype(tag)>(p, arena); });
 }
 
 }  // namespace diffqkv::cpu::DIFFQKV_ISA
