@@ -54,6 +54,7 @@ size_t round_up_256(size_t bytes) { return (bytes + 255) / 256 * 256; }
 }  // namespace
 
 void gated_mlp(const GatedMlpParams& p, Context& context) {
+  check_not_packed(p.up.dtype);
   check_linear_types("gated MLP", p.x_dtype, p.up.dtype, p.out_dtype, p.accumulate);
   if (p.num_tokens <= 0 || p.out_features <= 0) return;
   const int64_t block_tokens = std::min(kBlockTokens, p.num_tokens);

@@ -41,6 +41,9 @@ void gated_activation_to_bf16(const GatedActivationParams& p, Context& context);
 // Throws unless all are f32, f16 or bf16, and `accumulate` goes with an f32 output.
 void check_linear_types(const char* name, DType x, DType weight, DType out, bool accumulate);
 
+// Throws ERR_UNSUPPORTED_MODEL if weights of this type are quantized.
+void check_not_packed(DType dtype);
+
 // Whether rows of `row_size` elements that begin at p all begin at a multiple of 16 bytes.
 inline bool rows_aligned(const void* p, int64_t row_size, DType dtype) {
   return reinterpret_cast<uintptr_t>(p) % 16 == 0 && row_size * static_cast<int64_t>(dtype_size(dtype)) % 16 == 0;

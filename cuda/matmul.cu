@@ -18,6 +18,7 @@ void linear(const LinearParams& p, Context& context) {
 }
 
 void matmul(const MatmulParams& p, Context& context) {
+  check_not_packed(p.weight.dtype);
   check_linear_types("matmul", p.x_dtype, p.weight.dtype, p.out_dtype, p.accumulate);
   LinearParams product;
   product.x = p.x;

@@ -63,15 +63,31 @@ export interface NativeDevice {
     tensors: NativeAttention & { numSplits: number; selectiveV?: NativeSelectiveV },
   ): Promise<void>;
   quantize(tensors: { x: NativeTensor; out: NativeTensor; scales: NativeTensor }): Promise<void>;
+  quantizeWeight(tensors: {
+    weight: NativeTensor;
+    values: NativeTensor;
+    scales: NativeTensor;
+    groupSize: number;
+  }): Promise<void>;
   gatedMlp(tensors: {
     x: NativeTensor;
     gate?: NativeTensor;
+    gateScales?: NativeTensor;
     up: NativeTensor;
+    upScales?: NativeTensor;
     down: NativeTensor;
+    downScales?: NativeTensor;
+    groupSize: number;
     out: NativeTensor;
     activation: string;
   }): Promise<void>;
-  matmul(tensors: { x: NativeTensor; weight: NativeTensor; out: NativeTensor }): Promise<void>;
+  matmul(tensors: {
+    x: NativeTensor;
+    weight: NativeTensor;
+    weightScales?: NativeTensor;
+    groupSize: number;
+    out: NativeTensor;
+  }): Promise<void>;
   rmsNorm(tensors: {
     x: NativeTensor;
     weight: NativeTensor;
@@ -161,6 +177,9 @@ export type NativeCeilingRequest =
 
 export interface NativeModelOptions {
   dtype?: NativeDType;
+  weightType?: 'i8' | 'i4';
+  weightGroupSize?: number;
+  quantizeLmHead?: boolean;
   kvCacheBytes?: number;
   prefixCacheBytes?: number;
 }
@@ -169,6 +188,7 @@ export interface NativeModel {
   /** The config that csrc/model/config.cc read. */
   readonly config: NativeModelConfig;
   readonly dtype: NativeDType;
+  readonly weightType: NativeDType | 'i4';
   readonly numParameters: number;
   /** tie_word_embeddings is true, but the checkpoint has another lm_head, which is used. */
   readonly hasUntiedLmHead: boolean;

@@ -167,6 +167,11 @@ export function checkBoolean(name: string, value: unknown): void {
   if (typeof value !== 'boolean') throw invalid(name, 'a boolean', value);
 }
 
+/** Throws ERR_INVALID_ARGUMENT unless `value` is a group size of quantized weights. */
+export function checkGroupSize(name: string, value: unknown): void {
+  if (value !== 32 && value !== 64 && value !== 128) throw invalid(name, '32, 64 or 128', value);
+}
+
 /** Throws ERR_INVALID_ARGUMENT unless `value` is undefined or a function. */
 export function checkCallback(name: string, value: unknown): void {
   if (value !== undefined && typeof value !== 'function') throw invalid(name, 'a function', value);

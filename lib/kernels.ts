@@ -2,6 +2,7 @@ import type { NativeAttention, NativeDevice, NativeSelectiveV, NativeTensor } fr
 import {
   awaitNative,
   checkBoolean,
+  checkGroupSize,
   checkInteger,
   checkNotNull,
   checkObject,
@@ -173,39 +174,113 @@ export const kernels = {
   },
 
   /**
+   * Quantizes a weight, [out, in], by groups of `groupSize` (32, 64 or 128; default 32) elements of
+   * each row. The value of an element is its integer, i8 or from -8 to 7 (i4), times the scale of its
+   * group, bf16. Of several scales, each group gets the one with the least squared error, which is at
+   * most that of max |element| / 127 (i8) or / 7 (i4). A scale may be negative. Rows are padded with
+   * zeros to a multiple of 32 elements; the last group of a row may be shorter. If a group has a NaN
+   * or an infinity, its scale is NaN. The CPU only; on CUDA it rejects with ERR_UNSUPPORTED_MODEL.
+   */
+  async quantizeWeight(args: { weight: Tensor; type: 'i8' | 'i4'; groupSize?: number }): Promise<{
+    /**
+     * i8 [out, padded in]; or for i4, i32 [out, padded in / 8]. An i32 element has eight integers,
+     * each plus 8 in 4 bits: integer 2k + h of the eight is at bit 16h + 4k.
+     */
+    values: Tensor;
+    /** bf16 [out, in / groupSize], rounded up. */
+    scales: Tensor;
+  }> {
+    checkObject('arguments', args);
+    const { weight, type, groupSize = 32 } = args;
+    if (type !== 'i8' && type !== 'i4') throw invalid('type', "'i8' or 'i4'", type);
+    checkGroupSize('groupSize', groupSize);
+    const [rows, columns] = axes('weight', weight, 2) as [number, number];
+    const padded = Math.ceil(columns / 32) * 32;
+    const scales = Tensor.create(
+      weight.device,
+      'bf16',
+      [rows, Math.ceil(columns / groupSize)],
+      null,
+    );
+    try {
+      const [dtype, width] = type === 'i8' ? (['i8', padded] as const) : (['i32', padded / 8] as const);
+      const values = await run(weight, undefined, dtype, [rows, width], (device, to) =>
+        device.quantizeWeight({
+          weight: nativeTensor('weight', weight),
+          values: to,
+          scales: scales[native],
+          groupSize,
+        }),
+      );
+      return { values, scales };
+    } catch (error) {
+      scales.dispose();
+      throw error;
+    }
+  },
+
+  /**
    * Augmented Q: (activation(x gate^T) * (x up^T)) down^T (arXiv 2501.13629, section 2), or without
    * `gate` activation(x up^T) down^T. x is [tokens, qDim], gate and up [augQ, qDim], down [qDim,
    * augQ], the output [tokens, qDim]. gate, up and down have the same dtype. `activation` is silu
-   * by default.
+   * by default. Quantized weights have scales and a `groupSize`, as in `matmul`.
    */
   async augmentedQ(args: {
     x: Tensor;
     gate?: Tensor;
+    gateScales?: Tensor;
     up: Tensor;
+    upScales?: Tensor;
     down: Tensor;
+    downScales?: Tensor;
+    groupSize?: number;
     activation?: Activation;
     out?: Tensor;
   }): Promise<Tensor> {
     checkObject('arguments', args);
-    const { x, gate, up, down, activation = 'silu', out } = args;
+    const { x, gate, gateScales, up, upScales, down, downScales, out } = args;
+    const { groupSize = 32, activation = 'silu' } = args;
+    checkGroupSize('groupSize', groupSize);
     return run(x, out, x?.dtype, [axes('x', x, 2)[0], axes('down', down, 2)[0]], (device, to) =>
       device.gatedMlp({
         x: nativeTensor('x', x),
         gate: optionalTensor('gate', gate),
+        gateScales: optionalTensor('gateScales', gateScales),
         up: nativeTensor('up', up),
+        upScales: optionalTensor('upScales', upScales),
         down: nativeTensor('down', down),
+        downScales: optionalTensor('downScales', downScales),
+        groupSize,
         out: to,
         activation,
       }),
     );
   },
 
-  /** x weight^T. x is [tokens, in], weight [out, in], the output [tokens, out]. Sums in float32. */
-  async matmul(args: { x: Tensor; weight: Tensor; out?: Tensor }): Promise<Tensor> {
+  /**
+   * x weight^T. x is [tokens, in], weight [out, in], the output [tokens, out]. Sums in float32. A
+   * quantized weight has `weightScales` and a `groupSize` (default 32), as `quantizeWeight` makes
+   * them: weight is then i8, or i32 with eight i4 in each element. If x has a NaN or an infinity, the
+   * token's output with a quantized weight is NaN.
+   */
+  async matmul(args: {
+    x: Tensor;
+    weight: Tensor;
+    weightScales?: Tensor;
+    groupSize?: number;
+    out?: Tensor;
+  }): Promise<Tensor> {
     checkObject('arguments', args);
-    const { x, weight, out } = args;
+    const { x, weight, weightScales, groupSize = 32, out } = args;
+    checkGroupSize('groupSize', groupSize);
     return run(x, out, x?.dtype, [axes('x', x, 2)[0], axes('weight', weight, 2)[0]], (device, to) =>
-      device.matmul({ x: nativeTensor('x', x), weight: nativeTensor('weight', weight), out: to }),
+      device.matmul({
+        x: nativeTensor('x', x),
+        weight: nativeTensor('weight', weight),
+        weightScales: optionalTensor('weightScales', weightScales),
+        groupSize,
+        out: to,
+      }),
     );
   },
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <list>
+#include <optional>
 #include <type_traits>
 
 #include "addon/device.h"
@@ -103,19 +104,33 @@ Run quantize(const Fields&, Operands& operands) {
   return operands.job(&Backend::quantize, check_quantize(x, out, scales), out);
 }
 
+Run quantize_weight(const Fields& fields, Operands& operands) {
+  const TensorView& weight = operands.tensor("weight");
+  const TensorView& values = operands.tensor("values");
+  const TensorView& scales = operands.tensor("scales");
+  const int64_t group_size = fields.integer("groupSize", 0, kMaxSafeInteger);
+  return operands.job(&Backend::quantize_weight, check_quantize_weight(weight, values, scales, group_size), values);
+}
+
 Run gated_mlp(const Fields& fields, Operands& operands) {
   const TensorView& x = operands.tensor("x");
+  const int64_t group_size = fields.integer("groupSize", 0, kMaxSafeInteger);
   const TensorView* gate = operands.optional_tensor("gate");
-  const TensorView& up = operands.tensor("up");
-  const TensorView& down = operands.tensor("down");
+  std::optional<WeightArgument> gate_argument;
+  if (gate) gate_argument.emplace(*gate, operands.optional_tensor("gateScales"), "gateScales", group_size);
+  const WeightArgument up = {operands.tensor("up"), operands.optional_tensor("upScales"), "upScales", group_size};
+  const WeightArgument down = {operands.tensor("down"), operands.optional_tensor("downScales"), "downScales",
+                               group_size};
   const TensorView& out = operands.tensor("out");
-  const GatedMlpParams p = check_gated_mlp(x, gate, up, down, out, fields.text("activation"));
+  const GatedMlpParams p =
+      check_gated_mlp(x, gate ? &*gate_argument : nullptr, up, down, out, fields.text("activation"));
   return operands.job(&Backend::gated_mlp, p, out);
 }
 
-Run matmul(const Fields&, Operands& operands) {
+Run matmul(const Fields& fields, Operands& operands) {
   const TensorView& x = operands.tensor("x");
-  const TensorView& weight = operands.tensor("weight");
+  const WeightArgument weight = {operands.tensor("weight"), operands.optional_tensor("weightScales"), "weightScales",
+                                 fields.integer("groupSize", 0, kMaxSafeInteger)};
   const TensorView& out = operands.tensor("out");
   return operands.job(&Backend::matmul, check_matmul(x, weight, out), out);
 }
@@ -183,6 +198,7 @@ constexpr Kernel kKernels[] = {
     {"attentionPrefill", attention_prefill},
     {"attentionDecode", attention_decode},
     {"quantize", quantize},
+    {"quantizeWeight", quantize_weight},
     {"gatedMlp", gated_mlp},
     {"matmul", matmul},
     {"rmsNorm", rms_norm},

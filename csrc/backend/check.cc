@@ -179,6 +179,52 @@ AttentionParams check_attention(const AttentionViews& tensors, const ScoreOption
   return p;
 }
 
+void check_group_size(int64_t group_size) {
+  if (group_size == 32 || group_size == 64 || group_size == 128) return;
+  fail(ErrorCode::invalid_argument, "groupSize is %lld; it must be 32, 64 or 128", static_cast<long long>(group_size));
+}
+
+// The type of a quantized weight, whose tensor is i8, or i32 with eight i4 in each element.
+DType packed_dtype(const TensorView& values) {
+  if (values.dtype == DType::i8) return DType::i8;
+  if (values.dtype == DType::i32) return DType::i4;
+  fail(ErrorCode::invalid_argument, "%s has type %s; it must be i8, or i32 for eight i4 in each element", values.name,
+       dtype_name(values.dtype));
+}
+
+void check_packed_shapes(const TensorView& values, const TensorView& scales, int64_t out_features, int64_t in_features,
+                         int64_t group_size) {
+  const int64_t bytes = weight_row_bytes(packed_dtype(values), in_features);
+  check_shape(values, {out_features, values.dtype == DType::i32 ? bytes / 4 : bytes},
+              values.dtype == DType::i32 ? "[out, in / 8], with in rounded up to a multiple of 32"
+                                         : "[out, in], with in rounded up to a multiple of 32");
+  check_type(scales, DType::bf16);
+  check_shape(scales, {out_features, weight_row_groups(in_features, group_size)}, "[out, in / groupSize], rounded up");
+}
+
+WeightView check_weight(const WeightArgument& weight, int64_t out_features, int64_t in_features, const char* layout) {
+  const TensorView& t = weight.tensor;
+  if (weight.scales == nullptr) {
+    if (t.dtype == DType::i8 || t.dtype == DType::i32) {
+      fail(ErrorCode::invalid_argument,
+           "%s has type %s, and %s is missing; it must be bf16 [out, in / groupSize], as kernels.quantizeWeight makes "
+           "it",
+           t.name, dtype_name(t.dtype), weight.scales_name);
+    }
+    check_float({&t});
+    check_shape(t, {out_features, in_features}, layout);
+    return {t.data, t.dtype};
+  }
+  if (t.dtype != DType::i8 && t.dtype != DType::i32) {
+    fail(ErrorCode::invalid_argument,
+         "%s is given and %s has type %s, which has no scales; leave them out (i8, and i32 for i4, have them)",
+         weight.scales_name, t.name, dtype_name(t.dtype));
+  }
+  check_group_size(weight.group_size);
+  check_packed_shapes(t, *weight.scales, out_features, in_features, weight.group_size);
+  return {t.data, packed_dtype(t), weight.scales->data, weight.group_size};
+}
+
 }  // namespace
 
 std::string shape_text(const std::vector<int64_t>& shape) {
@@ -241,53 +287,69 @@ QuantizeParams check_quantize(const TensorView& x, const TensorView& out, const 
   return p;
 }
 
-GatedMlpParams check_gated_mlp(const TensorView& x, const TensorView* gate, const TensorView& up,
-                               const TensorView& down, const TensorView& out, const std::string& activation) {
+QuantizeWeightParams check_quantize_weight(const TensorView& weight, const TensorView& values, const TensorView& scales,
+                                           int64_t group_size) {
+  QuantizeWeightParams p;
+  check_rank(weight, 2, "[out, in]");
+  require_compute_type(weight.name, weight.dtype);
+  p.out_features = weight.shape[0];
+  p.in_features = weight.shape[1];
+  check_at_least_one("in", p.in_features);
+  check_group_size(group_size);
+  p.dtype = packed_dtype(values);
+  p.group_size = group_size;
+  check_packed_shapes(values, scales, p.out_features, p.in_features, group_size);
+  p.weight = weight.data;
+  p.data = values.data;
+  p.scales = scales.data;
+  p.weight_dtype = weight.dtype;
+  return p;
+}
+
+GatedMlpParams check_gated_mlp(const TensorView& x, const WeightArgument* gate, const WeightArgument& up,
+                               const WeightArgument& down, const TensorView& out, const std::string& activation) {
   GatedMlpParams p;
   check_rank(x, 2, "[tokens, qDim]");
-  check_rank(up, 2, "[augQ, qDim]");
-  check_rank(down, 2, "[qDim, augQ]");
-  check_float({&x, &up, &down, &out});
+  check_rank(up.tensor, 2, "[augQ, qDim]");
+  check_rank(down.tensor, 2, "[qDim, augQ]");
+  check_float({&x, &out});
   p.num_tokens = x.shape[0];
   p.in_features = x.shape[1];
-  p.inner_size = up.shape[0];
-  p.out_features = down.shape[0];
+  p.inner_size = up.tensor.shape[0];
+  p.out_features = down.tensor.shape[0];
   check_at_least_one("qDim", p.in_features);
   check_at_least_one("augQ", p.inner_size);
-  check_shape(up, {p.inner_size, p.in_features}, "[augQ, qDim] by the shape of x");
-  check_shape(down, {p.out_features, p.inner_size}, "[qDim, augQ] by the shape of up");
+  p.up = check_weight(up, p.inner_size, p.in_features, "[augQ, qDim] by the shape of x");
+  p.down = check_weight(down, p.out_features, p.inner_size, "[qDim, augQ] by the shape of up");
   check_shape(out, {p.num_tokens, p.out_features}, "[tokens, qDim]");
-  check_same_type(up, down);
-  check_apart(out, {&x, gate, &up, &down});
+  check_same_type(up.tensor, down.tensor);
+  check_apart(out, {&x, &up.tensor, up.scales, &down.tensor, down.scales});
   if (gate != nullptr) {
-    check_shape(*gate, up.shape, "[augQ, qDim] by the shape of up");
-    check_same_type(*gate, up);
-    p.gate = {gate->data, gate->dtype};
+    p.gate = check_weight(*gate, p.inner_size, p.in_features, "[augQ, qDim] by the shape of up");
+    check_same_type(gate->tensor, up.tensor);
+    check_apart(out, {&gate->tensor, gate->scales});
   }
   p.activation = activation_named(activation);
   p.x = x.data;
-  p.up = {up.data, up.dtype};
-  p.down = {down.data, down.dtype};
   p.out = out.data;
   p.x_dtype = x.dtype;
   p.out_dtype = out.dtype;
   return p;
 }
 
-MatmulParams check_matmul(const TensorView& x, const TensorView& weight, const TensorView& out) {
+MatmulParams check_matmul(const TensorView& x, const WeightArgument& weight, const TensorView& out) {
   MatmulParams p;
   check_rank(x, 2, "[tokens, in]");
-  check_rank(weight, 2, "[out, in]");
-  check_float({&x, &weight, &out});
+  check_rank(weight.tensor, 2, "[out, in]");
+  check_float({&x, &out});
   p.num_tokens = x.shape[0];
   p.in_features = x.shape[1];
-  p.out_features = weight.shape[0];
+  p.out_features = weight.tensor.shape[0];
   check_at_least_one("in", p.in_features);
-  check_shape(weight, {p.out_features, p.in_features}, "[out, in] by the shape of x");
+  p.weight = check_weight(weight, p.out_features, p.in_features, "[out, in] by the shape of x");
   check_shape(out, {p.num_tokens, p.out_features}, "[tokens, out]");
-  check_apart(out, {&x, &weight});
+  check_apart(out, {&x, &weight.tensor, weight.scales});
   p.x = x.data;
-  p.weight = {weight.data, weight.dtype};
   p.out = out.data;
   p.x_dtype = x.dtype;
   p.out_dtype = out.dtype;

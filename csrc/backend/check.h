@@ -46,9 +46,20 @@ struct DecodeOptions {
 AttentionPrefillParams check_attention_prefill(const AttentionViews& tensors, const PrefillOptions& options);
 AttentionDecodeParams check_attention_decode(const AttentionViews& tensors, const DecodeOptions& options);
 QuantizeParams check_quantize(const TensorView& x, const TensorView& out, const TensorView& scales);
-GatedMlpParams check_gated_mlp(const TensorView& x, const TensorView* gate, const TensorView& up,
-                               const TensorView& down, const TensorView& out, const std::string& activation);
-MatmulParams check_matmul(const TensorView& x, const TensorView& weight, const TensorView& out);
+// A weight of a direct call: [out, in] of a float type without scales; else i8 [out, padded in] or
+// i32 [out, padded in / 8] (eight i4 in each), with scales bf16 [out, groups], where padded in is in
+// rounded up to a multiple of 32.
+struct WeightArgument {
+  const TensorView& tensor;
+  const TensorView* scales;  // or null
+  const char* scales_name;
+  int64_t group_size = 32;
+};
+GatedMlpParams check_gated_mlp(const TensorView& x, const WeightArgument* gate, const WeightArgument& up,
+                               const WeightArgument& down, const TensorView& out, const std::string& activation);
+MatmulParams check_matmul(const TensorView& x, const WeightArgument& weight, const TensorView& out);
+QuantizeWeightParams check_quantize_weight(const TensorView& weight, const TensorView& values, const TensorView& scales,
+                                           int64_t group_size);
 RmsNormParams check_rms_norm(const TensorView& x, const TensorView& weight, const TensorView& out,
                              const TensorView* residual, double eps, bool accumulate);
 AddBiasParams check_add_bias(const TensorView& x, const TensorView& bias, const TensorView& out);

@@ -10,7 +10,7 @@
 namespace diffqkv {
 namespace {
 
-constexpr const char* kNames[] = {"f32", "f16", "bf16", "i32", "i8", "f8e4m3"};
+constexpr const char* kNames[] = {"f32", "f16", "bf16", "i32", "i8", "f8e4m3", "i4"};
 
 uint16_t bf16_from_f32(float value) {
   const uint32_t u = std::bit_cast<uint32_t>(value);
@@ -78,7 +78,8 @@ const char* dtype_name(DType dtype) { return kNames[static_cast<int>(dtype)]; }
 
 std::optional<DType> dtype_from_name(const char* name) {
   for (size_t i = 0; i < std::size(kNames); ++i) {
-    if (std::strcmp(name, kNames[i]) == 0) return static_cast<DType>(i);
+    const auto dtype = static_cast<DType>(i);
+    if (std::strcmp(name, kNames[i]) == 0 && dtype != DType::i4) return dtype;
   }
   return std::nullopt;
 }
@@ -88,13 +89,17 @@ void require_compute_type(const char* tensor, DType dtype) {
   fail(ErrorCode::invalid_argument, "%s has type %s; it must be f32, f16 or bf16", tensor, dtype_name(dtype));
 }
 
+void require_weight_type(const char* tensor, DType dtype) {
+  if (!dtype_is_packed(dtype)) require_compute_type(tensor, dtype);
+}
+
 void require_accumulator_type(const char* tensor, DType dtype) {
   if (dtype == DType::f32) return;
   fail(ErrorCode::invalid_argument, "%s has type %s; it must be f32 to accumulate", tensor, dtype_name(dtype));
 }
 
 void require_cache_type(const char* tensor, DType dtype) {
-  if (dtype != DType::i32) return;
+  if (dtype != DType::i32 && dtype != DType::i4) return;
   fail(ErrorCode::invalid_argument, "%s has type %s; it must be f32, f16, bf16, i8 or f8e4m3", tensor,
        dtype_name(dtype));
 }
@@ -114,7 +119,8 @@ void convert_from_f32(DType to, void* dst, const float* src, size_t count) {
       for (size_t i = 0; i < count; ++i) static_cast<uint8_t*>(dst)[i] = f8e4m3_from_f32(src[i]);
       return;
     case DType::i32:
-    case DType::i8: break;
+    case DType::i8:
+    case DType::i4: break;
   }
   fail(ErrorCode::invalid_argument, "f32 cannot be converted to %s; the type must be f32, f16, bf16 or f8e4m3",
        dtype_name(to));
@@ -136,7 +142,8 @@ void convert_to_f32(DType from, float* dst, const void* src, size_t count) {
       for (size_t i = 0; i < count; ++i) dst[i] = f32_from_f8e4m3(static_cast<const uint8_t*>(src)[i]);
       return;
     case DType::i32:
-    case DType::i8: break;
+    case DType::i8:
+    case DType::i4: break;
   }
   fail(ErrorCode::invalid_argument, "%s cannot be converted to f32; the type must be f32, f16, bf16 or f8e4m3",
        dtype_name(from));

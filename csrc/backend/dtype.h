@@ -7,7 +7,7 @@
 
 namespace diffqkv {
 
-enum class DType : uint8_t { f32, f16, bf16, i32, i8, f8e4m3 };
+enum class DType : uint8_t { f32, f16, bf16, i32, i8, f8e4m3, i4 };
 
 constexpr size_t dtype_size(DType dtype) {
   switch (dtype) {
@@ -17,20 +17,25 @@ constexpr size_t dtype_size(DType dtype) {
     case DType::bf16: return 2;
     case DType::i8:
     case DType::f8e4m3: return 1;
+    case DType::i4: break;  // only of weights: weight_row_bytes (ops.h)
   }
   return 0;
 }
 
-const char* dtype_name(DType dtype);  // "f32", "bf16", ...
-std::optional<DType> dtype_from_name(const char* name);
+const char* dtype_name(DType dtype);                     // "f32", "bf16", ...
+std::optional<DType> dtype_from_name(const char* name);  // of a tensor: not i4
 
-constexpr bool dtype_is_float(DType dtype) { return dtype != DType::i32 && dtype != DType::i8; }
+constexpr bool dtype_is_float(DType dtype) { return dtype != DType::i32 && dtype != DType::i8 && dtype != DType::i4; }
+// The types of a weight that is quantized by group (WeightView).
+constexpr bool dtype_is_packed(DType dtype) { return dtype == DType::i8 || dtype == DType::i4; }
 // The types that have one scale per row of K or V.
 constexpr bool dtype_is_scaled(DType dtype) { return dtype == DType::i8 || dtype == DType::f8e4m3; }
 
 // Throws ERR_INVALID_ARGUMENT unless `dtype` is f32, f16 or bf16. `tensor` is for the message, for
 // example "matmul: x".
 void require_compute_type(const char* tensor, DType dtype);
+// The same, or i8 or i4: the types of a weight.
+void require_weight_type(const char* tensor, DType dtype);
 // Throws ERR_INVALID_ARGUMENT unless `dtype` is f32, the type of an output that is added to.
 void require_accumulator_type(const char* tensor, DType dtype);
 // As require_compute_type, for the types of K and V: f32, f16, bf16, i8 and f8e4m3.

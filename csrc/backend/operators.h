@@ -14,6 +14,7 @@
   X(kv_append, KvAppendParams)                 \
   X(kv_gather, KvGatherParams)                 \
   X(quantize, QuantizeParams)                  \
+  X(quantize_weight, QuantizeWeightParams)     \
   X(attention_prefill, AttentionPrefillParams) \
   X(attention_decode, AttentionDecodeParams)
 

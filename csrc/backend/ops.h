@@ -44,10 +44,52 @@ struct AddBiasParams {
   int64_t num_tokens = 0, num_features = 0;
 };
 
-// The weight of a linear layer, [out_features, in_features].
+// The weight of a linear layer, [out_features, in_features]: f32, f16, bf16, or integers, i8 or i4,
+// with a scale for each group of group_size elements of a row (32, 64 or 128; the last group may be
+// shorter). The value of an element is its scale times its integer.
+//
+// Rows of integers are padded with zeros to a multiple of 32. i8 has a byte for each. i4, from -8 to
+// 7, has eight in a 32-bit word, each as integer + 8 in 4 bits: element 2 k + h is at bit 16 h + 4 k,
+// so that (word >> 4 k) & 0x000f000f are two neighbors.
 struct WeightView {
   const void* data = nullptr;
   DType dtype = DType::f32;
+  const void* scales = nullptr;  // i8 or i4: bf16 [out_features, weight_row_groups]
+  int64_t group_size = 0;        // i8 or i4
+};
+
+constexpr int64_t weight_row_bytes(DType dtype, int64_t in_features) {
+  const int64_t padded = (in_features + 31) / 32 * 32;
+  if (dtype == DType::i4) return padded / 2;
+  return dtype == DType::i8 ? padded : in_features * static_cast<int64_t>(dtype_size(dtype));
+}
+constexpr int64_t weight_row_groups(int64_t in_features, int64_t group_size) {
+  return (in_features + group_size - 1) / group_size;
+}
+
+// The rows of a weight from `first` on.
+__attribute__((always_inline)) inline WeightView weight_rows(const WeightView& weight, int64_t in_features,
+                                                             int64_t first) {
+  WeightView rows = weight;
+  rows.data = static_cast<const char*>(weight.data) + first * weight_row_bytes(weight.dtype, in_features);
+  if (weight.scales) {
+    const int64_t groups = weight_row_groups(in_features, weight.group_size);
+    rows.scales = static_cast<const char*>(weight.scales) + first * groups * 2;
+  }
+  return rows;
+}
+
+// Quantizes a weight to i8 or i4 by group (WeightView). Among a few scales, each group gets the bf16
+// scale with the least squared error, and each element the integer nearest to element / scale. The
+// error is at most that of the scale max |element| / 127 or / 7. A scale may be negative. A group
+// with max |element| below 2^-100 has scale 0 and integers 0. A group with a NaN or an infinity has
+// scale NaN and integers 0.
+struct QuantizeWeightParams {
+  const void* weight = nullptr;  // [out_features, in_features]: f32, f16 or bf16
+  void* data = nullptr;          // out_features rows of weight_row_bytes(dtype, in_features)
+  void* scales = nullptr;        // bf16 [out_features, weight_row_groups]
+  DType weight_dtype = DType::f32, dtype = DType::i8;
+  int64_t out_features = 0, in_features = 0, group_size = 32;
 };
 
 // out = x weight^T, or out += x weight^T if accumulate is set. Sums are f32.

@@ -320,3 +320,31 @@ export function embed(table: Numbers, tokens: ArrayLike<number>, hiddenSize: num
 export function logSumExp(values: Numbers): number {
   return softmax(Array.from(values)).logSumExp;
 }
+
+/** A quantized weight: integers, i8 or eight i4 in each 32-bit word, and scales of groups. */
+export interface PackedWeight {
+  values: Int8Array | Int32Array; // i8 [rows, padded columns], or i32 [rows, padded columns / 8]
+  scales: Float32Array; // [rows, columns / groupSize], rounded up
+  rows: number;
+  columns: number;
+  groupSize: number;
+}
+
+/** The integer of an element of a quantized weight. Rows are padded to a multiple of 32 columns. */
+export function packedInteger({ values, columns }: PackedWeight, row: number, column: number): number {
+  const padded = Math.ceil(columns / 32) * 32;
+  const i = row * padded + column;
+  if (values instanceof Int8Array) return values[i] as number;
+  const e = i % 8;
+  return (((values[(i - e) / 8] as number) >>> (16 * (e % 2) + 4 * (e >> 1))) & 15) - 8;
+}
+
+/** The values of a quantized weight, [rows, columns]: scale of the group times integer. */
+export function dequantizeWeight(weight: PackedWeight): Float64Array {
+  const { scales, rows, columns, groupSize } = weight;
+  const groups = Math.ceil(columns / groupSize);
+  return Float64Array.from({ length: rows * columns }, (_, i) => {
+    const [row, column] = [Math.floor(i / columns), i % columns];
+    return (scales[row * groups + Math.floor(column / groupSize)] as number) * packedInteger(weight, row, column);
+  });
+}

@@ -91,7 +91,9 @@ CpuIsa choose() {
 }  // namespace
 
 #if defined(DIFFQKV_X86)
-bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+bool has_avx512_bf16() {
+  return has_avx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+}
 #endif
 
 std::vector<IsaLevel>& isa_levels() {

@@ -15,6 +15,7 @@ const Kernels kernels = {
     .gated_gemv = gated_gemv,
     .matmul_blocked = matmul_blocked,
     .convert = convert,
+    .dequantize_rows = dequantize_rows,
     .read_stream = read_stream,
     .multiply_registers = multiply_registers,
 };

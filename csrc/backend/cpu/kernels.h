@@ -1,8 +1,8 @@
 // The handwritten CPU kernels, compiled once for each instruction set and selected at run time.
 //
 // Every file in DIFFQKV_ISA_SOURCES (CMakeLists.txt) is compiled four times, with DIFFQKV_ISA set
-// to baseline, avx2 (AVX2, FMA, F16C), avx512 (F, BW, CD, DQ, VL) and avx512_bf16 (avx512 and
-// AVX512-BF16). Its functions are in namespace diffqkv::cpu::DIFFQKV_ISA. AMX is a run-time choice
+// to baseline, avx2 (AVX2, FMA, F16C), avx512 (F, BW, CD, DQ, VL) and avx512_bf16 (avx512,
+// AVX512-BF16 and AVX512-VNNI, which every CPU with the former has). Its functions are in namespace diffqkv::cpu::DIFFQKV_ISA. AMX is a run-time choice
 // in avx512_bf16 (`use_amx()`).
 //
 // Such a file must not define weak symbols. The linker keeps one copy of a weak symbol for all
@@ -32,6 +32,8 @@ struct Kernels {
   void (*gated_gemv)(const GatedMlpParams& p, void* inner, DType inner_dtype, Arena& arena);
   void (*matmul_blocked)(const MatmulParams& p, Arena& arena);  // any shape; used if oneDNN is not built in
   void (*convert)(DType to, void* dst, DType from, const void* src, int64_t count);
+  // The values of num_rows rows of a quantized weight, in order, as f32 or bf16.
+  void (*dequantize_rows)(DType to, void* dst, const WeightView& weight, int64_t in_features, int64_t num_rows);
 
   // For CpuCeilings, on the calling thread only.
   // Reads all bytes in `streams` parts (1, 2 or 4) side by side; returns the bitwise or of some of them.

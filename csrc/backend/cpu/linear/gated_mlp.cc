@@ -17,12 +17,13 @@ constexpr int64_t kBlockTokens = 1024;
 
 void LinearLayers::gated_mlp(const GatedMlpParams& p) {
   require_compute_type("gated MLP: x", p.x_dtype);
-  require_compute_type("gated MLP: the weights", p.up.dtype);
+  require_weight_type("gated MLP: up", p.up.dtype);
+  require_weight_type("gated MLP: down", p.down.dtype);
   require_compute_type("gated MLP: out", p.out_dtype);
   if (p.num_tokens <= 0 || p.out_features <= 0) return;
-  // The intermediate result is bf16 if the last product can multiply bf16 directly. Else it is f32:
+  // The intermediate result is bf16 if x is, and the last product can multiply bf16 directly. Else it is f32:
   // it would be converted to f32 anyway, and activation(a) * b easily exceeds 65,504, the range of f16.
-  const bool bf16 = p.x_dtype == DType::bf16 && p.up.dtype == DType::bf16 && multiplies_bf16();
+  const bool bf16 = p.x_dtype == DType::bf16 && takes_bf16(p.up.dtype) && takes_bf16(p.down.dtype);
   const DType inner_dtype = bf16 ? DType::bf16 : DType::f32;
   const auto down = [&](const void* inner, DType dtype, int64_t first_token, int64_t num_tokens) {
     const int64_t row_bytes = p.out_features * static_cast<int64_t>(dtype_size(p.out_dtype));

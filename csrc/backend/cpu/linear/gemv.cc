@@ -3,8 +3,8 @@
 //
 // Split by weight rows, evenly among the threads. A thread reads several distant runs of its rows
 // in parallel. Each is a stream, contiguous in memory from end to end, with prefetch. bf16 x bf16
-// is multiplied directly if the CPU can, by AMX tiles or vectors. Else weights are converted to
-// float32 in registers, and x beforehand.
+// is multiplied directly if the CPU can, by AMX tiles or vectors. Quantized weights are multiplied
+// by integers (packed.h). Else weights are converted to float32 in registers, and x beforehand.
 //
 // A token gets the same bits for any number of tokens and any split of rows: the instructions
 // depend on only the weight and the types, and each sum has one order.
@@ -12,6 +12,7 @@
 #include "backend/cpu/arena.h"
 #include "backend/cpu/isa_kernels.h"
 #include "backend/cpu/linear/dot_rows.h"
+#include "backend/cpu/linear/packed.h"
 #include "backend/cpu/parallel.h"
 #include "backend/cpu/rowwise/activation.h"
 #include "backend/cpu/simd.h"
@@ -33,7 +34,8 @@ constexpr int64_t kElementsPerWork = 4;
 
 // x as the kernels read it: float32, or bf16 if the weight is bf16 and the CPU multiplies bf16. For
 // AMX tiles there is also memory for a copy in pairs for each thread, because data that another
-// core has just written is slow to read.
+// core has just written is slow to read. For quantized weights it is XStep [steps, num_x], with two
+// terms if dtype is f32.
 struct PreparedX {
   const void* data;
   DType dtype;
@@ -215,7 +217,87 @@ void multiply_tiles(const Product& p, int64_t begin, int64_t end) {
 }
 #endif
 
+// Rows [begin, end) of a quantized weight, as multiply_streams.
+template <DType kType, int kTerms, int kSpread>
+void multiply_packed(const Product& p, int64_t begin, int64_t end) {
+  constexpr int kRows = kVectorRegisters >= 32 ? 4 : 2;
+  constexpr int kGroup = kVectorRegisters >= 32 ? 4 : 2;
+  const int64_t n = p.in_features;
+  const int64_t row_bytes = weight_row_bytes(kType, n);
+  const int64_t groups = weight_row_groups(n, p.weight.group_size);
+  const int64_t num_passes = ceil_div(p.num_x, kGroup);
+  const int64_t run = (end - begin) / kRows;
+  const auto* x = static_cast<const XStep<kType, kTerms>*>(p.x.data);
+  // Rows first, first + distance, ... of which `count` are stored.
+  const auto rows = [&](int64_t first, int64_t distance, int64_t count) DIFFQKV_LAMBDA {
+    PackedRow packed[kRows];
+    for (int r = 0; r < kRows; ++r) {
+      const int64_t row = first + min_of(r, count - 1) * distance;
+      packed[r] = {static_cast<const char*>(p.weight.data) + row * row_bytes,
+                   static_cast<const uint16_t*>(p.weight.scales) + row * groups};
+    }
+    Ahead ahead;
+    if (num_passes > 1) ahead = {row_bytes, 64 / num_passes + 1};
+    for (int64_t token = 0; token < p.num_x; token += kGroup, ahead.first += row_bytes / num_passes) {
+      const auto tokens = [&]<int kXs>() DIFFQKV_LAMBDA {
+        float sums[kRows][kXs];
+        dot_packed<kType, kTerms, kSpread, kRows, kXs>(packed, row_bytes, groups, p.weight.group_size, x + token,
+                                                       p.num_x, sums, ahead);
+        for (int64_t r = 0; r < count; ++r) {
+          for (int j = 0; j < kXs; ++j) p.store_sum(token + j, first + r * distance, sums[r][j]);
+        }
+      };
+      switch (min_of(kGroup, p.num_x - token)) {
+        case 1: tokens.template operator()<1>(); break;
+        case 2: tokens.template operator()<2>(); break;
+        case 3:
+          if constexpr (kGroup >= 3) tokens.template operator()<3>();
+          break;
+        case 4:
+          if constexpr (kGroup >= 4) tokens.template operator()<4>();
+          break;
+      }
+    }
+  };
+  for (int64_t row = begin; row < begin + run; ++row) rows(row, run, kRows);
+  if (begin + kRows * run < end) rows(begin + kRows * run, 1, end - begin - kRows * run);
+}
+
+template <DType kType, int kTerms>
+void choose_spread(const Product& p, int64_t begin, int64_t end) {
+  constexpr int64_t kMost = Packing<kType>::kStep / 32;
+  const int64_t spread = Packing<kType>::kStep / p.weight.group_size;
+  if constexpr (kMost >= 4) {
+    if (spread == 4) return multiply_packed<kType, kTerms, 4>(p, begin, end);
+  }
+  if constexpr (kMost >= 2) {
+    if (spread == 2) return multiply_packed<kType, kTerms, 2>(p, begin, end);
+  }
+  multiply_packed<kType, kTerms, 1>(p, begin, end);
+}
+
+template <DType kType>
+void choose_terms(const Product& p, int64_t begin, int64_t end) {
+  if (p.x.dtype == DType::f32) return choose_spread<kType, 2>(p, begin, end);
+  choose_spread<kType, 1>(p, begin, end);
+}
+
+template <DType kType, int kTerms>
+PreparedX prepare_packed(DType x_dtype, const void* x, int64_t num_x, int64_t in_features, Arena& arena) {
+  const int64_t steps = steps_of<kType>(in_features);
+  auto* out = static_cast<XStep<kType, kTerms>*>(arena.get(kSlotX, steps * num_x * sizeof(XStep<kType, kTerms>)));
+  visit(x_dtype, [&](auto tag) {
+    const auto* from = static_cast<const decltype(tag)*>(x);
+    parallel_ranges(num_x, 1, num_x * in_features, [&](int64_t begin, int64_t end) {
+      for (int64_t j = begin; j < end; ++j) prepare_token(from + j * in_features, in_features, out + j, num_x);
+    });
+  });
+  return {out, x_dtype};
+}
+
 void multiply(const Product& p, int64_t begin, int64_t end) {
+  if (p.weight.dtype == DType::i4) return choose_terms<DType::i4>(p, begin, end);
+  if (p.weight.dtype == DType::i8) return choose_terms<DType::i8>(p, begin, end);
 #if defined(__AVX512BF16__)
   if (p.x.pairs) return multiply_tiles(p, begin, end);
 #endif
@@ -231,6 +313,14 @@ void multiply(const Product& p, int64_t begin, int64_t end) {
 
 PreparedX prepare_x(DType weight_dtype, DType x_dtype, const void* x, int64_t num_x, int64_t in_features,
                     Arena& arena) {
+  if (weight_dtype == DType::i4) {
+    return x_dtype == DType::f32 ? prepare_packed<DType::i4, 2>(x_dtype, x, num_x, in_features, arena)
+                                 : prepare_packed<DType::i4, 1>(x_dtype, x, num_x, in_features, arena);
+  }
+  if (weight_dtype == DType::i8) {
+    return x_dtype == DType::f32 ? prepare_packed<DType::i8, 2>(x_dtype, x, num_x, in_features, arena)
+                                 : prepare_packed<DType::i8, 1>(x_dtype, x, num_x, in_features, arena);
+  }
   if (x_dtype == DType::f32) return {x, x_dtype};
   if (kHasDotBf16 && x_dtype == DType::bf16 && weight_dtype == DType::bf16) {
 #if defined(__AVX512BF16__)

@@ -22,6 +22,10 @@ class LinearLayers {
  private:
   // Whether bf16 is multiplied directly, without being converted to f32 first.
   bool multiplies_bf16() const;
+  // Whether weights of this type are multiplied by x in bf16 directly.
+  bool takes_bf16(DType weight_dtype) const {
+    return dtype_is_packed(weight_dtype) || (weight_dtype == DType::bf16 && multiplies_bf16());
+  }
   // inner = activation(x gate^T) * (x up^T), or activation(x up^T), all of them bf16, rounded once.
   // Returns false if this is not supported; inner is then unchanged.
   bool gated_product_bf16(const GatedMlpParams& p, const void* x, int64_t num_tokens, void* inner);

@@ -2,7 +2,8 @@
 // built in.
 //
 // oneDNN multiplies f32 by f32, and bf16 by bf16 if the CPU has instructions for it. Every other
-// pair of types is converted to f32, which is exact, in panels of bounded size.
+// pair of types is converted to f32, which is exact, in panels of bounded size. If x is bf16,
+// panels of a quantized weight are rounded to bf16.
 #include <algorithm>
 
 #include "backend/cpu/arena.h"
@@ -43,6 +44,14 @@ constexpr int64_t kScratchBytes = int64_t{16} << 20;  // limit for each of x, we
 // The number of rows of `row_size` floats in a scratch buffer, at least 64.
 int64_t rows_in_scratch(int64_t row_size) { return std::max<int64_t>(64, kScratchBytes / (row_size * 4) / 64 * 64); }
 
+// Rows [row, row + num_rows) of a weight as `dtype`, f32 or bf16, in `panel`.
+void fill_panel(const Kernels& kernels, const WeightView& weight, int64_t in, int64_t row, int64_t num_rows,
+                DType dtype, void* panel) {
+  const WeightView rows = weight_rows(weight, in, row);
+  if (dtype_is_packed(weight.dtype)) return kernels.dequantize_rows(dtype, panel, rows, in, num_rows);
+  kernels.convert(dtype, panel, weight.dtype, rows.data, num_rows * in);
+}
+
 const void* offset(const void* data, DType dtype, int64_t count) {
   return static_cast<const char*>(data) + count * static_cast<int64_t>(dtype_size(dtype));
 }
@@ -52,7 +61,8 @@ void* offset(void* data, DType dtype, int64_t count) {
 
 void matmul_onednn(const MatmulParams& p, const Kernels& kernels, Arena& arena, OneDnnProducts& products) {
   const int64_t in = p.in_features;
-  const bool bf16 = p.x_dtype == DType::bf16 && p.weight.dtype == DType::bf16 && products.multiplies_bf16(in);
+  const bool bf16 = p.x_dtype == DType::bf16 && (p.weight.dtype == DType::bf16 || dtype_is_packed(p.weight.dtype)) &&
+                    products.multiplies_bf16(in);
   const DType dtype = bf16 ? DType::bf16 : DType::f32;
   const bool widen_x = p.x_dtype != dtype;
   const bool widen_weight = p.weight.dtype != dtype;
@@ -74,11 +84,11 @@ void matmul_onednn(const MatmulParams& p, const Kernels& kernels, Arena& arena, 
     }
     for (int64_t row = 0; row < p.out_features; row += panel_rows) {
       const int64_t num_rows = std::min(panel_rows, p.out_features - row);
-      const void* weight = offset(p.weight.data, p.weight.dtype, row * in);
+      const void* weight = weight_rows(p.weight, in, row).data;
       if (widen_weight) {
-        void* weight_f32 = arena.get(kSlotWeight, panel_rows * in * sizeof(float));
-        kernels.convert(DType::f32, weight_f32, p.weight.dtype, weight, num_rows * in);
-        weight = weight_f32;
+        void* panel = arena.get(kSlotWeight, panel_rows * in * dtype_size(dtype));
+        fill_panel(kernels, p.weight, in, row, num_rows, dtype, panel);
+        weight = panel;
       }
       if (!round_out) {
         products.run({.x = x,
@@ -121,34 +131,54 @@ void matmul_onednn(const MatmulParams& p, const Kernels& kernels, Arena& arena, 
 }  // namespace
 
 bool LinearLayers::gated_product_bf16(const GatedMlpParams& p, const void* x, int64_t num_tokens, void* inner) {
-  if (!onednn_->products.multiplies_bf16(p.in_features)) return false;
-  float* gate = static_cast<float*>(arena_.get(kSlotGate, num_tokens * p.inner_size * sizeof(float)));
+  const int64_t in = p.in_features;
+  if (!onednn_->products.multiplies_bf16(in)) return false;
+  const bool is_packed = dtype_is_packed(p.up.dtype);
   const bool fuses = p.activation == Activation::silu;
-  Product product = {.x = x,
-                     .weight = p.gate.data ? p.gate.data : p.up.data,
-                     .out = gate,
-                     .dtype = DType::bf16,
-                     .out_dtype = DType::f32,
-                     .num_tokens = num_tokens,
-                     .in_features = p.in_features,
-                     .out_features = p.inner_size,
-                     .stride_out = p.inner_size,
-                     .epilogue = fuses ? Epilogue::silu : Epilogue::none};
-  onednn_->products.run(product, arena_);
-  const int64_t count = num_tokens * p.inner_size;
-  if (!fuses) {
-    kernels_.gated_activation({.up = gate, .out = gate, .count = count, .activation = p.activation}, arena_);
+  // Whole weights, or panels of quantized ones.
+  const int64_t panel_rows = is_packed ? std::min(p.inner_size, rows_in_scratch(in)) : p.inner_size;
+  float* gate = static_cast<float*>(arena_.get(kSlotGate, num_tokens * panel_rows * sizeof(float)));
+  void* panel = is_packed ? arena_.get(kSlotWeight, panel_rows * in * dtype_size(DType::bf16)) : nullptr;
+  for (int64_t row = 0; row < p.inner_size; row += panel_rows) {
+    const int64_t num_rows = std::min(panel_rows, p.inner_size - row);
+    const auto weight_of = [&](const WeightView& weight) {
+      if (!is_packed) return weight.data;
+      fill_panel(kernels_, weight, in, row, num_rows, DType::bf16, panel);
+      return static_cast<const void*>(panel);
+    };
+    Product product = {.x = x,
+                       .weight = weight_of(p.gate.data ? p.gate : p.up),
+                       .out = gate,
+                       .dtype = DType::bf16,
+                       .out_dtype = DType::f32,
+                       .num_tokens = num_tokens,
+                       .in_features = in,
+                       .out_features = num_rows,
+                       .stride_out = num_rows,
+                       .epilogue = fuses ? Epilogue::silu : Epilogue::none};
+    onednn_->products.run(product, arena_);
+    const int64_t count = num_tokens * num_rows;
+    if (!fuses) {
+      kernels_.gated_activation({.up = gate, .out = gate, .count = count, .activation = p.activation}, arena_);
+    }
+    void* to = offset(inner, DType::bf16, row);
+    if (p.gate.data) {
+      product.weight = weight_of(p.up);
+      product.out = to;
+      product.out_dtype = DType::bf16;
+      product.stride_out = p.inner_size;
+      product.epilogue = Epilogue::multiply;
+      product.factor = gate;
+      onednn_->products.run(product, arena_);
+    } else if (num_rows == p.inner_size) {
+      kernels_.convert(DType::bf16, to, DType::f32, gate, count);
+    } else {
+      for (int64_t t = 0; t < num_tokens; ++t) {
+        kernels_.convert(DType::bf16, offset(to, DType::bf16, t * p.inner_size), DType::f32, gate + t * num_rows,
+                         num_rows);
+      }
+    }
   }
-  if (!p.gate.data) {
-    kernels_.convert(DType::bf16, inner, DType::f32, gate, count);
-    return true;
-  }
-  product.weight = p.up.data;
-  product.out = inner;
-  product.out_dtype = DType::bf16;
-  product.epilogue = Epilogue::multiply;
-  product.factor = gate;
-  onednn_->products.run(product, arena_);
   return true;
 }
 
@@ -170,7 +200,7 @@ LinearLayers::~LinearLayers() = default;
 
 void LinearLayers::matmul(const MatmulParams& p) {
   require_compute_type("matmul: x", p.x_dtype);
-  require_compute_type("matmul: weight", p.weight.dtype);
+  require_weight_type("matmul: weight", p.weight.dtype);
   require_compute_type("matmul: out", p.out_dtype);
   if (p.accumulate) require_accumulator_type("matmul: out", p.out_dtype);
   if (p.num_tokens <= 0 || p.out_features <= 0) return;

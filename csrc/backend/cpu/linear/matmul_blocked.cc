@@ -1,10 +1,11 @@
 // out (+)= x weight^T for any number of tokens, if oneDNN is not built in. Split by blocks of
 // weight rows. A thread keeps a block in its L2 cache, in float32 (or bf16 if the CPU multiplies
-// that), and goes over the tokens in groups of four: tiles of 4 rows x 4 tokens in registers. Bound
+// that), converted if it has another type, and goes over the tokens in groups of four: tiles of 4 rows x 4 tokens in registers. Bound
 // by arithmetic.
 #include "backend/cpu/arena.h"
 #include "backend/cpu/isa_kernels.h"
 #include "backend/cpu/linear/dot_rows.h"
+#include "backend/cpu/linear/packed.h"
 #include "backend/cpu/parallel.h"
 #include "backend/cpu/simd.h"
 
@@ -67,6 +68,24 @@ const float* widen(const W* src, int64_t count, float* dst) {
 }
 const float* widen(const float* src, int64_t, float*) { return src; }
 
+// Rows [row, row + num_rows) of a weight with elements W in f32.
+template <typename W>
+const float* widen_rows(const WeightView& weight, int64_t n, int64_t row, int64_t num_rows, float* dst) {
+  return widen(static_cast<const W*>(weight.data) + row * n, num_rows * n, dst);
+}
+
+struct Packed {};  // the elements of a quantized weight
+
+template <typename T>
+const T* unpack_rows(const WeightView& weight, int64_t n, int64_t row, int64_t num_rows, T* dst) {
+  for (int64_t r = 0; r < num_rows; ++r) dequantize_row(weight_rows(weight, n, row + r), n, dst + r * n);
+  return dst;
+}
+template <>
+const float* widen_rows<Packed>(const WeightView& weight, int64_t n, int64_t row, int64_t num_rows, float* dst) {
+  return unpack_rows(weight, n, row, num_rows, dst);
+}
+
 template <typename W>
 void multiply_f32(const MatmulParams& p, Arena& arena) {
   const int64_t n = p.in_features;
@@ -89,7 +108,7 @@ void multiply_f32(const MatmulParams& p, Arena& arena) {
       for (int64_t row = begin; row < end; row += kBlockRows) {
         const int64_t num_rows = min_of(kBlockRows, end - row);
         float* panel = panels ? panels + omp_get_thread_num() * kBlockRows * n : nullptr;
-        const float* weight = widen(static_cast<const W*>(p.weight.data) + row * n, num_rows * n, panel);
+        const float* weight = widen_rows<W>(p.weight, n, row, num_rows, panel);
         multiply_block(p, weight, x, row, num_rows, token, num_x);
       }
     });
@@ -100,18 +119,28 @@ void multiply_f32(const MatmulParams& p, Arena& arena) {
 
 void matmul_blocked(const MatmulParams& p, Arena& arena) {
   if constexpr (kHasDotBf16) {
-    if (p.x_dtype == DType::bf16 && p.weight.dtype == DType::bf16) {
-      const bf16* weight = static_cast<const bf16*>(p.weight.data);
+    const bool is_packed = dtype_is_packed(p.weight.dtype);
+    if (p.x_dtype == DType::bf16 && (p.weight.dtype == DType::bf16 || is_packed)) {
+      const int64_t n = p.in_features;
+      bf16* panels = nullptr;
+      if (is_packed) {
+        panels = static_cast<bf16*>(arena.get(kSlotWeight, omp_get_max_threads() * kBlockRows * n * sizeof(bf16)));
+      }
       const int64_t work = p.out_features * p.in_features * p.num_tokens;
       parallel_ranges(p.out_features, kBlockRows, work, [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; row += kBlockRows) {
-          multiply_block(p, weight + row * p.in_features, static_cast<const bf16*>(p.x), row,
-                         min_of(kBlockRows, end - row), 0, p.num_tokens);
+          const int64_t num_rows = min_of(kBlockRows, end - row);
+          const bf16* weight = static_cast<const bf16*>(p.weight.data) + row * n;
+          if (panels) {
+            weight = unpack_rows(p.weight, n, row, num_rows, panels + omp_get_thread_num() * kBlockRows * n);
+          }
+          multiply_block(p, weight, static_cast<const bf16*>(p.x), row, num_rows, 0, p.num_tokens);
         }
       });
       return;
     }
   }
+  if (dtype_is_packed(p.weight.dtype)) return multiply_f32<Packed>(p, arena);
   visit(p.weight.dtype, [&](auto tag) { multiply_f32<decltype(tag)>(p, arena); });
 }
 

@@ -1,0 +1,314 @@
+// Products of quantized weight rows (i8 and i4, WeightView) with num_x vectors x, in integers.
+//
+// Each block of 32 elements of x becomes integers times a power of two: one 16-bit integer for an
+// element of f16 or bf16, two for one of f32. The largest element of a block keeps 15 or 30 bits, so
+// the rounding of x is far below that of its own type. Products and sums of a lane are then exact
+// integers: pmaddwd, or vpdpwssd with VNNI, multiplies as many pairs as AVX512-BF16 does and exists on every CPU.
+// A lane's sum is converted to float32 once for each step, and multiplied by both scales.
+//
+// A step has kLanes words of 8 elements (i4) or of 4 (i8). A lane reads elements of one group and
+// one block only, so scales are vectors.
+#pragma once
+
+#include "backend/cpu/linear/dot_rows.h"
+#include "backend/cpu/simd.h"
+#include "backend/ops.h"
+
+#if !defined(__AVX2__) && defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+namespace diffqkv::cpu::DIFFQKV_ISA {
+namespace {
+
+typedef int16_t I16v __attribute__((vector_size(kLanes * 2)));
+
+constexpr int64_t kXBlock = 32;
+
+// acc + the products of the two 16-bit integers in each lane.
+DIFFQKV_INLINE I32v dot_pairs(I32v acc, I32v a, I32v b) {
+#if defined(__AVX512VNNI__)
+  return (I32v)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
+#elif defined(__AVX512F__)
+  return acc + (I32v)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return acc + (I32v)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+  return acc + (I32v)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+  return acc + ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+#endif
+}
+
+// The 16-bit halves of each lane, shifted. Not 32-bit shifts: a sign must not cross the halves.
+typedef int16_t Halves __attribute__((vector_size(kLanes * 4)));
+typedef uint16_t UHalves __attribute__((vector_size(kLanes * 4)));
+
+// How a weight type is read. `vectors` of a step: pairs of integers, as 16 bits each, of which pair
+// v of lane l are elements at(l, v, 0) and at(l, v, 1).
+template <DType kType>
+struct Packing;
+
+template <>
+struct Packing<DType::i4> {
+  static constexpr int kVectors = 4;
+  static constexpr int64_t kStep = 8 * kLanes;
+  static constexpr int32_t kOffset = 8;  // the stored integer minus the weight's
+  DIFFQKV_INLINE static void unpack(const char* from, I32v (&pairs)[kVectors]) {
+    const UHalves words = load_raw<UHalves>(from);
+    for (int v = 0; v < kVectors - 1; ++v) pairs[v] = (I32v)((words >> (4 * v)) & 15);
+    pairs[3] = (I32v)(words >> 12);
+  }
+};
+
+template <>
+struct Packing<DType::i8> {
+  static constexpr int kVectors = 2;
+  static constexpr int64_t kStep = 4 * kLanes;
+  static constexpr int32_t kOffset = 0;
+  DIFFQKV_INLINE static void unpack(const char* from, I32v (&pairs)[kVectors]) {
+    const Halves words = load_raw<Halves>(from);
+    pairs[0] = (I32v)((Halves)((UHalves)words << 8) >> 8);
+    pairs[1] = (I32v)(words >> 8);
+  }
+};
+
+// x of one token, for one step. The integer of an element is high + low / 2^15 times the scale;
+// kTerms is 1 without low.
+template <DType kType, int kTerms>
+struct XStep {
+  I32v pairs[kTerms][Packing<kType>::kVectors];
+  I32v offset[kTerms];  // minus kOffset times the sum of the lane's elements
+  F32v scale;
+};
+
+// Steps of a row of n elements, whose integers are padded to whole blocks.
+template <DType kType>
+DIFFQKV_INLINE int64_t steps_of(int64_t n) {
+  return ceil_div(round_up(n, kXBlock), Packing<kType>::kStep);
+}
+
+// The integers of one block of 32 elements, and its scale.
+template <typename T>
+DIFFQKV_INLINE float quantize_block(const T* x, int64_t count, int16_t* high, int16_t* low) {
+  constexpr int kParts = static_cast<int>(kXBlock / kLanes);
+  F32v values[kParts];
+  I32v largest = {};
+  for (int i = 0; i < kParts; ++i) {
+    const int64_t rest = max_of(0, min_of(count - i * kLanes, kLanes));
+    values[i] = rest == kLanes ? load(x + i * kLanes) : load_n(x + i * kLanes, rest);
+    const I32v magnitude = (I32v)values[i] & 0x7fffffff;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  int32_t bits = 0;
+  for (int lane = 0; lane < kLanes; ++lane) bits = largest[lane] > bits ? largest[lane] : bits;
+  const int32_t stored_exponent = bits >> 23;
+  // The largest magnitude becomes at least 2^14, or less if it is below 2^-99.
+  const int32_t exponent = stored_exponent > 28 ? stored_exponent : 28;
+  const bool finite = stored_exponent < 255;
+  const float inverse = finite ? bit_cast<float>((268 - exponent) << 23) : 0;
+  for (int i = 0; i < kParts; ++i) {
+    constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+    const F32v scaled = finite ? values[i] * inverse : F32v{};
+    const F32v rounded = min((scaled + kRound) - kRound, set1(32767.0f));
+    const I16v h = __builtin_convertvector(__builtin_convertvector(rounded, I32v), I16v);
+    __builtin_memcpy(high + i * kLanes, &h, sizeof(h));
+    if (!low) continue;
+    const F32v rest = min(((scaled - rounded) * 32768.0f + kRound) - kRound, set1(32767.0f));
+    const I16v l = __builtin_convertvector(__builtin_convertvector(rest, I32v), I16v);
+    __builtin_memcpy(low + i * kLanes, &l, sizeof(l));
+  }
+  return finite ? bit_cast<float>((exponent - 14) << 23) : __builtin_nanf("");
+}
+
+// Words in the order in which `unpack` has the weights.
+template <DType kType>
+DIFFQKV_INLINE void order_pairs(const int16_t* x, I32v (&pairs)[Packing<kType>::kVectors]) {
+  if constexpr (kType == DType::i4) {
+    // pairs[v][l] = word 4 l + v
+    I32v word[4];
+    for (int i = 0; i < 4; ++i) word[i] = load_raw<I32v>(x + 2 * kLanes * i);
+    for (int v = 0; v < 4; ++v) {
+      I32v pick, join;
+      for (int l = 0; l < kLanes; ++l) {
+        pick[l] = 4 * (l % (kLanes / 2)) + v;
+        join[l] = l < kLanes / 2 ? l : kLanes + l - kLanes / 2;
+      }
+      const I32v a = __builtin_shuffle(word[0], word[1], pick);
+      const I32v b = __builtin_shuffle(word[2], word[3], pick);
+      pairs[v] = __builtin_shuffle(a, b, join);
+    }
+  } else {
+    // Of the words (e0, e1), (e2, e3) of each lane: (e0, e2), (e1, e3).
+    const I32v first = load_raw<I32v>(x);
+    const I32v second = load_raw<I32v>(x + 2 * kLanes);
+    I32v even, odd;
+    for (int l = 0; l < kLanes; ++l) {
+      even[l] = 2 * l;
+      odd[l] = 2 * l + 1;
+    }
+    const U32v a = (U32v)__builtin_shuffle(first, second, even);
+    const U32v b = (U32v)__builtin_shuffle(first, second, odd);
+    pairs[0] = (I32v)((a & 0xffff) | (b << 16));
+    pairs[1] = (I32v)((a >> 16) | (b & 0xffff0000u));
+  }
+}
+
+// Fills out[step * stride] for steps_of(n) steps, for one token of n features.
+template <DType kType, int kTerms, typename T>
+void prepare_token(const T* x, int64_t n, XStep<kType, kTerms>* out, int64_t stride) {
+  using P = Packing<kType>;
+  constexpr int64_t kBuffer = P::kStep > kXBlock ? P::kStep : kXBlock;
+  constexpr int64_t kSteps = kBuffer / P::kStep;  // more than one if a step is less than a block
+  constexpr int64_t kLanesOfBlock = kXBlock * kLanes / P::kStep;
+  alignas(64) int16_t words[2][kBuffer];
+  for (int64_t begin = 0; begin < n; begin += kBuffer) {
+    float scales[kBuffer / kXBlock];
+    for (int64_t b = 0; b < kBuffer / kXBlock; ++b) {
+      const int64_t at = begin + b * kXBlock;
+      scales[b] = quantize_block(x + min_of(at, n), min_of(n - at, kXBlock), words[0] + b * kXBlock,
+                                 kTerms == 2 ? words[1] + b * kXBlock : nullptr);
+    }
+    for (int64_t s = 0; s < kSteps && begin + s * P::kStep < round_up(n, kXBlock); ++s) {
+      XStep<kType, kTerms>& to = out[(begin / P::kStep + s) * stride];
+      for (int t = 0; t < kTerms; ++t) {
+        order_pairs<kType>(words[t] + s * P::kStep, to.pairs[t]);
+        to.offset[t] = I32v{};
+        if (P::kOffset == 0) continue;
+        const I32v factor = I32v{} + ((-P::kOffset & 0xffff) | (-P::kOffset << 16));
+        for (int v = 0; v < P::kVectors; ++v) to.offset[t] = dot_pairs(to.offset[t], to.pairs[t][v], factor);
+      }
+      for (int l = 0; l < kLanes; ++l) to.scale[l] = scales[(s * kLanes + l) / kLanesOfBlock];
+    }
+  }
+}
+
+// The scales of the lanes of a step that has kSpread groups, from bf16.
+template <int kSpread>
+DIFFQKV_INLINE F32v spread_scales(const uint16_t* scales) {
+  if constexpr (kSpread == 1) {
+    return set1(bit_cast<float>(static_cast<uint32_t>(*scales) << 16));
+  } else {
+#if defined(__AVX512F__)
+    // Byte selectors: each lane's scale to its upper half, and 0 below.
+    alignas(64) static constexpr struct Selectors {
+      uint8_t bytes[64];
+      constexpr Selectors() : bytes() {
+        for (int i = 0; i < 64; ++i) {
+          const int group = i / 4 * kSpread / 16;
+          bytes[i] = static_cast<uint8_t>(i % 4 < 2 ? 0x80 : 2 * group + i % 2);
+        }
+      }
+    } selectors;
+    const __m512i all =
+        kSpread == 4 ? _mm512_set1_epi64(load_raw<long long>(scales)) : _mm512_set1_epi32(load_raw<int>(scales));
+    return (F32v)_mm512_shuffle_epi8(all, _mm512_load_si512(selectors.bytes));
+#else
+    F32v out;
+    for (int l = 0; l < kLanes; ++l) {
+      out[l] = bit_cast<float>(static_cast<uint32_t>(scales[l * kSpread / kLanes]) << 16);
+    }
+    return out;
+#endif
+  }
+}
+
+// kLanes integers of a row from element i, a multiple of kLanes, on.
+template <DType kType>
+DIFFQKV_INLINE F32v load_integers(const char* row, int64_t i) {
+  if constexpr (kType == DType::i8) {
+    return load(reinterpret_cast<const int8_t*>(row) + i);
+  } else {
+    I32v shifts;
+    for (int l = 0; l < kLanes; ++l) shifts[l] = 16 * (l % 2) + 4 * (l % 8 / 2);
+    if constexpr (kLanes < 8) shifts = shifts + (i % 8 == 0 ? 0 : 8);
+    U32v words = U32v{} + load_raw<uint32_t>(row + i / 8 * 4);
+    if constexpr (kLanes == 16) {
+      I32v first;
+      for (int l = 0; l < kLanes; ++l) first[l] = l < 8 ? -1 : 0;
+      words = first ? words : U32v{} + load_raw<uint32_t>(row + i / 8 * 4 + 4);
+    }
+    return __builtin_convertvector((I32v)((words >> (U32v)shifts) & 15) - 8, F32v);
+  }
+}
+
+template <DType kType, typename T>
+DIFFQKV_INLINE void dequantize_row_of(const WeightView& row, int64_t n, T* out) {
+  const char* data = static_cast<const char*>(row.data);
+  const uint16_t* scales = static_cast<const uint16_t*>(row.scales);
+  for (int64_t first = 0; first < n; first += row.group_size, ++scales) {
+    const F32v scale = set1(bit_cast<float>(static_cast<uint32_t>(*scales) << 16));
+    const int64_t end = min_of(n, first + row.group_size);
+    int64_t i = first;
+    for (; i + kLanes <= end; i += kLanes) store(out + i, load_integers<kType>(data, i) * scale);
+    if (i < end) store_n(out + i, load_integers<kType>(data, i) * scale, end - i);
+  }
+}
+
+// out = the values of one row of a quantized weight, of n elements.
+template <typename T>
+DIFFQKV_INLINE void dequantize_row(const WeightView& row, int64_t n, T* out) {
+  if (row.dtype == DType::i4) return dequantize_row_of<DType::i4>(row, n, out);
+  dequantize_row_of<DType::i8>(row, n, out);
+}
+
+// A row of packed weights and its scales.
+struct PackedRow {
+  const char* data;
+  const uint16_t* scales;
+};
+
+// sums[r][j] = row r . x j. in_bytes: of a row. The order of each sum does not depend on kRows and
+// kXs.
+template <DType kType, int kTerms, int kSpread, int kRows, int kXs>
+DIFFQKV_INLINE void dot_packed(const PackedRow (&rows)[kRows], int64_t row_bytes, int64_t num_scales,
+                               int64_t group_size, const XStep<kType, kTerms>* x, int64_t stride,
+                               float (&sums)[kRows][kXs], Ahead ahead) {
+  using P = Packing<kType>;
+  constexpr int64_t kBytes = 4 * kLanes;
+  F32v acc[kRows][kXs] = {};
+  const auto step = [&](int r, const char* data, const uint16_t* scales, const XStep<kType, kTerms>* xs)
+                        DIFFQKV_LAMBDA {
+                          I32v q[P::kVectors];
+                          P::unpack(data, q);
+                          const F32v scale = spread_scales<kSpread>(scales);
+                          for (int j = 0; j < kXs; ++j) {
+                            I32v s = P::kOffset ? xs[j].offset[0] : I32v{};
+                            for (int v = 0; v < P::kVectors; ++v) s = dot_pairs(s, q[v], xs[j].pairs[0][v]);
+                            F32v value = __builtin_convertvector(s, F32v);
+                            if constexpr (kTerms == 2) {
+                              I32v low = P::kOffset ? xs[j].offset[1] : I32v{};
+                              for (int v = 0; v < P::kVectors; ++v) low = dot_pairs(low, q[v], xs[j].pairs[1][v]);
+                              value = fma(__builtin_convertvector(low, F32v), set1(0x1p-15f), value);
+                            }
+                            acc[r][j] = fma(value, scale * xs[j].scale, acc[r][j]);
+                          }
+                        };
+  const int64_t whole = row_bytes / kBytes;
+  int shift = 0;  // of a step's index to that of its scale, if kSpread is 1
+  while ((P::kStep << shift) < group_size) ++shift;
+  for (int64_t i = 0; i < whole; ++i, ahead.first += ahead.step) {
+    const int64_t scale = kSpread > 1 ? i * kSpread : i >> shift;
+    for (int r = 0; r < kRows; ++r) {
+      __builtin_prefetch(rows[r].data + ahead.first);
+      step(r, rows[r].data + i * kBytes, rows[r].scales + scale, x + i * stride);
+    }
+  }
+  const int64_t rest = row_bytes - whole * kBytes;
+  if (rest > 0) {
+    for (int r = 0; r < kRows; ++r) {
+      alignas(64) char data[kBytes] = {};
+      uint16_t scales[kSpread] = {};
+      const int64_t first = kSpread > 1 ? whole * kSpread : whole >> shift;
+      __builtin_memcpy(data, rows[r].data + whole * kBytes, rest);
+      __builtin_memcpy(scales, rows[r].scales + first, min_of(kSpread, num_scales - first) * 2);
+      step(r, data, scales, x + whole * stride);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int j = 0; j < kXs; ++j) sums[r][j] = sum(acc[r][j]);
+  }
+}
+
+}  // namespace
+}  // namespace diffqkv::cpu::DIFFQKV_ISA
