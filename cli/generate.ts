@@ -5,6 +5,7 @@ import {
   defaultModelDirectory,
   type Generation,
   Model,
+  type ModelOptions,
   openDevice,
   type SessionOptions,
 } from '../lib/index';
@@ -28,6 +29,7 @@ export interface GenerateCommand {
   vType?: string;
   selectiveV?: number;
   renormalize?: boolean;
+  weightType?: string;
   device: string;
   json?: boolean;
 }
@@ -55,7 +57,12 @@ async function run(command: GenerateCommand, prompt: string, signal: AbortSignal
   const device = await openDevice(command.device as Parameters<typeof openDevice>[0]);
   try {
     const model = await withLoadingBars((bars) =>
-      Model.load(command.model ?? defaultModelDirectory, { device, signal, ...bars }),
+      Model.load(command.model ?? defaultModelDirectory, {
+        device,
+        weightType: command.weightType as ModelOptions['weightType'],
+        signal,
+        ...bars,
+      }),
     );
     try {
       const { maxTokens, temperature, topK, topP, minP, repetitionPenalty, seed, stop } = command;

@@ -1,8 +1,9 @@
-import { type DeviceInfo, listDevices, Model } from '../lib/index';
+import { type DeviceInfo, listDevices, Model, type ModelOptions } from '../lib/index';
 import { withLoadingBars } from './progress';
 
 export interface InfoCommand {
   model?: string;
+  weightType?: string;
   device: string;
   json?: boolean;
 }
@@ -14,7 +15,7 @@ export interface InfoCommand {
 export async function info(command: InfoCommand): Promise<number> {
   const devices = listDevices();
   const model =
-    command.model === undefined ? undefined : await describe(command.model, command.device);
+    command.model === undefined ? undefined : await describe(command.model, command);
   if (command.json) {
     process.stdout.write(`${JSON.stringify({ devices, model })}\n`);
     return 0;
@@ -31,9 +32,13 @@ const cacheTypes = Object.keys(elementBytes) as CacheType[];
 
 type ModelInfo = Awaited<ReturnType<typeof describe>>;
 
-async function describe(directory: string, device: string) {
+async function describe(directory: string, { device, weightType }: InfoCommand) {
   const model = await withLoadingBars((bars) =>
-    Model.load(directory, { device: device as 'auto', ...bars }),
+    Model.load(directory, {
+      device: device as 'auto',
+      weightType: weightType as ModelOptions['weightType'],
+      ...bars,
+    }),
   );
   try {
     const { config, dtype, numParameters, weightBytes } = model;
@@ -57,6 +62,7 @@ async function describe(directory: string, device: string) {
       device: model.device.id,
       config,
       dtype,
+      weightType: model.weightType,
       numParameters,
       weightBytes,
       kvBytesPerToken,
@@ -82,6 +88,7 @@ function modelLines({
   device,
   config,
   dtype,
+  weightType,
   numParameters,
   weightBytes,
   kvBytesPerToken,
@@ -109,7 +116,10 @@ function modelLines({
     ],
     ['context', `${config.maxPositionEmbeddings} tokens, RoPE theta ${config.ropeTheta}`],
     ['parameters', `${(numParameters / 1e6).toFixed(2)} M`],
-    ['weights', `${bytes(weightBytes)} as ${dtype} on ${device}`],
+    [
+      'weights',
+      `${bytes(weightBytes)} as ${dtype}${weightType === dtype ? '' : ` and ${weightType}`} on ${device}`,
+    ],
     ['KV cache', `${k + v} bytes per token: K ${k}, V ${v}`],
     ['K by type', `${listed(types.k)} bytes per token`],
     ['V by type', `${listed(types.v)} bytes per token`],

@@ -83,6 +83,7 @@ program
     number('--selective-v'),
   )
   .option('--renormalize', 'with --selective-v: scale the weights of the rows to sum 1')
+  .option('--weight-type <type>', 'quantize the matrices as they are loaded: i8 or i4')
   .option('--device <id>', 'auto, cpu, cuda or cuda:N', 'auto')
   .option('--json', 'print one JSON object at the end instead of the text')
   .action(async (options) => {
@@ -116,6 +117,7 @@ program
   .description('print the devices; with a model, its architecture, size and KV bytes per token')
   .argument('[model]', 'a directory or hub id, org/name[@revision]; its weights are not read')
   .option('--model <model>', 'load this directory or hub id, and print its shape and memory')
+  .option('--weight-type <type>', 'with --model: quantize its matrices to i8 or i4')
   .option('--device <id>', 'device for --model: auto, cpu, cuda or cuda:N', 'auto')
   .option('--json', 'print one JSON object')
   .action(async (source: string | undefined, options) => {

@@ -69,6 +69,16 @@ Napi::Object js_config(Napi::Env env, const Config& config) {
 LoadOptions load_options(const Fields& fields) {
   LoadOptions options;
   options.dtype = fields.optional_dtype("dtype");
+  if (fields.has("weightType")) {
+    const std::string type = fields.text("weightType");
+    if (type != "i8" && type != "i4") {
+      fail(ErrorCode::invalid_argument, "weightType is '%s'; it must be 'i8' or 'i4'", printable(type).c_str());
+    }
+    WeightFormat& format = options.weight_format.emplace();
+    format.dtype = type == "i8" ? DType::i8 : DType::i4;
+    format.group_size = fields.optional_integer("weightGroupSize", 32, 128).value_or(format.group_size);
+    if (fields.has("quantizeLmHead")) format.lm_head = fields.boolean("quantizeLmHead");
+  }
   if (const auto bytes = fields.optional_integer("kvCacheBytes", 0, kMaxSafeInteger)) {
     options.kv_limits.max_bytes = static_cast<uint64_t>(*bytes);
   }
@@ -84,6 +94,7 @@ Napi::Function ModelObject::define(Napi::Env env) {
   return DefineClass(
       env, "NativeModel",
       {InstanceAccessor<&ModelObject::config>("config"), InstanceAccessor<&ModelObject::dtype_js>("dtype"),
+       InstanceAccessor<&ModelObject::weight_type>("weightType"),
        InstanceAccessor<&ModelObject::num_parameters>("numParameters"),
        InstanceAccessor<&ModelObject::has_untied_lm_head>("hasUntiedLmHead"),
        InstanceAccessor<&ModelObject::weight_bytes>("weightBytes"), InstanceAccessor<&ModelObject::kv_cache>("kvCache"),
@@ -144,6 +155,13 @@ Napi::Value ModelObject::dtype_js(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     check_usable();
     return Napi::String::New(info.Env(), dtype_name(model_->dtype()));
+  });
+}
+
+Napi::Value ModelObject::weight_type(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    check_usable();
+    return Napi::String::New(info.Env(), dtype_name(model_->weight_dtype()));
   });
 }
 

@@ -33,6 +33,7 @@ class ModelObject final : public Napi::ObjectWrap<ModelObject>, public Resource 
   std::shared_ptr<void> detach_memory() override { return std::move(model_); }
   Napi::Value config(const Napi::CallbackInfo& info);
   Napi::Value dtype_js(const Napi::CallbackInfo& info);
+  Napi::Value weight_type(const Napi::CallbackInfo& info);
   Napi::Value num_parameters(const Napi::CallbackInfo& info);
   Napi::Value has_untied_lm_head(const Napi::CallbackInfo& info);
   Napi::Value weight_bytes(const Napi::CallbackInfo& info);

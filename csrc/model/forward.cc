@@ -184,11 +184,11 @@ class Graph {
   }
 
   // y = x weight^T, or y += x weight^T, for `count` rows.
-  void product(const void* x, const void* weight, void* y, DType x_dtype, DType y_dtype, int64_t count,
+  void product(const void* x, const WeightView& weight, void* y, DType x_dtype, DType y_dtype, int64_t count,
                int64_t in_features, int64_t out_features, bool accumulate = false) {
     MatmulParams p;
     p.x = x;
-    p.weight = {weight, dtype_};
+    p.weight = weight;
     p.out = y;
     p.x_dtype = x_dtype;
     p.out_dtype = y_dtype;
@@ -199,9 +199,9 @@ class Graph {
     backend_.matmul(p);
   }
 
-  void matmul(const Buffer& x, const Buffer& weight, const Buffer& out, int64_t first, int64_t count,
+  void matmul(const Buffer& x, const WeightBuffer& weight, const Buffer& out, int64_t first, int64_t count,
               int64_t in_features, int64_t out_features) {
-    product(row(x, first, in_features), weight.data(), row(out, first, out_features), dtype_, dtype_, count,
+    product(row(x, first, in_features), weight.view(), row(out, first, out_features), dtype_, dtype_, count,
             in_features, out_features);
   }
 
@@ -225,15 +225,15 @@ class Graph {
     normalize_heads(ws_.latent.data(), w.latent_norm, n, latent.rank, kLatentEps);
     matmul(ws_.normed, w.rotary, ws_.rotary, 0, n, hidden, latent.rope);
     add_bias(ws_.rotary.data(), w.rotary_bias, dtype_, n, latent.rope);
-    product(ws_.latent.data(), weights_.place_latent.data(), ws_.cached_row.data(), dtype_, DType::f32, n, latent.rank,
+    product(ws_.latent.data(), weights_.place_latent.view(), ws_.cached_row.data(), dtype_, DType::f32, n, latent.rank,
             size);
-    product(ws_.rotary.data(), weights_.place_rotary.data(), ws_.cached_row.data(), dtype_, DType::f32, n, latent.rope,
+    product(ws_.rotary.data(), weights_.place_rotary.view(), ws_.cached_row.data(), dtype_, DType::f32, n, latent.rope,
             size, true);
   }
 
   // out[h] = weight[h] x[h] for each head h. x and out are [count, num_q_heads, ...]; scratch has the
   // rows of x by head.
-  void for_each_head(const void* x, const Buffer& weight, const Buffer& scratch, void* out, int64_t count,
+  void for_each_head(const void* x, const WeightBuffer& weight, const Buffer& scratch, void* out, int64_t count,
                      int64_t in_features, int64_t out_features) {
     const int64_t heads = config_.num_q_heads;
     order_rows(count);
@@ -241,7 +241,7 @@ class Graph {
     uint8_t* products = scratch.as<uint8_t>() + count * heads * in_features * dtype_size(dtype_);
     for (int64_t head = 0; head < heads; head++) {
       product(scratch.as<uint8_t>() + head * count * in_features * dtype_size(dtype_),
-              weight.as<uint8_t>() + head * in_features * out_features * dtype_size(dtype_),
+              weight_rows(weight.view(), in_features, head * out_features),
               products + head * count * out_features * dtype_size(dtype_), dtype_, dtype_, count, in_features,
               out_features);
     }
@@ -277,13 +277,13 @@ class Graph {
     const void* x = row(ws_.normed, first, hidden);
     int64_t in_features = hidden;
     if (latent.q_rank > 0) {
-      product(x, w.q_a.data(), ws_.q_a.data(), dtype_, dtype_, count, hidden, latent.q_rank);
+      product(x, w.q_a.view(), ws_.q_a.data(), dtype_, dtype_, count, hidden, latent.q_rank);
       add_bias(ws_.q_a.data(), w.q_a_bias, dtype_, count, latent.q_rank);
       normalize_heads(ws_.q_a.data(), w.q_a_norm, count, latent.q_rank, kLatentEps);
       x = ws_.q_a.data();
       in_features = latent.q_rank;
     }
-    product(x, w.q.data(), ws_.heads_a.data(), dtype_, dtype_, count, in_features, config_.num_q_heads * size);
+    product(x, w.q.view(), ws_.heads_a.data(), dtype_, dtype_, count, in_features, config_.num_q_heads * size);
     for_each_head(ws_.heads_a.data(), w.absorb, ws_.heads_b, q, count, size, config_.head_dim_qk);
   }
 
@@ -314,7 +314,7 @@ class Graph {
     const void* x = config_.differential  ? ws_.minuend.data()
                     : config_.is_latent() ? ws_.heads_a.data()
                                           : row(ws_.attention, first, config_.o_size());
-    product(x, w.o.data(), out, dtype_, DType::f32, count, config_.o_size(), config_.hidden_size, !branch);
+    product(x, w.o.view(), out, dtype_, DType::f32, count, config_.o_size(), config_.hidden_size, !branch);
     add_bias(out, w.o_bias, DType::f32, count, config_.hidden_size);
     if (branch) add_branch(w.attention_out_norm, first, count);
   }
@@ -323,9 +323,9 @@ class Graph {
   void augment(const LayerWeights& w, const void* x, void* out, int64_t count, int64_t in_features) {
     GatedMlpParams p;
     p.x = x;
-    p.gate = {w.q_gate.data(), dtype_};
-    p.up = {w.q_up.data(), dtype_};
-    p.down = {w.q_down.data(), dtype_};
+    p.gate = w.q_gate.view();
+    p.up = w.q_up.view();
+    p.down = w.q_down.view();
     p.out = out;
     p.x_dtype = p.out_dtype = dtype_;
     p.num_tokens = count;
@@ -345,9 +345,9 @@ class Graph {
     } else {
       GatedMlpParams p;
       p.x = row(ws_.normed, first, config_.hidden_size);
-      p.gate = {w.gate.data(), dtype_};
-      p.up = {w.up.data(), dtype_};
-      p.down = {w.down.data(), dtype_};
+      p.gate = w.gate.view();
+      p.up = w.up.view();
+      p.down = w.down.view();
       p.out = out;
       p.x_dtype = dtype_;
       p.out_dtype = DType::f32;
@@ -366,8 +366,8 @@ class Graph {
     const int64_t hidden = config_.hidden_size;
     const int64_t inner = config_.intermediate_size;
     const DType dtype = dtype_ == DType::bf16 ? DType::bf16 : DType::f32;
-    const auto inner_product = [&](const Buffer& weight, const Buffer& bias, const Buffer& result) {
-      product(row(ws_.normed, first, hidden), weight.data(), result.data(), dtype_, dtype, count, hidden, inner);
+    const auto inner_product = [&](const WeightBuffer& weight, const Buffer& bias, const Buffer& result) {
+      product(row(ws_.normed, first, hidden), weight.view(), result.data(), dtype_, dtype, count, hidden, inner);
       add_bias(result.data(), bias, dtype, count, inner);
     };
     if (w.gate.data()) inner_product(w.gate, w.gate_bias, ws_.gate);
@@ -380,7 +380,7 @@ class Graph {
     activation.activation = config_.activation;
     activation.count = count * inner;
     backend_.gated_activation(activation);
-    product(ws_.up.data(), w.down.data(), out, dtype, DType::f32, count, inner, hidden, accumulate);
+    product(ws_.up.data(), w.down.view(), out, dtype, DType::f32, count, inner, hidden, accumulate);
     add_bias(out, w.down_bias, DType::f32, count, hidden);
   }
 
@@ -510,7 +510,7 @@ class Graph {
   void absorb_lift(const LayerWeights& w, int64_t first, int64_t count) {
     const int64_t at_once = step_.sequences.size() == 1 ? count : 1;
     for (int64_t t = first; t < first + count; t += at_once) {
-      product(row(ws_.q, t, config_.q_size()), w.k_lift.data(),
+      product(row(ws_.q, t, config_.q_size()), w.k_lift.view(),
               row(ws_.q_lifted, t, config_.num_q_heads * config_.head_dim_k), dtype_, dtype_,
               at_once * config_.num_q_heads, config_.head_dim_qk, config_.head_dim_k);
     }

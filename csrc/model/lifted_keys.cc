@@ -56,7 +56,7 @@ void LiftedKeys::lift(const LayerWeights& weights, const Weights& model, const K
     if (config_->key_lift.kind == KeyLift::linear) {
       MatmulParams p;
       p.x = cached_.data();
-      p.weight = {weights.k_lift.data(), dtype_};
+      p.weight = weights.k_lift.view();
       p.out = lifted;
       p.x_dtype = p.out_dtype = dtype_;
       p.num_tokens = num_keys * heads;
@@ -66,9 +66,9 @@ void LiftedKeys::lift(const LayerWeights& weights, const Weights& model, const K
     } else {
       GatedMlpParams p;  // the same formula
       p.x = cached_.data();
-      p.gate = {weights.k_lift_gate.data(), dtype_};
-      p.up = {weights.k_lift_up.data(), dtype_};
-      p.down = {weights.k_lift_down.data(), dtype_};
+      p.gate = weights.k_lift_gate.view();
+      p.up = weights.k_lift_up.view();
+      p.down = weights.k_lift_down.view();
       p.out = lifted;
       p.x_dtype = p.out_dtype = dtype_;
       p.num_tokens = num_keys * heads;

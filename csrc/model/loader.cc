@@ -142,7 +142,7 @@ void Loader::read_rows(const StoredTensor& tensor, const Rows& rows, int64_t beg
   }
 }
 
-Buffer Loader::load_rows(const StoredTensor& tensor, const Rows& rows, DType to) {
+WeightBuffer Loader::load_rows(const StoredTensor& tensor, const Rows& rows, DType to) {
   const DType from = weight_dtype(tensor).value();
   const int64_t width = tensor.shape.size() > 1 ? tensor.shape[1] : 1;
   // Whole rows, and whole groups of them if they have another order. Without one, a tensor is read
@@ -159,10 +159,10 @@ Buffer Loader::load_rows(const StoredTensor& tensor, const Rows& rows, DType to)
     backend_->upload(buffer.as<uint8_t>() + i * row * dtype_size(to), values, count * row * dtype_size(to));
     advance(stored_.size());
   }
-  return buffer;
+  return {std::move(buffer), to};
 }
 
-Buffer Loader::load_norm(const StoredTensor& tensor, const Rows& rows, float add, float scale) {
+WeightBuffer Loader::load_norm(const StoredTensor& tensor, const Rows& rows, float add, float scale) {
   if (add == 0 && scale == 1) return load_rows(tensor, rows, DType::f32);
   const DType from = weight_dtype(tensor).value();
   Buffer buffer(backend_, rows.count * sizeof(float));
@@ -172,10 +172,10 @@ Buffer Loader::load_norm(const StoredTensor& tensor, const Rows& rows, float add
   for (float& value : changed) value = (value + add) * scale;
   backend_->upload(buffer.data(), changed.data(), buffer.bytes());
   advance(stored_.size());
-  return buffer;
+  return {std::move(buffer), DType::f32};
 }
 
-Buffer Loader::load_transposed(const StoredTensor& tensor, DType to) {
+WeightBuffer Loader::load_transposed(const StoredTensor& tensor, DType to) {
   const DType from = weight_dtype(tensor).value();
   const int64_t rows = tensor.shape[0];
   const int64_t columns = tensor.shape[1];
@@ -196,6 +196,62 @@ Buffer Loader::load_transposed(const StoredTensor& tensor, DType to) {
     backend_->upload(buffer.as<uint8_t>() + c0 * rows * dtype_size(to), values, size * dtype_size(to));
     advance(size * dtype_size(from));
   }
+  return {std::move(buffer), to};
+}
+
+WeightBuffer Loader::make_quantized(int64_t out_features, int64_t in_features, const WeightFormat& format) {
+  const size_t data_bytes = out_features * weight_row_bytes(format.dtype, in_features);
+  const size_t scales_offset = (data_bytes + 255) / 256 * 256;
+  const size_t scale_bytes = out_features * weight_row_groups(in_features, format.group_size) * sizeof(uint16_t);
+  WeightBuffer buffer(Buffer(backend_, scales_offset + scale_bytes), format.dtype);
+  buffer.group_size = format.group_size;
+  buffer.scales_offset = scales_offset;
+  return buffer;
+}
+
+void Loader::quantize_rows(const void* from, DType from_dtype, int64_t row, int64_t count, int64_t in_features,
+                           WeightBuffer& out) {
+  const WeightView rows = weight_rows(out.view(), in_features, row);
+  QuantizeWeightParams p;
+  p.weight = from;
+  p.data = const_cast<void*>(rows.data);
+  p.scales = const_cast<void*>(rows.scales);
+  p.weight_dtype = from_dtype;
+  p.dtype = out.dtype;
+  p.out_features = count;
+  p.in_features = in_features;
+  p.group_size = out.group_size;
+  backend_->quantize_weight(p);
+}
+
+WeightBuffer Loader::load_quantized(const StoredTensor& tensor, const Rows& rows, const WeightFormat& format) {
+  const DType from = weight_dtype(tensor).value();
+  const int64_t width = tensor.shape[1];
+  const int64_t group = rows.order ? static_cast<int64_t>(rows.order->size()) : 1;
+  const int64_t step = std::max<int64_t>(1, kChunkElements / (width * group)) * group;
+  WeightBuffer buffer = make_quantized(rows.count, width, format);
+  for (int64_t row = 0; row < rows.count; row += step) {
+    const int64_t count = std::min(step, rows.count - row);
+    read_rows(tensor, rows, row, count, width * dtype_size(from));
+    if (staged_.bytes() < stored_.size()) staged_ = Buffer(backend_, stored_.size());
+    backend_->upload(staged_.data(), stored_.data(), stored_.size());
+    quantize_rows(staged_.data(), from, row, count, width, buffer);
+    advance(stored_.size());
+  }
+  return buffer;
+}
+
+WeightBuffer Loader::quantize(const WeightBuffer& matrix, int64_t in_features, const WeightFormat& format) {
+  const int64_t row_bytes = weight_row_bytes(matrix.dtype, in_features);
+  const int64_t rows = static_cast<int64_t>(matrix.bytes()) / row_bytes;
+  WeightBuffer buffer = make_quantized(rows, in_features, format);
+  const int64_t step = std::max<int64_t>(1, kChunkElements / in_features);  // between two checks of the cancel flag
+  for (int64_t row = 0; row < rows; row += step) {
+    check_cancel();
+    quantize_rows(matrix.as<uint8_t>() + row * row_bytes, matrix.dtype, row, std::min(step, rows - row), in_features,
+                  buffer);
+  }
+  backend_->synchronize();  // the matrix may be freed on return
   return buffer;
 }
 
@@ -211,8 +267,8 @@ bool Loader::is_finite(const StoredTensor& tensor) {
   return true;
 }
 
-Buffer Loader::multiply(const StoredTensor& matrix, const StoredTensor& q, const Buffer& q_transposed, DType operand,
-                        DType to) {
+WeightBuffer Loader::multiply(const StoredTensor& matrix, const StoredTensor& q, const Buffer& q_transposed,
+                              DType operand, DType to) {
   const int64_t aug_q_size = matrix.shape[0];
   const int64_t q_size = matrix.shape[1];
   const int64_t hidden_size = q.shape[1];
@@ -242,7 +298,7 @@ Buffer Loader::multiply(const StoredTensor& matrix, const StoredTensor& q, const
                 matrix.place() + "multiplied by '" + printable(q.name) + "' overflows " + dtype_name(to) +
                     (to == DType::f32 ? ", the widest type" : "; load the model with dtype \"f32\""));
   }
-  return out;
+  return {std::move(out), to};
 }
 
 FoldedQ Loader::fold(const StoredTensor& q, const StoredTensor& gate, const StoredTensor& up, DType to) {
@@ -257,7 +313,7 @@ FoldedQ Loader::fold(const StoredTensor& q, const StoredTensor& gate, const Stor
   return folded;
 }
 
-Buffer Loader::draw(int64_t out_features, int64_t in_features, DType dtype, uint64_t seed, uint64_t stream) {
+WeightBuffer Loader::draw(int64_t out_features, int64_t in_features, DType dtype, uint64_t seed, uint64_t stream) {
   static const std::vector<float> quantiles = normal_quantiles();
   std::vector<float> scaled(quantiles);
   const float deviation = 1.0f / std::sqrt(static_cast<float>(in_features));
@@ -282,15 +338,15 @@ Buffer Loader::draw(int64_t out_features, int64_t in_features, DType dtype, uint
     backend_->upload(buffer.as<uint8_t>() + i * dtype_size(dtype), stored_.data(), stored_.size());
     advance(stored_.size());
   }
-  return buffer;
+  return {std::move(buffer), dtype};
 }
 
-Buffer Loader::fill(int64_t count, float value) {
+WeightBuffer Loader::fill(int64_t count, float value) {
   const std::vector<float> values(count, value);
   Buffer buffer(backend_, count * sizeof(float));
   backend_->upload(buffer.data(), values.data(), buffer.bytes());
   advance(buffer.bytes());
-  return buffer;
+  return {std::move(buffer), DType::f32};
 }
 
 }  // namespace diffqkv

@@ -8,14 +8,15 @@
 
 #include "backend/backend.h"
 #include "model/checkpoint.h"
+#include "model/weights.h"
 
 namespace diffqkv {
 
 struct LoadOptions;
 
 struct FoldedQ {
-  Buffer gate;  // W_gate W_q, [aug_q_size, hidden_size]
-  Buffer up;    // W_up W_q, of the same shape
+  WeightBuffer gate;  // W_gate W_q, [aug_q_size, hidden_size]
+  WeightBuffer up;    // W_up W_q, of the same shape
 };
 
 // The part of a stored tensor that becomes a buffer.
@@ -34,32 +35,40 @@ class Loader {
   // These need a tensor with a weight_dtype, and convert it to the type `to`. They throw
   // ERR_UNSUPPORTED_MODEL, with the name of the tensor, if a value overflows that type. They count
   // the bytes that they read.
-  Buffer load(const StoredTensor& tensor, DType to) { return load_rows(tensor, {0, tensor.shape[0]}, to); }
-  Buffer load_rows(const StoredTensor& tensor, const Rows& rows, DType to);
+  WeightBuffer load(const StoredTensor& tensor, DType to) { return load_rows(tensor, {0, tensor.shape[0]}, to); }
+  WeightBuffer load_rows(const StoredTensor& tensor, const Rows& rows, DType to);
   // f32: (value + add) * scale.
-  Buffer load_norm(const StoredTensor& tensor, const Rows& rows, float add, float scale);
-  Buffer load_transposed(const StoredTensor& tensor, DType to);  // a matrix, which is read at once
+  WeightBuffer load_norm(const StoredTensor& tensor, const Rows& rows, float add, float scale);
+  WeightBuffer load_transposed(const StoredTensor& tensor, DType to);  // a matrix, which is read at once
+  // A matrix, quantized from the stored values on the device. Counts the bytes that it reads.
+  WeightBuffer load_quantized(const StoredTensor& tensor, const Rows& rows, const WeightFormat& format);
+  // The same of a matrix in device memory. Counts no bytes.
+  WeightBuffer quantize(const WeightBuffer& matrix, int64_t in_features, const WeightFormat& format);
   // Matrix products on the device: exact products of the stored values, summed in f32, rounded
   // once. Throws ERR_UNSUPPORTED_MODEL, with the names of the tensors, if a product overflows.
   // Counts the bytes of the three tensors.
   FoldedQ fold(const StoredTensor& q, const StoredTensor& gate, const StoredTensor& up, DType to);
   // Normal distribution with standard deviation 1 / sqrt(in_features), determined by seed and
   // stream. Counts the bytes of the buffer.
-  Buffer draw(int64_t out_features, int64_t in_features, DType dtype, uint64_t seed, uint64_t stream);
-  Buffer fill(int64_t count, float value);  // f32. Counts the bytes of the buffer.
+  WeightBuffer draw(int64_t out_features, int64_t in_features, DType dtype, uint64_t seed, uint64_t stream);
+  WeightBuffer fill(int64_t count, float value);  // f32. Counts the bytes of the buffer.
   // Waits for the device and reports that all bytes are loaded.
   void finish();
 
  private:
   void check_cancel() const;
+  WeightBuffer make_quantized(int64_t out_features, int64_t in_features, const WeightFormat& format);
+  // Rows of `out` from `row` on = `count` rows at `from`.
+  void quantize_rows(const void* from, DType from_dtype, int64_t row, int64_t count, int64_t in_features,
+                     WeightBuffer& out);
   // Reads rows [begin, begin + count) of `rows` to stored_.
   void read_rows(const StoredTensor& tensor, const Rows& rows, int64_t begin, int64_t count, size_t row_bytes);
   void advance(uint64_t bytes);
   // The values of a chunk in the type `to`, valid until the next call.
   const void* convert(const StoredTensor& tensor, DType from, const void* values, int64_t count, DType to);
   // matrix q, from the transpose of q.
-  Buffer multiply(const StoredTensor& matrix, const StoredTensor& q, const Buffer& q_transposed, DType operand,
-                  DType to);
+  WeightBuffer multiply(const StoredTensor& matrix, const StoredTensor& q, const Buffer& q_transposed, DType operand,
+                        DType to);
   bool is_finite(const StoredTensor& tensor);  // whether all values are finite
 
   std::shared_ptr<Backend> backend_;
@@ -72,6 +81,7 @@ class Loader {
   std::vector<uint8_t> unordered_;  // the same, before Rows::order is applied
   std::vector<float> floats_;
   std::vector<uint16_t> converted_;
+  Buffer staged_;  // the chunk in device memory, before it is quantized
 };
 
 }  // namespace diffqkv

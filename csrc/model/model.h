@@ -17,7 +17,8 @@
 namespace diffqkv {
 
 struct LoadOptions {
-  std::optional<DType> dtype;  // of weights and activations; default: the checkpoint's
+  std::optional<DType> dtype;                 // of weights and activations; default: the checkpoint's
+  std::optional<WeightFormat> weight_format;  // default: matrices are not quantized
   // Called on the loading thread.
   std::function<void(uint64_t loaded_bytes, uint64_t total_bytes)> on_progress;
   const CancelFlag* cancel = nullptr;
@@ -41,6 +42,8 @@ class Model {
   const Weights& weights() const { return weights_; }
   const std::shared_ptr<Backend>& backend() const { return backend_; }
   DType dtype() const { return weights_.dtype; }
+  // Of the matrices.
+  DType weight_dtype() const { return weights_.format ? weights_.format->dtype : weights_.dtype; }
   const std::string& name() const { return name_; }  // for messages: the directory, or "the random model"
   // Number of parameters in the checkpoint, before folding. Tied embeddings count once.
   uint64_t num_parameters() const { return count_parameters(config_); }

@@ -32,7 +32,7 @@ struct LayerSpec {
   Kind kind;
   int64_t out_features;
   int64_t in_features;
-  Buffer LayerWeights::*buffer;
+  WeightBuffer LayerWeights::*buffer;
   const std::vector<int32_t>* order = nullptr;  // of Config; may be empty
   int64_t first_row = 0;                        // in the stored tensor
   int64_t stored_rows = 0;                      // of the stored tensor; 0: out_features
@@ -48,13 +48,13 @@ std::vector<LayerSpec> layer_specs(const Config& config) {
   const int64_t q = config.q_size(), k = config.k_size(), v = config.v_size();
   std::vector<LayerSpec> specs;
   const auto add_matrix = [&](const char* suffix, int64_t out_features, int64_t in_features,
-                              Buffer LayerWeights::*buffer) {
+                              WeightBuffer LayerWeights::*buffer) {
     specs.push_back({suffix, LayerSpec::matrix, out_features, in_features, buffer});
   };
-  const auto add_norm = [&](const char* suffix, int64_t size, Buffer LayerWeights::*buffer) {
+  const auto add_norm = [&](const char* suffix, int64_t size, WeightBuffer LayerWeights::*buffer) {
     if (suffix) specs.push_back({suffix, LayerSpec::norm, size, 0, buffer});
   };
-  const auto add_bias = [&](const char* suffix, int64_t size, Buffer LayerWeights::*buffer) {
+  const auto add_bias = [&](const char* suffix, int64_t size, WeightBuffer LayerWeights::*buffer) {
     specs.push_back({suffix, LayerSpec::bias, size, 0, buffer});
   };
   // The next parts of a tensor that has `rows` rows.
@@ -153,6 +153,17 @@ std::vector<LayerSpec> layer_specs(const Config& config) {
     add_matrix("self_attn.k_lift_down_proj.weight", config.head_dim_qk, lift.inner_size, &LayerWeights::k_lift_down);
   }
   return specs;
+}
+
+// Whether a matrix is quantized if LoadOptions::weight_format says so: not those that are small, or
+// from which others are computed.
+bool is_quantized(const LayerSpec& spec) {
+  if (spec.kind != LayerSpec::matrix) return false;
+  for (const auto wide : {&LayerWeights::kv_b, &LayerWeights::k_lift, &LayerWeights::k_lift_gate,
+                          &LayerWeights::k_lift_up, &LayerWeights::k_lift_down}) {
+    if (spec.buffer == wide) return false;
+  }
+  return true;
 }
 
 const char* const kEmbed = "model.embed_tokens.weight";
@@ -368,23 +379,23 @@ void set_lambda(const std::shared_ptr<Backend>& backend, const Config& config, i
   layer.lambda = static_cast<float>(std::exp(dot(layer.lambda_q1, layer.lambda_k1)) -
                                     std::exp(dot(layer.lambda_q2, layer.lambda_k2)) + initial);
   const std::vector<float> weights(config.head_dim_vo, static_cast<float>(1 - initial));
-  layer.difference_norm = Buffer(backend, weights.size() * sizeof(float));
+  layer.difference_norm = {Buffer(backend, weights.size() * sizeof(float)), DType::f32};
   backend->upload(layer.difference_norm.data(), weights.data(), layer.difference_norm.bytes());
   backend->synchronize();
 }
 
-Buffer upload_matrix(const std::shared_ptr<Backend>& backend, const std::vector<float>& values, DType dtype) {
+WeightBuffer upload_matrix(const std::shared_ptr<Backend>& backend, const std::vector<float>& values, DType dtype) {
   std::vector<uint8_t> converted(values.size() * dtype_size(dtype));
   convert_from_f32(dtype, converted.data(), values.data(), values.size());
   Buffer buffer(backend, converted.size());
   backend->upload(buffer.data(), converted.data(), converted.size());
   backend->synchronize();
-  return buffer;
+  return {std::move(buffer), dtype};
 }
 
 // Row i has a 1 at the column that Latent::order has for it, less `first`, if there is one.
-Buffer placement(const std::shared_ptr<Backend>& backend, const Config& config, int64_t first, int64_t columns,
-                 DType dtype) {
+WeightBuffer placement(const std::shared_ptr<Backend>& backend, const Config& config, int64_t first, int64_t columns,
+                       DType dtype) {
   const std::vector<int32_t>& order = config.latent.order;
   std::vector<float> values(order.size() * columns);
   for (size_t i = 0; i < order.size(); i++) {
@@ -407,7 +418,7 @@ void split_latent(const std::shared_ptr<Backend>& backend, const Config& config,
   const int64_t heads = config.num_q_heads, row = config.head_dim_k, size = latent.nope + latent.rope;
   std::vector<uint8_t> stored(layer.kv_b.bytes());
   backend->download(stored.data(), layer.kv_b.data(), stored.size());
-  layer.kv_b = Buffer();
+  layer.kv_b = WeightBuffer();
   std::vector<float> kv_b(stored.size() / dtype_size(dtype));
   convert_to_f32(dtype, kv_b.data(), stored.data(), kv_b.size());
   std::vector<float> absorb(heads * row * size), expand(heads * latent.v * row);
@@ -452,6 +463,7 @@ Weights load_weights(std::shared_ptr<Backend> backend, const Config& config, con
 
   Weights weights;
   weights.dtype = options.dtype ? *options.dtype : common_dtype(config, checkpoint);
+  weights.format = options.weight_format;
   weights.folded = folding_saves_bytes(config);
   weights.embedding_scale = embedding_scale(config, weights.dtype);
 
@@ -461,6 +473,10 @@ Weights load_weights(std::shared_ptr<Backend> backend, const Config& config, con
   weights.ropes = upload_ropes(backend, config.ropes);
   weights.long_ropes = upload_ropes(backend, config.long_ropes);
   set_placements(backend, config, weights);
+  // In place of a matrix that was computed here.
+  const auto quantized = [&](WeightBuffer matrix, int64_t in_features) {
+    return weights.format ? loader.quantize(matrix, in_features, *weights.format) : std::move(matrix);
+  };
   weights.embed = loader.load(tensor(kEmbed), weights.dtype);
   weights.layers.resize(config.num_layers);
   for (int64_t layer = 0; layer < config.num_layers; layer++) {
@@ -475,20 +491,29 @@ Weights load_weights(std::shared_ptr<Backend> backend, const Config& config, con
       } else if (spec.kind == LayerSpec::norm) {
         out.*spec.buffer = loader.load_norm(stored, rows, norm_offset, 1);
       } else {
-        out.*spec.buffer = loader.load_rows(stored, rows, spec.in_features ? weights.dtype : DType::f32);
+        out.*spec.buffer = is_quantized(spec) && weights.format
+                               ? loader.load_quantized(stored, rows, *weights.format)
+                               : loader.load_rows(stored, rows, spec.in_features ? weights.dtype : DType::f32);
       }
     }
     if (weights.folded) {
       FoldedQ folded = loader.fold(tensor(layer_name(layer, kQ)), tensor(layer_name(layer, kQGate)),
                                    tensor(layer_name(layer, kQUp)), weights.dtype);
-      out.q_gate = std::move(folded.gate);
-      out.q_up = std::move(folded.up);
+      out.q_gate = quantized(std::move(folded.gate), config.hidden_size);
+      out.q_up = quantized(std::move(folded.up), config.hidden_size);
     }
     set_lambda(backend, config, layer, out);
     split_latent(backend, config, weights.dtype, out);
   }
   weights.norm = loader.load_norm(tensor(kNorm), {0, config.hidden_size}, norm_offset, logit_scale);
-  if (!config.tie_word_embeddings) weights.lm_head = loader.load(tensor(kLmHead), weights.dtype);
+  const bool quantizes_lm_head = weights.format && weights.format->lm_head;
+  if (config.tie_word_embeddings) {
+    if (quantizes_lm_head) weights.lm_head = loader.quantize(weights.embed, config.hidden_size, *weights.format);
+  } else {
+    const StoredTensor& stored = tensor(kLmHead);
+    weights.lm_head = quantizes_lm_head ? loader.load_quantized(stored, {0, config.vocab_size}, *weights.format)
+                                        : loader.load(stored, weights.dtype);
+  }
   loader.finish();
   return weights;
 }
@@ -497,6 +522,7 @@ Weights random_weights(std::shared_ptr<Backend> backend, const Config& config, D
                        uint64_t seed) {
   Weights weights;
   weights.dtype = dtype;
+  weights.format = options.weight_format;
   weights.folded = folding_saves_bytes(config);
   weights.embedding_scale = embedding_scale(config, weights.dtype);
 
@@ -529,12 +555,18 @@ Weights random_weights(std::shared_ptr<Backend> backend, const Config& config, D
   weights.embed = draw(config.vocab_size, config.hidden_size);
   weights.norm = loader.fill(config.hidden_size, static_cast<float>(config.logit_scale));
   if (!config.tie_word_embeddings) weights.lm_head = draw(config.vocab_size, config.hidden_size);
+  if (weights.format && weights.format->lm_head) {
+    const WeightBuffer& matrix = config.tie_word_embeddings ? weights.embed : weights.lm_head;
+    weights.lm_head = loader.quantize(matrix, config.hidden_size, *weights.format);
+  }
   weights.layers.resize(config.num_layers);
   for (int64_t i = 0; i < config.num_layers; i++) {
     LayerWeights& layer = weights.layers[i];
     for (const LayerSpec& spec : specs) {
       layer.*spec.buffer = spec.kind == LayerSpec::bias ? loader.draw(1, spec.out_features, DType::f32, seed, stream++)
                                                         : draw(spec.out_features, spec.in_features);
+      if (!is_quantized(spec) || !weights.format) continue;
+      layer.*spec.buffer = loader.quantize(layer.*spec.buffer, spec.in_features, *weights.format);
     }
     set_lambda(backend, config, i, layer);
     split_latent(backend, config, dtype, layer);
