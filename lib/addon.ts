@@ -282,7 +282,10 @@ export interface NativeModelConfig {
   ropeTheta: number;
   /** Added to the mean square in RMSNorm. */
   rmsNormEps: number;
-  /** Context length: the maximum number of tokens of a sequence. */
+  /**
+   * Context length: the maximum number of tokens of a sequence. With dynamic RoPE, that of
+   * config.json times the factor.
+   */
   maxPositionEmbeddings: number;
   /** Whether the output layer shares the weights of the embedding. */
   tieWordEmbeddings: boolean;

@@ -452,6 +452,15 @@ void read_heads(const Fields& fields, Config& config) {
 
 }  // namespace
 
+int64_t Config::widest_window() const {
+  int64_t widest = 0;
+  for (const LayerConfig& layer : layers) {
+    if (layer.window == 0) return 0;
+    widest = std::max(widest, layer.window);
+  }
+  return widest;
+}
+
 Config parse_config(std::string_view text, const std::string& origin, ErrorCode malformed) {
   const JsonValue json = parse_json_object(text, origin, malformed);
   const Fields fields(json, origin, malformed);
@@ -483,9 +492,9 @@ Config parse_config(std::string_view text, const std::string& origin, ErrorCode 
   config.mlp_bias = has_bias(architecture.mlp_bias);
   config.activation = read_activation(fields, architecture);
   read_heads(fields, config);
+  read_scales(fields, config);
   read_rope(fields, config);
   read_layers(fields, config);
-  read_scales(fields, config);
   return config;
 }
 

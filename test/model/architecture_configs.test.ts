@@ -227,7 +227,7 @@ describe('windows', () => {
     ['gemma3', { sliding_window: null }, 'sliding_window'],
     ['phi3', { full_attn_mod: 2 }, 'full_attn_mod'],
     ['minicpm3', { num_key_value_heads: 1 }, 'num_key_value_heads'],
-    ['youtu', { rope_scaling: { type: 'yarn', factor: 2 } }, 'yarn'],
+    ['gemma3', { rope_scaling: { type: 'dynamic', factor: 2 } }, 'dynamic'],
   ])('rejects those of %s %j', async (name, fields, key) => {
     const error = await errorOf(() => load({ ...four(name), ...fields }));
     expect({ code: error.code, message: error.message }).toEqual({
