@@ -180,6 +180,16 @@ export const configs: Break[] = [
     names: ['config.json', 'factor', '0.5'],
   },
   {
+    name: 'RoPE scaling dynamic without a factor',
+    apply: config({ rope_scaling: { type: 'dynamic' } }),
+    names: ['config.json', 'factor'],
+  },
+  {
+    name: 'RoPE scaling dynamic without max_position_embeddings',
+    apply: config({ rope_scaling: { type: 'dynamic', factor: 2 }, max_position_embeddings: undefined }),
+    names: ['config.json', 'max_position_embeddings'],
+  },
+  {
     name: 'yarn without factor',
     apply: config({ rope_scaling: { rope_type: 'yarn', original_max_position_embeddings: 64 } }),
     names: ['config.json', 'factor'],
@@ -327,18 +337,6 @@ export const unsupported: Break[] = [
     name: 'RoPE scaling ntk, in the old format',
     apply: config({ rope_scaling: { type: 'ntk', factor: 4 } }),
     names: ['config.json', 'ntk'],
-  },
-  {
-    name: 'RoPE scaling dynamic without a factor',
-    apply: config({ rope_scaling: { type: 'dynamic' } }),
-    code: 'ERR_INVALID_CHECKPOINT',
-    names: ['config.json', 'factor'],
-  },
-  {
-    name: 'RoPE scaling dynamic without max_position_embeddings',
-    apply: config({ rope_scaling: { type: 'dynamic', factor: 2 }, max_position_embeddings: undefined }),
-    code: 'ERR_INVALID_CHECKPOINT',
-    names: ['config.json', 'max_position_embeddings'],
   },
   {
     name: 'RoPE scaling yarn with a lift of K',
