@@ -267,6 +267,11 @@ export interface NativeModelConfig {
   headDimVo: number;
   /** Elements of a K head in the cache: headDimQk, or fewer with a keyLift. */
   headDimK: number;
+  /**
+   * Whether V is the K rows themselves (multi-head latent attention), so that the cache holds one row
+   * of headDimK elements for both.
+   */
+  vSharesK: boolean;
   /** Number of keys that a query sees in layers with a window, with its own. Absent without any. */
   slidingWindow?: number;
   /** Number of layers with a window. */
@@ -330,6 +335,12 @@ export interface NativeAddon {
   openDevice(options: { id: string }): Promise<NativeDevice>;
   createCancel(): NativeCancel;
   /** Throws ERR_OUT_OF_MEMORY if the process cannot start another thread now. */
+  /** The config of a checkpoint, from the contents of its files. Without augQSize if only the tensors tell it. */
+  parseConfig(options: {
+    directory: string;
+    config: string;
+    generationConfig?: string;
+  }): Omit<NativeModelConfig, 'augQSize'>;
   demandThread(): void;
 }
 

@@ -85,6 +85,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports["build"] = build;
   exports["listDevices"] = Napi::Function::New<list_devices>(env, "listDevices");
   exports["openDevice"] = Napi::Function::New<DeviceObject::open>(env, "openDevice");
+  exports["parseConfig"] = Napi::Function::New<ModelObject::parse_config>(env, "parseConfig");
   exports["demandThread"] = Napi::Function::New<demand_thread>(env, "demandThread");
   exports["createCancel"] = Napi::Function::New<create_cancel>(env, "createCancel");
   return exports;

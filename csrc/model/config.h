@@ -143,7 +143,11 @@ struct Config {
 // an argument. An unsupported architecture or feature is ERR_UNSUPPORTED_MODEL.
 Config parse_config(std::string_view text, const std::string& origin, ErrorCode malformed);
 
-// Reads directory/config.json, and the eos tokens of directory/generation_config.json if it exists.
+// The same of a checkpoint: config.json, and the eos tokens of generation_config.json if it is not
+// null. `directory` is its place in messages.
+Config parse_checkpoint_config(const std::string& directory, const std::string& config,
+                               const std::optional<std::string>& generation_config);
+// Reads these files of a directory.
 Config load_config(const std::string& directory);
 
 }  // namespace diffqkv

@@ -350,3 +350,34 @@ for index, (name, (config, variants, *lengths)) in enumerate(FIXTURES.items()):
         continue
     write(name, config, variants, lengths[0] if lengths else LENGTHS if len(variants) < 3 else LENGTHS[1:], seed=index + 1)
     print(name, sum(f.stat().st_size for f in (OUT / name).iterdir()), "bytes")
+
+
+def defaults(name, **fields):
+    """A config.json with few keys, and what transformers adds to it."""
+    given = dict(
+        **dict(model_type=name, hidden_size=192, intermediate_size=64, num_hidden_layers=30, vocab_size=100),
+        **dict(num_attention_heads=4, num_key_value_heads=4 if name in ("minicpm3", "youtu") else 2, **fields),
+    )
+    config = transformers.AutoConfig.for_model(name, **{k: v for k, v in given.items() if k != "model_type"})
+    ropes = config.rope_parameters.get("full_attention", config.rope_parameters)
+    types = getattr(config, "layer_types", None)
+    window = getattr(config, "sliding_window", None)
+    latent = getattr(config, "kv_lora_rank", None)
+    head_dim = latent + config.qk_rope_head_dim if latent else getattr(config, "head_dim", None) or 48
+    # A model without layer_types has the window in every layer.
+    windowed = types.count("sliding_attention") if types else 30 if window else 0
+    expected = dict(
+        rmsNormEps=config.rms_norm_eps,
+        ropeTheta=ropes["rope_theta"],
+        headDimK=head_dim,
+        numWindowLayers=windowed,
+        **(dict(slidingWindow=window) if windowed else {}),
+    )
+    return dict(config=given, expected=expected)
+
+
+if len(sys.argv) == 1 or "defaults" in sys.argv[1:]:
+    names = "llama qwen2 qwen3 mistral ministral phi3 gemma gemma2 gemma3_text olmo2 olmo3 granite smollm3 exaone4 glm4 helium"
+    rows = [defaults(name) for name in (names + " seed_oss ernie4_5 arcee diffllama minicpm3 youtu").split()]
+    rows += [defaults(name, use_sliding_window=True) for name in ("qwen2", "qwen3", "smollm3")]
+    (OUT.parent / "architecture_defaults.json").write_text(json.dumps(rows, indent=1) + "\n")
