@@ -332,15 +332,18 @@ export interface NativeAddon {
   readonly build: { linear: string; cuda: boolean; version: string };
   listDevices(): NativeDeviceInfo[];
   /** Rejects with ERR_DEVICE_UNAVAILABLE if there is no such device or it cannot be used. */
-  openDevice(options: { id: string }): Promise<NativeDevice>;
+  openDevice(options: { id: string; threads?: number }): Promise<NativeDevice>;
   createCancel(): NativeCancel;
-  /** Throws ERR_OUT_OF_MEMORY if the process cannot start another thread now. */
-  /** The config of a checkpoint, from the contents of its files. Without augQSize if only the tensors tell it. */
+  /**
+   * The config of a checkpoint, from the contents of its files. Without augQSize if only the tensors
+   * tell it.
+   */
   parseConfig(options: {
     directory: string;
     config: string;
     generationConfig?: string;
   }): Omit<NativeModelConfig, 'augQSize'>;
+  /** Throws ERR_OUT_OF_MEMORY if the process cannot start another thread now. */
   demandThread(): void;
 }
 
@@ -352,7 +355,7 @@ let loaded: NativeAddon | undefined;
  * which the tests use.
  */
 export function addon(): NativeAddon {
-  loaded ??= withLimitedSpinning(load);
+  loaded ??= load();
   return loaded;
 }
 
@@ -440,22 +443,4 @@ export function loadError(
     );
   }
   return unavailable(file === '' ? `${what}: ${compile}` : what);
-}
-
-/**
- * Calls `work` with a limit on how long OpenMP threads spin while they wait for each other. By
- * default they spin for about 16 ms, and on a busy machine they occupy the core of the thread that
- * they wait for. A limit of 3,000 iterations costs nothing on an idle machine, and made products
- * on a busy machine 2 to 7 times faster. libgomp reads the variable once, when it is loaded. The
- * variable is deleted afterwards, so that child processes do not inherit it.
- */
-function withLimitedSpinning<T>(work: () => T): T {
-  const { GOMP_SPINCOUNT, OMP_WAIT_POLICY } = process.env;
-  if (GOMP_SPINCOUNT !== undefined || OMP_WAIT_POLICY !== undefined) return work();
-  process.env.GOMP_SPINCOUNT = '3000';
-  try {
-    return work();
-  } finally {
-    delete process.env.GOMP_SPINCOUNT;
-  }
 }

@@ -77,6 +77,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   define_class<SessionObject>(env);
   define_class<CancelObject>(env);
   stop_at_exit(env);
+  restore_environment();
 
   Napi::Object build = Napi::Object::New(env);
   build["linear"] = DIFFQKV_LINEAR;
