@@ -89,7 +89,11 @@ export async function describeModel(source: string, { json }: HubCommand): Promi
   const type = dtype === 'float32' ? 'f32' : 'bf16';
   const parsed = problem === null ? inspection.parsed : undefined;
   const kvBytesPerToken = parsed ? bytesPerToken(parsed, type) : null;
-  const numParameters = inspection.numParameters ?? (await countParameters(inspection));
+  // The elements of quantized weights are packed.
+  const quantized = inspection.parsed?.quantization !== undefined;
+  const numParameters = quantized
+    ? undefined
+    : (inspection.numParameters ?? (await countParameters(inspection)));
   const model = {
     ...{ source, commit, directory, architecture, dtype },
     ...{ numParameters, bytes, kvBytesPerToken, problem },

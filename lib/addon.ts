@@ -312,6 +312,11 @@ export interface NativeModelConfig {
    * config.json times the factor.
    */
   maxPositionEmbeddings: number;
+  /**
+   * How the checkpoint stores its matrices: 'GPTQ', 'AWQ', 'compressed-tensors' or 'FP8'. Absent if
+   * they are not quantized.
+   */
+  quantization?: string;
   /** Whether the output layer shares the weights of the embedding. */
   tieWordEmbeddings: boolean;
   /** Begin-of-text token of config.json; absent if config.json has none. */

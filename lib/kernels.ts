@@ -203,7 +203,8 @@ export const kernels = {
       null,
     );
     try {
-      const [dtype, width] = type === 'i8' ? (['i8', padded] as const) : (['i32', padded / 8] as const);
+      const [dtype, width] =
+        type === 'i8' ? (['i8', padded] as const) : (['i32', padded / 8] as const);
       const values = await run(weight, undefined, dtype, [rows, width], (device, to) =>
         device.quantizeWeight({
           weight: nativeTensor('weight', weight),

@@ -53,6 +53,7 @@ Napi::Object js_config(Napi::Env env, const Config& config) {
   }
   set("numWindowLayers", window_layers);
   if (window > 0) set("slidingWindow", window);
+  if (config.quantization.method != Quantization::none) result["quantization"] = std::string(config.quantization.name);
   result["tieWordEmbeddings"] = Napi::Boolean::New(env, config.tie_word_embeddings);
   if (config.key_lift.kind != KeyLift::none) {
     result["keyLift"] = std::string(config.key_lift.kind == KeyLift::linear ? "linear" : "swiglu") +

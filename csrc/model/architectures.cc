@@ -22,6 +22,7 @@ constexpr std::string_view kReadKeys[] = {
     "num_attention_heads",
     "num_hidden_layers",
     "partial_rotary_factor",
+    "quantization_config",
     "rms_norm_eps",
     "rope_parameters",
     "rope_scaling",

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "model/json_text.h"
+#include "model/packed_weights.h"
 #include "model/shard_index.h"
 
 namespace diffqkv {
@@ -235,6 +236,12 @@ std::string printable(const std::string& text) {
   return result;
 }
 
+void StoredTensor::read(void* out, uint64_t begin, uint64_t count) const {
+  if (!packed) return file->read(out, offset + begin, count);
+  packed->read(static_cast<float*>(out), static_cast<int64_t>(begin / sizeof(float)),
+               static_cast<int64_t>(count / sizeof(float)));
+}
+
 std::string StoredTensor::place() const { return file->path() + ": the tensor '" + printable(name) + "' "; }
 
 std::optional<DType> weight_dtype(const StoredTensor& tensor) {
@@ -291,6 +298,81 @@ void Checkpoint::simplify_names() {
     }
   }
   tensors_ = std::move(simple);
+}
+
+namespace {
+
+// The ends of the names of the parts of a quantized weight.
+struct PartNames {
+  const char* values;
+  const char* scales;
+  const char* zeros;
+  const char* group_index;
+  const char* shape;
+};
+
+constexpr PartNames kGptq = {".qweight", ".scales", ".qzeros", ".g_idx", ""};
+constexpr PartNames kCompressed = {".weight_packed", ".weight_scale", ".weight_zero_point", ".weight_g_idx",
+                                   ".weight_shape"};
+constexpr PartNames kCompressedBytes = {".weight", ".weight_scale", ".weight_zero_point", "", ""};
+constexpr PartNames kFp8 = {".weight", ".weight_scale_inv", "", "", ""};
+// Of activations and the KV cache, which are not quantized by the checkpoint here.
+constexpr const char* kUnused[] = {".input_scale", ".output_scale", ".k_scale", ".v_scale", ".activation_scale"};
+
+}  // namespace
+
+void Checkpoint::combine_parts(const Quantization& quantization) {
+  std::vector<PartNames> kinds;
+  switch (quantization.method) {
+    case Quantization::none: return;
+    case Quantization::gptq:
+    case Quantization::awq: kinds = {kGptq}; break;
+    case Quantization::compressed: kinds = {kCompressed, kCompressedBytes}; break;
+    case Quantization::fp8: kinds = {kFp8}; break;
+  }
+  for (const PartNames& kind : kinds) {
+    const std::string ending = kind.values;
+    std::vector<std::string> names;
+    for (const auto& [name, tensor] : tensors_) {
+      const bool is_bytes = tensor.dtype == "I8" || tensor.dtype == "F8_E4M3";
+      if (name.ends_with(ending) && (ending != ".weight" || is_bytes)) names.push_back(name);
+    }
+    for (const std::string& name : names) {
+      const std::string module = name.substr(0, name.size() - ending.size());
+      const auto take = [&](const char* part) {
+        StoredTensor taken;
+        const auto it = *part ? tensors_.find(module + part) : tensors_.end();
+        if (it == tensors_.end()) return taken;
+        taken = std::move(it->second);
+        tensors_.erase(it);
+        return taken;
+      };
+      PackedWeight::Parts parts;
+      parts.values = take(kind.values);
+      parts.scales = take(kind.scales);
+      parts.zeros = take(kind.zeros);
+      parts.group_index = take(kind.group_index);
+      const auto require = [&](const StoredTensor& part, const char* ending) {
+        if (part.file) return;
+        throw Error(ErrorCode::invalid_checkpoint,
+                    parts.values.place() + "is quantized, but '" + printable(module + ending) + "' is missing");
+      };
+      require(parts.scales, kind.scales);
+      if (quantization.has_zeros) require(parts.zeros, kind.zeros);
+      if (quantization.has_group_index) require(parts.group_index, kind.group_index);
+      parts.shape = take(kind.shape);
+      for (const char* unused : kUnused) take(unused);
+      StoredTensor weight = parts.values;
+      const auto packed = std::make_shared<const PackedWeight>(quantization, std::move(parts));
+      weight.dtype = "F32";
+      weight.shape = {packed->rows(), packed->columns()};
+      weight.bytes = static_cast<uint64_t>(packed->rows()) * static_cast<uint64_t>(packed->columns()) * sizeof(float);
+      weight.packed = packed;
+      if (!tensors_.emplace(module + ".weight", weight).second)
+        throw Error(ErrorCode::invalid_checkpoint,
+                    weight.place() + "and '" + printable(module) + ".weight' both exist");
+    }
+  }
 }
 
 const StoredTensor* Checkpoint::find(const std::string& name) const {

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <list>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -18,6 +19,9 @@ namespace diffqkv {
 // Set by another thread to end a call early. The call then throws ErrorCode::aborted.
 using CancelFlag = std::atomic<bool>;
 
+class PackedWeight;
+struct Quantization;
+
 struct StoredTensor {
   std::string name;
   std::string dtype;           // as in the file: "BF16", "F32", "I64", ...
@@ -25,7 +29,11 @@ struct StoredTensor {
   const InputFile* file = nullptr;
   uint64_t offset = 0;  // of its data in the file, in bytes
   uint64_t bytes = 0;
+  // A quantized weight: `file` has its integers, and the other fields describe its values in f32.
+  std::shared_ptr<const PackedWeight> packed;
 
+  // Reads `count` bytes of the data from `begin` on. Of a quantized weight, whole elements.
+  void read(void* out, uint64_t begin, uint64_t count) const;
   std::string place() const;  // "FILE: the tensor 'NAME' ", for messages
 };
 
@@ -44,6 +52,8 @@ class Checkpoint {
   // such as model.norm.weight, also if the file has other prefixes (simple_name).
   const StoredTensor* find(const std::string& name) const;
   const std::map<std::string, StoredTensor>& tensors() const { return tensors_; }
+  // Replaces the parts of each quantized weight by the weight (packed_weights.h).
+  void combine_parts(const Quantization& quantization);
   // The single file or the index, for messages about missing tensors.
   const std::string& path() const { return path_; }
 

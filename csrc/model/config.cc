@@ -130,7 +130,6 @@ constexpr struct {
     {"moe_intermediate_size", "mixture of experts"},
     {"kv_lora_rank", "multi-head latent attention"},
     {"q_lora_rank", "multi-head latent attention"},
-    {"quantization_config", "quantized weights"},
     {"attn_logit_softcapping", "soft-capped scores"},
     {"final_logit_softcapping", "soft-capped logits"},
     {"rope_interleaved", "interleaved RoPE"},
@@ -538,6 +537,7 @@ Config parse_config(std::string_view text, const std::string& origin, ErrorCode 
   config.mlp_bias = has_bias(architecture.mlp_bias);
   config.activation = read_activation(fields, architecture);
   read_heads(fields, config);
+  config.quantization = read_quantization(all.has("quantization_config") ? all : fields);
   read_scales(fields, config);
   read_rope(fields, config);
   read_layers(fields, config);

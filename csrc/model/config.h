@@ -11,6 +11,7 @@
 #include "backend/activation.h"
 #include "backend/error.h"
 #include "model/architectures.h"
+#include "model/quantization.h"
 
 namespace diffqkv {
 
@@ -124,6 +125,8 @@ struct Config {
 
   // The widest window of a layer: no key before it is read again. 0: a layer sees all keys.
   int64_t widest_window() const;
+
+  Quantization quantization;  // how the checkpoint stores matrices
 
   Latent latent;
   bool is_latent() const { return latent.rank > 0; }

@@ -133,7 +133,7 @@ void Loader::read_rows(const StoredTensor& tensor, const Rows& rows, int64_t beg
   stored_.resize(count * row_bytes);
   std::vector<uint8_t>& target = rows.order ? unordered_ : stored_;
   target.resize(stored_.size());
-  tensor.file->read(target.data(), tensor.offset + (rows.first + begin) * row_bytes, target.size());
+  tensor.read(target.data(), (rows.first + begin) * row_bytes, target.size());
   if (!rows.order) return;
   const int64_t group = static_cast<int64_t>(rows.order->size());
   for (int64_t row = 0; row < count; row++) {
@@ -181,7 +181,7 @@ WeightBuffer Loader::load_transposed(const StoredTensor& tensor, DType to) {
   const int64_t columns = tensor.shape[1];
   Buffer buffer(backend_, rows * columns * dtype_size(to));
   std::vector<uint8_t> matrix(tensor.bytes);
-  tensor.file->read(matrix.data(), tensor.offset, matrix.size());
+  tensor.read(matrix.data(), 0, matrix.size());
   const int64_t block = std::max<int64_t>(1, kChunkElements / rows);
   for (int64_t c0 = 0; c0 < columns; c0 += block) {
     const int64_t c1 = std::min(columns, c0 + block);
@@ -261,7 +261,7 @@ bool Loader::is_finite(const StoredTensor& tensor) {
   for (int64_t i = 0; i < count; i += kChunkElements) {
     const int64_t size = std::min(kChunkElements, count - i);
     stored_.resize(size * dtype_size(dtype));
-    tensor.file->read(stored_.data(), tensor.offset + i * dtype_size(dtype), stored_.size());
+    tensor.read(stored_.data(), i * dtype_size(dtype), stored_.size());
     if (!are_finite(dtype, stored_.data(), size)) return false;
   }
   return true;

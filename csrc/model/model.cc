@@ -34,7 +34,8 @@ std::shared_ptr<Model> Model::load(std::shared_ptr<Backend> backend, const std::
                                    const LoadOptions& options) {
   check_dtype(options);
   Config config = load_config(directory);
-  const Checkpoint checkpoint(directory, options.cancel);
+  Checkpoint checkpoint(directory, options.cancel);
+  checkpoint.combine_parts(config.quantization);
   resolve_config(config, checkpoint);
   Weights weights = load_weights(backend, config, checkpoint, options);
   return std::shared_ptr<Model>(

@@ -10,6 +10,7 @@
 
 #include "model/loader.h"
 #include "model/model.h"
+#include "model/packed_weights.h"
 
 namespace diffqkv {
 namespace {
@@ -295,8 +296,8 @@ bool are_equal(const StoredTensor& a, const StoredTensor& b) {
   for (uint64_t at = 0; at < a.bytes; at += kChunk) {
     left.resize(std::min(kChunk, a.bytes - at));
     right.resize(left.size());
-    a.file->read(left.data(), a.offset + at, left.size());
-    b.file->read(right.data(), b.offset + at, right.size());
+    a.read(left.data(), at, left.size());
+    b.read(right.data(), at, right.size());
     if (left != right) return false;
   }
   return true;
@@ -343,10 +344,13 @@ namespace {
 // of the other.
 DType common_dtype(const Config& config, const Checkpoint& checkpoint) {
   std::set<std::string> dtypes = {checkpoint.find(kEmbed)->dtype};
-  if (!config.tie_word_embeddings) dtypes.insert(checkpoint.find(kLmHead)->dtype);
+  const auto add = [&](const StoredTensor& tensor) {
+    if (!tensor.packed) dtypes.insert(tensor.dtype);
+  };
+  if (!config.tie_word_embeddings) add(*checkpoint.find(kLmHead));
   for (const LayerSpec& spec : layer_specs(config)) {
     for (int64_t layer = 0; spec.in_features && layer < config.num_layers; layer++)
-      dtypes.insert(checkpoint.find(layer_name(layer, spec.suffix))->dtype);
+      add(*checkpoint.find(layer_name(layer, spec.suffix)));
   }
   return dtypes.size() == 1 ? weight_dtype(*checkpoint.find(kEmbed)).value() : DType::f32;
 }
@@ -501,6 +505,10 @@ Weights load_weights(std::shared_ptr<Backend> backend, const Config& config, con
                                    tensor(layer_name(layer, kQUp)), weights.dtype);
       out.q_gate = quantized(std::move(folded.gate), config.hidden_size);
       out.q_up = quantized(std::move(folded.up), config.hidden_size);
+    }
+    for (const LayerSpec& spec : specs) {
+      const StoredTensor& stored = tensor(layer_name(layer, spec.suffix));
+      if (stored.packed) stored.packed->release();
     }
     set_lambda(backend, config, layer, out);
     split_latent(backend, config, weights.dtype, out);

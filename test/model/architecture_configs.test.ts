@@ -104,7 +104,7 @@ const rejected: [string, unknown, string[]][] = [
   ['use_rope', false, []],
   ['no_rope_layers', [0], ['smollm3']],
   ['new_key', 'x', []],
-  ['quantization_config', { quant_method: 'gptq' }, []],
+  ['quantization_config', { quant_method: 'bitsandbytes' }, []],
   ['use_qk_norm', true, []],
   ['use_bias', true, ['ernie4_5']],
   ['final_logit_softcapping', 30, ['gemma2', 'gemma3']],

@@ -349,7 +349,7 @@ export const unsupported: Break[] = [
   },
   {
     name: 'quantized',
-    apply: config({ quantization_config: { quant_method: 'gptq' } }),
+    apply: config({ quantization_config: { quant_method: 'bitsandbytes' } }),
     names: ['config.json', 'quantization_config'],
   },
   { name: 'experts', apply: config({ num_experts: 8 }), names: ['config.json', 'num_experts'] },

@@ -172,7 +172,9 @@ describe('cpu', () => {
     const rounds = tokens > 16 && xType === 'bf16' && multipliesBf16;
     return rounds ? values.map((value) => roundTo('bf16', value)) : values;
   };
-  const tokenCounts = reduced ? [1, 2, 3, 4, 5, 8, 16, 17, 33] : [...Array.from({ length: 17 }, (_, i) => i + 1), 33, 70];
+  const tokenCounts = reduced
+    ? [1, 2, 3, 4, 5, 8, 16, 17, 33]
+    : [...Array.from({ length: 17 }, (_, i) => i + 1), 33, 70];
 
   describe.each(weightTypes)('%s', (type) => {
     describe.each(xTypes)('x %s', (xType) => {
@@ -197,12 +199,7 @@ describe('cpu', () => {
                 groupSize,
                 out,
               });
-              expectClose(
-                await out.read(),
-                expected.subarray(0, tokens * outFeatures),
-                tolerances[xType],
-                outFeatures,
-              );
+              expectClose(await out.read(), expected.subarray(0, tokens * outFeatures), tolerances[xType], outFeatures);
             }
           });
         }

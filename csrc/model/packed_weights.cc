@@ -1,0 +1,269 @@
+#include "model/packed_weights.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "backend/dtype.h"
+
+namespace diffqkv {
+namespace {
+
+[[noreturn]] void fail_part(const StoredTensor& tensor, const std::string& what) {
+  throw Error(ErrorCode::invalid_checkpoint, tensor.place() + what);
+}
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); i++) text += (i ? ", " : "") + std::to_string(shape[i]);
+  return text + "]";
+}
+
+void check_part(const StoredTensor& tensor, const std::vector<std::string>& dtypes, const std::vector<int64_t>& shape) {
+  if (std::find(dtypes.begin(), dtypes.end(), tensor.dtype) == dtypes.end())
+    throw Error(ErrorCode::unsupported_model,
+                tensor.place() + "has type " + tensor.dtype + "; it must be " + dtypes[0]);
+  if (tensor.shape != shape)
+    fail_part(tensor, "has shape " + shape_text(tensor.shape) + "; the other parts require " + shape_text(shape));
+}
+
+std::vector<uint8_t> read_all(const StoredTensor& tensor) {
+  std::vector<uint8_t> bytes(tensor.bytes);
+  tensor.file->read(bytes.data(), tensor.offset, bytes.size());
+  return bytes;
+}
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+const std::vector<std::string> kScaleTypes = {"F16", "BF16", "F32"};
+const std::vector<std::string> kWordTypes = {"I32"};
+
+// The nibble of a word of AWQ that has each of its 8 columns.
+constexpr int kAwqNibble[8] = {0, 4, 1, 5, 2, 6, 3, 7};
+
+// Field i of `bits` bits in an array of 32-bit words.
+int field(const uint8_t* words, int64_t i, int bits) {
+  const int64_t per_word = 32 / bits;
+  uint32_t word;
+  memcpy(&word, words + i / per_word * 4, sizeof word);
+  return static_cast<int>(word >> (i % per_word * bits)) & ((1 << bits) - 1);
+}
+
+}  // namespace
+
+PackedWeight::PackedWeight(const Quantization& quantization, Parts parts)
+    : quantization_(quantization), parts_(std::move(parts)) {
+  check_shapes();
+}
+
+// The last word of a row may have fewer fields.
+int64_t PackedWeight::stored_columns(int64_t fields, int64_t per_word) const {
+  if (!parts_.shape.file) return fields;
+  check_part(parts_.shape, {"I64"}, {2});
+  int64_t shape[2];
+  memcpy(shape, read_all(parts_.shape).data(), sizeof shape);
+  if (shape[0] == rows_ && shape[1] <= fields && shape[1] > fields - per_word) return shape[1];
+  fail_part(parts_.shape, "is " + shape_text({shape[0], shape[1]}) + ", but the packed weight has " +
+                              std::to_string(rows_) + " rows of up to " + std::to_string(fields) + " elements");
+}
+
+int64_t PackedWeight::num_groups() const {
+  const int64_t size =
+      quantization_.method == Quantization::fp8 ? quantization_.block_columns : quantization_.group_size;
+  return size == 0 ? 1 : divide_up(columns_, size);
+}
+
+void PackedWeight::check_shapes() {
+  const StoredTensor& values = parts_.values;
+  if (values.shape.size() != 2 || values.shape[0] < 1 || values.shape[1] < 1)
+    fail_part(values, "has shape " + shape_text(values.shape) + "; it must be a matrix");
+  const int64_t first = values.shape[0], second = values.shape[1];
+  const int64_t per_word = quantization_.bits > 0 ? 32 / quantization_.bits : 1;
+  const auto check_groups = [&](std::vector<int64_t> scales, std::vector<int64_t> zeros,
+                                const std::vector<std::string>& zero_types) {
+    check_part(parts_.scales, kScaleTypes, scales);
+    if (parts_.zeros.file) check_part(parts_.zeros, zero_types, zeros);
+    if (parts_.group_index.file) check_part(parts_.group_index, kWordTypes, {columns_});
+  };
+  switch (quantization_.method) {
+    case Quantization::none: break;
+    case Quantization::gptq:
+      check_part(values, kWordTypes, values.shape);
+      rows_ = second;
+      columns_ = first * per_word;
+      check_groups({num_groups(), rows_}, {num_groups(), divide_up(rows_, per_word)}, kWordTypes);
+      break;
+    case Quantization::awq:
+      check_part(values, kWordTypes, values.shape);
+      rows_ = second * per_word;
+      columns_ = first;
+      check_groups({num_groups(), rows_}, {num_groups(), second}, kWordTypes);
+      break;
+    case Quantization::compressed: {
+      rows_ = first;
+      columns_ = second;
+      const bool words = values.dtype == "I32";
+      if (words) {
+        words_ = second;
+        columns_ = stored_columns(second * per_word, per_word);
+      } else {
+        check_part(values, {quantization_.bits == 8 && values.dtype == "I8" ? "I8" : "F8_E4M3"}, values.shape);
+      }
+      const auto& scales = parts_.scales.shape;
+      if (scales.size() <= 1) {  // one for the tensor
+        row_block_ = rows_;
+        check_groups(scales.empty() ? scales : std::vector<int64_t>{1}, scales, {"I8"});
+      } else if (quantization_.block_rows > 0) {
+        row_block_ = quantization_.block_rows;
+        check_groups({divide_up(rows_, row_block_), divide_up(columns_, quantization_.block_columns)}, {}, {"I8"});
+      } else {
+        const int64_t zero_rows = words ? divide_up(rows_, per_word) : rows_;
+        check_groups({rows_, num_groups()}, {zero_rows, num_groups()}, {words ? "I32" : "I8"});
+      }
+      break;
+    }
+    case Quantization::fp8:
+      check_part(values, {"F8_E4M3"}, values.shape);
+      rows_ = first;
+      columns_ = second;
+      row_block_ = quantization_.block_rows;
+      check_groups({divide_up(rows_, row_block_), num_groups()}, {}, {});
+      break;
+  }
+}
+
+void PackedWeight::read_groups(Data& data) const {
+  const bool blocks = quantization_.block_columns > 0;
+  const int64_t size = blocks ? quantization_.block_columns : quantization_.group_size;
+  data.groups.resize(columns_);
+  const bool one = parts_.scales.shape.size() <= 1 || size == 0;
+  for (int64_t c = 0; c < columns_; c++) data.groups[c] = one ? 0 : static_cast<int32_t>(c / size);
+  if (!parts_.group_index.file || one) return;
+  memcpy(data.groups.data(), read_all(parts_.group_index).data(), columns_ * sizeof(int32_t));
+  for (const int32_t group : data.groups) {
+    if (group < 0 || group >= num_groups())
+      fail_part(parts_.group_index,
+                "has the group " + std::to_string(group) + "; there are " + std::to_string(num_groups()));
+  }
+}
+
+void PackedWeight::read_scales(Data& data) const {
+  const std::vector<uint8_t> stored = read_all(parts_.scales);
+  const DType type = weight_dtype(parts_.scales).value();
+  std::vector<float> scales(stored.size() / dtype_size(type));
+  convert_to_f32(type, scales.data(), stored.data(), scales.size());
+  const bool by_column = quantization_.method == Quantization::gptq || quantization_.method == Quantization::awq;
+  if (!by_column) {
+    data.scales = std::move(scales);
+    return;
+  }
+  const int64_t groups = num_groups();
+  data.scales.resize(scales.size());
+  for (int64_t g = 0; g < groups; g++) {
+    for (int64_t row = 0; row < rows_; row++) data.scales[row * groups + g] = scales[g * rows_ + row];
+  }
+}
+
+void PackedWeight::read_zeros(Data& data) const {
+  if (!parts_.zeros.file) return;
+  const std::vector<uint8_t> stored = read_all(parts_.zeros);
+  const int64_t groups = num_groups();
+  const int bits = quantization_.bits;
+  const int mask = (1 << bits) - 1;
+  const int half = 1 << (bits - 1);
+  data.zeros.resize(data.scales.size());
+  const bool words = parts_.zeros.dtype == "I32";
+  const int64_t per_word = 32 / bits;
+  for (int64_t row = 0; row < rows_; row++) {
+    for (int64_t g = 0; g < groups; g++) {
+      int zero = 0;
+      switch (quantization_.method) {
+        case Quantization::gptq:
+          // Each group's zeros begin a word.
+          zero = (field(stored.data() + g * divide_up(rows_, per_word) * 4, row, bits) + quantization_.adds_one) & mask;
+          break;
+        case Quantization::awq:
+          zero = field(stored.data() + (g * rows_ + row / 8 * 8) / 2, kAwqNibble[row % 8], bits);
+          break;
+        default:
+          // Packed along the rows, with an offset, or plain.
+          if (words) {
+            uint32_t word;
+            memcpy(&word, stored.data() + (row / per_word * groups + g) * 4, sizeof word);
+            zero = (static_cast<int>(word >> (row % per_word * bits)) & mask) - half;
+          } else {
+            zero = static_cast<int8_t>(stored[row * groups + g]);
+          }
+      }
+      data.zeros[row * groups + g] = static_cast<int16_t>(zero);
+    }
+  }
+}
+
+const PackedWeight::Data& PackedWeight::data() const {
+  if (data_) return *data_;
+  auto data = std::make_unique<Data>();
+  data->values = read_all(parts_.values);
+  read_groups(*data);
+  read_scales(*data);
+  read_zeros(*data);
+  data_ = std::move(data);
+  return *data_;
+}
+
+void PackedWeight::decode(const Data& data, float* out, int64_t row, int64_t count) const {
+  const int bits = quantization_.bits;
+  const uint32_t mask = bits > 0 ? (1u << bits) - 1 : 0;
+  const int64_t scales_per_row = static_cast<int64_t>(data.scales.size()) / divide_up(rows_, row_block_);
+  const auto store = [&](int64_t r, int64_t column, float value) {
+    const int64_t at = (row + r) / row_block_ * scales_per_row + data.groups[column];
+    const float zero = data.zeros.empty() ? 0.0f : data.zeros[at];
+    out[r * columns_ + column] = data.scales[at] * (value - zero);
+  };
+  const auto word = [&](int64_t i) {
+    uint32_t bits32;
+    memcpy(&bits32, data.values.data() + i * 4, sizeof bits32);
+    return bits32;
+  };
+  if (quantization_.method == Quantization::gptq) {
+    const int64_t per_word = 32 / bits;
+    for (int64_t w = 0; w < columns_ / per_word; w++) {
+      for (int64_t r = 0; r < count; r++) {
+        const uint32_t fields = word(w * rows_ + row + r);
+        for (int64_t k = 0; k < per_word; k++)
+          store(r, w * per_word + k, static_cast<float>(fields >> (k * bits) & mask));
+      }
+    }
+  } else if (quantization_.method == Quantization::awq) {
+    for (int64_t column = 0; column < columns_; column++) {
+      for (int64_t r = 0; r < count; r++) {
+        const uint32_t fields = word(column * (rows_ / 8) + (row + r) / 8);
+        store(r, column, static_cast<float>(fields >> (4 * kAwqNibble[(row + r) % 8]) & mask));
+      }
+    }
+  } else if (words_ > 0) {
+    const int64_t per_word = 32 / bits;
+    const int half = 1 << (bits - 1);
+    for (int64_t r = 0; r < count; r++) {
+      for (int64_t column = 0; column < columns_; column++) {
+        const uint32_t fields = word((row + r) * words_ + column / per_word);
+        store(r, column, static_cast<float>(static_cast<int>(fields >> (column % per_word * bits) & mask) - half));
+      }
+    }
+  } else if (parts_.values.dtype == "I8") {
+    const auto* bytes = reinterpret_cast<const int8_t*>(data.values.data()) + row * columns_;
+    for (int64_t i = 0; i < count * columns_; i++) store(i / columns_, i % columns_, bytes[i]);
+  } else {
+    convert_to_f32(DType::f8e4m3, out, data.values.data() + row * columns_, count * columns_);
+    for (int64_t i = 0; i < count * columns_; i++) store(i / columns_, i % columns_, out[i]);
+  }
+}
+
+void PackedWeight::read(float* out, int64_t first, int64_t count) const {
+  const int64_t row = first / columns_, end = divide_up(first + count, columns_);
+  if (first % columns_ == 0 && count % columns_ == 0) return decode(data(), out, row, end - row);
+  std::vector<float> rows((end - row) * columns_);
+  decode(data(), rows.data(), row, end - row);
+  std::copy_n(rows.data() + first % columns_, count, out);
+}
+
+}  // namespace diffqkv
