@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <string>
 #include <string_view>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "model/config_fields.h"
@@ -48,6 +50,19 @@ int64_t read_group_size(const Fields& fields) {
   const int64_t size = fields.integer("group_size", -1, 1 << 20);
   if (size == 0) fields.malformed(fields.name("group_size") + " is 0");
   return std::max<int64_t>(size, 0);
+}
+
+// Rows and columns of a block.
+std::pair<int64_t, int64_t> read_block(const Fields& fields, const char* key) {
+  const JsonValue& block = fields.get(key);
+  const auto good = [&](size_t i) {
+    return block[i].is(Kind::integer) && block[i].integer() > 0 && block[i].integer() <= (1 << 20);
+  };
+  if (!block.is(Kind::array) || block.size() != 2 || !good(0) || !good(1)) {
+    fields.unsupported(fields.name(key) + " is " + Fields::shown(block) +
+                       "; it must be an array of two sizes from 1 to 1048576");
+  }
+  return {block[0].integer(), block[1].integer()};
 }
 
 Quantization read_gptq(const Fields& fields) {
@@ -145,18 +160,12 @@ Quantization read_fp8(const Fields& fields) {
       "dequantize",        "scale_fmt"};
   check_keys(fields, kKeys);
   require(fields, "fmt", "e4m3");
-  const JsonValue& block = fields.get("weight_block_size");
-  const auto good = [&](size_t i) {
-    return block[i].is(Kind::integer) && block[i].integer() > 0 && block[i].integer() <= (1 << 20);
-  };
-  if (!block.is(Kind::array) || block.size() != 2 || !good(0) || !good(1))
-    fields.unsupported(fields.name("weight_block_size") + " is " + Fields::shown(block) +
-                       "; it must be an array of two sizes");
+  const auto [rows, columns] = read_block(fields, "weight_block_size");
   Quantization result;
   result.method = Quantization::fp8;
   result.name = "FP8";
-  result.block_rows = block[0].integer();
-  result.block_columns = block[1].integer();
+  result.block_rows = rows;
+  result.block_columns = columns;
   return result;
 }
 
@@ -182,12 +191,7 @@ Quantization read_scheme(const Fields& weights) {
   if (strategy == "group") {
     result.group_size = read_group_size(weights);
   } else if (strategy == "block") {
-    const JsonValue& block = weights.get("block_structure");
-    if (!block.is(Kind::array) || block.size() != 2 || !block[0].is(Kind::integer) || !block[1].is(Kind::integer) ||
-        block[0].integer() < 1 || block[1].integer() < 1)
-      weights.unsupported(weights.name("block_structure") + " must be an array of two sizes");
-    result.block_rows = block[0].integer();
-    result.block_columns = block[1].integer();
+    std::tie(result.block_rows, result.block_columns) = read_block(weights, "block_structure");
   } else if (strategy != "channel" && strategy != "tensor") {
     weights.unsupported(weights.name("strategy") + " is '" + printable(strategy) +
                         "'; it must be 'group', 'channel', 'tensor' or 'block'");
