@@ -14,8 +14,7 @@ export interface InfoCommand {
  */
 export async function info(command: InfoCommand): Promise<number> {
   const devices = listDevices();
-  const model =
-    command.model === undefined ? undefined : await describe(command.model, command);
+  const model = command.model === undefined ? undefined : await describe(command.model, command);
   if (command.json) {
     process.stdout.write(`${JSON.stringify({ devices, model })}\n`);
     return 0;
