@@ -24,6 +24,7 @@ const suites = [
   'kv_types',
   'quantize',
   'augmented_q',
+  'quantized_weights',
   'matmul',
   'rms_norm',
   'rope',

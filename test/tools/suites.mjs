@@ -27,7 +27,16 @@ export const everyDevice = [...testFiles]
 /** Test files for single operators. */
 export const operators = [
   ...['add_bias', 'attention_decode', 'attention_prefill', 'attention_window', 'augmented_q', 'embed'],
-  ...['gated_activation', 'kv_append', 'large_scores', 'matmul', 'mixed_and_empty', 'quantize', 'rms_norm'],
+  ...[
+    'gated_activation',
+    'kv_append',
+    'large_scores',
+    'matmul',
+    'mixed_and_empty',
+    'quantize',
+    'quantized_weights',
+    'rms_norm',
+  ],
   ...['rope', 'sample', 'softcap', 'tensor'],
 ];
 

@@ -1,6 +1,6 @@
-// out (+)= (activation(x gate^T) * (x up^T)) down^T, or activation(x up^T) down^T. Few tokens: gate
-// and up in one pass (gated_gemv), then down. More tokens: three products, in blocks of tokens so
-// that scratch memory is bounded. silu and the product of gate and up are in the epilogues of the
+// out (+)= (activation(x gate^T) * (x up^T)) down^T, or activation(x up^T) down^T, in blocks of tokens
+// so that scratch memory is bounded. Few tokens, or quantized weights: gate and up in one pass
+// (gated_gemv), then down. More tokens: three products. silu and the product of gate and up are in the epilogues of the
 // first two, or in gated_activation. The intermediate result is rounded at most once.
 #include <algorithm>
 
@@ -37,17 +37,21 @@ void LinearLayers::gated_mlp(const GatedMlpParams& p) {
             .out_features = p.out_features,
             .accumulate = p.accumulate});
   };
-  if (p.num_tokens <= max_gemv_tokens(p.up.dtype)) {
-    void* inner = arena_.get(kSlotInner, p.num_tokens * p.inner_size * dtype_size(inner_dtype));
-    kernels_.gated_gemv(p, inner, inner_dtype, arena_);
-    down(inner, inner_dtype, 0, p.num_tokens);
-    return;
-  }
+  const bool is_gemv = p.num_tokens <= max_gemv_tokens(p.up.dtype, p.x_dtype);
   const int64_t block_tokens = std::min(kBlockTokens, p.num_tokens);
-  void* inner = arena_.get(kSlotInner, block_tokens * p.inner_size * sizeof(float));
+  const size_t inner_bytes = is_gemv ? dtype_size(inner_dtype) : sizeof(float);
+  void* inner = arena_.get(kSlotInner, block_tokens * p.inner_size * inner_bytes);
   for (int64_t token = 0; token < p.num_tokens; token += block_tokens) {
     const int64_t num_tokens = std::min(block_tokens, p.num_tokens - token);
     const void* x = static_cast<const char*>(p.x) + token * p.in_features * static_cast<int64_t>(dtype_size(p.x_dtype));
+    if (is_gemv) {
+      GatedMlpParams block = p;
+      block.x = x;
+      block.num_tokens = num_tokens;
+      kernels_.gated_gemv(block, inner, inner_dtype, arena_);
+      down(inner, inner_dtype, token, num_tokens);
+      continue;
+    }
     if (bf16 && gated_product_bf16(p, x, num_tokens, inner)) {
       down(inner, DType::bf16, token, num_tokens);
       continue;

@@ -1,5 +1,6 @@
 // out (+)= x weight^T for few tokens, and activation(x gate^T) * (x up^T). Bound by reading the
-// weights from memory, which happens once for up to 16 tokens.
+// weights from memory, which happens once for up to 16 tokens. Quantized weights are multiplied here
+// for more tokens too, and are then bound by arithmetic.
 //
 // Split by weight rows, evenly among the threads. A thread reads several distant runs of its rows
 // in parallel. Each is a stream, contiguous in memory from end to end, with prefetch. bf16 x bf16
@@ -21,6 +22,17 @@ namespace diffqkv::cpu::DIFFQKV_ISA {
 namespace {
 
 constexpr int64_t kMaxTokens = 16;  // in one pass over the weights: the columns of a tile
+
+// The same of quantized weights: as many as have their integers in the L2 cache, and their sums in
+// bounded memory.
+int64_t pass_tokens(DType weight_dtype, int64_t in_features, int64_t out_features) {
+  if (!dtype_is_packed(weight_dtype)) return kMaxTokens;
+  constexpr int64_t kIntegersBytes = int64_t{1} << 20;
+  constexpr int64_t kSumsBytes = int64_t{16} << 20;
+  const int64_t of_integers = kIntegersBytes / (3 * in_features + 1);
+  const int64_t of_sums = kSumsBytes / (4 * out_features + 1);
+  return max_of(kMaxTokens, min_of(of_integers, of_sums) / kMaxTokens * kMaxTokens);
+}
 
 // The number of tokens that fit in registers with this number of rows.
 constexpr int group_for(int rows) {
@@ -373,8 +385,9 @@ void gemv(const MatmulParams& p, Arena& arena) {
   const int64_t in = p.in_features;
   const int64_t n = p.out_features;
   const bool round = p.out_dtype != DType::f32;
-  for (int64_t token = 0; token < p.num_tokens; token += kMaxTokens) {
-    const int64_t num_x = min_of(kMaxTokens, p.num_tokens - token);
+  const int64_t most = pass_tokens(p.weight.dtype, in, n);
+  for (int64_t token = 0; token < p.num_tokens; token += most) {
+    const int64_t num_x = min_of(most, p.num_tokens - token);
     const char* x = static_cast<const char*>(p.x) + token * in * element_size(p.x_dtype);
     void* out = static_cast<char*>(p.out) + token * n * element_size(p.out_dtype);
     float* sums = static_cast<float*>(round ? arena.get(kSlotOut, num_x * n * sizeof(float)) : out);
@@ -400,10 +413,11 @@ void gated_gemv(const GatedMlpParams& p, void* inner, DType inner_dtype, Arena& 
   const int64_t in = p.in_features;
   const int64_t n = p.inner_size;
   const int64_t num_weights = p.gate.data ? 2 : 1;
-  float* gate_sums = static_cast<float*>(arena.get(kSlotGateSums, kMaxTokens * n * sizeof(float)));
-  float* up_sums = static_cast<float*>(arena.get(kSlotUpSums, kMaxTokens * n * sizeof(float)));
-  for (int64_t token = 0; token < p.num_tokens; token += kMaxTokens) {
-    const int64_t num_x = min_of(kMaxTokens, p.num_tokens - token);
+  const int64_t most = pass_tokens(p.up.dtype, in, n);
+  float* gate_sums = static_cast<float*>(arena.get(kSlotGateSums, most * n * sizeof(float)));
+  float* up_sums = static_cast<float*>(arena.get(kSlotUpSums, most * n * sizeof(float)));
+  for (int64_t token = 0; token < p.num_tokens; token += most) {
+    const int64_t num_x = min_of(most, p.num_tokens - token);
     const char* x = static_cast<const char*>(p.x) + token * in * element_size(p.x_dtype);
     void* out = static_cast<char*>(inner) + token * n * element_size(inner_dtype);
     const PreparedX prepared = prepare_x(p.up.dtype, p.x_dtype, x, num_x, in, arena);

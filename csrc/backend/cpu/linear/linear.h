@@ -38,6 +38,6 @@ class LinearLayers {
 
 // Up to this number of tokens, gemv is faster than oneDNN. At least 16: up to 16 sequences decode
 // together, and gemv computes the same bits for each of them as for that sequence alone.
-int64_t max_gemv_tokens(DType weight_dtype);
+int64_t max_gemv_tokens(DType weight_dtype, DType x_dtype);
 
 }  // namespace diffqkv::cpu

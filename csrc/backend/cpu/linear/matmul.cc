@@ -1,6 +1,8 @@
 // out (+)= x weight^T: few tokens by gemv, more by oneDNN, or by matmul_blocked if oneDNN is not
 // built in.
 //
+// Quantized weights are multiplied by gemv for any number of tokens, unless AMX or f32 is faster.
+//
 // oneDNN multiplies f32 by f32, and bf16 by bf16 if the CPU has instructions for it. Every other
 // pair of types is converted to f32, which is exact, in panels of bounded size. If x is bf16,
 // panels of a quantized weight are rounded to bf16.
@@ -16,7 +18,15 @@
 
 namespace diffqkv::cpu {
 
-int64_t max_gemv_tokens(DType weight_dtype) {
+int64_t max_gemv_tokens(DType weight_dtype, DType x_dtype) {
+  // Integers multiply quantized weights faster than bf16 and f32 do, except by AMX, or if x is f32 and
+  // has two integers for each element.
+#if defined(DIFFQKV_HAVE_ONEDNN)
+  const bool is_fastest = x_dtype != DType::f32 && !use_amx();
+#else
+  const bool is_fastest = x_dtype != DType::f32;
+#endif
+  if (dtype_is_packed(weight_dtype) && is_fastest) return INT64_MAX;
   return weight_dtype == DType::f16 ? 32 : 16;  // f16: oneDNN multiplies panels that are converted to f32
 }
 
@@ -204,7 +214,7 @@ void LinearLayers::matmul(const MatmulParams& p) {
   require_compute_type("matmul: out", p.out_dtype);
   if (p.accumulate) require_accumulator_type("matmul: out", p.out_dtype);
   if (p.num_tokens <= 0 || p.out_features <= 0) return;
-  if (p.num_tokens <= max_gemv_tokens(p.weight.dtype) || p.in_features == 0) return kernels_.gemv(p, arena_);
+  if (p.num_tokens <= max_gemv_tokens(p.weight.dtype, p.x_dtype) || p.in_features == 0) return kernels_.gemv(p, arena_);
 #if defined(DIFFQKV_HAVE_ONEDNN)
   matmul_onednn(p, kernels_, arena_, onednn_->products);
 #else

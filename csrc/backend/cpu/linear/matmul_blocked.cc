@@ -76,14 +76,10 @@ const float* widen_rows(const WeightView& weight, int64_t n, int64_t row, int64_
 
 struct Packed {};  // the elements of a quantized weight
 
-template <typename T>
-const T* unpack_rows(const WeightView& weight, int64_t n, int64_t row, int64_t num_rows, T* dst) {
-  for (int64_t r = 0; r < num_rows; ++r) dequantize_row(weight_rows(weight, n, row + r), n, dst + r * n);
-  return dst;
-}
 template <>
 const float* widen_rows<Packed>(const WeightView& weight, int64_t n, int64_t row, int64_t num_rows, float* dst) {
-  return unpack_rows(weight, n, row, num_rows, dst);
+  for (int64_t r = 0; r < num_rows; ++r) dequantize_row(weight_rows(weight, n, row + r), n, dst + r * n);
+  return dst;
 }
 
 template <typename W>
@@ -119,22 +115,13 @@ void multiply_f32(const MatmulParams& p, Arena& arena) {
 
 void matmul_blocked(const MatmulParams& p, Arena& arena) {
   if constexpr (kHasDotBf16) {
-    const bool is_packed = dtype_is_packed(p.weight.dtype);
-    if (p.x_dtype == DType::bf16 && (p.weight.dtype == DType::bf16 || is_packed)) {
-      const int64_t n = p.in_features;
-      bf16* panels = nullptr;
-      if (is_packed) {
-        panels = static_cast<bf16*>(arena.get(kSlotWeight, omp_get_max_threads() * kBlockRows * n * sizeof(bf16)));
-      }
+    if (p.x_dtype == DType::bf16 && p.weight.dtype == DType::bf16) {
+      const bf16* weight = static_cast<const bf16*>(p.weight.data);
       const int64_t work = p.out_features * p.in_features * p.num_tokens;
       parallel_ranges(p.out_features, kBlockRows, work, [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; row += kBlockRows) {
-          const int64_t num_rows = min_of(kBlockRows, end - row);
-          const bf16* weight = static_cast<const bf16*>(p.weight.data) + row * n;
-          if (panels) {
-            weight = unpack_rows(p.weight, n, row, num_rows, panels + omp_get_thread_num() * kBlockRows * n);
-          }
-          multiply_block(p, weight, static_cast<const bf16*>(p.x), row, num_rows, 0, p.num_tokens);
+          multiply_block(p, weight + row * p.in_features, static_cast<const bf16*>(p.x), row,
+                         min_of(kBlockRows, end - row), 0, p.num_tokens);
         }
       });
       return;

@@ -82,6 +82,18 @@ struct XStep {
   F32v scale;
 };
 
+// The largest lane of an F32v without NaN or of an I32v, by halves.
+template <typename V>
+DIFFQKV_INLINE auto largest_lane(V v) {
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    I32v other;
+    for (int l = 0; l < kLanes; ++l) other[l] = (l + width) % kLanes;
+    const V rotated = __builtin_shuffle(v, other);
+    v = rotated > v ? rotated : v;
+  }
+  return v[0];
+}
+
 // Steps of a row of n elements, whose integers are padded to whole blocks.
 template <DType kType>
 DIFFQKV_INLINE int64_t steps_of(int64_t n) {
@@ -100,9 +112,7 @@ DIFFQKV_INLINE float quantize_block(const T* x, int64_t count, int16_t* high, in
     const I32v magnitude = (I32v)values[i] & 0x7fffffff;
     largest = magnitude > largest ? magnitude : largest;
   }
-  int32_t bits = 0;
-  for (int lane = 0; lane < kLanes; ++lane) bits = largest[lane] > bits ? largest[lane] : bits;
-  const int32_t stored_exponent = bits >> 23;
+  const int32_t stored_exponent = largest_lane(largest) >> 23;
   // The largest magnitude becomes at least 2^14, or less if it is below 2^-99.
   const int32_t exponent = stored_exponent > 28 ? stored_exponent : 28;
   const bool finite = stored_exponent < 255;
@@ -203,6 +213,11 @@ DIFFQKV_INLINE F32v spread_scales(const uint16_t* scales) {
     const __m512i all =
         kSpread == 4 ? _mm512_set1_epi64(load_raw<long long>(scales)) : _mm512_set1_epi32(load_raw<int>(scales));
     return (F32v)_mm512_shuffle_epi8(all, _mm512_load_si512(selectors.bytes));
+#elif defined(__AVX2__)
+    static_assert(kSpread == 2);
+    const __m256i selectors = _mm256_setr_epi64x(0x0100808001008080, 0x0100808001008080,  //
+                                                 0x0302808003028080, 0x0302808003028080);
+    return (F32v)_mm256_shuffle_epi8(_mm256_set1_epi32(load_raw<int>(scales)), selectors);
 #else
     F32v out;
     for (int l = 0; l < kLanes; ++l) {
@@ -217,7 +232,8 @@ DIFFQKV_INLINE F32v spread_scales(const uint16_t* scales) {
 template <DType kType>
 DIFFQKV_INLINE F32v load_integers(const char* row, int64_t i) {
   if constexpr (kType == DType::i8) {
-    return load(reinterpret_cast<const int8_t*>(row) + i);
+    // In two conversions, which have instructions.
+    return __builtin_convertvector(__builtin_convertvector(load_raw<I8v>(row + i), I32v), F32v);
   } else {
     I32v shifts;
     for (int l = 0; l < kLanes; ++l) shifts[l] = 16 * (l % 2) + 4 * (l % 8 / 2);

@@ -24,10 +24,15 @@ struct Range {
   float first_factor, step;
   int num_factors;
 };
-constexpr Range kI4 = {-8, 7, 0.78f, 0.02f, 20};
+constexpr Range kI4 = {-8, 7, 0.79f, 0.03f, 12};
+constexpr int kMaxCandidates = 24;
 constexpr Range kI8 = {-128, 127, 0.99f, 0.005f, 5};
 
-uint16_t bf16_of(float value) { return static_cast<uint16_t>(bf16_bits(set1(value))[0]); }
+// Of a finite number.
+uint16_t bf16_of(float value) {
+  const uint32_t u = bit_cast<uint32_t>(value);
+  return static_cast<uint16_t>((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
 float float_of(uint16_t bits) { return bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
 
 // One group, padded with zeros to kMaxGroup elements.
@@ -42,67 +47,72 @@ DIFFQKV_INLINE F32v integers(F32v w, F32v inverse, const Range& range) {
   return (clamped + kRound) - kRound;
 }
 
-struct Choice {
-  uint16_t scale = 0;  // bf16
-  float error = kInfinity;
-};
-
 // Returns the scale and writes the integers.
-uint16_t quantize_group(const Group& group, const Range& range, int8_t* out) {
+uint16_t quantize_group(Group& group, const Range& range, int8_t* out) {
   const int64_t count = group.parts * kLanes;
-  float largest = 0;
-  bool finite = true;
-  for (int64_t i = 0; i < count; ++i) {
-    const float magnitude = __builtin_fabsf(group.w[i]);
-    finite = finite && magnitude < kInfinity;
-    if (magnitude > __builtin_fabsf(largest)) largest = group.w[i];
+  F32v high = {};
+  F32v low = {};
+  I32v bits = {};
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const F32v w = load(group.w + i);
+    high = max(w, high);
+    low = max(-w, low);
+    const I32v magnitude = (I32v)w & 0x7fffffff;
+    bits = magnitude > bits ? magnitude : bits;
   }
-  if (!finite || __builtin_fabsf(largest) < kSmallest) {
+  const bool finite = largest_lane(bits) < 0x7f800000;
+  const float most = largest_lane(high);
+  const float least = largest_lane(low);
+  const float largest = most > least ? most : -least;
+  if (!finite || (most < kSmallest && least < kSmallest)) {
     for (int64_t i = 0; i < count; ++i) out[i] = 0;
     return finite ? 0 : 0x7fc0;
   }
   // Errors are relative to the largest element, because squares of elements may leave the range of
   // float32.
-  Group unit;
-  unit.parts = group.parts;
   const float factor = 1 / largest;
-  for (int64_t i = 0; i < count; i += kLanes) store(unit.w + i, load(group.w + i) * factor);
-  Choice best;
-  const auto try_scale = [&](float relative) DIFFQKV_LAMBDA {
-    // The scale as it will be stored, relative to the largest element.
-    const uint16_t bits = bf16_of(relative * largest);
-    const F32v s = set1(float_of(bits) * factor);
-    const F32v inverse = set1(1 / (float_of(bits) * factor));
+  for (int64_t i = 0; i < count; i += kLanes) store(group.w + i, load(group.w + i) * factor);
+  // The scale of each candidate as it is stored, and its error. The errors are compared afterwards:
+  // branches here would be mispredicted.
+  uint16_t scales[kMaxCandidates];
+  float errors[kMaxCandidates];
+  const auto try_scale = [&](int candidate, float relative) DIFFQKV_LAMBDA {
+    scales[candidate] = bf16_of(relative * largest);
+    const float rounded = float_of(scales[candidate]) * factor;
+    const F32v s = set1(rounded);
+    const F32v inverse = set1(1 / rounded);
     F32v error = {};
-    for (int64_t i = 0; i < unit.parts; ++i) {
-      const F32v w = load(unit.w + i * kLanes);
+    for (int64_t i = 0; i < count; i += kLanes) {
+      const F32v w = load(group.w + i);
       const F32v rest = w - integers(w, inverse, range) * s;
       error = fma(rest, rest, error);
     }
-    const float total = sum(error);
-    if (total < best.error) best = {bits, total};
+    errors[candidate] = sum(error);
   };
-  try_scale(1 / range.high);
+  int candidates = 0;
+  try_scale(candidates++, 1 / range.high);
   for (int i = 0; i < range.num_factors; ++i) {
-    try_scale((range.first_factor + range.step * static_cast<float>(i)) / range.low);
+    try_scale(candidates++, (range.first_factor + range.step * static_cast<float>(i)) / range.low);
   }
+  int best = 0;
+  for (int i = 1; i < candidates; ++i) best = errors[i] < errors[best] ? i : best;
   for (int round = 0; round < 2; ++round) {
-    const F32v inverse = set1(1 / (float_of(best.scale) * factor));
+    const F32v inverse = set1(1 / (float_of(scales[best]) * factor));
     F32v wq = {};
     F32v qq = {};
-    for (int64_t i = 0; i < unit.parts; ++i) {
-      const F32v w = load(unit.w + i * kLanes);
+    for (int64_t i = 0; i < count; i += kLanes) {
+      const F32v w = load(group.w + i);
       const F32v q = integers(w, inverse, range);
       wq = fma(w, q, wq);
       qq = fma(q, q, qq);
     }
-    try_scale(sum(wq) / sum(qq));
+    try_scale(candidates, sum(wq) / sum(qq));
+    best = errors[candidates] < errors[best] ? candidates : best;
+    ++candidates;
   }
-  const F32v inverse = set1(1 / (float_of(best.scale) * factor));
-  for (int64_t i = 0; i < unit.parts; ++i) {
-    store(out + i * kLanes, integers(load(unit.w + i * kLanes), inverse, range));
-  }
-  return best.scale;
+  const F32v inverse = set1(1 / (float_of(scales[best]) * factor));
+  for (int64_t i = 0; i < count; i += kLanes) store(out + i, integers(load(group.w + i), inverse, range));
+  return scales[best];
 }
 
 // 32 integers to four words of i4.
