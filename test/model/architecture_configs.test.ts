@@ -225,6 +225,7 @@ describe('windows', () => {
     ['sigma', { sliding_window: 16 }, 'sliding_window'],
     ['granite', { layer_types: types }, 'layer_types'],
     ['mistral', { sliding_window: 16, layer_types: types }, 'layer_types'],
+    ['phi3', { sliding_window: 16, layer_types: types }, 'layer_types'],
     ['qwen2', { layer_types: types }, 'layer_types'],
     ['ministral', { sliding_window: null, layer_types: types }, 'layer_types'],
     ['gemma3', { sliding_window: null }, 'sliding_window'],
@@ -368,6 +369,16 @@ describe('multimodal configs', () => {
     }
     const { code, message } = await error({ text_config: { ...text, vocab_size: 0 } });
     expect([code, message]).toEqual(['ERR_INVALID_ARGUMENT', expect.stringContaining('text_config.vocab_size is 0')]);
+  });
+
+  it.each([
+    ['gemma3', { architectures: ['Gemma3ForConditionalGeneration'] }],
+    ['gemma3', { model_type: 'gemma3' }],
+    ['mistral', { architectures: ['Mistral3ForConditionalGeneration'] }],
+    ['mistral', { model_type: 'mistral3' }],
+  ])('of %s are known by %j', (name, names) => {
+    const { architectures: _, ...text } = architectures[name] as Record<string, unknown>;
+    expect(parse({ ...names, text_config: text }).architecture).toBe(name);
   });
 
   it('read the tokens and the tie of the output matrix beside text_config first', () => {
