@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "model/model.h"
+#include "model/packed_weights.h"
 
 namespace diffqkv {
 namespace {
@@ -252,6 +253,30 @@ WeightBuffer Loader::quantize(const WeightBuffer& matrix, int64_t in_features, c
                   buffer);
   }
   backend_->synchronize();  // the matrix may be freed on return
+  return buffer;
+}
+
+WeightBuffer Loader::load_exact(const StoredTensor& tensor, const Rows& rows) {
+  const PackedWeight& packed = *tensor.packed;
+  const auto [dtype, group_size] = packed.exact_format().value();
+  const int64_t width = packed.columns();
+  const int64_t row_bytes = weight_row_bytes(dtype, width), groups = weight_row_groups(width, group_size);
+  WeightBuffer buffer = make_quantized(rows.count, width, {dtype, group_size});
+  const int64_t group = rows.order ? static_cast<int64_t>(rows.order->size()) : 1;
+  const int64_t step = std::max<int64_t>(1, kChunkElements / (width * group)) * group;
+  for (int64_t row = 0; row < rows.count; row += step) {
+    const int64_t count = std::min(step, rows.count - row);
+    stored_.resize(count * row_bytes);
+    converted_.resize(count * groups);
+    for (int64_t r = 0; r < count; r++) {
+      const int64_t in_order = rows.order ? r / group * group + (*rows.order)[r % group] : r;
+      packed.read_exact(stored_.data() + r * row_bytes, converted_.data() + r * groups, rows.first + row + in_order, 1);
+    }
+    const WeightView to = weight_rows(buffer.view(), width, row);
+    backend_->upload(const_cast<void*>(to.data), stored_.data(), stored_.size());
+    backend_->upload(const_cast<void*>(to.scales), converted_.data(), converted_.size() * sizeof(uint16_t));
+    advance(count * width * sizeof(float));
+  }
   return buffer;
 }
 

@@ -44,6 +44,8 @@ class Loader {
   WeightBuffer load_quantized(const StoredTensor& tensor, const Rows& rows, const WeightFormat& format);
   // The same of a matrix in device memory. Counts no bytes.
   WeightBuffer quantize(const WeightBuffer& matrix, int64_t in_features, const WeightFormat& format);
+  // A matrix with a PackedWeight::exact_format, as it is stored. Counts the bytes of its values.
+  WeightBuffer load_exact(const StoredTensor& tensor, const Rows& rows);
   // Matrix products on the device: exact products of the stored values, summed in f32, rounded
   // once. Throws ERR_UNSUPPORTED_MODEL, with the names of the tensors, if a product overflows.
   // Counts the bytes of the three tensors.

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "backend/dtype.h"
+#include "backend/ops.h"
 
 namespace diffqkv {
 namespace {
@@ -255,6 +256,59 @@ void PackedWeight::decode(const Data& data, float* out, int64_t row, int64_t cou
   } else {
     convert_to_f32(DType::f8e4m3, out, data.values.data() + row * columns_, count * columns_);
     for (int64_t i = 0; i < count * columns_; i++) store(i / columns_, i % columns_, out[i]);
+  }
+}
+
+std::optional<PackedWeight::Format> PackedWeight::exact_format() const {
+  const bool integers = words_ > 0 || parts_.values.dtype == "I8";
+  const bool by_row = parts_.scales.shape.size() == 2 && quantization_.block_rows == 0;
+  if (quantization_.method != Quantization::compressed || !integers || !by_row) return std::nullopt;
+  if (parts_.zeros.file || parts_.group_index.file || parts_.scales.dtype != "BF16") return std::nullopt;
+  constexpr int64_t kLargest = 128;  // of WeightView
+  const int64_t size = quantization_.group_size;
+  if (size != 0 && size != 32 && size != 64 && size != kLargest) return std::nullopt;
+  return Format{quantization_.bits == 4 ? DType::i4 : DType::i8, size == 0 ? kLargest : size};
+}
+
+void PackedWeight::read_exact(uint8_t* integers, uint16_t* scales, int64_t row, int64_t count) const {
+  const Format format = exact_format().value();
+  const std::vector<uint8_t>& stored = data().values;
+  const int64_t row_bytes = weight_row_bytes(format.dtype, columns_);
+  for (int64_t r = 0; r < count; r++) {
+    uint8_t* to = integers + r * row_bytes;
+    if (words_ == 0) {
+      memset(to, 0, row_bytes);
+      memcpy(to, stored.data() + (row + r) * columns_, columns_);
+      continue;
+    }
+    for (int64_t w = 0; w < row_bytes / 4; w++) {
+      // Padding has the integer 0: 8 or 128 here. What is stored after the last column is not read.
+      uint32_t word = format.dtype == DType::i4 ? 0x88888888 : 0x80808080;
+      const int64_t rest = columns_ - w * (32 / quantization_.bits);
+      if (rest > 0) {
+        uint32_t fields;
+        memcpy(&fields, stored.data() + ((row + r) * words_ + w) * 4, sizeof fields);
+        const int64_t used = rest * quantization_.bits;
+        const uint32_t mask = used >= 32 ? ~0u : (1u << used) - 1;
+        word = (fields & mask) | (word & ~mask);
+      }
+      if (format.dtype == DType::i8) {
+        word ^= 0x80808080;  // minus 128 in each byte
+      } else {
+        // Element 2 k + h moves from bit 4 (2 k + h) to bit 16 h + 4 k.
+        uint32_t moved = 0;
+        for (int e = 0; e < 8; e++) moved |= (word >> (4 * e) & 15) << (16 * (e % 2) + 4 * (e / 2));
+        word = moved;
+      }
+      memcpy(to + w * 4, &word, sizeof word);
+    }
+  }
+  const int64_t groups = weight_row_groups(columns_, format.group_size), stored_groups = num_groups();
+  for (int64_t r = 0; r < count; r++) {
+    for (int64_t g = 0; g < groups; g++) {
+      const float scale = data().scales[(row + r) * stored_groups + (stored_groups == 1 ? 0 : g)];
+      convert_from_f32(DType::bf16, scales + r * groups + g, &scale, 1);
+    }
   }
 }
 

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,6 +26,15 @@ class PackedWeight {
 
   int64_t rows() const { return rows_; }
   int64_t columns() const { return columns_; }
+  // The type and group size of a WeightView (ops.h) that can hold the integers and scales unchanged: i8
+  // or i4 without zeros, with bf16 scales for neighboring columns. None for other weights.
+  struct Format {
+    DType dtype;
+    int64_t group_size;
+  };
+  std::optional<Format> exact_format() const;
+  // Rows [row, row + count) in that form: integers, and scales [count, weight_row_groups].
+  void read_exact(uint8_t* integers, uint16_t* scales, int64_t row, int64_t count) const;
   // out[i] = element first + i of the matrix in row-major order. The first call reads the parts.
   void read(float* out, int64_t first, int64_t count) const;
   // Frees what the first call has read.

@@ -467,8 +467,22 @@ Weights load_weights(std::shared_ptr<Backend> backend, const Config& config, con
 
   Weights weights;
   weights.dtype = options.dtype ? *options.dtype : common_dtype(config, checkpoint);
+  // Matrices whose integers and scales can stay as they are. Only the CPU has products of integers.
+  const bool has_integers = backend->info().kind == "cpu";
+  const auto is_exact = [&](const LayerSpec& spec, const StoredTensor& stored) {
+    return has_integers && !options.weight_format && is_quantized(spec) && stored.packed &&
+           stored.packed->exact_format();
+  };
+  bool has_exact_q = false;
   weights.format = options.weight_format;
-  weights.folded = folding_saves_bytes(config);
+  for (const LayerSpec& spec : specs) {
+    const StoredTensor& stored = tensor(layer_name(0, spec.suffix));
+    if (!is_exact(spec, stored)) continue;
+    const auto [dtype, group_size] = *stored.packed->exact_format();
+    weights.format = {dtype, group_size, false};
+    has_exact_q = has_exact_q || spec.suffix == kQ;
+  }
+  weights.folded = folding_saves_bytes(config) && !has_exact_q;
   weights.embedding_scale = embedding_scale(config, weights.dtype);
 
   const float norm_offset = config.architecture->norm_plus_one ? 1 : 0;
@@ -479,7 +493,7 @@ Weights load_weights(std::shared_ptr<Backend> backend, const Config& config, con
   set_placements(backend, config, weights);
   // In place of a matrix that was computed here.
   const auto quantized = [&](WeightBuffer matrix, int64_t in_features) {
-    return weights.format ? loader.quantize(matrix, in_features, *weights.format) : std::move(matrix);
+    return options.weight_format ? loader.quantize(matrix, in_features, *options.weight_format) : std::move(matrix);
   };
   weights.embed = loader.load(tensor(kEmbed), weights.dtype);
   weights.layers.resize(config.num_layers);
@@ -495,8 +509,9 @@ Weights load_weights(std::shared_ptr<Backend> backend, const Config& config, con
       } else if (spec.kind == LayerSpec::norm) {
         out.*spec.buffer = loader.load_norm(stored, rows, norm_offset, 1);
       } else {
-        out.*spec.buffer = is_quantized(spec) && weights.format
-                               ? loader.load_quantized(stored, rows, *weights.format)
+        out.*spec.buffer = is_exact(spec, stored) ? loader.load_exact(stored, rows)
+                           : is_quantized(spec) && options.weight_format
+                               ? loader.load_quantized(stored, rows, *options.weight_format)
                                : loader.load_rows(stored, rows, spec.in_features ? weights.dtype : DType::f32);
       }
     }
@@ -514,12 +529,13 @@ Weights load_weights(std::shared_ptr<Backend> backend, const Config& config, con
     split_latent(backend, config, weights.dtype, out);
   }
   weights.norm = loader.load_norm(tensor(kNorm), {0, config.hidden_size}, norm_offset, logit_scale);
-  const bool quantizes_lm_head = weights.format && weights.format->lm_head;
+  const auto& format = options.weight_format;
+  const bool quantizes_lm_head = format && format->lm_head;
   if (config.tie_word_embeddings) {
-    if (quantizes_lm_head) weights.lm_head = loader.quantize(weights.embed, config.hidden_size, *weights.format);
+    if (quantizes_lm_head) weights.lm_head = loader.quantize(weights.embed, config.hidden_size, *format);
   } else {
     const StoredTensor& stored = tensor(kLmHead);
-    weights.lm_head = quantizes_lm_head ? loader.load_quantized(stored, {0, config.vocab_size}, *weights.format)
+    weights.lm_head = quantizes_lm_head ? loader.load_quantized(stored, {0, config.vocab_size}, *format)
                                         : loader.load(stored, weights.dtype);
   }
   loader.finish();

@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import { Model } from '../../lib/index';
 import {
   randomCheckpoint,
+  readCheckpoint,
   safetensorsFile,
   temporaryDirectories,
   writeCheckpoint,
@@ -14,7 +15,7 @@ import {
 import { firstBitDifference, logitError } from '../support/compare';
 import { errorOf } from '../support/devices';
 import { encode, fromF8e4m3Bits, Random, roundTo } from '../support/numbers';
-import { type CheckpointTensor, modelLogits } from '../support/reference_model';
+import { type Checkpoint, type CheckpointTensor, modelLogits } from '../support/reference_model';
 
 const directories = temporaryDirectories();
 afterAll(() => directories.cleanUp());
@@ -178,7 +179,12 @@ const compressed = (format: string, weights: Record<string, unknown>, group: Rec
   quantization_status: 'compressed',
 });
 
-function compressedIntegers(bits: number, groupSize: number, symmetric: boolean): Form {
+function compressedIntegers(
+  bits: number,
+  groupSize: number,
+  symmetric: boolean,
+  scaleType: 'F16' | 'BF16' = 'F16',
+): Form {
   const half = 2 ** (bits - 1);
   const strategy = groupSize < 0 ? { strategy: 'channel' } : { strategy: 'group', group_size: groupSize };
   return {
@@ -187,6 +193,7 @@ function compressedIntegers(bits: number, groupSize: number, symmetric: boolean)
       const size = groupSize < 0 ? columns : groupSize;
       const zero = () => (symmetric ? 0 : random.integer(-half, half - 1));
       const x = draw(random, rows, columns, size, { low: -half, high: half - 1, zero });
+      if (scaleType === 'BF16') x.scales = x.scales.map((scale) => roundTo('bf16', scale));
       const offset = (y: Int32Array) => y.map((value) => value + half);
       const perWord = 32 / bits;
       const zeros = transposed(
@@ -198,7 +205,7 @@ function compressedIntegers(bits: number, groupSize: number, symmetric: boolean)
         values: values(x),
         parts: {
           weight_packed: words([rows, Math.ceil(columns / perWord)], pack(offset(x.q), rows, columns, bits)),
-          weight_scale: scalesOf([rows, x.groups], x.scales),
+          weight_scale: scalesOf([rows, x.groups], x.scales, scaleType),
           weight_shape: { dtype: 'I64', shape: [2], bytes: bytesOf(BigInt64Array.of(BigInt(rows), BigInt(columns))) },
           ...(symmetric ? {} : { weight_zero_point: words([Math.ceil(rows / perWord), x.groups], zeros) }),
         },
@@ -307,7 +314,7 @@ const forms: [string, Form][] = [
   ],
 ];
 
-const base = randomCheckpoint({
+const llama = randomCheckpoint({
   architecture: 'llama',
   type: 'F16',
   heads: [4, 2, 2],
@@ -315,10 +322,13 @@ const base = randomCheckpoint({
   intermediateSize: 96,
   tied: false,
 });
-const isMatrix = (name: string) => name.endsWith('_proj.weight');
+const isMatrix = (name: string) => /_(proj|with_mqa)\.weight$/.test(name);
 
 /** The checkpoint in a form, and the same with dequantized weights in f32. */
-function both(form: Form): { raw: Map<string, RawTensor>; config: Record<string, unknown>; plain: typeof base } {
+function both(
+  form: Form,
+  base = llama,
+): { raw: Map<string, RawTensor>; config: Record<string, unknown>; plain: Checkpoint } {
   const random = new Random(5);
   const raw = new Map<string, RawTensor>();
   const plain = new Map<string, CheckpointTensor>();
@@ -352,7 +362,7 @@ function write(config: Record<string, unknown>, tensors: Map<string, RawTensor>)
   return directory;
 }
 
-const tokens = [5, 17, 99, 3, 64, 28, 11, 120, 7];
+const tokens = [5, 17, 39, 3, 60, 28, 11, 12, 7];
 
 async function logitsOf(directory: string, options = {}): Promise<Float32Array> {
   const model = await Model.load(directory, { device: 'cpu', ...options });
@@ -418,12 +428,44 @@ describe.each(forms)('%s', (_, form) => {
   });
 });
 
+// Symmetric integers with bf16 scales stay integers.
+describe.each([
+  ['i4', 'group 32', compressedIntegers(4, 32, true, 'BF16')],
+  ['i4', 'group 64', compressedIntegers(4, 64, true, 'BF16')],
+  ['i4', 'a row', compressedIntegers(4, -1, true, 'BF16')],
+  ['i8', 'group 128', compressedIntegers(8, 128, true, 'BF16')],
+  ['i8', 'a row', compressedIntegers(8, -1, true, 'BF16')],
+] as const)('%s, scales of %s', (type, _, form) => {
+  it.each(['llama', 'ernie4_5', 'phi3', 'glm4', 'diffllama', 'minicpm3'])('of %s are not changed', async (name) => {
+    const source = name === 'llama' ? llama : readCheckpoint(join(__dirname, 'architectures', name));
+    const { raw, config, plain } = both(form, source);
+    const directory = write(config, raw);
+    const model = await Model.load(directory, { device: 'cpu', dtype: 'f32' });
+    expect(model.weightType).toBe(type);
+    const bytes = model.weightBytes;
+    model.dispose();
+    const dense = directories.make();
+    writeCheckpoint(dense, plain);
+    expect(
+      logitError(await logitsOf(directory, { dtype: 'f32' }), await logitsOf(dense, { dtype: 'f32' })),
+    ).toBeLessThan(4e-6);
+    const whole = await Model.load(dense, { device: 'cpu', dtype: 'f32' });
+    expect(bytes).toBeLessThan(whole.weightBytes);
+    whole.dispose();
+    // A type of the caller's choice replaces it.
+    const other = type === 'i4' ? 'i8' : 'i4';
+    const again = await Model.load(directory, { device: 'cpu', weightType: other });
+    expect(again.weightType).toBe(other);
+    again.dispose();
+  });
+});
+
 describe('configs', () => {
   const gptq4 = { quant_method: 'gptq', bits: 4, group_size: 32 };
   const scheme = { num_bits: 4, type: 'int', symmetric: true, strategy: 'group', group_size: 32 };
   const directory = directories.make();
   const load = (quantization_config: unknown) => {
-    writeCheckpoint(directory, { ...base, config: { ...base.config, quantization_config } });
+    writeCheckpoint(directory, { ...llama, config: { ...llama.config, quantization_config } });
     return errorOf(() => Model.load(directory, { device: 'cpu' }));
   };
 
