@@ -4,7 +4,9 @@ import { explain } from '../lib/explain';
 import { convertConfig, readShape } from './convert_config';
 import { checkOutput, indexName, OutputDirectory, readCheckpointFiles } from './convert_files';
 import { type ConvertCommand, makePlan } from './convert_plan';
+import { quantizeCheckpoint, type WeightOptions } from './convert_weights';
 import { fileBytes, newIndex, newTensors, shardBytes } from './convert_write';
+import { CliError } from './errors';
 import { sourceDirectory } from './hub';
 import { megabytes, ProgressBar } from './progress';
 import { printable, type StoredTensor } from './safetensors';
@@ -26,8 +28,16 @@ export async function convert(
   process.on('SIGINT', onSignal).on('SIGTERM', onSignal);
   try {
     directory = await sourceDirectory(input, interrupt.signal);
-    const report = await run(directory, output, command, interrupt.signal);
-    process.stdout.write(command.json ? `${JSON.stringify(report)}\n` : reportText(report));
+    const weights = weightOptions(command);
+    const write = (report: object, text: string) =>
+      process.stdout.write(command.json ? `${JSON.stringify(report)}\n` : text);
+    if (weights) {
+      const report = await quantizeCheckpoint(directory, output, weights, interrupt.signal);
+      write(report, `${report.directory}: ${sizesText(report)}\n${leftOutText(report)}`);
+    } else {
+      const report = await run(directory, output, command, interrupt.signal);
+      write(report, reportText(report));
+    }
     return 0;
   } catch (error) {
     const isInterrupt = (error as { code?: string }).code === 'ABORT_ERR' && status !== 0;
@@ -37,6 +47,23 @@ export async function convert(
   } finally {
     process.off('SIGINT', onSignal).off('SIGTERM', onSignal);
   }
+}
+
+/** Null without --weight-type. */
+function weightOptions({ weightType, groupSize, ...command }: ConvertCommand) {
+  const wrong = (what: string) => new CliError('ERR_INVALID_ARGUMENT', what);
+  if (weightType === undefined) {
+    if (groupSize !== undefined) throw wrong('--group-size requires --weight-type');
+    return null;
+  }
+  if (weightType !== 'i8' && weightType !== 'i4')
+    throw wrong(`--weight-type must be i8 or i4, not '${printable(weightType)}'`);
+  const { keyHeads, valueHeads, keyHeadDim, kvGroupSharing } = command;
+  if ([keyHeads, valueHeads, keyHeadDim, kvGroupSharing].some((value) => value !== undefined))
+    throw wrong('--weight-type cannot be combined with options about heads: convert twice');
+  if (groupSize !== undefined && ![32, 64, 128].includes(groupSize))
+    throw wrong(`--group-size must be 32, 64 or 128, not ${groupSize}`);
+  return { weightType, groupSize: groupSize ?? 32 } as WeightOptions;
 }
 
 type Report = Awaited<ReturnType<typeof run>>;
@@ -99,17 +126,23 @@ function bytesOf(tensors: StoredTensor[]): number {
 }
 
 function reportText(report: Report): string {
-  const { numKHeads, numVHeads, keyHeadDim, weightBytes, leftOut } = report;
+  const { numKHeads, numVHeads, keyHeadDim } = report;
   const change = ({ from, to }: { from: number; to: number }) =>
     from === to ? `${to}` : `${from} -> ${to}`;
-  const size = (bytes: number) => `${(bytes / 1e6).toFixed(1)} MB`;
   const lines = [
     `${report.directory}: K heads ${change(numKHeads)}, V heads ${change(numVHeads)}, ` +
       `K head size ${change(keyHeadDim)}`,
-    `${report.convertedTensors} tensors converted, ` +
-      `weights ${size(weightBytes.from)} -> ${size(weightBytes.to)}`,
+    `${report.convertedTensors} tensors converted, ${sizesText(report)}`,
   ];
-  if (leftOut.length > 0)
-    lines.push(`not copied, as not part of the checkpoint: ${leftOut.map(printable).join(', ')}`);
-  return `${lines.join('\n')}\n`;
+  return `${lines.join('\n')}\n${leftOutText(report)}`;
+}
+
+function sizesText({ weightBytes }: Pick<Report, 'weightBytes'>): string {
+  const size = (bytes: number) => `${(bytes / 1e6).toFixed(1)} MB`;
+  return `weights ${size(weightBytes.from)} -> ${size(weightBytes.to)}`;
+}
+
+function leftOutText({ leftOut }: Pick<Report, 'leftOut'>): string {
+  if (leftOut.length === 0) return '';
+  return `not copied, as not part of the checkpoint: ${leftOut.map(printable).join(', ')}\n`;
 }

@@ -11,6 +11,8 @@ export interface ConvertCommand {
   valueHeads?: number;
   keyHeadDim?: string;
   kvGroupSharing?: boolean;
+  weightType?: string;
+  groupSize?: number;
   json?: boolean;
 }
 

@@ -58,7 +58,7 @@ export async function* fileBytes(path: string): AsyncGenerator<Uint8Array> {
 
 const copyBuffer = new Uint8Array(8 << 20);
 
-async function* copied(
+export async function* copied(
   path: string,
   file: FileHandle,
   position: number,

@@ -137,7 +137,9 @@ program
 
 program
   .command('convert')
-  .description('convert a Llama or Sigma checkpoint to one with fewer or smaller K and V heads')
+  .description(
+    'convert a Llama or Sigma checkpoint to one with fewer or smaller K and V heads, or quantize one',
+  )
   .argument('<in>', 'a directory, which is not modified, or a hub id, org/name[@revision]')
   .argument('<out>', 'output directory; it must not exist or must be empty')
   .option(
@@ -157,6 +159,15 @@ program
   .option(
     '--kv-group-sharing',
     'copy heads so that K and V have the same number, as other frameworks require',
+  )
+  .option(
+    '--weight-type <type>',
+    'quantize the matrices of the layers to i8 or i4, in the form of compressed-tensors',
+  )
+  .option(
+    '--group-size <n>',
+    'with --weight-type: elements of a row with one scale, 32, 64 or 128 (default 32)',
+    number('--group-size'),
   )
   .option('--json', 'print one JSON object')
   .addHelpText(
