@@ -1,8 +1,7 @@
 // Quantizes the matrices of a checkpoint's layers, in the form "pack-quantized" of compressed-tensors.
 
 import { join } from 'node:path';
-import { addon } from '../lib/addon';
-import { callNative } from '../lib/errors';
+import { inspectDirectory } from '../lib/hub/index';
 import { type Device, kernels, openDevice, type Tensor } from '../lib/index';
 import {
   type CheckpointFiles,
@@ -43,7 +42,7 @@ export async function quantizeCheckpoint(
 ): Promise<{ directory: string; weightBytes: { from: number; to: number }; leftOut: string[] }> {
   const target = await checkOutput(input, output);
   const files = await readCheckpointFiles(input);
-  checkConfig(input, files);
+  await checkConfig(input);
   const directory = await OutputDirectory.create(target, signal);
   const device = await openDevice('cpu');
   const bar = new ProgressBar('quantizing', megabytes);
@@ -73,9 +72,10 @@ export async function quantizeCheckpoint(
 const bytesOf = (tensors: StoredTensor[]) => tensors.reduce((sum, { bytes }) => sum + bytes, 0);
 
 /** Throws the loader's error if it does not accept the config. */
-function checkConfig(input: string, files: CheckpointFiles): void {
-  const config = files.config.toString();
-  const { quantization } = callNative(() => addon().parseConfig({ directory: input, config }));
+async function checkConfig(input: string): Promise<void> {
+  const { parsed, problem } = await inspectDirectory(input, input);
+  if (problem !== undefined) throw new CliError(problem.code, problem.message);
+  const quantization = parsed?.quantization;
   if (quantization === undefined) return;
   throw new CliError(
     'ERR_UNSUPPORTED_MODEL',
