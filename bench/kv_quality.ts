@@ -6,11 +6,11 @@ import * as path from 'node:path';
 import { parseArgs } from 'node:util';
 
 import { type DeviceId, type DType, defaultModelDirectory, Model, type ModelConfig } from '../lib/index';
+import { countTokens, readDocuments, totalLoss } from './loss';
 import { describeMachine, describeVersions } from './machine';
 
 const TYPES = ['bf16', 'f16', 'i8', 'f8e4m3'] as const;
 type CacheType = (typeof TYPES)[number];
-const PARALLEL_SESSIONS = 8; // their JavaScript runs while the device computes
 
 const USAGE = `Usage: node dist/bench/kv_quality.js TEXT [options]
 
@@ -33,61 +33,6 @@ interface Row extends Pair {
   /** Bytes of K and V in all layers, including scales. */
   bytesPerToken: number;
   seconds: number;
-}
-
-async function readDocuments(model: Model, file: string, limit: number): Promise<number[][]> {
-  const { tokenizer } = model;
-  const { bosTokenId, eosTokenId } = tokenizer ?? {};
-  if (!tokenizer || bosTokenId == null || eosTokenId == null)
-    throw new Error('the model has no tokenizer with tokens for the begin and the end of text');
-  const texts = fs
-    .readFileSync(file, 'utf8')
-    .trimEnd()
-    .split(/\n{2,}/)
-    .slice(0, limit);
-  return Promise.all(
-    texts.map(async (text) => [
-      bosTokenId,
-      ...(await tokenizer.encodeAsync(`${text}\n`, { addSpecialTokens: false })),
-      eosTokenId,
-    ]),
-  );
-}
-
-/** -log softmax(logits)[token], in float64. */
-function surprise(logits: Float32Array, token: number): number {
-  let max = -Infinity;
-  for (const logit of logits) max = Math.max(max, logit);
-  let sum = 0;
-  for (const logit of logits) sum += Math.exp(logit - max);
-  return max + Math.log(sum) - (logits[token] as number);
-}
-
-/** The sum of the losses of all tokens but the first of each document. */
-async function totalLoss(model: Model, { kType, vType }: Pair, documents: number[][]): Promise<number> {
-  let total = 0;
-  let next = 0;
-  let doneTokens = 0;
-  const maxKvLen = documents.reduce((longest, tokens) => Math.max(longest, tokens.length), 0);
-  const worker = async (): Promise<void> => {
-    const session = await model.createSession({ maxKvLen, kType, vType });
-    try {
-      while (next < documents.length) {
-        const tokens = documents[next++] as number[];
-        await session.truncate(0);
-        let loss = 0;
-        for (let i = 0; i + 1 < tokens.length; i++)
-          loss += surprise(await session.decode(tokens[i] as number), tokens[i + 1] as number);
-        total += loss;
-        doneTokens += tokens.length - 1;
-        if (process.stderr.isTTY) process.stderr.write(`\rK ${kType}, V ${vType}: ${doneTokens} tokens `);
-      }
-    } finally {
-      session.dispose();
-    }
-  };
-  await Promise.all(Array.from({ length: PARALLEL_SESSIONS }, worker));
-  return total;
 }
 
 function bytesPerToken(config: ModelConfig, { kType, vType }: Pair): number {
@@ -148,7 +93,7 @@ async function main(): Promise<void> {
     dtype: values.dtype as DType | undefined,
   });
   const documents = await readDocuments(model, file, limit);
-  const numTokens = documents.reduce((sum, tokens) => sum + tokens.length - 1, 0);
+  const numTokens = countTokens(documents);
   const about = {
     command: ['kv_quality', ...process.argv.slice(2)].join(' '),
     date: new Date().toISOString(),
@@ -167,7 +112,7 @@ async function main(): Promise<void> {
   try {
     for (const pair of pairs) {
       const start = performance.now();
-      const loss = (await totalLoss(model, pair, documents)) / numTokens;
+      const loss = (await totalLoss(model, pair, documents, `K ${pair.kType}, V ${pair.vType}`)) / numTokens;
       const seconds = (performance.now() - start) / 1000;
       rows.push({ ...pair, loss, bytesPerToken: bytesPerToken(model.config, pair), seconds });
       const minutesLeft = (seconds * (pairs.length - rows.length)) / 60;

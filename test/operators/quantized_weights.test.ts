@@ -165,11 +165,11 @@ describe('cpu', () => {
     [1, 1],
     [160, 130],
   ];
-  // With more than 16 tokens of bf16, the weights are rounded to bf16 if that is multiplied by AMX.
+  // With more than 32 tokens of bf16, the weights are rounded to bf16 if that is multiplied by AMX.
   const valuesFor = (tokens: number, xType: FloatType, { packed }: Quantized): Float64Array => {
     const values = dequantizeWeight(packed);
     const multipliesBf16 = /amx/.test(device().info.details.simd as string) && packed.columns % 2 === 0;
-    const rounds = tokens > 16 && xType === 'bf16' && multipliesBf16;
+    const rounds = tokens > 32 && xType === 'bf16' && multipliesBf16;
     return rounds ? values.map((value) => roundTo('bf16', value)) : values;
   };
   const tokenCounts = reduced
@@ -186,11 +186,11 @@ describe('cpu', () => {
           const x = random.normals(most * inFeatures, 0.1, xType);
           await withTensors(device(), async (tensors) => {
             const w = await quantized(tensors, weight, [outFeatures, inFeatures], type, groupSize);
-            const [few, many] = [16, most].map((tokens) =>
+            const [few, many] = [32, most].map((tokens) =>
               matmul(x, valuesFor(tokens, xType, w), tokens, inFeatures, outFeatures),
             ) as [Float64Array, Float64Array];
             for (const tokens of tokenCounts) {
-              const expected = tokens <= 16 ? few : many;
+              const expected = tokens <= 32 ? few : many;
               const out = tensors.out(xType, [tokens, outFeatures]);
               await kernels.matmul({
                 x: tensors.make(xType, [tokens, inFeatures], x.slice(0, tokens * inFeatures)),

@@ -23,11 +23,11 @@ namespace {
 
 constexpr int64_t kMaxTokens = 16;  // in one pass over the weights: the columns of a tile
 
-// The same of quantized weights: as many as have their integers in the L2 cache, and their sums in
+// The same of quantized weights: as many as have their integers in a part of the L2 cache, and their sums in
 // bounded memory.
 int64_t pass_tokens(DType weight_dtype, int64_t in_features, int64_t out_features) {
   if (!dtype_is_packed(weight_dtype)) return kMaxTokens;
-  constexpr int64_t kIntegersBytes = int64_t{1} << 20;
+  constexpr int64_t kIntegersBytes = int64_t{1} << 19;
   constexpr int64_t kSumsBytes = int64_t{16} << 20;
   const int64_t of_integers = kIntegersBytes / (3 * in_features + 1);
   const int64_t of_sums = kSumsBytes / (4 * out_features + 1);
@@ -229,15 +229,13 @@ void multiply_tiles(const Product& p, int64_t begin, int64_t end) {
 }
 #endif
 
-// Rows [begin, end) of a quantized weight, as multiply_streams.
-template <DType kType, int kTerms, int kSpread>
+// Rows [begin, end) of a quantized weight in kRows streams, as multiply_streams.
+template <DType kType, int kTerms, int kSpread, int kRows, int kMostXs>
 void multiply_packed(const Product& p, int64_t begin, int64_t end) {
-  constexpr int kRows = kVectorRegisters >= 32 ? 4 : 2;
-  constexpr int kGroup = kVectorRegisters >= 32 ? 4 : 2;
   const int64_t n = p.in_features;
   const int64_t row_bytes = weight_row_bytes(kType, n);
   const int64_t groups = weight_row_groups(n, p.weight.group_size);
-  const int64_t num_passes = ceil_div(p.num_x, kGroup);
+  const int64_t num_passes = ceil_div(p.num_x, kMostXs);
   const int64_t run = (end - begin) / kRows;
   const auto* x = static_cast<const XStep<kType, kTerms>*>(p.x.data);
   // Rows first, first + distance, ... of which `count` are stored.
@@ -250,42 +248,49 @@ void multiply_packed(const Product& p, int64_t begin, int64_t end) {
     }
     Ahead ahead;
     if (num_passes > 1) ahead = {row_bytes, 64 / num_passes + 1};
-    for (int64_t token = 0; token < p.num_x; token += kGroup, ahead.first += row_bytes / num_passes) {
-      const auto tokens = [&]<int kXs>() DIFFQKV_LAMBDA {
-        float sums[kRows][kXs];
-        dot_packed<kType, kTerms, kSpread, kRows, kXs>(packed, row_bytes, groups, p.weight.group_size, x + token,
-                                                       p.num_x, sums, ahead);
-        for (int64_t r = 0; r < count; ++r) {
-          for (int j = 0; j < kXs; ++j) p.store_sum(token + j, first + r * distance, sums[r][j]);
-        }
-      };
-      switch (min_of(kGroup, p.num_x - token)) {
-        case 1: tokens.template operator()<1>(); break;
-        case 2: tokens.template operator()<2>(); break;
-        case 3:
-          if constexpr (kGroup >= 3) tokens.template operator()<3>();
-          break;
-        case 4:
-          if constexpr (kGroup >= 4) tokens.template operator()<4>();
-          break;
+    const auto tokens = [&]<int kXs>(int64_t token) DIFFQKV_LAMBDA {
+      float sums[kRows][kXs];
+      dot_packed<kType, kTerms, kSpread, kRows, kXs>(packed, row_bytes, groups, p.weight.group_size, x + token, p.num_x,
+                                                     sums, ahead);
+      ahead.first += row_bytes / num_passes;
+      for (int64_t r = 0; r < count; ++r) {
+        for (int j = 0; j < kXs; ++j) p.store_sum(token + j, first + r * distance, sums[r][j]);
       }
+    };
+    int64_t token = 0;
+    if constexpr (kMostXs >= 6) {
+      for (; p.num_x - token >= 6; token += 6) tokens.template operator()<6>(token);
     }
+    if constexpr (kMostXs >= 4) {
+      for (; p.num_x - token >= 4; token += 4) tokens.template operator()<4>(token);
+    }
+    if constexpr (kMostXs >= 2) {
+      for (; p.num_x - token >= 2; token += 2) tokens.template operator()<2>(token);
+    }
+    for (; token < p.num_x; ++token) tokens.template operator()<1>(token);
   };
   for (int64_t row = begin; row < begin + run; ++row) rows(row, run, kRows);
   if (begin + kRows * run < end) rows(begin + kRows * run, 1, end - begin - kRows * run);
 }
 
+// As many streams and tokens as leave registers. With two terms, fewer tokens, because they are rare
+// and compile to twice the code.
+template <DType kType, int kTerms, int kSpread>
+void choose_packed_streams(const Product& p, int64_t begin, int64_t end) {
+  constexpr bool kMany = kVectorRegisters >= 32;
+  multiply_packed<kType, kTerms, kSpread, kMany ? 4 : 2, kMany && kTerms == 1 ? 6 : 2>(p, begin, end);
+}
+
 template <DType kType, int kTerms>
 void choose_spread(const Product& p, int64_t begin, int64_t end) {
-  constexpr int64_t kMost = Packing<kType>::kStep / 32;
-  const int64_t spread = Packing<kType>::kStep / p.weight.group_size;
-  if constexpr (kMost >= 4) {
-    if (spread == 4) return multiply_packed<kType, kTerms, 4>(p, begin, end);
+  const int64_t spread = kStep / p.weight.group_size;
+  if constexpr (kStep >= 128) {
+    if (spread == 4) return choose_packed_streams<kType, kTerms, 4>(p, begin, end);
   }
-  if constexpr (kMost >= 2) {
-    if (spread == 2) return multiply_packed<kType, kTerms, 2>(p, begin, end);
+  if constexpr (kStep >= 64) {
+    if (spread == 2) return choose_packed_streams<kType, kTerms, 2>(p, begin, end);
   }
-  multiply_packed<kType, kTerms, 1>(p, begin, end);
+  choose_packed_streams<kType, kTerms, 1>(p, begin, end);
 }
 
 template <DType kType>
@@ -296,7 +301,7 @@ void choose_terms(const Product& p, int64_t begin, int64_t end) {
 
 template <DType kType, int kTerms>
 PreparedX prepare_packed(DType x_dtype, const void* x, int64_t num_x, int64_t in_features, Arena& arena) {
-  const int64_t steps = steps_of<kType>(in_features);
+  const int64_t steps = steps_of(in_features);
   auto* out = static_cast<XStep<kType, kTerms>*>(arena.get(kSlotX, steps * num_x * sizeof(XStep<kType, kTerms>)));
   visit(x_dtype, [&](auto tag) {
     const auto* from = static_cast<const decltype(tag)*>(x);

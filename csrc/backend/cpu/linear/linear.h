@@ -20,6 +20,9 @@ class LinearLayers {
   void gated_mlp(const GatedMlpParams& p);  // gated_mlp.cc
 
  private:
+  // Up to this number of tokens, gemv is faster than oneDNN. At least 16: up to 16 sequences decode
+  // together, and gemv computes the same bits for each of them as for that sequence alone.
+  int64_t max_gemv_tokens(DType weight_dtype, DType x_dtype) const;
   // Whether bf16 is multiplied directly, without being converted to f32 first.
   bool multiplies_bf16() const;
   // Whether weights of this type are multiplied by x in bf16 directly.
@@ -35,9 +38,5 @@ class LinearLayers {
   Arena& arena_;
   std::unique_ptr<OneDnn> onednn_;
 };
-
-// Up to this number of tokens, gemv is faster than oneDNN. At least 16: up to 16 sequences decode
-// together, and gemv computes the same bits for each of them as for that sequence alone.
-int64_t max_gemv_tokens(DType weight_dtype, DType x_dtype);
 
 }  // namespace diffqkv::cpu

@@ -1,7 +1,7 @@
 // out (+)= x weight^T: few tokens by gemv, more by oneDNN, or by matmul_blocked if oneDNN is not
 // built in.
 //
-// Quantized weights are multiplied by gemv for any number of tokens, unless AMX or f32 is faster.
+// With VNNI and without AMX, quantized weights are multiplied by gemv for any number of tokens.
 //
 // oneDNN multiplies f32 by f32, and bf16 by bf16 if the CPU has instructions for it. Every other
 // pair of types is converted to f32, which is exact, in panels of bounded size. If x is bf16,
@@ -17,18 +17,6 @@
 #endif
 
 namespace diffqkv::cpu {
-
-int64_t max_gemv_tokens(DType weight_dtype, DType x_dtype) {
-  // Integers multiply quantized weights faster than bf16 and f32 do, except by AMX, or if x is f32 and
-  // has two integers for each element.
-#if defined(DIFFQKV_HAVE_ONEDNN)
-  const bool is_fastest = x_dtype != DType::f32 && !use_amx();
-#else
-  const bool is_fastest = x_dtype != DType::f32;
-#endif
-  if (dtype_is_packed(weight_dtype) && is_fastest) return INT64_MAX;
-  return weight_dtype == DType::f16 ? 32 : 16;  // f16: oneDNN multiplies panels that are converted to f32
-}
 
 #if defined(DIFFQKV_HAVE_ONEDNN)
 
@@ -207,6 +195,20 @@ bool LinearLayers::gated_product_bf16(const GatedMlpParams&, const void*, int64_
 #endif
 
 LinearLayers::~LinearLayers() = default;
+
+int64_t LinearLayers::max_gemv_tokens(DType weight_dtype, DType x_dtype) const {
+  if (!dtype_is_packed(weight_dtype)) {
+    return weight_dtype == DType::f16 ? 32 : 16;  // f16: oneDNN multiplies panels that are converted to f32
+  }
+  // With VNNI, integers are multiplied faster than bf16 and f32, except by AMX, or if x is f32 and has
+  // two integers for each element. Else it takes some tokens until panels are worth unpacking.
+#if defined(DIFFQKV_HAVE_ONEDNN)
+  const bool is_fastest = std::string(kernels_.name) == "avx512_bf16" && !use_amx();
+#else
+  const bool is_fastest = true;
+#endif
+  return is_fastest && x_dtype != DType::f32 ? INT64_MAX : 32;
+}
 
 void LinearLayers::matmul(const MatmulParams& p) {
   require_compute_type("matmul: x", p.x_dtype);

@@ -6,8 +6,8 @@
 // integers: pmaddwd, or vpdpwssd with VNNI, multiplies as many pairs as AVX512-BF16 does and exists on every CPU.
 // A lane's sum is converted to float32 once for each step, and multiplied by both scales.
 //
-// A step has kLanes words of 8 elements (i4) or of 4 (i8). A lane reads elements of one group and
-// one block only, so scales are vectors.
+// A step has 8 elements for each lane. A lane reads elements of one group and one block only, so
+// scales are vectors.
 #pragma once
 
 #include "backend/cpu/linear/dot_rows.h"
@@ -44,40 +44,53 @@ DIFFQKV_INLINE I32v dot_pairs(I32v acc, I32v a, I32v b) {
 typedef int16_t Halves __attribute__((vector_size(kLanes * 4)));
 typedef uint16_t UHalves __attribute__((vector_size(kLanes * 4)));
 
-// How a weight type is read. `vectors` of a step: pairs of integers, as 16 bits each, of which pair
-// v of lane l are elements at(l, v, 0) and at(l, v, 1).
+// How a weight type is read: a step of kBytes has 8 elements for each lane, from 8 l on. pairs[v][l]
+// are elements pair_of(v, 0) and pair_of(v, 1) of these 8, as 16-bit integers.
 template <DType kType>
 struct Packing;
 
+constexpr int kPairs = 4;
+constexpr int64_t kStep = 8 * kLanes;
+
 template <>
 struct Packing<DType::i4> {
-  static constexpr int kVectors = 4;
-  static constexpr int64_t kStep = 8 * kLanes;
+  static constexpr int64_t kBytes = 4 * kLanes;
   static constexpr int32_t kOffset = 8;  // the stored integer minus the weight's
-  DIFFQKV_INLINE static void unpack(const char* from, I32v (&pairs)[kVectors]) {
+  DIFFQKV_INLINE static void unpack(const char* from, I32v (&pairs)[kPairs]) {
     const UHalves words = load_raw<UHalves>(from);
-    for (int v = 0; v < kVectors - 1; ++v) pairs[v] = (I32v)((words >> (4 * v)) & 15);
+    for (int v = 0; v < kPairs - 1; ++v) pairs[v] = (I32v)((words >> (4 * v)) & 15);
     pairs[3] = (I32v)(words >> 12);
   }
+  static constexpr int pair_of(int v, int half) { return 2 * v + half; }
 };
 
 template <>
 struct Packing<DType::i8> {
-  static constexpr int kVectors = 2;
-  static constexpr int64_t kStep = 4 * kLanes;
+  static constexpr int64_t kBytes = 8 * kLanes;
   static constexpr int32_t kOffset = 0;
-  DIFFQKV_INLINE static void unpack(const char* from, I32v (&pairs)[kVectors]) {
-    const Halves words = load_raw<Halves>(from);
-    pairs[0] = (I32v)((Halves)((UHalves)words << 8) >> 8);
-    pairs[1] = (I32v)(words >> 8);
+  DIFFQKV_INLINE static void unpack(const char* from, I32v (&pairs)[kPairs]) {
+    const I32v first = load_raw<I32v>(from);
+    const I32v second = load_raw<I32v>(from + 4 * kLanes);
+    I32v even, odd;
+    for (int l = 0; l < kLanes; ++l) {
+      even[l] = 2 * l;
+      odd[l] = 2 * l + 1;
+    }
+    const Halves a = (Halves)__builtin_shuffle(first, second, even);
+    const Halves b = (Halves)__builtin_shuffle(first, second, odd);
+    pairs[0] = (I32v)((Halves)((UHalves)a << 8) >> 8);
+    pairs[1] = (I32v)(a >> 8);
+    pairs[2] = (I32v)((Halves)((UHalves)b << 8) >> 8);
+    pairs[3] = (I32v)(b >> 8);
   }
+  static constexpr int pair_of(int v, int half) { return 4 * (v / 2) + v % 2 + 2 * half; }
 };
 
 // x of one token, for one step. The integer of an element is high + low / 2^15 times the scale;
 // kTerms is 1 without low.
 template <DType kType, int kTerms>
 struct XStep {
-  I32v pairs[kTerms][Packing<kType>::kVectors];
+  I32v pairs[kTerms][kPairs];
   I32v offset[kTerms];  // minus kOffset times the sum of the lane's elements
   F32v scale;
 };
@@ -94,11 +107,8 @@ DIFFQKV_INLINE auto largest_lane(V v) {
   return v[0];
 }
 
-// Steps of a row of n elements, whose integers are padded to whole blocks.
-template <DType kType>
-DIFFQKV_INLINE int64_t steps_of(int64_t n) {
-  return ceil_div(round_up(n, kXBlock), Packing<kType>::kStep);
-}
+static_assert(kStep % kXBlock == 0);
+DIFFQKV_INLINE int64_t steps_of(int64_t n) { return ceil_div(n, kStep); }
 
 // The integers of one block of 32 elements, and its scale.
 template <typename T>
@@ -131,36 +141,31 @@ DIFFQKV_INLINE float quantize_block(const T* x, int64_t count, int16_t* high, in
   return finite ? bit_cast<float>((exponent - 14) << 23) : __builtin_nanf("");
 }
 
-// Words in the order in which `unpack` has the weights.
+// pairs[v][l] = elements of x in the order of Packing::pair_of.
 template <DType kType>
-DIFFQKV_INLINE void order_pairs(const int16_t* x, I32v (&pairs)[Packing<kType>::kVectors]) {
-  if constexpr (kType == DType::i4) {
-    // pairs[v][l] = word 4 l + v
-    I32v word[4];
-    for (int i = 0; i < 4; ++i) word[i] = load_raw<I32v>(x + 2 * kLanes * i);
-    for (int v = 0; v < 4; ++v) {
-      I32v pick, join;
-      for (int l = 0; l < kLanes; ++l) {
-        pick[l] = 4 * (l % (kLanes / 2)) + v;
-        join[l] = l < kLanes / 2 ? l : kLanes + l - kLanes / 2;
-      }
-      const I32v a = __builtin_shuffle(word[0], word[1], pick);
-      const I32v b = __builtin_shuffle(word[2], word[3], pick);
-      pairs[v] = __builtin_shuffle(a, b, join);
-    }
-  } else {
-    // Of the words (e0, e1), (e2, e3) of each lane: (e0, e2), (e1, e3).
-    const I32v first = load_raw<I32v>(x);
-    const I32v second = load_raw<I32v>(x + 2 * kLanes);
-    I32v even, odd;
+DIFFQKV_INLINE void order_pairs(const int16_t* x, I32v (&pairs)[kPairs]) {
+  // word[v][l] = word 4 l + v: elements 2 v and 2 v + 1 of the lane.
+  I32v words[4], word[4];
+  for (int i = 0; i < 4; ++i) words[i] = load_raw<I32v>(x + 2 * kLanes * i);
+  for (int v = 0; v < 4; ++v) {
+    I32v pick, join;
     for (int l = 0; l < kLanes; ++l) {
-      even[l] = 2 * l;
-      odd[l] = 2 * l + 1;
+      pick[l] = 4 * (l % (kLanes / 2)) + v;
+      join[l] = l < kLanes / 2 ? l : kLanes + l - kLanes / 2;
     }
-    const U32v a = (U32v)__builtin_shuffle(first, second, even);
-    const U32v b = (U32v)__builtin_shuffle(first, second, odd);
-    pairs[0] = (I32v)((a & 0xffff) | (b << 16));
-    pairs[1] = (I32v)((a >> 16) | (b & 0xffff0000u));
+    const I32v a = __builtin_shuffle(words[0], words[1], pick);
+    const I32v b = __builtin_shuffle(words[2], words[3], pick);
+    word[v] = __builtin_shuffle(a, b, join);
+  }
+  if constexpr (kType == DType::i4) {
+    for (int v = 0; v < 4; ++v) pairs[v] = word[v];
+  } else {
+    for (int v = 0; v < 4; v += 2) {
+      const U32v a = (U32v)word[v];
+      const U32v b = (U32v)word[v + 1];
+      pairs[v] = (I32v)((a & 0xffff) | (b << 16));
+      pairs[v + 1] = (I32v)((a >> 16) | (b & 0xffff0000u));
+    }
   }
 }
 
@@ -168,28 +173,24 @@ DIFFQKV_INLINE void order_pairs(const int16_t* x, I32v (&pairs)[Packing<kType>::
 template <DType kType, int kTerms, typename T>
 void prepare_token(const T* x, int64_t n, XStep<kType, kTerms>* out, int64_t stride) {
   using P = Packing<kType>;
-  constexpr int64_t kBuffer = P::kStep > kXBlock ? P::kStep : kXBlock;
-  constexpr int64_t kSteps = kBuffer / P::kStep;  // more than one if a step is less than a block
-  constexpr int64_t kLanesOfBlock = kXBlock * kLanes / P::kStep;
-  alignas(64) int16_t words[2][kBuffer];
-  for (int64_t begin = 0; begin < n; begin += kBuffer) {
-    float scales[kBuffer / kXBlock];
-    for (int64_t b = 0; b < kBuffer / kXBlock; ++b) {
-      const int64_t at = begin + b * kXBlock;
-      scales[b] = quantize_block(x + min_of(at, n), min_of(n - at, kXBlock), words[0] + b * kXBlock,
+  constexpr int64_t kBlocks = kStep / kXBlock;
+  constexpr int64_t kLanesOfBlock = kXBlock / 8;
+  alignas(64) int16_t words[2][kStep];
+  for (int64_t begin = 0; begin < n; begin += kStep, out += stride) {
+    float scales[kBlocks];
+    for (int64_t b = 0; b < kBlocks; ++b) {
+      const int64_t at = min_of(begin + b * kXBlock, n);
+      scales[b] = quantize_block(x + at, min_of(n - at, kXBlock), words[0] + b * kXBlock,
                                  kTerms == 2 ? words[1] + b * kXBlock : nullptr);
     }
-    for (int64_t s = 0; s < kSteps && begin + s * P::kStep < round_up(n, kXBlock); ++s) {
-      XStep<kType, kTerms>& to = out[(begin / P::kStep + s) * stride];
-      for (int t = 0; t < kTerms; ++t) {
-        order_pairs<kType>(words[t] + s * P::kStep, to.pairs[t]);
-        to.offset[t] = I32v{};
-        if (P::kOffset == 0) continue;
-        const I32v factor = I32v{} + ((-P::kOffset & 0xffff) | (-P::kOffset << 16));
-        for (int v = 0; v < P::kVectors; ++v) to.offset[t] = dot_pairs(to.offset[t], to.pairs[t][v], factor);
-      }
-      for (int l = 0; l < kLanes; ++l) to.scale[l] = scales[(s * kLanes + l) / kLanesOfBlock];
+    for (int t = 0; t < kTerms; ++t) {
+      order_pairs<kType>(words[t], out->pairs[t]);
+      out->offset[t] = I32v{};
+      if (P::kOffset == 0) continue;
+      const I32v factor = I32v{} + ((-P::kOffset & 0xffff) | (-P::kOffset * 65536));
+      for (int v = 0; v < kPairs; ++v) out->offset[t] = dot_pairs(out->offset[t], out->pairs[t][v], factor);
     }
+    for (int l = 0; l < kLanes; ++l) out->scale[l] = scales[l / kLanesOfBlock];
   }
 }
 
@@ -274,52 +275,62 @@ struct PackedRow {
   const uint16_t* scales;
 };
 
-// sums[r][j] = row r . x j. in_bytes: of a row. The order of each sum does not depend on kRows and
-// kXs.
+// sums[r][j] = row r . x j, where x j is at x[j] and in steps of `stride`. The order of each sum does
+// not depend on kRows and kXs.
 template <DType kType, int kTerms, int kSpread, int kRows, int kXs>
 DIFFQKV_INLINE void dot_packed(const PackedRow (&rows)[kRows], int64_t row_bytes, int64_t num_scales,
                                int64_t group_size, const XStep<kType, kTerms>* x, int64_t stride,
                                float (&sums)[kRows][kXs], Ahead ahead) {
   using P = Packing<kType>;
-  constexpr int64_t kBytes = 4 * kLanes;
   F32v acc[kRows][kXs] = {};
-  const auto step = [&](int r, const char* data, const uint16_t* scales, const XStep<kType, kTerms>* xs)
-                        DIFFQKV_LAMBDA {
-                          I32v q[P::kVectors];
-                          P::unpack(data, q);
-                          const F32v scale = spread_scales<kSpread>(scales);
-                          for (int j = 0; j < kXs; ++j) {
-                            I32v s = P::kOffset ? xs[j].offset[0] : I32v{};
-                            for (int v = 0; v < P::kVectors; ++v) s = dot_pairs(s, q[v], xs[j].pairs[0][v]);
-                            F32v value = __builtin_convertvector(s, F32v);
-                            if constexpr (kTerms == 2) {
-                              I32v low = P::kOffset ? xs[j].offset[1] : I32v{};
-                              for (int v = 0; v < P::kVectors; ++v) low = dot_pairs(low, q[v], xs[j].pairs[1][v]);
-                              value = fma(__builtin_convertvector(low, F32v), set1(0x1p-15f), value);
-                            }
-                            acc[r][j] = fma(value, scale * xs[j].scale, acc[r][j]);
-                          }
-                        };
-  const int64_t whole = row_bytes / kBytes;
+  const auto step = [&](const PackedRow(&from)[kRows], const XStep<kType, kTerms>* xs) DIFFQKV_LAMBDA {
+    I32v q[kRows][kPairs];
+    F32v scale[kRows];
+    for (int r = 0; r < kRows; ++r) {
+      P::unpack(from[r].data, q[r]);
+      scale[r] = spread_scales<kSpread>(from[r].scales);
+    }
+    for (int j = 0; j < kXs; ++j) {
+      I32v term[kTerms][kRows];
+      for (int t = 0; t < kTerms; ++t) {
+        for (int r = 0; r < kRows; ++r) term[t][r] = P::kOffset ? xs[j].offset[t] : I32v{};
+        for (int v = 0; v < kPairs; ++v) {
+          const I32v pair = xs[j].pairs[t][v];
+          for (int r = 0; r < kRows; ++r) term[t][r] = dot_pairs(term[t][r], q[r][v], pair);
+        }
+      }
+      const F32v x_scale = xs[j].scale;
+      for (int r = 0; r < kRows; ++r) {
+        F32v value = __builtin_convertvector(term[0][r], F32v);
+        if constexpr (kTerms == 2) value = fma(__builtin_convertvector(term[1][r], F32v), set1(0x1p-15f), value);
+        acc[r][j] = fma(value, scale[r] * x_scale, acc[r][j]);
+      }
+    }
+  };
   int shift = 0;  // of a step's index to that of its scale, if kSpread is 1
-  while ((P::kStep << shift) < group_size) ++shift;
-  for (int64_t i = 0; i < whole; ++i, ahead.first += ahead.step) {
-    const int64_t scale = kSpread > 1 ? i * kSpread : i >> shift;
-    for (int r = 0; r < kRows; ++r) {
-      __builtin_prefetch(rows[r].data + ahead.first);
-      step(r, rows[r].data + i * kBytes, rows[r].scales + scale, x + i * stride);
+  while ((kStep << shift) < group_size) ++shift;
+  const auto scale_at = [&](int64_t i) DIFFQKV_LAMBDA { return kSpread > 1 ? i * kSpread : i >> shift; };
+  const int64_t whole = row_bytes / P::kBytes;
+  for (int64_t i = 0; i < whole; ++i) {
+    PackedRow from[kRows];
+    for (int r = 0; r < kRows; ++r) from[r] = {rows[r].data + i * P::kBytes, rows[r].scales + scale_at(i)};
+    for (int64_t line = 0; line < P::kBytes; line += 64, ahead.first += ahead.step) {
+      for (int r = 0; r < kRows; ++r) __builtin_prefetch(rows[r].data + ahead.first);
     }
+    step(from, x + i * stride);
   }
-  const int64_t rest = row_bytes - whole * kBytes;
+  const int64_t rest = row_bytes - whole * P::kBytes;
   if (rest > 0) {
+    alignas(64) char data[kRows][P::kBytes] = {};
+    uint16_t scales[kRows][kSpread] = {};
+    PackedRow from[kRows];
+    const int64_t first = scale_at(whole);
     for (int r = 0; r < kRows; ++r) {
-      alignas(64) char data[kBytes] = {};
-      uint16_t scales[kSpread] = {};
-      const int64_t first = kSpread > 1 ? whole * kSpread : whole >> shift;
-      __builtin_memcpy(data, rows[r].data + whole * kBytes, rest);
-      __builtin_memcpy(scales, rows[r].scales + first, min_of(kSpread, num_scales - first) * 2);
-      step(r, data, scales, x + whole * stride);
+      __builtin_memcpy(data[r], rows[r].data + whole * P::kBytes, rest);
+      __builtin_memcpy(scales[r], rows[r].scales + first, min_of(kSpread, num_scales - first) * 2);
+      from[r] = {data[r], scales[r]};
     }
+    step(from, x + whole * stride);
   }
   for (int r = 0; r < kRows; ++r) {
     for (int j = 0; j < kXs; ++j) sums[r][j] = sum(acc[r][j]);
