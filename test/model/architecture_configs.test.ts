@@ -373,6 +373,29 @@ describe.each(
   });
 });
 
+it('Gemma has hidden_activation beside hidden_act, without effect', async () => {
+  expect(await load({ ...architectures.gemma, hidden_activation: 'gelu_pytorch_tanh' })).toBe('gemma');
+});
+
+it('LongRoPE of Phi-3 begins after 4,096 tokens if config.json does not say', async () => {
+  const factors = { short_factor: Array(8).fill(1), long_factor: Array(8).fill(2) };
+  const base = {
+    ...architectures.phi3,
+    max_position_embeddings: 65536,
+    rope_scaling: { type: 'longrope', ...factors },
+  };
+  const logits = async (fields: object) => {
+    const model = await Model.random({ ...base, ...fields, dtype: 'float32' }, { device: 'cpu' });
+    const session = await model.createSession();
+    const result = await session.prefill([1, 5, 7]);
+    model.dispose();
+    return result;
+  };
+  const without = await logits({});
+  expect(firstBitDifference(await logits({ original_max_position_embeddings: 4096 }), without)).toBe(-1);
+  expect(firstBitDifference(await logits({ original_max_position_embeddings: 8192 }), without)).not.toBe(-1);
+});
+
 it.each(['SigmaForCausalLM', 'sigma', 'diffqkv'])('a DiffQKV config may be named %s', async (name) => {
   const config = { ...architectures.sigma, num_key_value_heads: 2, value_head_dim: 8 };
   expect(await configOf({ ...config, architectures: [name], model_type: undefined })).toMatchObject({
