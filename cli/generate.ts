@@ -29,6 +29,7 @@ export interface GenerateCommand {
   selectiveV?: number;
   renormalize?: boolean;
   device: string;
+  threads?: number;
   json?: boolean;
 }
 
@@ -52,7 +53,8 @@ async function readPrompt(signal: AbortSignal): Promise<string> {
 }
 
 async function run(command: GenerateCommand, prompt: string, signal: AbortSignal): Promise<string> {
-  const device = await openDevice(command.device as Parameters<typeof openDevice>[0]);
+  const { threads } = command;
+  const device = await openDevice(command.device as Parameters<typeof openDevice>[0], { threads });
   try {
     const model = await withLoadingBars((bars) =>
       Model.load(command.model ?? defaultModelDirectory, { device, signal, ...bars }),
