@@ -225,6 +225,7 @@ describe('windows', () => {
     ['sigma', { sliding_window: 16 }, 'sliding_window'],
     ['granite', { layer_types: types }, 'layer_types'],
     ['mistral', { sliding_window: 16, layer_types: types }, 'layer_types'],
+    ['phi3', { sliding_window: 16, layer_types: types }, 'layer_types'],
     ['qwen2', { layer_types: types }, 'layer_types'],
     ['ministral', { sliding_window: null, layer_types: types }, 'layer_types'],
     ['gemma3', { sliding_window: null }, 'sliding_window'],
@@ -322,9 +323,14 @@ describe('biases', () => {
 });
 
 /** Made by test/tools/make_architecture_fixtures.py. */
-const defaults: { config: { model_type: string }; expected: Record<string, number> }[] = JSON.parse(
-  readFileSync(join(__dirname, 'architecture_defaults.json'), 'utf8'),
-);
+interface Defaults {
+  config: Record<string, unknown> & { model_type: string };
+  /** Properties of Model.config. */
+  expected: Record<string, number>;
+  /** Keys of config.json with their defaults. */
+  keys: Record<string, unknown>;
+}
+const defaults: Defaults[] = JSON.parse(readFileSync(join(__dirname, 'architecture_defaults.json'), 'utf8'));
 
 it.each(defaults.map((row) => [row.config.model_type, row] as const))(
   '%s has the defaults of transformers for missing keys',
@@ -334,6 +340,38 @@ it.each(defaults.map((row) => [row.config.model_type, row] as const))(
     expect(parsed.slidingWindow).toBe(expected.slidingWindow);
   },
 );
+
+const small = (config: Defaults['config']) => ({ ...config, num_hidden_layers: 2, max_position_embeddings: 64 });
+
+describe.each(
+  defaults.flatMap(({ config, keys }) =>
+    config.use_sliding_window ? [] : [[config.model_type, small(config), keys] as const],
+  ),
+)('%s without a key', (name, config, keys) => {
+  const logits = async (fields: Record<string, unknown>) => {
+    const model = await Model.random({ ...config, ...fields, dtype: 'float32' }, { device: 'cpu' });
+    const session = await model.createSession();
+    const result = await session.prefill([1, 50, 7, 23, 90]);
+    model.dispose();
+    return result;
+  };
+  const other = (value: unknown): unknown => {
+    if (typeof value === 'boolean') return !value;
+    if (typeof value === 'string') return value === 'relu' ? 'silu' : 'relu';
+    return value === null ? 5 : (value as number) / 2;
+  };
+
+  it.each(Object.entries(keys))('%s has its default, %j', async (key, value) => {
+    const without = await logits({});
+    expect(firstBitDifference(await logits({ [key]: value }), without)).toBe(-1);
+    expect(firstBitDifference(await logits({ [key]: other(value) }), without)).not.toBe(-1);
+  });
+
+  it('accepts all of them', async () => {
+    if (Object.keys(keys).length === 0) throw new Error(`no keys for ${name}`);
+    expect(firstBitDifference(await logits(keys), await logits({}))).toBe(-1);
+  });
+});
 
 it.each(['SigmaForCausalLM', 'sigma', 'diffqkv'])('a DiffQKV config may be named %s', async (name) => {
   const config = { ...architectures.sigma, num_key_value_heads: 2, value_head_dim: 8 };
@@ -368,6 +406,16 @@ describe('multimodal configs', () => {
     }
     const { code, message } = await error({ text_config: { ...text, vocab_size: 0 } });
     expect([code, message]).toEqual(['ERR_INVALID_ARGUMENT', expect.stringContaining('text_config.vocab_size is 0')]);
+  });
+
+  it.each([
+    ['gemma3', { architectures: ['Gemma3ForConditionalGeneration'] }],
+    ['gemma3', { model_type: 'gemma3' }],
+    ['mistral', { architectures: ['Mistral3ForConditionalGeneration'] }],
+    ['mistral', { model_type: 'mistral3' }],
+  ])('of %s are known by %j', (name, names) => {
+    const { architectures: _, ...text } = architectures[name] as Record<string, unknown>;
+    expect(parse({ ...names, text_config: text }).architecture).toBe(name);
   });
 
   it('read the tokens and the tie of the output matrix beside text_config first', () => {
