@@ -238,7 +238,7 @@ describe('the converted model', () => {
     const [half, factored] = [await loss(await make('half')), await loss(await make('16'))];
     expect(half - full).toBeGreaterThan(0.2);
     expect(factored - full).toBeLessThan((half - full) / 2);
-  });
+  }, 600_000);
 });
 
 describe('rejects and writes nothing', () => {
