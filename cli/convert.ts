@@ -1,9 +1,16 @@
 import { constants } from 'node:os';
 import { join } from 'node:path';
 import { explain } from '../lib/explain';
-import { convertConfig, readShape } from './convert_config';
+import { computeFactors } from './convert_absorb';
+import {
+  convertConfig,
+  type KeyRotation,
+  type ModelShape,
+  readRotation,
+  readShape,
+} from './convert_config';
 import { checkOutput, indexName, OutputDirectory, readCheckpointFiles } from './convert_files';
-import { type ConvertCommand, makePlan } from './convert_plan';
+import { type ConvertCommand, makePlan, type Plan } from './convert_plan';
 import { quantizeCheckpoint, type WeightOptions } from './convert_weights';
 import { fileBytes, newIndex, newTensors, shardBytes } from './convert_write';
 import { CliError } from './errors';
@@ -90,6 +97,7 @@ async function run(input: string, output: string, command: ConvertCommand, signa
     command.kvGroupSharing === true,
   );
 
+  await factorKeys(plan, shape, () => readRotation(configPath, files.config, shape), signal);
   const directory = await OutputDirectory.create(target, signal);
   const bar = new ProgressBar('converting', megabytes);
   try {
@@ -119,6 +127,24 @@ async function run(input: string, output: string, command: ConvertCommand, signa
     convertedTensors: plan.changes.size,
     leftOut: files.leftOut,
   };
+}
+
+/** Computes the factors of K for `--key-head-dim N`. */
+async function factorKeys(
+  { absorption, k }: Plan,
+  shape: ModelShape,
+  rotation: () => KeyRotation,
+  signal: AbortSignal,
+): Promise<void> {
+  if (absorption === undefined) return;
+  const bar = new ProgressBar('factoring K', (done, total) => `${done}/${total} layers`);
+  try {
+    await computeFactors(absorption, shape, k, rotation(), signal, (done, total) =>
+      bar.update(done, total),
+    );
+  } finally {
+    bar.clear();
+  }
 }
 
 function bytesOf(tensors: StoredTensor[]): number {

@@ -2,7 +2,14 @@
 // this file and csrc/model/config.cc use the names of Hugging Face's config.json.
 
 import { CliError } from './errors';
-import { formatObject, invalidCheckpoint, parseObject, printable, shown } from './safetensors';
+import {
+  formatObject,
+  invalidCheckpoint,
+  isObject,
+  parseObject,
+  printable,
+  shown,
+} from './safetensors';
 
 type Architecture = 'sigma' | 'llama';
 
@@ -105,6 +112,53 @@ export function readShape(path: string, text: Buffer): ModelShape {
     lifted: sigma && (config.key_lift != null || ownSize('key_head_dim') !== queryHeadDim),
     hiddenSize,
     numLayers: integer('num_hidden_layers', 2 ** 12),
+  };
+}
+
+/** How RoPE turns K in the converted model. */
+export interface KeyRotation {
+  /** Angle per position of each pair of a head of `queryHeadDim` dimensions. */
+  frequencies: number[];
+  /** max_position_embeddings. */
+  numDistances: number;
+}
+
+/** Reads the RoPE parameters, with the formulas of csrc/model/rope_config.cc. */
+export function readRotation(path: string, text: Buffer, shape: ModelShape): KeyRotation {
+  const config = parseConfig(path, text);
+  const rope = config.rope_parameters ?? config.rope_scaling ?? {};
+  const unsupported = (what: string) =>
+    new CliError('ERR_UNSUPPORTED_MODEL', `${path}: --key-head-dim: ${what}`);
+  if (!isObject(rope))
+    throw invalidCheckpoint(path, `the RoPE parameters are ${shown(rope)}; they must be an object`);
+  const nested = Object.keys(rope).find((key) => isObject(rope[key]));
+  if (nested !== undefined)
+    throw unsupported(`RoPE parameters for a layer type ('${printable(nested)}')`);
+  const positive = (key: string, value: unknown): number => {
+    if (typeof value !== 'number' || !Number.isFinite(value) || value <= 0)
+      throw invalidCheckpoint(path, `${key} is ${shown(value)}; it must be a positive number`);
+    return value;
+  };
+  const part = rope.partial_rotary_factor ?? config.partial_rotary_factor ?? 1;
+  if (part !== 1) throw unsupported(`RoPE of a part of the head (${shown(part)})`);
+  const otherwise = shape.architecture === 'llama' ? 10000 : undefined;
+  const theta = positive('rope_theta', rope.rope_theta ?? config.rope_theta ?? otherwise);
+  const type = rope.rope_type ?? rope.type ?? 'default';
+  if (type !== 'default' && type !== 'linear' && type !== 'llama3')
+    throw unsupported(`RoPE scaling of type ${shown(type)}; 'linear' and 'llama3' are supported`);
+  const number = (key: string) => positive(key, rope[key]);
+  const scaled = (frequency: number): number => {
+    if (type === 'default') return frequency;
+    if (type === 'linear') return frequency / number('factor');
+    const [low, high] = [number('low_freq_factor'), number('high_freq_factor')];
+    const rotations = (number('original_max_position_embeddings') * frequency) / (2 * Math.PI);
+    const kept = Math.min(Math.max((rotations - low) / (high - low), 0), 1);
+    return ((1 - kept) * frequency) / number('factor') + kept * frequency;
+  };
+  const size = shape.queryHeadDim;
+  return {
+    frequencies: Array.from({ length: size / 2 }, (_, d) => scaled(theta ** ((-2 * d) / size))),
+    numDistances: positive('max_position_embeddings', config.max_position_embeddings ?? 2048),
   };
 }
 

@@ -8,7 +8,7 @@ export interface HeadPlan {
   /** Rows of one old head, a multiple of rowStep. */
   headRows: number;
   /** Keep the first row of a head and every `rowStep`-th row after it. */
-  rowStep: 1 | 2;
+  rowStep: number;
 }
 
 /** Fills the buffer with the old tensor's bytes from `offset`. */
@@ -69,14 +69,44 @@ export async function* convertedHeads(
 }
 
 /**
- * The lift [headRows, headRows / 2] that moves the kept rows of a head to their old places and sets
- * the others to 0. Training starts from it.
+ * The lift [headRows, headRows / rowStep] that moves the kept rows of a head to their old places and
+ * sets the others to 0. Training starts from it.
  */
-export function liftMatrix(dtype: WeightType, headRows: number): Uint8Array {
+export function liftMatrix(
+  dtype: WeightType,
+  { headRows, rowStep }: Pick<HeadPlan, 'headRows' | 'rowStep'>,
+): Uint8Array {
   const { Words, encode } = weightTypes[dtype];
-  const half = headRows / 2;
-  const words = new Words(headRows * half);
-  for (let i = 0; i < half; i++) words[2 * i * half + i] = encode(1);
+  const columns = headRows / rowStep;
+  const words = new Words(headRows * columns);
+  for (let i = 0; i < columns; i++) words[i * rowStep * columns + i] = encode(1);
+  return new Uint8Array(words.buffer);
+}
+
+/** The mean of some heads of a tensor with `columns` columns, [headRows, columns], in float64. */
+export async function meanHead(
+  heads: readonly number[],
+  headRows: number,
+  columns: number,
+  dtype: WeightType,
+  read: ReadBytes,
+): Promise<Float64Array> {
+  const { Words, decode } = weightTypes[dtype];
+  const words = new Words(headRows * columns);
+  const sum = new Float64Array(words.length);
+  for (const head of heads) {
+    await read(new Uint8Array(words.buffer), head * words.byteLength);
+    for (let i = 0; i < sum.length; i++) (sum[i] as number) += decode(words[i] as number);
+  }
+  for (let i = 0; i < sum.length; i++) (sum[i] as number) /= heads.length;
+  return sum;
+}
+
+/** Rounds each value once. */
+export function encodeWeights(dtype: WeightType, values: Float64Array): Uint8Array {
+  const { Words, encode } = weightTypes[dtype];
+  const words = new Words(values.length);
+  for (let i = 0; i < values.length; i++) words[i] = encode(values[i] as number);
   return new Uint8Array(words.buffer);
 }
 

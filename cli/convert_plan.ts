@@ -1,5 +1,6 @@
 // Plans what a conversion does with each tensor.
 
+import { type Absorption, planAbsorption } from './convert_absorb';
 import { type Heads, type ModelShape, oneHeadSize } from './convert_config';
 import type { CheckpointFiles } from './convert_files';
 import { type HeadPlan, headSources, isWeightType, type WeightType } from './convert_heads';
@@ -16,17 +17,22 @@ export interface ConvertCommand {
   json?: boolean;
 }
 
-/** How a k_proj or v_proj tensor changes. */
+/** How a tensor of Q, K or V changes. */
 export interface TensorChange {
   to: StoredTensor & { dtype: WeightType };
   heads: HeadPlan;
+  /** The layer, if K is factored and this is its K, or the last matrix of its Q. */
+  factored?: { layer: number; part: 'q' | 'k' };
   /** A lift tensor to write after it. */
   lift?: StoredTensor;
 }
 
 export interface Plan {
   to: Heads;
-  hiddenSize: number;
+  numQHeads: number;
+  k: HeadPlan;
+  /** `--key-head-dim N`. */
+  absorption?: Absorption;
   /** Changes by the name of the old tensor. Other tensors are copied. */
   changes: Map<string, TensorChange>;
 }
@@ -46,9 +52,8 @@ export function makePlan(files: CheckpointFiles, shape: ModelShape, command: Con
     );
   const kGroups = groups('--key-heads', keyHeads, shape.numKHeads, 'K');
   const vGroups = groups('--value-heads', valueHeads, shape.numVHeads, 'V');
-  const half = keyHeadDim !== undefined;
-  if (half) checkHalf(keyHeadDim, shape);
-  if (kvGroupSharing && (half || !oneHeadSize(shape)))
+  const keySize = keyHeadDim === undefined ? shape.keyHeadDim : newKeySize(keyHeadDim, shape);
+  if (kvGroupSharing && (keyHeadDim !== undefined || !oneHeadSize(shape)))
     throw invalid(
       '--kv-group-sharing requires one head size for Q, K and V: use a model with one size, ' +
         'without --key-head-dim',
@@ -58,19 +63,27 @@ export function makePlan(files: CheckpointFiles, shape: ModelShape, command: Con
   const to = {
     numKHeads: shared ?? kGroups,
     numVHeads: shared ?? vGroups,
-    keyHeadDim: half ? shape.keyHeadDim / 2 : shape.keyHeadDim,
+    keyHeadDim: keySize,
   };
   const k: HeadPlan = {
     sources: headSources(shape.numKHeads, kGroups, to.numKHeads),
     headRows: shape.keyHeadDim,
-    rowStep: half ? 2 : 1,
+    rowStep: shape.keyHeadDim / keySize,
   };
   const v: HeadPlan = {
     sources: headSources(shape.numVHeads, vGroups, to.numVHeads),
     headRows: shape.valueHeadDim,
     rowStep: 1,
   };
-  return { to, hiddenSize: shape.hiddenSize, changes: planTensors(files, shape, k, v) };
+  const changes = planTensors(files, shape, k, v);
+  const factors = keyHeadDim !== undefined && keyHeadDim !== 'half';
+  const absorption = factors ? planAbsorption(files, shape) : undefined;
+  for (const [layer, { q, k: stored }] of (absorption?.layers ?? []).entries()) {
+    const change = changes.get(stored.name) as TensorChange;
+    change.factored = { layer, part: 'k' };
+    changes.set(q.name, { to: q, heads: k, factored: { layer, part: 'q' } });
+  }
+  return { to, numQHeads: shape.numQHeads, k, absorption, changes };
 }
 
 /**
@@ -85,13 +98,25 @@ function groups(option: string, count: number | undefined, present: number, what
   return count;
 }
 
-function checkHalf(size: string, { keyHeadDim, lifted }: ModelShape): void {
-  if (size !== 'half') throw invalid(`--key-head-dim must be 'half', not '${printable(size)}'`);
-  if (lifted) throw invalid('--key-head-dim half: K has a lift already (key_lift in config.json)');
-  if (keyHeadDim % 4 !== 0)
+/** The new K head size by `--key-head-dim`. Throws if it does not suit the model. */
+function newKeySize(option: string, { keyHeadDim, lifted }: ModelShape): number {
+  const number = /^\d{1,5}$/.test(option) ? Number(option) : undefined;
+  if (option !== 'half' && number === undefined)
+    throw invalid(`--key-head-dim must be a number or 'half', not '${printable(option)}'`);
+  if (lifted)
+    throw invalid(`--key-head-dim ${option}: K has a lift already (key_lift in config.json)`);
+  if (number === undefined) {
+    if (keyHeadDim % 4 === 0) return keyHeadDim / 2;
     throw invalid(
       `--key-head-dim half: K head size ${keyHeadDim} must be a multiple of 4 (RoPE rotates pairs)`,
     );
+  }
+  if (number % 2 !== 0 || number >= keyHeadDim || number === 0 || keyHeadDim % number !== 0)
+    throw invalid(
+      `--key-head-dim is ${number}; it must be an even divisor of the K head size, ${keyHeadDim}, and ` +
+        'below it',
+    );
+  return number;
 }
 
 function leastCommonMultiple(a: number, b: number): number {
@@ -191,7 +216,7 @@ function planTensor(
     to: make(name, heads.sources.length * rows, shape.hiddenSize),
     heads,
     lift:
-      heads.rowStep === 2
+      heads.rowStep > 1
         ? make(name.replace('k_proj', 'k_lift_proj'), heads.headRows, rows)
         : undefined,
   };

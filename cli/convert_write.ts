@@ -1,9 +1,11 @@
 // Generators of the bytes of the new files. A piece is valid until the next one is requested.
 
 import type { FileHandle } from 'node:fs/promises';
+import { absorbingQueries, factoredKeys } from './convert_absorb';
+import type { KeyFactors } from './convert_factor';
 import type { Shard, ShardIndex } from './convert_files';
-import { convertedHeads, liftMatrix } from './convert_heads';
-import type { Plan } from './convert_plan';
+import { convertedHeads, liftMatrix, type ReadBytes } from './convert_heads';
+import type { Plan, TensorChange } from './convert_plan';
 import {
   formatObject,
   isObject,
@@ -36,15 +38,26 @@ export async function* shardBytes(shard: Shard, plan: Plan): AsyncGenerator<Uint
         yield* copied(path, file, position, bytes);
         continue;
       }
-      const { to, heads, lift } = change;
-      yield* convertedHeads(heads, to.dtype, plan.hiddenSize, (buffer, offset) =>
-        readFully(path, file, buffer, position + offset),
-      );
-      if (lift !== undefined) yield liftMatrix(to.dtype, heads.headRows);
+      const read: ReadBytes = (buffer, offset) => readFully(path, file, buffer, position + offset);
+      yield* changedTensor(change, plan, read);
+      if (change.lift !== undefined) yield liftMatrix(change.to.dtype, change.heads);
     }
   } finally {
     await file.close();
   }
+}
+
+function changedTensor(
+  { to, heads, factored }: TensorChange,
+  { absorption, numQHeads }: Plan,
+  read: ReadBytes,
+): AsyncGenerator<Uint8Array> {
+  const columns = to.shape[1] as number;
+  if (factored === undefined) return convertedHeads(heads, to.dtype, columns, read);
+  const factors = absorption?.factors[factored.layer] as KeyFactors[];
+  return factored.part === 'k'
+    ? factoredKeys(heads, factors, to.dtype, columns, read)
+    : absorbingQueries(numQHeads, heads, factors, to.dtype, columns, read);
 }
 
 export async function* fileBytes(path: string): AsyncGenerator<Uint8Array> {

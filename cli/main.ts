@@ -154,7 +154,8 @@ program
   )
   .option(
     '--key-head-dim <size>',
-    "half: cache half of each K head; a linear layer lifts it to Q's head size",
+    'n: cache n dimensions of each K head, an even divisor of its size, and absorb the rest into Q; ' +
+      "half: cache half of each K head; a linear layer lifts it to Q's head size",
   )
   .option(
     '--kv-group-sharing',
@@ -173,7 +174,7 @@ program
   .addHelpText(
     'after',
     `
-A checkpoint with pooled or halved heads is a start for training (as for GQA, arXiv 2305.13245),
+A checkpoint with pooled or smaller heads is a start for training (as for GQA, arXiv 2305.13245),
 not a finished model. A checkpoint with copied heads computes the same logits as the original.
 Other files of the checkpoint are copied unchanged. The output is written to OUT.partial-... and
 renamed to OUT at the end.`,

@@ -51,8 +51,18 @@ export const alone = ['behavior', 'chat_template_limits', 'cli', 'hostile_tokeni
 
 /** Test files that take too long for npm test: npm run ci runs them. */
 export const slow = [
-  ...['bench', 'convert', 'convert_process', 'forged_tokens', 'fuzz', 'gpu_check', 'http_example', 'hub_faults'],
-  'ptx',
+  ...[
+    'bench',
+    'convert',
+    'convert_factor',
+    'convert_process',
+    'forged_tokens',
+    'fuzz',
+    'gpu_check',
+    'http_example',
+    'hub_faults',
+  ],
+  ...['ptx', 'pytorch'],
   ...['tokenizer_process', 'tokenizer_reference'],
 ];
 
