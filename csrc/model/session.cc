@@ -148,6 +148,7 @@ int64_t Session::begin(const int32_t* tokens, int64_t num_tokens) {
   }
   tokens_.insert(tokens_.end(), tokens, tokens + found);
   kv_len_ = used + found;
+  release_hidden();
   return found;
 }
 
@@ -169,7 +170,11 @@ void Session::commit(const int32_t* tokens, int64_t num_tokens) {
     if (id == 0) break;
     prefix_.push_back(id);
   }
-  // The slack lets truncate take back some tokens without computing the cache again.
+  release_hidden();
+}
+
+// The slack lets truncate take back some tokens without computing the cache again.
+void Session::release_hidden() {
   const int64_t slack = std::min(model_->config().widest_window(), kTruncateSlack);
   cache_.forget(first_visible(kv_len()) - slack);
 }

@@ -90,6 +90,7 @@ class Session {
   bool uses_prefix_cache() const;
   // The first row that a window reaches after kv_len rows, 0 if a layer has no window.
   int64_t first_visible(int64_t kv_len) const;
+  void release_hidden();  // releases the pages before it, except some
 
   std::shared_ptr<Model> model_;
   SessionOptions options_;
