@@ -4,6 +4,7 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { addon } from '../../lib/addon';
+import { checkConfig } from '../../lib/hub/check_config';
 import { Model } from '../../lib/index';
 import { firstBitDifference } from '../support/compare';
 import { errorOf } from '../support/devices';
@@ -341,6 +342,18 @@ it.each(['SigmaForCausalLM', 'sigma', 'diffqkv'])('a DiffQKV config may be named
     architecture: 'sigma',
     headDimVo: 8,
   });
+});
+
+it.each([
+  ['no bytes', ''],
+  ['zeros', '\0\0\0'],
+  ['a zero', '{"a": \0}'],
+  ['invalid UTF-8', '\xff'],
+  ['too many bytes', ' '.repeat(2 ** 20 + 1)],
+])('config.json with %s is rejected by its name', async (_, text) => {
+  const contents = new Map([['config.json', Buffer.from(text, 'latin1')]]);
+  const { code, message } = await errorOf(async () => checkConfig(contents, 'org/name'));
+  expect([code, message]).toEqual(['ERR_INVALID_CHECKPOINT', expect.stringContaining('org/name/config.json: ')]);
 });
 
 describe('multimodal configs', () => {
