@@ -139,9 +139,9 @@ checkReceiver(Device, 'a device');
 /** Options of {@link openDevice}. */
 export interface DeviceOptions {
   /**
-   * Number of threads of the CPU device, from 1 to 1024. Default: the CPUs that the process may use
-   * (affinity, control group), or `OMP_NUM_THREADS` if that is lower. `openDevice('auto')` uses it
-   * if it opens the CPU; another device rejects it.
+   * Number of threads of the CPU device, from 1 to 1024. Default: `OMP_NUM_THREADS`, or the CPUs of
+   * the affinity mask of the process; at most the CPUs of its control group. `openDevice('auto')`
+   * uses it if it opens the CPU; another device rejects it.
    */
   threads?: number;
 }

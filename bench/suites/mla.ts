@@ -1,5 +1,5 @@
-// Suite mla: decode of a model with multi-head latent attention, which caches one latent row per token, against a model of the
-// same sizes that caches the expanded K and V heads.
+// Suite mla: decode of a model with multi-head latent attention, which caches one latent row per
+// token, against a model of the same sizes that caches the expanded K and V heads.
 import { Model } from '../../lib/index';
 import { figure } from '../figure';
 import { interleaveFor } from '../measure';

@@ -79,8 +79,8 @@ class Buffer {
   size_t bytes_ = 0;
 };
 
-// Threads of the CPU device if a caller does not say: the CPUs that this process may use (affinity,
-// control group), or OMP_NUM_THREADS if that is lower.
+// Threads of the CPU device if a caller does not say: OMP_NUM_THREADS, or the CPUs of the affinity
+// mask of this process; at most the CPUs of its control group.
 int default_cpu_threads();
 // Removes what this module has set in the environment for libgomp, which has read it. Called once
 // the module is loaded.

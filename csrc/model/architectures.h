@@ -68,7 +68,7 @@ struct Architecture {
   const char* name;                       // ModelConfig.architecture
   const char* title;                      // in messages
   std::vector<std::string_view> aliases;  // in `architectures` and `model_type`
-  // The same of multimodal models that have this one in text_config. Without images they are equal.
+  // Names of multimodal models that have this one in text_config. Without images they are equal.
   std::vector<std::string_view> multimodal_aliases = {};
   // Keys of config.json. DiffQKV models have a head count for K and one for V, and fields of this
   // project; the others have one key for both.

@@ -80,33 +80,6 @@ const Architecture* decide_architecture(const Fields& fields) {
       architecture_titles() + " is supported");
 }
 
-// The config of a text model, or text_config of a known multimodal model.
-struct TextConfig {
-  Fields fields;
-  const Architecture* architecture;
-};
-
-TextConfig text_config(const Fields& config) {
-  const Architecture* row = nullptr;
-  if (config.has("text_config")) {
-    for (const std::string& name : architecture_names(config)) row = row ? row : find_multimodal(name);
-  }
-  if (!row) return {config, decide_architecture(config)};
-  for (const std::string& key : config.keys()) {
-    if (!config.has(key.c_str()) || is_known_multimodal_key(key) || is_known_key(*row, key)) continue;
-    config.unsupported(printable(key) + " is " + Fields::shown(config.get(key.c_str())) +
-                       ": this key is unknown beside text_config and may change the result of the model; remove it "
-                       "from config.json if it does not");
-  }
-  const Fields text = config.object("text_config");
-  const bool is_named = !architecture_names(text).empty();
-  if (is_named && decide_architecture(text) != row) {
-    config.unsupported("text_config has another architecture than " + std::string(row->title) +
-                       ", which this multimodal model has");
-  }
-  return {text, row};
-}
-
 // Whether a key enables a feature: not missing, null, false, 0 or empty.
 bool enables(const Fields& fields, const char* key) {
   if (!fields.has(key)) return false;
@@ -142,18 +115,22 @@ constexpr struct {
     {"use_qk_norm", "normalized Q and K"},
 };
 
-// Rejects keys that change the result, or may change it. Ignoring them would silently produce wrong
-// text.
-void check_features(const Fields& fields, const Architecture& architecture) {
-  const auto is_feature = [](const std::string& key) {
-    return std::any_of(std::begin(kFeatures), std::end(kFeatures), [&](const auto& f) { return key == f.key; });
-  };
+void reject_features(const Fields& fields, const Architecture& architecture) {
   for (const auto& feature : kFeatures) {
     if (enables(fields, feature.key) && !is_known_key(architecture, feature.key)) {
       fields.unsupported(fields.name(feature.key) + " is " + Fields::shown(fields.get(feature.key)) +
                          ": not supported (" + feature.what + ")");
     }
   }
+}
+
+// Rejects keys that change the result, or may change it. Ignoring them would silently produce wrong
+// text.
+void check_features(const Fields& fields, const Architecture& architecture) {
+  const auto is_feature = [](const std::string& key) {
+    return std::any_of(std::begin(kFeatures), std::end(kFeatures), [&](const auto& f) { return key == f.key; });
+  };
+  reject_features(fields, architecture);
   // Files of Phi-4-mini have these keys, which transformers does not read.
   for (const char* key : {"full_attn_mod", "interpolate_factor"}) {
     if (is_known_key(architecture, key) && fields.integer(key, INT32_MIN, INT32_MAX, 1) != 1)
@@ -165,6 +142,39 @@ void check_features(const Fields& fields, const Architecture& architecture) {
                        ": this key is unknown for " + architecture.title +
                        " and may change the result of the model; remove it from config.json if it does not");
   }
+}
+
+// The config of a text model, or text_config of a known multimodal model.
+struct TextConfig {
+  Fields fields;
+  const Architecture* architecture;
+};
+
+TextConfig text_config(const Fields& config) {
+  const Architecture* row = nullptr;
+  const std::vector<std::string> names = architecture_names(config);
+  if (config.has("text_config")) {
+    for (const std::string& name : names) row = row ? row : find_multimodal(name);
+  }
+  if (!row) return {config, decide_architecture(config)};
+  for (const std::string& name : names) {
+    if (find_multimodal(name) == row) continue;
+    config.unsupported("the config is named '" + printable(name) + "', which is not a multimodal " + row->title);
+  }
+  reject_features(config, *row);
+  for (const std::string& key : config.keys()) {
+    if (!config.has(key.c_str()) || is_known_multimodal_key(key) || is_known_key(*row, key)) continue;
+    config.unsupported(printable(key) + " is " + Fields::shown(config.get(key.c_str())) +
+                       ": this key is unknown beside text_config and may change the result of the model; remove it "
+                       "from config.json if it does not");
+  }
+  const Fields text = config.object("text_config");
+  const bool is_named = !architecture_names(text).empty();
+  if (is_named && decide_architecture(text) != row) {
+    config.unsupported("text_config has another architecture than " + std::string(row->title) +
+                       ", which this multimodal model has");
+  }
+  return {text, row};
 }
 
 // eos_token_id is a number, a list of numbers, or null.

@@ -100,8 +100,8 @@ struct Config {
   Activation activation = Activation::silu;
   std::vector<LayerConfig> layers;  // [num_layers]
   std::vector<RopeTable> ropes;
-  // Of LongRoPE and dynamic RoPE, which have other frequencies in a context longer than
-  // original_context; 0: all contexts have the same.
+  // LongRoPE and dynamic RoPE have other frequencies in a context longer than this. 0: all contexts
+  // have the same.
   int64_t original_context = 0;
   std::vector<RopeTable> long_ropes;  // LongRoPE, else empty
   // Dynamic RoPE: the frequencies depend on the length (dynamic_rope in rope_config.h).
@@ -146,8 +146,8 @@ struct Config {
 // an argument. An unsupported architecture or feature is ERR_UNSUPPORTED_MODEL.
 Config parse_config(std::string_view text, const std::string& origin, ErrorCode malformed);
 
-// The same of a checkpoint: config.json, and the eos tokens of generation_config.json if it is not
-// null. `directory` is its place in messages.
+// Reads the texts of config.json and, if it is not null, of generation_config.json, which may have
+// more eos tokens. `directory` begins every message.
 Config parse_checkpoint_config(const std::string& directory, const std::string& config,
                                const std::optional<std::string>& generation_config);
 // Reads these files of a directory.

@@ -8,8 +8,8 @@ namespace diffqkv {
 
 // Sets the fields of Config about RoPE, except LayerConfig::rope, and multiplies score_scale by the
 // factor of MLA with scaled RoPE. Needs the head sizes, max_position_embeddings and score_scale. For
-// dynamic RoPE, multiplies max_position_embeddings by its factor. ropes[0] is for layers without a window; layers with one have ropes[1],
-// if there is one.
+// dynamic RoPE, multiplies max_position_embeddings by its factor. ropes[0] is for layers without a
+// window; layers with one have ropes[1], if it exists.
 void read_rope(const Fields& fields, Config& config);
 
 // The table of dynamic RoPE for a context of `length` tokens, longer than original_context: that of

@@ -105,8 +105,9 @@ bool Session::must_recompute(int64_t num_tokens) const {
   const int64_t length = rope_length(num_tokens);
   if (kv_len() == 0) return false;
   if (first_visible(kv_len()) < cache_.first()) return true;
-  if (rope_length_ == length) return false;
-  return !model_->config().is_dynamic() || length == 0 || num_tokens > 1;
+  if (!model_->config().is_dynamic()) return rope_length_ != length;
+  if (prompt_length_ == length) return false;
+  return length == 0 || num_tokens > 1 || kv_len() < prompt_length_;
 }
 
 int64_t Session::first_visible(int64_t kv_len) const {
@@ -116,7 +117,8 @@ int64_t Session::first_visible(int64_t kv_len) const {
 
 std::unique_ptr<Session> Session::restarted(int64_t num_tokens) const {
   auto fresh = std::make_unique<Session>(model_, options_);
-  fresh->rope_length_ = rope_length(num_tokens);
+  const bool is_token = model_->config().is_dynamic() && num_tokens == 1;  // it rotates only itself
+  fresh->rope_length_ = fresh->prompt_length_ = rope_length(is_token ? 0 : num_tokens);
   return fresh;
 }
 
@@ -125,11 +127,13 @@ void Session::adopt(const Session& other) {
   cache_.share(other.cache_, other.kv_len());
   prefix_ = std::move(prefix);
   rope_length_ = other.rope_length_;
+  prompt_length_ = other.prompt_length_;
 }
 
 int64_t Session::begin(const int32_t* tokens, int64_t num_tokens) {
   check_tokens(tokens, num_tokens);
   rope_length_ = rope_length(num_tokens);
+  if (num_tokens > 1 || rope_length_ == 0) prompt_length_ = rope_length_;
   PrefixCache& prefixes = model_->kv_pool().prefixes();
   const int64_t used = kv_len();
   const bool whole_pages = used % kPageTokens == 0 && static_cast<int64_t>(prefix_.size()) == used / kPageTokens;
@@ -144,6 +148,7 @@ int64_t Session::begin(const int32_t* tokens, int64_t num_tokens) {
   }
   tokens_.insert(tokens_.end(), tokens, tokens + found);
   kv_len_ = used + found;
+  release_hidden();
   return found;
 }
 
@@ -165,7 +170,11 @@ void Session::commit(const int32_t* tokens, int64_t num_tokens) {
     if (id == 0) break;
     prefix_.push_back(id);
   }
-  // The slack lets truncate take back some tokens without computing the cache again.
+  release_hidden();
+}
+
+// The slack lets truncate take back some tokens without computing the cache again.
+void Session::release_hidden() {
   const int64_t slack = std::min(model_->config().widest_window(), kTruncateSlack);
   cache_.forget(first_visible(kv_len()) - slack);
 }
@@ -219,6 +228,7 @@ std::unique_ptr<Session> Session::fork() {
   auto copy = std::make_unique<Session>(model_, options_);
   copy->cache_.share(cache_, kv_len());
   copy->rope_length_ = rope_length_;
+  copy->prompt_length_ = prompt_length_;
   copy->tokens_ = tokens_;
   copy->prefix_ = prefix_;
   copy->kv_len_ = kv_len();

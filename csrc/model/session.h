@@ -60,10 +60,11 @@ class Session {
   int64_t rope_length(int64_t num_tokens) const;
   // Whether the cache must be computed again before num_tokens more: after truncate it lacks rows
   // that a window reaches, or its keys have the wrong frequencies. As in transformers, one token
-  // does not change those of the others with dynamic RoPE.
+  // does not change those of the others with dynamic RoPE, unless truncate has shortened the prompt
+  // that they are of.
   bool must_recompute(int64_t num_tokens) const;
-  // An empty session with the frequencies for num_tokens more, and adopting its cache after the
-  // tokens of this one were appended to it.
+  // An empty session with the frequencies that the cache must have for num_tokens more, and adopting
+  // its cache after the tokens of this one were appended to it.
   std::unique_ptr<Session> restarted(int64_t num_tokens) const;
   void adopt(const Session& other);
   const std::vector<int32_t>& tokens() const { return tokens_; }  // in the cache
@@ -89,12 +90,15 @@ class Session {
   bool uses_prefix_cache() const;
   // The first row that a window reaches after kv_len rows, 0 if a layer has no window.
   int64_t first_visible(int64_t kv_len) const;
+  void release_hidden();  // releases the pages before it, except some
 
   std::shared_ptr<Model> model_;
   SessionOptions options_;
   int64_t max_kv_len_;
   KvCache cache_;
   int64_t rope_length_ = 0;  // of the newest cached K
+  // Dynamic RoPE: cached K up to this length has the frequencies of this length, if it is not 0.
+  int64_t prompt_length_ = 0;
   Buffer history_;           // i32: the first history_len_ of tokens_, uploaded when a penalty needs them
   int64_t history_len_ = 0;
   std::vector<int32_t> tokens_;          // the tokens in the cache

@@ -21,7 +21,8 @@ export function checkConfig(contents: ReadonlyMap<string, Uint8Array>, name: str
         `${name}/${file}`,
         `${bytes.length} bytes; the limit is ${MAX_BYTES}`,
       );
-    return bytes && Buffer.from(bytes).toString();
+    // A native string must not have a NUL; the parser rejects this character too.
+    return bytes && Buffer.from(bytes).toString().replaceAll('\0', '\ufffd');
   });
   return callNative(() =>
     addon().parseConfig({ directory: name, config: config ?? '', generationConfig }),

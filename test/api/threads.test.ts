@@ -58,6 +58,23 @@ it('diffqkv generate has --threads', async () => {
 // libgomp prints what it has read from the environment.
 const onLinux = process.platform === 'linux' ? it : it.skip;
 
+onLinux('starts as many threads as openDevice says', async () => {
+  const code = `
+    const { openDevice, kernels } = require(${JSON.stringify(builtIndex)});
+    openDevice('cpu', { threads: Number(process.argv[2]) }).then(async (device) => {
+      const x = device.tensor('f32', [64, 64], new Float32Array(4096));
+      await (await kernels.matmul({ x, weight: x })).read();
+      console.log(require('node:fs').readdirSync('/proc/self/task').length);
+      device.dispose();
+    });`;
+  const file = join(directories.make(), 'count.cjs');
+  writeFileSync(file, code);
+  const countOf = async (threads: string) => Number((await runNode([file, threads])).stdout);
+  const one = await countOf('1');
+  expect(one).toBeGreaterThan(0);
+  for (const threads of [2, 9]) expect(await countOf(String(threads))).toBe(one + threads - 1);
+});
+
 onLinux('limits spinning, also if a worker thread is the first that loads the module', async () => {
   const code = `
     const { isMainThread, Worker } = require('node:worker_threads');

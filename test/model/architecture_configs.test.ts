@@ -4,6 +4,7 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { addon } from '../../lib/addon';
+import { checkConfig } from '../../lib/hub/check_config';
 import { Model } from '../../lib/index';
 import { firstBitDifference } from '../support/compare';
 import { errorOf } from '../support/devices';
@@ -404,6 +405,18 @@ it.each(['SigmaForCausalLM', 'sigma', 'diffqkv'])('a DiffQKV config may be named
   });
 });
 
+it.each([
+  ['no bytes', ''],
+  ['zeros', '\0\0\0'],
+  ['a zero', '{"a": \0}'],
+  ['invalid UTF-8', '\xff'],
+  ['too many bytes', ' '.repeat(2 ** 20 + 1)],
+])('config.json with %s is rejected by its name', async (_, text) => {
+  const contents = new Map([['config.json', Buffer.from(text, 'latin1')]]);
+  const { code, message } = await errorOf(async () => checkConfig(contents, 'org/name'));
+  expect([code, message]).toEqual(['ERR_INVALID_CHECKPOINT', expect.stringContaining('org/name/config.json: ')]);
+});
+
 describe('multimodal configs', () => {
   const wrapper = {
     gemma3: { architectures: ['Gemma3ForConditionalGeneration'], model_type: 'gemma3', boi_token_index: 1 },
@@ -419,6 +432,8 @@ describe('multimodal configs', () => {
     const error = (fields: Record<string, unknown>) => errorOf(() => configOf({ ...config, ...fields }));
     for (const [fields, part] of [
       [{ new_key: 1 }, 'new_key is 1: this key is unknown beside text_config'],
+      [{ quantization_config: { bits: 4 } }, 'not supported (quantized weights)'],
+      [{ architectures: ['ModelForSequenceClassification'] }, "is named 'ModelForSequenceClassification'"],
       [{ text_config: { ...text, new_key: 1 } }, 'text_config.new_key is 1'],
       [{ text_config: { ...text, model_type: 'qwen2' } }, 'text_config has another architecture'],
       [{ text_config: undefined }, 'is not supported'],

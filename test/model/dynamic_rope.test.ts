@@ -63,6 +63,33 @@ onEveryDevice((device) => {
     model.dispose();
   });
 
+  it('decodes after truncate as after the shorter prompt', async () => {
+    const model = await load();
+    const session = await model.createSession({ maxKvLen: 300 });
+    for (const kept of [150, 100, 24, 20]) {
+      const other = await model.createSession({ maxKvLen: 300 });
+      await other.prefill(tokens.slice(0, kept));
+      await session.truncate(0);
+      await session.prefill(tokens.slice(0, 190));
+      await session.decode(3);
+      await session.truncate(kept);
+      for (const token of [4, 5]) close(await session.decode(token), await other.decode(token));
+      other.dispose();
+    }
+    model.dispose();
+  });
+
+  it('keeps the keys if truncate removes only tokens that were decoded', async () => {
+    const model = await load();
+    const session = await model.createSession({ maxKvLen: 300 });
+    await session.prefill(tokens.slice(0, 60));
+    const first = await session.decode(3);
+    await session.decode(4);
+    await session.truncate(60);
+    expect(firstBitDifference(await session.decode(3), first)).toBe(-1);
+    model.dispose();
+  });
+
   it('gives a sequence the same bits in a batch of other lengths', async () => {
     const model = await load();
     const prompts = [5, 20, 23, 24, 30, 37].map((count) => tokens.slice(0, count));

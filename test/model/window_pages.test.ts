@@ -91,6 +91,21 @@ onEveryDevice((device) => {
     wide.dispose();
   });
 
+  it('holds no page that the prefix cache has and no window reaches', async () => {
+    const pageBytes = 2 * 2 * 2 * 8 * 4 * pageTokens; // K and V, layers, heads, head size, f32
+    const model = await load({ kvCacheBytes: 7 * pageBytes, prefixCacheBytes: 6 * pageBytes });
+    const first = await model.createSession();
+    for (let i = 0; i < 6; i++) await first.prefill(tokens.slice(i * pageTokens, (i + 1) * pageTokens));
+    first.dispose();
+    expect(model.kvCache.prefixPages).toBe(6);
+    const session = await model.createSession();
+    const logits = await session.prefill(tokens);
+    model.dispose();
+    const other = await load();
+    close(logits, await expected(other, tokens.length));
+    other.dispose();
+  });
+
   it('releases no page if one layer has no window', async () => {
     const model = await Model.load(join(__dirname, 'architectures', 'ministral'), { device: device(), dtype: 'f32' });
     const session = await model.createSession({ maxKvLen: 400 });
