@@ -105,5 +105,6 @@ export function stepBytes(config: ModelConfig, weightBytes: number, kvLens: read
   const rows = (length: number) =>
     (numLayers - numWindowLayers) * length + numWindowLayers * Math.min(length, slidingWindow);
   const cached = kvLens.reduce((sum, length) => sum + rows(length), 0);
-  return weightBytes - embedding + cached * cacheBytes({ ...config, headDimQk: config.headDimK });
+  const heads = { ...config, headDimQk: config.headDimK, numVHeads: config.vSharesK ? 0 : config.numVHeads };
+  return weightBytes - embedding + cached * cacheBytes(heads);
 }

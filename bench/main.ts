@@ -16,6 +16,7 @@ import { formatTable } from './table';
 
 const OPTIONS = {
   device: { type: 'string' },
+  threads: { type: 'string' },
   quick: { type: 'boolean', default: false },
   json: { type: 'string' },
   resume: { type: 'boolean', default: false },
@@ -69,6 +70,7 @@ ${list(Object.entries(COMMANDS))}
 
 Options:
   --device ID    the device to measure (default: the first usable GPU, else the CPU)
+  --threads N    threads of the CPU device (default: the CPUs that it may use)
   --quick        fewer shapes and samples; without a suite: all suites of the device, in about a minute
   --json FILE    write the result as JSON to FILE (default in a clone: bench/results/SUITE.json, or
                  build/bench/SUITE.json with --quick; else diffqkv-bench-SUITE.json)
@@ -140,13 +142,17 @@ export async function runBench(argv: string[]): Promise<number> {
     suite === undefined
       ? Object.fromEntries(Object.entries(SUITES).filter(([, { kinds }]) => kinds.includes(kindOf(device))))
       : { [name]: suite };
+  const threads = values.threads === undefined ? undefined : Number(values.threads);
+  if (threads !== undefined && (!Number.isInteger(threads) || threads < 1 || device.kind !== 'cpu'))
+    return wrongUse(`--threads is ${values.threads} on device ${device.id}; it must be a number of threads of cpu`);
+  if (threads !== undefined) device.details.threads = String(threads);
   warnIfBusy();
   const file = values.json === undefined ? defaultFile(name, device, values.quick) : path.resolve(values.json);
   const { quick, resume, model } = values;
   const stop = stopOnInterrupt();
   let result: Result;
   try {
-    result = await runSuites({ name, suites, device, quick, resume, model, file, argv, signal: stop.signal });
+    result = await runSuites({ name, suites, device, threads, quick, resume, model, file, argv, signal: stop.signal });
   } finally {
     stop.release();
   }

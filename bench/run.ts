@@ -23,6 +23,8 @@ export interface RunOptions {
   argv: readonly string[];
   /** Whether to measure the limits; default true. */
   ceilings?: boolean;
+  /** Threads of the CPU device. */
+  threads?: number;
   /** Aborted when the user stops the run. */
   signal: AbortSignal;
 }
@@ -39,7 +41,8 @@ export async function runSuites(options: RunOptions): Promise<Result> {
   if (resume && fs.existsSync(file)) result = resumeFrom(result, readResult(file));
   const secondsBefore = result.seconds;
   checkWritable(file);
-  const device = await openDevice(options.device.id as Parameters<typeof openDevice>[0]);
+  const { threads } = options;
+  const device = await openDevice(options.device.id as Parameters<typeof openDevice>[0], { threads });
   const wanted = options.ceilings !== false && !isTrial(device);
   const ceilings = wanted && device.info.kind === 'cpu' ? new Ceilings(device) : null;
   const cpuLimits = ceilings && new CpuLimits(ceilings);

@@ -118,26 +118,6 @@ export function oneHeadSize({
   return !lifted && keyHeadDim === queryHeadDim && valueHeadDim === queryHeadDim;
 }
 
-/**
- * Elements of K and V that the cache has for each token, in all layers. Null if config.json does
- * not say it. A model with a latent K and V (MLA) caches the latent and the rotary part of K once.
- */
-export function kvCacheElements(config: Record<string, unknown>): { k: number; v: number } | null {
-  const numQHeads = config.num_attention_heads;
-  const queryHeadDim = config.head_dim ?? (config.hidden_size as number) / (numQHeads as number);
-  const kAndVHeads = config.num_key_value_heads ?? numQHeads;
-  const layers = config.num_hidden_layers as number;
-  const product = (heads: unknown, size: unknown) => layers * (heads as number) * (size as number);
-  const elements =
-    config.kv_lora_rank != null
-      ? { k: product(1, Number(config.kv_lora_rank) + Number(config.qk_rope_head_dim)), v: 0 }
-      : {
-          k: product(config.num_key_heads ?? kAndVHeads, config.key_head_dim ?? queryHeadDim),
-          v: product(config.num_value_heads ?? kAndVHeads, config.value_head_dim ?? queryHeadDim),
-        };
-  return Number.isSafeInteger(elements.k) && Number.isSafeInteger(elements.v) ? elements : null;
-}
-
 function readArchitecture(path: string, config: Record<string, unknown>): Architecture {
   const unsupported = (what: string) => new CliError('ERR_UNSUPPORTED_MODEL', `${path}: ${what}`);
   for (const key of ['attention_bias', 'mlp_bias']) {

@@ -31,6 +31,7 @@ export interface GenerateCommand {
   renormalize?: boolean;
   weightType?: string;
   device: string;
+  threads?: number;
   json?: boolean;
 }
 
@@ -54,7 +55,8 @@ async function readPrompt(signal: AbortSignal): Promise<string> {
 }
 
 async function run(command: GenerateCommand, prompt: string, signal: AbortSignal): Promise<string> {
-  const device = await openDevice(command.device as Parameters<typeof openDevice>[0]);
+  const { threads } = command;
+  const device = await openDevice(command.device as Parameters<typeof openDevice>[0], { threads });
   try {
     const model = await withLoadingBars((bars) =>
       Model.load(command.model ?? defaultModelDirectory, {

@@ -11,8 +11,9 @@ import {
   listSnapshots,
   parseModelId,
 } from '../lib/hub/index';
-import { kvCacheElements, parseConfig } from './convert_config';
+import { parseConfig } from './convert_config';
 import { CliError } from './errors';
+import { kvBytesPerToken as bytesPerToken } from './info';
 import { interruptible } from './interrupt';
 import { withLoadingBars } from './progress';
 import { readSafetensors } from './safetensors';
@@ -85,9 +86,9 @@ export async function describeModel(source: string, { json }: HubCommand): Promi
   const config = parseConfig(`${source}/config.json`, Buffer.from(inspection.config ?? '{}'));
   const [architecture] = [config.architectures, config.model_type].flat().filter(isText);
   const dtype = [config.dtype, config.torch_dtype].find(isText);
-  const elements = problem === null ? kvCacheElements(config) : null;
-  const size = dtype === 'float32' ? 4 : 2;
-  const kvBytesPerToken = elements && { k: elements.k * size, v: elements.v * size };
+  const type = dtype === 'float32' ? 'f32' : 'bf16';
+  const parsed = problem === null ? inspection.parsed : undefined;
+  const kvBytesPerToken = parsed ? bytesPerToken(parsed, type) : null;
   const numParameters = inspection.numParameters ?? (await countParameters(inspection));
   const model = {
     ...{ source, commit, directory, architecture, dtype },
@@ -96,7 +97,7 @@ export async function describeModel(source: string, { json }: HubCommand): Promi
   const kv =
     kvBytesPerToken &&
     `${kvBytesPerToken.k + kvBytesPerToken.v} bytes per token: K ${kvBytesPerToken.k}, ` +
-      `V ${kvBytesPerToken.v}, as ${size === 4 ? 'f32' : '16-bit floats'}`;
+      `V ${kvBytesPerToken.v}, as ${type === 'f32' ? 'f32' : '16-bit floats'}`;
   const rows: [string, string | undefined | null][] = [
     ['model', source],
     ['commit', commit],

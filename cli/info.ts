@@ -1,4 +1,10 @@
-import { type DeviceInfo, listDevices, Model, type ModelOptions } from '../lib/index';
+import {
+  type DeviceInfo,
+  listDevices,
+  Model,
+  type ModelConfig,
+  type ModelOptions,
+} from '../lib/index';
 import { withLoadingBars } from './progress';
 
 export interface InfoCommand {
@@ -29,6 +35,22 @@ const elementBytes = { f32: 4, f16: 2, bf16: 2, i8: 1, f8e4m3: 1 } as const;
 type CacheType = keyof typeof elementBytes;
 const cacheTypes = Object.keys(elementBytes) as CacheType[];
 
+/** Bytes of K and of V that the cache has for each token, in all layers. */
+export function kvBytesPerToken(
+  config: Omit<ModelConfig, 'augQSize'>,
+  type: CacheType,
+): { k: number; v: number } {
+  const { numLayers, numKHeads, numVHeads, headDimK, headDimVo, vSharesK } = config;
+  return {
+    k: numLayers * numKHeads * rowBytes(headDimK, type),
+    v: vSharesK ? 0 : numLayers * numVHeads * rowBytes(headDimVo, type),
+  };
+}
+
+/** A row of 8-bit elements has a scale of 2 bytes. */
+const rowBytes = (size: number, type: CacheType): number =>
+  elementBytes[type] === 1 ? size + 2 : size * elementBytes[type];
+
 type ModelInfo = Awaited<ReturnType<typeof describe>>;
 
 async function describe(directory: string, { device, weightType }: InfoCommand) {
@@ -41,21 +63,18 @@ async function describe(directory: string, { device, weightType }: InfoCommand) 
   );
   try {
     const { config, dtype, numParameters, weightBytes } = model;
-    const { numLayers, numKHeads, numVHeads, headDimQk, headDimK, headDimVo } = config;
-    // A row of 8-bit elements has a scale of 2 bytes.
-    const row = (size: number, type: CacheType) =>
-      elementBytes[type] === 1 ? size + 2 : size * elementBytes[type];
-    const byType = (heads: number, size: number) =>
+    const byType = (tensor: 'k' | 'v') =>
       Object.fromEntries(
-        cacheTypes.map((type) => [type, numLayers * heads * row(size, type)]),
+        cacheTypes.map((type) => [type, kvBytesPerToken(config, type)[tensor]]),
       ) as Record<CacheType, number>;
-    const types = { k: byType(numKHeads, headDimK), v: byType(numVHeads, headDimVo) };
-    const [k, v] = [types.k[dtype as CacheType], types.v[dtype as CacheType]];
+    const { k, v } = kvBytesPerToken(config, dtype as CacheType);
     // Equation 1 of the paper compares with a cache that has as many K heads as V heads, of Q's
     // size.
-    const shared = numLayers * numVHeads * row(headDimQk, dtype as CacheType) + v;
+    const row = rowBytes(config.headDimQk, dtype as CacheType);
+    const saving = config.vSharesK
+      ? null
+      : 1 - (k + v) / (config.numLayers * config.numVHeads * row + v);
     const tokenizer = model.tokenizer === null ? null : { vocabSize: model.tokenizer.vocabSize };
-    const kvBytesPerToken = { k, v, saving: 1 - (k + v) / shared, types };
     return {
       directory,
       device: model.device.id,
@@ -64,7 +83,7 @@ async function describe(directory: string, { device, weightType }: InfoCommand) 
       weightType: model.weightType,
       numParameters,
       weightBytes,
-      kvBytesPerToken,
+      kvBytesPerToken: { k, v, saving, types: { k: byType('k'), v: byType('v') } },
       tokenizer,
     };
   } finally {
@@ -90,10 +109,9 @@ function modelLines({
   weightType,
   numParameters,
   weightBytes,
-  kvBytesPerToken,
+  kvBytesPerToken: { k, v, saving, types },
   tokenizer,
 }: ModelInfo): string[] {
-  const { k, v, saving, types } = kvBytesPerToken;
   const listed = (of: Record<CacheType, number>) =>
     cacheTypes.map((type) => `${type} ${of[type]}`).join(', ');
   const heads = `Q ${config.numQHeads}, K ${config.numKHeads}, V ${config.numVHeads}`;
@@ -124,8 +142,10 @@ function modelLines({
     ['V by type', `${listed(types.v)} bytes per token`],
     [
       'saving',
-      `${(100 * saving).toFixed(1)} % less than with ${config.numVHeads} K heads ` +
-        `of size ${config.headDimQk}`,
+      saving === null
+        ? 'V is the K rows themselves (latent attention)'
+        : `${(100 * saving).toFixed(1)} % less than with ${config.numVHeads} K heads ` +
+          `of size ${config.headDimQk}`,
     ],
   ];
   return rows.map(([name, value]) => `${name.padEnd(13)} ${value}`);

@@ -85,6 +85,11 @@ program
   .option('--renormalize', 'with --selective-v: scale the weights of the rows to sum 1')
   .option('--weight-type <type>', 'quantize the matrices as they are loaded: i8 or i4')
   .option('--device <id>', 'auto, cpu, cuda or cuda:N', 'auto')
+  .option(
+    '--threads <n>',
+    'threads of the CPU device (default: the CPUs that it may use)',
+    number('--threads'),
+  )
   .option('--json', 'print one JSON object at the end instead of the text')
   .action(async (options) => {
     const { generate } = await import('./generate.js');

@@ -287,6 +287,11 @@ export interface NativeModelConfig {
   headDimVo: number;
   /** Elements of a K head in the cache: headDimQk, or fewer with a keyLift. */
   headDimK: number;
+  /**
+   * Whether V is the K rows themselves (multi-head latent attention), so that the cache holds one row
+   * of headDimK elements for both.
+   */
+  vSharesK: boolean;
   /** Number of keys that a query sees in layers with a window, with its own. Absent without any. */
   slidingWindow?: number;
   /** Number of layers with a window. */
@@ -302,7 +307,10 @@ export interface NativeModelConfig {
   ropeTheta: number;
   /** Added to the mean square in RMSNorm. */
   rmsNormEps: number;
-  /** Context length: the maximum number of tokens of a sequence. */
+  /**
+   * Context length: the maximum number of tokens of a sequence. With dynamic RoPE, that of
+   * config.json times the factor.
+   */
   maxPositionEmbeddings: number;
   /** Whether the output layer shares the weights of the embedding. */
   tieWordEmbeddings: boolean;
@@ -344,8 +352,17 @@ export interface NativeAddon {
   readonly build: { linear: string; cuda: boolean; version: string };
   listDevices(): NativeDeviceInfo[];
   /** Rejects with ERR_DEVICE_UNAVAILABLE if there is no such device or it cannot be used. */
-  openDevice(options: { id: string }): Promise<NativeDevice>;
+  openDevice(options: { id: string; threads?: number }): Promise<NativeDevice>;
   createCancel(): NativeCancel;
+  /**
+   * The config of a checkpoint, from the contents of its files. Without augQSize if only the tensors
+   * tell it.
+   */
+  parseConfig(options: {
+    directory: string;
+    config: string;
+    generationConfig?: string;
+  }): Omit<NativeModelConfig, 'augQSize'>;
   /** Throws ERR_OUT_OF_MEMORY if the process cannot start another thread now. */
   demandThread(): void;
 }
@@ -358,7 +375,7 @@ let loaded: NativeAddon | undefined;
  * which the tests use.
  */
 export function addon(): NativeAddon {
-  loaded ??= withLimitedSpinning(load);
+  loaded ??= load();
   return loaded;
 }
 
@@ -446,22 +463,4 @@ export function loadError(
     );
   }
   return unavailable(file === '' ? `${what}: ${compile}` : what);
-}
-
-/**
- * Calls `work` with a limit on how long OpenMP threads spin while they wait for each other. By
- * default they spin for about 16 ms, and on a busy machine they occupy the core of the thread that
- * they wait for. A limit of 3,000 iterations costs nothing on an idle machine, and made products
- * on a busy machine 2 to 7 times faster. libgomp reads the variable once, when it is loaded. The
- * variable is deleted afterwards, so that child processes do not inherit it.
- */
-function withLimitedSpinning<T>(work: () => T): T {
-  const { GOMP_SPINCOUNT, OMP_WAIT_POLICY } = process.env;
-  if (GOMP_SPINCOUNT !== undefined || OMP_WAIT_POLICY !== undefined) return work();
-  process.env.GOMP_SPINCOUNT = '3000';
-  try {
-    return work();
-  } finally {
-    delete process.env.GOMP_SPINCOUNT;
-  }
 }

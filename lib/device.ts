@@ -1,5 +1,12 @@
 import { addon, type NativeDevice, type NativeDeviceInfo } from './addon';
-import { awaitNative, callNative, DiffqkvError, invalid } from './errors';
+import {
+  awaitNative,
+  callNative,
+  checkInteger,
+  checkObject,
+  DiffqkvError,
+  invalid,
+} from './errors';
 import { native } from './internal';
 import { checkReceiver } from './receiver';
 import { type DType, Tensor, type TensorData } from './tensor';
@@ -57,8 +64,13 @@ export class Device implements Disposable {
   }
 
   /** @internal */
-  static async open(id: string, fallbackReason: string | null): Promise<Device> {
-    return new Device(await awaitNative(() => addon().openDevice({ id })), fallbackReason);
+  static async open(
+    id: string,
+    fallbackReason: string | null,
+    options: DeviceOptions = {},
+  ): Promise<Device> {
+    const device = await awaitNative(() => addon().openDevice({ id, ...options }));
+    return new Device(device, fallbackReason);
   }
 
   /**
@@ -124,14 +136,30 @@ export class Device implements Disposable {
 
 checkReceiver(Device, 'a device');
 
+/** Options of {@link openDevice}. */
+export interface DeviceOptions {
+  /**
+   * Number of threads of the CPU device, from 1 to 1024. Default: the CPUs that the process may use
+   * (affinity, control group), or `OMP_NUM_THREADS` if that is lower. `openDevice('auto')` uses it
+   * if it opens the CPU; another device rejects it.
+   */
+  threads?: number;
+}
+
 /**
  * Opens a device. Rejects with ERR_DEVICE_UNAVAILABLE, and the reason, if the device does not exist
  * or cannot be used. The default 'auto' then opens the CPU instead and sets `fallbackReason`. If
  * the machine has a GPU that cannot be used, it also emits a process warning, once per reason.
  */
-export async function openDevice(id: DeviceId = 'auto'): Promise<Device> {
+export async function openDevice(
+  id: DeviceId = 'auto',
+  options: DeviceOptions = {},
+): Promise<Device> {
   if (typeof id !== 'string') throw invalid('device id', "'auto', 'cpu', 'cuda' or 'cuda:N'", id);
-  if (id !== 'auto') return Device.open(id, null);
+  checkObject('options', options);
+  const { threads } = options;
+  if (threads !== undefined) checkInteger('threads', threads, 1, MAX_THREADS);
+  if (id !== 'auto') return Device.open(id, null, { threads });
   const gpus = listDevices().filter(({ kind }) => kind === 'cuda');
   const reasons = gpus.filter(({ usable }) => !usable).map(reasonOf);
   let gpuExists = gpus.some(indicatesGpu);
@@ -146,7 +174,7 @@ export async function openDevice(id: DeviceId = 'auto'): Promise<Device> {
   }
   const reason = reasons.join('; ');
   if (gpuExists) warnOnce(reason);
-  return Device.open('cpu', reason);
+  return Device.open('cpu', reason, { threads });
 }
 
 function reasonOf({ id, name, reason }: NativeDeviceInfo): string {
@@ -158,6 +186,8 @@ function reasonOf({ id, name, reason }: NativeDeviceInfo): string {
 function indicatesGpu({ id, details }: NativeDeviceInfo): boolean {
   return id !== 'cuda' || details.driver !== undefined;
 }
+
+const MAX_THREADS = 1024;
 
 const warned = new Set<string>();
 

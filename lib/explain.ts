@@ -165,25 +165,6 @@ const mistakes: readonly Mistake[] = [
             'directory of a safetensors checkpoint';
     },
   },
-  {
-    code: 'ERR_UNSUPPORTED_MODEL',
-    find: async ({ path, names }) => {
-      if (!names.includes('config.json')) return null;
-      const file = join(path, 'config.json');
-      const config = await readJson(file);
-      const nested = ['text_config', 'llm_config', 'language_config'].find(
-        (key) => typeof config[key] === 'object' && config[key] !== null,
-      );
-      if (nested === undefined || config.hidden_size !== undefined) return null;
-      const { architectures, model_type: type } = config;
-      const name = Array.isArray(architectures) ? architectures[0] : type;
-      return (
-        `${file}: the sizes of the text model are in ${nested}, as in a multimodal model` +
-        `${typeof name === 'string' ? ` (${name.slice(0, 120)})` : ''}, which is not supported: pass ` +
-        'a checkpoint of a text model'
-      );
-    },
-  },
 ];
 
 /**

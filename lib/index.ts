@@ -3,6 +3,7 @@ export {
   Device,
   type DeviceId,
   type DeviceInfo,
+  type DeviceOptions,
   listDevices,
   openDevice,
 } from './device';

@@ -127,7 +127,9 @@ export class Session implements Disposable {
   }
 
   /**
-   * Keeps the first `kvLen` tokens of the cache and drops the rest. Rejects with
+   * Keeps the first `kvLen` tokens of the cache and drops the rest. A model whose layers all have a
+   * sliding window holds only the last tokens; after a truncate below them, the next `prefill` or
+   * `decode` computes the tokens that it keeps again. Rejects with
    * ERR_INVALID_ARGUMENT unless `kvLen` is an integer from 0 to the current length.
    */
   async truncate(kvLen: number): Promise<void> {

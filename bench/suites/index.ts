@@ -7,6 +7,7 @@ import { cudaSuite } from './cuda';
 import { kernelsSuite } from './kernels';
 import { ketSuite } from './ket';
 import { kvTypesSuite } from './kv_types';
+import { mlaSuite } from './mla';
 import { modelSuite } from './model';
 import { selectiveVSuite } from './selective_v';
 
@@ -18,6 +19,7 @@ export const SUITES: Record<string, Suite> = {
   attention: attentionSuite,
   kernels: kernelsSuite,
   model: modelSuite,
+  mla: mlaSuite,
   cpu: cpuSuite,
   cuda: cudaSuite,
 };

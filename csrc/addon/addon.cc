@@ -77,6 +77,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   define_class<SessionObject>(env);
   define_class<CancelObject>(env);
   stop_at_exit(env);
+  restore_environment();
 
   Napi::Object build = Napi::Object::New(env);
   build["linear"] = DIFFQKV_LINEAR;
@@ -85,6 +86,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports["build"] = build;
   exports["listDevices"] = Napi::Function::New<list_devices>(env, "listDevices");
   exports["openDevice"] = Napi::Function::New<DeviceObject::open>(env, "openDevice");
+  exports["parseConfig"] = Napi::Function::New<ModelObject::parse_config>(env, "parseConfig");
   exports["demandThread"] = Napi::Function::New<demand_thread>(env, "demandThread");
   exports["createCancel"] = Napi::Function::New<create_cancel>(env, "createCancel");
   return exports;

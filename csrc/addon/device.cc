@@ -6,6 +6,12 @@
 #include "backend/devices.h"
 
 namespace diffqkv::addon {
+namespace {
+
+constexpr int64_t kMaxThreads = 1024;
+
+}  // namespace
+
 Napi::Function EventObject::define(Napi::Env env) { return DefineClass(env, "NativeEvent", {}); }
 
 EventObject::EventObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
@@ -42,13 +48,20 @@ DeviceObject::DeviceObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
 
 Napi::Value DeviceObject::open(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
-    std::string id = Fields(info).text("id");
+    const Fields fields(info);
+    std::string id = fields.text("id");
+    DeviceOptions options;
+    options.threads = static_cast<int>(fields.optional_integer("threads", 1, kMaxThreads).value_or(0));
+    if (options.threads > 0 && id != "cpu") {
+      fail(ErrorCode::invalid_argument, "threads is %d, but the device is '%s'; only 'cpu' has threads",
+           options.threads, id.c_str());
+    }
     auto device = std::make_shared<DeviceContext>();
     device->executor = Executor::start(info.Env());
     auto job = std::make_unique<Job>(info.Env());
     // The job has its own slot, because the context belongs to the JS thread.
     auto backend = std::make_shared<std::shared_ptr<Backend>>();
-    job->run = [id, backend](Job&) { *backend = open_device(id); };
+    job->run = [id, options, backend](Job&) { *backend = open_device(id, options); };
     job->resolve = [device, backend](Job& job) -> Napi::Value {
       device->backend = std::move(*backend);
       device->info = device->backend->info();

@@ -33,7 +33,7 @@ Napi::Object js_config(Napi::Env env, const Config& config) {
   result["architecture"] = std::string(config.architecture->name);
   set("hiddenSize", config.hidden_size);
   set("intermediateSize", config.intermediate_size);
-  set("augQSize", config.aug_q_size);
+  if (config.aug_q_size != Config::kUnknown) set("augQSize", config.aug_q_size);
   set("numLayers", config.num_layers);
   set("vocabSize", config.vocab_size);
   set("numQHeads", config.num_q_heads);
@@ -42,6 +42,7 @@ Napi::Object js_config(Napi::Env env, const Config& config) {
   set("headDimQk", config.head_dim_qk);
   set("headDimK", config.head_dim_k);
   set("headDimVo", config.head_dim_vo);
+  result["vSharesK"] = Napi::Boolean::New(env, config.is_latent());
   set("ropeTheta", config.rope_theta);
   set("rmsNormEps", config.rms_norm_eps);
   set("maxPositionEmbeddings", config.max_position_embeddings);
@@ -142,6 +143,16 @@ Napi::Value ModelObject::random(const Napi::CallbackInfo& info, const std::share
   };
   resolve_with_model(*job, device, device_object, model);
   return device->executor->submit(std::move(job));
+}
+
+Napi::Value ModelObject::parse_config(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    const Fields fields(info);
+    std::optional<std::string> generation_config;
+    if (fields.has("generationConfig")) generation_config = fields.text("generationConfig");
+    return js_config(info.Env(),
+                     parse_checkpoint_config(fields.text("directory"), fields.text("config"), generation_config));
+  });
 }
 
 Napi::Value ModelObject::config(const Napi::CallbackInfo& info) {

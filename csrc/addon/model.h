@@ -28,6 +28,8 @@ class ModelObject final : public Napi::ObjectWrap<ModelObject>, public Resource 
   // device.randomModel({ config, dtype, kvCacheBytes, prefixCacheBytes, seed }); config is JSON
   static Napi::Value random(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device,
                             Napi::Object device_object);
+  // parseConfig({ directory, config, generationConfig }): the contents of the files
+  static Napi::Value parse_config(const Napi::CallbackInfo& info);
 
  private:
   std::shared_ptr<void> detach_memory() override { return std::move(model_); }

@@ -79,8 +79,14 @@ class Buffer {
   size_t bytes_ = 0;
 };
 
-DeviceInfo cpu_device_info();
-std::shared_ptr<Backend> make_cpu_backend();
+// Threads of the CPU device if a caller does not say: the CPUs that this process may use (affinity,
+// control group), or OMP_NUM_THREADS if that is lower.
+int default_cpu_threads();
+// Removes what this module has set in the environment for libgomp, which has read it. Called once
+// the module is loaded.
+void restore_environment();
+DeviceInfo cpu_device_info(int threads);
+std::shared_ptr<Backend> make_cpu_backend(int threads);
 
 namespace cuda {
 

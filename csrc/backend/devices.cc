@@ -5,7 +5,10 @@
 namespace diffqkv {
 namespace {
 
-std::shared_ptr<Backend> open_cpu(const std::string& id) { return id == "cpu" ? make_cpu_backend() : nullptr; }
+std::shared_ptr<Backend> open_cpu(const std::string& id, const DeviceOptions& options) {
+  if (id != "cpu") return nullptr;
+  return make_cpu_backend(options.threads > 0 ? options.threads : default_cpu_threads());
+}
 
 std::shared_ptr<Backend> open_first_gpu() {
   std::string reason;
@@ -16,7 +19,7 @@ std::shared_ptr<Backend> open_first_gpu() {
   fail(ErrorCode::device_unavailable, "no usable CUDA device: %s", reason.c_str());
 }
 
-std::shared_ptr<Backend> open_gpu(const std::string& id) {
+std::shared_ptr<Backend> open_gpu(const std::string& id, const DeviceOptions&) {
   if (id == "cuda") return open_first_gpu();
   const bool is_ordinal = id.size() > 5 && id.size() <= 8 && id.compare(0, 5, "cuda:") == 0 &&
                           id.find_first_not_of("0123456789", 5) == std::string::npos;
@@ -27,7 +30,7 @@ std::shared_ptr<Backend> open_gpu(const std::string& id) {
 
 std::vector<DeviceKind>& device_kinds() {
   static std::vector<DeviceKind>* const kinds = new std::vector<DeviceKind>{
-      {[] { return std::vector<DeviceInfo>{cpu_device_info()}; }, open_cpu},
+      {[] { return std::vector<DeviceInfo>{cpu_device_info(default_cpu_threads())}; }, open_cpu},
       {cuda::device_infos, open_gpu},
   };
   return *kinds;
@@ -41,9 +44,9 @@ std::vector<DeviceInfo> list_devices() {
   return all;
 }
 
-std::shared_ptr<Backend> open_device(const std::string& id) {
+std::shared_ptr<Backend> open_device(const std::string& id, const DeviceOptions& options) {
   for (const DeviceKind& kind : device_kinds()) {
-    if (std::shared_ptr<Backend> backend = kind.open(id)) return backend;
+    if (std::shared_ptr<Backend> backend = kind.open(id, options)) return backend;
   }
   fail(ErrorCode::device_unavailable,
        "there is no device \"%s\"; ids are 'auto', 'cpu', 'cuda' and 'cuda:0', 'cuda:1' and so on (listDevices() has "

@@ -111,6 +111,14 @@ constexpr std::string_view kHarmlessKeys[] = {
     "typical_p",
 };
 
+// Beside text_config.
+constexpr std::string_view kMultimodalKeys[] = {
+    "boi_token_index",      "eoi_token_index",      "image_token_id",
+    "image_token_index",    "mm_tokens_per_image",  "multimodal_projector_bias",
+    "projector_hidden_act", "spatial_merge_size",   "text_config",
+    "vision_config",        "vision_feature_layer",
+};
+
 constexpr std::string_view kRopeKeys[] = {
     "attention_factor",
     "beta_fast",
@@ -190,6 +198,7 @@ const std::vector<Architecture>& architectures() {
           .name = "mistral",
           .title = "Mistral",
           .aliases = {"MistralForCausalLM", "mistral"},
+          .multimodal_aliases = {"Mistral3ForConditionalGeneration", "mistral3"},
           .keys = {"num_key_value_heads"},
           .window = {.pattern = WindowRule::all, .reads_layer_types = false, .otherwise = 4096},
           .rope_theta = 10000,
@@ -260,6 +269,7 @@ const std::vector<Architecture>& architectures() {
           .name = "gemma3",
           .title = "Gemma 3",
           .aliases = {"Gemma3ForCausalLM", "gemma3_text"},
+          .multimodal_aliases = {"Gemma3ForConditionalGeneration", "gemma3"},
           // transformers does not read attn_logit_softcapping here.
           .keys = {"num_key_value_heads", "attention_bias", "hidden_activation", "query_pre_attn_scalar",
                    "final_logit_softcapping", "sliding_window_pattern", "rope_local_base_freq"},
@@ -283,6 +293,11 @@ const std::vector<Architecture>& architectures() {
           .rope_theta = 1000000,
           .rms_norm_eps = 1e-6,
           .default_head_dim = 256,
+          .default_q_heads = 8,
+          .default_k_heads = 4,
+          .default_v_heads = 4,
+          .default_vocab_size = 262208,
+          .default_max_positions = 131072,
       },
       {
           .name = "olmo2",
@@ -490,6 +505,13 @@ const Architecture* find_architecture(std::string_view alias) {
   return nullptr;
 }
 
+const Architecture* find_multimodal(std::string_view alias) {
+  for (const Architecture& row : architectures()) {
+    if (contains(row.multimodal_aliases, alias)) return &row;
+  }
+  return nullptr;
+}
+
 std::string architecture_titles() {
   const std::vector<Architecture>& rows = architectures();
   std::string text;
@@ -502,6 +524,8 @@ bool is_known_key(const Architecture& architecture, std::string_view key) {
   return key.starts_with('_') || contains(kReadKeys, key) || contains(kHarmlessKeys, key) ||
          contains(architecture.keys, key);
 }
+
+bool is_known_multimodal_key(std::string_view key) { return contains(kMultimodalKeys, key); }
 
 bool is_known_rope_key(std::string_view key) { return contains(kRopeKeys, key); }
 

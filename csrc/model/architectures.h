@@ -68,6 +68,8 @@ struct Architecture {
   const char* name;                       // ModelConfig.architecture
   const char* title;                      // in messages
   std::vector<std::string_view> aliases;  // in `architectures` and `model_type`
+  // The same of multimodal models that have this one in text_config. Without images they are equal.
+  std::vector<std::string_view> multimodal_aliases = {};
   // Keys of config.json. DiffQKV models have a head count for K and one for V, and fields of this
   // project; the others have one key for both.
   bool diffqkv = false;
@@ -126,7 +128,10 @@ struct Architecture {
   // Defaults of its configuration class in transformers. A key without a default is required.
   std::optional<double> rope_theta = std::nullopt;
   std::optional<double> rms_norm_eps = std::nullopt;
-  int64_t default_head_dim = 0;                                // 0: hidden_size / num_attention_heads
+  int64_t default_head_dim = 0;  // 0: hidden_size / num_attention_heads
+  // 0: required; num_attention_heads; the same.
+  int64_t default_q_heads = 0, default_k_heads = 0, default_v_heads = 0;
+  int64_t default_vocab_size = 0, default_max_positions = 0;   // 0: required; 2048
   int64_t original_max_position_embeddings = 0;                // 0: the key is read in rope_parameters only
   std::optional<double> partial_rotary_factor = std::nullopt;  // none: the whole head is rotated
 };
@@ -135,12 +140,16 @@ const std::vector<Architecture>& architectures();
 
 // The row with this name in `architectures` or `model_type`, or null.
 const Architecture* find_architecture(std::string_view alias);
+// The row of the text model of a multimodal model with this name, or null.
+const Architecture* find_multimodal(std::string_view alias);
 
 // "Sigma (DiffQKV), Llama or Qwen3"
 std::string architecture_titles();
 
 // Whether a key of config.json is read for this architecture, or known not to change the result.
 bool is_known_key(const Architecture& architecture, std::string_view key);
+// The same for the keys beside text_config, which are about images.
+bool is_known_multimodal_key(std::string_view key);
 // The same for the keys of rope_parameters and rope_scaling.
 bool is_known_rope_key(std::string_view key);
 

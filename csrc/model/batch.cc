@@ -23,7 +23,7 @@ int64_t chunk_size(const BatchItem& item) { return std::min(kPrefillChunk, remai
 
 // Whether two sessions can decode in one forward pass.
 bool can_share_pass(const Session& a, const Session& b) {
-  return a.has_long_context(1) == b.has_long_context(1) && a.types() == b.types() &&
+  return a.rope_length(1) == b.rope_length(1) && a.types() == b.types() &&
          a.options().selective_top_k == b.options().selective_top_k &&
          a.options().renormalize == b.options().renormalize;
 }
@@ -92,7 +92,7 @@ class Batch {
   // The settings of a forward pass for the session and others like it.
   ForwardStep step_for(const Session& session) const {
     ForwardStep step;
-    step.long_rope = session.long_rope();
+    step.rope_length = session.rope_length();
     step.selective_top_k = session.options().selective_top_k;
     step.renormalize = session.options().renormalize;
     step.cancels = {&cancel_};

@@ -51,6 +51,11 @@ const Architecture* decide_architecture(const Fields& fields) {
   for (const std::string& name : architecture_names(fields)) {
     const Architecture* row = find_architecture(name);
     if (!row) {
+      for (const char* key : {"text_config", "llm_config", "language_config"}) {
+        if (!fields.has(key) || fields.has("hidden_size")) continue;
+        fields.unsupported("the sizes of the text model are in " + std::string(key) + ", as in a multimodal model (" +
+                           printable(name) + "), which is not supported: pass a checkpoint of a text model");
+      }
       fields.unsupported("the architecture '" + printable(name) + "' is not supported; it must be " +
                          architecture_titles() + (has_k && has_v ? "" : ". A DiffQKV config has " + lacking));
     }
@@ -73,6 +78,33 @@ const Architecture* decide_architecture(const Fields& fields) {
       "the config (" + (quoted.empty() ? std::string("no model_type, no architectures") : printable(quoted)) +
       ") has no " + lacking + ", so it is not DiffQKV; models named Sigma without them have another architecture. " +
       architecture_titles() + " is supported");
+}
+
+// The config of a text model, or text_config of a known multimodal model.
+struct TextConfig {
+  Fields fields;
+  const Architecture* architecture;
+};
+
+TextConfig text_config(const Fields& config) {
+  const Architecture* row = nullptr;
+  if (config.has("text_config")) {
+    for (const std::string& name : architecture_names(config)) row = row ? row : find_multimodal(name);
+  }
+  if (!row) return {config, decide_architecture(config)};
+  for (const std::string& key : config.keys()) {
+    if (!config.has(key.c_str()) || is_known_multimodal_key(key) || is_known_key(*row, key)) continue;
+    config.unsupported(printable(key) + " is " + Fields::shown(config.get(key.c_str())) +
+                       ": this key is unknown beside text_config and may change the result of the model; remove it "
+                       "from config.json if it does not");
+  }
+  const Fields text = config.object("text_config");
+  const bool is_named = !architecture_names(text).empty();
+  if (is_named && decide_architecture(text) != row) {
+    config.unsupported("text_config has another architecture than " + std::string(row->title) +
+                       ", which this multimodal model has");
+  }
+  return {text, row};
 }
 
 // Whether a key enables a feature: not missing, null, false, 0 or empty.
@@ -130,8 +162,8 @@ void check_features(const Fields& fields, const Architecture& architecture) {
   }
   for (const std::string& key : fields.keys()) {
     if (!fields.has(key.c_str()) || is_known_key(architecture, key) || is_feature(key)) continue;
-    fields.unsupported(printable(key) + " is " + Fields::shown(fields.get(key.c_str())) + ": this key is unknown for " +
-                       architecture.title +
+    fields.unsupported(fields.name(printable(key).c_str()) + " is " + Fields::shown(fields.get(key.c_str())) +
+                       ": this key is unknown for " + architecture.title +
                        " and may change the result of the model; remove it from config.json if it does not");
   }
 }
@@ -415,12 +447,19 @@ void make_latent(const Fields& fields, Config& config) {
 }
 
 void read_heads(const Fields& fields, Config& config) {
-  config.num_q_heads = fields.integer("num_attention_heads", 1, kMaxHeads);
   const Architecture& architecture = *config.architecture;
+  const auto count = [&](const char* key, int64_t otherwise) {
+    return otherwise > 0 ? fields.integer(key, 1, kMaxHeads, otherwise) : fields.integer(key, 1, kMaxHeads);
+  };
+  config.num_q_heads = count("num_attention_heads", architecture.default_q_heads);
   const char* k_key = architecture.k_heads_key;
   const char* v_key = architecture.v_heads_key;
-  config.num_k_heads = fields.integer(k_key, 1, kMaxHeads, config.num_q_heads);
-  config.num_v_heads = fields.integer(v_key, 1, kMaxHeads, config.num_q_heads);
+  // A null means num_attention_heads for every architecture.
+  const auto otherwise_heads = [&](const char* key, int64_t by_default) {
+    return by_default > 0 && !fields.given(key) ? by_default : config.num_q_heads;
+  };
+  config.num_k_heads = fields.integer(k_key, 1, kMaxHeads, otherwise_heads(k_key, architecture.default_k_heads));
+  config.num_v_heads = fields.integer(v_key, 1, kMaxHeads, otherwise_heads(v_key, architecture.default_v_heads));
   const auto check = [&](const char* key, int64_t num_heads) {
     if (config.num_q_heads % num_heads == 0) return;
     fields.malformed("num_attention_heads (" + std::to_string(config.num_q_heads) + ") is not a multiple of " + key +
@@ -452,28 +491,44 @@ void read_heads(const Fields& fields, Config& config) {
 
 }  // namespace
 
+int64_t Config::widest_window() const {
+  int64_t widest = 0;
+  for (const LayerConfig& layer : layers) {
+    if (layer.window == 0) return 0;
+    widest = std::max(widest, layer.window);
+  }
+  return widest;
+}
+
 Config parse_config(std::string_view text, const std::string& origin, ErrorCode malformed) {
   const JsonValue json = parse_json_object(text, origin, malformed);
-  const Fields fields(json, origin, malformed);
+  const Fields all(json, origin, malformed);
+  const auto [fields, row] = text_config(all);
   Config config;
-  config.architecture = decide_architecture(fields);
-  const Architecture& architecture = *config.architecture;
+  config.architecture = row;
+  const Architecture& architecture = *row;
   check_features(fields, architecture);
   config.hidden_size = fields.integer("hidden_size", 1, kMaxHidden);
   config.intermediate_size = fields.integer("intermediate_size", 1, kMaxInner);
   config.num_layers = fields.integer("num_hidden_layers", 1, kMaxLayers);
-  config.vocab_size = fields.integer("vocab_size", 1, kMaxVocab);
-  config.max_position_embeddings = fields.integer("max_position_embeddings", 1, kMaxPositions, 2048);
+  config.vocab_size = architecture.default_vocab_size > 0
+                          ? fields.integer("vocab_size", 1, kMaxVocab, architecture.default_vocab_size)
+                          : fields.integer("vocab_size", 1, kMaxVocab);
+  const int64_t positions = architecture.default_max_positions;
+  config.max_position_embeddings =
+      fields.integer("max_position_embeddings", 1, kMaxPositions, positions > 0 ? positions : 2048);
   config.aug_q_size = architecture.diffqkv ? fields.integer("aug_q_dim", 0, kMaxInner, Config::kUnknown) : 0;
   const bool has_eps = fields.has("rms_norm_eps") || !architecture.rms_norm_eps;
   config.rms_norm_eps = has_eps ? fields.positive("rms_norm_eps") : *architecture.rms_norm_eps;
   if (config.rms_norm_eps > 1)
     fields.malformed("rms_norm_eps is " + number_text(config.rms_norm_eps) + "; it must be at most 1");
-  config.tie_word_embeddings = fields.boolean("tie_word_embeddings", false);
-  config.tie_word_embeddings_given = fields.has("tie_word_embeddings");
-  if (fields.has("bos_token_id")) config.bos_token_id = fields.integer("bos_token_id", 0, INT32_MAX);
-  read_eos(fields, config.eos_token_ids);
-  config.dtype = fields.string("dtype", fields.string("torch_dtype", "").c_str());
+  for (const Fields* place : {&fields, &all}) {  // the latter takes precedence
+    config.tie_word_embeddings = place->boolean("tie_word_embeddings", config.tie_word_embeddings);
+    config.tie_word_embeddings_given = config.tie_word_embeddings_given || place->has("tie_word_embeddings");
+    if (place->has("bos_token_id")) config.bos_token_id = place->integer("bos_token_id", 0, INT32_MAX);
+    read_eos(*place, config.eos_token_ids);
+    config.dtype = place->string("dtype", place->string("torch_dtype", config.dtype.c_str()).c_str());
+  }
   const auto has_bias = [&](const BiasRule& rule) {
     return rule.kind == BiasRule::given_by_key ? fields.boolean(rule.key, rule.otherwise)
                                                : rule.kind == BiasRule::present;
@@ -483,25 +538,32 @@ Config parse_config(std::string_view text, const std::string& origin, ErrorCode 
   config.mlp_bias = has_bias(architecture.mlp_bias);
   config.activation = read_activation(fields, architecture);
   read_heads(fields, config);
+  read_scales(fields, config);
   read_rope(fields, config);
   read_layers(fields, config);
-  read_scales(fields, config);
   return config;
+}
+
+Config parse_checkpoint_config(const std::string& directory, const std::string& config,
+                               const std::optional<std::string>& generation_config) {
+  Config result = parse_config(config, directory + "/config.json", ErrorCode::invalid_checkpoint);
+  if (generation_config) {
+    // Some checkpoints list the end-of-turn token of a chat only here.
+    const std::string path = directory + "/generation_config.json";
+    const JsonValue json = parse_json_object(*generation_config, path, ErrorCode::invalid_checkpoint);
+    read_eos(Fields(json, path, ErrorCode::invalid_checkpoint), result.eos_token_ids);
+  }
+  return result;
 }
 
 Config load_config(const std::string& directory) {
   check_directory(directory);
   constexpr uint64_t kMaxBytes = 1 << 20;  // real files have a few thousand
-  const std::string path = directory + "/config.json";
-  Config config = parse_config(InputFile(path).read_text(kMaxBytes), path, ErrorCode::invalid_checkpoint);
-  // Some checkpoints list the end-of-turn token of a chat only here.
+  const std::string config = InputFile(directory + "/config.json").read_text(kMaxBytes);
   const std::string generation_path = directory + "/generation_config.json";
-  if (file_exists(generation_path)) {
-    const std::string text = InputFile(generation_path).read_text(kMaxBytes);
-    const JsonValue json = parse_json_object(text, generation_path, ErrorCode::invalid_checkpoint);
-    read_eos(Fields(json, generation_path, ErrorCode::invalid_checkpoint), config.eos_token_ids);
-  }
-  return config;
+  std::optional<std::string> generation_config;
+  if (file_exists(generation_path)) generation_config = InputFile(generation_path).read_text(kMaxBytes);
+  return parse_checkpoint_config(directory, config, generation_config);
 }
 
 }  // namespace diffqkv

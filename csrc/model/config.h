@@ -99,9 +99,14 @@ struct Config {
   Activation activation = Activation::silu;
   std::vector<LayerConfig> layers;  // [num_layers]
   std::vector<RopeTable> ropes;
-  // LongRoPE: the tables for contexts longer than original_context, else empty.
-  std::vector<RopeTable> long_ropes;
+  // Of LongRoPE and dynamic RoPE, which have other frequencies in a context longer than
+  // original_context; 0: all contexts have the same.
   int64_t original_context = 0;
+  std::vector<RopeTable> long_ropes;  // LongRoPE, else empty
+  // Dynamic RoPE: the frequencies depend on the length (dynamic_rope in rope_config.h).
+  double dynamic_factor = 0;  // 0: none
+  bool is_dynamic() const { return dynamic_factor > 0; }
+  int64_t rotary_dim = 0;  // dimensions of a head that are rotated
   // The rows of W_q, W_k and W_v have another order than in the checkpoint: row i of each group of
   // order.size() rows is row order[i] of that group there. Empty: the same order. Q and K have it so
   // that dimension d is rotated with d + head_dim_qk / 2, and all three if the model is differential.
@@ -117,6 +122,9 @@ struct Config {
   double logit_scale = 1;    // multiplies the weights of the last norm
   double logit_softcap = 0;  // 0: none
 
+  // The widest window of a layer: no key before it is read again. 0: a layer sees all keys.
+  int64_t widest_window() const;
+
   Latent latent;
   bool is_latent() const { return latent.rank > 0; }
 
@@ -124,11 +132,10 @@ struct Config {
   int64_t k_size() const { return num_k_heads * head_dim_k; }  // elements of a cached row
   int64_t v_size() const { return num_v_heads * head_dim_vo; }
   int64_t attention_size() const { return num_q_heads * head_dim_vo; }
-  int64_t o_size() const {
+  int64_t o_size() const {  // input of o_proj
     if (is_latent()) return num_q_heads * latent.v;
     return differential ? attention_size() / 2 : attention_size();
   }
-  // input of o_proj
 };
 
 // Reads the text of a config.json. `origin` (a path, or "config") begins every message. Errors in
@@ -136,7 +143,11 @@ struct Config {
 // an argument. An unsupported architecture or feature is ERR_UNSUPPORTED_MODEL.
 Config parse_config(std::string_view text, const std::string& origin, ErrorCode malformed);
 
-// Reads directory/config.json, and the eos tokens of directory/generation_config.json if it exists.
+// The same of a checkpoint: config.json, and the eos tokens of generation_config.json if it is not
+// null. `directory` is its place in messages.
+Config parse_checkpoint_config(const std::string& directory, const std::string& config,
+                               const std::optional<std::string>& generation_config);
+// Reads these files of a directory.
 Config load_config(const std::string& directory);
 
 }  // namespace diffqkv

@@ -13,6 +13,8 @@
 
 #include <algorithm>
 
+#include "model/rope_config.h"
+
 namespace diffqkv {
 namespace {
 
@@ -46,6 +48,7 @@ class Graph {
     positions_ = tokens_ + n;
     kv_lens_ = tokens_ + 2 * n;
     sequences_ = tokens_ + 3 * n;
+    if (step.rope_length > 0 && config.is_dynamic()) upload_dynamic_rope();
   }
 
   void run() {
@@ -83,6 +86,15 @@ class Graph {
   }
 
  private:
+  void upload_dynamic_rope() {
+    const RopeTable table = dynamic_rope(config_, step_.rope_length);
+    const auto upload = [&](const Buffer& buffer, const std::vector<double>& values) {
+      backend_.upload(buffer.data(), values.data(), values.size() * sizeof(double));
+    };
+    upload(ws_.dynamic_rope.inv_freq, table.inv_freq);
+    upload(ws_.dynamic_rope.k_inv_freq, table.k_inv_freq);
+  }
+
   // Row `index` of a buffer in the type of the weights.
   uint8_t* row(const Buffer& buffer, int64_t index, int64_t width) const {
     return buffer.as<uint8_t>() + index * width * dtype_size(dtype_);
@@ -415,11 +427,13 @@ class Graph {
   }
 
   const RopeBuffers& rope_buffers(int64_t layer) const {
-    return (step_.long_rope ? weights_.long_ropes : weights_.ropes)[config_.layers[layer].rope];
+    if (step_.rope_length > 0 && config_.is_dynamic()) return ws_.dynamic_rope;
+    return (step_.rope_length > 0 ? weights_.long_ropes : weights_.ropes)[config_.layers[layer].rope];
   }
 
   float rope_scale(int64_t layer) const {
-    const auto& tables = step_.long_rope ? config_.long_ropes : config_.ropes;
+    const bool is_long = step_.rope_length > 0 && !config_.is_dynamic();
+    const auto& tables = is_long ? config_.long_ropes : config_.ropes;
     return static_cast<float>(tables[config_.layers[layer].rope].attention_factor);
   }
 
@@ -593,6 +607,10 @@ Workspace::Workspace(const std::shared_ptr<Backend>& backend, const Config& conf
     subtrahend = Buffer(backend, kPrefillChunk * config.o_size() * sizeof(float));
     minuend_rows = numbers(kPrefillChunk * config.num_v_heads, 0, 2);
     subtrahend_rows = numbers(kPrefillChunk * config.num_v_heads, 1, 2);
+  }
+  if (config.is_dynamic()) {
+    const size_t bytes = static_cast<size_t>(config.head_dim_qk / 2) * sizeof(double);
+    dynamic_rope = {Buffer(backend, bytes), Buffer(backend, bytes)};
   }
   steps = Buffer(backend, kDecodeBatch * sizeof(KvPage*) + 4 * kPrefillChunk * sizeof(int32_t));
   logits = Buffer(backend, kDecodeBatch * config.vocab_size * sizeof(float));

@@ -55,6 +55,8 @@ struct Workspace {
   Buffer q_a, latent, rotary, heads_a, heads_b, cached_row;
   Buffer by_head, by_token;  // i32 [kPrefillChunk * num_q_heads]
 
+  RopeBuffers dynamic_rope;  // of dynamic RoPE, for ForwardStep::rope_length
+
   // Pointers to page tables [kDecodeBatch], then i32 [4][kPrefillChunk]: tokens, positions,
   // kv_lens, sequences.
   Buffer steps;
@@ -77,7 +79,7 @@ struct ForwardStep {
   // Whether to write the logits of the last token of each sequence to Workspace::logits. If not,
   // only the caches are written.
   bool logits = false;
-  bool long_rope = false;  // Config::long_ropes, for all sequences
+  int64_t rope_length = 0;  // Session::rope_length, of all sequences
   int64_t selective_top_k = 0;
   bool renormalize = false;
   std::vector<const std::atomic<bool>*> cancels;  // checked before each layer; any ends the pass

@@ -42,29 +42,37 @@ void KvCache::prepare(int64_t used, int64_t kv_len) {
     pages_.resize(before);
     throw;
   }
-  num_pages_ = pages_.size();
+  count_pages();
 }
 
 void KvCache::keep(int64_t kv_len) {
   pages_.resize(std::min(pages_.size(), static_cast<size_t>((kv_len + KvPool::kPageTokens - 1) / KvPool::kPageTokens)));
   uploaded_ = std::min(uploaded_, pages_.size());
-  num_pages_ = pages_.size();
+  first_page_ = std::min<int64_t>(first_page_, static_cast<int64_t>(pages_.size()));
+  count_pages();
+}
+
+void KvCache::forget(int64_t first) {
+  const int64_t end = std::min<int64_t>(first / KvPool::kPageTokens, static_cast<int64_t>(pages_.size()));
+  for (; first_page_ < end; first_page_++) pages_[first_page_] = nullptr;
+  count_pages();
 }
 
 void KvCache::append(std::shared_ptr<KvPage> page) {
   reserve_table(pages_.size() + 1);
   pages_.push_back(std::move(page));
   upload_table();
-  num_pages_ = pages_.size();
+  count_pages();
 }
 
 void KvCache::share(const KvCache& other, int64_t kv_len) {
   const size_t count = static_cast<size_t>((kv_len + KvPool::kPageTokens - 1) / KvPool::kPageTokens);
   reserve_table(count);
   pages_.assign(other.pages_.begin(), other.pages_.begin() + static_cast<std::ptrdiff_t>(count));
+  first_page_ = other.first_page_;
   uploaded_ = 0;
   upload_table();
-  num_pages_ = pages_.size();
+  count_pages();
 }
 
 void KvCache::reserve_table(size_t pages) {
@@ -78,9 +86,11 @@ void KvCache::reserve_table(size_t pages) {
 void KvCache::upload_table() {
   if (uploaded_ >= pages_.size()) return;
   std::vector<KvPage> entries;
-  for (size_t i = uploaded_; i < pages_.size(); i++) entries.push_back(*pages_[i]);
+  for (size_t i = uploaded_; i < pages_.size(); i++) entries.push_back(pages_[i] ? *pages_[i] : KvPage{});
   backend_->upload(table_.as<KvPage>() + uploaded_, entries.data(), entries.size() * sizeof(KvPage));
   uploaded_ = pages_.size();
 }
+
+void KvCache::count_pages() { num_pages_ = pages_.size() - static_cast<size_t>(first_page_); }
 
 }  // namespace diffqkv

@@ -20,6 +20,9 @@ class KvCache {
   // `used` rows and the number of pages are unchanged.
   void prepare(int64_t used, int64_t kv_len);
   void keep(int64_t kv_len);  // keeps the first kv_len rows and releases the pages after them
+  // Releases the pages before that of row `first`. Their places in the table remain.
+  void forget(int64_t first);
+  int64_t first() const { return first_page_ * KvPool::kPageTokens; }  // the first row not forgotten
   void append(std::shared_ptr<KvPage> page);
   // Replaces all rows by the first kv_len rows of `other`.
   void share(const KvCache& other, int64_t kv_len);
@@ -43,12 +46,14 @@ class KvCache {
   }
   void reserve_table(size_t pages);
   void upload_table();
+  void count_pages();
 
   std::shared_ptr<Backend> backend_;
   KvPool& pool_;
   KvTypes types_;
   KvPool::Stores& stores_;
-  std::vector<std::shared_ptr<KvPage>> pages_;
+  std::vector<std::shared_ptr<KvPage>> pages_;  // the first first_page_ are null
+  int64_t first_page_ = 0;
   Buffer table_;         // KvPage [pages_.size()], with room for more
   size_t uploaded_ = 0;  // number of leading entries of table_ that equal those of pages_
   std::atomic<uint64_t> num_pages_{0};

@@ -26,6 +26,7 @@ struct Rope {
   double beta_slow = 1;
   bool truncate = true;
   double attention_factor = 1;  // of yarn and longrope
+  double score_factor = 1;      // of MLA: multiplies the scores
   // Of longrope, for contexts up to and above the original length.
   std::vector<double> short_factor;
   std::vector<double> long_factor;
@@ -64,16 +65,21 @@ void check_attention_factor(const Fields& fields, double factor) {
                    "; it must be above 0.001 and below 1000");
 }
 
+// The factor of YaRN for an extension of the context.
+double yarn_scale(double factor, double mscale) { return factor <= 1 ? 1 : 0.1 * mscale * std::log(factor) + 1; }
+
+// 0 is the same as no value.
+bool has_mscale(const Fields& fields, const char* key) {
+  return fields.has(key) && !(fields.get(key).is_number() && fields.get(key).number() == 0);
+}
+
 // YaRN (arXiv 2309.00071), with the defaults of modeling_rope_utils of transformers.
 void read_yarn(const Fields& fields, Rope& rope) {
   rope.beta_fast = fields.positive("beta_fast", 32);
   rope.beta_slow = fields.positive("beta_slow", 1);
   rope.truncate = fields.boolean("truncate", true);
-  const auto scale = [&](double mscale) { return rope.factor <= 1 ? 1 : 0.1 * mscale * std::log(rope.factor) + 1; };
-  const auto is_set = [&](const char* key) {  // 0 is the same as no value
-    return fields.has(key) && !(fields.get(key).is_number() && fields.get(key).number() == 0);
-  };
-  const bool has_both = is_set("mscale") && is_set("mscale_all_dim");
+  const auto scale = [&](double mscale) { return yarn_scale(rope.factor, mscale); };
+  const bool has_both = has_mscale(fields, "mscale") && has_mscale(fields, "mscale_all_dim");
   rope.attention_factor = fields.positive(
       "attention_factor",
       has_both ? scale(fields.positive("mscale")) / scale(fields.positive("mscale_all_dim")) : scale(1));
@@ -122,12 +128,18 @@ Rope read_rope_object(const Fields& fields, const std::string& place, const Rope
   const bool is_phi = context.architecture.original_max_position_embeddings > 0;
   if (is_phi && (rope.type == "su" || rope.type == "yarn")) rope.type = "longrope";
   if (rope.type == "default") return rope;
+  if (context.architecture.latent.present && has_mscale(fields, "mscale_all_dim")) {  // of every type
+    const double scale = yarn_scale(fields.positive("factor"), fields.positive("mscale_all_dim"));
+    rope.score_factor = scale * scale;
+    check_attention_factor(fields, rope.score_factor);
+  }
   const bool llama3 = rope.type == "llama3";
   const bool longrope = rope.type == "longrope";
   const bool yarn = rope.type == "yarn";
-  if (!llama3 && !longrope && !yarn && rope.type != "linear") {
+  if (!llama3 && !longrope && !yarn && rope.type != "linear" && rope.type != "dynamic") {
     fields.unsupported(place + ": RoPE scaling of type '" + printable(rope.type) +
-                       "' is not supported; it must be 'linear', 'llama3', 'longrope', 'yarn' or 'default'");
+                       "' is not supported; it must be 'linear', 'dynamic', 'llama3', 'longrope', 'yarn' or "
+                       "'default'");
   }
   if (llama3 || longrope || yarn) {
     // Phi-3 has the key beside the object, and that one takes precedence.
@@ -163,6 +175,7 @@ Rope read_rope_object(const Fields& fields, const std::string& place, const Rope
     }
   }
   if (yarn) read_yarn(fields, rope);
+  if (rope.type == "dynamic") max_positions(fields, context);
   return rope;
 }
 
@@ -293,7 +306,7 @@ std::vector<double> frequencies(const Rope& rope, int64_t head_dim, int64_t rota
   std::vector<double> inv_freq(head_dim / 2);
   for (int64_t d = 0; d < rotary_dim / 2; d++) {
     const double freq = std::pow(*rope.theta, -2.0 * static_cast<double>(d) / static_cast<double>(rotary_dim));
-    double kept = rope.type == "default" || factors ? 1 : 0;
+    double kept = rope.type == "default" || rope.type == "dynamic" || factors ? 1 : 0;
     if (rope.type == "llama3") kept = llama3_extrapolation(rope, freq);
     if (rope.type == "yarn") kept = yarn_extrapolation(rope, d, rotary_dim);
     inv_freq[d] = (1 - kept) * freq / rope.factor + kept * freq;
@@ -343,22 +356,29 @@ std::vector<int32_t> latent_order(const Fields& fields, const Config& config) {
 
 }  // namespace
 
+RopeTable dynamic_rope(const Config& config, int64_t length) {
+  Rope rope;
+  const auto dims = static_cast<double>(config.rotary_dim);
+  const double ratio = static_cast<double>(length) / static_cast<double>(config.original_context);
+  rope.theta =
+      config.rope_theta * std::pow(config.dynamic_factor * ratio - (config.dynamic_factor - 1), dims / (dims - 2));
+  RopeTable table;
+  table.inv_freq = table.k_inv_freq = frequencies(rope, config.head_dim_qk, config.rotary_dim, nullptr);
+  return table;
+}
+
 void read_rope(const Fields& fields, Config& config) {
   const Architecture& architecture = *config.architecture;
   const LayerRopes ropes = read_rope_fields(fields, config);
   const Rope& full = ropes.full;
   config.rope_theta = *full.theta;
   if (full.type == "yarn" && config.rope_theta <= 1) fields.malformed("rope_theta is 1; YaRN needs more");
-  const bool has_factor = full.type == "yarn" || full.type == "longrope";
-  if (has_factor && config.key_lift.kind != KeyLift::none) {
+  const bool unsuited = full.type == "yarn" || full.type == "longrope" || full.type == "dynamic";
+  if (unsuited && config.key_lift.kind != KeyLift::none) {
     fields.unsupported("RoPE scaling of type '" + full.type + "' is not supported together with key_lift");
   }
   const int64_t head_dim = config.head_dim_qk;
   const Latent& latent = config.latent;
-  if (config.is_latent() && full.type == "yarn") {
-    // transformers also scales the scores then.
-    fields.unsupported("RoPE scaling of type 'yarn' is not supported for " + std::string(architecture.title));
-  }
   const auto rotary_dim =
       config.is_latent() ? latent.rope : static_cast<int64_t>(static_cast<double>(head_dim) * full.rotary_factor);
   if (rotary_dim % 2 != 0 || rotary_dim < 2) {
@@ -366,6 +386,8 @@ void read_rope(const Fields& fields, Config& config) {
                      std::to_string(rotary_dim) +
                      " dimensions of a head are rotated; it must be an even number above 0");
   }
+  config.rotary_dim = rotary_dim;
+  config.score_scale *= full.score_factor;
   if (!config.differential)
     config.q_order = config.k_order = rope_order(head_dim, rotary_dim, architecture.interleaved_rope);
   if (config.is_latent()) {
@@ -390,9 +412,18 @@ void read_rope(const Fields& fields, Config& config) {
     config.long_ropes.push_back(add(full, &full.long_factor));
     config.original_context = static_cast<int64_t>(full.original);
   }
+  if (full.type == "dynamic") {
+    // Its exponent is rotary_dim / (rotary_dim - 2).
+    if (rotary_dim < 4) fields.malformed("dynamic RoPE needs at least 4 rotated dimensions of a head");
+    config.dynamic_factor = full.factor;
+    config.original_context = config.max_position_embeddings;
+    const double context = full.factor * static_cast<double>(config.original_context);
+    config.max_position_embeddings = static_cast<int64_t>(std::min(context, static_cast<double>(kMaxPositions)));
+  }
   if (!architecture.local_rope) return;
-  if (ropes.local.type == "longrope" || longrope) {
-    fields.unsupported("RoPE scaling of type 'longrope' is not supported for " + std::string(architecture.title));
+  for (const char* type : {"longrope", "dynamic"}) {
+    if (ropes.local.type != type && full.type != type) continue;
+    fields.unsupported("RoPE scaling of type '" + std::string(type) + "' is not supported for " + architecture.title);
   }
   config.ropes.push_back(add(ropes.local, nullptr));
 }

@@ -7,6 +7,7 @@ namespace diffqkv {
 namespace {
 
 constexpr int64_t kPageTokens = KvPool::kPageTokens;
+constexpr int64_t kTruncateSlack = 512;
 
 long long ll(int64_t value) { return value; }
 
@@ -84,21 +85,38 @@ void Session::check_tokens(const int32_t* tokens, int64_t num_tokens) const {
 
 PrefixCache::Id Session::prefix_root() {
   const auto [k_type, v_type] = types();
-  return model_->kv_pool().prefixes().root(k_type, v_type, options_.selective_top_k, options_.renormalize, long_rope_);
+  return model_->kv_pool().prefixes().root(k_type, v_type, options_.selective_top_k, options_.renormalize,
+                                           rope_length_ > 0);
 }
 
-bool Session::has_long_context(int64_t num_tokens) const {
-  const int64_t original = model_->config().original_context;
-  return original > 0 && kv_len() + num_tokens > original;
+// The pages of a long context with dynamic RoPE have frequencies of that length only.
+bool Session::uses_prefix_cache() const {
+  return model_->kv_pool().prefixes().enabled() && !(model_->config().is_dynamic() && rope_length_ > 0);
+}
+
+int64_t Session::rope_length(int64_t num_tokens) const {
+  const Config& config = model_->config();
+  const int64_t original = config.original_context, length = kv_len() + num_tokens;
+  if (original == 0 || length <= original) return 0;
+  return config.is_dynamic() ? length : original + 1;
 }
 
 bool Session::must_recompute(int64_t num_tokens) const {
-  return kv_len() > 0 && long_rope_ != has_long_context(num_tokens);
+  const int64_t length = rope_length(num_tokens);
+  if (kv_len() == 0) return false;
+  if (first_visible(kv_len()) < cache_.first()) return true;
+  if (rope_length_ == length) return false;
+  return !model_->config().is_dynamic() || length == 0 || num_tokens > 1;
+}
+
+int64_t Session::first_visible(int64_t kv_len) const {
+  const int64_t window = model_->config().widest_window();
+  return window == 0 ? 0 : std::max<int64_t>(kv_len - window + 1, 0);
 }
 
 std::unique_ptr<Session> Session::restarted(int64_t num_tokens) const {
   auto fresh = std::make_unique<Session>(model_, options_);
-  fresh->long_rope_ = has_long_context(num_tokens);
+  fresh->rope_length_ = rope_length(num_tokens);
   return fresh;
 }
 
@@ -106,16 +124,16 @@ void Session::adopt(const Session& other) {
   std::vector<PrefixCache::Id> prefix = other.prefix_;
   cache_.share(other.cache_, other.kv_len());
   prefix_ = std::move(prefix);
-  long_rope_ = other.long_rope_;
+  rope_length_ = other.rope_length_;
 }
 
 int64_t Session::begin(const int32_t* tokens, int64_t num_tokens) {
   check_tokens(tokens, num_tokens);
-  if (kv_len() == 0) long_rope_ = has_long_context(num_tokens);
+  rope_length_ = rope_length(num_tokens);
   PrefixCache& prefixes = model_->kv_pool().prefixes();
   const int64_t used = kv_len();
   const bool whole_pages = used % kPageTokens == 0 && static_cast<int64_t>(prefix_.size()) == used / kPageTokens;
-  if (!prefixes.enabled() || !whole_pages) return 0;
+  if (!uses_prefix_cache() || !whole_pages) return 0;
   PrefixCache::Id id = prefix_.empty() ? prefix_root() : prefix_.back();
   int64_t found = 0;
   for (; found + kPageTokens < num_tokens; found += kPageTokens) {
@@ -138,15 +156,18 @@ void Session::commit(const int32_t* tokens, int64_t num_tokens) {
   tokens_.insert(tokens_.end(), tokens, tokens + num_tokens);
   kv_len_ = kv_len() + num_tokens;
   PrefixCache& prefixes = model_->kv_pool().prefixes();
-  while (prefixes.enabled()) {
+  while (uses_prefix_cache()) {
     const int64_t page = static_cast<int64_t>(prefix_.size());
-    if ((page + 1) * kPageTokens > kv_len()) break;
+    if ((page + 1) * kPageTokens > kv_len() || page * kPageTokens < cache_.first()) break;
     const PrefixCache::Id parent = page > 0 ? prefix_.back() : prefix_root();
     const PrefixCache::Id id =
         prefixes.add(parent, tokens_.data() + page * kPageTokens, cache_.pages()[page], cache_.page_bytes());
     if (id == 0) break;
     prefix_.push_back(id);
   }
+  // The slack lets truncate take back some tokens without computing the cache again.
+  const int64_t slack = std::min(model_->config().widest_window(), kTruncateSlack);
+  cache_.forget(first_visible(kv_len()) - slack);
 }
 
 void Session::sample(const float* logits, const SamplingOptions& options, uint64_t draw, int32_t* out_token) {
@@ -197,7 +218,7 @@ void Session::truncate(int64_t kv_len) {
 std::unique_ptr<Session> Session::fork() {
   auto copy = std::make_unique<Session>(model_, options_);
   copy->cache_.share(cache_, kv_len());
-  copy->long_rope_ = long_rope_;
+  copy->rope_length_ = rope_length_;
   copy->tokens_ = tokens_;
   copy->prefix_ = prefix_;
   copy->kv_len_ = kv_len();

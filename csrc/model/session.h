@@ -45,7 +45,7 @@ class Session {
   uint64_t v_cache_bytes() const { return cache_.v_bytes(); }
   const std::shared_ptr<Model>& model() const { return model_; }
   const SessionOptions& options() const { return options_; }
-  bool long_rope() const { return long_rope_; }
+  int64_t rope_length() const { return rope_length_; }
   KvTypes types() const { return cache_.types(); }
 
   // Executor thread only, like everything below. After an error the cache is as before the call.
@@ -54,9 +54,13 @@ class Session {
   // The copy shares the pages in use. Whichever session writes to a shared page copies it first.
   std::unique_ptr<Session> fork();
 
-  // LongRoPE has other frequencies if the context becomes longer than original_context. Whether these
-  // apply after num_tokens are appended, and whether the cached keys have the others.
-  bool has_long_context(int64_t num_tokens) const;
+  // The context length that selects the frequencies of RoPE for num_tokens more: 0 up to
+  // original_context. Above it, LongRoPE has one set of frequencies, and dynamic RoPE one for each
+  // length.
+  int64_t rope_length(int64_t num_tokens) const;
+  // Whether the cache must be computed again before num_tokens more: after truncate it lacks rows
+  // that a window reaches, or its keys have the wrong frequencies. As in transformers, one token
+  // does not change those of the others with dynamic RoPE.
   bool must_recompute(int64_t num_tokens) const;
   // An empty session with the frequencies for num_tokens more, and adopting its cache after the
   // tokens of this one were appended to it.
@@ -82,13 +86,16 @@ class Session {
 
  private:
   PrefixCache::Id prefix_root();
+  bool uses_prefix_cache() const;
+  // The first row that a window reaches after kv_len rows, 0 if a layer has no window.
+  int64_t first_visible(int64_t kv_len) const;
 
   std::shared_ptr<Model> model_;
   SessionOptions options_;
   int64_t max_kv_len_;
   KvCache cache_;
-  bool long_rope_ = false;  // of the cached K: Config::long_ropes
-  Buffer history_;          // i32: the first history_len_ of tokens_, uploaded when a penalty needs them
+  int64_t rope_length_ = 0;  // of the newest cached K
+  Buffer history_;           // i32: the first history_len_ of tokens_, uploaded when a penalty needs them
   int64_t history_len_ = 0;
   std::vector<int32_t> tokens_;          // the tokens in the cache
   std::vector<PrefixCache::Id> prefix_;  // of the leading pages that the prefix cache has

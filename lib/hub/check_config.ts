@@ -1,38 +1,29 @@
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
-import { addon } from '../addon';
-import { awaitNative, DiffqkvError } from '../errors';
-import { explain } from '../explain';
+import { addon, type NativeModelConfig } from '../addon';
+import { callNative, invalidCheckpoint } from '../errors';
 
-/** The files that are checked, for which no weights are needed. */
+/** The files that decide whether a model is supported, for which no weights are needed. */
 export const configNames = ['config.json', 'generation_config.json'];
 
+/** augQSize may be missing, because only the tensors tell it. */
+export type ParsedConfig = Omit<NativeModelConfig, 'augQSize'>;
+
+const MAX_BYTES = 2 ** 20;
+
 /**
- * Rejects with the loader's error if it does not accept these contents of config.json and
- * generation_config.json. `name` is the model's in the message.
+ * Parses the contents of config.json and generation_config.json as the loader does, and throws its
+ * errors. `name` is the model's in messages.
  */
-export async function checkConfig(
-  contents: ReadonlyMap<string, Uint8Array>,
-  name: string,
-): Promise<void> {
-  // The loader reads the configs first. In a directory without weights it stops after them.
-  const directory = await mkdtemp(join(tmpdir(), 'diffqkv-config-'));
-  try {
-    for (const [file, bytes] of contents) await writeFile(join(directory, file), bytes);
-    const device = await awaitNative(() => addon().openDevice({ id: 'cpu' }));
-    try {
-      await awaitNative(() => device.loadModel({ directory }));
-    } catch (error) {
-      const { message } = error as Error;
-      if (!configNames.some((file) => message.startsWith(join(directory, file)))) return;
-      const explained = await explain(directory, error);
-      if (!(explained instanceof DiffqkvError)) throw explained;
-      throw new DiffqkvError(explained.code, explained.message.replaceAll(directory, name));
-    } finally {
-      device.dispose();
-    }
-  } finally {
-    await rm(directory, { recursive: true, force: true });
-  }
+export function checkConfig(contents: ReadonlyMap<string, Uint8Array>, name: string): ParsedConfig {
+  const [config, generationConfig] = configNames.map((file) => {
+    const bytes = contents.get(file);
+    if (bytes !== undefined && bytes.length > MAX_BYTES)
+      throw invalidCheckpoint(
+        `${name}/${file}`,
+        `${bytes.length} bytes; the limit is ${MAX_BYTES}`,
+      );
+    return bytes && Buffer.from(bytes).toString();
+  });
+  return callNative(() =>
+    addon().parseConfig({ directory: name, config: config ?? '', generationConfig }),
+  );
 }

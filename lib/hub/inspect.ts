@@ -4,7 +4,7 @@ import { DiffqkvError, type ErrorCode, invalidCheckpoint } from '../errors';
 import { explain } from '../explain';
 import { readRegularFile } from '../files';
 import { CachedModel } from './cache';
-import { checkConfig, configNames } from './check_config';
+import { checkConfig, configNames, type ParsedConfig } from './check_config';
 import { HubClient, type HubFile } from './client';
 import { hubId, idText, type ModelId } from './id';
 import { selectFiles, shardNames, weightFiles } from './select';
@@ -20,6 +20,8 @@ export interface Inspection {
   commit?: string;
   /** The text of config.json, if there is one. */
   config: string | undefined;
+  /** The same as the loader reads it, if the model is supported. */
+  parsed: ParsedConfig | undefined;
   /** Bytes of the files that the loader and the tokenizer read. */
   bytes: number;
   /** Names of the files with weights. */
@@ -94,9 +96,9 @@ export async function inspectDirectory(directory: string, name: string): Promise
 
 async function inspectFiles(source: string, { names, size, read }: Files): Promise<Inspection> {
   let problem: Inspection['problem'];
-  const check = async <T>(work: Promise<T>): Promise<T | undefined> => {
+  const check = async <T>(work: () => T | Promise<T>): Promise<T | undefined> => {
     try {
-      return await work;
+      return await work();
     } catch (error) {
       if (!(error instanceof DiffqkvError) || error.code === 'ERR_NETWORK') throw error;
       problem ??= { code: error.code, message: error.message };
@@ -107,8 +109,10 @@ async function inspectFiles(source: string, { names, size, read }: Files): Promi
   for (const name of configNames) {
     if (names.includes(name)) contents.set(name, await read(name));
   }
-  const selection = await check(selectFiles(source, names));
-  if (contents.has('config.json')) await check(checkConfig(contents, source));
+  const selection = await check(() => selectFiles(source, names));
+  const parsed = contents.has('config.json')
+    ? await check(() => checkConfig(contents, source))
+    : undefined;
   const found = weightFiles(names);
   let weights = found === null || found.isIndex ? [] : [found.first];
   if (found?.isIndex) {
@@ -117,10 +121,10 @@ async function inspectFiles(source: string, { names, size, read }: Files): Promi
     else problem ??= { code: 'ERR_INVALID_CHECKPOINT', message: `${found.first}: ${shards}` };
   }
   const index = found?.isIndex ? [found.first] : [];
-  const sizes = await check(
+  const sizes = await check(() =>
     Promise.all([...(selection?.small ?? []), ...index, ...weights].map(size)),
   );
   const bytes = (sizes ?? []).reduce((sum, one) => sum + one, 0);
   const config = contents.get('config.json')?.toString();
-  return { source, config, bytes, weights, problem };
+  return { source, config, parsed, bytes, weights, problem };
 }

@@ -148,7 +148,7 @@ class Download {
     for (const { path } of configs) {
       contents.set(path, await readFile(join(this.#directory, path)));
     }
-    await checkConfig(contents, idText(this.#id));
+    if (contents.has('config.json')) checkConfig(contents, idText(this.#id));
     await this.#fetchAll(first, mayWrite);
     const names = weights.isIndex ? await this.#shards(weights.first) : [weights.first];
     const large = names.map(find);

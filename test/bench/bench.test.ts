@@ -428,7 +428,18 @@ describe('runs', () => {
     }
     const help = await runNode([main, '--help']);
     expect(help.status).toBe(0);
-    for (const name of ['attention', 'ket', 'ceet', 'model', 'kernels', 'selective-v', 'kv-types', 'cpu', 'compare'])
+    for (const name of [
+      'attention',
+      'ket',
+      'ceet',
+      'model',
+      'kernels',
+      'selective-v',
+      'kv-types',
+      'mla',
+      'cpu',
+      'compare',
+    ])
       expect(help.stdout).toMatch(new RegExp(`^ {2}${name}\\b`, 'm'));
   });
 
@@ -441,7 +452,17 @@ describe('runs', () => {
     expect(result.complete).toBe(true);
     expect(result.cells.filter(({ skipped }) => skipped !== undefined)).toEqual([]);
     const suites = new Set(result.cells.map(({ name }) => name.split(':')[0]));
-    expect([...suites]).toEqual(['ket', 'ceet', 'selective-v', 'kv-types', 'attention', 'kernels', 'model', 'cuda']);
+    expect([...suites]).toEqual([
+      'ket',
+      'ceet',
+      'selective-v',
+      'kv-types',
+      'attention',
+      'kernels',
+      'model',
+      'mla',
+      'cuda',
+    ]);
     for (const { name, value, samples, bytes, flops, unit } of result.figures) {
       expect([name, Number.isFinite(value)]).toEqual([name, true]);
       if (unit === 'ms' || unit === 'us')

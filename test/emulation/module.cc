@@ -27,7 +27,7 @@ std::vector<DeviceInfo> list_emulated() {
   return infos;
 }
 
-std::shared_ptr<Backend> open_emulated(const std::string& id) {
+std::shared_ptr<Backend> open_emulated(const std::string& id, const DeviceOptions&) {
   return id == kEmulated ? emulated::open_gpu(0, list_emulated()[0]) : nullptr;
 }
 

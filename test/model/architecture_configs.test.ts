@@ -1,6 +1,9 @@
 // Which keys of config.json each architecture accepts. A key that changes the result, or may, is
 // rejected by its name.
 
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { addon } from '../../lib/addon';
 import { Model } from '../../lib/index';
 import { firstBitDifference } from '../support/compare';
 import { errorOf } from '../support/devices';
@@ -222,12 +225,13 @@ describe('windows', () => {
     ['sigma', { sliding_window: 16 }, 'sliding_window'],
     ['granite', { layer_types: types }, 'layer_types'],
     ['mistral', { sliding_window: 16, layer_types: types }, 'layer_types'],
+    ['phi3', { sliding_window: 16, layer_types: types }, 'layer_types'],
     ['qwen2', { layer_types: types }, 'layer_types'],
     ['ministral', { sliding_window: null, layer_types: types }, 'layer_types'],
     ['gemma3', { sliding_window: null }, 'sliding_window'],
     ['phi3', { full_attn_mod: 2 }, 'full_attn_mod'],
     ['minicpm3', { num_key_value_heads: 1 }, 'num_key_value_heads'],
-    ['youtu', { rope_scaling: { type: 'yarn', factor: 2 } }, 'yarn'],
+    ['gemma3', { rope_scaling: { type: 'dynamic', factor: 2 } }, 'dynamic'],
   ])('rejects those of %s %j', async (name, fields, key) => {
     const error = await errorOf(() => load({ ...four(name), ...fields }));
     expect({ code: error.code, message: error.message }).toEqual({
@@ -315,5 +319,122 @@ describe('biases', () => {
       expect(error.code).toBe('ERR_UNSUPPORTED_MODEL');
       expect(error.message).toContain(key);
     }
+  });
+});
+
+/** Made by test/tools/make_architecture_fixtures.py. */
+interface Defaults {
+  config: Record<string, unknown> & { model_type: string };
+  /** Properties of Model.config. */
+  expected: Record<string, number>;
+  /** Keys of config.json with their defaults. */
+  keys: Record<string, unknown>;
+}
+const defaults: Defaults[] = JSON.parse(readFileSync(join(__dirname, 'architecture_defaults.json'), 'utf8'));
+
+it.each(defaults.map((row) => [row.config.model_type, row] as const))(
+  '%s has the defaults of transformers for missing keys',
+  (_, { config, expected }) => {
+    const parsed = addon().parseConfig({ directory: 'model', config: JSON.stringify(config) });
+    expect(parsed).toMatchObject(expected);
+    expect(parsed.slidingWindow).toBe(expected.slidingWindow);
+  },
+);
+
+const small = (config: Defaults['config']) => ({ ...config, num_hidden_layers: 2, max_position_embeddings: 64 });
+
+describe.each(
+  defaults.flatMap(({ config, keys }) =>
+    config.use_sliding_window ? [] : [[config.model_type, small(config), keys] as const],
+  ),
+)('%s without a key', (name, config, keys) => {
+  const logits = async (fields: Record<string, unknown>) => {
+    const model = await Model.random({ ...config, ...fields, dtype: 'float32' }, { device: 'cpu' });
+    const session = await model.createSession();
+    const result = await session.prefill([1, 50, 7, 23, 90]);
+    model.dispose();
+    return result;
+  };
+  const other = (value: unknown): unknown => {
+    if (typeof value === 'boolean') return !value;
+    if (typeof value === 'string') return value === 'relu' ? 'silu' : 'relu';
+    return value === null ? 5 : (value as number) / 2;
+  };
+
+  it.each(Object.entries(keys))('%s has its default, %j', async (key, value) => {
+    const without = await logits({});
+    expect(firstBitDifference(await logits({ [key]: value }), without)).toBe(-1);
+    expect(firstBitDifference(await logits({ [key]: other(value) }), without)).not.toBe(-1);
+  });
+
+  it('accepts all of them', async () => {
+    if (Object.keys(keys).length === 0) throw new Error(`no keys for ${name}`);
+    expect(firstBitDifference(await logits(keys), await logits({}))).toBe(-1);
+  });
+});
+
+it.each(['SigmaForCausalLM', 'sigma', 'diffqkv'])('a DiffQKV config may be named %s', async (name) => {
+  const config = { ...architectures.sigma, num_key_value_heads: 2, value_head_dim: 8 };
+  expect(await configOf({ ...config, architectures: [name], model_type: undefined })).toMatchObject({
+    architecture: 'sigma',
+    headDimVo: 8,
+  });
+});
+
+describe('multimodal configs', () => {
+  const wrapper = {
+    gemma3: { architectures: ['Gemma3ForConditionalGeneration'], model_type: 'gemma3', boi_token_index: 1 },
+    mistral: { architectures: ['Mistral3ForConditionalGeneration'], model_type: 'mistral3', spatial_merge_size: 2 },
+  };
+  const parse = (config: Record<string, unknown>) =>
+    addon().parseConfig({ directory: 'model', config: JSON.stringify(config) });
+
+  it.each(Object.entries(wrapper))('have the text model of %s in text_config', async (name, outer) => {
+    const { architectures: _, ...text } = architectures[name] as Record<string, unknown>;
+    const config = { ...outer, vision_config: { hidden_size: 8 }, text_config: text };
+    expect(await configOf(config)).toEqual(await configOf(architectures[name] as Record<string, unknown>));
+    const error = (fields: Record<string, unknown>) => errorOf(() => configOf({ ...config, ...fields }));
+    for (const [fields, part] of [
+      [{ new_key: 1 }, 'new_key is 1: this key is unknown beside text_config'],
+      [{ text_config: { ...text, new_key: 1 } }, 'text_config.new_key is 1'],
+      [{ text_config: { ...text, model_type: 'qwen2' } }, 'text_config has another architecture'],
+      [{ text_config: undefined }, 'is not supported'],
+      [{ architectures: ['LlavaForConditionalGeneration'], model_type: 'llava' }, 'as in a multimodal model'],
+    ] as const) {
+      const { code, message } = await error(fields);
+      expect({ code, message }).toEqual({ code: 'ERR_UNSUPPORTED_MODEL', message: expect.stringContaining(part) });
+    }
+    const { code, message } = await error({ text_config: { ...text, vocab_size: 0 } });
+    expect([code, message]).toEqual(['ERR_INVALID_ARGUMENT', expect.stringContaining('text_config.vocab_size is 0')]);
+  });
+
+  it.each([
+    ['gemma3', { architectures: ['Gemma3ForConditionalGeneration'] }],
+    ['gemma3', { model_type: 'gemma3' }],
+    ['mistral', { architectures: ['Mistral3ForConditionalGeneration'] }],
+    ['mistral', { model_type: 'mistral3' }],
+  ])('of %s are known by %j', (name, names) => {
+    const { architectures: _, ...text } = architectures[name] as Record<string, unknown>;
+    expect(parse({ ...names, text_config: text }).architecture).toBe(name);
+  });
+
+  it('read the tokens and the tie of the output matrix beside text_config first', () => {
+    const { architectures: _, ...text } = architectures.gemma3 as Record<string, unknown>;
+    const of = (outer: object, inner: object) =>
+      parse({ ...wrapper.gemma3, ...outer, text_config: { ...text, ...inner } });
+    expect(of({ bos_token_id: 3 }, { bos_token_id: 2 }).bosTokenId).toBe(3);
+    expect(of({}, { bos_token_id: 2 }).bosTokenId).toBe(2);
+    expect(of({ eos_token_id: [1, 5] }, { eos_token_id: 1 }).eosTokenIds).toEqual([1, 5]);
+    expect(of({ tie_word_embeddings: true }, { tie_word_embeddings: false }).tieWordEmbeddings).toBe(true);
+    expect(of({}, { tie_word_embeddings: true }).tieWordEmbeddings).toBe(true);
+  });
+
+  it('may lack what the class of Gemma 3 has as its defaults, as google/gemma-3-4b-it does', () => {
+    const text = { hidden_size: 2560, intermediate_size: 10240, num_hidden_layers: 34, sliding_window: 1024 };
+    const text_config = { ...text, model_type: 'gemma3_text', rope_scaling: { factor: 8, rope_type: 'linear' } };
+    expect(parse({ ...wrapper.gemma3, eos_token_id: [1, 106], text_config })).toMatchObject({
+      ...{ numQHeads: 8, numKHeads: 4, numVHeads: 4, headDimQk: 256, vocabSize: 262208, slidingWindow: 1024 },
+      ...{ maxPositionEmbeddings: 131072, numWindowLayers: 29, eosTokenIds: [1, 106] },
+    });
   });
 });

@@ -180,6 +180,16 @@ export const configs: Break[] = [
     names: ['config.json', 'factor', '0.5'],
   },
   {
+    name: 'RoPE scaling dynamic without a factor',
+    apply: config({ rope_scaling: { type: 'dynamic' } }),
+    names: ['config.json', 'factor'],
+  },
+  {
+    name: 'RoPE scaling dynamic without max_position_embeddings',
+    apply: config({ rope_scaling: { type: 'dynamic', factor: 2 }, max_position_embeddings: undefined }),
+    names: ['config.json', 'max_position_embeddings'],
+  },
+  {
     name: 'yarn without factor',
     apply: config({ rope_scaling: { rope_type: 'yarn', original_max_position_embeddings: 64 } }),
     names: ['config.json', 'factor'],
@@ -318,15 +328,15 @@ export const unsupported: Break[] = [
     names: ['config.json', 'rope_parameters.rope_theta', 'full_attention'],
   },
   {
-    name: 'rope_parameters of a layer type of type dynamic',
-    apply: config({ rope_parameters: { full_attention: { rope_type: 'dynamic' } } }),
+    name: 'rope_parameters of a layer type of type ntk',
+    apply: config({ rope_parameters: { full_attention: { rope_type: 'ntk' } } }),
     code: 'ERR_UNSUPPORTED_MODEL',
-    names: ['config.json', 'rope_parameters.full_attention', 'dynamic'],
+    names: ['config.json', 'rope_parameters.full_attention', 'ntk'],
   },
   {
-    name: 'RoPE scaling dynamic, in the old format',
-    apply: config({ rope_scaling: { type: 'dynamic', factor: 4 } }),
-    names: ['config.json', 'dynamic'],
+    name: 'RoPE scaling ntk, in the old format',
+    apply: config({ rope_scaling: { type: 'ntk', factor: 4 } }),
+    names: ['config.json', 'ntk'],
   },
   {
     name: 'RoPE scaling yarn with a lift of K',

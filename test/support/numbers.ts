@@ -11,7 +11,7 @@ export type Numbers = Float32Array | Float64Array;
 
 // Jest runs tests in a separate context in which each access to a global takes 100 ns. That is too
 // slow for millions of numbers.
-const { imul, sqrt, log, cos, PI, fround, floor, abs, min, max, log2 } = Math;
+const { imul, sqrt, log, cos, PI, fround, floor, abs, min, max } = Math;
 const isNan = Number.isNaN;
 
 const f32Word = new Float32Array(1);
@@ -65,13 +65,19 @@ export function fromF16Bits(bits: number): number {
   return exponent === 0 ? sign * mantissa * 2 ** -24 : sign * (1024 + mantissa) * 2 ** (exponent - 25);
 }
 
-/** OCP 8-bit float E4M3: no infinity, one NaN, largest value 448. */
-export function fromF8e4m3Bits(bits: number): number {
+function f8e4m3Value(bits: number): number {
   const sign = bits & 0x80 ? -1 : 1;
   const exponent = (bits >>> 3) & 15;
   const mantissa = bits & 7;
   if (exponent === 15 && mantissa === 7) return Number.NaN;
   return exponent === 0 ? sign * mantissa * 2 ** -9 : sign * (8 + mantissa) * 2 ** (exponent - 10);
+}
+
+const f8e4m3Values = Array.from({ length: 256 }, (_, bits) => f8e4m3Value(bits));
+
+/** OCP 8-bit float E4M3: no infinity, one NaN, largest value 448. */
+export function fromF8e4m3Bits(bits: number): number {
+  return f8e4m3Values[bits] as number;
 }
 
 /** The nearest integer, ties to even. */
@@ -80,6 +86,9 @@ export function roundHalfEven(value: number): number {
   const rest = value - below;
   return rest > 0.5 || (rest === 0.5 && below % 2 !== 0) ? below + 1 : below;
 }
+
+/** 2^-exponent of the exponents -9 to 5. */
+const stepsPerUnit = Array.from({ length: 15 }, (_, i) => 2 ** (9 - i));
 
 /**
  * The nearest E4M3, ties to even. NaN above 464, which is halfway between 448 and the next value.
@@ -90,8 +99,8 @@ export function toF8e4m3Bits(value: number): number {
   if (!(magnitude <= 464)) return sign | 0x7f;
   // The codes of one exponent are evenly spaced: 2^-9 apart up to 2^-6, and those of 8 * 2^e to 16
   // * 2^e begin at 8 (e + 10).
-  const exponent = max(-9, floor(log2(magnitude)) - 3);
-  const steps = roundHalfEven(magnitude * 2 ** -exponent); // 16 is the first of the next exponent
+  const exponent = max(-9, (bitsOf(magnitude) >>> 23) - 130);
+  const steps = roundHalfEven(magnitude * (stepsPerUnit[exponent + 9] as number)); // 16 is the first of the next exponent
   return sign | min(0x7e, steps + 8 * (exponent + 9));
 }
 
@@ -104,14 +113,22 @@ export function roundTo(type: FloatType, value: number): number {
 /** Little-endian bytes of values in a type. */
 export function encode(type: FloatType, values: ArrayLike<number>): Uint8Array {
   if (type === 'f32') return new Uint8Array(Float32Array.from(values).buffer);
-  const bits = type === 'bf16' ? toBf16Bits : toF16Bits;
-  return new Uint8Array(Uint16Array.from(values, bits).buffer);
+  const toBits = type === 'bf16' ? toBf16Bits : toF16Bits;
+  const { length } = values;
+  const bits = new Uint16Array(length);
+  for (let i = 0; i < length; i++) bits[i] = toBits(values[i] as number);
+  return new Uint8Array(bits.buffer);
 }
 
 export function decode(type: FloatType, bytes: Uint8Array): Float32Array {
   const copy = new Uint8Array(bytes).buffer; // a copy, because a Buffer's slice() would be a view
   if (type === 'f32') return new Float32Array(copy);
-  return Float32Array.from(new Uint16Array(copy), type === 'bf16' ? fromBf16Bits : fromF16Bits);
+  const fromBits = type === 'bf16' ? fromBf16Bits : fromF16Bits;
+  const bits = new Uint16Array(copy);
+  const { length } = bits;
+  const values = new Float32Array(length);
+  for (let i = 0; i < length; i++) values[i] = fromBits(bits[i] as number);
+  return values;
 }
 
 /** mulberry32: 32 bits of state, a different stream for each seed. */
@@ -143,7 +160,9 @@ export class Random {
   }
 
   integers(length: number, low: number, high: number): Float32Array {
-    return Float32Array.from({ length }, () => this.integer(low, high));
+    const values = new Float32Array(length);
+    for (let i = 0; i < length; i++) values[i] = this.integer(low, high);
+    return values;
   }
 
   tokens(length: number, vocabSize: number): number[] {

@@ -138,7 +138,11 @@ function bf16RoundedUp(value: number): number {
 
 /** The values of rows without their scales. */
 export function unscaledRows({ values }: QuantizedRows): Float32Array {
-  return Float32Array.from(values, values instanceof Int8Array ? Number : fromF8e4m3Bits);
+  if (values instanceof Int8Array) return new Float32Array(values);
+  const { length } = values;
+  const x = new Float32Array(length);
+  for (let i = 0; i < length; i++) x[i] = fromF8e4m3Bits(values[i] as number);
+  return x;
 }
 
 /** value * scale, row by row. Exact, because a product has at most 15 significant bits. */

@@ -118,6 +118,36 @@ export function mutantsOf(text) {
   return mutants;
 }
 
+/**
+ * The mutants of the table in architectures.cc: each row without one of its fields, also of a field
+ * in braces, without one of the strings of a list, and with twice a number.
+ */
+export function rowMutantsOf(text) {
+  const mutants = [];
+  const code = text.replace(/\/\/[^\n]*/g, (part) => part.replace(/./g, ' '));
+  const add = (at, length, to) => {
+    const line = code.slice(0, at).split('\n').length;
+    mutants.push({ kind: 'row', at, length, line, from: text.slice(at, at + length), to });
+  };
+  for (const { 0: row, index: start } of code.matchAll(/^ {6}\{\n {10}\.name[\s\S]*?^ {6}\},$/gm)) {
+    for (const { 0: field, 1: name, index } of row.matchAll(/\.(\w+) = (?:\{[^{}]*\}|[^,{}]+)(?:, *)?/g)) {
+      const at = start + index;
+      if (name === 'name' || name === 'title') continue;
+      add(at, field.length, '');
+      const open = field.indexOf('{');
+      if (open >= 0) {
+        for (const inner of field.matchAll(/\.\w+ = [^,{}]+(?:, *)?|(?<=[{ ])"\w+"(?:,\s*)?/g)) {
+          add(at + inner.index, inner[0].length, '');
+        }
+      }
+      for (const inner of field.matchAll(/(?<= )\d[\d.e-]*(?=[,} ]|$)/g)) {
+        add(at + inner.index, inner[0].length, String(2 * Number(inner[0])));
+      }
+    }
+  }
+  return mutants;
+}
+
 /** The text with the mutant in it. */
 export const applyMutant = (text, { at, length, to }) => text.slice(0, at) + to + text.slice(at + length);
 

@@ -56,6 +56,11 @@ const table = [
   [/csrc\/backend\/dtype/, [cpu(['tensor', 'quantize', 'errors_kernels', 'kv_types', ...models])]],
   [/csrc\/backend\/(check|ops)/, [cpu(['errors_kernels', ...rowwise, ...linear, 'sample', ...attention])]],
   [/csrc\/backend\//, [cpu([...wrongCalls, 'device_choice', ...models])]],
+  [/csrc\/model\/architectures/, [cpu(['architecture_configs', 'architectures', 'checkpoint_errors'])]],
+  [
+    /csrc\/model\/(forward|weights|config|rope|lifted|session|kv_)/,
+    [cpu(['architecture_configs', 'architectures', 'longrope', 'dynamic_rope', 'window_pages', ...models])],
+  ],
   [/csrc\/model\//, [cpu(models)]],
   [/csrc\/addon\//, [cpu([...wrongCalls, ...models])]],
   [/cuda\/attention_selective/, [emulated(['attention_decode', 'kv_types'])]],

@@ -1,9 +1,10 @@
-// npm run test:mutants [-- --count N --seed S --files PATTERN --survivors]: changes the code of csrc/
+// npm run test:mutants [-- --count N --seed S --files PATTERN --rows --survivors]: changes the code of csrc/
 // and cuda/ in one small place at a time (mutants.mjs) and runs the tests of the changed file, on the
 // CPU or on the emulated device. Prints one line for each mutant: its place, the change, and the test
 // file that fails or "survived". Writes all results to build/mutants.json.
 //
 // --count: how many mutants (40). --seed: the sample (1). --files: a pattern of paths.
+// --rows: instead, the parts of each row of csrc/model/architectures.cc, in an order of the seed.
 // --survivors: the survivors of the last run again.
 //
 // A mutant whose module has the same bytes as the unchanged module counts as "same code", and neither
@@ -18,7 +19,7 @@ import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 
 import { build, copy, refresh, tryBuild } from './broken-copy.mjs';
-import { applyMutant, mutantsOf, randomNumbers } from './mutants.mjs';
+import { applyMutant, mutantsOf, randomNumbers, rowMutantsOf } from './mutants.mjs';
 import { excluded, harmless, runsFor } from './mutants_suites.mjs';
 import { capture, jest, root } from './run.mjs';
 import { pattern } from './suites.mjs';
@@ -28,6 +29,7 @@ const { values: options } = parseArgs({
     count: { type: 'string', default: '40' },
     seed: { type: 'string', default: '1' },
     files: { type: 'string', default: '' },
+    rows: { type: 'boolean', default: false },
     survivors: { type: 'boolean', default: false },
   },
 });
@@ -41,6 +43,10 @@ const sourceOf = (file) => readFileSync(join(root, file), 'utf8');
 
 /** The places that may change, each with its mutants. */
 function places() {
+  if (options.rows) {
+    const file = 'csrc/model/architectures.cc';
+    return rowMutantsOf(sourceOf(file)).map((mutant) => [{ file, ...mutant }]);
+  }
   const { stdout } = capture('git', ['ls-files', 'csrc', 'cuda']);
   const files = stdout.split('\n').filter((file) => /\.(cc|cu|h)$/.test(file) && new RegExp(options.files).test(file));
   const found = [];
@@ -145,7 +151,7 @@ for (const mutant of chosen) {
   done.push(result);
   refresh();
   writeFileSync(results, `${JSON.stringify(done, null, 1)}\n`);
-  const change = mutant.kind === 'deletion' ? `deleted: ${oneLine(mutant.from)}` : `${mutant.from} -> ${mutant.to}`;
+  const change = mutant.to === '' ? `deleted: ${oneLine(mutant.from)}` : `${mutant.from} -> ${mutant.to}`;
   console.log(`${mutant.file}:${mutant.line}  ${change}  ${result.outcome}  (${result.seconds} s)`);
 }
 if (existsSync(module)) build('addon_test');

@@ -32,14 +32,6 @@ class CpuEvent : public Event {
   const Clock::time_point time = Clock::now();
 };
 
-// By default OpenMP has a thread for each CPU of the machine, and these wait actively for each
-// other. In a container that is limited to the time of a few CPUs, the other threads would delay
-// the few that run. OMP_NUM_THREADS can lower the number further.
-int num_threads() {
-  static const int threads = std::min(omp_get_max_threads(), cpu::control_group_cpus());
-  return threads;
-}
-
 // If OpenMP cannot start a thread, for lack of memory or because of a system limit, it ends the
 // process. So the same number of threads is started here first, all at once. OpenMP then reuses
 // their stacks, which glibc keeps.
@@ -54,8 +46,8 @@ void prestart_threads(int count) {
     const size_t started = threads.size();
     for (std::thread& thread : threads) thread.join();
     fail(ErrorCode::out_of_memory,
-         "cannot start the %d threads of the CPU device, only %zu (%s): raise the limit (ulimit -v, -u) or set "
-         "OMP_NUM_THREADS lower",
+         "cannot start the %d threads of the CPU device, only %zu (%s): raise the limit (ulimit -v, -u), or "
+         "open the device with fewer threads",
          count + 1, started + 1, error.what());
   }
   for (std::thread& thread : threads) thread.join();
@@ -63,24 +55,36 @@ void prestart_threads(int count) {
 
 }  // namespace
 
-// omp_set_num_threads applies to the calling thread, the executor of the device, which may change.
-void cpu::use_num_threads() {
-  thread_local bool done = false;
-  if (done) return;
-  prestart_threads(num_threads() - 1);
-  omp_set_num_threads(num_threads());
-#pragma omp parallel
-  std::atomic_signal_fence(std::memory_order_seq_cst);  // an empty region would be left out
-  done = true;
+// By default OpenMP has a thread for each CPU of the machine, and these wait actively for each
+// other. In a container that is limited to the time of a few CPUs, the other threads would delay
+// the few that run.
+int default_cpu_threads() {
+  static const int threads = std::min(omp_get_max_threads(), cpu::control_group_cpus());
+  return threads;
 }
 
 namespace {
 
-using cpu::use_num_threads;
+thread_local int threads_in_use = 0;
+
+}  // namespace
+
+// omp_set_num_threads applies to the calling thread: the executor of a device, which may change.
+void cpu::use_threads(int count) {
+  if (threads_in_use == count) return;
+  prestart_threads(count - 1);
+  omp_set_num_threads(count);
+#pragma omp parallel
+  std::atomic_signal_fence(std::memory_order_seq_cst);  // an empty region would be left out
+  threads_in_use = count;
+}
+
+void cpu::use_threads() { use_threads(threads_in_use > 0 ? threads_in_use : default_cpu_threads()); }
+
+namespace {
 
 // One core does not saturate memory bandwidth. Pieces are large enough to be worth a thread.
 void parallel_memcpy(void* dst, const void* src, size_t bytes) {
-  use_num_threads();
   constexpr size_t kPiece = size_t{1} << 20;
   if (bytes < 4 * kPiece) {
     if (bytes) std::memcpy(dst, src, bytes);
@@ -112,15 +116,23 @@ std::string cpu_name() {
 
 class CpuBackend : public Backend {
  public:
-  CpuBackend() : isa_(cpu::cpu_isa()), kernels_(*isa_.kernels), info_(cpu_device_info()), linear_(kernels_, arena_) {}
+  explicit CpuBackend(int threads)
+      : threads_(threads),
+        isa_(cpu::cpu_isa()),
+        kernels_(*isa_.kernels),
+        info_(cpu_device_info(threads)),
+        linear_(kernels_, arena_) {}
 
   const DeviceInfo& info() const override { return info_; }
 
   void* allocate(size_t bytes) override { return cpu::allocate_memory(bytes); }
   void free(void* data, size_t bytes) noexcept override { cpu::free_memory(data, bytes); }
-  void upload(void* dst, const void* host_src, size_t bytes) override { parallel_memcpy(dst, host_src, bytes); }
-  void download(void* host_dst, const void* src, size_t bytes) override { parallel_memcpy(host_dst, src, bytes); }
-  void copy(void* dst, const void* src, size_t bytes) override { parallel_memcpy(dst, src, bytes); }
+  void upload(void* dst, const void* host_src, size_t bytes) override { copy(dst, host_src, bytes); }
+  void download(void* host_dst, const void* src, size_t bytes) override { copy(host_dst, src, bytes); }
+  void copy(void* dst, const void* src, size_t bytes) override {
+    cpu::use_threads(threads_);
+    parallel_memcpy(dst, src, bytes);
+  }
   void synchronize() override {}
   std::unique_ptr<Event> record_event() override { return std::make_unique<CpuEvent>(); }
   double elapsed_ms(const Event& start, const Event& stop) override {
@@ -135,20 +147,21 @@ class CpuBackend : public Backend {
   void matmul(const MatmulParams& p) override { linear().matmul(p); }
   void gated_mlp(const GatedMlpParams& p) override { linear().gated_mlp(p); }
   void sample(const SampleParams& p) override {
-    use_num_threads();
+    cpu::use_threads(threads_);
     sampler_.sample(p);
   }
 
  private:
   const cpu::Kernels& kernels() {
-    use_num_threads();
+    cpu::use_threads(threads_);
     return kernels_;
   }
   cpu::LinearLayers& linear() {
-    use_num_threads();
+    cpu::use_threads(threads_);
     return linear_;
   }
 
+  const int threads_;
   const cpu::CpuIsa& isa_;
   const cpu::Kernels& kernels_;
   const DeviceInfo info_;
@@ -159,14 +172,14 @@ class CpuBackend : public Backend {
 
 }  // namespace
 
-DeviceInfo cpu_device_info() {
+DeviceInfo cpu_device_info(int threads) {
   DeviceInfo info;
   info.id = "cpu";
   info.kind = "cpu";
   info.name = cpu_name();
   info.total_memory = cpu::total_memory();
   info.details.emplace_back("linear", cpu::linear_layer_library());
-  info.details.emplace_back("threads", std::to_string(num_threads()));
+  info.details.emplace_back("threads", std::to_string(threads));
   try {
     info.details.emplace(info.details.begin(), "simd", cpu::cpu_isa().name);
   } catch (const Error& error) {
@@ -176,6 +189,6 @@ DeviceInfo cpu_device_info() {
   return info;
 }
 
-std::shared_ptr<Backend> make_cpu_backend() { return std::make_shared<CpuBackend>(); }
+std::shared_ptr<Backend> make_cpu_backend(int threads) { return std::make_shared<CpuBackend>(threads); }
 
 }  // namespace diffqkv

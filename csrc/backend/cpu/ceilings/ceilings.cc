@@ -45,7 +45,7 @@ struct CpuCeilings::Buffer {
 };
 
 char* CpuCeilings::stream_buffer() {
-  cpu::use_num_threads();
+  cpu::use_threads();
   if (!buffer_) {
     buffer_ = std::make_unique<Buffer>(kStreamBytes);
     // Written once: pages that nobody has written may all be one page of zeros.
@@ -92,7 +92,7 @@ double CpuCeilings::copy_gb_per_s() {
 }
 
 double CpuCeilings::multiply_gflop_per_s() {
-  cpu::use_num_threads();
+  cpu::use_threads();
   const cpu::Kernels& kernels = *cpu::cpu_isa().kernels;
   double best = 0;
   for (const auto unit : {cpu::MultiplyUnit::f32, cpu::MultiplyUnit::bf16, cpu::MultiplyUnit::tiles}) {
@@ -185,7 +185,7 @@ struct CpuCeilings::Products {
 
 std::vector<double> CpuCeilings::matrices_ms(const std::vector<Matrix>& matrices, int64_t num_weights,
                                              WeightLayout layout) {
-  cpu::use_num_threads();
+  cpu::use_threads();
   try {
     if (!products_) products_ = std::make_unique<Products>();
     const size_t count = static_cast<size_t>(num_weights);

@@ -3,8 +3,10 @@
 
 namespace diffqkv::cpu {
 
-// Limits OpenMP on the calling thread to the CPUs that this process may use, and starts the threads. Throws
+// Sets the number of OpenMP threads of the calling thread, and starts them. Throws
 // ERR_OUT_OF_MEMORY if they cannot be started.
-void use_num_threads();
+void use_threads(int count);
+// The same number as before on this thread.
+void use_threads();
 
 }  // namespace diffqkv::cpu

@@ -1,0 +1,85 @@
+// Threads of the CPU device: their number, and how long they spin while they wait.
+
+import { writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { kernels, listDevices, openDevice } from '../../lib/index';
+import { temporaryDirectories } from '../support/checkpoints';
+import { builtCli, builtIndex, runNode } from '../support/children';
+import { errorOf } from '../support/devices';
+
+const directories = temporaryDirectories();
+afterAll(() => directories.cleanUp());
+
+const defaultThreads = Number(listDevices().find(({ id }) => id === 'cpu')?.details.threads);
+
+it('openDevice sets the number of threads, for each device its own', async () => {
+  const inputs = Float32Array.from({ length: 512 * 64 }, (_, i) => Math.sin(i));
+  const devices = await Promise.all([1, 3, undefined, 5].map((threads) => openDevice('cpu', { threads })));
+  expect(devices.map(({ info }) => Number(info.details.threads))).toEqual([1, 3, defaultThreads, 5]);
+  const results: Float32Array[] = [];
+  for (const device of devices) {
+    const x = device.tensor('f32', [512, 64], inputs);
+    results.push(
+      await (await kernels.matmul({ x, weight: device.tensor('f32', [64, 64], inputs.subarray(0, 4096)) })).read(),
+    );
+  }
+  for (const result of results) expect(result).toEqual(results[0]);
+  for (const device of devices) device.dispose();
+});
+
+it('openDevice("auto") uses the number if it opens the CPU', async () => {
+  if (listDevices().some(({ kind, usable }) => kind === 'cuda' && usable)) return;
+  const device = await openDevice('auto', { threads: 3 });
+  expect(device.info.details.threads).toBe('3');
+  device.dispose();
+});
+
+it.each([
+  ['cpu', 0, 'not 0'],
+  ['cpu', 1025, 'not 1025'],
+  ['cpu', 1.5, 'not 1.5'],
+  ['cpu', '2', 'threads'],
+  ['cuda', 2, 'threads'],
+])('openDevice(%j, { threads: %j }) is rejected', async (id, threads, message) => {
+  const error = await errorOf(() => openDevice(id as 'cpu', { threads: threads as number }));
+  expect([error.code, error.message]).toEqual(['ERR_INVALID_ARGUMENT', expect.stringContaining(message)]);
+});
+
+it('diffqkv generate has --threads', async () => {
+  const run = (threads: string) =>
+    runNode([builtCli, 'generate', '--device', 'cpu', '--threads', threads, '--prompt', '# tar', '--max-tokens', '3']);
+  expect(await run('1')).toMatchObject({ status: 0 });
+  expect(await run('0')).toMatchObject({
+    status: 1,
+    stderr: expect.stringContaining('threads must be an integer from 1 to 1024, not 0'),
+  });
+});
+
+// libgomp prints what it has read from the environment.
+const onLinux = process.platform === 'linux' ? it : it.skip;
+
+onLinux('limits spinning, also if a worker thread is the first that loads the module', async () => {
+  const code = `
+    const { isMainThread, Worker } = require('node:worker_threads');
+    const { execSync } = require('node:child_process');
+    const load = () => require(${JSON.stringify(builtIndex)}).listDevices();
+    if (isMainThread && process.argv[2] === 'worker') {
+      new Worker(__filename).on('exit', () => console.log(execSync('env').toString()));
+    } else {
+      load();
+      if (isMainThread) console.log(execSync('env').toString());
+    }`;
+  const file = join(directories.make(), 'load.cjs');
+  writeFileSync(file, code);
+  const limitOf = async (thread: string, env: Record<string, string>) => {
+    const { stdout, stderr, status } = await runNode([file, thread], { env: { OMP_DISPLAY_ENV: 'verbose', ...env } });
+    expect(status).toBe(0);
+    // A child process does not inherit the variable.
+    const inherited = /^GOMP_SPINCOUNT=(.*)$/m.exec(stdout)?.[1];
+    return [/GOMP_SPINCOUNT = '(\d+)'/.exec(stderr)?.[1], inherited];
+  };
+  for (const thread of ['main', 'worker']) {
+    expect(await limitOf(thread, {})).toEqual(['3000', undefined]);
+    expect(await limitOf(thread, { GOMP_SPINCOUNT: '77' })).toEqual(['77', '77']);
+  }
+});
