@@ -173,6 +173,7 @@ bool holds_raw(DType dtype, napi_typedarray_type type) {
     case DType::i32: return type == napi_int32_array;
     case DType::i8: return type == napi_int8_array;
     case DType::f8e4m3: return type == napi_uint8_array;
+    case DType::i4: break;  // not of a tensor
   }
   return false;
 }
@@ -185,6 +186,7 @@ const char* raw_array_name(DType dtype) {
     case DType::i32: return "Int32Array";
     case DType::i8: return "Int8Array";
     case DType::f8e4m3: return "Uint8Array";
+    case DType::i4: break;
   }
   return "";
 }
