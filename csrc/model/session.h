@@ -99,7 +99,7 @@ class Session {
   int64_t rope_length_ = 0;  // of the newest cached K
   // Dynamic RoPE: cached K up to this length has the frequencies of this length, if it is not 0.
   int64_t prompt_length_ = 0;
-  Buffer history_;           // i32: the first history_len_ of tokens_, uploaded when a penalty needs them
+  Buffer history_;  // i32: the first history_len_ of tokens_, uploaded when a penalty needs them
   int64_t history_len_ = 0;
   std::vector<int32_t> tokens_;          // the tokens in the cache
   std::vector<PrefixCache::Id> prefix_;  // of the leading pages that the prefix cache has
