@@ -432,7 +432,7 @@ describe('multimodal configs', () => {
     const error = (fields: Record<string, unknown>) => errorOf(() => configOf({ ...config, ...fields }));
     for (const [fields, part] of [
       [{ new_key: 1 }, 'new_key is 1: this key is unknown beside text_config'],
-      [{ quantization_config: { bits: 4 } }, 'not supported (quantized weights)'],
+      [{ quantization_config: { bits: 4 } }, "quant_method is ''"],
       [{ architectures: ['ModelForSequenceClassification'] }, "is named 'ModelForSequenceClassification'"],
       [{ text_config: { ...text, new_key: 1 } }, 'text_config.new_key is 1'],
       [{ text_config: { ...text, model_type: 'qwen2' } }, 'text_config has another architecture'],
