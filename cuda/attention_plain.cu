@@ -1,12 +1,12 @@
-// Attention of any head size up to 256 and any mix of types: out = softmax(sm_scale q K^T) V, in f32, without tensor
+// Attention of any head size up to 576 and any mix of types: out = softmax(sm_scale q K^T) V, in f32, without tensor
 // cores; and selective V, where only the V rows of the k highest scores enter the sum. For what the kernels of the other
 // attention_*.cu do not take: simple and right rather than fast.
 //
 // Work split. A block is one query of one Q head. Its warps take the keys in turns of kKeysAtOnce, the lanes of a warp the
 // dims of a key, and the scores go to scratch memory. Then scores become weights, 2^((score - max) scale); the difference
-// comes first, since it is exact where large scores are, which score * scale is not. Then a thread owns one dim of V and,
-// where the head is smaller than the block, one of several groups of keys, merged in order. Each thread sums the weights as
-// it sums the products: with V = 1 the two are equal, and their quotient is 1. Every sum has a fixed order.
+// comes first, since it is exact where large scores are, which score * scale is not. Then a thread owns one dim of V, of
+// 256 at a time. If there are fewer, it owns one of several groups of keys, which are merged in order. Each thread sums the
+// weights as it sums the products: with V = 1 the two are equal, and their quotient is 1. Every sum has a fixed order.
 //
 // Selective V finds the k-th highest score exactly, a byte at a time from the top, by a histogram of unsigned integers
 // that order as the scores do, then moves the chosen scores and their keys, in the order of the keys, to the front.
@@ -29,12 +29,11 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
-constexpr int kMaxHeadDim = 256;
-constexpr int kLaneDims = kMaxHeadDim / kWarpSize;
+constexpr int kMaxHeadDim = 576;  // of the latent vectors of MLA
 constexpr int kKeysAtOnce = 4;
 constexpr int kPartialKeys = 32;  // summed by themselves first, which keeps long sums precise
 constexpr size_t kMaxScratchBytes = size_t{256} << 20;
-static_assert(kThreads >= kMaxHeadDim && kThreads == kBins);
+static_assert(kThreads == kBins);
 
 struct PlainParams {
   AttentionPrefillParams a;
@@ -51,6 +50,7 @@ struct PlainParams {
 
 // Shared memory.
 struct Shared {
+  float q[kMaxHeadDim];
   float sums[2][kThreads];  // products and weights, by thread
   float warps[kWarps];      // one number of each warp
   BinSearch search;
@@ -144,13 +144,11 @@ __device__ __forceinline__ float write_scores(const PlainParams& p, const Row& r
   const AttentionPrefillParams& a = p.a;
   const int dim = static_cast<int>(a.k.head_dim), lane = lane_index(), warp = warp_index();
   const int64_t q_row = ((static_cast<int64_t>(row.batch) * a.q_len + row.query) * a.num_q_heads + row.head) * dim;
-  float q[kLaneDims];
-#pragma unroll
-  for (int i = 0; i < kLaneDims; ++i) {
-    const int d = i * kWarpSize + lane;
-    const float x = d < dim ? load_any(a.q, a.q_dtype, q_row + d) : 0.0f;
-    q[i] = p.negate ? -x : x;
+  for (int d = threadIdx.x; d < dim; d += kThreads) {
+    const float x = load_any(a.q, a.q_dtype, q_row + d);
+    st_shared(&shared->q[d], p.negate ? -x : x);
   }
+  __syncthreads();
   const CacheRows<K, false> k(a, row);
   float top = -infinity();
   for (int first = warp * kKeysAtOnce; first < row.num_keys; first += kWarps * kKeysAtOnce) {
@@ -158,15 +156,10 @@ __device__ __forceinline__ float write_scores(const PlainParams& p, const Row& r
 #pragma unroll
     for (int n = 0; n < kKeysAtOnce; ++n) keys[n] = k[first + n < row.num_keys ? first + n : first];
     float dots[kKeysAtOnce] = {};
+    for (int d = lane; d < dim; d += kWarpSize) {
+      const float q = ld_shared(&shared->q[d]);
 #pragma unroll
-    for (int i = 0; i < kLaneDims; ++i) {
-      const int d = i * kWarpSize + lane;
-      if (d < dim) {
-#pragma unroll
-        for (int n = 0; n < kKeysAtOnce; ++n) {
-          dots[n] = __fmaf_rn(q[i], load_float(keys[n].elements + d), dots[n]);
-        }
-      }
+      for (int n = 0; n < kKeysAtOnce; ++n) dots[n] = __fmaf_rn(q, load_float(keys[n].elements + d), dots[n]);
     }
 #pragma unroll
     for (int n = 0; n < kKeysAtOnce; ++n) {
@@ -236,8 +229,7 @@ __device__ __forceinline__ void keep_highest(float* scores, uint32_t* keys, int 
 __device__ __forceinline__ void write_row(const PlainParams& p, const Row& row, float out, float lse) {
   const AttentionPrefillParams& a = p.a;
   const int64_t out_row = (p.first_row + blockIdx.x) * a.v.head_dim;
-  const int dim = threadIdx.x;
-  if (dim < a.v.head_dim) store_any(a.out, a.out_dtype, out_row + dim, out);
+  for (int d = threadIdx.x; d < a.v.head_dim; d += kThreads) store_any(a.out, a.out_dtype, out_row + d, out);
   if (a.lse && threadIdx.x == 0) {
     st_global(a.lse + (static_cast<int64_t>(row.batch) * a.num_q_heads + row.head) * a.q_len + row.query, lse);
   }
@@ -305,27 +297,31 @@ __global__ void __launch_bounds__(kThreads, 3) attention_plain_kernel(PlainParam
   }
   __syncthreads();
 
-  const int dim = static_cast<int>(a.v.head_dim), num_groups = kThreads / dim;
-  const int thread = threadIdx.x, group = thread / dim, d = thread % dim;
-  Sums sums = {};
-  if (group < num_groups) {
-    visit_in_kernel(a.v.dtype, [&](auto v) {
-      sums = sum_values<decltype(v)>(p, row, scores, keys, num_rows, group, num_groups, d);
-    });
-  }
-  st_shared(&shared->sums[0][thread], sums.products);
-  st_shared(&shared->sums[1][thread], sums.weights);
-  __syncthreads();
-  if (group > 0) return;
-  for (int i = 1; i < num_groups; ++i) {
-    sums.products += ld_shared(&shared->sums[0][i * dim + d]);
-    sums.weights += ld_shared(&shared->sums[1][i * dim + d]);
-  }
-  const float divisor = selective && !p.renormalize ? sum_of_all : sums.weights;
-  store_any(a.out, a.out_dtype, (p.first_row + blockIdx.x) * dim + d, sums.products / divisor);
-  if (a.lse && d == 0) {
-    st_global(a.lse + (static_cast<int64_t>(row.batch) * a.num_q_heads + row.head) * a.q_len + row.query,
-              __fmaf_rn(top, p.score.scale, logf(selective ? sum_of_all : sums.weights)));
+  const int dim = static_cast<int>(a.v.head_dim), thread = threadIdx.x;
+  for (int first = 0; first < dim; first += kThreads) {
+    const int width = dim - first < kThreads ? dim - first : kThreads, num_groups = kThreads / width;
+    const int group = thread / width, d = first + thread % width;
+    Sums sums = {};
+    if (group < num_groups) {
+      visit_in_kernel(a.v.dtype, [&](auto v) {
+        sums = sum_values<decltype(v)>(p, row, scores, keys, num_rows, group, num_groups, d);
+      });
+    }
+    if (first > 0) __syncthreads();  // the sums of the dims before have been read
+    st_shared(&shared->sums[0][thread], sums.products);
+    st_shared(&shared->sums[1][thread], sums.weights);
+    __syncthreads();
+    if (group > 0) continue;
+    for (int i = 1; i < num_groups; ++i) {
+      sums.products += ld_shared(&shared->sums[0][i * width + thread]);
+      sums.weights += ld_shared(&shared->sums[1][i * width + thread]);
+    }
+    const float divisor = selective && !p.renormalize ? sum_of_all : sums.weights;
+    store_any(a.out, a.out_dtype, (p.first_row + blockIdx.x) * dim + d, sums.products / divisor);
+    if (a.lse && d == 0) {
+      st_global(a.lse + (static_cast<int64_t>(row.batch) * a.num_q_heads + row.head) * a.q_len + row.query,
+                __fmaf_rn(top, p.score.scale, logf(selective ? sum_of_all : sums.weights)));
+    }
   }
 }
 

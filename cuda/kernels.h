@@ -44,7 +44,7 @@ class Context {
 DIFFQKV_OPERATORS(DIFFQKV_LAUNCHER)
 #undef DIFFQKV_LAUNCHER
 
-// Attention of any head size up to 256 and any pair of types of K and V, without tensor cores: what the kernels of
+// Attention of any head size up to 576 and any pair of types of K and V, without tensor cores: what the kernels of
 // attention_prefill.cu, attention_decode.cu and attention_selective.cu do not take goes here.
 void attention_plain_prefill(const AttentionPrefillParams& p, Context& context);
 void attention_plain_decode(const AttentionDecodeParams& p, Context& context);

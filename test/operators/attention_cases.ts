@@ -46,6 +46,12 @@ export const headCounts: Heads[] = [
   [12, 4, 6],
   [16, 2, 16],
 ];
+/** Of the latent vectors of MLA: MiniCPM3, DeepSeek and Youtu, with V apart and as K. */
+const latentSizes: Dims[] = [
+  [288, 288],
+  [576, 512],
+  [576, 576],
+];
 export const headSizes: Dims[] = [
   [8, 8],
   [32, 32],
@@ -204,6 +210,8 @@ export function prefillCases(reduced: boolean): AttentionCase[] {
   for (const types of sameTypes) {
     for (const heads of reduced ? headCounts.slice(0, 5) : headCounts) add({ types, heads, qLen: 33, kvLen: 65 });
     for (const dims of headSizes) add({ types, dims, qLen: 17, kvLen: 70 });
+    for (const dims of latentSizes)
+      add({ types, heads: [4, 1, 1], dims, qLen: 3, kvLen: 70, batchSize: 2, kvLens: [70, 2] });
     for (const length of reduced ? [1, 17, 65, 129] : lengths)
       add({ types, heads: [4, 1, 2], dims: [32, 32], qLen: length, kvLen: length });
     for (const length of reduced ? [33] : [7, 33, 64, 65, 129])
@@ -240,6 +248,10 @@ export function decodeCases(reduced: boolean): AttentionCase[] {
       add({ types, heads, kvLen: 300, selectiveV: { topK: 20 } });
     }
     for (const dims of headSizes) add({ types, dims, kvLen: 150, batchSize: 2, kvLens: [150, 77] });
+    for (const dims of latentSizes) {
+      add({ types, heads: [4, 1, 1], dims, kvLen: 70, batchSize: 2, kvLens: [70, 0] });
+      add({ types, heads: [4, 1, 1], dims, kvLen: 70, selectiveV: { topK: 9 } });
+    }
     for (const length of reduced ? [1, 17, 65, 129] : lengths)
       add({ types, heads: [8, 1, 2], dims: [32, 32], kvLen: length });
     for (const numSplits of [1, 2, 3, 7, 64]) {
