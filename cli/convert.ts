@@ -1,6 +1,7 @@
 import { constants } from 'node:os';
 import { join } from 'node:path';
 import { explain } from '../lib/explain';
+import { checkConfig } from '../lib/hub/index';
 import { computeFactors } from './convert_absorb';
 import {
   convertConfig,
@@ -97,6 +98,8 @@ async function run(input: string, output: string, command: ConvertCommand, signa
     command.kvGroupSharing === true,
   );
 
+  // Not every RoPE scaling can be combined with a lift.
+  if (command.keyHeadDim === 'half') checkConfig(new Map([['config.json', config]]), output);
   await factorKeys(plan, shape, () => readRotation(configPath, files.config, shape), signal);
   const directory = await OutputDirectory.create(target, signal);
   const bar = new ProgressBar('converting', megabytes);

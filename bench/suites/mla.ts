@@ -47,8 +47,9 @@ function cell(bench: Bench, sizes: Sizes, kvLen: number): Cell {
     seconds: bench.quick ? 20 : 60,
     bytes: 0,
     async run() {
-      const side = async (config: Record<string, unknown>) => {
+      const side = async (config: Record<string, unknown>, models: Model[]) => {
         const model = await Model.random(config, { device: bench.device, dtype: 'bf16' });
+        models.push(model);
         const session = await model.createSession({ maxKvLen: kvLen + STEPS });
         await session.prefill(tokensOf(kvLen, sizes.vocab_size));
         const { k, v } = session.kvCacheBytes;
@@ -62,13 +63,14 @@ function cell(bench: Bench, sizes: Sizes, kvLen: number): Cell {
           }
           return samples;
         };
-        return { model, decode, cacheBytes: k + v, weightBytes: model.weightBytes };
+        return { decode, cacheBytes: k + v, weightBytes: model.weightBytes };
       };
       const { latent: latentConfig, expanded: expandedConfig } = configs(sizes);
       bench.progress('filling the caches');
-      const latent = await side(latentConfig);
-      const expanded = await side(expandedConfig);
+      const models: Model[] = [];
       try {
+        const latent = await side(latentConfig, models);
+        const expanded = await side(expandedConfig, models);
         const rounds = bench.quick ? { minRounds: 2, maxRounds: 3 } : { minRounds: 5, maxRounds: 20 };
         const ms = await interleaveFor(
           { latent: latent.decode, expanded: expanded.decode },
@@ -113,8 +115,7 @@ function cell(bench: Bench, sizes: Sizes, kvLen: number): Cell {
           },
         };
       } finally {
-        latent.model.dispose();
-        expanded.model.dispose();
+        for (const model of models) model.dispose();
       }
     },
   };

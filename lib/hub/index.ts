@@ -2,6 +2,7 @@ import { hubId } from './id';
 import { type DownloadOptions, downloadModel } from './snapshot';
 
 export { type CachedSnapshot, listSnapshots } from './cache';
+export { checkConfig } from './check_config';
 export { hubId, idText, type ModelId, parseModelId } from './id';
 export { type Inspection, inspectDirectory, inspectModel } from './inspect';
 export { hubSettings } from './settings';

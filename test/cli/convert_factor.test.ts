@@ -256,6 +256,7 @@ describe('rejects and writes nothing', () => {
       'ERR_INVALID_ARGUMENT',
       /lift already/,
     ],
+    ['YaRN, half', randomCheckpoint({ config: { rope_scaling: yarn } }), 'half', 'ERR_UNSUPPORTED_MODEL', /'yarn'/],
     ['YaRN', randomCheckpoint({ config: { rope_scaling: yarn } }), '8', 'ERR_UNSUPPORTED_MODEL', /"yarn"|'yarn'/],
     [
       'RoPE of a part',
