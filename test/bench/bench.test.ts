@@ -55,6 +55,7 @@ const SIGMA_15B: ModelConfig = {
   vocabSize: 128256,
   ...SIGMA_HEADS,
   headDimK: 64,
+  vSharesK: false,
   ropeTheta: 50000,
   rmsNormEps: 1e-6,
   maxPositionEmbeddings: 32768,

@@ -55,7 +55,15 @@ describe('the factors', () => {
       v.reduce((sum, x, row) => sum + (matrix[row * rank + i] as number) * x, 0),
     );
   const turned = (v: Float32Array | Float64Array, position: number): Float64Array =>
-    rope(v, [position], 1, v.length, v.length === size ? frequencies : [frequencies[0], frequencies[2]].map(Number));
+    rope(
+      v,
+      [position],
+      1,
+      v.length,
+      v.length === size
+        ? Float64Array.from(frequencies)
+        : Float64Array.of(frequencies[0] as number, frequencies[2] as number),
+    );
   const product = (a: Float64Array, b: Float64Array): number => a.reduce((sum, x, i) => sum + x * (b[i] as number), 0);
 
   /** The weighted sum of squared differences of the scores, by the definition. */

@@ -39,7 +39,7 @@ onEveryDevice((device) => {
     const model = await load();
     const session = await model.createSession();
     let most = 0;
-    let logits = new Float32Array();
+    let logits: Float32Array = new Float32Array();
     for (const [i, token] of tokens.entries()) {
       logits = await session.decode(token);
       most = Math.max(most, model.kvCache.pages);
