@@ -512,10 +512,11 @@ int64_t Config::widest_window() const {
 Config parse_config(std::string_view text, const std::string& origin, ErrorCode malformed) {
   const JsonValue json = parse_json_object(text, origin, malformed);
   const Fields all(json, origin, malformed);
-  const auto [fields, row] = text_config(all);
+  const TextConfig text_model = text_config(all);
+  const Fields& fields = text_model.fields;
+  const Architecture& architecture = *text_model.architecture;
   Config config;
-  config.architecture = row;
-  const Architecture& architecture = *row;
+  config.architecture = &architecture;
   check_features(fields, architecture);
   config.hidden_size = fields.integer("hidden_size", 1, kMaxHidden);
   config.intermediate_size = fields.integer("intermediate_size", 1, kMaxInner);
