@@ -14,6 +14,12 @@ export function cacheBytes(heads: HeadShape, kType: DType = 'bf16', vType: DType
   return numKHeads * rowBytes(kType, headDimQk) + numVHeads * rowBytes(vType, headDimVo);
 }
 
+/** The same of a model. */
+export function modelCacheBytes(config: ModelConfig, kType: DType = 'bf16', vType: DType = 'bf16'): number {
+  const { headDimK, numVHeads, vSharesK } = config;
+  return cacheBytes({ ...config, headDimQk: headDimK, numVHeads: vSharesK ? 0 : numVHeads }, kType, vType);
+}
+
 /** Bytes that decode attention must read with selective V: all K, and up to `topK` V rows for each query head. */
 export function selectiveBytes(heads: HeadShape, kvLen: number, topK: number): number {
   const { numQHeads, numKHeads, numVHeads, headDimQk, headDimVo } = heads;
@@ -105,6 +111,5 @@ export function stepBytes(config: ModelConfig, weightBytes: number, kvLens: read
   const rows = (length: number) =>
     (numLayers - numWindowLayers) * length + numWindowLayers * Math.min(length, slidingWindow);
   const cached = kvLens.reduce((sum, length) => sum + rows(length), 0);
-  const heads = { ...config, headDimQk: config.headDimK, numVHeads: config.vSharesK ? 0 : config.numVHeads };
-  return weightBytes - embedding + cached * cacheBytes(heads);
+  return weightBytes - embedding + cached * modelCacheBytes(config);
 }

@@ -2,12 +2,10 @@
 // on, for every pair of K and V cache types. Blank lines separate the documents of the text. Each document is read as
 // <begin of text> document <end of text>, token by token through Session.decode, and ends with a newline.
 import * as fs from 'node:fs';
-import * as path from 'node:path';
-import { parseArgs } from 'node:util';
 
-import { type DeviceId, type DType, defaultModelDirectory, Model, type ModelConfig } from '../lib/index';
-import { countTokens, readDocuments, totalLoss } from './loss';
-import { describeMachine, describeVersions } from './machine';
+import { type DeviceId, type DType, Model } from '../lib/index';
+import { modelCacheBytes } from './arithmetic';
+import { aboutQuality, countTokens, qualityArguments, readDocuments, runQuality, totalLoss } from './loss';
 
 const TYPES = ['bf16', 'f16', 'i8', 'f8e4m3'] as const;
 type CacheType = (typeof TYPES)[number];
@@ -35,13 +33,6 @@ interface Row extends Pair {
   seconds: number;
 }
 
-function bytesPerToken(config: ModelConfig, { kType, vType }: Pair): number {
-  const row = (type: DType, dim: number): number =>
-    type === 'i8' || type === 'f8e4m3' ? dim + 2 : dim * (type === 'f32' ? 4 : 2);
-  const { numLayers, numKHeads, numVHeads, headDimK, headDimVo } = config;
-  return numLayers * (numKHeads * row(kType, headDimK) + numVHeads * row(vType, headDimVo));
-}
-
 function markdown(rows: readonly Row[]): string {
   const base = rows[0] as Row;
   const lines = rows.map(({ kType, vType, loss, bytesPerToken }) => {
@@ -67,26 +58,9 @@ function parsePairs(list: string | undefined): Pair[] {
 }
 
 async function main(): Promise<void> {
-  const { values, positionals } = parseArgs({
-    options: {
-      model: { type: 'string', default: defaultModelDirectory },
-      device: { type: 'string', default: 'cpu' },
-      dtype: { type: 'string' },
-      types: { type: 'string' },
-      documents: { type: 'string', default: 'Infinity' },
-      json: { type: 'string' },
-      help: { type: 'boolean', short: 'h', default: false },
-    },
-    allowPositionals: true,
-  });
-  const [file, ...rest] = positionals;
-  if (values.help || file === undefined || rest.length > 0) {
-    (values.help ? process.stdout : process.stderr).write(`${USAGE}\n`);
-    process.exitCode = values.help ? 0 : 1;
-    return;
-  }
-  const limit = Number(values.documents);
-  if (!(limit >= 1)) throw new Error(`--documents must be at least 1, not '${values.documents}'`);
+  const given = qualityArguments(USAGE, ['dtype', 'types']);
+  if (given === null) return;
+  const { values, file, limit } = given;
   const pairs = parsePairs(values.types);
   const model = await Model.load(values.model, {
     device: values.device as DeviceId,
@@ -94,19 +68,7 @@ async function main(): Promise<void> {
   });
   const documents = await readDocuments(model, file, limit);
   const numTokens = countTokens(documents);
-  const about = {
-    command: ['kv_quality', ...process.argv.slice(2)].join(' '),
-    date: new Date().toISOString(),
-    machine: describeMachine(),
-    versions: describeVersions(),
-    setup: {
-      text: path.basename(file),
-      documents: documents.length,
-      tokens: numTokens,
-      device: model.device.info,
-      dtype: model.dtype,
-    },
-  };
+  const about = aboutQuality('kv_quality', model, file, documents);
   process.stderr.write(`${documents.length} documents, ${numTokens} tokens to predict, on ${model.device.info.name}\n`);
   const rows: Row[] = [];
   try {
@@ -114,7 +76,12 @@ async function main(): Promise<void> {
       const start = performance.now();
       const loss = (await totalLoss(model, pair, documents, `K ${pair.kType}, V ${pair.vType}`)) / numTokens;
       const seconds = (performance.now() - start) / 1000;
-      rows.push({ ...pair, loss, bytesPerToken: bytesPerToken(model.config, pair), seconds });
+      rows.push({
+        ...pair,
+        loss,
+        bytesPerToken: model.config.numLayers * modelCacheBytes(model.config, pair.kType, pair.vType),
+        seconds,
+      });
       const minutesLeft = (seconds * (pairs.length - rows.length)) / 60;
       if (process.stderr.isTTY) process.stderr.write('\r');
       process.stderr.write(
@@ -128,7 +95,4 @@ async function main(): Promise<void> {
   process.stdout.write(`${markdown(rows)}\n`);
 }
 
-main().catch((error: Error & { code?: string }) => {
-  process.stderr.write(`kv_quality: ${error.message}${error.code === undefined ? '' : ` (${error.code})`}\n`);
-  process.exitCode = 1;
-});
+runQuality('kv_quality', main);

@@ -1,7 +1,10 @@
-// The mean loss of a model over a text that it was not trained on, for the quality programs.
+// The mean loss of a model over a text that it was not trained on, and what the programs that measure it share.
 import * as fs from 'node:fs';
+import * as path from 'node:path';
+import { parseArgs } from 'node:util';
 
-import type { Model, SessionOptions } from '../lib/index';
+import { defaultModelDirectory, type Model, type SessionOptions } from '../lib/index';
+import { describeMachine, describeVersions } from './machine';
 
 const PARALLEL_SESSIONS = 8; // their JavaScript runs while the device computes
 
@@ -69,4 +72,63 @@ export async function totalLoss(
   };
   await Promise.all(Array.from({ length: PARALLEL_SESSIONS }, worker));
   return total;
+}
+
+interface QualityArguments {
+  /** The options of the command line, those of `more` too. */
+  values: { model: string; device: string; json?: string; [name: string]: string | undefined };
+  file: string;
+  /** Of documents. */
+  limit: number;
+}
+
+/** The arguments of a program: TEXT and options, and those of `more`. Null if it has printed `usage` in place of running. */
+export function qualityArguments(usage: string, more: readonly string[] = []): QualityArguments | null {
+  const text = { type: 'string' } as const;
+  const { values, positionals } = parseArgs({
+    options: {
+      ...Object.fromEntries(more.map((name) => [name, text])),
+      model: { ...text, default: defaultModelDirectory },
+      device: { ...text, default: 'cpu' },
+      documents: { ...text, default: 'Infinity' },
+      json: text,
+      help: { type: 'boolean', short: 'h', default: false },
+    },
+    allowPositionals: true,
+  });
+  const { help, documents, ...others } = values;
+  const [file, ...rest] = positionals;
+  if (help || file === undefined || rest.length > 0) {
+    (help ? process.stdout : process.stderr).write(`${usage}\n`);
+    process.exitCode = help ? 0 : 1;
+    return null;
+  }
+  const limit = Number(documents);
+  if (!(limit >= 1)) throw new Error(`--documents must be at least 1, not '${documents}'`);
+  return { values: others as QualityArguments['values'], file, limit };
+}
+
+/** What a result file says beside its rows. */
+export function aboutQuality(program: string, model: Model, file: string, documents: readonly number[][]) {
+  return {
+    command: [program, ...process.argv.slice(2)].join(' '),
+    date: new Date().toISOString(),
+    machine: describeMachine(),
+    versions: describeVersions(),
+    setup: {
+      text: path.basename(file),
+      documents: documents.length,
+      tokens: countTokens(documents),
+      device: model.device.info,
+      dtype: model.dtype,
+    },
+  };
+}
+
+/** Runs a program. An error is a line on stderr and status 1. */
+export function runQuality(program: string, main: () => Promise<void>): void {
+  main().catch((error: Error & { code?: string }) => {
+    process.stderr.write(`${program}: ${error.message}${error.code === undefined ? '' : ` (${error.code})`}\n`);
+    process.exitCode = 1;
+  });
 }

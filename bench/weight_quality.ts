@@ -1,12 +1,9 @@
 // `node dist/bench/weight_quality.js TEXT [options]`: the mean loss of the embedded model over a text that it was not
 // trained on (as kv_quality.ts), with its matrices as they are and quantized in several ways.
 import * as fs from 'node:fs';
-import * as path from 'node:path';
-import { parseArgs } from 'node:util';
 
-import { type DeviceId, defaultModelDirectory, Model, type ModelOptions } from '../lib/index';
-import { countTokens, readDocuments, totalLoss } from './loss';
-import { describeMachine, describeVersions } from './machine';
+import { type DeviceId, Model, type ModelOptions } from '../lib/index';
+import { aboutQuality, countTokens, qualityArguments, readDocuments, runQuality, totalLoss } from './loss';
 
 const USAGE = `Usage: node dist/bench/weight_quality.js TEXT [options]
 
@@ -49,24 +46,9 @@ function markdown(rows: readonly Row[]): string {
 }
 
 async function main(): Promise<void> {
-  const { values, positionals } = parseArgs({
-    options: {
-      model: { type: 'string', default: defaultModelDirectory },
-      device: { type: 'string', default: 'cpu' },
-      documents: { type: 'string', default: 'Infinity' },
-      json: { type: 'string' },
-      help: { type: 'boolean', short: 'h', default: false },
-    },
-    allowPositionals: true,
-  });
-  const [file, ...rest] = positionals;
-  if (values.help || file === undefined || rest.length > 0) {
-    (values.help ? process.stdout : process.stderr).write(`${USAGE}\n`);
-    process.exitCode = values.help ? 0 : 1;
-    return;
-  }
-  const limit = Number(values.documents);
-  if (!(limit >= 1)) throw new Error(`--documents must be at least 1, not '${values.documents}'`);
+  const given = qualityArguments(USAGE);
+  if (given === null) return;
+  const { values, file, limit } = given;
   const rows: Row[] = [];
   for (const options of VARIANTS) {
     const model = await Model.load(values.model, { device: values.device as DeviceId, ...options });
@@ -84,19 +66,7 @@ async function main(): Promise<void> {
       });
       process.stderr.write(`${name}: ${loss.toFixed(5)} over ${numTokens} tokens\n`);
       if (values.json === undefined) continue;
-      const about = {
-        command: ['weight_quality', ...process.argv.slice(2)].join(' '),
-        date: new Date().toISOString(),
-        machine: describeMachine(),
-        versions: describeVersions(),
-        setup: {
-          text: path.basename(file),
-          documents: documents.length,
-          tokens: numTokens,
-          device: model.device.info,
-          dtype: model.dtype,
-        },
-      };
+      const about = aboutQuality('weight_quality', model, file, documents);
       fs.writeFileSync(values.json, `${JSON.stringify({ ...about, rows }, null, 2)}\n`);
     } finally {
       model.dispose();
@@ -105,7 +75,4 @@ async function main(): Promise<void> {
   process.stdout.write(`${markdown(rows)}\n`);
 }
 
-main().catch((error: Error & { code?: string }) => {
-  process.stderr.write(`weight_quality: ${error.message}${error.code === undefined ? '' : ` (${error.code})`}\n`);
-  process.exitCode = 1;
-});
+runQuality('weight_quality', main);

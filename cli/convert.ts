@@ -10,14 +10,14 @@ import {
   readRotation,
   readShape,
 } from './convert_config';
-import { checkOutput, indexName, OutputDirectory, readCheckpointFiles } from './convert_files';
+import { checkOutput, indexName, readCheckpointFiles, type Shard } from './convert_files';
 import { type ConvertCommand, makePlan, type Plan } from './convert_plan';
 import { quantizeCheckpoint, type WeightOptions } from './convert_weights';
-import { fileBytes, newIndex, newTensors, shardBytes } from './convert_write';
+import { bytesOf, newIndex, newTensors, shardBytes, writeConverted } from './convert_write';
 import { CliError } from './errors';
 import { sourceDirectory } from './hub';
-import { megabytes, ProgressBar } from './progress';
-import { printable, type StoredTensor } from './safetensors';
+import { ProgressBar } from './progress';
+import { printable } from './safetensors';
 
 /** Resolves to the exit status: 0, or 128 plus the number of the signal that ended it. */
 export async function convert(
@@ -101,32 +101,21 @@ async function run(input: string, output: string, command: ConvertCommand, signa
   // Not every RoPE scaling can be combined with a lift.
   if (command.keyHeadDim === 'half') checkConfig(new Map([['config.json', config]]), output);
   await factorKeys(plan, shape, () => readRotation(configPath, files.config, shape), signal);
-  const directory = await OutputDirectory.create(target, signal);
-  const bar = new ProgressBar('converting', megabytes);
-  try {
-    await directory.write('config.json', [config]);
-    if (index)
-      await directory.write(indexName, [newIndex(join(input, indexName), index, shards, plan)]);
-    for (const name of files.others) await directory.write(name, fileBytes(join(input, name)));
-    const total = bytesOf(after);
-    let done = 0;
-    for (const shard of shards) {
-      await directory.write(shard.name, shardBytes(shard, plan), (bytes) => {
-        done += bytes;
-        bar.update(Math.min(done, total), total);
-      });
-    }
-    await directory.finish();
-  } finally {
-    bar.clear();
-    await directory.discard(); // no effect after finish()
-  }
+  const weightBytes = { from: bytesOf(before), to: bytesOf(after) };
+  const conversion = {
+    title: 'converting',
+    config,
+    index: index && newIndex(join(input, indexName), index, shards, plan),
+    shardBytes: (shard: Shard) => shardBytes(shard, plan),
+    weightBytes: weightBytes.to,
+  };
+  await writeConverted(input, target, files, conversion, signal);
   return {
     directory: output,
     numKHeads: { from: shape.numKHeads, to: plan.to.numKHeads },
     numVHeads: { from: shape.numVHeads, to: plan.to.numVHeads },
     keyHeadDim: { from: shape.keyHeadDim, to: plan.to.keyHeadDim },
-    weightBytes: { from: bytesOf(before), to: bytesOf(after) },
+    weightBytes,
     convertedTensors: plan.changes.size,
     leftOut: files.leftOut,
   };
@@ -148,10 +137,6 @@ async function factorKeys(
   } finally {
     bar.clear();
   }
-}
-
-function bytesOf(tensors: StoredTensor[]): number {
-  return tensors.reduce((sum, { bytes }) => sum + bytes, 0);
 }
 
 function reportText(report: Report): string {

@@ -7,13 +7,11 @@ import {
   type CheckpointFiles,
   checkOutput,
   indexName,
-  OutputDirectory,
   readCheckpointFiles,
   type Shard,
 } from './convert_files';
-import { copied, fileBytes } from './convert_write';
+import { bytesOf, copied, writeConverted } from './convert_write';
 import { CliError } from './errors';
-import { megabytes, ProgressBar } from './progress';
 import {
   formatObject,
   isObject,
@@ -43,33 +41,24 @@ export async function quantizeCheckpoint(
   const target = await checkOutput(input, output);
   const files = await readCheckpointFiles(input);
   await checkConfig(input);
-  const directory = await OutputDirectory.create(target, signal);
-  const device = await openDevice('cpu');
-  const bar = new ProgressBar('quantizing', megabytes);
   const before = files.shards.flatMap(({ file }) => file.tensors);
   const after = before.flatMap((tensor) => newTensors(tensor, options));
-  try {
-    await directory.write('config.json', [newConfig(input, files, options)]);
-    if (files.index) await directory.write(indexName, [newIndex(input, files, options)]);
-    for (const name of files.others) await directory.write(name, fileBytes(join(input, name)));
-    let done = 0;
-    for (const shard of files.shards) {
-      await directory.write(shard.name, shardBytes(shard, options, device), (bytes) => {
-        done += bytes;
-        bar.update(Math.min(done, bytesOf(after)), bytesOf(after));
-      });
-    }
-    await directory.finish();
-  } finally {
-    bar.clear();
-    device.dispose();
-    await directory.discard(); // no effect after finish()
-  }
   const weightBytes = { from: bytesOf(before), to: bytesOf(after) };
+  const device = await openDevice('cpu');
+  try {
+    const conversion = {
+      title: 'quantizing',
+      config: newConfig(input, files, options),
+      index: files.index && newIndex(input, files, options),
+      shardBytes: (shard: Shard) => shardBytes(shard, options, device),
+      weightBytes: weightBytes.to,
+    };
+    await writeConverted(input, target, files, conversion, signal);
+  } finally {
+    device.dispose();
+  }
   return { directory: output, weightBytes, leftOut: files.leftOut };
 }
-
-const bytesOf = (tensors: StoredTensor[]) => tensors.reduce((sum, { bytes }) => sum + bytes, 0);
 
 /** Throws the loader's error if it does not accept the config. */
 async function checkConfig(input: string): Promise<void> {

@@ -1,11 +1,20 @@
-// Generators of the bytes of the new files. A piece is valid until the next one is requested.
+// Writes the new files, from generators of their bytes. A piece is valid until the next one is
+// requested.
 
 import type { FileHandle } from 'node:fs/promises';
+import { join } from 'node:path';
 import { absorbingQueries, factoredKeys } from './convert_absorb';
 import type { KeyFactors } from './convert_factor';
-import type { Shard, ShardIndex } from './convert_files';
+import {
+  type CheckpointFiles,
+  indexName,
+  OutputDirectory,
+  type Shard,
+  type ShardIndex,
+} from './convert_files';
 import { convertedHeads, liftMatrix, type ReadBytes } from './convert_heads';
 import type { Plan, TensorChange } from './convert_plan';
+import { megabytes, ProgressBar } from './progress';
 import {
   formatObject,
   isObject,
@@ -15,6 +24,49 @@ import {
   type StoredTensor,
   safetensorsHeader,
 } from './safetensors';
+
+/** What a conversion writes, beside the files that it copies. */
+export interface Conversion {
+  /** What the progress bar calls the work. */
+  title: string;
+  config: Buffer;
+  /** Undefined if the weights are one file. */
+  index: Buffer | undefined;
+  shardBytes(shard: Shard): AsyncIterable<Uint8Array>;
+  /** Of all tensors, after it. */
+  weightBytes: number;
+}
+
+/** Writes the converted checkpoint `input` to `target`, which appears complete or not at all. */
+export async function writeConverted(
+  input: string,
+  target: string,
+  { shards, others }: CheckpointFiles,
+  { title, config, index, shardBytes, weightBytes }: Conversion,
+  signal: AbortSignal,
+): Promise<void> {
+  const directory = await OutputDirectory.create(target, signal);
+  const bar = new ProgressBar(title, megabytes);
+  try {
+    await directory.write('config.json', [config]);
+    if (index) await directory.write(indexName, [index]);
+    for (const name of others) await directory.write(name, fileBytes(join(input, name)));
+    let done = 0;
+    for (const shard of shards) {
+      await directory.write(shard.name, shardBytes(shard), (bytes) => {
+        done += bytes;
+        bar.update(Math.min(done, weightBytes), weightBytes);
+      });
+    }
+    await directory.finish();
+  } finally {
+    bar.clear();
+    await directory.discard(); // no effect after finish()
+  }
+}
+
+export const bytesOf = (tensors: readonly StoredTensor[]): number =>
+  tensors.reduce((sum, { bytes }) => sum + bytes, 0);
 
 /** The tensors of the new file, in file order. */
 export function newTensors({ file }: Shard, { changes }: Plan): StoredTensor[] {

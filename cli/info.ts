@@ -1,3 +1,4 @@
+import { rowBytes } from '../bench/arithmetic';
 import {
   type DeviceInfo,
   listDevices,
@@ -31,9 +32,8 @@ export async function info(command: InfoCommand): Promise<number> {
   return 0;
 }
 
-const elementBytes = { f32: 4, f16: 2, bf16: 2, i8: 1, f8e4m3: 1 } as const;
-type CacheType = keyof typeof elementBytes;
-const cacheTypes = Object.keys(elementBytes) as CacheType[];
+const cacheTypes = ['f32', 'f16', 'bf16', 'i8', 'f8e4m3'] as const;
+type CacheType = (typeof cacheTypes)[number];
 
 /** Bytes of K and of V that the cache has for each token, in all layers. */
 export function kvBytesPerToken(
@@ -42,14 +42,10 @@ export function kvBytesPerToken(
 ): { k: number; v: number } {
   const { numLayers, numKHeads, numVHeads, headDimK, headDimVo, vSharesK } = config;
   return {
-    k: numLayers * numKHeads * rowBytes(headDimK, type),
-    v: vSharesK ? 0 : numLayers * numVHeads * rowBytes(headDimVo, type),
+    k: numLayers * numKHeads * rowBytes(type, headDimK),
+    v: vSharesK ? 0 : numLayers * numVHeads * rowBytes(type, headDimVo),
   };
 }
-
-/** A row of 8-bit elements has a scale of 2 bytes. */
-const rowBytes = (size: number, type: CacheType): number =>
-  elementBytes[type] === 1 ? size + 2 : size * elementBytes[type];
 
 type ModelInfo = Awaited<ReturnType<typeof describe>>;
 
@@ -70,7 +66,7 @@ async function describe(directory: string, { device, weightType }: InfoCommand) 
     const { k, v } = kvBytesPerToken(config, dtype as CacheType);
     // Equation 1 of the paper compares with a cache that has as many K heads as V heads, of Q's
     // size.
-    const row = rowBytes(config.headDimQk, dtype as CacheType);
+    const row = rowBytes(dtype, config.headDimQk);
     const saving = config.vSharesK
       ? null
       : 1 - (k + v) / (config.numLayers * config.numVHeads * row + v);

@@ -131,7 +131,8 @@ struct Architecture {
   int64_t default_head_dim = 0;  // 0: hidden_size / num_attention_heads
   // 0: required; num_attention_heads; the same.
   int64_t default_q_heads = 0, default_k_heads = 0, default_v_heads = 0;
-  int64_t default_vocab_size = 0, default_max_positions = 0;   // 0: required; 2048
+  int64_t default_vocab_size = 0;  // 0: required
+  int64_t default_max_positions = 2048;
   int64_t original_max_position_embeddings = 0;                // 0: the key is read in rope_parameters only
   std::optional<double> partial_rotary_factor = std::nullopt;  // none: the whole head is rotated
 };

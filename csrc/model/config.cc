@@ -354,6 +354,8 @@ void read_layers(const Fields& fields, Config& config) {
   }
   if (architecture.rope_layers == RopeLayers::with_a_window && window > 0) rotated = windowed;
   config.layers.resize(num_layers);
+  const bool all_windowed = std::find(windowed.begin(), windowed.end(), false) == windowed.end();
+  config.widest_window = all_windowed ? window : 0;
   for (int64_t i = 0; i < num_layers; i++) {
     config.layers[i].window = windowed[i] ? window : 0;
     config.layers[i].rope = !rotated[i] ? -1 : windowed[i] && architecture.local_rope ? 1 : 0;
@@ -455,12 +457,14 @@ void make_latent(const Fields& fields, Config& config) {
   config.head_dim_qk = config.head_dim_k = config.head_dim_vo = latent.rank + latent.rope;
 }
 
+// The key is required if it has no default (0).
+int64_t read_count(const Fields& fields, const char* key, int64_t max, int64_t otherwise) {
+  return otherwise > 0 ? fields.integer(key, 1, max, otherwise) : fields.integer(key, 1, max);
+}
+
 void read_heads(const Fields& fields, Config& config) {
   const Architecture& architecture = *config.architecture;
-  const auto count = [&](const char* key, int64_t otherwise) {
-    return otherwise > 0 ? fields.integer(key, 1, kMaxHeads, otherwise) : fields.integer(key, 1, kMaxHeads);
-  };
-  config.num_q_heads = count("num_attention_heads", architecture.default_q_heads);
+  config.num_q_heads = read_count(fields, "num_attention_heads", kMaxHeads, architecture.default_q_heads);
   const char* k_key = architecture.k_heads_key;
   const char* v_key = architecture.v_heads_key;
   // A null means num_attention_heads for every architecture.
@@ -500,15 +504,6 @@ void read_heads(const Fields& fields, Config& config) {
 
 }  // namespace
 
-int64_t Config::widest_window() const {
-  int64_t widest = 0;
-  for (const LayerConfig& layer : layers) {
-    if (layer.window == 0) return 0;
-    widest = std::max(widest, layer.window);
-  }
-  return widest;
-}
-
 Config parse_config(std::string_view text, const std::string& origin, ErrorCode malformed) {
   const JsonValue json = parse_json_object(text, origin, malformed);
   const Fields all(json, origin, malformed);
@@ -521,12 +516,9 @@ Config parse_config(std::string_view text, const std::string& origin, ErrorCode 
   config.hidden_size = fields.integer("hidden_size", 1, kMaxHidden);
   config.intermediate_size = fields.integer("intermediate_size", 1, kMaxInner);
   config.num_layers = fields.integer("num_hidden_layers", 1, kMaxLayers);
-  config.vocab_size = architecture.default_vocab_size > 0
-                          ? fields.integer("vocab_size", 1, kMaxVocab, architecture.default_vocab_size)
-                          : fields.integer("vocab_size", 1, kMaxVocab);
-  const int64_t positions = architecture.default_max_positions;
+  config.vocab_size = read_count(fields, "vocab_size", kMaxVocab, architecture.default_vocab_size);
   config.max_position_embeddings =
-      fields.integer("max_position_embeddings", 1, kMaxPositions, positions > 0 ? positions : 2048);
+      fields.integer("max_position_embeddings", 1, kMaxPositions, architecture.default_max_positions);
   config.aug_q_size = architecture.diffqkv ? fields.integer("aug_q_dim", 0, kMaxInner, Config::kUnknown) : 0;
   const bool has_eps = fields.has("rms_norm_eps") || !architecture.rms_norm_eps;
   config.rms_norm_eps = has_eps ? fields.positive("rms_norm_eps") : *architecture.rms_norm_eps;

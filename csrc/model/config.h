@@ -124,7 +124,7 @@ struct Config {
   double logit_softcap = 0;  // 0: none
 
   // The widest window of a layer: no key before it is read again. 0: a layer sees all keys.
-  int64_t widest_window() const;
+  int64_t widest_window = 0;
 
   Quantization quantization;  // how the checkpoint stores matrices
 

@@ -13,6 +13,19 @@ namespace {
 
 constexpr int64_t kChunkElements = int64_t{4} << 20;  // 8 to 16 MiB
 
+// Rows of `width` elements in a chunk: at least one, and whole groups of those that have another order.
+int64_t chunk_rows(const Rows& rows, int64_t width) {
+  const int64_t group = rows.order ? static_cast<int64_t>(rows.order->size()) : 1;
+  return std::max<int64_t>(1, kChunkElements / (width * group)) * group;
+}
+
+// The stored row at `row`, both counted from a whole group.
+int64_t stored_row(const Rows& rows, int64_t row) {
+  if (!rows.order) return row;
+  const int64_t group = static_cast<int64_t>(rows.order->size());
+  return row / group * group + (*rows.order)[row % group];
+}
+
 // Whether all values are finite. Infinities and NaN have all exponent bits set.
 bool are_finite(DType dtype, const void* values, int64_t count) {
   const auto check = [&]<typename T>(const T* bits, T exponent) {
@@ -136,9 +149,8 @@ void Loader::read_rows(const StoredTensor& tensor, const Rows& rows, int64_t beg
   target.resize(stored_.size());
   tensor.read(target.data(), (rows.first + begin) * row_bytes, target.size());
   if (!rows.order) return;
-  const int64_t group = static_cast<int64_t>(rows.order->size());
   for (int64_t row = 0; row < count; row++) {
-    const int64_t from = row / group * group + (*rows.order)[row % group];
+    const int64_t from = stored_row(rows, row);
     memcpy(stored_.data() + row * row_bytes, unordered_.data() + from * row_bytes, row_bytes);
   }
 }
@@ -148,10 +160,9 @@ WeightBuffer Loader::load_rows(const StoredTensor& tensor, const Rows& rows, DTy
   const int64_t width = tensor.shape.size() > 1 ? tensor.shape[1] : 1;
   // Whole rows, and whole groups of them if they have another order. Without one, a tensor is read
   // as one row of elements, because a row may be larger than a chunk.
-  const int64_t group = rows.order ? static_cast<int64_t>(rows.order->size()) : 1;
   const int64_t row = rows.order ? width : 1;
   const Rows part{rows.first * width / row, rows.count * width / row, rows.order};
-  const int64_t step = std::max<int64_t>(1, kChunkElements / (row * group)) * group;
+  const int64_t step = chunk_rows(rows, row);
   Buffer buffer(backend_, rows.count * width * dtype_size(to));
   for (int64_t i = 0; i < part.count; i += step) {
     const int64_t count = std::min(step, part.count - i);
@@ -228,8 +239,7 @@ void Loader::quantize_rows(const void* from, DType from_dtype, int64_t row, int6
 WeightBuffer Loader::load_quantized(const StoredTensor& tensor, const Rows& rows, const WeightFormat& format) {
   const DType from = weight_dtype(tensor).value();
   const int64_t width = tensor.shape[1];
-  const int64_t group = rows.order ? static_cast<int64_t>(rows.order->size()) : 1;
-  const int64_t step = std::max<int64_t>(1, kChunkElements / (width * group)) * group;
+  const int64_t step = chunk_rows(rows, width);
   WeightBuffer buffer = make_quantized(rows.count, width, format);
   for (int64_t row = 0; row < rows.count; row += step) {
     const int64_t count = std::min(step, rows.count - row);
@@ -246,7 +256,7 @@ WeightBuffer Loader::quantize(const WeightBuffer& matrix, int64_t in_features, c
   const int64_t row_bytes = weight_row_bytes(matrix.dtype, in_features);
   const int64_t rows = static_cast<int64_t>(matrix.bytes()) / row_bytes;
   WeightBuffer buffer = make_quantized(rows, in_features, format);
-  const int64_t step = std::max<int64_t>(1, kChunkElements / in_features);  // between two checks of the cancel flag
+  const int64_t step = chunk_rows({}, in_features);  // between two checks of the cancel flag
   for (int64_t row = 0; row < rows; row += step) {
     check_cancel();
     quantize_rows(matrix.as<uint8_t>() + row * row_bytes, matrix.dtype, row, std::min(step, rows - row), in_features,
@@ -262,15 +272,14 @@ WeightBuffer Loader::load_exact(const StoredTensor& tensor, const Rows& rows) {
   const int64_t width = packed.columns();
   const int64_t row_bytes = weight_row_bytes(dtype, width), groups = weight_row_groups(width, group_size);
   WeightBuffer buffer = make_quantized(rows.count, width, {dtype, group_size});
-  const int64_t group = rows.order ? static_cast<int64_t>(rows.order->size()) : 1;
-  const int64_t step = std::max<int64_t>(1, kChunkElements / (width * group)) * group;
+  const int64_t step = chunk_rows(rows, width);
   for (int64_t row = 0; row < rows.count; row += step) {
     const int64_t count = std::min(step, rows.count - row);
     stored_.resize(count * row_bytes);
     converted_.resize(count * groups);
     for (int64_t r = 0; r < count; r++) {
-      const int64_t in_order = rows.order ? r / group * group + (*rows.order)[r % group] : r;
-      packed.read_exact(stored_.data() + r * row_bytes, converted_.data() + r * groups, rows.first + row + in_order, 1);
+      const int64_t from = rows.first + row + stored_row(rows, r);
+      packed.read_exact(stored_.data() + r * row_bytes, converted_.data() + r * groups, from, 1);
     }
     const WeightView to = weight_rows(buffer.view(), width, row);
     backend_->upload(const_cast<void*>(to.data), stored_.data(), stored_.size());

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "backend/check.h"
 #include "backend/dtype.h"
 #include "backend/ops.h"
 
@@ -11,12 +12,6 @@ namespace {
 
 [[noreturn]] void fail_part(const StoredTensor& tensor, const std::string& what) {
   throw Error(ErrorCode::invalid_checkpoint, tensor.place() + what);
-}
-
-std::string shape_text(const std::vector<int64_t>& shape) {
-  std::string text = "[";
-  for (size_t i = 0; i < shape.size(); i++) text += (i ? ", " : "") + std::to_string(shape[i]);
-  return text + "]";
 }
 
 void check_part(const StoredTensor& tensor, const std::vector<std::string>& dtypes, const std::vector<int64_t>& shape) {
@@ -41,12 +36,17 @@ const std::vector<std::string> kWordTypes = {"I32"};
 // The nibble of a word of AWQ that has each of its 8 columns.
 constexpr int kAwqNibble[8] = {0, 4, 1, 5, 2, 6, 3, 7};
 
-// Field i of `bits` bits in an array of 32-bit words.
-int field(const uint8_t* words, int64_t i, int bits) {
-  const int64_t per_word = 32 / bits;
+uint32_t word_at(const uint8_t* words, int64_t i) {
   uint32_t word;
-  memcpy(&word, words + i / per_word * 4, sizeof word);
-  return static_cast<int>(word >> (i % per_word * bits)) & ((1 << bits) - 1);
+  memcpy(&word, words + i * 4, sizeof word);
+  return word;
+}
+
+// Field i of `bits` bits in a word, or in an array of words.
+int field(uint32_t word, int64_t i, int bits) { return static_cast<int>(word >> (i * bits)) & ((1 << bits) - 1); }
+int field_at(const uint8_t* words, int64_t i, int bits) {
+  const int64_t per_word = 32 / bits;
+  return field(word_at(words, i / per_word), i % per_word, bits);
 }
 
 }  // namespace
@@ -67,11 +67,12 @@ int64_t PackedWeight::stored_columns(int64_t fields, int64_t per_word) const {
                               std::to_string(rows_) + " rows of up to " + std::to_string(fields) + " elements");
 }
 
-int64_t PackedWeight::num_groups() const {
-  const int64_t size =
-      quantization_.method == Quantization::fp8 ? quantization_.block_columns : quantization_.group_size;
-  return size == 0 ? 1 : divide_up(columns_, size);
+int64_t PackedWeight::group_columns() const {
+  const int64_t size = quantization_.block_columns > 0 ? quantization_.block_columns : quantization_.group_size;
+  return size == 0 ? columns_ : size;
 }
+
+int64_t PackedWeight::num_groups() const { return divide_up(columns_, group_columns()); }
 
 void PackedWeight::check_shapes() {
   const StoredTensor& values = parts_.values;
@@ -115,7 +116,7 @@ void PackedWeight::check_shapes() {
         check_groups(scales.empty() ? scales : std::vector<int64_t>{1}, scales, {"I8"});
       } else if (quantization_.block_rows > 0) {
         row_block_ = quantization_.block_rows;
-        check_groups({divide_up(rows_, row_block_), divide_up(columns_, quantization_.block_columns)}, {}, {"I8"});
+        check_groups({divide_up(rows_, row_block_), num_groups()}, {}, {"I8"});
       } else {
         const int64_t zero_rows = words ? divide_up(rows_, per_word) : rows_;
         check_groups({rows_, num_groups()}, {zero_rows, num_groups()}, {words ? "I32" : "I8"});
@@ -133,11 +134,9 @@ void PackedWeight::check_shapes() {
 }
 
 void PackedWeight::read_groups(Data& data) const {
-  const bool blocks = quantization_.block_columns > 0;
-  const int64_t size = blocks ? quantization_.block_columns : quantization_.group_size;
   data.groups.resize(columns_);
-  const bool one = parts_.scales.shape.size() <= 1 || size == 0;
-  for (int64_t c = 0; c < columns_; c++) data.groups[c] = one ? 0 : static_cast<int32_t>(c / size);
+  const bool one = parts_.scales.shape.size() <= 1 || num_groups() == 1;
+  for (int64_t c = 0; c < columns_; c++) data.groups[c] = one ? 0 : static_cast<int32_t>(c / group_columns());
   if (!parts_.group_index.file || one) return;
   memcpy(data.groups.data(), read_all(parts_.group_index).data(), columns_ * sizeof(int32_t));
   for (const int32_t group : data.groups) {
@@ -169,8 +168,6 @@ void PackedWeight::read_zeros(Data& data) const {
   const std::vector<uint8_t> stored = read_all(parts_.zeros);
   const int64_t groups = num_groups();
   const int bits = quantization_.bits;
-  const int mask = (1 << bits) - 1;
-  const int half = 1 << (bits - 1);
   data.zeros.resize(data.scales.size());
   const bool words = parts_.zeros.dtype == "I32";
   const int64_t per_word = 32 / bits;
@@ -180,20 +177,17 @@ void PackedWeight::read_zeros(Data& data) const {
       switch (quantization_.method) {
         case Quantization::gptq:
           // Each group's zeros begin a word.
-          zero = (field(stored.data() + g * divide_up(rows_, per_word) * 4, row, bits) + quantization_.adds_one) & mask;
+          zero = field_at(stored.data() + g * divide_up(rows_, per_word) * 4, row, bits);
+          if (quantization_.adds_one) zero = (zero + 1) % (1 << bits);
           break;
         case Quantization::awq:
-          zero = field(stored.data() + (g * rows_ + row / 8 * 8) / 2, kAwqNibble[row % 8], bits);
+          zero = field(word_at(stored.data(), (g * rows_ + row) / 8), kAwqNibble[row % 8], bits);
           break;
         default:
           // Packed along the rows, with an offset, or plain.
-          if (words) {
-            uint32_t word;
-            memcpy(&word, stored.data() + (row / per_word * groups + g) * 4, sizeof word);
-            zero = (static_cast<int>(word >> (row % per_word * bits)) & mask) - half;
-          } else {
-            zero = static_cast<int8_t>(stored[row * groups + g]);
-          }
+          zero = words ? field(word_at(stored.data(), row / per_word * groups + g), row % per_word, bits) -
+                             (1 << (bits - 1))
+                       : static_cast<int8_t>(stored[row * groups + g]);
       }
       data.zeros[row * groups + g] = static_cast<int16_t>(zero);
     }
@@ -213,32 +207,26 @@ const PackedWeight::Data& PackedWeight::data() const {
 
 void PackedWeight::decode(const Data& data, float* out, int64_t row, int64_t count) const {
   const int bits = quantization_.bits;
-  const uint32_t mask = bits > 0 ? (1u << bits) - 1 : 0;
   const int64_t scales_per_row = static_cast<int64_t>(data.scales.size()) / divide_up(rows_, row_block_);
   const auto store = [&](int64_t r, int64_t column, float value) {
     const int64_t at = (row + r) / row_block_ * scales_per_row + data.groups[column];
     const float zero = data.zeros.empty() ? 0.0f : data.zeros[at];
     out[r * columns_ + column] = data.scales[at] * (value - zero);
   };
-  const auto word = [&](int64_t i) {
-    uint32_t bits32;
-    memcpy(&bits32, data.values.data() + i * 4, sizeof bits32);
-    return bits32;
-  };
+  const auto word = [&](int64_t i) { return word_at(data.values.data(), i); };
   if (quantization_.method == Quantization::gptq) {
     const int64_t per_word = 32 / bits;
     for (int64_t w = 0; w < columns_ / per_word; w++) {
       for (int64_t r = 0; r < count; r++) {
         const uint32_t fields = word(w * rows_ + row + r);
-        for (int64_t k = 0; k < per_word; k++)
-          store(r, w * per_word + k, static_cast<float>(fields >> (k * bits) & mask));
+        for (int64_t k = 0; k < per_word; k++) store(r, w * per_word + k, static_cast<float>(field(fields, k, bits)));
       }
     }
   } else if (quantization_.method == Quantization::awq) {
     for (int64_t column = 0; column < columns_; column++) {
       for (int64_t r = 0; r < count; r++) {
         const uint32_t fields = word(column * (rows_ / 8) + (row + r) / 8);
-        store(r, column, static_cast<float>(fields >> (4 * kAwqNibble[(row + r) % 8]) & mask));
+        store(r, column, static_cast<float>(field(fields, kAwqNibble[(row + r) % 8], bits)));
       }
     }
   } else if (words_ > 0) {
@@ -247,7 +235,7 @@ void PackedWeight::decode(const Data& data, float* out, int64_t row, int64_t cou
     for (int64_t r = 0; r < count; r++) {
       for (int64_t column = 0; column < columns_; column++) {
         const uint32_t fields = word((row + r) * words_ + column / per_word);
-        store(r, column, static_cast<float>(static_cast<int>(fields >> (column % per_word * bits) & mask) - half));
+        store(r, column, static_cast<float>(field(fields, column % per_word, bits) - half));
       }
     }
   } else if (parts_.values.dtype == "I8") {
@@ -286,8 +274,7 @@ void PackedWeight::read_exact(uint8_t* integers, uint16_t* scales, int64_t row, 
       uint32_t word = format.dtype == DType::i4 ? 0x88888888 : 0x80808080;
       const int64_t rest = columns_ - w * (32 / quantization_.bits);
       if (rest > 0) {
-        uint32_t fields;
-        memcpy(&fields, stored.data() + ((row + r) * words_ + w) * 4, sizeof fields);
+        const uint32_t fields = word_at(stored.data(), (row + r) * words_ + w);
         const int64_t used = rest * quantization_.bits;
         const uint32_t mask = used >= 32 ? ~0u : (1u << used) - 1;
         word = (fields & mask) | (word & ~mask);

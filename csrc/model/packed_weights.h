@@ -50,6 +50,7 @@ class PackedWeight {
   };
   void check_shapes();
   int64_t stored_columns(int64_t fields, int64_t per_word) const;
+  int64_t group_columns() const;  // neighboring columns of a row with one scale
   int64_t num_groups() const;
   const Data& data() const;
   void read_groups(Data& data) const;

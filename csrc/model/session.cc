@@ -111,7 +111,7 @@ bool Session::must_recompute(int64_t num_tokens) const {
 }
 
 int64_t Session::first_visible(int64_t kv_len) const {
-  const int64_t window = model_->config().widest_window();
+  const int64_t window = model_->config().widest_window;
   return window == 0 ? 0 : std::max<int64_t>(kv_len - window + 1, 0);
 }
 
@@ -175,7 +175,7 @@ void Session::commit(const int32_t* tokens, int64_t num_tokens) {
 
 // The slack lets truncate take back some tokens without computing the cache again.
 void Session::release_hidden() {
-  const int64_t slack = std::min(model_->config().widest_window(), kTruncateSlack);
+  const int64_t slack = std::min(model_->config().widest_window, kTruncateSlack);
   cache_.forget(first_visible(kv_len()) - slack);
 }
 

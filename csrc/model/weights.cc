@@ -8,6 +8,7 @@
 #include <string>
 #include <tuple>
 
+#include "backend/check.h"
 #include "model/loader.h"
 #include "model/model.h"
 #include "model/packed_weights.h"
@@ -156,8 +157,8 @@ std::vector<LayerSpec> layer_specs(const Config& config) {
   return specs;
 }
 
-// Whether a matrix is quantized if LoadOptions::weight_format says so: not those that are small, or
-// from which others are computed.
+// Whether LoadOptions::weight_format applies to a matrix. It does not apply to small matrices and to
+// those from which others are computed.
 bool is_quantized(const LayerSpec& spec) {
   if (spec.kind != LayerSpec::matrix) return false;
   for (const auto wide : {&LayerWeights::kv_b, &LayerWeights::k_lift, &LayerWeights::k_lift_gate,
@@ -170,12 +171,6 @@ bool is_quantized(const LayerSpec& spec) {
 const char* const kEmbed = "model.embed_tokens.weight";
 const char* const kNorm = "model.norm.weight";
 const char* const kLmHead = "lm_head.weight";
-
-std::string shape_text(const std::vector<int64_t>& shape) {
-  std::string text = "[";
-  for (size_t i = 0; i < shape.size(); i++) text += (i ? ", " : "") + std::to_string(shape[i]);
-  return text + "]";
-}
 
 [[noreturn]] void fail_missing(const Checkpoint& checkpoint, const std::string& name, const std::string& why) {
   throw Error(ErrorCode::invalid_checkpoint, checkpoint.path() + ": the tensor '" + name + "' is missing" + why);
@@ -508,11 +503,12 @@ Weights load_weights(std::shared_ptr<Backend> backend, const Config& config, con
         out.*spec.buffer = loader.load_transposed(stored, weights.dtype);
       } else if (spec.kind == LayerSpec::norm) {
         out.*spec.buffer = loader.load_norm(stored, rows, norm_offset, 1);
+      } else if (is_exact(spec, stored)) {
+        out.*spec.buffer = loader.load_exact(stored, rows);
+      } else if (is_quantized(spec) && options.weight_format) {
+        out.*spec.buffer = loader.load_quantized(stored, rows, *options.weight_format);
       } else {
-        out.*spec.buffer = is_exact(spec, stored) ? loader.load_exact(stored, rows)
-                           : is_quantized(spec) && options.weight_format
-                               ? loader.load_quantized(stored, rows, *options.weight_format)
-                               : loader.load_rows(stored, rows, spec.in_features ? weights.dtype : DType::f32);
+        out.*spec.buffer = loader.load_rows(stored, rows, spec.in_features ? weights.dtype : DType::f32);
       }
     }
     if (weights.folded) {

@@ -20,6 +20,7 @@ import {
 } from '../support/checkpoints';
 import { builtCli, type Outcome, type RunOptions, runNode } from '../support/children';
 import { logitError, modelTolerances } from '../support/compare';
+import { convertIn } from '../support/convert';
 import { errorOf } from '../support/devices';
 import { tldr, tldrDirectory } from '../support/fixtures';
 import { encode, type FloatType, fromBf16Bits, fromF16Bits, Random } from '../support/numbers';
@@ -32,16 +33,8 @@ afterAll(() => directories.cleanUp());
 const cli = (args: string[], options?: RunOptions): Promise<Outcome> =>
   runNode([builtCli, 'convert', ...args], options);
 
-/** Writes the checkpoint, converts it, and returns both directories. */
-async function converted(checkpoint: Checkpoint, args: string[], numShards = 1): Promise<{ from: string; to: string }> {
-  const parent = directories.make();
-  const [from, to] = [join(parent, 'in'), join(parent, 'out')];
-  writeCheckpoint(from, checkpoint, numShards);
-  const { status, stderr } = await cli([from, to, ...args]);
-  expect({ status, stderr }).toEqual({ status: 0, stderr: '' });
-  expect(readdirSync(parent).sort()).toEqual(['in', 'out']);
-  return { from, to };
-}
+const converted = (checkpoint: Checkpoint, args: string[], numShards = 1) =>
+  convertIn(directories.make(), checkpoint, args, numShards);
 
 const contents = (directory: string): Record<string, string> =>
   Object.fromEntries(readdirSync(directory).map((name) => [name, readFileSync(join(directory, name), 'base64')]));

@@ -15,6 +15,7 @@ import {
 } from '../support/checkpoints';
 import { builtCli, runNode } from '../support/children';
 import { logitError, modelTolerances } from '../support/compare';
+import { convertIn } from '../support/convert';
 import { errorOf } from '../support/devices';
 import { projectRoot, tldrDirectory } from '../support/fixtures';
 import { Random } from '../support/numbers';
@@ -24,14 +25,8 @@ import { type Checkpoint, type CheckpointTensor, modelLogits } from '../support/
 const directories = temporaryDirectories();
 afterAll(() => directories.cleanUp());
 
-async function converted(checkpoint: Checkpoint, args: string[], numShards = 1): Promise<string> {
-  const parent = directories.make();
-  const [from, to] = [join(parent, 'in'), join(parent, 'out')];
-  writeCheckpoint(from, checkpoint, numShards);
-  const { status, stderr } = await runNode([builtCli, 'convert', from, to, ...args]);
-  expect({ status, stderr }).toEqual({ status: 0, stderr: '' });
-  return to;
-}
+const converted = async (checkpoint: Checkpoint, args: string[], numShards = 1) =>
+  (await convertIn(directories.make(), checkpoint, args, numShards)).to;
 
 const attention = (layer: number, part: string): string => `model.layers.${layer}.self_attn.${part}.weight`;
 const tensor = ({ tensors }: Checkpoint, name: string): CheckpointTensor => tensors.get(name) as CheckpointTensor;

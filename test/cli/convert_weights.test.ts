@@ -6,6 +6,7 @@ import { Model } from '../../lib/index';
 import { randomCheckpoint, temporaryDirectories, writeCheckpoint } from '../support/checkpoints';
 import { builtCli, runNode } from '../support/children';
 import { firstBitDifference } from '../support/compare';
+import { convertIn } from '../support/convert';
 import { fromBf16Bits } from '../support/numbers';
 
 const directories = temporaryDirectories();
@@ -39,13 +40,13 @@ describe.each([
   ['i8', 64, 1],
   ['i8', 32, 2],
 ] as const)('--weight-type %s --group-size %i, %i shards', (weightType, weightGroupSize, shards) => {
-  const folder = directories.make();
-  const [input, output] = [join(folder, 'in'), join(folder, 'out')];
+  let input: string;
+  let output: string;
   beforeAll(async () => {
-    writeCheckpoint(input, checkpoint, shards);
     const options = ['--weight-type', weightType, '--group-size', String(weightGroupSize)];
-    const outcome = await convert(input, output, ...options);
-    expect(outcome).toMatchObject({ status: 0, stdout: expect.stringMatching(/weights .* MB -> .* MB/) });
+    const { from, to, stdout } = await convertIn(directories.make(), checkpoint, options, shards);
+    expect(stdout).toMatch(/weights .* MB -> .* MB/);
+    [input, output] = [from, to];
   });
 
   it('loads with the bits of a model that is quantized at load', async () => {

@@ -1,9 +1,10 @@
 // Public architectures, compared with Hugging Face transformers in float64. The checkpoints are in
 // architectures/ and come from test/tools/make_architecture_fixtures.py.
 
-import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Model } from '../../lib/index';
+import { architecturesDirectory, writeArchitecture } from '../support/architectures';
 import { temporaryDirectories } from '../support/checkpoints';
 import { firstBitDifference, logitError, modelTolerances } from '../support/compare';
 import { errorOf, onEveryDevice } from '../support/devices';
@@ -18,23 +19,16 @@ interface Variant {
   cases: Case[];
 }
 
-const root = join(__dirname, 'architectures');
-
-const variants = readdirSync(root).flatMap((folder) => {
-  const expected = JSON.parse(readFileSync(join(root, folder, 'expected.json'), 'utf8'));
+const variants = readdirSync(architecturesDirectory).flatMap((folder) => {
+  const expected = JSON.parse(readFileSync(join(architecturesDirectory, folder, 'expected.json'), 'utf8'));
   return (expected.variants as Variant[]).map((variant) => ({ ...variant, folder }));
 });
 
 const directories = temporaryDirectories();
 afterAll(() => directories.cleanUp());
 
-function checkpoint(folder: string, changes: Record<string, unknown>): string {
-  const directory = directories.make();
-  const config = JSON.parse(readFileSync(join(root, folder, 'config.json'), 'utf8'));
-  writeFileSync(join(directory, 'config.json'), JSON.stringify({ ...config, ...changes }));
-  writeFileSync(join(directory, 'model.safetensors'), readFileSync(join(root, folder, 'model.safetensors')));
-  return directory;
-}
+const checkpoint = (folder: string, changes: Record<string, unknown>) =>
+  writeArchitecture(directories.make(), folder, changes);
 
 onEveryDevice((device) => {
   it.each([
@@ -83,7 +77,9 @@ onEveryDevice((device) => {
     };
     expect(firstBitDifference(await logits(missing), await logits({}))).toBe(-1);
     // Another base or eps gives other bits.
-    const { rope_parameters: ropes } = JSON.parse(readFileSync(join(root, folder, 'config.json'), 'utf8'));
+    const { rope_parameters: ropes } = JSON.parse(
+      readFileSync(join(architecturesDirectory, folder, 'config.json'), 'utf8'),
+    );
     const other = JSON.parse(JSON.stringify(ropes).replaceAll(/"rope_theta":[^,}]*/g, '"rope_theta":123'));
     expect(firstBitDifference(await logits({ rope_parameters: other }), await logits({}))).not.toBe(-1);
     expect(firstBitDifference(await logits({ rms_norm_eps: 3e-6 }), await logits({}))).not.toBe(-1);

@@ -2,26 +2,17 @@
 // context. A prompt is computed with those of its whole length; tokens that follow one by one rotate
 // only themselves, as in transformers.
 
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { Model } from '../../lib/index';
+import { variantFields, writeArchitecture } from '../support/architectures';
+import { temporaryDirectories } from '../support/checkpoints';
 import { firstBitDifference, logitError, modelTolerances } from '../support/compare';
 import { onEveryDevice } from '../support/devices';
 
-const source = join(__dirname, 'architectures', 'llama-rope');
-const { variants } = JSON.parse(readFileSync(join(source, 'expected.json'), 'utf8'));
-const { config: changes } = variants.find((variant: { name: string }) => variant.name === 'dynamic');
 const tokens = Array.from({ length: 200 }, (_, i) => (i * 29 + 7) % 64);
 
-let directory: string;
-beforeAll(() => {
-  directory = mkdtempSync(join(tmpdir(), 'diffqkv-dynamic-'));
-  const config = JSON.parse(readFileSync(join(source, 'config.json'), 'utf8'));
-  writeFileSync(join(directory, 'config.json'), JSON.stringify({ ...config, ...changes }));
-  writeFileSync(join(directory, 'model.safetensors'), readFileSync(join(source, 'model.safetensors')));
-});
-afterAll(() => rmSync(directory, { recursive: true, force: true }));
+const directories = temporaryDirectories();
+const directory = writeArchitecture(directories.make(), 'llama-rope', variantFields('llama-rope', 'dynamic'));
+afterAll(() => directories.cleanUp());
 
 onEveryDevice((device) => {
   const load = (options = {}) => Model.load(directory, { device: device(), dtype: 'f32', ...options });

@@ -1,27 +1,17 @@
 // LongRoPE: a session whose length crosses original_max_position_embeddings (32 here) has the
 // results of a new session of that length.
 
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { Model } from '../../lib/index';
+import { variantFields, writeArchitecture } from '../support/architectures';
+import { temporaryDirectories } from '../support/checkpoints';
 import { firstBitDifference, logitError, modelTolerances } from '../support/compare';
 import { errorOf, onEveryDevice } from '../support/devices';
 
-const source = join(__dirname, 'architectures', 'phi3');
-const { variants } = JSON.parse(readFileSync(join(source, 'expected.json'), 'utf8'));
-const { config: changes } = variants.find((variant: { name: string }) => variant.name === 'longrope');
-
 const tokens = Array.from({ length: 60 }, (_, i) => (i * 29 + 7) % 64);
 
-let directory: string;
-beforeAll(() => {
-  directory = mkdtempSync(join(tmpdir(), 'diffqkv-longrope-'));
-  const config = JSON.parse(readFileSync(join(source, 'config.json'), 'utf8'));
-  writeFileSync(join(directory, 'config.json'), JSON.stringify({ ...config, ...changes }));
-  writeFileSync(join(directory, 'model.safetensors'), readFileSync(join(source, 'model.safetensors')));
-});
-afterAll(() => rmSync(directory, { recursive: true, force: true }));
+const directories = temporaryDirectories();
+const directory = writeArchitecture(directories.make(), 'phi3', variantFields('phi3', 'longrope'));
+afterAll(() => directories.cleanUp());
 
 onEveryDevice((device) => {
   const load = (options = {}) => Model.load(directory, { device: device(), dtype: 'f32', ...options });

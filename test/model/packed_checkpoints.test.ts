@@ -4,6 +4,7 @@
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Model } from '../../lib/index';
+import { architecturesDirectory } from '../support/architectures';
 import {
   randomCheckpoint,
   readCheckpoint,
@@ -437,7 +438,7 @@ describe.each([
   ['i8', 'a row', compressedIntegers(8, -1, true, 'BF16')],
 ] as const)('%s, scales of %s', (type, _, form) => {
   it.each(['llama', 'ernie4_5', 'phi3', 'glm4', 'diffllama', 'minicpm3'])('of %s are not changed', async (name) => {
-    const source = name === 'llama' ? llama : readCheckpoint(join(__dirname, 'architectures', name));
+    const source = name === 'llama' ? llama : readCheckpoint(join(architecturesDirectory, name));
     const { raw, config, plain } = both(form, source);
     const directory = write(config, raw);
     const model = await Model.load(directory, { device: 'cpu', dtype: 'f32' });

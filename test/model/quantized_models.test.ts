@@ -3,6 +3,7 @@
 import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { type Device, kernels, Model, type ModelOptions, openDevice } from '../../lib/index';
+import { architecturesDirectory } from '../support/architectures';
 import { randomCheckpoint, readCheckpoint, temporaryDirectories, writeCheckpoint } from '../support/checkpoints';
 import { firstBitDifference, logitError, modelTolerances } from '../support/compare';
 import { errorOf, withTensors } from '../support/devices';
@@ -14,7 +15,6 @@ import type { Checkpoint } from '../support/reference_model';
 const directories = temporaryDirectories();
 afterAll(() => directories.cleanUp());
 
-const architectures = join(__dirname, 'architectures');
 const wanted = process.env.DIFFQKV_TEST_DEVICES?.split(',');
 
 (wanted && !wanted.includes('cpu') ? describe.skip : describe)('cpu', () => {
@@ -67,8 +67,8 @@ const wanted = process.env.DIFFQKV_TEST_DEVICES?.split(',');
     { kind: 'swiglu', position: 'before_rope', intermediate_size: 24 },
   ] as const;
   const checkpoints: [string, () => Checkpoint][] = [
-    ...readdirSync(architectures).map(
-      (name) => [name, () => readCheckpoint(join(architectures, name))] as [string, () => Checkpoint],
+    ...readdirSync(architecturesDirectory).map(
+      (name) => [name, () => readCheckpoint(join(architecturesDirectory, name))] as [string, () => Checkpoint],
     ),
     ['sigma', () => randomCheckpoint(notFolded)],
     ['sigma, untied, hidden 80', () => randomCheckpoint({ ...notFolded, tied: false, hiddenSize: 80 })],

@@ -1,27 +1,23 @@
 // A model whose layers all have a window releases the pages before it, and computes them again if
 // truncate needs them.
 
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Model } from '../../lib/index';
+import { architecturesDirectory, writeArchitecture } from '../support/architectures';
+import { temporaryDirectories } from '../support/checkpoints';
 import { firstBitDifference, logitError, modelTolerances } from '../support/compare';
 import { onEveryDevice } from '../support/devices';
 
-const source = join(__dirname, 'architectures', 'mistral');
 const window = 40;
 const pageTokens = 64;
 const tokens = Array.from({ length: 500 }, (_, i) => (i * 29 + 7 + (i % 11)) % 64);
 
-let directory: string;
-beforeAll(() => {
-  directory = mkdtempSync(join(tmpdir(), 'diffqkv-window-'));
-  const config = JSON.parse(readFileSync(join(source, 'config.json'), 'utf8'));
-  const fields = { ...config, sliding_window: window, max_position_embeddings: 1024 };
-  writeFileSync(join(directory, 'config.json'), JSON.stringify(fields));
-  writeFileSync(join(directory, 'model.safetensors'), readFileSync(join(source, 'model.safetensors')));
+const directories = temporaryDirectories();
+const directory = writeArchitecture(directories.make(), 'mistral', {
+  sliding_window: window,
+  max_position_embeddings: 1024,
 });
-afterAll(() => rmSync(directory, { recursive: true, force: true }));
+afterAll(() => directories.cleanUp());
 
 onEveryDevice((device) => {
   const load = (options = {}) => Model.load(directory, { device: device(), dtype: 'f32', ...options });
@@ -107,7 +103,7 @@ onEveryDevice((device) => {
   });
 
   it('releases no page if one layer has no window', async () => {
-    const model = await Model.load(join(__dirname, 'architectures', 'ministral'), { device: device(), dtype: 'f32' });
+    const model = await Model.load(join(architecturesDirectory, 'ministral'), { device: device(), dtype: 'f32' });
     const session = await model.createSession({ maxKvLen: 400 });
     await session.prefill(tokens.slice(0, 400));
     expect(model.kvCache.pages).toBe(Math.ceil(400 / pageTokens));

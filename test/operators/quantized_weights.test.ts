@@ -237,27 +237,13 @@ describe('cpu', () => {
           const random = new Random(numTokens);
           const x = random.normals(numTokens * qDim, 0.1, xType);
           await withTensors(device(), async (tensors) => {
-            const gate = await quantized(
-              tensors,
-              random.normals(augQ * qDim, 10 / Math.sqrt(qDim), 'f32'),
-              [augQ, qDim],
-              type,
-              32,
-            );
-            const up = await quantized(
-              tensors,
-              random.normals(augQ * qDim, 1 / Math.sqrt(qDim), 'f32'),
-              [augQ, qDim],
-              type,
-              32,
-            );
-            const down = await quantized(
-              tensors,
-              random.normals(qDim * augQ, 0.5 / Math.sqrt(augQ), 'f32'),
-              [qDim, augQ],
-              type,
-              32,
-            );
+            const make = (rows: number, columns: number, scale: number) => {
+              const values = random.normals(rows * columns, scale / Math.sqrt(columns), 'f32');
+              return quantized(tensors, values, [rows, columns], type, 32);
+            };
+            const gate = await make(augQ, qDim, 10);
+            const up = await make(augQ, qDim, 1);
+            const down = await make(qDim, augQ, 0.5);
             for (const hasGate of [true, false]) {
               const out = tensors.out(xType, [numTokens, qDim]);
               await kernels.augmentedQ({
