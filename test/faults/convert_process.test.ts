@@ -36,6 +36,10 @@ function writeLarge(directory: string, numHeads: number): void {
     num_key_heads: numHeads,
     num_value_heads: 1,
     head_dim: 128,
+    intermediate_size: hiddenSize,
+    vocab_size: numHeads * 128,
+    rms_norm_eps: 1e-6,
+    rope_theta: 10000,
   });
   let bytes = 0;
   const tensor = (rows: number) => {
