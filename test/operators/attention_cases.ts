@@ -45,6 +45,7 @@ export const headCounts: Heads[] = [
   [4, 4, 2],
   [12, 4, 6],
   [16, 2, 16],
+  [9, 3, 3],
 ];
 /** Of the latent vectors of MLA: MiniCPM3, DeepSeek and Youtu, with V apart and as K. */
 const latentSizes: Dims[] = [

@@ -116,4 +116,14 @@ const CpuIsa& cpu_isa() {
 
 bool use_amx() { return cpu_isa().amx; }
 
+bool one_prefetch_stream() {
+#if defined(DIFFQKV_X86)
+  __builtin_cpu_init();
+  static const bool amd = __builtin_cpu_is("amd");
+  return amd;
+#else
+  return false;
+#endif
+}
+
 }  // namespace diffqkv::cpu

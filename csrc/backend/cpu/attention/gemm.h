@@ -193,7 +193,7 @@ DIFFQKV_INLINE void gemm_block(const uint32_t* a, int64_t lda, const float* b, i
 template <bool kBf16, int kRows>
 __attribute__((noinline)) void gemm_rows(const Gemm& g, const uint32_t* a, int64_t lda, float* c, int64_t k) {
   constexpr int kFit = kMaxAccumulators / (kRows * static_cast<int>(kPanelVectors));
-  constexpr int kPanels = kFit >= 5 ? 5 : kFit >= 4 ? 4 : kFit >= 2 ? 2 : 1;  // 5: V of 64 dims, and the ones
+  constexpr int kPanels = kFit >= 5 ? 5 : kFit;  // 5: V of 64 dims, and the ones
   int64_t p = 0;
   const auto block = [&]<int kCount>() DIFFQKV_LAMBDA {
     for (; p + kCount <= g.num_panels; p += kCount) {
@@ -207,33 +207,27 @@ __attribute__((noinline)) void gemm_rows(const Gemm& g, const uint32_t* a, int64
   if constexpr (kPanels > 1) block.template operator()<1>();
 }
 
+// The most rows at a time: 8 with AVX-512, 6 with AVX2.
+constexpr int kMaxGemmRows = kMaxAccumulators / kPanelVectors >= 8   ? 8
+                             : kMaxAccumulators / kPanelVectors >= 6 ? 6
+                                                                     : kMaxAccumulators / kPanelVectors;
+
+template <bool kBf16, int kRows = kMaxGemmRows>
+DIFFQKV_INLINE void gemm_some_rows(const Gemm& g, int64_t rows, const uint32_t* a, int64_t lda, float* c, int64_t k) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return gemm_some_rows<kBf16, kRows - 1>(g, rows, a, lda, c, k);
+  }
+  gemm_rows<kBf16, kRows>(g, a, lda, c, k);
+}
+
 template <bool kBf16>
 void gemm_vector(const Gemm& g) {
-  constexpr int kRows =
-      kMaxAccumulators / static_cast<int>(kPanelVectors) >= 6 ? 6 : kMaxAccumulators / static_cast<int>(kPanelVectors);
   const int64_t lda = kBf16 ? g.lda / 2 : g.lda;
   const int64_t k = kBf16 ? ceil_div(g.k, 2) : g.k;
-  for (int64_t i = 0; i < g.m;) {
-    const uint32_t* a = static_cast<const uint32_t*>(g.a) + i * lda;
-    float* c = g.c + i * g.ldc;
-    const int64_t rows = min_of(g.m - i, kRows);
-    switch (rows) {
-      case 1: gemm_rows<kBf16, 1>(g, a, lda, c, k); break;
-      case 2: gemm_rows<kBf16, 2>(g, a, lda, c, k); break;
-      case 3:
-        if constexpr (kRows >= 3) gemm_rows<kBf16, 3>(g, a, lda, c, k);
-        break;
-      case 4:
-        if constexpr (kRows >= 4) gemm_rows<kBf16, 4>(g, a, lda, c, k);
-        break;
-      case 5:
-        if constexpr (kRows >= 5) gemm_rows<kBf16, 5>(g, a, lda, c, k);
-        break;
-      case 6:
-        if constexpr (kRows >= 6) gemm_rows<kBf16, 6>(g, a, lda, c, k);
-        break;
-    }
-    i += rows;
+  for (int64_t i = 0, rows = 0; i < g.m; i += rows) {
+    // Few rows have few independent sums, so the numbers of rows are as equal as possible.
+    rows = ceil_div(g.m - i, ceil_div(g.m - i, kMaxGemmRows));
+    gemm_some_rows<kBf16>(g, rows, static_cast<const uint32_t*>(g.a) + i * lda, lda, g.c + i * g.ldc, k);
   }
 }
 

@@ -175,58 +175,61 @@ DIFFQKV_INLINE HeadRows widened(DType dtype, const HeadRows& rows, int64_t n, in
 }
 #endif
 
-// Prefetches the next block of K and V into L2, a few cache lines with every piece of work on the
-// current block. Memory must be busy all the time, and a burst would fill the core's line fill
-// buffers and stall it. The order in which heads are read does not matter.
+// Prefetches the next block of K and V, a few cache lines with every piece of work on the current
+// block. Memory must be busy all the time, and a burst would fill the core's line fill buffers and
+// stall it. The order in which heads are read does not matter.
 //
-// A range is read as four parallel streams. One stream is a fifth slower, because the hardware
-// prefetcher of L2 stops at each 4 KiB page.
+// A range is read as one stream or as four parallel ones, see one_prefetch_stream.
 struct Prefetch {
-  static constexpr int64_t kStreams = 4;
   static constexpr int64_t kStepUnits = 256;
   struct Range {
     const char* data = nullptr;
-    int64_t steps = 0;  // a step is one cache line of each stream
+    int64_t bytes = 0;
   };
-  Range range;               // being read
-  Range next;                // to be read after it
-  const char* at = nullptr;  // position of the first stream
-  int64_t remaining = 0;     // steps of `range`
-  int64_t owed = 0;          // units that do not make a step yet
+  bool one_stream = false;
+  const char* at = nullptr;   // position of the first stream
+  const char* end = nullptr;  // its end
+  int64_t stride = 0;         // between the four streams
+  Range next;                 // to be read after this range
+  int64_t owed = 0;           // units that do not make a step yet. A step is one cache line of each stream.
   // How many units a piece of work advances by.
   int64_t per_panel = 0;       // scores of 16 keys for a K head
   int64_t per_row = 0;         // softmax of a row
   int64_t per_head = 0;        // product with a V head
-  int64_t per_value = 0;       // packing of one V row
+  int64_t per_value = 0;       // one V row: its packing, or its product by vector_decode.h
   int64_t per_value_tile = 0;  // 16 keys by 64 dims of a V head that is not packed
 
+  DIFFQKV_INLINE int64_t step_bytes() const { return one_stream ? 64 : 256; }
+
   DIFFQKV_INLINE void start(Range r) {
-    range = r;
+    stride = r.bytes / 256 * 64;
     at = r.data;
-    remaining = r.steps;
+    end = at + (one_stream ? r.bytes / 64 * 64 : stride);
+  }
+
+  DIFFQKV_INLINE void step() {
+    if (one_stream) {
+      __builtin_prefetch(at, 0, 3);
+    } else {
+      __builtin_prefetch(at, 0, 2);
+      __builtin_prefetch(at + stride, 0, 2);
+      __builtin_prefetch(at + 2 * stride, 0, 2);
+      __builtin_prefetch(at + 3 * stride, 0, 2);
+    }
+    at += 64;
+  }
+
+  // Whether something is left.
+  DIFFQKV_INLINE bool more() {
+    if (at < end) return true;
+    if (next.bytes == 0) return false;
+    start(next);
+    next.bytes = 0;
+    return at < end;
   }
 
   DIFFQKV_INLINE void advance(int64_t units) {
-    owed += units;
-    int64_t steps = owed / kStepUnits;
-    owed %= kStepUnits;
-    while (steps > 0) {
-      if (remaining == 0) {
-        if (next.steps == 0) return;
-        start(next);
-        next.steps = 0;
-      }
-      const int64_t count = min_of(steps, remaining);
-      const int64_t stride = range.steps * 64;
-      steps -= count;
-      remaining -= count;
-      for (const char* end = at + count * 64; at < end; at += 64) {
-        __builtin_prefetch(at, 0, 2);
-        __builtin_prefetch(at + stride, 0, 2);
-        __builtin_prefetch(at + 2 * stride, 0, 2);
-        __builtin_prefetch(at + 3 * stride, 0, 2);
-      }
-    }
+    for (owed += units; owed >= kStepUnits && more(); owed -= kStepUnits) step();
   }
 };
 

@@ -11,8 +11,8 @@
 //       P = exp(S - m); O *= exp(m_old - m)
 //     for each V head: pack it once; O += P V, and d with it, in V's column of ones
 //
-// Decode with AMX packs neither K nor V (amx_decode.h). It sums d separately, from the rounded P,
-// or from the unrounded P if V has scales.
+// Decode does not pack V (vector_decode.h), and with AMX not K either (amx_decode.h). In bf16 it sums
+// d separately, from the rounded P, or from the unrounded P if V has scales.
 //
 // Scores and their max m are raw, q.k, and the softmax uses base 2: P = 2^((q.k - m) |sm_scale|
 // log2(e)). With a soft cap, scores are tanh(q.k |sm_scale| / softcap), and softcap replaces
@@ -24,6 +24,7 @@
 #pragma once
 
 #include "backend/cpu/attention/amx_decode.h"
+#include "backend/cpu/attention/vector_decode.h"
 
 namespace diffqkv::cpu::DIFFQKV_ISA {
 namespace {
@@ -65,6 +66,7 @@ struct Problem {
   int64_t ldq, num_v_panels, ldo;  // in elements; ldo = 16 * num_v_panels, and d is in column v.head_dim
   int64_t stride_k_panel, stride_v_panel;
   int64_t block;  // keys in a block
+  bool one_prefetch_stream;
 
   DIFFQKV_INLINE int64_t num_visible_keys(int64_t batch, int64_t query) const {
     const int64_t index = kv_lens_per_query ? query : batch;
@@ -165,6 +167,7 @@ Problem make_problem(const AttentionParams& p) {
   r.ldo = r.num_v_panels * kPanel;
   r.stride_v_panel = r.bf16_values ? kBlock / 2 * kPanel : kBlock * kPanel;
   r.block = kBlock;
+  r.one_prefetch_stream = one_prefetch_stream();
   return r;
 }
 
@@ -243,39 +246,46 @@ DIFFQKV_INLINE float max_score(const float* s, int64_t count) {
   return max_lane(best);
 }
 
+// Returns x as stored, rounded to T.
 template <typename T>
-DIFFQKV_INLINE void store_probabilities(T* p, F32v x) {
+DIFFQKV_INLINE F32v store_probabilities(T* p, F32v x) {
 #if defined(__AVX512BF16__)
   if constexpr (sizeof(T) == 2) {
     const __m256bh rounded = _mm512_cvtneps_pbh((__m512)x);
     __builtin_memcpy(p, &rounded, sizeof(rounded));
-    return;
+    return from_bf16_bits(__builtin_convertvector(bit_cast<U16v>(rounded), U32v));
   }
 #endif
   store(p, x);
+  return x;
 }
 
-// p = weight(s) for count keys, times their factors if given, then 0 up to `end`. Returns the sum
-// by lanes, before factors and rounding.
+// Sums of probabilities by lanes.
+struct ProbabilitySums {
+  F32v exact = {};   // before factors and rounding
+  F32v stored = {};  // as stored
+};
+
+// p = weight(s) for count keys, times their factors if given, then 0 up to `end`.
 template <typename T>
-DIFFQKV_INLINE F32v probabilities(const float* s, int64_t count, int64_t end, const Weight& weight,
-                                  const float* factors, T* p) {
-  F32v total = {};
+DIFFQKV_INLINE ProbabilitySums probabilities(const float* s, int64_t count, int64_t end, const Weight& weight,
+                                             const float* factors, T* p) {
+  ProbabilitySums sums;
   int64_t j = 0;
   for (; j + kLanes <= count; j += kLanes) {
     const F32v x = weight(load(s + j));
-    store_probabilities(p + j, factors ? x * load(factors + j) : x);
-    total += x;
+    sums.stored += store_probabilities(p + j, factors ? x * load(factors + j) : x);
+    sums.exact += x;
   }
   if (j < count) {
     const I32v seen = lane_numbers() < static_cast<int32_t>(count - j);
     const F32v x = seen ? weight(load(s + j)) : F32v{};
-    store_probabilities(p + j, factors ? (seen ? x * load(factors + j) : F32v{}) : x);
-    total += x;
+    sums.stored += store_probabilities(p + j, factors ? (seen ? x * load(factors + j) : F32v{}) : x);
+    sums.exact += x;
     j += kLanes;
   }
   for (; j < end; j += kLanes) store_probabilities(p + j, F32v{});
-  return total;
+  return sums;
 }
 
 // Sets the first `count` probabilities to 0. The scale of a key that is not seen may be NaN.
@@ -393,6 +403,12 @@ DIFFQKV_INLINE bool uses_amx_decode(const Problem& p, const Tile& t) {
          p.v.head_dim % 32 == 0 && p.v.head_dim <= kMaxDecodeDim &&
          p.q_heads_per_k_head * t.num_queries <= kMaxDecodeRows &&
          2 * p.q_heads_per_v_head * t.num_queries <= kMaxDecodeRows;
+}
+
+// Whether so few rows share a V head that vector_decode.h multiplies it. uses_amx_decode decides
+// first.
+DIFFQKV_INLINE bool uses_vector_decode(const Problem& p, const Tile& t) {
+  return t.num_queries == 1 && p.q_heads_per_v_head <= kMaxVectorRows && p.v.head_dim % 32 == 0;
 }
 
 void load_queries(const Problem& p, Tile& t) {
@@ -558,6 +574,33 @@ DIFFQKV_INLINE const float* value_scales(const Problem& p, const Tile& t, int64_
   return p.v.scaled ? t.v_scales + row / (p.q_heads_per_v_head * t.num_queries) * kBlock : nullptr;
 }
 
+// O += P V for the n keys from first_key on, by vector_decode.h.
+DIFFQKV_INLINE void vector_value_block(const Problem& p, Tile& t, int64_t first_key, int64_t n, Prefetch& prefetch) {
+  const KeyBlock keys(p.v, t.batch, first_key, n);
+  const int64_t rows_per_head = p.q_heads_per_v_head;
+  const int64_t first_head = t.first_head / rows_per_head;
+  const int64_t row_bytes = kBlock * (p.bf16_values ? 2 : 4);
+  for (int64_t row = 0; row < t.num_rows; row += rows_per_head) {
+    HeadRows rows = keys.head(first_head + row / rows_per_head);
+    prefetch.advance(prefetch.per_head);
+#if defined(__AVX512BF16__)
+    if (p.widen_v) rows = widened(p.v.dtype, rows, n, p.v.head_dim, &t.widened);
+#endif
+    const HeadValues values = {rows, n, t.p + row * row_bytes, t.o + row * p.ldo, p.ldo, p.v.head_dim};
+    visit_rows(rows_per_head, [&]<int kRows>() DIFFQKV_LAMBDA {
+#if defined(__AVX512BF16__)
+      if (p.bf16_values) {
+        add_value_pairs_of_rows<kRows>(values, p.v.head_dim, prefetch);
+        return;
+      }
+#endif
+      visit_cache(p.v.dtype, [&](auto type) DIFFQKV_LAMBDA {
+        add_values_of_rows<decltype(type), kRows>(values, p.v.head_dim, prefetch);
+      });
+    });
+  }
+}
+
 // O += P V for the n keys from first_key on.
 DIFFQKV_INLINE void value_block(const Problem& p, Tile& t, int64_t first_key, int64_t n, Prefetch& prefetch) {
   const int64_t rows_per_head = p.q_heads_per_v_head * t.num_queries;
@@ -623,30 +666,31 @@ Prefetch prefetch_block(const Problem& p, const Tile& t, int64_t begin, int64_t 
   const int64_t n = min_of(end_key - begin, p.block);
   Prefetch r;
   if (n <= 0) return r;
-  constexpr int64_t kStepBytes = 64 * Prefetch::kStreams;
+  r.one_stream = p.one_prefetch_stream;
   const auto range = [&](const Cache& cache) DIFFQKV_LAMBDA {
     if (cache.scaled) {
       const char* scales = reinterpret_cast<const char*>(cache.token_scales(t.batch, begin));
       for (int64_t i = 0; i < n * cache.num_heads * 2; i += 64) __builtin_prefetch(scales + i, 0, 2);
     }
-    return Prefetch::Range{cache.token(t.batch, begin), n * cache.token_bytes / kStepBytes};
+    return Prefetch::Range{cache.token(t.batch, begin), n * cache.token_bytes};
   };
   r.start(range(p.k));
   const bool values = tensors == PrefetchOf::keys_and_values;
   if (values) r.next = range(p.v);
   // The share of the steps that each kind of work starts, in percent, divided by how often that
   // work is done. The percentages are from measurements.
-  const int64_t steps = r.remaining + r.next.steps;
+  const int64_t steps = (n * p.k.token_bytes + r.next.bytes) / r.step_bytes();
   const int64_t k_heads = t.num_heads / p.q_heads_per_k_head;
   const int64_t v_heads = t.num_heads / p.q_heads_per_v_head;
   const auto share = [&](int64_t percent, int64_t times)
                          DIFFQKV_LAMBDA { return steps * Prefetch::kStepUnits * percent / (100 * times); };
-  const bool decode = uses_amx_decode(p, t);
-  const bool scaled = decode && p.v.scaled;
-  r.per_panel = share(!values ? 40 : scaled ? 10 : decode ? 5 : 3, k_heads * ceil_div(p.block, kPanel));
-  r.per_row = share(!values ? 60 : scaled ? 30 : decode ? 15 : 12, t.num_rows);
-  r.per_head = share(25, v_heads);
-  r.per_value = share(60, v_heads * p.block);
+  const bool amx = uses_amx_decode(p, t);
+  const bool scaled = amx && p.v.scaled;
+  const bool vector = !amx && uses_vector_decode(p, t);
+  r.per_panel = share(!values ? 40 : scaled || vector ? 10 : amx ? 5 : 3, k_heads * ceil_div(p.block, kPanel));
+  r.per_row = share(!values ? 60 : scaled ? 30 : vector ? 20 : amx ? 15 : 12, t.num_rows);
+  r.per_head = share(vector ? 5 : 25, v_heads);
+  r.per_value = share(vector ? 65 : 60, v_heads * p.block);
   r.per_value_tile = share(scaled ? 60 : 80, v_heads * ceil_div(p.block, 16) * ceil_div(p.v.head_dim, 64));
   return r;
 }
@@ -761,6 +805,7 @@ void attend(const Problem& p, Tile& t, int64_t begin, int64_t end, bool prefetch
     clear_rows(p, t);
   }
 #endif
+  const bool vector_decode = uses_vector_decode(p, t);
   int64_t n = 0;
   for (int64_t key = begin; key < end; key += n) {
     n = p.block_keys(key, end);
@@ -770,26 +815,40 @@ void attend(const Problem& p, Tile& t, int64_t begin, int64_t end, bool prefetch
     load_value_scales(p, t, key, n);
     score_block(p, t, key, n, next, [&](int64_t row, const float* s, KeyRange seen, int64_t all) DIFFQKV_LAMBDA {
       const int64_t count = seen.end;
-      const float base = count > 0 ? update_max(p, s, count, &t.m[row], &t.d[row], t.o + row * p.ldo, p.ldo) : 0;
+      float* o = t.o + row * p.ldo;
+      const float base = count > 0 ? update_max(p, s, count, &t.m[row], &t.d[row], o, p.ldo) : 0;
       const Weight weight(p, base);
       const int64_t padded = round_up(all, kPairStep);
       const float* factors = value_scales(p, t, row);
+      ProbabilitySums sums;
 #if defined(__AVX512BF16__)
       if (p.bf16_values) {
         bf16* to = reinterpret_cast<bf16*>(t.p) + row * kBlock;
-        const F32v total = probabilities(s, count, padded, weight, factors, to);
+        sums = probabilities(s, count, padded, weight, factors, to);
         if (factors) clear(to, seen.begin);
-        if (p.sum_d) t.d[row] += sum(total);
-        return;
-      }
+        if (vector_decode) store(o + p.v.head_dim, load(o + p.v.head_dim) + sums.stored);
+      } else
 #endif
-      float* to = reinterpret_cast<float*>(t.p) + row * kBlock;
-      const F32v total = probabilities(s, count, padded, weight, factors, to);
-      if (factors) clear(to, seen.begin);
-      if (p.sum_d) t.d[row] += sum(total);
+      {
+        float* to = reinterpret_cast<float*>(t.p) + row * kBlock;
+        sums = probabilities(s, count, padded, weight, factors, to);
+        if (factors) clear(to, seen.begin);
+      }
+      if (p.sum_d) t.d[row] += sum(sums.exact);
     });
-    value_block(p, t, key, n, next);
+    if (vector_decode) {
+      vector_value_block(p, t, key, n, next);
+    } else {
+      value_block(p, t, key, n, next);
+    }
   }
+#if defined(__AVX512BF16__)
+  for (int64_t row = 0; vector_decode && p.bf16_values && row < t.num_rows; ++row) {
+    float* o = t.o + row * p.ldo;
+    restore_dims(o, p.v.head_dim);
+    o[p.v.head_dim] = sum(load(o + p.v.head_dim));
+  }
+#endif
   for (int64_t row = 0; p.v.scaled && row < t.num_rows; ++row) t.o[row * p.ldo + p.v.head_dim] = t.d[row];
 }
 
