@@ -7,8 +7,8 @@
 //   K^T:          columns are keys, k is the dim
 //   V:            columns are dims, k is the key
 //
-// V gets one more column, which is all ones. It sums the softmax's denominator by the operations
-// that sum the numerator. So V = 1 gives exactly 1, and P is rounded to bf16 in both.
+// In f32, V gets one more column, which is all ones. It sums the softmax's denominator by the
+// operations that sum the numerator, so V = 1 gives exactly 1.
 #pragma once
 
 #include "backend/cpu/amx.h"
@@ -102,35 +102,28 @@ DIFFQKV_INLINE __m512i interleave(__m256i even, __m256i odd) {
 
 // V's panels in bf16: [num_keys / 2, padded to 16][16 dims][2].
 DIFFQKV_INLINE void pack_v_vnni(const Rows& v, int64_t num_keys, int64_t head_dim, float* panels, int64_t stride_panel,
-                                bool ones, Prefetch& prefetch) {
+                                Prefetch& prefetch) {
   const int64_t whole = head_dim / kPanel;
   const int64_t rest = head_dim % kPanel;
   const __mmask16 mask = static_cast<__mmask16>((1u << rest) - 1);
-  const __m256i one = _mm256_maskz_set1_epi16(static_cast<__mmask16>(1u << rest), 0x3f80);
-  const auto store_pair = [&](float* to, __m256i even, __m256i odd)
-                              DIFFQKV_LAMBDA { _mm512_storeu_si512(to, interleave(even, odd)); };
   const auto load16 = [](const char* from)
                           DIFFQKV_LAMBDA { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); };
   int64_t t = 0;
   for (; t < num_keys; t += 2) {
     const char* even = v.data + t * v.stride_bytes;
-    const char* odd = even + v.stride_bytes;
+    const char* odd = t + 1 < num_keys ? even + v.stride_bytes : nullptr;
     prefetch.advance(2 * prefetch.per_value);
     float* to = panels + t / 2 * kPanel;
-    if (t + 1 < num_keys) {
-      for (int64_t i = 0; i < whole; ++i, to += stride_panel)
-        store_pair(to, load16(even + 32 * i), load16(odd + 32 * i));
-      if (!ones && !rest) continue;
-      store_pair(to, _mm256_or_si256(one, _mm256_maskz_loadu_epi16(mask, even + 32 * whole)),
-                 _mm256_or_si256(one, _mm256_maskz_loadu_epi16(mask, odd + 32 * whole)));
-    } else {
-      for (int64_t i = 0; i < whole; ++i, to += stride_panel)
-        store_pair(to, load16(even + 32 * i), _mm256_setzero_si256());
-      store_pair(to, _mm256_or_si256(one, _mm256_maskz_loadu_epi16(mask, even + 32 * whole)), _mm256_setzero_si256());
+    for (int64_t i = 0; i < whole; ++i, to += stride_panel) {
+      _mm512_storeu_si512(to, interleave(load16(even + 32 * i), odd ? load16(odd + 32 * i) : _mm256_setzero_si256()));
     }
+    if (!rest) continue;
+    _mm512_storeu_si512(to,
+                        interleave(_mm256_maskz_loadu_epi16(mask, even + 32 * whole),
+                                   odd ? _mm256_maskz_loadu_epi16(mask, odd + 32 * whole) : _mm256_setzero_si256()));
   }
   for (; t < round_up(num_keys, kPairStep); t += 2) {
-    for (int64_t i = 0; i <= whole; ++i)
+    for (int64_t i = 0; i < ceil_div(head_dim, kPanel); ++i)
       _mm512_storeu_si512(panels + i * stride_panel + t / 2 * kPanel, _mm512_setzero_si512());
   }
 }

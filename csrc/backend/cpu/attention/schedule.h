@@ -89,7 +89,7 @@ DIFFQKV_INLINE KeyRange split_range(const Problem& p, const Tile& t, int64_t num
   return {max_of(begin, t.first_visible), min_of(begin + keys, t.max_visible)};
 }
 
-// Size of the result of one split for one row: o with its divisor in column v.head_dim, then m and
+// Size of the result of one split for one row: o with its divisor in divisor_column, then m and
 // d.
 DIFFQKV_INLINE int64_t partial_floats(const Problem& p) { return p.ldo + kPanel; }
 
@@ -150,10 +150,10 @@ void run(const Problem& p, const Plan& plan, Arena& arena) {
         attend(p, t, keys.begin, keys.end, plan.prefetch);
         for (int64_t row = 0; row < t.num_rows; ++row) {
           const float* o = t.o + row * p.ldo;
-          const float d = p.sum_d ? t.d[row] : o[p.v.head_dim];
+          const float d = p.sum_d ? t.d[row] : o[p.divisor_column];
           if (splits == 1) {
             finish_row(p, t.batch, t.first_query + row % t.num_queries, t.first_head + row / t.num_queries, o,
-                       o[p.v.head_dim], t.m[row], d);
+                       o[p.divisor_column], t.m[row], d);
             continue;
           }
           float* part =
@@ -172,7 +172,7 @@ void run(const Problem& p, const Plan& plan, Arena& arena) {
         if (row >= t.num_rows || splits <= 1) continue;
         const RowStats stats = merge_row(p, partials + item * plan.num_splits * partial_floats(p), splits, t.o);
         finish_row(p, t.batch, t.first_query + row % t.num_queries, t.first_head + row / t.num_queries, t.o,
-                   t.o[p.v.head_dim], stats.m, stats.d);
+                   t.o[p.divisor_column], stats.m, stats.d);
       }
     }
   }

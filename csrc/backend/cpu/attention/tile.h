@@ -9,10 +9,10 @@
 //   for each block of keys:
 //     for each K head: pack it once; S = Q K^T, 32 rows at a time, in L1; online softmax,
 //       P = exp(S - m); O *= exp(m_old - m)
-//     for each V head: pack it once; O += P V, and d with it, in V's column of ones
+//     for each V head: pack it once; O += P V, and in f32 d with it, in V's column of ones
 //
-// Decode does not pack V (vector_decode.h), and with AMX not K either (amx_decode.h). In bf16 it sums
-// d separately, from the rounded P, or from the unrounded P if V has scales.
+// Decode does not pack V (vector_decode.h), and with AMX not K either (amx_decode.h). In bf16, d is
+// the sum of the rounded P, or of the unrounded P if V has scales.
 //
 // Scores and their max m are raw, q.k, and the softmax uses base 2: P = 2^((q.k - m) |sm_scale|
 // log2(e)). With a soft cap, scores are tanh(q.k |sm_scale| / softcap), and softcap replaces
@@ -63,7 +63,8 @@ struct Problem {
   bool widen_v;
   bool sum_d;  // d is summed separately from O: for lse if P is rounded to bf16, and if P includes V's scales
   int64_t q_heads_per_k_head, q_heads_per_v_head;
-  int64_t ldq, num_v_panels, ldo;  // in elements; ldo = 16 * num_v_panels, and d is in column v.head_dim
+  int64_t ldq, num_v_panels, ldo;  // in elements
+  int64_t divisor_column;          // of d in a row of O. In bf16, d is summed by lanes there.
   int64_t stride_k_panel, stride_v_panel;
   int64_t block;  // keys in a block
   bool one_prefetch_stream;
@@ -163,8 +164,9 @@ Problem make_problem(const AttentionParams& p) {
   r.q_heads_per_v_head = p.num_q_heads / p.v.num_heads;
   r.ldq = r.bf16_scores ? round_up(p.k.head_dim, kPairStep) : p.k.head_dim;
   r.stride_k_panel = r.bf16_scores ? r.ldq / 2 * kPanel : round_up(p.k.head_dim, kPanel) * kPanel;
-  r.num_v_panels = p.v.head_dim / kPanel + 1;
-  r.ldo = r.num_v_panels * kPanel;
+  r.num_v_panels = r.bf16_values ? ceil_div(p.v.head_dim, kPanel) : p.v.head_dim / kPanel + 1;
+  r.divisor_column = r.bf16_values ? round_up(p.v.head_dim, kPanel) : p.v.head_dim;
+  r.ldo = round_up(r.divisor_column + 1, kPanel);
   r.stride_v_panel = r.bf16_values ? kBlock / 2 * kPanel : kBlock * kPanel;
   r.block = kBlock;
   r.one_prefetch_stream = one_prefetch_stream();
@@ -246,25 +248,27 @@ DIFFQKV_INLINE float max_score(const float* s, int64_t count) {
   return max_lane(best);
 }
 
-// Returns x as stored, rounded to T.
+// Sums of probabilities by lanes.
+struct ProbabilitySums {
+  F32v exact = {};   // before factors and rounding
+  F32v stored = {};  // as stored, if they are bf16
+};
+
 template <typename T>
-DIFFQKV_INLINE F32v store_probabilities(T* p, F32v x) {
+DIFFQKV_INLINE void store_probabilities(T* p, F32v x, ProbabilitySums* sums) {
 #if defined(__AVX512BF16__)
   if constexpr (sizeof(T) == 2) {
     const __m256bh rounded = _mm512_cvtneps_pbh((__m512)x);
     __builtin_memcpy(p, &rounded, sizeof(rounded));
-    return from_bf16_bits(__builtin_convertvector(bit_cast<U16v>(rounded), U32v));
+    const __m256 stored = _mm512_castps512_ps256((__m512)sums->stored);
+    const __m256bh ones = (__m256bh)_mm256_set1_epi16(0x3f80);
+    sums->stored = (F32v)_mm512_zextps256_ps512(_mm256_dpbf16_ps(stored, rounded, ones));
+    return;
   }
 #endif
+  (void)sums;
   store(p, x);
-  return x;
 }
-
-// Sums of probabilities by lanes.
-struct ProbabilitySums {
-  F32v exact = {};   // before factors and rounding
-  F32v stored = {};  // as stored
-};
 
 // p = weight(s) for count keys, times their factors if given, then 0 up to `end`.
 template <typename T>
@@ -274,17 +278,17 @@ DIFFQKV_INLINE ProbabilitySums probabilities(const float* s, int64_t count, int6
   int64_t j = 0;
   for (; j + kLanes <= count; j += kLanes) {
     const F32v x = weight(load(s + j));
-    sums.stored += store_probabilities(p + j, factors ? x * load(factors + j) : x);
+    store_probabilities(p + j, factors ? x * load(factors + j) : x, &sums);
     sums.exact += x;
   }
   if (j < count) {
     const I32v seen = lane_numbers() < static_cast<int32_t>(count - j);
     const F32v x = seen ? weight(load(s + j)) : F32v{};
-    sums.stored += store_probabilities(p + j, factors ? (seen ? x * load(factors + j) : F32v{}) : x);
+    store_probabilities(p + j, factors ? (seen ? x * load(factors + j) : F32v{}) : x, &sums);
     sums.exact += x;
     j += kLanes;
   }
-  for (; j < end; j += kLanes) store_probabilities(p + j, F32v{});
+  for (; j < end; j += kLanes) store_probabilities(p + j, F32v{}, &sums);
   return sums;
 }
 
@@ -554,7 +558,7 @@ void accumulate_row_exactly(const Problem& p, const Tile& t, int64_t row, KeyRan
   for (int64_t j = seen.begin; j < seen.end; ++j) {
     const float weight = p.bf16_values ? load1(reinterpret_cast<const bf16*>(t.p) + row * kBlock + j)
                                        : reinterpret_cast<const float*>(t.p)[row * kBlock + j];
-    for (int64_t d = 0; d < p.ldo; ++d) {
+    for (int64_t d = 0; d < p.num_v_panels * kPanel; ++d) {
       const float* panel = t.v_panels + d / kPanel * p.stride_v_panel;
       o[d] += weight * (p.bf16_values
                             ? load1(reinterpret_cast<const bf16*>(panel + j / 2 * kPanel) + d % kPanel * 2 + j % 2)
@@ -586,7 +590,7 @@ DIFFQKV_INLINE void vector_value_block(const Problem& p, Tile& t, int64_t first_
 #if defined(__AVX512BF16__)
     if (p.widen_v) rows = widened(p.v.dtype, rows, n, p.v.head_dim, &t.widened);
 #endif
-    const HeadValues values = {rows, n, t.p + row * row_bytes, t.o + row * p.ldo, p.ldo, p.v.head_dim};
+    const HeadValues values = {rows, n, t.p + row * row_bytes, t.o + row * p.ldo, p.ldo, p.divisor_column};
     visit_rows(rows_per_head, [&]<int kRows>() DIFFQKV_LAMBDA {
 #if defined(__AVX512BF16__)
       if (p.bf16_values) {
@@ -619,7 +623,7 @@ DIFFQKV_INLINE void value_block(const Problem& p, Tile& t, int64_t first_key, in
       const int64_t count = min_of(n - j, rows.part_keys());
 #if defined(__AVX512BF16__)
       if (p.bf16_values) {
-        pack_v_vnni(rows.from(j), count, p.v.head_dim, t.v_panels + j / 2 * kPanel, p.stride_v_panel, ones, prefetch);
+        pack_v_vnni(rows.from(j), count, p.v.head_dim, t.v_panels + j / 2 * kPanel, p.stride_v_panel, prefetch);
         continue;
       }
 #endif
@@ -700,7 +704,7 @@ Prefetch prefetch_block(const Problem& p, const Tile& t, int64_t begin, int64_t 
 #if defined(__AVX512BF16__)
 // The column of the divisor in a row of O as AMX decode computes it. decode_values leaves even
 // dims, the divisor, odd dims; decode_values_i8 leaves the dims by d % 4, then the divisor.
-DIFFQKV_INLINE int64_t divisor_column(const Problem& p) { return p.i8_values ? p.v.head_dim : p.v.head_dim / 2; }
+DIFFQKV_INLINE int64_t amx_divisor_column(const Problem& p) { return p.i8_values ? p.v.head_dim : p.v.head_dim / 2; }
 
 // Brings such a row into the order of o.
 DIFFQKV_INLINE void reorder_row(const Problem& p, float* o) {
@@ -709,7 +713,7 @@ DIFFQKV_INLINE void reorder_row(const Problem& p, float* o) {
   const int64_t count = p.i8_values ? 4 : 2;
   const int64_t stride = p.i8_values ? p.v.head_dim / 4 : p.ldo / 2;
   for (int64_t d = 0; d < p.v.head_dim; ++d) o[d] = parts[d % count * stride + d / count];
-  o[p.v.head_dim] = parts[divisor_column(p)];
+  o[p.divisor_column] = parts[amx_divisor_column(p)];
 }
 
 // P of one row and block, times V's scales: as pairs of bf16 for decode_values, or as fixed point
@@ -743,7 +747,7 @@ DIFFQKV_INLINE void decode_probabilities(const Problem& p, Tile& t, int64_t row,
   }
   if (p.i8_values) t.units[row] = store_fixed(s, all, top, reinterpret_cast<int32_t*>(t.p) + row * kBlock);
   if (p.sum_d) t.d[row] += sum(total);
-  o[divisor_column(p)] += sum(factors ? total : rounded);
+  o[amx_divisor_column(p)] += sum(factors ? total : rounded);
 }
 
 // `attend` by AMX decode. Returns whether O is right. It is not if V is not finite, because such a
@@ -826,7 +830,7 @@ void attend(const Problem& p, Tile& t, int64_t begin, int64_t end, bool prefetch
         bf16* to = reinterpret_cast<bf16*>(t.p) + row * kBlock;
         sums = probabilities(s, count, padded, weight, factors, to);
         if (factors) clear(to, seen.begin);
-        if (vector_decode) store(o + p.v.head_dim, load(o + p.v.head_dim) + sums.stored);
+        store(o + p.divisor_column, load(o + p.divisor_column) + sums.stored);
       } else
 #endif
       {
@@ -842,14 +846,14 @@ void attend(const Problem& p, Tile& t, int64_t begin, int64_t end, bool prefetch
       value_block(p, t, key, n, next);
     }
   }
-#if defined(__AVX512BF16__)
-  for (int64_t row = 0; vector_decode && p.bf16_values && row < t.num_rows; ++row) {
+  for (int64_t row = 0; row < t.num_rows; ++row) {
     float* o = t.o + row * p.ldo;
-    restore_dims(o, p.v.head_dim);
-    o[p.v.head_dim] = sum(load(o + p.v.head_dim));
-  }
+#if defined(__AVX512BF16__)
+    if (p.bf16_values && vector_decode) restore_dims(o, p.v.head_dim);
+    if (p.bf16_values) o[p.divisor_column] = sum(load(o + p.divisor_column));
 #endif
-  for (int64_t row = 0; p.v.scaled && row < t.num_rows; ++row) t.o[row * p.ldo + p.v.head_dim] = t.d[row];
+    if (p.v.scaled) o[p.divisor_column] = t.d[row];
+  }
 }
 
 }  // namespace
