@@ -26,7 +26,7 @@ export const READ_PATTERNS: readonly ReadPattern[] = [
 ];
 
 export class Ceilings {
-  /** Whether the native module has oneDNN, whose matrix rate is the limit of linear layers. */
+  /** Whether linear layers use oneDNN, whose matrix rate then is their limit. */
   readonly hasOnednn: boolean;
 
   constructor(private readonly device: Device) {

@@ -13,7 +13,8 @@ const Kernels kernels = {
     DIFFQKV_ISA_OPERATORS(DIFFQKV_ENTRY)
     .gemv = gemv,
     .gated_gemv = gated_gemv,
-    .matmul_blocked = matmul_blocked,
+    .gemm = gemm,
+    .gated_gemm = gated_gemm,
     .convert = convert,
     .dequantize_rows = dequantize_rows,
     .read_stream = read_stream,

@@ -30,7 +30,9 @@ struct Kernels {
   void (*gemv)(const MatmulParams& p, Arena& arena);  // few tokens; bound by reading the weight once
   // inner = activation(x gate^T) * (x up^T), or activation(x up^T), [num_tokens, inner_size]
   void (*gated_gemv)(const GatedMlpParams& p, void* inner, DType inner_dtype, Arena& arena);
-  void (*matmul_blocked)(const MatmulParams& p, Arena& arena);  // any shape; used if oneDNN is not built in
+  void (*gemm)(const MatmulParams& p, Arena& arena);  // many tokens; bound by arithmetic
+  // inner as in gated_gemv, for many tokens
+  void (*gated_gemm)(const GatedMlpParams& p, void* inner, DType inner_dtype, Arena& arena);
   void (*convert)(DType to, void* dst, DType from, const void* src, int64_t count);
   // The values of num_rows rows of a quantized weight, in order, as f32 or bf16.
   void (*dequantize_rows)(DType to, void* dst, const WeightView& weight, int64_t in_features, int64_t num_rows);

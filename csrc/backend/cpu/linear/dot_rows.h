@@ -1,4 +1,4 @@
-// The inner loop of gemv, gated_gemv and matmul_blocked: the dot products of several weight rows
+// The inner loop of gemv and gated_gemv: the dot products of several weight rows
 // with num_x vectors x, vectorized along the features, accumulated in float32 registers.
 #pragma once
 

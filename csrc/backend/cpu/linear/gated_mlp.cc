@@ -1,7 +1,6 @@
 // out (+)= (activation(x gate^T) * (x up^T)) down^T, or activation(x up^T) down^T, in blocks of tokens
-// so that scratch memory is bounded. Few tokens, or quantized weights: gate and up in one pass
-// (gated_gemv), then down. More tokens: three products. silu and the product of gate and up are in the epilogues of the
-// first two, or in gated_activation. The intermediate result is rounded at most once.
+// so that scratch memory is bounded. Gate and up are one pass (gated_gemv, gated_gemm), or two
+// products of oneDNN. The intermediate result is rounded at most once.
 #include <algorithm>
 
 #include "backend/cpu/arena.h"
@@ -21,8 +20,9 @@ void LinearLayers::gated_mlp(const GatedMlpParams& p) {
   require_weight_type("gated MLP: down", p.down.dtype);
   require_compute_type("gated MLP: out", p.out_dtype);
   if (p.num_tokens <= 0 || p.out_features <= 0) return;
-  // The intermediate result is bf16 if x is, and the last product can multiply bf16 directly. Else it is f32:
-  // it would be converted to f32 anyway, and activation(a) * b easily exceeds 65,504, the range of f16.
+  // The intermediate result is bf16 if x is, and the last product can multiply bf16 directly. Else it
+  // is f32: it would be converted to f32 anyway, and activation(a) * b easily exceeds 65,504, the
+  // range of f16.
   const bool bf16 = p.x_dtype == DType::bf16 && takes_bf16(p.up.dtype) && takes_bf16(p.down.dtype);
   const DType inner_dtype = bf16 ? DType::bf16 : DType::f32;
   const auto down = [&](const void* inner, DType dtype, int64_t first_token, int64_t num_tokens) {
@@ -39,47 +39,21 @@ void LinearLayers::gated_mlp(const GatedMlpParams& p) {
   };
   const bool is_gemv = p.num_tokens <= max_gemv_tokens(p.up.dtype, p.x_dtype);
   const int64_t block_tokens = std::min(kBlockTokens, p.num_tokens);
-  const size_t inner_bytes = is_gemv ? dtype_size(inner_dtype) : sizeof(float);
-  void* inner = arena_.get(kSlotInner, block_tokens * p.inner_size * inner_bytes);
+  void* inner = arena_.get(kSlotInner, block_tokens * p.inner_size * dtype_size(inner_dtype));
   for (int64_t token = 0; token < p.num_tokens; token += block_tokens) {
     const int64_t num_tokens = std::min(block_tokens, p.num_tokens - token);
     const void* x = static_cast<const char*>(p.x) + token * p.in_features * static_cast<int64_t>(dtype_size(p.x_dtype));
+    GatedMlpParams block = p;
+    block.x = x;
+    block.num_tokens = num_tokens;
     if (is_gemv) {
-      GatedMlpParams block = p;
-      block.x = x;
-      block.num_tokens = num_tokens;
       kernels_.gated_gemv(block, inner, inner_dtype, arena_);
-      down(inner, inner_dtype, token, num_tokens);
-      continue;
+    } else if (bf16 && uses_onednn(p.up.dtype, p.x_dtype, p.in_features)) {
+      gated_product_onednn(p, x, num_tokens, inner);
+    } else {
+      kernels_.gated_gemm(block, inner, inner_dtype, arena_);
     }
-    if (bf16 && gated_product_bf16(p, x, num_tokens, inner)) {
-      down(inner, DType::bf16, token, num_tokens);
-      continue;
-    }
-    MatmulParams product = {.x = x,
-                            .weight = p.up,
-                            .out = inner,
-                            .x_dtype = p.x_dtype,
-                            .out_dtype = DType::f32,
-                            .num_tokens = num_tokens,
-                            .in_features = p.in_features,
-                            .out_features = p.inner_size};
-    matmul(product);
-    void* gate = nullptr;
-    if (p.gate.data) {
-      gate = arena_.get(kSlotGate, block_tokens * p.inner_size * sizeof(float));
-      product.weight = p.gate;
-      product.out = gate;
-      matmul(product);
-    }
-    kernels_.gated_activation({.gate = gate,
-                               .up = inner,
-                               .out = inner,
-                               .dtype = DType::f32,
-                               .count = num_tokens * p.inner_size,
-                               .activation = p.activation},
-                              arena_);
-    down(inner, DType::f32, token, num_tokens);
+    down(inner, inner_dtype, token, num_tokens);
   }
 }
 

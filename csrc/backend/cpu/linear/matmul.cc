@@ -1,11 +1,8 @@
-// out (+)= x weight^T: few tokens by gemv, more by oneDNN, or by matmul_blocked if oneDNN is not
-// built in.
+// out (+)= x weight^T: few tokens by gemv, more by gemm. With AMX, oneDNN multiplies many tokens in
+// bf16, if it is built in.
 //
-// With VNNI and without AMX, quantized weights are multiplied by gemv for any number of tokens.
-//
-// oneDNN multiplies f32 by f32, and bf16 by bf16 if the CPU has instructions for it. Every other
-// pair of types is converted to f32, which is exact, in panels of bounded size. If x is bf16,
-// panels of a quantized weight are rounded to bf16.
+// With VNNI and without AMX, quantized weights are multiplied by gemv for any number of tokens. For
+// oneDNN, they are rounded to bf16 in panels of bounded size.
 #include <algorithm>
 
 #include "backend/cpu/arena.h"
@@ -17,6 +14,11 @@
 #endif
 
 namespace diffqkv::cpu {
+namespace {
+
+constexpr const char* kBuiltIn = "built in";
+
+}  // namespace
 
 #if defined(DIFFQKV_HAVE_ONEDNN)
 
@@ -25,112 +27,69 @@ struct LinearLayers::OneDnn {
 };
 
 std::string linear_layer_library() {
+  if (!use_amx()) return kBuiltIn;
   const dnnl_version_t* version = dnnl_version();
   return "oneDNN " + std::to_string(version->major) + "." + std::to_string(version->minor) + "." +
          std::to_string(version->patch);
 }
 
 LinearLayers::LinearLayers(const Kernels& kernels, Arena& arena)
-    : kernels_(kernels), arena_(arena), onednn_(std::make_unique<OneDnn>()) {}
+    : kernels_(kernels), arena_(arena), onednn_(use_amx() ? std::make_unique<OneDnn>() : nullptr) {}
 
-bool LinearLayers::multiplies_bf16() const { return onednn_->products.multiplies_bf16(2); }
+bool LinearLayers::uses_onednn(DType weight_dtype, DType x_dtype, int64_t in_features) const {
+  return onednn_ && x_dtype == DType::bf16 && takes_bf16(weight_dtype) &&
+         onednn_->products.multiplies_bf16(in_features);
+}
 
 namespace {
 
-constexpr int64_t kScratchBytes = int64_t{16} << 20;  // limit for each of x, weight and out in f32
+constexpr int64_t kScratchBytes = int64_t{8} << 20;  // limit for a panel of a quantized weight in bf16
 
-// The number of rows of `row_size` floats in a scratch buffer, at least 64.
-int64_t rows_in_scratch(int64_t row_size) { return std::max<int64_t>(64, kScratchBytes / (row_size * 4) / 64 * 64); }
+// The number of rows of `row_size` elements in a panel, at least 64.
+int64_t rows_in_scratch(int64_t row_size) { return std::max<int64_t>(64, kScratchBytes / (row_size * 2) / 64 * 64); }
 
-// Rows [row, row + num_rows) of a weight as `dtype`, f32 or bf16, in `panel`.
+// Rows [row, row + num_rows) of a quantized weight in bf16.
 void fill_panel(const Kernels& kernels, const WeightView& weight, int64_t in, int64_t row, int64_t num_rows,
-                DType dtype, void* panel) {
-  const WeightView rows = weight_rows(weight, in, row);
-  if (dtype_is_packed(weight.dtype)) return kernels.dequantize_rows(dtype, panel, rows, in, num_rows);
-  kernels.convert(dtype, panel, weight.dtype, rows.data, num_rows * in);
+                void* panel) {
+  kernels.dequantize_rows(DType::bf16, panel, weight_rows(weight, in, row), in, num_rows);
 }
 
-const void* offset(const void* data, DType dtype, int64_t count) {
-  return static_cast<const char*>(data) + count * static_cast<int64_t>(dtype_size(dtype));
-}
 void* offset(void* data, DType dtype, int64_t count) {
   return static_cast<char*>(data) + count * static_cast<int64_t>(dtype_size(dtype));
 }
 
+// out (+)= x weight^T by oneDNN, if accumulate with it. out is f32 or bf16.
 void matmul_onednn(const MatmulParams& p, const Kernels& kernels, Arena& arena, OneDnnProducts& products) {
   const int64_t in = p.in_features;
-  const bool bf16 = p.x_dtype == DType::bf16 && (p.weight.dtype == DType::bf16 || dtype_is_packed(p.weight.dtype)) &&
-                    products.multiplies_bf16(in);
-  const DType dtype = bf16 ? DType::bf16 : DType::f32;
-  const bool widen_x = p.x_dtype != dtype;
-  const bool widen_weight = p.weight.dtype != dtype;
-  const bool round_out = p.out_dtype != DType::f32 && !(bf16 && p.out_dtype == DType::bf16);
-
-  int64_t panel_rows = p.out_features;
-  int64_t block_tokens = p.num_tokens;
-  if (widen_weight) panel_rows = std::min(panel_rows, rows_in_scratch(in));
-  if (widen_x) block_tokens = std::min(block_tokens, rows_in_scratch(in));
-  if (round_out) block_tokens = std::min(block_tokens, rows_in_scratch(panel_rows));
-
-  for (int64_t token = 0; token < p.num_tokens; token += block_tokens) {
-    const int64_t num_tokens = std::min(block_tokens, p.num_tokens - token);
-    const void* x = offset(p.x, p.x_dtype, token * in);
-    if (widen_x) {
-      void* x_f32 = arena.get(kSlotX, block_tokens * in * sizeof(float));
-      kernels.convert(DType::f32, x_f32, p.x_dtype, x, num_tokens * in);
-      x = x_f32;
+  const bool is_packed = dtype_is_packed(p.weight.dtype);
+  // The whole weight, or panels of a quantized one.
+  const int64_t panel_rows = is_packed ? std::min(p.out_features, rows_in_scratch(in)) : p.out_features;
+  for (int64_t row = 0; row < p.out_features; row += panel_rows) {
+    const int64_t num_rows = std::min(panel_rows, p.out_features - row);
+    const void* weight = p.weight.data;
+    if (is_packed) {
+      void* panel = arena.get(kSlotWeight, panel_rows * in * dtype_size(DType::bf16));
+      fill_panel(kernels, p.weight, in, row, num_rows, panel);
+      weight = panel;
     }
-    for (int64_t row = 0; row < p.out_features; row += panel_rows) {
-      const int64_t num_rows = std::min(panel_rows, p.out_features - row);
-      const void* weight = weight_rows(p.weight, in, row).data;
-      if (widen_weight) {
-        void* panel = arena.get(kSlotWeight, panel_rows * in * dtype_size(dtype));
-        fill_panel(kernels, p.weight, in, row, num_rows, dtype, panel);
-        weight = panel;
-      }
-      if (!round_out) {
-        products.run({.x = x,
-                      .weight = weight,
-                      .out = offset(p.out, p.out_dtype, token * p.out_features + row),
-                      .dtype = dtype,
-                      .out_dtype = p.out_dtype,
-                      .num_tokens = num_tokens,
-                      .in_features = in,
-                      .out_features = num_rows,
-                      .stride_out = p.out_features,
-                      .epilogue = p.accumulate ? Epilogue::add : Epilogue::none},
-                     arena);
-        continue;
-      }
-      float* out_f32 = static_cast<float*>(arena.get(kSlotOut, block_tokens * panel_rows * sizeof(float)));
-      products.run({.x = x,
-                    .weight = weight,
-                    .out = out_f32,
-                    .dtype = dtype,
-                    .out_dtype = DType::f32,
-                    .num_tokens = num_tokens,
-                    .in_features = in,
-                    .out_features = num_rows,
-                    .stride_out = num_rows},
-                   arena);
-      if (num_rows == p.out_features) {
-        kernels.convert(p.out_dtype, offset(p.out, p.out_dtype, token * p.out_features), DType::f32, out_f32,
-                        num_tokens * num_rows);
-        continue;
-      }
-      for (int64_t t = 0; t < num_tokens; ++t) {
-        kernels.convert(p.out_dtype, offset(p.out, p.out_dtype, (token + t) * p.out_features + row), DType::f32,
-                        out_f32 + t * num_rows, num_rows);
-      }
-    }
+    products.run({.x = p.x,
+                  .weight = weight,
+                  .out = offset(p.out, p.out_dtype, row),
+                  .dtype = DType::bf16,
+                  .out_dtype = p.out_dtype,
+                  .num_tokens = p.num_tokens,
+                  .in_features = in,
+                  .out_features = num_rows,
+                  .stride_out = p.out_features,
+                  .epilogue = p.accumulate ? Epilogue::add : Epilogue::none},
+                 arena);
   }
 }
 
 }  // namespace
 
-bool LinearLayers::gated_product_bf16(const GatedMlpParams& p, const void* x, int64_t num_tokens, void* inner) {
+void LinearLayers::gated_product_onednn(const GatedMlpParams& p, const void* x, int64_t num_tokens, void* inner) {
   const int64_t in = p.in_features;
-  if (!onednn_->products.multiplies_bf16(in)) return false;
   const bool is_packed = dtype_is_packed(p.up.dtype);
   const bool fuses = p.activation == Activation::silu;
   // Whole weights, or panels of quantized ones.
@@ -141,7 +100,7 @@ bool LinearLayers::gated_product_bf16(const GatedMlpParams& p, const void* x, in
     const int64_t num_rows = std::min(panel_rows, p.inner_size - row);
     const auto weight_of = [&](const WeightView& weight) {
       if (!is_packed) return weight.data;
-      fill_panel(kernels_, weight, in, row, num_rows, DType::bf16, panel);
+      fill_panel(kernels_, weight, in, row, num_rows, panel);
       return static_cast<const void*>(panel);
     };
     Product product = {.x = x,
@@ -177,37 +136,34 @@ bool LinearLayers::gated_product_bf16(const GatedMlpParams& p, const void* x, in
       }
     }
   }
-  return true;
 }
 
 #else
 
 struct LinearLayers::OneDnn {};
 
-std::string linear_layer_library() { return "plain blocked loop"; }
+std::string linear_layer_library() { return kBuiltIn; }
 
 LinearLayers::LinearLayers(const Kernels& kernels, Arena& arena) : kernels_(kernels), arena_(arena) {}
 
-bool LinearLayers::multiplies_bf16() const { return std::string(kernels_.name) == "avx512_bf16"; }
+bool LinearLayers::uses_onednn(DType, DType, int64_t) const { return false; }
 
-bool LinearLayers::gated_product_bf16(const GatedMlpParams&, const void*, int64_t, void*) { return false; }
+void LinearLayers::gated_product_onednn(const GatedMlpParams&, const void*, int64_t, void*) {}
 
 #endif
 
 LinearLayers::~LinearLayers() = default;
 
+bool LinearLayers::takes_bf16(DType weight_dtype) const {
+  return dtype_is_packed(weight_dtype) || (weight_dtype == DType::bf16 && std::string(kernels_.name) == "avx512_bf16");
+}
+
 int64_t LinearLayers::max_gemv_tokens(DType weight_dtype, DType x_dtype) const {
-  if (!dtype_is_packed(weight_dtype)) {
-    return weight_dtype == DType::f16 ? 32 : 16;  // f16: oneDNN multiplies panels that are converted to f32
-  }
-  // With VNNI, integers are multiplied faster than bf16 and f32, except by AMX, or if x is f32 and has
-  // two integers for each element. Else it takes some tokens until panels are worth unpacking.
-#if defined(DIFFQKV_HAVE_ONEDNN)
-  const bool is_fastest = std::string(kernels_.name) == "avx512_bf16" && !use_amx();
-#else
-  const bool is_fastest = true;
-#endif
-  return is_fastest && x_dtype != DType::f32 ? INT64_MAX : 32;
+  if (!dtype_is_packed(weight_dtype)) return 16;
+  // With VNNI, integers are multiplied as fast as bf16, except by AMX, or if x is f32 and has two
+  // integers for each element. Else it takes some tokens until panels are worth unpacking.
+  const bool vnni = std::string(kernels_.name) == "avx512_bf16";
+  return vnni && !use_amx() && x_dtype != DType::f32 ? INT64_MAX : 32;
 }
 
 void LinearLayers::matmul(const MatmulParams& p) {
@@ -218,10 +174,11 @@ void LinearLayers::matmul(const MatmulParams& p) {
   if (p.num_tokens <= 0 || p.out_features <= 0) return;
   if (p.num_tokens <= max_gemv_tokens(p.weight.dtype, p.x_dtype) || p.in_features == 0) return kernels_.gemv(p, arena_);
 #if defined(DIFFQKV_HAVE_ONEDNN)
-  matmul_onednn(p, kernels_, arena_, onednn_->products);
-#else
-  kernels_.matmul_blocked(p, arena_);
+  if (p.out_dtype != DType::f16 && uses_onednn(p.weight.dtype, p.x_dtype, p.in_features)) {
+    return matmul_onednn(p, kernels_, arena_, onednn_->products);
+  }
 #endif
+  kernels_.gemm(p, arena_);
 }
 
 }  // namespace diffqkv::cpu

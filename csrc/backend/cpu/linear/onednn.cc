@@ -1,4 +1,4 @@
-#if defined(DIFFQKV_HAVE_ONEDNN)  // else matmul_blocked computes the products
+#if defined(DIFFQKV_HAVE_ONEDNN)
 
 #include "backend/cpu/linear/onednn.h"
 
