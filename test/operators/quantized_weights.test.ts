@@ -165,10 +165,10 @@ describe('cpu', () => {
     [1, 1],
     [160, 130],
   ];
-  // With more than 32 tokens of bf16, the weights are rounded to bf16 if that is multiplied by AMX.
+  // With more than 32 tokens of bf16, the weights are rounded to bf16 if the CPU multiplies that.
   const valuesFor = (tokens: number, xType: FloatType, { packed }: Quantized): Float64Array => {
     const values = dequantizeWeight(packed);
-    const multipliesBf16 = /amx/.test(device().info.details.simd as string) && packed.columns % 2 === 0;
+    const multipliesBf16 = /bf16|amx/.test(device().info.details.simd as string);
     const rounds = tokens > 32 && xType === 'bf16' && multipliesBf16;
     return rounds ? values.map((value) => roundTo('bf16', value)) : values;
   };

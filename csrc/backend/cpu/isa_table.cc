@@ -10,6 +10,11 @@ namespace diffqkv::cpu::DIFFQKV_ISA {
 #define DIFFQKV_ENTRY(operator_name, Params) .operator_name = operator_name,
 const Kernels kernels = {
     .name = DIFFQKV_STRING(DIFFQKV_ISA),
+#if defined(__AVX512BF16__)
+    .multiplies_bf16 = true,
+#else
+    .multiplies_bf16 = false,
+#endif
     DIFFQKV_ISA_OPERATORS(DIFFQKV_ENTRY)
     .gemv = gemv,
     .gated_gemv = gated_gemv,

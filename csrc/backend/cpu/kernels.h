@@ -22,6 +22,7 @@ enum class MultiplyUnit { f32, bf16, tiles };  // FMA, AVX512-BF16, AMX
 
 struct Kernels {
   const char* name;
+  bool multiplies_bf16;  // without converting it to f32
 #define DIFFQKV_KERNEL(name, Params) void (*name)(const Params& p, Arena& arena);
   DIFFQKV_ISA_OPERATORS(DIFFQKV_KERNEL)
 #undef DIFFQKV_KERNEL

@@ -37,7 +37,7 @@ void LinearLayers::gated_mlp(const GatedMlpParams& p) {
             .out_features = p.out_features,
             .accumulate = p.accumulate});
   };
-  const bool is_gemv = p.num_tokens <= max_gemv_tokens(p.up.dtype, p.x_dtype);
+  const bool is_gemv = p.num_tokens <= max_gemv_tokens(p.up.dtype);
   const int64_t block_tokens = std::min(kBlockTokens, p.num_tokens);
   void* inner = arena_.get(kSlotInner, block_tokens * p.inner_size * dtype_size(inner_dtype));
   for (int64_t token = 0; token < p.num_tokens; token += block_tokens) {

@@ -1,6 +1,7 @@
 // Linear layers of many tokens: out (+)= x weight^T, by the matrix products of attention. A thread
 // packs a block of weight rows into panels of 16, which stay in its L2 cache while all tokens pass:
-// bf16 if x, the weight and the CPU multiply that, else f32. Bound by arithmetic.
+// in bf16 if x is bf16 and the CPU multiplies that, else in f32. In bf16, quantized weights are
+// rounded. Bound by arithmetic.
 #include "backend/cpu/attention/gemm.h"
 #include "backend/cpu/arena.h"
 #include "backend/cpu/isa_kernels.h"
@@ -24,9 +25,11 @@ struct Product {
   int num_weights;
   int64_t num_tokens, in_features, out_features;
 
-  DIFFQKV_INLINE bool all_bf16() const {
-    bool all = x_dtype == DType::bf16;
-    for (int w = 0; w < num_weights; ++w) all = all && weights[w].dtype == DType::bf16;
+  DIFFQKV_INLINE bool in_bf16() const {
+    bool all = kHasBf16Gemm && x_dtype == DType::bf16;
+    for (int w = 0; w < num_weights; ++w) {
+      all = all && (weights[w].dtype == DType::bf16 || dtype_is_packed(weights[w].dtype));
+    }
     return all;
   }
   DIFFQKV_INLINE bool any_packed() const {
@@ -43,27 +46,35 @@ struct Blocks {
   int64_t stride_panel;  // in floats
   int64_t num_panels;    // in a block, for each weight
   float* panels;         // [thread][num_panels][stride_panel]
-  float* rows;           // [thread][16][in_features], if the weight is quantized
+  char* rows;            // [thread][16][in_features], f32 or bf16, if the weight is quantized
   float* sums;           // [thread][num_weights][kBlockTokens][num_panels * 16]
   const void* x;         // [kBlockTokens][depth], f32 or bf16
 
   DIFFQKV_INLINE int64_t stride_sums() const { return num_panels * kPanel; }
 };
 
+Rows contiguous_rows(const void* data, DType dtype, int64_t n) {
+  return {static_cast<const char*>(data), n * static_cast<int64_t>(dtype_size(dtype))};
+}
+
 // Packs num_rows <= 16 rows of a weight, from `row` on.
 void pack_panel(const WeightView& weight, const Blocks& b, int64_t n, int64_t row, int64_t num_rows, float* panel) {
-  if (dtype_is_packed(weight.dtype)) {
-    float* rows = b.rows + omp_get_thread_num() * kPanel * n;
-    for (int64_t r = 0; r < num_rows; ++r) dequantize_row(weight_rows(weight, n, row + r), n, rows + r * n);
-    pack_k_panel<float>({reinterpret_cast<const char*>(rows), n * 4}, num_rows, n, panel);
-    return;
+  DType dtype = weight.dtype;
+  Rows rows = {};
+  if (dtype_is_packed(dtype)) {
+    dtype = b.bf16_product ? DType::bf16 : DType::f32;
+    rows = contiguous_rows(b.rows + omp_get_thread_num() * kPanel * n * 4, dtype, n);
+    visit(dtype, [&](auto type) DIFFQKV_LAMBDA {
+      auto* to = reinterpret_cast<decltype(type)*>(const_cast<char*>(rows.data));
+      for (int64_t r = 0; r < num_rows; ++r) dequantize_row(weight_rows(weight, n, row + r), n, to + r * n);
+    });
+  } else {
+    rows = contiguous_rows(weight_rows(weight, n, row).data, dtype, n);
   }
-  const int64_t row_bytes = n * static_cast<int64_t>(dtype_size(weight.dtype));
-  const Rows rows = {static_cast<const char*>(weight.data) + row * row_bytes, row_bytes};
 #if defined(__AVX512BF16__)
   if (b.bf16_product) return pack_k_panel_vnni(rows, num_rows, n, panel);
 #endif
-  visit(weight.dtype, [&](auto type) DIFFQKV_LAMBDA { pack_k_panel<decltype(type)>(rows, num_rows, n, panel); });
+  visit(dtype, [&](auto type) DIFFQKV_LAMBDA { pack_k_panel<decltype(type)>(rows, num_rows, n, panel); });
 }
 
 // Rows [row, row + num_rows) of all weights, at most one block.
@@ -119,7 +130,7 @@ DIFFQKV_INLINE void multiply(const Product& p, Arena& arena, const OnSums& on_su
   const int64_t n = p.in_features;
   const int64_t num_threads = omp_get_max_threads();
   Blocks b = {};
-  b.bf16_product = kHasBf16Gemm && p.all_bf16();
+  b.bf16_product = p.in_bf16();
   b.depth = b.bf16_product ? round_up(n, kPairStep) : n;
   b.stride_panel = b.bf16_product ? b.depth / 2 * kPanel : round_up(n, kPanel) * kPanel;
   b.num_panels = max_of(1, min_of(kBlockBytes / (b.stride_panel * 4), kMostPanels));
@@ -127,7 +138,7 @@ DIFFQKV_INLINE void multiply(const Product& p, Arena& arena, const OnSums& on_su
   const int64_t rows_bytes = p.any_packed() ? num_threads * kPanel * n * 4 : 0;
   char* scratch = static_cast<char*>(arena.get(kSlotWeight, static_cast<size_t>(panels_bytes + rows_bytes)));
   b.panels = reinterpret_cast<float*>(scratch);
-  b.rows = reinterpret_cast<float*>(scratch + panels_bytes);
+  b.rows = scratch + panels_bytes;
   b.sums = static_cast<float*>(
       arena.get(kSlotOut, static_cast<size_t>(num_threads * p.num_weights * kBlockTokens * b.stride_sums() * 4)));
   char* x = static_cast<char*>(

@@ -22,7 +22,7 @@ class LinearLayers {
  private:
   // Up to this number of tokens, gemv is faster. At least 16: up to 16 sequences decode together, and
   // gemv computes the same bits for each of them as for that sequence alone.
-  int64_t max_gemv_tokens(DType weight_dtype, DType x_dtype) const;
+  int64_t max_gemv_tokens(DType weight_dtype) const;
   // Whether weights of this type are multiplied by x in bf16 directly.
   bool takes_bf16(DType weight_dtype) const;
   // Whether oneDNN multiplies them: bf16 by AMX.

@@ -1,8 +1,7 @@
 // out (+)= x weight^T: few tokens by gemv, more by gemm. With AMX, oneDNN multiplies many tokens in
 // bf16, if it is built in.
 //
-// With VNNI and without AMX, quantized weights are multiplied by gemv for any number of tokens. For
-// oneDNN, they are rounded to bf16 in panels of bounded size.
+// For oneDNN, quantized weights are rounded to bf16 in panels of bounded size.
 #include <algorithm>
 
 #include "backend/cpu/arena.h"
@@ -155,15 +154,11 @@ void LinearLayers::gated_product_onednn(const GatedMlpParams&, const void*, int6
 LinearLayers::~LinearLayers() = default;
 
 bool LinearLayers::takes_bf16(DType weight_dtype) const {
-  return dtype_is_packed(weight_dtype) || (weight_dtype == DType::bf16 && std::string(kernels_.name) == "avx512_bf16");
+  return dtype_is_packed(weight_dtype) || (weight_dtype == DType::bf16 && kernels_.multiplies_bf16);
 }
 
-int64_t LinearLayers::max_gemv_tokens(DType weight_dtype, DType x_dtype) const {
-  if (!dtype_is_packed(weight_dtype)) return 16;
-  // With VNNI, integers are multiplied as fast as bf16, except by AMX, or if x is f32 and has two
-  // integers for each element. Else it takes some tokens until panels are worth unpacking.
-  const bool vnni = std::string(kernels_.name) == "avx512_bf16";
-  return vnni && !use_amx() && x_dtype != DType::f32 ? INT64_MAX : 32;
+int64_t LinearLayers::max_gemv_tokens(DType weight_dtype) const {
+  return dtype_is_packed(weight_dtype) ? 32 : 16;  // it takes some tokens until panels are worth unpacking
 }
 
 void LinearLayers::matmul(const MatmulParams& p) {
@@ -172,7 +167,7 @@ void LinearLayers::matmul(const MatmulParams& p) {
   require_compute_type("matmul: out", p.out_dtype);
   if (p.accumulate) require_accumulator_type("matmul: out", p.out_dtype);
   if (p.num_tokens <= 0 || p.out_features <= 0) return;
-  if (p.num_tokens <= max_gemv_tokens(p.weight.dtype, p.x_dtype) || p.in_features == 0) return kernels_.gemv(p, arena_);
+  if (p.num_tokens <= max_gemv_tokens(p.weight.dtype) || p.in_features == 0) return kernels_.gemv(p, arena_);
 #if defined(DIFFQKV_HAVE_ONEDNN)
   if (p.out_dtype != DType::f16 && uses_onednn(p.weight.dtype, p.x_dtype, p.in_features)) {
     return matmul_onednn(p, kernels_, arena_, onednn_->products);
