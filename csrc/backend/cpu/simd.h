@@ -201,6 +201,17 @@ DIFFQKV_INLINE V load_raw(const T* p) {
   return v;
 }
 
+// Bytes as 32-bit integers. GCC 12 converts a vector of bytes element by element.
+DIFFQKV_INLINE I32v load_bytes(const int8_t* p) {
+#if defined(__AVX512F__)
+  return (I32v)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__AVX2__)
+  return (I32v)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#else
+  return __builtin_convertvector(load_raw<I8v>(p), I32v);
+#endif
+}
+
 DIFFQKV_INLINE F32v load(const float* p) { return load_raw<F32v>(p); }
 DIFFQKV_INLINE F32v load(const bf16* p) { return from_bf16_bits(__builtin_convertvector(load_raw<U16v>(p), U32v)); }
 DIFFQKV_INLINE F32v load(const f16* p) {
@@ -212,8 +223,10 @@ DIFFQKV_INLINE F32v load(const f16* p) {
   return from_f16_bits(__builtin_convertvector(load_raw<U16v>(p), U32v));
 #endif
 }
-DIFFQKV_INLINE F32v load(const int8_t* p) { return __builtin_convertvector(load_raw<I8v>(p), F32v); }
-DIFFQKV_INLINE F32v load(const f8e4m3* p) { return from_f8e4m3_bits(__builtin_convertvector(load_raw<U8v>(p), U32v)); }
+DIFFQKV_INLINE F32v load(const int8_t* p) { return __builtin_convertvector(load_bytes(p), F32v); }
+DIFFQKV_INLINE F32v load(const f8e4m3* p) {
+  return from_f8e4m3_bits((U32v)load_bytes(reinterpret_cast<const int8_t*>(p)) & 0xffu);
+}
 
 DIFFQKV_INLINE void store(float* p, F32v v) { __builtin_memcpy(p, &v, sizeof(v)); }
 DIFFQKV_INLINE void store(bf16* p, F32v v) {

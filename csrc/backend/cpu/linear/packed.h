@@ -233,8 +233,7 @@ DIFFQKV_INLINE F32v spread_scales(const uint16_t* scales) {
 template <DType kType>
 DIFFQKV_INLINE F32v load_integers(const char* row, int64_t i) {
   if constexpr (kType == DType::i8) {
-    // In two conversions, which have instructions.
-    return __builtin_convertvector(__builtin_convertvector(load_raw<I8v>(row + i), I32v), F32v);
+    return load(reinterpret_cast<const int8_t*>(row) + i);
   } else {
     I32v shifts;
     for (int l = 0; l < kLanes; ++l) shifts[l] = 16 * (l % 2) + 4 * (l % 8 / 2);
