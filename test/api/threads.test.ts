@@ -91,12 +91,18 @@ onLinux('limits spinning, also if a worker thread is the first that loads the mo
   const limitOf = async (thread: string, env: Record<string, string>) => {
     const { stdout, stderr, status } = await runNode([file, thread], { env: { OMP_DISPLAY_ENV: 'verbose', ...env } });
     expect(status).toBe(0);
-    // A child process does not inherit the variable.
-    const inherited = /^GOMP_SPINCOUNT=(.*)$/m.exec(stdout)?.[1];
-    return [/GOMP_SPINCOUNT = '(\d+)'/.exec(stderr)?.[1], inherited];
+    // A child process does not inherit the variables.
+    const inherited = ['GOMP_SPINCOUNT', 'OMP_WAIT_POLICY'].map(
+      (name) => new RegExp(`^${name}=(.*)$`, 'm').exec(stdout)?.[1],
+    );
+    const used = [/GOMP_SPINCOUNT = '(\d+)'/, /OMP_WAIT_POLICY = '(\w+)'/].map((line) => line.exec(stderr)?.[1]);
+    return { used, inherited };
   };
   for (const thread of ['main', 'worker']) {
-    expect(await limitOf(thread, {})).toEqual(['3000', undefined]);
-    expect(await limitOf(thread, { GOMP_SPINCOUNT: '77' })).toEqual(['77', '77']);
+    expect(await limitOf(thread, {})).toEqual({ used: ['3000', 'ACTIVE'], inherited: [undefined, undefined] });
+    expect(await limitOf(thread, { GOMP_SPINCOUNT: '77' })).toEqual({
+      used: ['77', 'PASSIVE'],
+      inherited: ['77', undefined],
+    });
   }
 });
