@@ -10,6 +10,7 @@ import { kvTypesSuite } from './kv_types';
 import { mlaSuite } from './mla';
 import { modelSuite } from './model';
 import { selectiveVSuite } from './selective_v';
+import { weightTypesSuite } from './weight_types';
 
 export const SUITES: Record<string, Suite> = {
   ket: ketSuite,
@@ -20,6 +21,7 @@ export const SUITES: Record<string, Suite> = {
   kernels: kernelsSuite,
   model: modelSuite,
   mla: mlaSuite,
+  'weight-types': weightTypesSuite,
   cpu: cpuSuite,
   cuda: cudaSuite,
 };

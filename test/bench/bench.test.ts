@@ -438,6 +438,7 @@ describe('runs', () => {
       'selective-v',
       'kv-types',
       'mla',
+      'weight-types',
       'cpu',
       'compare',
     ])
