@@ -1,10 +1,11 @@
-// npm run test:mutants [-- --count N --seed S --files PATTERN --rows --survivors]: changes the code of csrc/
+// npm run test:mutants [-- --count N --seed S --files PATTERN --rows --from LINE --survivors]: changes the code of csrc/
 // and cuda/ in one small place at a time (mutants.mjs) and runs the tests of the changed file, on the
 // CPU or on the emulated device. Prints one line for each mutant: its place, the change, and the test
 // file that fails or "survived". Writes all results to build/mutants.json.
 //
 // --count: how many mutants (40). --seed: the sample (1). --files: a pattern of paths.
-// --rows: instead, the parts of each row of csrc/model/architectures.cc, in an order of the seed.
+// --rows: instead, the parts of each row of csrc/model/architectures.cc, in an order of the seed;
+// with --from, those from this line on.
 // --survivors: the survivors of the last run again.
 //
 // A mutant whose module has the same bytes as the unchanged module counts as "same code", and neither
@@ -30,6 +31,7 @@ const { values: options } = parseArgs({
     seed: { type: 'string', default: '1' },
     files: { type: 'string', default: '' },
     rows: { type: 'boolean', default: false },
+    from: { type: 'string', default: '1' },
     survivors: { type: 'boolean', default: false },
   },
 });
@@ -45,7 +47,8 @@ const sourceOf = (file) => readFileSync(join(root, file), 'utf8');
 function places() {
   if (options.rows) {
     const file = 'csrc/model/architectures.cc';
-    return rowMutantsOf(sourceOf(file)).map((mutant) => [{ file, ...mutant }]);
+    const mutants = rowMutantsOf(sourceOf(file)).filter(({ line }) => line >= Number(options.from));
+    return mutants.map((mutant) => [{ file, ...mutant }]);
   }
   const { stdout } = capture('git', ['ls-files', 'csrc', 'cuda']);
   const files = stdout.split('\n').filter((file) => /\.(cc|cu|h)$/.test(file) && new RegExp(options.files).test(file));
