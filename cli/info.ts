@@ -58,7 +58,7 @@ async function describe(directory: string, { device, weightType }: InfoCommand) 
     }),
   );
   try {
-    const { config, dtype, numParameters, weightBytes } = model;
+    const { config, dtype, numParameters, weightBytes, weightBytesByPart } = model;
     const byType = (tensor: 'k' | 'v') =>
       Object.fromEntries(
         cacheTypes.map((type) => [type, kvBytesPerToken(config, type)[tensor]]),
@@ -79,6 +79,7 @@ async function describe(directory: string, { device, weightType }: InfoCommand) 
       weightType: model.weightType,
       numParameters,
       weightBytes,
+      weightBytesByPart,
       kvBytesPerToken: { k, v, saving, types: { k: byType('k'), v: byType('v') } },
       tokenizer,
     };
@@ -105,6 +106,7 @@ function modelLines({
   weightType,
   numParameters,
   weightBytes,
+  weightBytesByPart: parts,
   kvBytesPerToken: { k, v, saving, types },
   tokenizer,
 }: ModelInfo): string[] {
@@ -133,6 +135,7 @@ function modelLines({
       'weights',
       `${bytes(weightBytes)} as ${dtype}${weightType === dtype ? '' : ` and ${weightType}`} on ${device}`,
     ],
+    ['by part', partsText(parts)],
     ['KV cache', `${k + v} bytes per token: K ${k}, V ${v}`],
     ['K by type', `${listed(types.k)} bytes per token`],
     ['V by type', `${listed(types.v)} bytes per token`],
@@ -145,6 +148,13 @@ function modelLines({
     ],
   ];
   return rows.map(([name, value]) => `${name.padEnd(13)} ${value}`);
+}
+
+function partsText(parts: ModelInfo['weightBytesByPart']): string {
+  const { embedding, output, attention, augmentedQ, ffn, other } = parts;
+  const named = { embedding, output, attention, 'augmented Q': augmentedQ, FFN: ffn, other };
+  const used = Object.entries(named).filter(([, count]) => count > 0);
+  return used.map(([name, count]) => `${name} ${bytes(count)}`).join(', ');
 }
 
 function bytes(count: number): string {

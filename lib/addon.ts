@@ -184,6 +184,21 @@ export interface NativeModelOptions {
   prefixCacheBytes?: number;
 }
 
+/** Bytes of the weights of a model in device memory. */
+export interface NativeWeightBytes {
+  /** The token embedding. */
+  embedding: number;
+  /** The LM head; 0 if it is the embedding. */
+  output: number;
+  /** Matrices and biases of attention. */
+  attention: number;
+  /** The MLP on Q, which contains W_q if the two are multiplied at load. */
+  augmentedQ: number;
+  ffn: number;
+  /** Norms and the tables of RoPE. */
+  other: number;
+}
+
 export interface NativeModel {
   /** The config that csrc/model/config.cc read. */
   readonly config: NativeModelConfig;
@@ -192,7 +207,7 @@ export interface NativeModel {
   readonly numParameters: number;
   /** tie_word_embeddings is true, but the checkpoint has another lm_head, which is used. */
   readonly hasUntiedLmHead: boolean;
-  readonly weightBytes: number;
+  readonly weightBytesByPart: NativeWeightBytes;
   readonly kvCache: NativeKvCache;
   createSession(options: NativeSessionOptions): Promise<NativeSession>;
   /**

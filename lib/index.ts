@@ -24,6 +24,7 @@ export {
   Model,
   type ModelConfig,
   type ModelOptions,
+  type WeightBytesByPart,
 } from './model';
 export type { SamplingOptions } from './sampling';
 export { Session, type SessionOptions } from './session';

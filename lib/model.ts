@@ -1,6 +1,11 @@
 import { join } from 'node:path';
 import { throwIfAborted, withCancel } from './abort';
-import type { NativeModel, NativeModelConfig, NativeModelOptions } from './addon';
+import type {
+  NativeModel,
+  NativeModelConfig,
+  NativeModelOptions,
+  NativeWeightBytes,
+} from './addon';
 import { Device, type DeviceId, openDevice } from './device';
 import {
   awaitNative,
@@ -34,6 +39,12 @@ import { Tokenizer } from './tokenizer';
  * @interface
  */
 export type ModelConfig = Readonly<NativeModelConfig>;
+
+/**
+ * Bytes of the weights of a model in device memory, by part.
+ * @interface
+ */
+export type WeightBytesByPart = Readonly<NativeWeightBytes>;
 
 /** Options of {@link Model.load} and {@link Model.random}: the device, types, cache limits. */
 export interface ModelOptions {
@@ -133,6 +144,8 @@ export class Model implements Disposable {
   readonly numParameters: number;
   /** Bytes of the weights in device memory. */
   readonly weightBytes: number;
+  /** The same by part of the model. */
+  readonly weightBytesByPart: WeightBytesByPart;
   readonly #native: NativeModel;
   readonly #ownsDevice: boolean;
   readonly #scheduler: Scheduler;
@@ -151,7 +164,8 @@ export class Model implements Disposable {
     this.dtype = model.dtype;
     this.weightType = model.weightType;
     this.numParameters = model.numParameters;
-    this.weightBytes = model.weightBytes;
+    this.weightBytesByPart = Object.freeze(model.weightBytesByPart);
+    this.weightBytes = Object.values(this.weightBytesByPart).reduce((sum, part) => sum + part, 0);
   }
 
   /**

@@ -99,7 +99,8 @@ Napi::Function ModelObject::define(Napi::Env env) {
        InstanceAccessor<&ModelObject::weight_type>("weightType"),
        InstanceAccessor<&ModelObject::num_parameters>("numParameters"),
        InstanceAccessor<&ModelObject::has_untied_lm_head>("hasUntiedLmHead"),
-       InstanceAccessor<&ModelObject::weight_bytes>("weightBytes"), InstanceAccessor<&ModelObject::kv_cache>("kvCache"),
+       InstanceAccessor<&ModelObject::weight_bytes>("weightBytesByPart"),
+       InstanceAccessor<&ModelObject::kv_cache>("kvCache"),
        InstanceMethod<&ModelObject::create_session>("createSession"), InstanceMethod<&ModelObject::step>("step"),
        InstanceMethod<&ModelObject::dispose_js>("dispose")});
 }
@@ -107,7 +108,7 @@ Napi::Function ModelObject::define(Napi::Env env) {
 ModelObject::ModelObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
   auto state = consume_pending_state<State>(info.Env());
   model_ = std::move(state.model);
-  own(info.Env(), kName, std::move(state.device), state.parent, static_cast<int64_t>(model_->weight_bytes()));
+  own(info.Env(), kName, std::move(state.device), state.parent, static_cast<int64_t>(model_->weight_bytes().total()));
 }
 
 Napi::Value ModelObject::load(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device,
@@ -194,7 +195,16 @@ Napi::Value ModelObject::has_untied_lm_head(const Napi::CallbackInfo& info) {
 Napi::Value ModelObject::weight_bytes(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     check_usable();
-    return Napi::Number::New(info.Env(), static_cast<double>(model_->weight_bytes()));
+    const WeightBytes bytes = model_->weight_bytes();
+    Napi::Object parts = Napi::Object::New(info.Env());
+    const auto set = [&](const char* name, uint64_t count) { parts.Set(name, static_cast<double>(count)); };
+    set("embedding", bytes.embedding);
+    set("output", bytes.output);
+    set("attention", bytes.attention);
+    set("augmentedQ", bytes.augmented_q);
+    set("ffn", bytes.ffn);
+    set("other", bytes.other);
+    return parts;
   });
 }
 

@@ -47,7 +47,7 @@ class Model {
   const std::string& name() const { return name_; }  // for messages: the directory, or "the random model"
   // Number of parameters in the checkpoint, before folding. Tied embeddings count once.
   uint64_t num_parameters() const { return count_parameters(config_); }
-  uint64_t weight_bytes() const { return weights_.bytes(); }  // in device memory
+  WeightBytes weight_bytes() const { return weights_.bytes(); }  // in device memory
   // Executor thread only.
   KvPool& kv_pool() { return kv_pool_; }
   Workspace& workspace() { return workspace_; }

@@ -233,37 +233,31 @@ void check_no_other_tensors(const Config& config, const Checkpoint& checkpoint) 
 
 }  // namespace
 
-uint64_t Weights::bytes() const {
-  uint64_t total = embed.bytes() + lm_head.bytes() + norm.bytes() + place_latent.bytes() + place_rotary.bytes();
+WeightBytes Weights::bytes() const {
+  const auto sum = [](std::initializer_list<const Buffer*> buffers) {
+    uint64_t total = 0;
+    for (const Buffer* buffer : buffers) total += buffer->bytes();
+    return total;
+  };
+  WeightBytes r;
+  r.embedding = embed.bytes();
+  r.output = lm_head.bytes();
+  r.attention = place_latent.bytes() + place_rotary.bytes();
+  r.other = norm.bytes();
   for (const auto* list : {&ropes, &long_ropes}) {
-    for (const RopeBuffers& rope : *list) total += rope.inv_freq.bytes() + rope.k_inv_freq.bytes();
+    for (const RopeBuffers& rope : *list) r.other += rope.inv_freq.bytes() + rope.k_inv_freq.bytes();
   }
   for (const LayerWeights& l : layers) {
-    for (const Buffer* b : {&l.input_norm,  &l.attention_out_norm,
-                            &l.ffn_norm,    &l.ffn_out_norm,
-                            &l.q,           &l.q_gate,
-                            &l.q_up,        &l.q_down,
-                            &l.k,           &l.v,
-                            &l.o,           &l.gate,
-                            &l.up,          &l.down,
-                            &l.q_norm,      &l.k_norm,
-                            &l.q_bias,      &l.k_bias,
-                            &l.v_bias,      &l.o_bias,
-                            &l.gate_bias,   &l.up_bias,
-                            &l.down_bias,   &l.k_lift,
-                            &l.k_lift_gate, &l.k_lift_up,
-                            &l.k_lift_down, &l.difference_norm,
-                            &l.lambda_q1,   &l.lambda_k1,
-                            &l.lambda_q2,   &l.lambda_k2,
-                            &l.q_a,         &l.q_a_bias,
-                            &l.q_a_norm,    &l.latent,
-                            &l.latent_bias, &l.latent_norm,
-                            &l.rotary,      &l.rotary_bias,
-                            &l.absorb,      &l.expand}) {
-      total += b->bytes();
-    }
+    r.attention += sum({&l.q,      &l.k,        &l.v,         &l.o,           &l.q_bias,    &l.k_bias,
+                        &l.v_bias, &l.o_bias,   &l.k_lift,    &l.k_lift_gate, &l.k_lift_up, &l.k_lift_down,
+                        &l.q_a,    &l.q_a_bias, &l.latent,    &l.latent_bias, &l.rotary,    &l.rotary_bias,
+                        &l.absorb, &l.expand,   &l.lambda_q1, &l.lambda_k1,   &l.lambda_q2, &l.lambda_k2});
+    r.augmented_q += sum({&l.q_gate, &l.q_up, &l.q_down});
+    r.ffn += sum({&l.gate, &l.up, &l.down, &l.gate_bias, &l.up_bias, &l.down_bias});
+    r.other += sum({&l.input_norm, &l.attention_out_norm, &l.ffn_norm, &l.ffn_out_norm, &l.q_norm, &l.k_norm,
+                    &l.q_a_norm, &l.latent_norm, &l.difference_norm});
   }
-  return total;
+  return r;
 }
 
 uint64_t count_parameters(const Config& config) {

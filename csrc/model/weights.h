@@ -79,6 +79,17 @@ struct RopeBuffers {
   Buffer k_inv_freq;  // [head_dim_k / 2]
 };
 
+// Bytes in device memory by part.
+struct WeightBytes {
+  uint64_t embedding = 0, output = 0;  // output: 0 if it is the embedding
+  uint64_t attention = 0;
+  uint64_t augmented_q = 0;  // with W_q, if that is folded into it
+  uint64_t ffn = 0;
+  uint64_t other = 0;  // norms and the tables of RoPE
+
+  uint64_t total() const { return embedding + output + attention + augmented_q + ffn + other; }
+};
+
 struct Weights {
   DType dtype = DType::f32;            // of the embedding, of matrices that are not quantized, and of activations
   std::optional<WeightFormat> format;  // if matrices are quantized, at load or in the checkpoint
@@ -98,7 +109,7 @@ struct Weights {
   std::vector<LayerWeights> layers;
 
   WeightView output_matrix() const { return lm_head.data() ? lm_head.view() : embed.view(); }
-  uint64_t bytes() const;
+  WeightBytes bytes() const;
 };
 
 // Number of parameters in the checkpoint, before folding. Tied embeddings count once.

@@ -191,6 +191,7 @@ describe('info', () => {
     const text = await cli(['info', '--model', tldrDirectory]);
     expect(text.stdout).toMatch(/7\.\d+ M/);
     expect(text.stdout).toMatch(/K 768, V 1536/);
+    expect(text.stdout).toMatch(/by part +embedding [\d.]+ MiB, attention [\d.]+ MiB, augmented Q [\d.]+ MiB, FFN /);
   });
 });
 

@@ -121,6 +121,16 @@ const wanted = process.env.DIFFQKV_TEST_DEVICES?.split(',');
     }
     const size = (name: string) => sizes.get(name) as number;
     const head = 4096 * 256;
+    const plain = await Model.load(tldrDirectory, { device });
+    const wideHead = await Model.load(tldrDirectory, { device, weightType: 'i4', quantizeLmHead: false });
+    const [parts, quantized] = [plain.weightBytesByPart, wideHead.weightBytesByPart];
+    plain.dispose();
+    wideHead.dispose();
+    expect(parts).toMatchObject({ embedding: 2 * head, output: 0 });
+    expect(quantized).toMatchObject({ embedding: 2 * head, output: 0, other: parts.other });
+    for (const part of ['attention', 'augmentedQ', 'ffn'] as const) {
+      expect(quantized[part] / parts[part]).toBeCloseTo((0.5 + 2 / 32) / 2, 2);
+    }
     const matrices = (size('none') - 2 * head) / 2; // about: the norms are few
     const near = (name: string, bytes: number) => expect(Math.abs(size(name) / bytes - 1)).toBeLessThan(0.01);
     near('i8', 2 * head + (head + matrices) * (1 + 2 / 32));
