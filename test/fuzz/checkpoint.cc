@@ -86,7 +86,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const auto backend = std::make_shared<fuzz::HostBackend>(fails_at);
   std::shared_ptr<Model> model;
   if (fuzz::opens(40, [&] { model = Model::load(backend, fuzz::kDirectory, options); }))
-    fuzz::check(model->weight_bytes().total() <= 4 * size + (64 << 10), "weights of more bytes than the files can hold");
+    fuzz::check(model->weight_bytes().total() <= 4 * size + (64 << 10),
+                "weights of more bytes than the files can hold");
   model.reset();
   fuzz::check(backend->allocated() == 0, "device memory that is not given back");
   return 0;

@@ -4,8 +4,8 @@ import { onEveryDevice, reduced, withTensors } from '../support/devices';
 import { Random } from '../support/numbers';
 import { matmul } from '../support/reference';
 
-// [numTokens, inFeatures, outFeatures]: 1 to 8 tokens use the streaming product, more the blocked
-// one. Odd sizes leave remainders.
+// [numTokens, inFeatures, outFeatures]: up to 16 tokens use gemv, more use gemm. Odd sizes leave
+// remainders.
 const shapes: [number, number, number][] = [
   [1, 1, 1],
   [1, 64, 64],
@@ -23,7 +23,7 @@ const shapes: [number, number, number][] = [
   [16, 100, 50],
   [17, 257, 65],
   [33, 64, 130],
-  [33, 63, 5], // with AMX, oneDNN 2.6.3 would end the process here, so odd widths are padded
+  [33, 63, 5], // with AMX, oneDNN 2.6.3 would end the process here, so odd widths use gemm
   [70, 63, 64],
   [64, 128, 96],
   [65, 320, 33],

@@ -9,8 +9,8 @@ namespace diffqkv::cpu {
 // gemv), so each part has its own slot. Attention calls no linear layer and shares two of their
 // slots.
 enum ArenaSlot : int {
-  kSlotX = 0,     // x in f32, or in integers
-  kSlotWeight,    // a panel of a weight in f32 or bf16
+  kSlotX = 0,     // x in f32 or bf16, or in integers
+  kSlotWeight,    // panels of a weight in f32 or bf16, and rows of a quantized one
   kSlotOut,       // an output in f32, before it is rounded
   kSlotGate,      // gated_mlp: x gate^T or its activation
   kSlotInner,     // gated_mlp: the input of down

@@ -62,8 +62,9 @@ extern const Kernels kernels;
 // Whether the CPU has AMX-BF16, the kernel lets this process use it, and DIFFQKV_CPU_ISA allows it.
 bool use_amx();
 
-// How attention prefetches. AMD's hardware prefetcher of L2 follows one stream, so in order is
-// fastest. Intel's stops at each 4 KiB page, and one stream is a fifth slower than four.
+// Whether attention prefetches in one stream, else in four. On a Zen 5, whose hardware prefetcher of
+// L2 follows one stream, one is up to a quarter faster. On Intel, the hardware prefetcher stops at
+// each 4 KiB page, and one is a fifth slower. AMD's other CPUs are not measured.
 bool one_prefetch_stream();
 
 }  // namespace diffqkv::cpu

@@ -1,5 +1,5 @@
-// The matrix products of attention: S = Q K^T and O += P V. Both are C = A B or C += A B with C in
-// f32, A row-major, and B packed in panels of 16 columns, one block of keys at a time. Three
+// The matrix products of attention, S = Q K^T and O += P V, and of linear layers of many tokens. All
+// are C = A B or C += A B with C in f32, A row-major, and B packed in panels of 16 columns. Three
 // implementations: f32 by FMA, bf16 by vdpbf16ps, bf16 by AMX tiles.
 //
 //   f32:          panel[k][16 columns]
@@ -186,7 +186,7 @@ DIFFQKV_INLINE void gemm_block(const uint32_t* a, int64_t lda, const float* b, i
 template <bool kBf16, int kRows>
 __attribute__((noinline)) void gemm_rows(const Gemm& g, const uint32_t* a, int64_t lda, float* c, int64_t k) {
   constexpr int kFit = kMaxAccumulators / (kRows * static_cast<int>(kPanelVectors));
-  constexpr int kPanels = kFit >= 5 ? 5 : kFit;  // 5: V of 64 dims, and the ones
+  constexpr int kPanels = kFit >= 5 ? 5 : kFit;  // 5: in f32, V of 64 dims and the ones
   int64_t p = 0;
   const auto block = [&]<int kCount>() DIFFQKV_LAMBDA {
     for (; p + kCount <= g.num_panels; p += kCount) {

@@ -188,7 +188,7 @@ struct Prefetch {
   };
   bool one_stream = false;
   const char* at = nullptr;   // position of the first stream
-  const char* end = nullptr;  // its end
+  const char* end = nullptr;  // end of the first stream
   int64_t stride = 0;         // between the four streams
   Range next;                 // to be read after this range
   int64_t owed = 0;           // units that do not make a step yet. A step is one cache line of each stream.
@@ -219,7 +219,7 @@ struct Prefetch {
     at += 64;
   }
 
-  // Whether something is left.
+  // Whether there is more to read.
   DIFFQKV_INLINE bool more() {
     if (at < end) return true;
     if (next.bytes == 0) return false;

@@ -11,8 +11,8 @@
 //       P = exp(S - m); O *= exp(m_old - m)
 //     for each V head: pack it once; O += P V, and in f32 d with it, in V's column of ones
 //
-// Decode does not pack V (vector_decode.h), and with AMX not K either (amx_decode.h). In bf16, d is
-// the sum of the rounded P, or of the unrounded P if V has scales.
+// If few rows share a V head, as in decode, V is not packed (vector_decode.h), and with AMX K neither
+// (amx_decode.h). In bf16, d is the sum of the rounded P, or of the unrounded P if V has scales.
 //
 // Scores and their max m are raw, q.k, and the softmax uses base 2: P = 2^((q.k - m) |sm_scale|
 // log2(e)). With a soft cap, scores are tanh(q.k |sm_scale| / softcap), and softcap replaces
@@ -64,7 +64,7 @@ struct Problem {
   bool sum_d;  // d is summed separately from O: for lse if P is rounded to bf16, and if P includes V's scales
   int64_t q_heads_per_k_head, q_heads_per_v_head;
   int64_t ldq, num_v_panels, ldo;  // in elements
-  int64_t divisor_column;          // of d in a row of O. In bf16, d is summed by lanes there.
+  int64_t divisor_column;          // the column of O that has d; in bf16, the first of 16 partial sums of d
   int64_t stride_k_panel, stride_v_panel;
   int64_t block;  // keys in a block
   bool one_prefetch_stream;
@@ -614,7 +614,7 @@ DIFFQKV_INLINE void value_block(const Problem& p, Tile& t, int64_t first_key, in
   for (int64_t i = 0; i < t.num_queries; ++i) all_see_all &= t.first[i] <= first_key && t.visible[i] >= first_key + n;
   for (int64_t first_row = 0; first_row < t.num_rows; first_row += rows_per_head) {
     HeadRows rows = keys.head(first_head + first_row / rows_per_head);
-    const bool ones = n != t.ones_keys || n % 2 != 0;
+    const bool ones = n != t.ones_keys;
     t.ones_keys = n;
 #if defined(__AVX512BF16__)
     if (p.widen_v) rows = widened(p.v.dtype, rows, n, p.v.head_dim, &t.widened);

@@ -1,8 +1,7 @@
 // O += P V in decode by vector instructions, with V straight from the cache. Few rows share a V head,
 // so packing V would cost more than the products.
 //
-// A tile of one query sees all keys of its blocks, so an infinity or NaN in V reaches the rows that
-// it must reach.
+// A tile of one query sees all keys of its blocks, so an infinity or NaN in V is in its result.
 #pragma once
 
 #include "backend/cpu/attention/gemm.h"
@@ -10,7 +9,7 @@
 namespace diffqkv::cpu::DIFFQKV_ISA {
 namespace {
 
-constexpr int64_t kMaxVectorRows = 4;  // that share a V head; each has accumulators of its own
+constexpr int64_t kMaxVectorRows = 4;  // rows that share a V head; each has accumulators of its own
 
 // The inputs for one V head, and O.
 struct HeadValues {

@@ -23,7 +23,10 @@ void LinearLayers::gated_mlp(const GatedMlpParams& p) {
   // The intermediate result is bf16 if x is, and the last product can multiply bf16 directly. Else it
   // is f32: it would be converted to f32 anyway, and activation(a) * b easily exceeds 65,504, the
   // range of f16.
-  const bool bf16 = p.x_dtype == DType::bf16 && takes_bf16(p.up.dtype) && takes_bf16(p.down.dtype);
+  const auto in_bf16 = [&](const WeightView& weight) {
+    return multiplies_bf16(weight.dtype, p.num_tokens <= max_gemv_tokens(weight.dtype));
+  };
+  const bool bf16 = p.x_dtype == DType::bf16 && in_bf16(p.up) && in_bf16(p.down);
   const DType inner_dtype = bf16 ? DType::bf16 : DType::f32;
   const auto down = [&](const void* inner, DType dtype, int64_t first_token, int64_t num_tokens) {
     const int64_t row_bytes = p.out_features * static_cast<int64_t>(dtype_size(p.out_dtype));

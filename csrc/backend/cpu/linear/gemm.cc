@@ -1,7 +1,8 @@
 // Linear layers of many tokens: out (+)= x weight^T, by the matrix products of attention. A thread
-// packs a block of weight rows into panels of 16, which stay in its L2 cache while all tokens pass:
-// in bf16 if x is bf16 and the CPU multiplies that, else in f32. In bf16, quantized weights are
-// rounded. Bound by arithmetic.
+// packs a block of weight rows into panels of 16, which stay in its L2 cache while 256 tokens pass.
+// The product is in bf16 if x is bf16, the weight is bf16 or quantized (then it is rounded), and the
+// CPU multiplies bf16, else in f32. Each sum goes through the features in order. Bound by arithmetic,
+// except if there are fewer blocks of 16 rows than threads.
 #include "backend/cpu/attention/gemm.h"
 #include "backend/cpu/arena.h"
 #include "backend/cpu/isa_kernels.h"
@@ -188,6 +189,7 @@ void gemm(const MatmulParams& p, Arena& arena) {
 }
 
 void gated_gemm(const GatedMlpParams& p, void* inner, DType inner_dtype, Arena& arena) {
+  if (p.in_features == 0) return gated_gemv(p, inner, inner_dtype, arena);
   const bool gated = p.gate.data != nullptr;
   const Product product = {.x = p.x,
                            .x_dtype = p.x_dtype,

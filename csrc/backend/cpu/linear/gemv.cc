@@ -1,6 +1,6 @@
 // out (+)= x weight^T for few tokens, and activation(x gate^T) * (x up^T). Bound by reading the
 // weights from memory, which happens once for up to 16 tokens. Quantized weights are multiplied here
-// for more tokens too, and are then bound by arithmetic.
+// for up to 32 tokens.
 //
 // Split by weight rows, evenly among the threads. A thread reads several distant runs of its rows
 // in parallel. Each is a stream, contiguous in memory from end to end, with prefetch. bf16 x bf16

@@ -23,9 +23,9 @@ class LinearLayers {
   // Up to this number of tokens, gemv is faster. At least 16: up to 16 sequences decode together, and
   // gemv computes the same bits for each of them as for that sequence alone.
   int64_t max_gemv_tokens(DType weight_dtype) const;
-  // Whether weights of this type are multiplied by x in bf16 directly.
-  bool takes_bf16(DType weight_dtype) const;
-  // Whether oneDNN multiplies them: bf16 by AMX.
+  // Whether weights of this type are multiplied by x in bf16 without converting x to f32.
+  bool multiplies_bf16(DType weight_dtype, bool by_gemv) const;
+  // Whether oneDNN multiplies weights of this type by x: in bf16, by AMX.
   bool uses_onednn(DType weight_dtype, DType x_dtype, int64_t in_features) const;
   // By oneDNN: inner = activation(x gate^T) * (x up^T), or activation(x up^T), all of them bf16,
   // rounded once.

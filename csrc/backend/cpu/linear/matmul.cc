@@ -36,7 +36,7 @@ LinearLayers::LinearLayers(const Kernels& kernels, Arena& arena)
     : kernels_(kernels), arena_(arena), onednn_(use_amx() ? std::make_unique<OneDnn>() : nullptr) {}
 
 bool LinearLayers::uses_onednn(DType weight_dtype, DType x_dtype, int64_t in_features) const {
-  return onednn_ && x_dtype == DType::bf16 && takes_bf16(weight_dtype) &&
+  return onednn_ && x_dtype == DType::bf16 && multiplies_bf16(weight_dtype, false) &&
          onednn_->products.multiplies_bf16(in_features);
 }
 
@@ -153,8 +153,9 @@ void LinearLayers::gated_product_onednn(const GatedMlpParams&, const void*, int6
 
 LinearLayers::~LinearLayers() = default;
 
-bool LinearLayers::takes_bf16(DType weight_dtype) const {
-  return dtype_is_packed(weight_dtype) || (weight_dtype == DType::bf16 && kernels_.multiplies_bf16);
+bool LinearLayers::multiplies_bf16(DType weight_dtype, bool by_gemv) const {
+  if (dtype_is_packed(weight_dtype)) return by_gemv || kernels_.multiplies_bf16;
+  return weight_dtype == DType::bf16 && kernels_.multiplies_bf16;
 }
 
 int64_t LinearLayers::max_gemv_tokens(DType weight_dtype) const {

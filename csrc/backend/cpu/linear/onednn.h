@@ -19,7 +19,7 @@ enum class Epilogue {
   multiply,  // out = y * factor
 };
 
-// x and weight have the same type, f32 or bf16. out is f32, or also bf16 if they are bf16.
+// x and weight have the same type, here bf16. out is f32 or bf16.
 struct Product {
   const void* x;       // [num_tokens, in_features]
   const void* weight;  // [out_features, in_features]
@@ -33,7 +33,7 @@ struct Product {
 class OneDnnProducts {
  public:
   OneDnnProducts();
-  // Odd in_features use f32: with AMX and 63 features, oneDNN 2.6.3 stops the process with SIGILL,
+  // Odd in_features use gemm: with AMX and 63 features, oneDNN 2.6.3 stops the process with SIGILL,
   // because its tiles are configured for another width than its code uses.
   bool multiplies_bf16(int64_t in_features) const { return multiplies_bf16_ && in_features % 2 == 0; }
   void run(const Product& product, Arena& arena);

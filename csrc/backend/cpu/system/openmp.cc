@@ -4,9 +4,9 @@
 //
 // Each open device has its own team. As soon as the process has more of these threads than CPUs,
 // libgomp lowers the limit to 100 iterations, and to 1,000 if the wait policy is `active`. With 100,
-// threads sleep between products: three open models decoded at 0.6 to 0.8 of their speed.
+// threads sleep between products, and a model decodes at 0.6 to 0.8 of its speed.
 //
-// libgomp reads both from the environment once, when it is loaded, which is together with this
+// libgomp reads limit and policy from the environment once, when it is loaded, which is together with this
 // module. So the module is linked with -z initfirst: this constructor runs before that of libgomp.
 // JavaScript cannot set the variables, because process.env of a worker thread is a copy.
 #include <cstdlib>
@@ -23,7 +23,9 @@ bool is_set = false;
 #ifdef __GLIBC__
 __attribute__((constructor)) void limit_spinning() {
   if (std::getenv(kSpinCount) || std::getenv(kWaitPolicy)) return;
-  is_set = setenv(kSpinCount, "3000", 1) == 0 && setenv(kWaitPolicy, "active", 1) == 0;
+  is_set = true;
+  setenv(kSpinCount, "3000", 1);
+  setenv(kWaitPolicy, "active", 1);
 }
 #endif
 
