@@ -194,6 +194,7 @@ export interface NativeWeightBytes {
   attention: number;
   /** The MLP on Q, which contains W_q if the two are multiplied at load. */
   augmentedQ: number;
+  /** Matrices and biases of the FFN. */
   ffn: number;
   /** Norms and the tables of RoPE. */
   other: number;
