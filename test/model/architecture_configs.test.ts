@@ -405,6 +405,11 @@ it.each(['SigmaForCausalLM', 'sigma', 'diffqkv'])('a DiffQKV config may be named
   });
 });
 
+it('ERNIE 4.5 may have the class of its own checkpoints, Ernie4_5_ForCausalLM', async () => {
+  const config = { ...architectures.ernie4_5, architectures: ['Ernie4_5_ForCausalLM'] };
+  expect(await load(config)).toBe('ernie4_5');
+});
+
 it.each([
   ['no bytes', ''],
   ['zeros', '\0\0\0'],
