@@ -27,10 +27,10 @@ export const READ_PATTERNS: readonly ReadPattern[] = [
 
 export class Ceilings {
   /** Whether linear layers use oneDNN, whose matrix rate then is their limit. */
-  readonly hasOnednn: boolean;
+  readonly usesOnednn: boolean;
 
   constructor(private readonly device: Device) {
-    this.hasOnednn = /^oneDNN/.test(device.info.details.linear ?? '');
+    this.usesOnednn = /^oneDNN/.test(device.info.details.linear ?? '');
   }
 
   /** GB/s of one read of a buffer larger than the caches. */

@@ -88,7 +88,7 @@ export class CpuLimits {
   private describe(of: (rate: Rate) => Stats | null): Limits {
     const [readGbPerS, copyGbPerS, matrixGflopPerS] = RATES.map(of) as [Stats | null, Stats | null, Stats | null];
     const { m, k, n } = MATRIX;
-    const rate = this.ceilings.hasOnednn
+    const rate = this.ceilings.usesOnednn
       ? `oneDNN, ${m} x ${k} x ${n}, bf16`
       : "the CPU's fastest multiply instruction on registers";
     const how =
@@ -105,7 +105,7 @@ export class CpuLimits {
   }
 
   private async matrixRate(): Promise<number> {
-    if (!this.ceilings.hasOnednn) return this.ceilings.multiply();
+    if (!this.ceilings.usesOnednn) return this.ceilings.multiply();
     const times: number[] = [];
     for (let round = 0; round < MATRIX_ROUNDS; ++round) {
       for (const { packedMs, plainMs } of await this.ceilings.linear([MATRIX], MATRIX_WEIGHTS))

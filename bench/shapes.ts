@@ -1,5 +1,19 @@
 // The shapes of the suites. Sigma: arXiv 2501.13629 v2, table 14 and appendix E.
 
+/** The Llama of the suites weight-types and peers. */
+export const LLAMA_SHAPE = {
+  hidden_size: 1024,
+  intermediate_size: 4096,
+  num_hidden_layers: 24,
+  num_attention_heads: 16,
+  num_key_value_heads: 4,
+  head_dim: 64,
+  vocab_size: 32000,
+  max_position_embeddings: 2048,
+  rope_theta: 10000,
+  rms_norm_eps: 1e-5,
+};
+
 /** The config.json of Sigma-1.5B with `numLayers` layers, in bf16 with tied embeddings. */
 export function sigma15bConfig(numLayers: number) {
   return {

@@ -5,7 +5,8 @@ import { Model } from '../../lib/index';
 import { modelPrefillFlops } from '../arithmetic';
 import { figure } from '../figure';
 import { mapStats } from '../measure';
-import { type LlamaShape, writeModels } from './checkpoint';
+import { LLAMA_SHAPE } from '../shapes';
+import { writeModels } from './checkpoint';
 import { compare, type Generate, generate, promptOf } from './llama_sides';
 import { inTurn, type PeersContext, scratchFolder, settle, timesAsFast } from './run';
 import { Worker } from './worker';
@@ -15,23 +16,14 @@ const TYPES = ['BF16', 'F16'] as const; // the faster one of llama.cpp counts
 const GROUP = 'peers: model';
 const COMPARED_STEPS = 8;
 
-const SHAPE: LlamaShape = {
-  hidden_size: 1024,
-  intermediate_size: 4096,
-  num_hidden_layers: 24,
-  num_attention_heads: 16,
-  num_key_value_heads: 4,
-  head_dim: 64,
-  vocab_size: 32000,
-  max_position_embeddings: 2048,
-  rope_theta: 10000,
-  rms_norm_eps: 1e-5,
-};
-
 export async function measureLlama(context: PeersContext): Promise<string> {
   const { quick, tiny, threads, progress, setup, limits } = context;
-  const layers = tiny ? 2 : quick ? 8 : SHAPE.num_hidden_layers;
-  const shape = { ...SHAPE, num_hidden_layers: layers, ...(tiny && { hidden_size: 256, num_attention_heads: 4 }) };
+  const layers = tiny ? 2 : quick ? 8 : LLAMA_SHAPE.num_hidden_layers;
+  const shape = {
+    ...LLAMA_SHAPE,
+    num_hidden_layers: layers,
+    ...(tiny && { hidden_size: 256, num_attention_heads: 4 }),
+  };
   const [prefillLength, decodeLength, newTokens] = tiny ? [64, 16, 8] : [512, 128, 64];
   const open = () => Worker.open('llama_cpp.mjs', 'node-llama-cpp');
   const workers: Worker[] = [];

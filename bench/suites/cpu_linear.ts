@@ -69,14 +69,16 @@ export class LinearMeter {
     private readonly ceilings: Ceilings,
     private readonly matrices: readonly CountedMatrix[],
   ) {
-    const { hasOnednn } = ceilings;
-    this.rateName = hasOnednn ? "oneDNN's rate on the same matrices" : 'rate of the multiply instruction';
-    this.timeName = hasOnednn ? "oneDNN's time for the same matrices" : 'FLOPs at the rate of the multiply instruction';
+    const { usesOnednn } = ceilings;
+    this.rateName = usesOnednn ? "oneDNN's rate on the same matrices" : 'rate of the multiply instruction';
+    this.timeName = usesOnednn
+      ? "oneDNN's time for the same matrices"
+      : 'FLOPs at the rate of the multiply instruction';
     for (const matrix of matrices) this.times.set(matrix, { packedMs: [], plainMs: [] });
   }
 
   async sample(): Promise<void> {
-    if (!this.ceilings.hasOnednn) {
+    if (!this.ceilings.usesOnednn) {
       this.rates.push(await this.ceilings.multiply());
       return;
     }
@@ -103,7 +105,7 @@ export class LinearMeter {
   }
 
   private ms(matrix: CountedMatrix): number {
-    if (!this.ceilings.hasOnednn) return (2 * matrix.m * matrix.k * matrix.n) / summarize(this.rates).median / 1e6;
+    if (!this.ceilings.usesOnednn) return (2 * matrix.m * matrix.k * matrix.n) / summarize(this.rates).median / 1e6;
     const { packedMs, plainMs } = this.of(matrix);
     return Math.min(summarize(packedMs).median, summarize(plainMs).median);
   }

@@ -1,10 +1,11 @@
 // Decode and prefill of a whole model, by the wall clock of the caller of Session, including the logits.
-import { Model, type Session } from '../../lib/index';
+import { Model } from '../../lib/index';
 import { BandwidthMeter, type Ceilings } from '../ceilings';
 import { type Figure, figure } from '../figure';
 import { availableMemory } from '../machine';
 import { interleave, mapStats, type Stats, summarize } from '../measure';
 import { SIGMA_15B_LAYERS, sigma15bConfig } from '../shapes';
+import { promptTokens, timeDecode, timePrefill } from '../steps';
 import type { Bench } from '../suite';
 import { flops, LinearMeter, layerWeights, prefillMatrices } from './cpu_linear';
 
@@ -19,29 +20,6 @@ function chooseLayers(quick: boolean): number {
   if (quick) return 2;
   const fit = Math.floor((availableMemory() - RESERVED_BYTES) / (layerWeights(sigma15bConfig(1)) * BF16_BYTES));
   return Math.max(4, Math.min(SIGMA_15B_LAYERS, fit));
-}
-
-function promptTokens(count: number, vocabSize: number): number[] {
-  return Array.from({ length: count }, (_, i) => (i * 7919 + 17) % vocabSize);
-}
-
-/** Milliseconds of each of `count` decode steps from the state after the prompt. */
-async function timeDecode(session: Session, count: number, vocabSize: number): Promise<number[]> {
-  await session.truncate(PREFILL_TOKENS);
-  const samples: number[] = [];
-  for (const token of promptTokens(count, vocabSize)) {
-    const start = performance.now();
-    await session.decode(token);
-    samples.push(performance.now() - start);
-  }
-  return samples;
-}
-
-async function timePrefill(session: Session, tokens: number[]): Promise<number> {
-  await session.truncate(0);
-  const start = performance.now();
-  await session.prefill(tokens);
-  return performance.now() - start;
 }
 
 /** Seconds of `count` simultaneous generations with different tokens. */
@@ -74,12 +52,12 @@ export async function measureModel({ device, quick, progress, check }: Bench, ce
   let batches: Record<'one' | 'many', Stats>;
   try {
     await session.prefill(tokens); // warms up
-    await timeDecode(session, 2, config.vocab_size);
+    await timeDecode(session, PREFILL_TOKENS, 2, config.vocab_size);
     for (let round = 1; round <= rounds; ++round) {
       check();
       progress(`decode and prefill: round ${round} of ${rounds}`);
       await bandwidth.sample();
-      decodeMs.push(...(await timeDecode(session, stepsPerRound, config.vocab_size)));
+      decodeMs.push(...(await timeDecode(session, PREFILL_TOKENS, stepsPerRound, config.vocab_size)));
       await bandwidth.sample();
       await linear.sample();
       prefillMs.push(await timePrefill(session, tokens));

@@ -4,6 +4,7 @@ import { Model } from '../../lib/index';
 import { figure } from '../figure';
 import { interleaveFor } from '../measure';
 import { lengthName } from '../shapes';
+import { promptTokens, timeDecode } from '../steps';
 import { type Bench, byKind, type Cell, type Suite } from '../suite';
 
 // MiniCPM3-4B, with fewer layers and tokens: 4 of its 62 layers, so that the output layer has its share of the bytes.
@@ -37,9 +38,6 @@ const configs = (sizes: Sizes) => ({
   },
 });
 
-const tokensOf = (count: number, vocabSize: number): number[] =>
-  Array.from({ length: count }, (_, i) => (i * 7919 + 17) % vocabSize);
-
 function cell(bench: Bench, sizes: Sizes, kvLen: number): Cell {
   const name = `decode after ${lengthName(kvLen)}`;
   return {
@@ -51,18 +49,9 @@ function cell(bench: Bench, sizes: Sizes, kvLen: number): Cell {
         const model = await Model.random(config, { device: bench.device, dtype: 'bf16' });
         models.push(model);
         const session = await model.createSession({ maxKvLen: kvLen + STEPS });
-        await session.prefill(tokensOf(kvLen, sizes.vocab_size));
+        await session.prefill(promptTokens(kvLen, sizes.vocab_size));
         const { k, v } = session.kvCacheBytes;
-        const decode = async (): Promise<number[]> => {
-          await session.truncate(kvLen);
-          const samples: number[] = [];
-          for (const token of tokensOf(STEPS, sizes.vocab_size)) {
-            const start = performance.now();
-            await session.decode(token);
-            samples.push(performance.now() - start);
-          }
-          return samples;
-        };
+        const decode = () => timeDecode(session, kvLen, STEPS, sizes.vocab_size);
         return { decode, cacheBytes: k + v, weightBytes: model.weightBytes };
       };
       const { latent: latentConfig, expanded: expandedConfig } = configs(sizes);

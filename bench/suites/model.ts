@@ -7,14 +7,12 @@ import type { Model } from '../../lib/index';
 import { modelPrefillFlops, stepBytes } from '../arithmetic';
 import { type Figure, figure } from '../figure';
 import { interleaveFor, mapStats, type Stats } from '../measure';
+import { promptTokens } from '../steps';
 import { type Bench, byKind, type Cell, type CellResult, type Suite } from '../suite';
 import { Holder, isPreset, PRESETS } from './model_holder';
 
 const BATCH_SIZE = 16;
 const BATCH_PROMPT = 32;
-
-const tokensOf = (count: number, vocabSize: number, salt = 0): number[] =>
-  Array.from({ length: count }, (_, i) => (i * 7919 + salt * 104729 + 17) % vocabSize);
 
 /** Tokens per second. `limitMs` is the least time of the same tokens. */
 function rateFigure(
@@ -65,7 +63,7 @@ function prefillCell(bench: Bench, holder: Holder, length: number): Cell {
         const { vocabSize } = model.config;
         const session = await model.createSession({ maxKvLen: length + 1 });
         try {
-          const prompt = tokensOf(length, vocabSize);
+          const prompt = promptTokens(length, vocabSize);
           const prefill = async (): Promise<number> => {
             await session.truncate(0);
             const start = performance.now();
@@ -118,11 +116,11 @@ function decodeCell(bench: Bench, holder: Holder, prefix: number): Cell {
         const steps = bench.quick ? 4 : 8;
         const session = await model.createSession({ maxKvLen: prefix + steps });
         try {
-          await session.prefill(tokensOf(prefix, config.vocabSize));
+          await session.prefill(promptTokens(prefix, config.vocabSize));
           const decode = async (): Promise<number[]> => {
             await session.truncate(prefix);
             const samples: number[] = [];
-            for (const token of tokensOf(steps, config.vocabSize, 1)) {
+            for (const token of promptTokens(steps, config.vocabSize, 1)) {
               const start = performance.now();
               await session.decode(token);
               samples.push(performance.now() - start);
@@ -148,7 +146,7 @@ async function timeBatch(model: Model, newTokens: number): Promise<number> {
   const stamps = await Promise.all(
     Array.from({ length: BATCH_SIZE }, async (_, i) => {
       const times: number[] = [];
-      const generation = model.generate(tokensOf(BATCH_PROMPT + i, vocabSize, i), { maxTokens: newTokens });
+      const generation = model.generate(promptTokens(BATCH_PROMPT + i, vocabSize, i), { maxTokens: newTokens });
       for await (const _ of generation) times.push(performance.now());
       return times;
     }),

@@ -3,23 +3,11 @@ import { Model, type ModelOptions } from '../../lib/index';
 import { BandwidthMeter, type Ceilings } from '../ceilings';
 import { type Figure, figure } from '../figure';
 import { mapStats, type Stats, summarize } from '../measure';
+import { LLAMA_SHAPE } from '../shapes';
+import { promptTokens, timeDecode, timePrefill } from '../steps';
 import type { Bench, CellResult, Suite } from '../suite';
 
-// The Llama of the suite peers.
-const LLAMA = {
-  model_type: 'llama',
-  hidden_size: 1024,
-  intermediate_size: 4096,
-  num_hidden_layers: 24,
-  num_attention_heads: 16,
-  num_key_value_heads: 4,
-  head_dim: 64,
-  vocab_size: 32000,
-  max_position_embeddings: 2048,
-  rms_norm_eps: 1e-5,
-  rope_theta: 10000,
-  tie_word_embeddings: true,
-};
+const LLAMA = { ...LLAMA_SHAPE, model_type: 'llama', tie_word_embeddings: true };
 const QUICK_LAYERS = 2;
 const PROMPT_TOKENS = 512;
 const KV_LEN = 128; // of decode
@@ -28,15 +16,6 @@ const TYPES = ['bf16', 'i8', 'i4'] as const;
 type Type = (typeof TYPES)[number];
 
 const targets: Record<Type, number | null> = { bf16: null, i8: 0.85, i4: 0.75 }; // shares of the read bandwidth
-
-const tokensOf = (count: number): number[] =>
-  Array.from({ length: count }, (_, i) => (i * 7919 + 17) % LLAMA.vocab_size);
-
-async function timed(work: () => Promise<unknown>): Promise<number> {
-  const start = performance.now();
-  await work();
-  return performance.now() - start;
-}
 
 async function measure({ device, quick, progress, check }: Bench, ceilings: Ceilings): Promise<CellResult> {
   const config = { ...LLAMA, ...(quick && { num_hidden_layers: QUICK_LAYERS }) };
@@ -66,11 +45,8 @@ async function measure({ device, quick, progress, check }: Bench, ceilings: Ceil
       progress(round === 0 ? 'warming up' : `decode and prefill: round ${round} of ${rounds}`);
       await bandwidth.sample();
       for (const { session, decodeMs, prefillMs } of sides) {
-        await session.truncate(0);
-        const prefill = await timed(() => session.prefill(tokensOf(PROMPT_TOKENS)));
-        await session.truncate(KV_LEN);
-        const decode: number[] = [];
-        for (const token of tokensOf(steps)) decode.push(await timed(() => session.decode(token)));
+        const prefill = await timePrefill(session, promptTokens(PROMPT_TOKENS, config.vocab_size));
+        const decode = await timeDecode(session, KV_LEN, steps, config.vocab_size);
         if (round === 0) continue;
         prefillMs.push(prefill);
         decodeMs.push(...decode);

@@ -201,9 +201,7 @@ __attribute__((noinline)) void gemm_rows(const Gemm& g, const uint32_t* a, int64
 }
 
 // The most rows at a time: 8 with AVX-512, 6 with AVX2.
-constexpr int kMaxGemmRows = kMaxAccumulators / kPanelVectors >= 8   ? 8
-                             : kMaxAccumulators / kPanelVectors >= 6 ? 6
-                                                                     : kMaxAccumulators / kPanelVectors;
+constexpr int kMaxGemmRows = kMaxAccumulators / kPanelVectors < 8 ? kMaxAccumulators / kPanelVectors : 8;
 
 template <bool kBf16, int kRows = kMaxGemmRows>
 DIFFQKV_INLINE void gemm_some_rows(const Gemm& g, int64_t rows, const uint32_t* a, int64_t lda, float* c, int64_t k) {

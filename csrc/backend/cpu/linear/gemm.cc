@@ -106,19 +106,20 @@ void multiply_block(const Product& p, const Blocks& b, int64_t num_tokens, int64
   }
 }
 
-// The tokens from `token` on as rows of b.depth elements. Converts or pads them into `scratch` if
+// The tokens from `token` on as rows of b.depth elements. Converts or pads them in scratch memory if
 // they are not such rows already.
-const void* rows_of_x(const Product& p, const Blocks& b, int64_t token, int64_t num_tokens, char* scratch) {
+const void* rows_of_x(const Product& p, const Blocks& b, int64_t token, int64_t num_tokens, Arena& arena) {
   const int64_t n = p.in_features;
   const DType type = b.bf16_product ? DType::bf16 : DType::f32;
   const int64_t size = static_cast<int64_t>(dtype_size(p.x_dtype));
   const char* x = static_cast<const char*>(p.x) + token * n * size;
   if (p.x_dtype == type && b.depth == n) return x;
+  const int64_t row_bytes = b.depth * static_cast<int64_t>(dtype_size(type));
+  char* scratch = static_cast<char*>(arena.get(kSlotX, static_cast<size_t>(num_tokens * row_bytes)));
   if (b.depth == n) {
     convert(type, scratch, p.x_dtype, x, num_tokens * n);
     return scratch;
   }
-  const int64_t row_bytes = b.depth * static_cast<int64_t>(dtype_size(type));
   __builtin_memset(scratch, 0, static_cast<size_t>(num_tokens * row_bytes));
   for (int64_t t = 0; t < num_tokens; ++t) convert(type, scratch + t * row_bytes, p.x_dtype, x + t * n * size, n);
   return scratch;
@@ -142,11 +143,9 @@ DIFFQKV_INLINE void multiply(const Product& p, Arena& arena, const OnSums& on_su
   b.rows = scratch + panels_bytes;
   b.sums = static_cast<float*>(
       arena.get(kSlotOut, static_cast<size_t>(num_threads * p.num_weights * kBlockTokens * b.stride_sums() * 4)));
-  char* x = static_cast<char*>(
-      arena.get(kSlotX, static_cast<size_t>(min_of(kBlockTokens, p.num_tokens) * b.depth * (b.bf16_product ? 2 : 4))));
   for (int64_t token = 0; token < p.num_tokens; token += kBlockTokens) {
     const int64_t num_tokens = min_of(kBlockTokens, p.num_tokens - token);
-    b.x = rows_of_x(p, b, token, num_tokens, x);
+    b.x = rows_of_x(p, b, token, num_tokens, arena);
     const int64_t work = p.num_weights * p.out_features * n * num_tokens;
     parallel_ranges(p.out_features, kPanel, work, [&](int64_t begin, int64_t end) {
       const bool tiles = b.bf16_product && use_amx();
@@ -158,11 +157,11 @@ DIFFQKV_INLINE void multiply(const Product& p, Arena& arena, const OnSums& on_su
         multiply_block(p, b, num_tokens, row, num_rows, tiles ? &tile_rows : nullptr);
         for (int64_t t = 0; t < num_tokens; ++t) {
           for (int64_t r = 0; r < num_rows; r += kLanes) {
-            F32v x_weight[kMaxWeights] = {};
+            F32v values[kMaxWeights] = {};
             for (int w = 0; w < p.num_weights; ++w) {
-              x_weight[w] = load(sums + (w * kBlockTokens + t) * b.stride_sums() + r);
+              values[w] = load(sums + (w * kBlockTokens + t) * b.stride_sums() + r);
             }
-            on_sums(token + t, row + r, min_of(num_rows - r, kLanes), x_weight);
+            on_sums(token + t, row + r, min_of(num_rows - r, kLanes), values);
           }
         }
       }

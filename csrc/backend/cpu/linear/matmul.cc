@@ -50,14 +50,14 @@ int64_t rows_in_scratch(int64_t row_size) { return std::max<int64_t>(64, kScratc
 // Rows [row, row + num_rows) of a quantized weight in bf16.
 void fill_panel(const Kernels& kernels, const WeightView& weight, int64_t in, int64_t row, int64_t num_rows,
                 void* panel) {
-  kernels.dequantize_rows(DType::bf16, panel, weight_rows(weight, in, row), in, num_rows);
+  kernels.dequantize_rows(panel, weight_rows(weight, in, row), in, num_rows);
 }
 
 void* offset(void* data, DType dtype, int64_t count) {
   return static_cast<char*>(data) + count * static_cast<int64_t>(dtype_size(dtype));
 }
 
-// out (+)= x weight^T by oneDNN, if accumulate with it. out is f32 or bf16.
+// x is bf16, the weight bf16 or quantized, out f32 or bf16.
 void matmul_onednn(const MatmulParams& p, const Kernels& kernels, Arena& arena, OneDnnProducts& products) {
   const int64_t in = p.in_features;
   const bool is_packed = dtype_is_packed(p.weight.dtype);
@@ -74,7 +74,6 @@ void matmul_onednn(const MatmulParams& p, const Kernels& kernels, Arena& arena, 
     products.run({.x = p.x,
                   .weight = weight,
                   .out = offset(p.out, p.out_dtype, row),
-                  .dtype = DType::bf16,
                   .out_dtype = p.out_dtype,
                   .num_tokens = p.num_tokens,
                   .in_features = in,
@@ -105,7 +104,6 @@ void LinearLayers::gated_product_onednn(const GatedMlpParams& p, const void* x, 
     Product product = {.x = x,
                        .weight = weight_of(p.gate.data ? p.gate : p.up),
                        .out = gate,
-                       .dtype = DType::bf16,
                        .out_dtype = DType::f32,
                        .num_tokens = num_tokens,
                        .in_features = in,

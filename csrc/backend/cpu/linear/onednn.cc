@@ -53,23 +53,15 @@ dnnl::memory::desc factor_of(const Product& p) {
 
 bool same_shape(const Product& a, const Product& b) {
   return a.num_tokens == b.num_tokens && a.in_features == b.in_features && a.out_features == b.out_features &&
-         a.stride_out == b.stride_out && a.dtype == b.dtype && a.out_dtype == b.out_dtype && a.epilogue == b.epilogue;
+         a.stride_out == b.stride_out && a.out_dtype == b.out_dtype && a.epilogue == b.epilogue;
 }
 
-// oneDNN detects instruction sets itself. If the user selects a lower one for this process, oneDNN
-// must use it too. It accepts that only before its first primitive.
+// oneDNN detects instruction sets itself, and its environment variables may lower them. If the user
+// selects AMX for this process, oneDNN must use it. It accepts that only before its first primitive.
 void set_up_library() {
   static std::once_flag once;
   std::call_once(once, [] {
-    const CpuIsa& isa = cpu_isa();
-    if (isa.forced) {
-      const std::string name = isa.name;
-      dnnl::set_max_cpu_isa(name == "baseline"      ? dnnl::cpu_isa::sse41
-                            : name == "avx2"        ? dnnl::cpu_isa::avx2
-                            : name == "avx512"      ? dnnl::cpu_isa::avx512_core
-                            : name == "avx512_bf16" ? dnnl::cpu_isa::avx512_core_bf16
-                                                    : dnnl::cpu_isa::all);
-    }
+    if (cpu_isa().forced) dnnl::set_max_cpu_isa(dnnl::cpu_isa::all);
     // oneDNN would keep 1,024 primitives for the life of the process. OneDnnProducts keeps fewer,
     // for the life of the device.
     dnnl::set_primitive_cache_capacity(0);
@@ -101,7 +93,7 @@ const OneDnnProducts::Compiled& OneDnnProducts::compiled(const Product& p) {
   }
   require_memory(kBytesToCompile);
   using dnnl::memory;
-  const memory::data_type type = onednn_type(p.dtype);
+  const memory::data_type type = dnnl::memory::data_type::bf16;
   // The weight is not copied: to the library it is an [in, out] matrix, stored by columns.
   const memory::desc x({p.num_tokens, p.in_features}, type, memory::dims{p.in_features, 1});
   const memory::desc weight({p.in_features, p.out_features}, type, memory::dims{1, p.in_features});

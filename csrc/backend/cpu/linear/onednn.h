@@ -19,12 +19,12 @@ enum class Epilogue {
   multiply,  // out = y * factor
 };
 
-// x and weight have the same type, here bf16. out is f32 or bf16.
+// x and weight are bf16, out is f32 or bf16.
 struct Product {
   const void* x;       // [num_tokens, in_features]
   const void* weight;  // [out_features, in_features]
   void* out;           // [num_tokens, stride_out], of which the first out_features are written
-  DType dtype, out_dtype;
+  DType out_dtype;
   int64_t num_tokens, in_features, out_features, stride_out;
   Epilogue epilogue = Epilogue::none;
   const float* factor = nullptr;  // [num_tokens, out_features], for Epilogue::multiply

@@ -171,14 +171,11 @@ void quantize_weight(const QuantizeWeightParams& p, Arena&) {
   });
 }
 
-void dequantize_rows(DType to, void* dst, const WeightView& weight, int64_t in_features, int64_t num_rows) {
+void dequantize_rows(void* dst, const WeightView& weight, int64_t in_features, int64_t num_rows) {
   parallel_ranges(num_rows, 1, num_rows * in_features, [&](int64_t begin, int64_t end) {
-    visit(to, [&](auto tag) {
-      using T = decltype(tag);
-      for (int64_t row = begin; row < end; ++row) {
-        dequantize_row(weight_rows(weight, in_features, row), in_features, static_cast<T*>(dst) + row * in_features);
-      }
-    });
+    for (int64_t row = begin; row < end; ++row) {
+      dequantize_row(weight_rows(weight, in_features, row), in_features, static_cast<bf16*>(dst) + row * in_features);
+    }
   });
 }
 
