@@ -18,6 +18,10 @@ void linear(const LinearParams& p, Context& context) {
 }
 
 void matmul(const MatmulParams& p, Context& context) {
+  if (p.num_others > 0) {
+    for (int i = 0; i < p.num_outputs(); ++i) matmul(p.single(i), context);
+    return;
+  }
   check_not_packed(p.weight.dtype);
   check_linear_types("matmul", p.x_dtype, p.weight.dtype, p.out_dtype, p.accumulate);
   LinearParams product;

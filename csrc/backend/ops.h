@@ -92,7 +92,15 @@ struct QuantizeWeightParams {
   int64_t out_features = 0, in_features = 0, group_size = 32;
 };
 
-// out = x weight^T, or out += x weight^T if accumulate is set. Sums are f32.
+struct MatmulOutput {
+  WeightView weight;    // [out_features, in_features]
+  void* out = nullptr;  // [num_tokens, out_features]
+  int64_t out_features = 0;
+};
+
+// out = x weight^T, or out += x weight^T if accumulate is set. Sums are f32. `others` are outputs of
+// the same x, type and accumulate, with weights of the same type and group size: K, V and Q of a
+// layer are one call.
 struct MatmulParams {
   const void* x = nullptr;  // [num_tokens, in_features]
   WeightView weight;        // [out_features, in_features]
@@ -100,6 +108,23 @@ struct MatmulParams {
   DType x_dtype = DType::f32, out_dtype = DType::f32;
   int64_t num_tokens = 0, in_features = 0, out_features = 0;
   bool accumulate = false;  // out must be f32
+  static constexpr int kMaxOthers = 2;
+  MatmulOutput others[kMaxOthers];
+  int num_others = 0;
+
+  __attribute__((always_inline)) int num_outputs() const { return 1 + num_others; }
+  __attribute__((always_inline)) MatmulOutput output(int i) const {
+    return i == 0 ? MatmulOutput{weight, out, out_features} : others[i - 1];
+  }
+  // The params of one output.
+  MatmulParams single(int i) const {
+    MatmulParams one = *this;
+    one.weight = output(i).weight;
+    one.out = output(i).out;
+    one.out_features = output(i).out_features;
+    one.num_others = 0;
+    return one;
+  }
 };
 
 // out (+)= (activation(x gate^T) * (x up^T)) down^T: a layer's FFN, and the MLP that augments Q.

@@ -63,15 +63,18 @@ class Graph {
              static_cast<long long>(step_.sequences[0].pos));
       }
       const LayerWeights& w = weights_.layers[layer];
+      const int64_t first = layer < last ? 0 : n - num_last;
+      const bool has_query = layer < last || step_.logits;
+      const bool at_once = has_query && first == 0;  // the products with x of K, V and Q
       normalize(w.input_norm, 0, n);
       if (config_.is_latent()) {
-        latent_row(w);
+        latent_row(w, at_once);
       } else {
-        keys_and_values(w);
+        keys_and_values(w, at_once);
       }
       kv_append(layer);
-      const int64_t first = layer < last ? 0 : n - num_last;
-      if (layer == last && !step_.logits) return;
+      if (!has_query) return;
+      if (!at_once) project({query_output(w, first)}, first, n - first);
       query(w, layer, first, n - first);
       attention(w, layer, first, n - first);
       const int64_t count = n - first;
@@ -211,15 +214,52 @@ class Graph {
     backend_.matmul(p);
   }
 
-  void matmul(const Buffer& x, const WeightBuffer& weight, const Buffer& out, int64_t first, int64_t count,
-              int64_t in_features, int64_t out_features) {
-    product(row(x, first, in_features), weight.view(), row(out, first, out_features), dtype_, dtype_, count,
-            in_features, out_features);
+  // Products of rows of normed with weights, for `count` rows from `first`. Outputs without a weight
+  // are left out.
+  void project(std::initializer_list<MatmulOutput> outputs, int64_t first, int64_t count) {
+    MatmulParams p;
+    p.x = row(ws_.normed, first, config_.hidden_size);
+    p.x_dtype = p.out_dtype = dtype_;
+    p.num_tokens = count;
+    p.in_features = config_.hidden_size;
+    const auto flush = [&] {
+      if (p.weight.data) backend_.matmul(p);
+      p.weight = {};
+      p.num_others = 0;
+    };
+    for (const MatmulOutput& output : outputs) {
+      if (!output.weight.data) continue;
+      const bool joins = p.weight.data && output.weight.dtype == p.weight.dtype &&
+                         output.weight.group_size == p.weight.group_size && p.num_others < MatmulParams::kMaxOthers;
+      if (joins) {
+        p.others[p.num_others++] = output;
+        continue;
+      }
+      flush();
+      p.weight = output.weight;
+      p.out = output.out;
+      p.out_features = output.out_features;
+    }
+    flush();
   }
 
-  void keys_and_values(const LayerWeights& w) {
-    matmul(ws_.normed, w.k, ws_.k, 0, num_tokens_, config_.hidden_size, config_.k_size());
-    matmul(ws_.normed, w.v, ws_.v, 0, num_tokens_, config_.hidden_size, config_.v_size());
+  // The product that Q begins with, for rows from `first` on. None if gated_mlp multiplies x.
+  MatmulOutput query_output(const LayerWeights& w, int64_t first) const {
+    if (config_.is_latent()) {
+      const Latent& latent = config_.latent;
+      if (latent.q_rank > 0) return {w.q_a.view(), ws_.q_a.data(), latent.q_rank};
+      return {w.q.view(), ws_.heads_a.data(), config_.num_q_heads * (latent.nope + latent.rope)};
+    }
+    if (weights_.folded) return {};
+    const int64_t size = config_.q_size();
+    return {w.q.view(), row(config_.aug_q_size > 0 ? ws_.q_in : ws_.q, first, size), size};
+  }
+
+  void keys_and_values(const LayerWeights& w, bool with_query) {
+    project({{w.k.view(), ws_.k.data(), config_.k_size()},
+             {w.v.view(), ws_.v.data(), config_.v_size()},
+             with_query ? query_output(w, 0) : MatmulOutput{}},
+            0, num_tokens_);
     add_bias(ws_.k.data(), w.k_bias, dtype_, num_tokens_, config_.k_size());
     add_bias(ws_.v.data(), w.v_bias, dtype_, num_tokens_, config_.v_size());
     normalize_heads(ws_.k.data(), w.k_norm, num_tokens_, config_.k_size(), config_.rms_norm_eps);
@@ -229,13 +269,15 @@ class Graph {
   static constexpr double kLatentEps = 1e-6;
 
   // MLA: the rows of the cache, not rotated.
-  void latent_row(const LayerWeights& w) {
+  void latent_row(const LayerWeights& w, bool with_query) {
     const Latent& latent = config_.latent;
-    const int64_t n = num_tokens_, hidden = config_.hidden_size, size = config_.head_dim_k;
-    matmul(ws_.normed, w.latent, ws_.latent, 0, n, hidden, latent.rank);
+    const int64_t n = num_tokens_, size = config_.head_dim_k;
+    project({{w.latent.view(), ws_.latent.data(), latent.rank},
+             {w.rotary.view(), ws_.rotary.data(), latent.rope},
+             with_query ? query_output(w, 0) : MatmulOutput{}},
+            0, n);
     add_bias(ws_.latent.data(), w.latent_bias, dtype_, n, latent.rank);
     normalize_heads(ws_.latent.data(), w.latent_norm, n, latent.rank, kLatentEps);
-    matmul(ws_.normed, w.rotary, ws_.rotary, 0, n, hidden, latent.rope);
     add_bias(ws_.rotary.data(), w.rotary_bias, dtype_, n, latent.rope);
     product(ws_.latent.data(), weights_.place_latent.view(), ws_.cached_row.data(), dtype_, DType::f32, n, latent.rank,
             size);
@@ -283,19 +325,15 @@ class Graph {
   }
 
   // MLA: q = absorb W_q x, not rotated.
-  void latent_query(const LayerWeights& w, int64_t first, int64_t count, void* q) {
+  void latent_query(const LayerWeights& w, int64_t count, void* q) {
     const Latent& latent = config_.latent;
-    const int64_t hidden = config_.hidden_size, size = latent.nope + latent.rope;
-    const void* x = row(ws_.normed, first, hidden);
-    int64_t in_features = hidden;
+    const int64_t size = latent.nope + latent.rope;
     if (latent.q_rank > 0) {
-      product(x, w.q_a.view(), ws_.q_a.data(), dtype_, dtype_, count, hidden, latent.q_rank);
       add_bias(ws_.q_a.data(), w.q_a_bias, dtype_, count, latent.q_rank);
       normalize_heads(ws_.q_a.data(), w.q_a_norm, count, latent.q_rank, kLatentEps);
-      x = ws_.q_a.data();
-      in_features = latent.q_rank;
+      product(ws_.q_a.data(), w.q.view(), ws_.heads_a.data(), dtype_, dtype_, count, latent.q_rank,
+              config_.num_q_heads * size);
     }
-    product(x, w.q.view(), ws_.heads_a.data(), dtype_, dtype_, count, in_features, config_.num_q_heads * size);
     for_each_head(ws_.heads_a.data(), w.absorb, ws_.heads_b, q, count, size, config_.head_dim_qk);
   }
 
@@ -401,14 +439,11 @@ class Graph {
     const int64_t size = config_.q_size();
     void* q = row(ws_.q, first, size);
     if (config_.is_latent()) {
-      latent_query(w, first, count, q);
+      latent_query(w, count, q);
     } else if (weights_.folded) {
       augment(w, row(ws_.normed, first, hidden), q, count, hidden);
     } else if (config_.aug_q_size > 0) {
-      matmul(ws_.normed, w.q, ws_.q_in, first, count, hidden, size);
       augment(w, row(ws_.q_in, first, size), q, count, size);
-    } else {
-      matmul(ws_.normed, w.q, ws_.q, first, count, hidden, size);
     }
     add_bias(q, w.q_bias, dtype_, count, size);
     normalize_heads(q, w.q_norm, count, size, config_.rms_norm_eps);

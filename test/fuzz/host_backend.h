@@ -50,8 +50,11 @@ class HostBackend final : public IdleBackend {
   void matmul(const MatmulParams& p) override {
     check(p.num_tokens > 0 && p.in_features > 0 && p.out_features > 0, "a product of no size");
     read_ends(p.x, p.num_tokens * p.in_features * dtype_size(p.x_dtype));
-    read_ends(p.weight.data, p.out_features * p.in_features * dtype_size(p.weight.dtype));
-    memset(p.out, 0, p.num_tokens * p.out_features * dtype_size(p.out_dtype));
+    for (int i = 0; i < p.num_outputs(); i++) {
+      const MatmulOutput output = p.output(i);
+      read_ends(output.weight.data, output.out_features * p.in_features * dtype_size(output.weight.dtype));
+      memset(output.out, 0, p.num_tokens * output.out_features * dtype_size(p.out_dtype));
+    }
   }
 
  private:

@@ -38,7 +38,8 @@ void LinearLayers::gated_mlp(const GatedMlpParams& p) {
             .num_tokens = num_tokens,
             .in_features = p.inner_size,
             .out_features = p.out_features,
-            .accumulate = p.accumulate});
+            .accumulate = p.accumulate,
+            .others = {}});
   };
   const bool is_gemv = p.num_tokens <= max_gemv_tokens(p.up.dtype);
   const int64_t block_tokens = std::min(kBlockTokens, p.num_tokens);

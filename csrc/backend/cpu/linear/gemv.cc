@@ -237,6 +237,7 @@ void multiply_packed(const Product& p, int64_t begin, int64_t end) {
   const int64_t groups = weight_row_groups(n, p.weight.group_size);
   const int64_t num_passes = ceil_div(p.num_x, kMostXs);
   const int64_t run = (end - begin) / kRows;
+  const int64_t rows_ahead = ceil_div(kPrefetchBytes, max_of(row_bytes, 1));
   const auto* x = static_cast<const XStep<kType, kTerms>*>(p.x.data);
   // Rows first, first + distance, ... of which `count` are stored.
   const auto rows = [&](int64_t first, int64_t distance, int64_t count) DIFFQKV_LAMBDA {
@@ -245,6 +246,12 @@ void multiply_packed(const Product& p, int64_t begin, int64_t end) {
       const int64_t row = first + min_of(r, count - 1) * distance;
       packed[r] = {static_cast<const char*>(p.weight.data) + row * row_bytes,
                    static_cast<const uint16_t*>(p.weight.scales) + row * groups};
+    }
+    for (int64_t line = 0; line < 2 * groups; line += 64) {
+      for (int r = 0; r < kRows; ++r) {
+        const char* scales = reinterpret_cast<const char*>(packed[r].scales + rows_ahead * groups);
+        __builtin_prefetch(scales + line);
+      }
     }
     Ahead ahead;
     if (num_passes > 1) ahead = {row_bytes, 64 / num_passes + 1};
@@ -388,28 +395,39 @@ DIFFQKV_INLINE void store_rows(DType dtype, void* out, int64_t num_x, int64_t n,
 
 void gemv(const MatmulParams& p, Arena& arena) {
   const int64_t in = p.in_features;
-  const int64_t n = p.out_features;
   const bool round = p.out_dtype != DType::f32;
-  const int64_t most = pass_tokens(p.weight.dtype, in, n);
+  int64_t num_rows = 0;  // of all outputs
+  for (int i = 0; i < p.num_outputs(); ++i) num_rows += p.output(i).out_features;
+  const int64_t most = pass_tokens(p.weight.dtype, in, num_rows);
   for (int64_t token = 0; token < p.num_tokens; token += most) {
     const int64_t num_x = min_of(most, p.num_tokens - token);
     const char* x = static_cast<const char*>(p.x) + token * in * element_size(p.x_dtype);
-    void* out = static_cast<char*>(p.out) + token * n * element_size(p.out_dtype);
-    float* sums = static_cast<float*>(round ? arena.get(kSlotOut, num_x * n * sizeof(float)) : out);
+    float* rounded_sums = static_cast<float*>(round ? arena.get(kSlotOut, num_x * num_rows * sizeof(float)) : nullptr);
     const PreparedX prepared = prepare_x(p.weight.dtype, p.x_dtype, x, num_x, in, arena);
-    parallel_ranges(n, 1, n * in / kElementsPerWork, [&](int64_t begin, int64_t end) {
+    parallel_ranges(num_rows, 1, num_rows * in / kElementsPerWork, [&](int64_t begin, int64_t end) {
       const PreparedX mine = thread_x(prepared, num_x, in);
-      const Product product = {.x = mine,
-                               .weight = p.weight,
-                               .out = sums,
-                               .num_x = num_x,
-                               .in_features = in,
-                               .num_rows = n,
-                               .accumulate = p.accumulate};
-      multiply(product, begin, end);
-      if (!round) return;
-      store_rows(p.out_dtype, out, num_x, n, begin, end,
-                 [&](int64_t i, int64_t count) { return load_n(sums + i, count); });
+      int64_t first = 0;  // row of the output
+      for (int i = 0; i < p.num_outputs(); ++i) {
+        const MatmulOutput output = p.output(i);
+        const int64_t n = output.out_features;
+        const int64_t own_begin = max_of(begin - first, 0);
+        const int64_t own_end = min_of(end - first, n);
+        void* out = static_cast<char*>(output.out) + token * n * element_size(p.out_dtype);
+        float* sums = round ? rounded_sums + num_x * first : static_cast<float*>(out);
+        first += n;
+        if (own_begin >= own_end) continue;
+        const Product product = {.x = mine,
+                                 .weight = output.weight,
+                                 .out = sums,
+                                 .num_x = num_x,
+                                 .in_features = in,
+                                 .num_rows = n,
+                                 .accumulate = p.accumulate};
+        multiply(product, own_begin, own_end);
+        if (!round) continue;
+        store_rows(p.out_dtype, out, num_x, n, own_begin, own_end,
+                   [&](int64_t at, int64_t count) { return load_n(sums + at, count); });
+      }
     });
   }
 }

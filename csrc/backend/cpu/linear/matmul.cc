@@ -167,6 +167,10 @@ void LinearLayers::matmul(const MatmulParams& p) {
   if (p.accumulate) require_accumulator_type("matmul: out", p.out_dtype);
   if (p.num_tokens <= 0 || p.out_features <= 0) return;
   if (p.num_tokens <= max_gemv_tokens(p.weight.dtype) || p.in_features == 0) return kernels_.gemv(p, arena_);
+  if (p.num_others > 0) {
+    for (int i = 0; i < p.num_outputs(); ++i) matmul(p.single(i));
+    return;
+  }
 #if defined(DIFFQKV_HAVE_ONEDNN)
   if (p.out_dtype != DType::f16 && uses_onednn(p.weight.dtype, p.x_dtype, p.in_features)) {
     return matmul_onednn(p, kernels_, arena_, onednn_->products);
