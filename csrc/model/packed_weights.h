@@ -31,6 +31,7 @@ class PackedWeight {
   struct Format {
     DType dtype;
     int64_t group_size;
+    bool operator==(const Format&) const = default;
   };
   std::optional<Format> exact_format() const;
   // Rows [row, row + count) in that form: integers, and scales [count, weight_row_groups].

@@ -168,6 +168,19 @@ bool is_quantized(const LayerSpec& spec) {
   return true;
 }
 
+// The other matrix of a pair of gate and up, which are multiplied at once and so have one type. Null
+// for other matrices.
+const LayerSpec* gated_with(const std::vector<LayerSpec>& specs, const LayerSpec& spec) {
+  for (const auto& [gate, up] :
+       {std::pair(&LayerWeights::gate, &LayerWeights::up), std::pair(&LayerWeights::q_gate, &LayerWeights::q_up)}) {
+    if (spec.buffer != gate && spec.buffer != up) continue;
+    for (const LayerSpec& other : specs) {
+      if (other.buffer == (spec.buffer == gate ? up : gate)) return &other;
+    }
+  }
+  return nullptr;
+}
+
 const char* const kEmbed = "model.embed_tokens.weight";
 const char* const kNorm = "model.norm.weight";
 const char* const kLmHead = "lm_head.weight";
@@ -458,16 +471,20 @@ Weights load_weights(std::shared_ptr<Backend> backend, const Config& config, con
   weights.dtype = options.dtype ? *options.dtype : common_dtype(config, checkpoint);
   // Matrices whose integers and scales can stay as they are. Only the CPU has products of integers.
   const bool has_integers = backend->info().kind == "cpu";
-  const auto is_exact = [&](const LayerSpec& spec, const StoredTensor& stored) {
-    return has_integers && !options.weight_format && is_quantized(spec) && stored.packed &&
-           stored.packed->exact_format();
+  const auto exact_format = [&](const StoredTensor& stored) {
+    return stored.packed ? stored.packed->exact_format() : std::nullopt;
+  };
+  const auto is_exact = [&](int64_t layer, const LayerSpec& spec) {
+    if (!has_integers || options.weight_format || !is_quantized(spec)) return false;
+    const auto format = exact_format(tensor(layer_name(layer, spec.suffix)));
+    const LayerSpec* other = gated_with(specs, spec);
+    return format && (!other || exact_format(tensor(layer_name(layer, other->suffix))) == format);
   };
   bool has_exact_q = false;
   weights.format = options.weight_format;
   for (const LayerSpec& spec : specs) {
-    const StoredTensor& stored = tensor(layer_name(0, spec.suffix));
-    if (!is_exact(spec, stored)) continue;
-    const auto [dtype, group_size] = *stored.packed->exact_format();
+    if (!is_exact(0, spec)) continue;
+    const auto [dtype, group_size] = *exact_format(tensor(layer_name(0, spec.suffix)));
     weights.format = {dtype, group_size, false};
     has_exact_q = has_exact_q || spec.suffix == kQ;
   }
@@ -497,7 +514,7 @@ Weights load_weights(std::shared_ptr<Backend> backend, const Config& config, con
         out.*spec.buffer = loader.load_transposed(stored, weights.dtype);
       } else if (spec.kind == LayerSpec::norm) {
         out.*spec.buffer = loader.load_norm(stored, rows, norm_offset, 1);
-      } else if (is_exact(spec, stored)) {
+      } else if (is_exact(layer, spec)) {
         out.*spec.buffer = loader.load_exact(stored, rows);
       } else if (is_quantized(spec) && options.weight_format) {
         out.*spec.buffer = loader.load_quantized(stored, rows, *options.weight_format);

@@ -325,16 +325,17 @@ const llama = randomCheckpoint({
 });
 const isMatrix = (name: string) => /_(proj|with_mqa)\.weight$/.test(name);
 
-/** The checkpoint in a form, and the same with dequantized weights in f32. */
+/** The checkpoint with some matrices in a form, and the same with dequantized weights in f32. */
 function both(
   form: Form,
   base = llama,
+  packs = isMatrix,
 ): { raw: Map<string, RawTensor>; config: Record<string, unknown>; plain: Checkpoint } {
   const random = new Random(5);
   const raw = new Map<string, RawTensor>();
   const plain = new Map<string, CheckpointTensor>();
   for (const [name, tensor] of base.tensors) {
-    if (!isMatrix(name)) {
+    if (!packs(name)) {
       plain.set(name, { ...tensor, type: 'F32' });
       raw.set(name, { dtype: 'F16', shape: tensor.shape, bytes: encode('f16', tensor.data) });
       continue;
@@ -458,6 +459,21 @@ describe.each([
     const again = await Model.load(directory, { device: 'cpu', weightType: other });
     expect(again.weightType).toBe(other);
     again.dispose();
+  });
+});
+
+describe.each(['q', 'k', 'v', 'o', 'gate', 'up', 'down'])('%s_proj alone is not packed', (part) => {
+  it.each([
+    ['i4', compressedIntegers(4, 32, true, 'BF16')],
+    ['i8', compressedIntegers(8, 128, true, 'BF16')],
+  ])('beside %s', async (type, form) => {
+    const { raw, config, plain } = both(form, llama, (name) => isMatrix(name) && !name.includes(`${part}_proj`));
+    const directory = write(config, raw);
+    const model = await Model.load(directory, { device: 'cpu', dtype: 'f32' });
+    expect(model.weightType).toBe(type);
+    model.dispose();
+    const [reference] = modelLogits(plain, tokens) as [Float64Array];
+    expect(logitError(await logitsOf(directory, { dtype: 'f32' }), reference)).toBeLessThanOrEqual(4e-6);
   });
 });
 
