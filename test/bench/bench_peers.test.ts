@@ -532,7 +532,7 @@ console.log(JSON.stringify({ version: '0', device: 'none', peers: [], figures: [
   });
 
   onUnix('compares our output with the reference and writes the measurements', async () => {
-    const file = join(folder, 'measured.json');
+    const file = join(folder, 'a new folder', 'measured.json');
     const args = ['--only', 'torch', '--tiny', '--check', '--json', file, '--python'];
     const { status, out } = await peers(...args, python('right', 0));
     expect([status, out]).toEqual([0, expect.stringMatching(/^PyTorch: measured \(0\)$/m)]);
