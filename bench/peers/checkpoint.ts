@@ -1,9 +1,12 @@
-// A Llama-shaped model with random weights, written as a Hugging Face checkpoint for diffqkv and as GGUF for llama.cpp, with
-// the same numbers. Weights are 8-bit integers times a power of two, which bf16 and f16 represent exactly.
+// A Llama-shaped model with random weights, written as a Hugging Face checkpoint for diffqkv and as GGUF for llama.cpp.
+// Weights are 8-bit integers with a sign times a power of two, which bf16 and f16 represent exactly. Q8_0 and Q4_0 cannot.
+// Those files have the integers and scales that diffqkv computes when it loads the checkpoint with i8 or i4 weights, so that
+// both sides still have the same numbers.
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 
-import { type GgufType, ggufHeader } from './gguf';
+import { type Device, kernels, type Tensor } from '../../lib/index';
+import { type GgufFileType, type GgufType, ggufHeader, isQuantized, q4Blocks, q8Blocks } from './gguf';
 
 /** The properties of a Llama config.json that both formats need. */
 export interface LlamaShape {
@@ -86,23 +89,43 @@ function wholeNumbers(length: number, seed: number): Int16Array {
   return out;
 }
 
-/** The bits of a number that f16 and bf16 represent exactly. */
+/** The bits of a number. Throws RangeError if the type does not represent it exactly. */
 export function exactBits(value: number, type: 'BF16' | 'F16'): number {
   const bits = new Uint32Array(new Float32Array([value]).buffer)[0] as number;
-  if (type === 'BF16') return bits >>> 16;
+  const exact = (condition: boolean, result: number) => {
+    if (condition && Math.fround(value) === value) return result;
+    throw new RangeError(`${value} is not a number of ${type}`);
+  };
+  if (type === 'BF16') return exact((bits & 0xffff) === 0, bits >>> 16);
   const exponent = ((bits >>> 23) & 255) - 112;
   const sign = (bits >>> 16) & 0x8000;
   if (value === 0) return sign;
+  const multiple = Math.abs(value) * 2 ** 24; // of the least subnormal
   return exponent > 0
-    ? sign | (exponent << 10) | ((bits >>> 13) & 0x3ff)
-    : sign | Math.round(Math.abs(value) * 2 ** 24);
+    ? exact(exponent < 31 && (bits & 0x1fff) === 0, sign | (exponent << 10) | ((bits >>> 13) & 0x3ff))
+    : exact(Number.isInteger(multiple), sign | multiple);
+}
+
+/** The same numbers in f16. Throws RangeError if f16 does not represent one exactly. */
+export function f16FromBf16(bf16: Uint16Array): Uint16Array {
+  const known = new Map<number, number>();
+  return Uint16Array.from(bf16, (bits) => {
+    let f16 = known.get(bits);
+    if (f16 === undefined) {
+      f16 = exactBits(new Float32Array(Uint32Array.of(bits << 16).buffer)[0] as number, 'F16');
+      known.set(bits, f16);
+    }
+    return f16;
+  });
 }
 
 /** The bits of the numbers, by a table of all 511 values. */
 function encode(numbers: Int16Array, step: number | null, type: 'BF16' | 'F16'): Uint16Array {
   const numberAt = (number: number) => (step === null ? 1 + (number >> 4) / 128 : number * step);
   const table = Uint16Array.from({ length: 511 }, (_, i) => exactBits(numberAt(i - 255), type));
-  return Uint16Array.from(numbers, (number) => table[number + 255] as number);
+  const out = new Uint16Array(numbers.length); // Uint16Array.from is many times slower than a loop
+  for (let i = 0; i < numbers.length; ++i) out[i] = table[(numbers[i] as number) + 255] as number;
+  return out;
 }
 
 /** Rows j and j + half of each head become rows 2j and 2j + 1. */
@@ -117,8 +140,42 @@ function pairRows(numbers: Int16Array, [rows, inputs]: [number, number], heads: 
   return out;
 }
 
-/** Writes config.json, model.safetensors (bf16), and a GGUF file of each of the types. */
-export function writeModels(folder: string, shape: LlamaShape, types: readonly ('BF16' | 'F16')[]) {
+/** A matrix in bf16, quantized as `Model.load` does it with `weightType` i8 or i4 and groups of 32. */
+async function quantize(
+  device: Device,
+  bf16: Uint16Array,
+  shape: number[],
+  type: 'Q8_0' | 'Q4_0',
+): Promise<Uint8Array> {
+  const tensors: Tensor[] = [];
+  try {
+    const weight = device.tensor('bf16', shape, bf16);
+    tensors.push(weight);
+    const quantized = await kernels.quantizeWeight({ weight, type: type === 'Q8_0' ? 'i8' : 'i4', groupSize: 32 });
+    tensors.push(quantized.values, quantized.scales);
+    const scales = new Uint16Array(bf16.length / 32);
+    await quantized.scales.readInto(scales);
+    if (type === 'Q8_0') {
+      const integers = new Int8Array(bf16.length);
+      await quantized.values.readInto(integers);
+      return q8Blocks(integers, f16FromBf16(scales));
+    }
+    const words = new Int32Array(bf16.length / 8);
+    await quantized.values.readInto(words);
+    return q4Blocks(words, f16FromBf16(scales));
+  } finally {
+    for (const tensor of tensors) tensor.dispose();
+  }
+}
+
+/** Norms are f32. Quantized files have the embedding in bf16, as diffqkv has it. */
+function typeIn({ gguf, step }: Weight, type: GgufFileType): GgufType {
+  if (step === null) return 'F32';
+  return isQuantized(type) && gguf === 'token_embd.weight' ? 'BF16' : type;
+}
+
+/** Writes config.json, model.safetensors (bf16), and a GGUF file of each of the types. `device` is a CPU; it quantizes. */
+export async function writeModels(folder: string, shape: LlamaShape, types: readonly GgufFileType[], device: Device) {
   const weights = weightsOf(shape);
   const config = {
     architectures: ['LlamaForCausalLM'],
@@ -136,7 +193,6 @@ export function writeModels(folder: string, shape: LlamaShape, types: readonly (
     const file = path.join(folder, `model-${type}.gguf`);
     return { type, file, descriptor: fs.openSync(file, 'w') };
   });
-  const typeIn = ({ step }: Weight, type: 'BF16' | 'F16'): GgufType => (step === null ? 'F32' : type);
   try {
     fs.writeSync(safetensors, safetensorsHeader(weights));
     for (const { descriptor, type } of ggufs) {
@@ -147,21 +203,27 @@ export function writeModels(folder: string, shape: LlamaShape, types: readonly (
       }));
       fs.writeSync(descriptor, ggufHeader(shape, type, tensors));
     }
-    weights.forEach((weight, i) => {
+    for (const [i, weight] of weights.entries()) {
       const numbers = wholeNumbers(count(weight.shape), SEED + i);
       const bf16 = encode(numbers, weight.step, 'BF16');
       fs.writeSync(safetensors, bf16);
       const paired = weight.pairedHeads
         ? pairRows(numbers, weight.shape as [number, number], weight.pairedHeads)
         : numbers;
-      for (const { descriptor, type } of ggufs) {
-        const isF32 = typeIn(weight, type) === 'F32';
+      const pairedBf16 = paired === numbers ? bf16 : encode(paired, weight.step, 'BF16');
+      const encodeAs = async (type: GgufType) => {
         // The weights of a norm are bf16. As f32 they have the same bits, followed by zeros.
-        const data = isF32 ? Uint32Array.from(bf16, (bits) => bits << 16) : encode(paired, weight.step, type);
+        if (type === 'F32') return Uint32Array.from(bf16, (bits) => bits << 16);
+        if (type === 'BF16') return pairedBf16;
+        if (type === 'F16') return encode(paired, weight.step, type);
+        return quantize(device, pairedBf16, weight.shape, type);
+      };
+      for (const { descriptor, type } of ggufs) {
+        const data = await encodeAs(typeIn(weight, type));
         fs.writeSync(descriptor, data);
         fs.writeSync(descriptor, new Uint8Array(-data.byteLength & 31));
       }
-    });
+    }
   } finally {
     for (const descriptor of [safetensors, ...ggufs.map(({ descriptor }) => descriptor)]) fs.closeSync(descriptor);
   }
@@ -170,7 +232,8 @@ export function writeModels(folder: string, shape: LlamaShape, types: readonly (
     /** Number of bytes of all weights in bf16, and of the matrices that a token reads. Of the embedding it reads one row. */
     weightBytes: 2 * weights.reduce((sum, weight) => sum + count(weight.shape), 0),
     matrixParameters: matrices.reduce((sum, weight) => sum + count(weight.shape), 0),
-    ggufs: ggufs.map(({ type, file }) => ({ type, file })),
+    /** Paths by type. */
+    ggufs: Object.fromEntries(ggufs.map(({ type, file }) => [type, file])) as Partial<Record<GgufFileType, string>>,
   };
 }
 

@@ -3,7 +3,7 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 
 import { type Device, kernels, type Tensor } from '../../lib/index';
-import { exactBits } from './checkpoint';
+import { f16FromBf16 } from './checkpoint';
 import { type GqaShape, groupQueryAttentionModel } from './onnx';
 import { Worker } from './worker';
 
@@ -17,15 +17,7 @@ export type Type = keyof typeof ORT_TYPES;
 function bits(bf16: Uint16Array, type: Type): Uint16Array | Float32Array {
   if (type === 'bf16') return bf16;
   if (type === 'f32') return new Float32Array(Uint32Array.from(bf16, (value) => value << 16).buffer);
-  const f16 = new Map<number, number>();
-  return Uint16Array.from(bf16, (value) => {
-    let known = f16.get(value);
-    if (known === undefined) {
-      known = exactBits(new Float32Array(Uint32Array.of(value << 16).buffer)[0] as number, 'F16');
-      f16.set(value, known);
-    }
-    return known;
-  });
+  return f16FromBf16(bf16);
 }
 
 /** Converts [kvLen, heads, dim] (diffqkv) to [heads, length, dim] (onnxruntime). Rows beyond kvLen are zero. */

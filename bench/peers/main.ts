@@ -4,7 +4,7 @@ import { parseArgs } from 'node:util';
 
 import { type DeviceInfo, listDevices } from '../../lib/index';
 import { describeMachine, projectRoot } from '../machine';
-import { newResult, type Result, writeResult } from '../result';
+import { checkWritable, newResult, type Result, writeResult } from '../result';
 import { formatTable } from '../table';
 import { measureGroupQueryAttention } from './gqa';
 import { measureLlama } from './llama';
@@ -91,6 +91,7 @@ export async function runPeers(argv: string[]): Promise<number> {
   const file = values.json
     ? path.resolve(values.json)
     : path.join(projectRoot, isWhole ? RESULTS : SCRATCH, 'peers.json');
+  checkWritable(file);
   const save = (): void => {
     if (figures.length === 0) return; // keep an older result until something is measured
     result.seconds = Math.round((Date.now() - started) / 1000);

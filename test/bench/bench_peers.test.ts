@@ -5,15 +5,21 @@ import { chmodSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'nod
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
-import { exactBits, type LlamaShape, writeModels } from '../../bench/peers/checkpoint';
-import { ggufHeader } from '../../bench/peers/gguf';
+import type { Figure } from '../../bench/figure';
+import { summarize } from '../../bench/measure';
+import { exactBits, f16FromBf16, type LlamaShape, writeModels } from '../../bench/peers/checkpoint';
+import { ggufHeader, q4Blocks, q8Blocks } from '../../bench/peers/gguf';
 import { decodeHalves } from '../../bench/peers/gqa_sides';
+import { PAIRS, report } from '../../bench/peers/llama';
 import { runPeers } from '../../bench/peers/main';
 import { groupQueryAttentionModel } from '../../bench/peers/onnx';
 import { agreement, inTurn, timesAsFast } from '../../bench/peers/run';
 import { vectorError } from '../../bench/peers/torch';
 import { PeerMissing, Worker } from '../../bench/peers/worker';
 import type { Result } from '../../bench/result';
+import { kernels, openDevice } from '../../lib/index';
+import { withTensors } from '../support/devices';
+import { dequantizeWeight } from '../support/reference';
 
 let folder: string;
 beforeAll(() => {
@@ -23,7 +29,7 @@ afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
 const SHAPE: LlamaShape = {
   hidden_size: 32,
-  intermediate_size: 48,
+  intermediate_size: 64,
   num_hidden_layers: 2,
   num_attention_heads: 4,
   num_key_value_heads: 2,
@@ -72,7 +78,8 @@ function parseGguf(bytes: Buffer) {
   return { magic, version, metadata, tensors, alignment, headEnd: at, data: Math.ceil(at / alignment) * alignment };
 }
 
-const [F32, F16, BF16] = [0, 1, 30];
+const [F32, F16, Q4_0, Q8_0, BF16] = [0, 1, 2, 8, 30];
+const TYPE_NUMBERS = { F16, BF16, Q8_0, Q4_0 };
 
 /** The numbers of a tensor of a GGUF file, of any type. */
 function ggufValues(bytes: Buffer, file: ReturnType<typeof parseGguf>, name: string): number[] {
@@ -80,8 +87,28 @@ function ggufValues(bytes: Buffer, file: ReturnType<typeof parseGguf>, name: str
   const start = file.data + offset;
   const count = dims.reduce((product, size) => product * size, 1);
   if (type === F32) return Array.from({ length: count }, (_, i) => bytes.readFloatLE(start + 4 * i));
+  if (type === Q8_0 || type === Q4_0) {
+    const size = type === Q8_0 ? 34 : 18;
+    const blocks = Array.from({ length: count / 32 }, (_, i) =>
+      bytes.subarray(start + size * i, start + size * (i + 1)),
+    );
+    return blocks.flatMap(type === Q8_0 ? q8Values : q4Values);
+  }
   const halves = Array.from({ length: count }, (_, i) => bytes.readUInt16LE(start + 2 * i));
   return decodeHalves(halves, type === F16 ? 'f16' : 'bf16');
+}
+
+const scaleOf = (block: Buffer) => decodeHalves([block.readUInt16LE()], 'f16')[0] as number;
+
+function q8Values(block: Buffer): number[] {
+  return Array.from({ length: 32 }, (_, i) => scaleOf(block) * block.readInt8(2 + i));
+}
+
+function q4Values(block: Buffer): number[] {
+  const quants = Array.from({ length: 32 }, (_, i) =>
+    i < 16 ? block.readUInt8(2 + i) & 15 : block.readUInt8(2 + i - 16) >> 4,
+  );
+  return quants.map((quant) => scaleOf(block) * (quant - 8));
 }
 
 function safetensorsValues(bytes: Buffer, name: string): { shape: number[]; values: number[] } {
@@ -108,7 +135,15 @@ describe('16-bit numbers', () => {
       expect([value, exactBits(value, 'F16'), exactBits(value, 'BF16')]).toEqual([value, f16, bf16]);
       expect(decodeHalves([f16], 'f16')).toEqual([value]);
       expect(decodeHalves([bf16], 'bf16')).toEqual([value]);
+      expect([...f16FromBf16(Uint16Array.of(bf16))]).toEqual([f16]);
     }
+  });
+
+  it('are rejected if the format has no such number', () => {
+    for (const value of [257, 2 ** -24 * (1 + 2 ** -8), 0.1])
+      expect(() => exactBits(value, 'BF16')).toThrow(`${value} is not a number of BF16`);
+    for (const value of [2049, 2 ** 16, 2 ** -25, 3 * 2 ** -25, 0.1, Number.NaN])
+      expect(() => exactBits(value, 'F16')).toThrow(`${value} is not a number of F16`);
   });
 });
 
@@ -136,7 +171,7 @@ describe('GGUF', () => {
       'general.file_type': 1,
       'llama.embedding_length': 32,
       'llama.block_count': 2,
-      'llama.feed_forward_length': 48,
+      'llama.feed_forward_length': 64,
       'llama.attention.head_count': 4,
       'llama.attention.head_count_kv': 2,
       'llama.rope.dimension_count': 8,
@@ -156,8 +191,61 @@ describe('GGUF', () => {
     expect((file.metadata['tokenizer.ggml.token_type'] as number[]).slice(257)).toEqual([6, 6, ...Array(41).fill(1)]);
   });
 
-  it("has the checkpoint's weights, with the rows of Q and K in llama.cpp's rotation order", () => {
-    const { ggufs, weightBytes, matrixParameters } = writeModels(folder, SHAPE, ['BF16', 'F16']);
+  it('has offsets after whole blocks, and its quantized types only in rows of whole blocks', () => {
+    const tensors = [
+      { name: 'a', shape: [3, 64], type: 'Q8_0' as const },
+      { name: 'b', shape: [1, 32], type: 'Q4_0' as const },
+      { name: 'c', shape: [32], type: 'F32' as const },
+    ];
+    for (const [type, fileType] of [
+      ['Q8_0', 7],
+      ['Q4_0', 2],
+    ] as const) {
+      const { metadata, tensors: got } = parseGguf(ggufHeader(SHAPE, type, tensors));
+      expect(metadata).toMatchObject({ 'general.file_type': fileType, 'general.quantization_version': 2 });
+      expect(got).toEqual([
+        { name: 'a', dims: [64, 3], type: Q8_0, offset: 0 },
+        { name: 'b', dims: [32, 1], type: Q4_0, offset: 224 },
+        { name: 'c', dims: [32], type: F32, offset: 256 },
+      ]);
+    }
+    expect(() => ggufHeader(SHAPE, 'Q4_0', [{ name: 'a', shape: [32, 48], type: 'Q4_0' }])).toThrow(
+      'a has rows of 48 elements; Q4_0 needs a multiple of 32',
+    );
+  });
+
+  it('has blocks of a scale and 32 integers', () => {
+    const scales = Uint16Array.of(0x3c00, 0x8201);
+    const bytes = Int8Array.from({ length: 64 }, (_, i) => (i < 32 ? -i : 4 * i - 128));
+    const eights = Buffer.from(q8Blocks(bytes, scales));
+    expect(eights).toHaveLength(68);
+    expect([eights.readUInt16LE(0), eights.readUInt16LE(34)]).toEqual([...scales]);
+    const integers = [...eights.subarray(2, 34), ...eights.subarray(36)];
+    expect(integers).toEqual([...new Uint8Array(bytes.buffer)]);
+
+    // Elements 0, ..., 15 and then 15, ..., 0, each plus 8: 0, 2, 4, 6 are the low half of a word, 1, 3, 5, 7 the high one.
+    const words = Int32Array.of(0x7531_6420, 0xfdb9_eca8, 0x8ace_9bdf, 0x0246_1357);
+    const fours = Buffer.from(q4Blocks(Int32Array.of(...words, ...words), scales));
+    expect(fours.subarray(0, 18).toString('hex')).toBe('003cf0e1d2c3b4a5968778695a4b3c2d1e0f');
+    expect(fours).toHaveLength(36);
+    expect(fours.readUInt16LE(18)).toBe(0x8201);
+  });
+
+  it("has the checkpoint's weights, with the rows of Q and K in llama.cpp's rotation order", async () => {
+    const device = await openDevice('cpu');
+    const types = ['BF16', 'F16', 'Q8_0', 'Q4_0'] as const;
+    const { ggufs, weightBytes, matrixParameters } = await writeModels(folder, SHAPE, types, device);
+    const quantized = (values: number[], shape: number[], type: 'i8' | 'i4') =>
+      withTensors(device, async (tensors) => {
+        const weight = tensors.make('f32', shape, Float32Array.from(values));
+        const { values: packed, scales } = await kernels.quantizeWeight({ weight, type });
+        tensors.keep(packed);
+        tensors.keep(scales);
+        const integers = type === 'i8' ? new Int8Array(values.length) : new Int32Array(values.length / 8);
+        await packed.readInto(integers);
+        const [rows, columns] = shape as [number, number];
+        return [...dequantizeWeight({ values: integers, scales: await scales.read(), rows, columns, groupSize: 32 })];
+      });
     const safetensors = readFileSync(join(folder, 'model.safetensors'));
     const layer = 'model.layers.1';
     const names: [hf: string, gguf: string, pairedHeads?: number][] = [
@@ -174,15 +262,18 @@ describe('GGUF', () => {
       ['model.norm', 'output_norm'],
       ['lm_head', 'output'],
     ];
-    for (const { type, file } of ggufs) {
-      const bytes = readFileSync(file);
+    for (const type of types) {
+      const bytes = readFileSync(ggufs[type] as string);
       const parsed = parseGguf(bytes);
       expect(parsed.tensors).toHaveLength(3 + 2 * 9);
       for (const [hf, gguf, pairedHeads] of names) {
-        const { shape, values } = safetensorsValues(safetensors, `${hf}.weight`);
+        const { shape, values: exact } = safetensorsValues(safetensors, `${hf}.weight`);
+        const isQuantized = type.startsWith('Q') && shape.length === 2 && gguf !== 'token_embd';
+        const values = isQuantized ? await quantized(exact, shape, type === 'Q8_0' ? 'i8' : 'i4') : exact;
         const info = parsed.tensors.find(({ name }) => name === `${gguf}.weight`);
         expect([gguf, info?.dims]).toEqual([gguf, [...shape].reverse()]);
-        expect([gguf, info?.type]).toEqual([gguf, shape.length === 1 ? F32 : type === 'F16' ? F16 : BF16]);
+        const matrixType = gguf === 'token_embd' && type !== 'F16' ? BF16 : TYPE_NUMBERS[type];
+        expect([gguf, info?.type]).toEqual([gguf, shape.length === 1 ? F32 : matrixType]);
         const [rows, width] = [shape[0] as number, shape[1] ?? 1];
         const dim = rows / (pairedHeads ?? 1);
         // Row 2j of a head is its row j, and row 2j + 1 its row j + dim / 2.
@@ -196,9 +287,11 @@ describe('GGUF', () => {
         expect(new Set(values).size).toBeGreaterThan(8); // the values differ
       }
       const end = parsed.tensors.at(-1) as (typeof parsed.tensors)[number];
-      expect(bytes.length).toBe(parsed.data + end.offset + 2 * 300 * 32);
+      const outputBytes = { BF16: 2 * 300 * 32, F16: 2 * 300 * 32, Q8_0: 300 * 34 + 8, Q4_0: 300 * 18 + 8 }[type];
+      expect(bytes.length).toBe(parsed.data + end.offset + outputBytes);
     }
-    const perLayer = 32 * 32 * 2 + 2 * 16 * 32 + 3 * 48 * 32;
+    device.dispose();
+    const perLayer = 32 * 32 * 2 + 2 * 16 * 32 + 3 * 64 * 32;
     expect(matrixParameters).toBe(2 * perLayer + 300 * 32);
     expect(weightBytes).toBe(2 * (2 * perLayer + 2 * 300 * 32 + 5 * 32));
     expect(safetensors.length).toBe(8 + Number(safetensors.readBigUInt64LE()) + weightBytes);
@@ -295,6 +388,49 @@ describe('measuring', () => {
     expect(ms.peer).toEqual({ median: 4, min: 4, max: 40, count: 6 });
     const times = timesAsFast(rounds.ours as number[][], rounds.peer as number[][]);
     expect(times).toEqual({ median: 2, min: 2, max: 2, count: 3 });
+  });
+
+  it('expects a multiple of the speed of llama.cpp, or of both sides a share of the bandwidth', () => {
+    const [bf16, , i4] = PAIRS as [Pair, Pair, Pair];
+    type Pair = (typeof PAIRS)[number];
+    /** The figures with a target, if a step takes `ms` on each side and 1 ms at the limit. */
+    const targets = (pair: Pair, ms: Record<string, number>) => {
+      const figures: Figure[] = [];
+      const sides = Object.keys(ms).map((who) => ({ who, pair, isPeer: who !== 'ours', generate: jest.fn() }));
+      const named = <T>(value: (ms: number) => T) =>
+        Object.fromEntries(
+          Object.entries(ms).flatMap(([who, one]) => [
+            [`decode ${who}`, value(one)],
+            [`prefill ${who}`, value(one)],
+          ]),
+        );
+      const samples = { ms: named((one) => summarize([one])), rounds: named((one) => [[one]]) };
+      const amounts = { tokens: 1, after: 0, work: { bytes: 1 } };
+      const limits = { of: () => ({ ms: 1, name: 'limit' }) };
+      report({ figures, limits }, pair, sides, samples, { decode: amounts, prefill: amounts });
+      return figures
+        .filter(({ target }) => target !== null)
+        .map(({ at, value, share, target, met }) => [at?.what, target?.on === 'share' ? share : value, target, met]);
+    };
+    const times = (what: string, value: number, atLeast: number, met: boolean) => [
+      what,
+      expect.closeTo(value, 9),
+      { on: 'value', atLeast },
+      met,
+    ];
+    // The faster peer counts, and in 16 bits always the multiple.
+    expect(targets(bf16, { ours: 1.04, A: 2, B: 1.04 })).toEqual([
+      times('decode', 1, 1.05, false),
+      times('prefill', 1, 1.3, false),
+    ]);
+    expect(targets(i4, { ours: 1.2, A: 1.8 })).toEqual([
+      times('decode', 1.5, 1.3, true),
+      times('prefill', 1.5, 1.3, true),
+    ]);
+    expect(targets(i4, { ours: 1.1, A: 1.2 })[0]).toEqual(times('decode', 1.2 / 1.1, 1.3, false));
+    const share = { on: 'share', atLeast: 0.85 };
+    expect(targets(i4, { ours: 1.1, A: 1.15 })[0]).toEqual(['decode', expect.closeTo(1 / 1.1, 9), share, true]);
+    expect(targets(i4, { ours: 1.2, A: 1.15 })[0]).toEqual(['decode', expect.closeTo(1 / 1.2, 9), share, false]);
   });
 
   it('detects one vector that is wrong or not a number', () => {
@@ -396,7 +532,7 @@ console.log(JSON.stringify({ version: '0', device: 'none', peers: [], figures: [
   });
 
   onUnix('compares our output with the reference and writes the measurements', async () => {
-    const file = join(folder, 'measured.json');
+    const file = join(folder, 'a new folder', 'measured.json');
     const args = ['--only', 'torch', '--tiny', '--check', '--json', file, '--python'];
     const { status, out } = await peers(...args, python('right', 0));
     expect([status, out]).toEqual([0, expect.stringMatching(/^PyTorch: measured \(0\)$/m)]);
