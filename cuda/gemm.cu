@@ -294,15 +294,15 @@ __global__ void __launch_bounds__(C::kThreads, 2) gemm_kernel(GemmParams p) {
 
 template <typename C>
 int64_t num_blocks(const LinearParams& p) {
-  const int rows = p.up ? C::kN / 2 : C::kN;
+  const int rows = p.up.data ? C::kN / 2 : C::kN;
   return (p.num_tokens + C::kM - 1) / C::kM * ((p.out_features + rows - 1) / rows);
 }
 
 template <typename T, typename C, bool kAligned>
 void launch_gemm(const LinearParams& linear, Context& context) {
   const GemmParams p = {linear.x,
-                        linear.weight,
-                        linear.up,
+                        linear.weight.data,
+                        linear.up.data,
                         linear.out,
                         linear.row_scale,
                         linear.out_dtype == DType::f32,
@@ -315,15 +315,15 @@ void launch_gemm(const LinearParams& linear, Context& context) {
   shape.grid[0] = static_cast<unsigned>(num_blocks<C>(linear));
   shape.threads = C::kThreads;
   shape.shared_bytes = C::kSharedBytes;
-  if (linear.up) return launch("gemm_gated", gemm_kernel<T, C, true, kAligned>, shape, context.stream, p);
+  if (linear.up.data) return launch("gemm_gated", gemm_kernel<T, C, true, kAligned>, shape, context.stream, p);
   launch("gemm", gemm_kernel<T, C, false, kAligned>, shape, context.stream, p);
 }
 
 template <typename T>
 void gemm_of(const LinearParams& p, Context& context) {
   const bool aligned = rows_aligned(p.x, p.in_features, p.x_dtype) &&
-                       rows_aligned(p.weight, p.in_features, p.weight_dtype) &&
-                       (!p.up || rows_aligned(p.up, p.in_features, p.weight_dtype)) &&
+                       rows_aligned(p.weight.data, p.in_features, p.weight.dtype) &&
+                       (!p.up.data || rows_aligned(p.up.data, p.in_features, p.weight.dtype)) &&
                        rows_aligned(p.out, p.out_features, p.out_dtype) && p.out_features % 8 == 0;
   if (!aligned) return launch_gemm<T, Small, false>(p, context);
   // The largest tile that leaves few multiprocessors idle.
@@ -336,7 +336,7 @@ void gemm_of(const LinearParams& p, Context& context) {
 }  // namespace
 
 void gemm(const LinearParams& p, Context& context) {
-  if (p.weight_dtype == DType::bf16) return gemm_of<bf16>(p, context);
+  if (p.weight.dtype == DType::bf16) return gemm_of<bf16>(p, context);
   gemm_of<f16>(p, context);
 }
 

@@ -456,11 +456,9 @@ Weights load_weights(std::shared_ptr<Backend> backend, const Config& config, con
 
   Weights weights;
   weights.dtype = options.dtype ? *options.dtype : common_dtype(config, checkpoint);
-  // Matrices whose integers and scales can stay as they are. Only the CPU has products of integers.
-  const bool has_integers = backend->info().kind == "cpu";
+  // Matrices whose integers and scales can stay as they are.
   const auto is_exact = [&](const LayerSpec& spec, const StoredTensor& stored) {
-    return has_integers && !options.weight_format && is_quantized(spec) && stored.packed &&
-           stored.packed->exact_format();
+    return !options.weight_format && is_quantized(spec) && stored.packed && stored.packed->exact_format();
   };
   bool has_exact_q = false;
   weights.format = options.weight_format;
