@@ -32,9 +32,9 @@ inline int gemv_tokens(DType weight) { return dtype_is_packed(weight) ? kPackedG
 void gemv(const LinearParams& p, Context& context);
 // Weights of i8 or i4, any sizes and types of x and out; weights are read once for every kPackedGemvTokens tokens.
 void gemv_packed(const LinearParams& p, Context& context);
-// By tensor cores: x and weight of one 16-bit type, out of that type or f32.
+// By tensor cores: x of a 16-bit type, the weight of that type, i8 or i4, out of x's type or f32.
 inline bool gemm_takes(DType x, DType weight, DType out) {
-  return x == weight && weight != DType::f32 && (out == weight || out == DType::f32);
+  return x != DType::f32 && (weight == x || dtype_is_packed(weight)) && (out == x || out == DType::f32);
 }
 void gemm(const LinearParams& p, Context& context);
 // Whether gemm suits, and not gemv or gemv_packed.

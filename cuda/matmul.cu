@@ -37,7 +37,7 @@ void linear_packed(LinearParams p, Context& context) {
     launch("pad_rows", kernel, shape, context.stream, pad);
     p.x = p.x_scratch;
   }
-  gemv_packed(p, context);
+  suits_gemm(p) || p.row_scale ? gemm(p, context) : gemv_packed(p, context);
 }
 
 }  // namespace

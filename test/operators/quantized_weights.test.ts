@@ -185,13 +185,16 @@ onEveryDevice((device) => {
     [1, 1],
     [160, 130],
   ];
-  // On the CPU more than 32 tokens of bf16 are multiplied by weights rounded to bf16, if it multiplies that.
-  const mostExact = () => 32;
+  // More tokens than `mostExact` are multiplied by weights rounded to x's 16-bit type; on the CPU only to
+  // bf16, if it multiplies that.
+  const mostExact = () => (device().info.kind === 'cpu' ? 32 : 16);
   const valuesFor = (tokens: number, xType: FloatType, { packed }: Quantized): Float64Array => {
     const values = dequantizeWeight(packed);
-    const multiplied =
-      device().info.kind === 'cpu' ? /bf16|amx/.test(device().info.details.simd as string) && xType === 'bf16' : false;
-    return tokens > mostExact() && multiplied ? values.map((value) => roundTo(xType, value)) : values;
+    const rounds =
+      device().info.kind === 'cpu'
+        ? /bf16|amx/.test(device().info.details.simd as string) && xType === 'bf16'
+        : xType !== 'f32';
+    return tokens > mostExact() && rounds ? values.map((value) => roundTo(xType, value)) : values;
   };
   const tokenCounts = () => {
     if (emulates()) return reduced ? [1, 9, 20] : [1, 2, 8, 9, 16, 17, 70];
@@ -225,6 +228,31 @@ onEveryDevice((device) => {
               });
               expectClose(await out.read(), expected.subarray(0, tokens * outFeatures), tolerances[xType], outFeatures);
             }
+          });
+        }
+      });
+
+      test('computes large products', async () => {
+        // On CUDA these take larger tiles than those above.
+        for (const [tokens, inFeatures, outFeatures] of [
+          [130, 96, 1544],
+          [70, 160, 520],
+        ] as const) {
+          const random = new Random(tokens);
+          const weight = random.normals(outFeatures * inFeatures, 0.1, 'f32');
+          const x = random.normals(tokens * inFeatures, 0.1, xType);
+          await withTensors(device(), async (tensors) => {
+            const w = await quantized(tensors, weight, [outFeatures, inFeatures], type, 64);
+            const out = tensors.out(xType, [tokens, outFeatures]);
+            await kernels.matmul({
+              x: tensors.make(xType, [tokens, inFeatures], x),
+              weight: w.values,
+              weightScales: w.scales,
+              groupSize: 64,
+              out,
+            });
+            const expected = matmul(x, valuesFor(tokens, xType, w), tokens, inFeatures, outFeatures);
+            expectClose(await out.read(), expected, tolerances[xType], outFeatures);
           });
         }
       });
