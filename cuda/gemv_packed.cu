@@ -72,6 +72,13 @@ __device__ __forceinline__ int chunk_place(int row, int chunk) {
   return row * kPieceBytes + (chunk ^ turn) * 16;
 }
 
+// The same place in the next stage of the ring.
+template <typename C>
+__device__ __forceinline__ int next_stage(int place) {
+  const int next = place + C::kStageBytes;
+  return next < kStages * C::kStageBytes ? next : next - kStages * C::kStageBytes;
+}
+
 // Copies a warp's pieces into its ring. A lane copies one of the four chunks of every eighth row. What is outside of the
 // matrix becomes 0.
 template <typename C, bool kGated>
@@ -80,7 +87,7 @@ struct RingFiller {
   int64_t row_step;  // bytes of eight rows
   int bytes_left;
   int rows_left;  // from the lane's first row on
-  int place;
+  int place;      // of the next copy in the ring
 
   __device__ __forceinline__ RingFiller(const PackedGemvParams& p, int64_t first_row, int slice) {
     const int row = lane_index() / 4, chunk = lane_index() % 4;
@@ -96,16 +103,17 @@ struct RingFiller {
   }
 
   // Rows 8 apart have the same turn.
-  __device__ __forceinline__ void fill(unsigned char* stage, int step_bytes) {
+  __device__ __forceinline__ void fill(unsigned char* ring, int step_bytes) {
 #pragma unroll
     for (int i = 0; i < C::kCopies; ++i) {
       const int half = kGated ? i / 2 : 0, row = 8 * (kGated ? i % 2 : i);
-      cp_async_cg(stage + place + 8 * i * kPieceBytes, from[half] + row / 8 * row_step,
+      cp_async_cg(ring + place + 8 * i * kPieceBytes, from[half] + row / 8 * row_step,
                   bytes_left > 0 && row < rows_left ? 16 : 0);
     }
 #pragma unroll
     for (int half = 0; half < (kGated ? 2 : 1); ++half) from[half] += step_bytes;
     bytes_left -= step_bytes;
+    place = next_stage<C>(place);
   }
 };
 
@@ -123,20 +131,23 @@ struct ScaleLoader {
     row_step = kStep * static_cast<int>(p.row_groups);
     column = slice * C::kColumns + lane_index() % C::kBlocks * kBlockColumns;
 #pragma unroll
-    for (int half = 0; half < (kGated ? 2 : 1); ++half) from[half] = p.scales[half] + (first_row + row) * p.row_groups;
+    for (int half = 0; half < (kGated ? 2 : 1); ++half)
+      from[half] = p.scales[half] + (first_row + row) * p.row_groups + (column >> p.group_log2);
     const int64_t rows = p.out_features - first_row;
     rows_left = static_cast<int>(rows < C::kRows ? rows : C::kRows) - row;
   }
 
   __device__ __forceinline__ void load(const PackedGemvParams& p, bf16 (&scales)[C::kScaleLoads], int step) {
-    const int group = column >> p.group_log2;
     const bool inside = column < static_cast<int>(p.in_features);
 #pragma unroll
     for (int i = 0; i < C::kScaleLoads; ++i) {
       const int half = kGated ? kStep * i / 16 : 0, row = kStep * i - 16 * half;
       scales[i] = {0};
-      if (inside && row < rows_left) scales[i] = ld_global(from[half] + (row / kStep * row_step + group));
+      if (inside && row < rows_left) scales[i] = ld_global(from[half] + row / kStep * row_step);
     }
+    const int groups = ((column + step) >> p.group_log2) - (column >> p.group_log2);
+#pragma unroll
+    for (int half = 0; half < (kGated ? 2 : 1); ++half) from[half] += groups;
     column += step;
   }
 
@@ -230,7 +241,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<X, C>) gemv
   ScaleLoader<C, kGated> loader(p, first_row, slice);
 #pragma unroll
   for (int piece = 0; piece < kStages - 1; ++piece) {
-    if (piece < num_pieces) filler.fill(ring + piece * C::kStageBytes, step_bytes);
+    if (piece < num_pieces) filler.fill(ring, step_bytes);
     cp_async_commit_group();
   }
   bf16 scales[C::kScaleLoads] = {};
@@ -244,11 +255,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<X, C>) gemv
     return load_x(x + 8 * tile * p.x_stride + kBlockColumns * b, 8 * tile < tokens_left && kBlockColumns * b < x_left);
   };
   float sums[C::kTilesM][C::kTilesN][4] = {};
-  // Where the lane's elements of a block are, in row g. Rows 8 apart have the same turn.
-  const auto place = [&](int b) {
-    return kType == DType::i4 ? chunk_place(g, b) + 4 * t : chunk_place(g, 2 * b + t / 2) + 8 * (t % 2);
-  };
-  int slot = 0, slot_to_fill = kStages - 1;
+  // Where the lane's elements of a block are, in row g: its number is in bits that an exclusive or turns. Rows 8 apart have
+  // the same turn.
+  int place = kType == DType::i4 ? chunk_place(g, 0) + 4 * t : chunk_place(g, t / 2) + 8 * (t % 2);
+  constexpr int kBlockStep = kType == DType::i4 ? 16 : 32;
   for (int piece = 0; piece < num_pieces; ++piece) {
     EightElements<X> elements[2][C::kTilesN];  // of two blocks
     const auto load_blocks = [&](int first_block) {
@@ -263,13 +273,12 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<X, C>) gemv
     loader.store(piece_scales, scales);
     cp_async_wait_group<kStages - 2>();
     __syncwarp();  // the copies of all lanes are there, and all lanes are done with the piece before
-    if (piece + kStages - 1 < num_pieces) filler.fill(ring + slot_to_fill * C::kStageBytes, step_bytes);
+    if (piece + kStages - 1 < num_pieces) filler.fill(ring, step_bytes);
     cp_async_commit_group();
     if (piece + 1 < num_pieces) loader.load(p, scales, step_columns);
 
-    const unsigned char* stage = ring + slot * C::kStageBytes;
-    // Two blocks at a time. For many tokens the loop is not unrolled: loads that were all moved to its start would need
-    // more registers than there are.
+      // Two blocks at a time. For many tokens the loop is not unrolled: loads that were all moved to its start would need
+      // more registers than there are.
 #pragma unroll(C::kTilesN == 1 ? 2 : 1)
     for (int first_block = 0; first_block < C::kBlocks; first_block += 2) {
       if (first_block > 0) load_blocks(first_block);
@@ -289,7 +298,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<X, C>) gemv
         for (int m = 0; m < C::kTilesM; ++m) {
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            const unsigned char* from = stage + place(first_block + b) + (16 * m + 8 * half) * kPieceBytes;
+            const unsigned char* from =
+                ring + (place ^ (first_block + b) * kBlockStep) + (16 * m + 8 * half) * kPieceBytes;
             a[m][half] = unpack<T>(ld_shared(reinterpret_cast<const PackedWords<kType>*>(from)));
           }
         }
@@ -321,8 +331,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<X, C>) gemv
     }
     x += step_columns;
     x_left -= step_columns;
-    slot = slot + 1 == kStages ? 0 : slot + 1;
-    slot_to_fill = slot_to_fill + 1 == kStages ? 0 : slot_to_fill + 1;
+    place = next_stage<C>(place);
   }
 
   // The warps' sums, each in the ring of its warp.
