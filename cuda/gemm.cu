@@ -110,19 +110,19 @@ struct Filler {
 #pragma unroll
     for (int row = 0; row < C::kM; row += kPassRows, to += kPlaceStep)
       copy(to, x + row * in_features, row < tokens_left ? count : 0);
-    x += C::kK, columns_left -= C::kK;
-    if constexpr (kPacked) return;
+    if constexpr (!kPacked) {
 #pragma unroll
-    for (int n = 0; n < C::kN; n += kPassRows, to += kPlaceStep) {
-      if constexpr (kGated) {
-        // Of each warp's rows the first half is gate's, the second half the same rows of up.
-        const int row = n / C::kWarpN * kHalf + n % kHalf;
-        copy(to, (n % C::kWarpN < kHalf ? weight : up) + row * in_features, row < rows_left ? count : 0);
-      } else {
-        copy(to, weight + n * in_features, n < rows_left ? count : 0);
+      for (int n = 0; n < C::kN; n += kPassRows, to += kPlaceStep) {
+        if constexpr (kGated) {
+          // Of each warp's rows the first half is gate's, the second half the same rows of up.
+          const int row = n / C::kWarpN * kHalf + n % kHalf;
+          copy(to, (n % C::kWarpN < kHalf ? weight : up) + row * in_features, row < rows_left ? count : 0);
+        } else {
+          copy(to, weight + n * in_features, n < rows_left ? count : 0);
+        }
       }
     }
-    weight += C::kK;
+    x += C::kK, weight += C::kK, columns_left -= C::kK;
     if constexpr (kGated) up += C::kK;
   }
 
@@ -233,7 +233,8 @@ template <typename C>
 struct Fragments {
   uint32_t a[C::kTilesM][4], b[C::kTilesN][2];
 
-  // Of columns 16 step to 16 step + 15 of a tile of x and one of weights.
+  // Of columns 16 step to 16 step + 15 of a tile of x and one of weights, whose rows begin with kFirstRow.
+  template <int kFirstRow>
   __device__ __forceinline__ void read(const unsigned char* x, const unsigned char* weights, int warp_m, int warp_n,
                                        int step) {
     const int lane = lane_index();
@@ -244,7 +245,7 @@ struct Fragments {
     }
 #pragma unroll
     for (int j = 0; j < C::kTilesN; j += 2) {
-      const int row = warp_n * C::kWarpN + j * 8 + lane / 16 * 8 + lane % 8;
+      const int row = kFirstRow + warp_n * C::kWarpN + j * 8 + lane / 16 * 8 + lane % 8;
       uint32_t two[4];
       ldmatrix_x4(two, weights + place_of<C>(row, 2 * step + lane / 8 % 2));
       b[j][0] = two[0], b[j][1] = two[1], b[j + 1][0] = two[2], b[j + 1][1] = two[3];
@@ -373,16 +374,17 @@ __global__ void __launch_bounds__(C::kThreads, 2) gemm_kernel(GemmParams p) {
     cp_async_wait_group<C::kStages - 2>();
     __syncthreads();  // this stage is there for all, and all are done with the one before it, which is the next to be filled
     const unsigned char* stage = shared + slot * kStageBytes;
-    const unsigned char* weights = kPacked ? tiles + step % 2 * C::kWeightBytes : stage + C::kXBytes;
+    const unsigned char* weights = kPacked ? tiles + step % 2 * C::kWeightBytes : stage;
     Fragments<C> fragments[2];
-    fragments[0].read(stage, weights, warp_m, warp_n, 0);
+    fragments[0].template read<kPacked ? 0 : C::kM>(stage, weights, warp_m, warp_n, 0);
     if (step + C::kStages - 1 < num_steps) filler.fill(shared + slot_to_fill * kStageBytes);
     if constexpr (kPacked) unpacker.copy(slot);  // whose integers have been unpacked in the step before
     cp_async_commit_group();
     if constexpr (kPacked) unpacker.unpack_to((step + 1) % 2, slot + 1 == C::kStages ? 0 : slot + 1);
 #pragma unroll
     for (int k = 0; k < C::kK / 16; ++k) {
-      if (k + 1 < C::kK / 16) fragments[(k + 1) % 2].read(stage, weights, warp_m, warp_n, k + 1);
+      if (k + 1 < C::kK / 16)
+        fragments[(k + 1) % 2].template read<kPacked ? 0 : C::kM>(stage, weights, warp_m, warp_n, k + 1);
 #pragma unroll
       for (int i = 0; i < C::kTilesM; ++i) {
 #pragma unroll
