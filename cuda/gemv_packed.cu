@@ -7,9 +7,9 @@
 //
 // A unit of work is 16 or 32 weight rows, the rows of one or two A tiles; gated, 16 rows of gate and the same of up. It
 // belongs to one warp or to several that split its columns, as many as give every multiprocessor a block, and add up in
-// shared memory. A warp copies its rows by cp.async into a ring of its own, kStages pieces of 64 bytes a row: with three
-// pieces under way a block of eight warps has 48 KiB in flight, more than the 30 KiB that a multiprocessor of an H200
-// needs. Nothing waits for other warps. An mma sums over one block of 32 columns in two steps, for which lane t of a quad
+// shared memory. A warp copies its rows by cp.async into a ring of its own of 8 KiB, kStages pieces of 64 bytes a row. All
+// but one are under way, so that a block of eight warps has 48 KiB in flight or more; a multiprocessor of an H200 needs
+// about 30 KiB. Nothing waits for other warps. An mma sums over one block of 32 columns in two steps, for which lane t of a quad
 // needs 8 columns that follow each other, of x 16 bytes and of the weight a word or two. They come from the ring, whose
 // chunks are permuted so that no bank conflicts, because 16 bytes straight from memory would be of another group in each
 // lane. Loads of scales run one piece ahead, in registers.
@@ -26,7 +26,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
-constexpr int kStages = 4;
 constexpr int kPieceBytes = 64;    // of a row, in a stage
 constexpr int kBlockColumns = 32;  // whose sum is multiplied by a scale
 
@@ -51,6 +50,7 @@ struct PackedGemvParams {
 template <DType kType, int tiles_m, int tiles_n>
 struct Config {
   static constexpr int kTilesM = tiles_m, kTilesN = tiles_n;
+  static constexpr int kStages = 8 / kTilesM;
   static constexpr int kRows = 16 * kTilesM;
   static constexpr int kTokens = 8 * kTilesN;
   static constexpr int kBlocks = kType == DType::i4 ? 4 : 2;  // of kBlockColumns, in a piece
@@ -76,7 +76,7 @@ __device__ __forceinline__ int chunk_place(int row, int chunk) {
 template <typename C>
 __device__ __forceinline__ int next_stage(int place) {
   const int next = place + C::kStageBytes;
-  return next < kStages * C::kStageBytes ? next : next - kStages * C::kStageBytes;
+  return next < C::kStages * C::kStageBytes ? next : next - C::kStages * C::kStageBytes;
 }
 
 // Copies a warp's pieces into its ring. A lane copies one of the four chunks of every eighth row. What is outside of the
@@ -230,7 +230,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<X, C>) gemv
   const int slice = warp & ((1 << p.slices_log2) - 1);
   const int64_t first_row = (first_unit + (warp >> p.slices_log2)) * kUnitRows;
   unsigned char* ring = dynamic_shared() + warp * C::kWarpBytes;
-  float* scale_pieces = reinterpret_cast<float*>(ring + kStages * C::kStageBytes);
+  float* scale_pieces = reinterpret_cast<float*>(ring + C::kStages * C::kStageBytes);
 
   const int all_pieces = static_cast<int>((p.row_bytes + kPieceBytes - 1) / kPieceBytes);
   const int num_pieces =
@@ -240,7 +240,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<X, C>) gemv
   RingFiller<C, kGated> filler(p, first_row, slice);
   ScaleLoader<C, kGated> loader(p, first_row, slice);
 #pragma unroll
-  for (int piece = 0; piece < kStages - 1; ++piece) {
+  for (int piece = 0; piece < C::kStages - 1; ++piece) {
     if (piece < num_pieces) filler.fill(ring, step_bytes);
     cp_async_commit_group();
   }
@@ -271,9 +271,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<X, C>) gemv
     load_blocks(0);
     float* piece_scales = scale_pieces + piece % 2 * (C::kScaleBytes / static_cast<int>(sizeof(float)));
     loader.store(piece_scales, scales);
-    cp_async_wait_group<kStages - 2>();
+    cp_async_wait_group<C::kStages - 2>();
     __syncwarp();  // the copies of all lanes are there, and all lanes are done with the piece before
-    if (piece + kStages - 1 < num_pieces) filler.fill(ring, step_bytes);
+    if (piece + C::kStages - 1 < num_pieces) filler.fill(ring, step_bytes);
     cp_async_commit_group();
     if (piece + 1 < num_pieces) loader.load(p, scales, step_columns);
 

@@ -136,7 +136,11 @@ __device__ __forceinline__ void ldmatrix_x4_trans`,
   },
   {
     name: 'GEMV of quantized weights: waits for one group of copies less',
-    edits: edit('cuda/gemv_packed.cu', 'cp_async_wait_group<kStages - 2>();', 'cp_async_wait_group<kStages - 1>();'),
+    edits: edit(
+      'cuda/gemv_packed.cu',
+      'cp_async_wait_group<C::kStages - 2>();',
+      'cp_async_wait_group<C::kStages - 1>();',
+    ),
     check: operators,
     finds: /seeds: GEMV, i4: .*has not waited/,
   },
