@@ -38,6 +38,12 @@ export class TensorSet {
     return this.make('i8', shape, Int8Array.from(randomBf16(product(shape), this.all.length + 1)));
   }
 
+  /** Eight elements in a word. */
+  i4(rows: number, columns: number): Tensor {
+    const words = new Int32Array(rows * (columns / 8)).map((_, i) => Math.imul(i + 1, 0x9e3779b1));
+    return this.make('i32', [rows, columns / 8], words);
+  }
+
   i32(values: number[]): Tensor {
     return this.make('i32', [values.length], Int32Array.from(values));
   }

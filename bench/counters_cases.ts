@@ -83,6 +83,26 @@ function matmul(tokens: number, inSize: number, outSize: number): CountedCase {
   };
 }
 
+/** With weights quantized in groups of 32. */
+function quantizedMatmul(tokens: number, inSize: number, outSize: number, type: 'i8' | 'i4'): CountedCase {
+  return {
+    kernel: 'matmul',
+    shape: `${tokensName(tokens)}, ${inSize} -> ${outSize}, ${type}`,
+    work: {
+      bytesRead: tokens * inSize * BF16 + outSize * inSize * ((type === 'i8' ? 1 : 1 / 2) + I8_SCALE / 32),
+      bytesWritten: tokens * outSize * BF16,
+      flops: 2 * tokens * inSize * outSize,
+    },
+    prepare(tensors) {
+      const x = tensors.bf16(tokens, inSize);
+      const weight = type === 'i8' ? tensors.i8(outSize, inSize) : tensors.i4(outSize, inSize);
+      const weightScales = tensors.scales(outSize, inSize / 32);
+      const out = tensors.bf16(tokens, outSize);
+      return () => kernels.matmul({ x, weight, weightScales, out });
+    },
+  };
+}
+
 function augmentedQ(tokens: number, qSize: number, augQSize: number): CountedCase {
   return {
     kernel: 'augmentedQ',
@@ -195,6 +215,9 @@ export function countedCases(): CountedCase[] {
     ),
     ...[1, 8].map((tokens) => matmul(tokens, 1024, 1024)),
     ...[64, 256].map((tokens) => matmul(tokens, 512, 1024)),
+    ...(['i8', 'i4'] as const).flatMap((type) =>
+      [1, 8, 16, 64].map((tokens) => quantizedMatmul(tokens, 1024, 1024, type)),
+    ),
     ...[1, 8, 64].map((tokens) => augmentedQ(tokens, 512, 768)),
     ...smallOperators(8),
   ];

@@ -54,22 +54,39 @@ size_t round_up_256(size_t bytes) { return (bytes + 255) / 256 * 256; }
 }  // namespace
 
 void gated_mlp(const GatedMlpParams& p, Context& context) {
-  check_not_packed(p.up.dtype);
   check_linear_types("gated MLP", p.x_dtype, p.up.dtype, p.out_dtype, p.accumulate);
+  check_linear_types("gated MLP", p.x_dtype, p.down.dtype, p.out_dtype, p.accumulate);
   if (p.num_tokens <= 0 || p.out_features <= 0) return;
   const int64_t block_tokens = std::min(kBlockTokens, p.num_tokens);
-  const bool bf16_throughout = p.x_dtype == DType::bf16 && p.up.dtype == DType::bf16;
-  const bool scales =
-      p.x_dtype == DType::f16 && gemm_takes(p.x_dtype, p.up.dtype, p.out_dtype) && p.num_tokens > kGemvTokens;
+  const auto in_bf16 = [](DType weight) { return weight == DType::bf16 || dtype_is_packed(weight); };
+  const bool bf16_throughout = p.x_dtype == DType::bf16 && in_bf16(p.up.dtype) && in_bf16(p.down.dtype);
+  const bool scales = p.x_dtype == DType::f16 && gemm_takes(p.x_dtype, p.down.dtype, p.out_dtype) &&
+                      p.num_tokens > gemv_tokens(p.down.dtype);
+  const bool one_kernel_has_both = p.gate.data && p.gate.dtype == p.up.dtype && p.gate.group_size == p.up.group_size;
   const size_t elements = static_cast<size_t>(block_tokens * std::max<int64_t>(p.inner_size, 1));
   const size_t h_bytes = round_up_256(elements * (bf16_throughout ? 2 : 4));
   const size_t scaled_bytes = scales ? round_up_256(elements * 2) : 0;
   const size_t scale_bytes = scales ? static_cast<size_t>(block_tokens) * sizeof(float) : 0;
   // The products in f32, if the activation has a kernel of its own. Without rounding, up's become h.
   const size_t product_bytes =
-      p.gate.data && p.activation == Activation::silu ? 0 : round_up_256(elements * sizeof(float));
+      one_kernel_has_both && p.activation == Activation::silu ? 0 : round_up_256(elements * sizeof(float));
   const size_t products_bytes = (p.gate.data ? product_bytes : 0) + (bf16_throughout ? product_bytes : 0);
-  char* h = static_cast<char*>(context.scratch(h_bytes + products_bytes + scaled_bytes + scale_bytes));
+  // A copy of x or of h, if a product needs one.
+  const auto copy_bytes = [&](const WeightView& weight, const void* x, DType dtype, int64_t width) {
+    LinearParams product;
+    product.weight = weight;
+    product.x = x;
+    product.x_dtype = dtype;
+    product.num_tokens = block_tokens;
+    product.in_features = width;
+    return x_scratch_bytes(product);
+  };
+  const size_t x_bytes =
+      std::max(copy_bytes(p.up, p.x, p.x_dtype, p.in_features), copy_bytes(p.down, nullptr, DType::f32, p.inner_size));
+  const size_t h_offset = round_up_256(x_bytes);
+  char* x_scratch =
+      static_cast<char*>(context.scratch(h_offset + h_bytes + products_bytes + scaled_bytes + scale_bytes));
+  char* h = x_scratch + h_offset;
   char* gate_product = h + h_bytes;
   char* up_product = !bf16_throughout ? h : p.gate.data ? gate_product + product_bytes : gate_product;
   char* scaled_h = h + h_bytes + products_bytes;
@@ -79,20 +96,20 @@ void gated_mlp(const GatedMlpParams& p, Context& context) {
     LinearParams gated;
     gated.x = static_cast<const char*>(p.x) + token * p.in_features * static_cast<int64_t>(dtype_size(p.x_dtype));
     gated.x_dtype = p.x_dtype;
-    gated.weight_dtype = p.up.dtype;
+    gated.x_scratch = x_scratch;
+    gated.weight = p.up;
     gated.out_dtype = bf16_throughout ? DType::bf16 : DType::f32;
     gated.num_tokens = num_tokens;
     gated.in_features = p.in_features;
     gated.out_features = p.inner_size;
     gated.activation = p.activation;
-    if (p.gate.data && (p.activation == Activation::silu || !suits_gemm(gated))) {
-      gated.weight = p.gate.data;
-      gated.up = p.up.data;
+    if (one_kernel_has_both && (p.activation == Activation::silu || !suits_gemm(gated))) {
+      gated.weight = p.gate;
+      gated.up = p.up;
       gated.out = h;
       linear(gated, context);
     } else {
       gated.out_dtype = DType::f32;
-      gated.weight = p.up.data;
       gated.out = up_product;
       linear(gated, context);
       GatedActivationParams activation;
@@ -101,7 +118,7 @@ void gated_mlp(const GatedMlpParams& p, Context& context) {
       activation.count = num_tokens * p.inner_size;
       activation.activation = p.activation;
       if (p.gate.data) {
-        gated.weight = p.gate.data;
+        gated.weight = p.gate;
         gated.out = gate_product;
         linear(gated, context);
         activation.gate = gate_product;
@@ -124,9 +141,9 @@ void gated_mlp(const GatedMlpParams& p, Context& context) {
       down.x_dtype = DType::f16;
       down.row_scale = scaling.row_scale;
     }
-    down.weight = p.down.data;
+    down.x_scratch = x_scratch;
+    down.weight = p.down;
     down.out = static_cast<char*>(p.out) + token * p.out_features * static_cast<int64_t>(dtype_size(p.out_dtype));
-    down.weight_dtype = p.up.dtype;
     down.out_dtype = p.out_dtype;
     down.num_tokens = num_tokens;
     down.in_features = p.inner_size;

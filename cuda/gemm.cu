@@ -1,16 +1,22 @@
-// out (+)= x weight^T, and silu(x gate^T) * (x up^T) in one kernel, for many tokens; x and weight of one 16-bit type.
-// Bound by arithmetic, for few tokens by reading the weights.
+// out (+)= x weight^T, and silu(x gate^T) * (x up^T) in one kernel, for many tokens; x of a 16-bit type, the weight of the same
+// type or of i8 or i4. Bound by arithmetic, for few tokens by reading the weights.
 //
 // A block makes a tile of out: tiles of x and of the weight come by cp.async in several stages into swizzled shared
 // memory, and each warp multiplies its part by m16n8k16 with the fragments of the next step already on their way. Gated,
 // half of each warp's weight rows are gate's and half are up's, so that both sums of an element end in one lane. Blocks
 // that share weight rows follow each other, so that the second and later ones find them in the L2.
+//
+// Integers come by cp.async as they are. A thread turns the 32 columns of a row that it has copied itself into x's type, each
+// element its scale times its integer, rounded once, one step ahead of the products, into one of two tiles. So a block
+// unpacks each weight once, and a step has one barrier, as without.
 #include <algorithm>
+#include <type_traits>
 
 #include <device/async.h>
 #include <device/mma.h>
 #include "activation.h"
 #include "linear.h"
+#include "packed_weights.h"
 
 namespace diffqkv::cuda {
 namespace {
@@ -25,6 +31,12 @@ struct GemmParams {
   bool accumulate;
   int64_t num_tokens, in_features, out_features;
   int num_token_tiles;
+  // Of i8 and i4.
+  const bf16* scales = nullptr;
+  const bf16* up_scales = nullptr;
+  int64_t row_bytes = 0;
+  int row_groups = 0;  // scales of a row
+  int group_log2 = 0;  // columns of a group
 };
 
 // A tile of kM tokens by kN weight rows, kK columns at once in each of kStages, by kWarpsM x kWarpsN warps.
@@ -34,10 +46,19 @@ struct Config {
   static constexpr int kThreads = kWarpsM * kWarpsN * kWarpSize;
   static constexpr int kWarpM = kM / kWarpsM, kWarpN = kN / kWarpsN;
   static constexpr int kTilesM = kWarpM / 16, kTilesN = kWarpN / 8;
-  static constexpr int kRowChunks = kK / 8;  // of 16 bytes
-  static constexpr int kStageBytes = (kM + kN) * kK * 2, kSharedBytes = kStages * kStageBytes;
+  static constexpr int kRowChunks = kK / 8;                                // of 16 bytes
+  static constexpr int kXBytes = kM * kK * 2, kWeightBytes = kN * kK * 2;  // of tiles
+  static constexpr int kStageBytes = kXBytes + kWeightBytes, kSharedBytes = kStages * kStageBytes;
   static_assert(kTilesN % 2 == 0 && kK % 16 == 0 && (kRowChunks == 4 || kRowChunks % 8 == 0));
   static_assert(kSharedBytes <= 99 * 1024);
+  // With packed weights stages have x only, followed by two tiles of weights and stages of integers.
+  static constexpr int kBlocks = kK / 32;  // of a row, each of them a thread's
+  static_assert(kN * kBlocks == kThreads);
+  static constexpr int packed_stage_bytes(int block_bytes) { return kThreads * block_bytes; }
+  static constexpr int packed_shared_bytes(int block_bytes) {
+    return kStages * (kXBytes + packed_stage_bytes(block_bytes)) + 2 * kWeightBytes;
+  }
+  static_assert(packed_shared_bytes(32) <= 99 * 1024);
 };
 using Large = Config<128, 128, 32, 4, 2, 2>;
 using Small = Config<64, 64, 64, 4, 2, 2>;
@@ -50,9 +71,9 @@ __device__ __forceinline__ int place_of(int row, int chunk) {
   return row * (C::kK * 2) + (chunk ^ turn) * 16;
 }
 
-// Fills stages with tiles of x and, below them, of the weights, kK columns further each time. What lies outside of a matrix
-// is filled with 0. A thread copies the same chunk of every kPassRows-th row.
-template <typename T, typename C, bool kGated, bool kAligned>
+// Fills stages with tiles of x and, below them unless kPacked, of the weights, kK columns further each time. What lies
+// outside of a matrix is filled with 0. A thread copies the same chunk of every kPassRows-th row.
+template <typename T, typename C, bool kGated, bool kAligned, bool kPacked>
 struct Filler {
   static constexpr int kPassRows = C::kThreads / C::kRowChunks, kHalf = C::kWarpN / 2;
   static_assert(C::kM % kPassRows == 0 && C::kN % kPassRows == 0 && (!kGated || kHalf % kPassRows == 0));
@@ -89,14 +110,16 @@ struct Filler {
 #pragma unroll
     for (int row = 0; row < C::kM; row += kPassRows, to += kPlaceStep)
       copy(to, x + row * in_features, row < tokens_left ? count : 0);
+    if constexpr (!kPacked) {
 #pragma unroll
-    for (int n = 0; n < C::kN; n += kPassRows, to += kPlaceStep) {
-      if constexpr (kGated) {
-        // Of each warp's rows the first half is gate's, the second half the same rows of up.
-        const int row = n / C::kWarpN * kHalf + n % kHalf;
-        copy(to, (n % C::kWarpN < kHalf ? weight : up) + row * in_features, row < rows_left ? count : 0);
-      } else {
-        copy(to, weight + n * in_features, n < rows_left ? count : 0);
+      for (int n = 0; n < C::kN; n += kPassRows, to += kPlaceStep) {
+        if constexpr (kGated) {
+          // Of each warp's rows the first half is gate's, the second half the same rows of up.
+          const int row = n / C::kWarpN * kHalf + n % kHalf;
+          copy(to, (n % C::kWarpN < kHalf ? weight : up) + row * in_features, row < rows_left ? count : 0);
+        } else {
+          copy(to, weight + n * in_features, n < rows_left ? count : 0);
+        }
       }
     }
     x += C::kK, weight += C::kK, columns_left -= C::kK;
@@ -117,23 +140,114 @@ struct Filler {
   }
 };
 
+constexpr int packed_block_bytes(DType dtype) { return dtype == DType::i4 ? 16 : 32; }
+
+// A thread's share of packed weights: 32 columns, a block, of one row of each tile. Blocks outside of the matrix are 0.
+template <typename T, DType kWeight, typename C, bool kGated>
+struct Unpacker {
+  static constexpr int kWords = packed_block_bytes(kWeight) / 16;  // of 16 bytes
+
+  const unsigned char* from;
+  const bf16* scales;
+  unsigned char* ring;  // the thread's first 16 bytes of the first stage
+  unsigned char* tiles;
+  int column, in_features;  // of the next scale
+  int bytes_left;           // 0 if there is no such row
+  int group_log2;
+  int row, block;
+  bf16 scale;  // of the next block
+
+  __device__ __forceinline__ Unpacker(const GemmParams& p, int64_t first_row, unsigned char* tiles)
+      : ring(tiles + 2 * C::kWeightBytes + threadIdx.x * 16), tiles(tiles), group_log2(p.group_log2) {
+    constexpr int kHalf = C::kWarpN / 2;
+    const int thread = threadIdx.x;
+    row = thread / C::kBlocks;
+    block = thread % C::kBlocks;
+    // Rows of gate and up as Filler has them.
+    const bool is_up = kGated && row % C::kWarpN >= kHalf;
+    const int64_t own = first_row + (kGated ? row / C::kWarpN * kHalf + row % kHalf : row);
+    const bool inside = own < p.out_features;
+    from = static_cast<const unsigned char*>(is_up ? p.up : p.weight) + own * p.row_bytes + block * 16 * kWords;
+    scales = (is_up ? p.up_scales : p.scales) + own * p.row_groups;
+    bytes_left = inside ? static_cast<int>(p.row_bytes) - block * 16 * kWords : 0;
+    in_features = inside ? static_cast<int>(p.in_features) : 0;
+    column = block * 32;
+    load_scale();
+  }
+
+  __device__ __forceinline__ void load_scale() {
+    scale = {0};
+    if (column < in_features) scale = ld_global(scales + (column >> group_log2));
+    column += C::kK;
+  }
+
+  __device__ __forceinline__ void copy(int slot) {
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) {
+      cp_async_cg(ring + (slot * kWords + i) * (C::kThreads * 16), from + 16 * i, bytes_left > 0 ? 16 : 0);
+    }
+    from += C::kBlocks * 16 * kWords;
+    bytes_left -= C::kBlocks * 16 * kWords;
+  }
+
+  // Of the block that the thread has copied to the slot.
+  __device__ __forceinline__ void unpack_to(int tile, int slot) {
+    Words4 words[kWords];
+#pragma unroll
+    for (int i = 0; i < kWords; ++i)
+      words[i] = ld_shared(reinterpret_cast<const Words4*>(ring + (slot * kWords + i) * (C::kThreads * 16)));
+    const float factor = to_float(scale);
+    const uint32_t factors = scale.bits * 0x10001u;
+    load_scale();
+#pragma unroll
+    for (int chunk = 0; chunk < 4; ++chunk) {
+      PackedWords<kWeight> packed;
+      if constexpr (kWeight == DType::i4) {
+        packed.w = words[0].w[chunk];
+      } else {
+        packed.w[0] = words[chunk / 2].w[chunk % 2 * 2];
+        packed.w[1] = words[chunk / 2].w[chunk % 2 * 2 + 1];
+      }
+      const ElementPairs elements = unpack<T>(packed);
+      Words4 scaled;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if constexpr (__is_same(T, bf16)) {
+          scaled.w[i] = fma_rn_x2<T>(elements.pairs[i], factors, 0x80008000u);
+        } else {  // a scale may be too large or too small for f16
+          scaled.w[i] =
+              cvt_rn_x2<T>(unpack_low<T>(elements.pairs[i]) * factor, unpack_high<T>(elements.pairs[i]) * factor);
+        }
+      }
+      st_shared(reinterpret_cast<Words4*>(tiles + tile * C::kWeightBytes + place_of<C>(row, 4 * block + chunk)),
+                scaled);
+    }
+  }
+};
+
+struct NoUnpacker {
+  __device__ __forceinline__ NoUnpacker(const GemmParams&, int64_t, unsigned char*) {}
+};
+
 template <typename C>
 struct Fragments {
   uint32_t a[C::kTilesM][4], b[C::kTilesN][2];
 
-  // Of columns 16 step to 16 step + 15 of a stage.
-  __device__ __forceinline__ void read(const unsigned char* stage, int warp_m, int warp_n, int step) {
+  // Of columns 16 step to 16 step + 15 of a tile of x and one of weights, whose rows begin with kFirstRow.
+  template <int kFirstRow>
+  __device__ __forceinline__ void read(const unsigned char* x, const unsigned char* weights, int warp_m, int warp_n,
+                                       int step) {
     const int lane = lane_index();
 #pragma unroll
     for (int i = 0; i < C::kTilesM; ++i) {
       const int row = warp_m * C::kWarpM + i * 16 + lane % 16;
-      ldmatrix_x4(a[i], stage + place_of<C>(row, 2 * step + lane / 16));
+      ldmatrix_x4(a[i], x + place_of<C>(row, 2 * step + lane / 16));
     }
 #pragma unroll
     for (int j = 0; j < C::kTilesN; j += 2) {
-      const int row = C::kM + warp_n * C::kWarpN + j * 8 + lane / 16 * 8 + lane % 8;
+      const int row = kFirstRow + warp_n * C::kWarpN + j * 8 + lane / 16 * 8 + lane % 8;
       uint32_t two[4];
-      ldmatrix_x4(two, stage + place_of<C>(row, 2 * step + lane / 8 % 2));
+      ldmatrix_x4(two, weights + place_of<C>(row, 2 * step + lane / 8 % 2));
       b[j][0] = two[0], b[j][1] = two[1], b[j + 1][0] = two[2], b[j + 1][1] = two[3];
     }
   }
@@ -221,21 +335,37 @@ __device__ __forceinline__ void store_row(const GemmParams& p, int64_t token, in
   }
 }
 
-template <typename T, typename C, bool kGated, bool kAligned>
+// kWeight: i8, i4 or the type of x.
+template <typename T, DType kWeight, typename C, bool kGated, bool kAligned>
 __global__ void __launch_bounds__(C::kThreads, 2) gemm_kernel(GemmParams p) {
+  constexpr bool kPacked = kWeight == DType::i8 || kWeight == DType::i4;
+  constexpr int kStageBytes = kPacked ? C::kXBytes : C::kStageBytes;
   constexpr int kOutTiles = kGated ? C::kTilesN / 2 : C::kTilesN;
   const int warp = warp_index(), warp_m = warp / C::kWarpsN, warp_n = warp % C::kWarpsN;
   const int block = blockIdx.x;
   const int64_t first_token = static_cast<int64_t>(block % p.num_token_tiles) * C::kM;
   const int64_t first_row = static_cast<int64_t>(block / p.num_token_tiles) * (kGated ? C::kN / 2 : C::kN);
   unsigned char* shared = dynamic_shared();
-  Filler<T, C, kGated, kAligned> filler(p, first_token, first_row);
+  unsigned char* tiles = shared + C::kStages * kStageBytes;  // packed weights, as T
+  Filler<T, C, kGated, kAligned || kPacked, kPacked> filler(p, first_token, first_row);
+  std::conditional_t<kPacked, Unpacker<T, kPacked ? kWeight : DType::i8, C, kGated>, NoUnpacker> unpacker(p, first_row,
+                                                                                                          tiles);
 
+  // A group of copies has a step's x and weights; if these are packed, those of the next step.
   const int num_steps = static_cast<int>((p.in_features + C::kK - 1) / C::kK);
+  if constexpr (kPacked) {
+    unpacker.copy(0);
+    cp_async_commit_group();
+  }
 #pragma unroll
   for (int step = 0; step < C::kStages - 1; ++step) {
-    if (step < num_steps) filler.fill(shared + step * C::kStageBytes);
+    if (step < num_steps) filler.fill(shared + step * kStageBytes);
+    if constexpr (kPacked) unpacker.copy(step + 1);
     cp_async_commit_group();
+  }
+  if constexpr (kPacked) {
+    cp_async_wait_group<C::kStages - 1>();
+    unpacker.unpack_to(0, 0);
   }
 
   float sums[C::kTilesM][C::kTilesN][4] = {};
@@ -243,14 +373,18 @@ __global__ void __launch_bounds__(C::kThreads, 2) gemm_kernel(GemmParams p) {
   for (int step = 0; step < num_steps; ++step) {
     cp_async_wait_group<C::kStages - 2>();
     __syncthreads();  // this stage is there for all, and all are done with the one before it, which is the next to be filled
-    const unsigned char* stage = shared + slot * C::kStageBytes;
+    const unsigned char* stage = shared + slot * kStageBytes;
+    const unsigned char* weights = kPacked ? tiles + step % 2 * C::kWeightBytes : stage;
     Fragments<C> fragments[2];
-    fragments[0].read(stage, warp_m, warp_n, 0);
-    if (step + C::kStages - 1 < num_steps) filler.fill(shared + slot_to_fill * C::kStageBytes);
+    fragments[0].template read<kPacked ? 0 : C::kM>(stage, weights, warp_m, warp_n, 0);
+    if (step + C::kStages - 1 < num_steps) filler.fill(shared + slot_to_fill * kStageBytes);
+    if constexpr (kPacked) unpacker.copy(slot);  // whose integers have been unpacked in the step before
     cp_async_commit_group();
+    if constexpr (kPacked) unpacker.unpack_to((step + 1) % 2, slot + 1 == C::kStages ? 0 : slot + 1);
 #pragma unroll
     for (int k = 0; k < C::kK / 16; ++k) {
-      if (k + 1 < C::kK / 16) fragments[(k + 1) % 2].read(stage, warp_m, warp_n, k + 1);
+      if (k + 1 < C::kK / 16)
+        fragments[(k + 1) % 2].template read<kPacked ? 0 : C::kM>(stage, weights, warp_m, warp_n, k + 1);
 #pragma unroll
       for (int i = 0; i < C::kTilesM; ++i) {
 #pragma unroll
@@ -294,50 +428,70 @@ __global__ void __launch_bounds__(C::kThreads, 2) gemm_kernel(GemmParams p) {
 
 template <typename C>
 int64_t num_blocks(const LinearParams& p) {
-  const int rows = p.up ? C::kN / 2 : C::kN;
+  const int rows = p.up.data ? C::kN / 2 : C::kN;
   return (p.num_tokens + C::kM - 1) / C::kM * ((p.out_features + rows - 1) / rows);
 }
 
-template <typename T, typename C, bool kAligned>
+template <typename T, DType kWeight, typename C, bool kAligned>
 void launch_gemm(const LinearParams& linear, Context& context) {
-  const GemmParams p = {linear.x,
-                        linear.weight,
-                        linear.up,
-                        linear.out,
-                        linear.row_scale,
-                        linear.out_dtype == DType::f32,
-                        linear.accumulate,
-                        linear.num_tokens,
-                        linear.in_features,
-                        linear.out_features,
-                        static_cast<int>((linear.num_tokens + C::kM - 1) / C::kM)};
+  constexpr bool kPacked = kWeight == DType::i8 || kWeight == DType::i4;
+  GemmParams p = {linear.x,
+                  linear.weight.data,
+                  linear.up.data,
+                  linear.out,
+                  linear.row_scale,
+                  linear.out_dtype == DType::f32,
+                  linear.accumulate,
+                  linear.num_tokens,
+                  linear.in_features,
+                  linear.out_features,
+                  static_cast<int>((linear.num_tokens + C::kM - 1) / C::kM)};
+  if constexpr (kPacked) {
+    if (linear.x_stride) p.in_features = linear.x_stride;
+    p.scales = static_cast<const bf16*>(linear.weight.scales);
+    p.up_scales = static_cast<const bf16*>(linear.up.scales);
+    p.row_bytes = weight_row_bytes(kWeight, linear.in_features);
+    p.row_groups = static_cast<int>(weight_row_groups(linear.in_features, linear.weight.group_size));
+    p.group_log2 = linear.weight.group_size == 32 ? 5 : linear.weight.group_size == 64 ? 6 : 7;
+  }
   LaunchShape shape;
   shape.grid[0] = static_cast<unsigned>(num_blocks<C>(linear));
   shape.threads = C::kThreads;
-  shape.shared_bytes = C::kSharedBytes;
-  if (linear.up) return launch("gemm_gated", gemm_kernel<T, C, true, kAligned>, shape, context.stream, p);
-  launch("gemm", gemm_kernel<T, C, false, kAligned>, shape, context.stream, p);
+  shape.shared_bytes = kPacked ? C::packed_shared_bytes(packed_block_bytes(kWeight)) : C::kSharedBytes;
+  if (linear.up.data) {
+    return launch(kPacked ? "gemm_packed_gated" : "gemm_gated", gemm_kernel<T, kWeight, C, true, kAligned>, shape,
+                  context.stream, p);
+  }
+  launch(kPacked ? "gemm_packed" : "gemm", gemm_kernel<T, kWeight, C, false, kAligned>, shape, context.stream, p);
 }
 
-template <typename T>
+template <typename T, DType kWeight>
 void gemm_of(const LinearParams& p, Context& context) {
-  const bool aligned = rows_aligned(p.x, p.in_features, p.x_dtype) &&
-                       rows_aligned(p.weight, p.in_features, p.weight_dtype) &&
-                       (!p.up || rows_aligned(p.up, p.in_features, p.weight_dtype)) &&
-                       rows_aligned(p.out, p.out_features, p.out_dtype) && p.out_features % 8 == 0;
-  if (!aligned) return launch_gemm<T, Small, false>(p, context);
+  const bool operands_aligned =
+      dtype_is_packed(kWeight) ||
+      (rows_aligned(p.x, p.in_features, p.x_dtype) && rows_aligned(p.weight.data, p.in_features, p.weight.dtype) &&
+       (!p.up.data || rows_aligned(p.up.data, p.in_features, p.weight.dtype)));
+  const bool aligned = operands_aligned && rows_aligned(p.out, p.out_features, p.out_dtype) && p.out_features % 8 == 0;
+  if (!aligned) return launch_gemm<T, kWeight, Small, false>(p, context);
   // The largest tile that leaves few multiprocessors idle.
   const int64_t wanted = context.num_multiprocessors - context.num_multiprocessors / 4;
-  if (num_blocks<Large>(p) >= wanted) return launch_gemm<T, Large, true>(p, context);
-  if (num_blocks<Small>(p) >= wanted) return launch_gemm<T, Small, true>(p, context);
-  launch_gemm<T, Narrow, true>(p, context);
+  if (num_blocks<Large>(p) >= wanted) return launch_gemm<T, kWeight, Large, true>(p, context);
+  if (num_blocks<Small>(p) >= wanted) return launch_gemm<T, kWeight, Small, true>(p, context);
+  launch_gemm<T, kWeight, Narrow, true>(p, context);
+}
+
+template <typename T, DType kWeight>
+void gemm_of_weights(const LinearParams& p, Context& context) {
+  if (p.weight.dtype == DType::i8) return gemm_of<T, DType::i8>(p, context);
+  if (p.weight.dtype == DType::i4) return gemm_of<T, DType::i4>(p, context);
+  gemm_of<T, kWeight>(p, context);
 }
 
 }  // namespace
 
 void gemm(const LinearParams& p, Context& context) {
-  if (p.weight_dtype == DType::bf16) return gemm_of<bf16>(p, context);
-  gemm_of<f16>(p, context);
+  if (p.x_dtype == DType::bf16) return gemm_of_weights<bf16, DType::bf16>(p, context);
+  gemm_of_weights<f16, DType::f16>(p, context);
 }
 
 }  // namespace diffqkv::cuda

@@ -273,10 +273,10 @@ __global__ void __launch_bounds__(kThreads, 2) gemv_any(GemvParams p) {
 void launch_gemv(const char* name, void (*kernel)(GemvParams), const LinearParams& linear, Context& context,
                  int rows_per_unit, int64_t columns_per_warp, size_t shared_bytes) {
   GemvParams p = {linear.x,
-                  {linear.weight, linear.up ? linear.up : linear.weight},
+                  {linear.weight.data, linear.up.data ? linear.up.data : linear.weight.data},
                   linear.out,
                   linear.x_dtype,
-                  linear.weight_dtype,
+                  linear.weight.dtype,
                   linear.out_dtype,
                   linear.accumulate,
                   linear.num_tokens,
@@ -303,7 +303,7 @@ void launch_gemv(const char* name, void (*kernel)(GemvParams), const LinearParam
 template <typename T>
 void gemv_tensor_launch(const LinearParams& p, Context& context) {
   constexpr size_t kSharedBytes = sizeof(float) * kWarps * 2 * kTileRows * kGemvTokens;
-  if (p.up) {
+  if (p.up.data) {
     return launch_gemv("gemv_gated", gemv_tensor<T, true, 2>, p, context, kTileRows, kPieceColumns, kSharedBytes);
   }
   // Half as many rows to a block where 16 would leave multiprocessors without one.
@@ -318,7 +318,7 @@ constexpr size_t kPlainSharedBytes = sizeof(float) * kWarps * 2 * kGemvTokens;
 template <typename W, int kTokens>
 void gemv_plain_launch(const LinearParams& p, Context& context) {
   constexpr int64_t kColumns = int64_t{Weights<W>::kCount} * kWarpSize * 4;
-  if (p.up) {
+  if (p.up.data) {
     return launch_gemv("gemv_plain_gated", gemv_plain<W, true, kTokens>, p, context, 1, kColumns, kPlainSharedBytes);
   }
   launch_gemv("gemv_plain", gemv_plain<W, false, kTokens>, p, context, 2, kColumns, kPlainSharedBytes);
@@ -328,16 +328,17 @@ void gemv_plain_launch(const LinearParams& p, Context& context) {
 
 void gemv(const LinearParams& p, Context& context) {
   const bool aligned = rows_aligned(p.x, p.in_features, p.x_dtype) &&
-                       rows_aligned(p.weight, p.in_features, p.weight_dtype) &&
-                       (!p.up || rows_aligned(p.up, p.in_features, p.weight_dtype));
-  if (!aligned || (p.x_dtype != DType::f32 && p.x_dtype != p.weight_dtype)) {
-    if (p.up) return launch_gemv("gemv_any_gated", gemv_any<true>, p, context, 1, 4 * kWarpSize, kPlainSharedBytes);
+                       rows_aligned(p.weight.data, p.in_features, p.weight.dtype) &&
+                       (!p.up.data || rows_aligned(p.up.data, p.in_features, p.weight.dtype));
+  if (!aligned || (p.x_dtype != DType::f32 && p.x_dtype != p.weight.dtype)) {
+    if (p.up.data)
+      return launch_gemv("gemv_any_gated", gemv_any<true>, p, context, 1, 4 * kWarpSize, kPlainSharedBytes);
     return launch_gemv("gemv_any", gemv_any<false>, p, context, 2, 4 * kWarpSize, kPlainSharedBytes);
   }
-  visit_float(p.weight_dtype, [&](auto w) {
+  visit_float(p.weight.dtype, [&](auto w) {
     using W = decltype(w);
     if constexpr (sizeof(W) == 2) {
-      if (p.x_dtype == p.weight_dtype) return gemv_tensor_launch<W>(p, context);
+      if (p.x_dtype == p.weight.dtype) return gemv_tensor_launch<W>(p, context);
     }
     if (p.num_tokens == 1) return gemv_plain_launch<W, 1>(p, context);
     gemv_plain_launch<W, kGemvTokens>(p, context);

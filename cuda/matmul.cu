@@ -1,18 +1,63 @@
-// out (+)= x weight^T: few tokens by gemv, more by gemm. gemm takes one 16-bit type; other types, and mixed ones, go by
-// gemv, 8 tokens at a time.
+// out (+)= x weight^T: few tokens by gemv or gemv_packed, more by gemm. What gemm does not take, such as f32 and mixed types,
+// goes by the former, 8 tokens at a time, or 16 if the weight is quantized.
 #include "linear.h"
 
 namespace diffqkv::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+struct PadRowsParams {
+  const void* x;  // [rows, row_size]
+  void* out;      // [rows, stride]
+  int64_t count;  // of elements of out
+  int64_t row_size, stride;
+};
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads, 4) pad_rows(PadRowsParams p) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= p.count) return;
+  const int64_t row = i / p.stride, column = i % p.stride;
+  T value = {};
+  if (column < p.row_size) value = ld_global(static_cast<const T*>(p.x) + row * p.row_size + column);
+  st_global(static_cast<T*>(p.out) + i, value);
+}
+
+int64_t padded_row(const LinearParams& p) { return (p.in_features + 7) / 8 * 8; }
+
+void linear_packed(LinearParams p, Context& context) {
+  if (x_scratch_bytes(p) > 0) {
+    p.x_stride = padded_row(p);
+    const PadRowsParams pad = {p.x, p.x_scratch, p.num_tokens * p.x_stride, p.in_features, p.x_stride};
+    LaunchShape shape;
+    shape.grid[0] = static_cast<unsigned>((pad.count + kThreads - 1) / kThreads);
+    shape.threads = kThreads;
+    const auto kernel = p.x_dtype == DType::f32 ? pad_rows<float> : pad_rows<bf16>;
+    launch("pad_rows", kernel, shape, context.stream, pad);
+    p.x = p.x_scratch;
+  }
+  suits_gemm(p) || p.row_scale ? gemm(p, context) : gemv_packed(p, context);
+}
+
+}  // namespace
 
 void check_linear_types(const char* name, DType x, DType weight, DType out, bool accumulate) {
-  check_float_types(name, {{"a tensor", x}, {"a tensor", weight}, {"a tensor", out}});
+  check_float_types(name, {{"a tensor", x}, {"a tensor", out}});
+  if (!dtype_is_packed(weight)) check_float_types(name, {{"a weight", weight}});
   if (accumulate && out != DType::f32) {
     fail(ErrorCode::invalid_argument, "%s: accumulates into out of type f32 only, not %s", name, dtype_name(out));
   }
 }
 
+size_t x_scratch_bytes(const LinearParams& p) {
+  if (!dtype_is_packed(p.weight.dtype) || (rows_aligned(p.x, 8, DType::f16) && p.in_features % 8 == 0)) return 0;
+  return static_cast<size_t>(p.num_tokens * padded_row(p)) * dtype_size(p.x_dtype);
+}
+
 void linear(const LinearParams& p, Context& context) {
   if (p.num_tokens <= 0 || p.out_features <= 0 || (p.accumulate && p.in_features <= 0)) return;
+  if (dtype_is_packed(p.weight.dtype)) return linear_packed(p, context);
   if (suits_gemm(p) || p.row_scale) return gemm(p, context);
   gemv(p, context);
 }
@@ -22,19 +67,19 @@ void matmul(const MatmulParams& p, Context& context) {
     for (int i = 0; i < p.num_outputs(); ++i) matmul(p.single(i), context);
     return;
   }
-  check_not_packed(p.weight.dtype);
   check_linear_types("matmul", p.x_dtype, p.weight.dtype, p.out_dtype, p.accumulate);
   LinearParams product;
   product.x = p.x;
-  product.weight = p.weight.data;
+  product.weight = p.weight;
   product.out = p.out;
   product.x_dtype = p.x_dtype;
-  product.weight_dtype = p.weight.dtype;
   product.out_dtype = p.out_dtype;
   product.num_tokens = p.num_tokens;
   product.in_features = p.in_features;
   product.out_features = p.out_features;
   product.accumulate = p.accumulate;
+  const size_t scratch_bytes = x_scratch_bytes(product);
+  if (scratch_bytes > 0) product.x_scratch = context.scratch(scratch_bytes);
   linear(product, context);
 }
 

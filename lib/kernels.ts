@@ -179,7 +179,7 @@ export const kernels = {
    * group, bf16. Of several scales, each group gets the one with the least squared error, which is at
    * most that of max |element| / 127 (i8) or / 7 (i4). A scale may be negative. Rows are padded with
    * zeros to a multiple of 32 elements; the last group of a row may be shorter. If a group has a NaN
-   * or an infinity, its scale is NaN. The CPU only; on CUDA it rejects with ERR_UNSUPPORTED_MODEL.
+   * or an infinity, its scale is NaN.
    */
   async quantizeWeight(args: { weight: Tensor; type: 'i8' | 'i4'; groupSize?: number }): Promise<{
     /**

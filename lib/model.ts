@@ -62,8 +62,8 @@ export interface ModelOptions {
   /**
    * Quantizes the matrices of the linear layers as they are loaded: to 8 or 4 bits, with a scale for
    * each group of elements of a row. Decoding then reads half or about 3.5 times fewer bytes than in
-   * 16 bits. Activations, the embedding and the norms keep `dtype`. Only on the CPU; on CUDA the load
-   * rejects with ERR_UNSUPPORTED_MODEL. Default: matrices have the type `dtype`.
+   * 16 bits. Activations, the embedding and the norms keep `dtype`. Default: matrices have the type
+   * `dtype`.
    */
   weightType?: 'i8' | 'i4';
   /**

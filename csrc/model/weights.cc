@@ -469,13 +469,12 @@ Weights load_weights(std::shared_ptr<Backend> backend, const Config& config, con
 
   Weights weights;
   weights.dtype = options.dtype ? *options.dtype : common_dtype(config, checkpoint);
-  // Matrices whose integers and scales can stay as they are. Only the CPU has products of integers.
-  const bool has_integers = backend->info().kind == "cpu";
+  // Matrices whose integers and scales can stay as they are.
   const auto exact_format = [&](const StoredTensor& stored) {
     return stored.packed ? stored.packed->exact_format() : std::nullopt;
   };
   const auto is_exact = [&](int64_t layer, const LayerSpec& spec) {
-    if (!has_integers || options.weight_format || !is_quantized(spec)) return false;
+    if (options.weight_format || !is_quantized(spec)) return false;
     const auto format = exact_format(tensor(layer_name(layer, spec.suffix)));
     const LayerSpec* other = gated_with(specs, spec);
     return format && (!other || exact_format(tensor(layer_name(layer, other->suffix))) == format);

@@ -19,14 +19,14 @@ interface Result {
  */
 const parts: [part: string, count: number, gpu: string][] = [
   ['hazards', 99, 'small'],
-  ['device_layer', 18, 'small'],
+  ['device_layer', 22, 'small'],
   ['counters', 15, 'small'],
   ['launches', 5, 'small'],
   ['launches', 5, 'h200'],
-  ['operators', 109, 'small'],
-  ['traffic', 9, 'small'],
-  ['traffic', 9, 'h200'],
-  ['traffic', 9, 'rtx5090'],
+  ['operators', 116, 'small'],
+  ['traffic', 15, 'small'],
+  ['traffic', 15, 'h200'],
+  ['traffic', 15, 'rtx5090'],
 ];
 
 describe.each(parts)('%s: %i checks on %s', (part, count, gpu) => {

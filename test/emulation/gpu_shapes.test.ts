@@ -8,7 +8,7 @@ import { builtIndex } from '../support/children';
 import { passSuites } from '../support/suites';
 
 const emulated = listDevices().some(({ id }) => id === 'emulated');
-const suites = ['attention_decode', 'attention_prefill', 'augmented_q', 'matmul'];
+const suites = ['attention_decode', 'attention_prefill', 'augmented_q', 'matmul', 'quantized_weights'];
 
 const list = `console.log(JSON.stringify(require(${JSON.stringify(builtIndex)}).listDevices().at(-1)))`;
 const listWith = (gpu: string) =>

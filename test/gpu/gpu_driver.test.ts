@@ -48,6 +48,7 @@ const operators: Record<string, RegExp> = {
   kv_append: /^kv_append/,
   kv_gather: /^kv_gather/,
   quantize: /^quantize/,
+  quantize_weight: /^weights to/,
   attention_prefill: /^prefill attention/,
   attention_decode: /^(decode attention|selective V)/,
   sample: /^(greedy|sampled) token/,

@@ -214,13 +214,14 @@ struct ProductTimingCase {
   std::string name;
   int64_t tokens, in_features, inner_size, out_features;  // inner_size 0: a product, else a gated one
   bool f32_out = false;
+  DType weights = DType::bf16;  // or i8 or i4, in groups of 32
 };
 
 class ProductTimer {
  public:
   explicit ProductTimer(const ProductTimingCase& c)
       : c_(c),
-        weight_bytes_(weight_elements() * 2),
+        weight_bytes_(bytes_of(weight_elements())),
         copies_(copies_past_l2(weight_bytes_)),
         x_(random_memory(DType::bf16, count_of({c.tokens, c.in_features}), 1, 1)),
         out_(count_of({c.tokens, c.out_features}) * (c.f32_out ? 4 : 2)),
@@ -230,15 +231,15 @@ class ProductTimer {
     const uint8_t* const weights = weights_ + static_cast<size_t>(i % copies_) * weight_bytes_;
     if (c_.inner_size == 0) {
       MatmulParams p;
-      p.weight = {weights, DType::bf16};
+      p.weight = view(weights, weight_elements());
       set_sizes(p);
       return matmul(p, context);
     }
-    const size_t inner_bytes = count_of({c_.inner_size, c_.in_features}) * 2;
+    const size_t inner = count_of({c_.inner_size, c_.in_features});
     GatedMlpParams p;
-    p.gate = {weights, DType::bf16};
-    p.up = {weights + inner_bytes, DType::bf16};
-    p.down = {weights + 2 * inner_bytes, DType::bf16};
+    p.gate = view(weights, inner);
+    p.up = view(weights + bytes_of(inner), inner);
+    p.down = view(weights + 2 * bytes_of(inner), count_of({c_.inner_size, c_.out_features}));
     p.inner_size = c_.inner_size;
     set_sizes(p);
     gated_mlp(p, context);
@@ -246,10 +247,22 @@ class ProductTimer {
 
   Work work() const {
     const double tokens = static_cast<double>(c_.tokens), weights = static_cast<double>(weight_elements());
-    return {.bytes = 2 * weights + static_cast<double>(x_.bytes() + out_.bytes()), .flops = 2 * tokens * weights};
+    return {.bytes = static_cast<double>(weight_bytes_ + x_.bytes() + out_.bytes()), .flops = 2 * tokens * weights};
   }
 
  private:
+  size_t element_bytes(size_t elements) const {
+    return c_.weights == DType::bf16 ? 2 * elements : c_.weights == DType::i8 ? elements : elements / 2;
+  }
+  // Of elements and, after them, their scales.
+  size_t bytes_of(size_t elements) const {
+    return element_bytes(elements) + (c_.weights == DType::bf16 ? 0 : elements / 32 * 2);
+  }
+  // Any bytes are integers; as scales they are finite, because bf16 weights are.
+  WeightView view(const uint8_t* data, size_t elements) const {
+    if (c_.weights == DType::bf16) return {data, DType::bf16};
+    return {data, c_.weights, data + element_bytes(elements), 32};
+  }
   size_t weight_elements() const {
     if (c_.inner_size == 0) return count_of({c_.in_features, c_.out_features});
     return count_of({c_.inner_size, 2 * c_.in_features + c_.out_features});
@@ -358,8 +371,12 @@ std::vector<Case> attention_timings(bool small) {
 
 std::vector<Case> linear_timings(bool small) {
   if (small) {
-    return {product_timing({"K product", 1, 256, 0, 64}), product_timing({"K product", 16, 256, 0, 64}),
-            product_timing({"FFN", 1, 64, 128, 64}), product_timing({"FFN", 16, 64, 128, 64})};
+    return {product_timing({"K product", 1, 256, 0, 64}),
+            product_timing({"K product", 16, 256, 0, 64}),
+            product_timing({"FFN", 1, 64, 128, 64}),
+            product_timing({"FFN", 16, 64, 128, 64}),
+            product_timing({"FFN of i8", 16, 64, 128, 64, false, DType::i8}),
+            product_timing({"FFN of i4", 20, 64, 128, 64, false, DType::i4})};
   }
   struct Sizes {
     const char* model;
@@ -374,6 +391,10 @@ std::vector<Case> linear_timings(bool small) {
       cases.push_back(product_timing({model + "O product", tokens, 32 * s.head_dim, 0, s.hidden}));
       cases.push_back(product_timing({model + "augmented Q", tokens, s.hidden, s.aug_q, 32 * s.head_dim}));
       cases.push_back(product_timing({model + "FFN", tokens, s.hidden, s.intermediate, s.hidden}));
+      for (const DType weights : {DType::i8, DType::i4}) {
+        const std::string name = model + "FFN of " + dtype_name(weights);
+        cases.push_back(product_timing({name, tokens, s.hidden, s.intermediate, s.hidden, false, weights}));
+      }
       if (tokens <= 16) cases.push_back(product_timing({model + "LM head", tokens, s.hidden, 0, 128256, true}));
     }
   }

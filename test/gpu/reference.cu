@@ -125,35 +125,65 @@ __global__ void __launch_bounds__(kThreads, 1) rope_pair(RopeParams p) {
 
 // ---- matmul, gated_mlp.
 
-__device__ __forceinline__ float dot(const void* x, DType x_dtype, const WeightView& weight, int64_t x_first,
-                                     int64_t weight_first, int64_t count) {
+__device__ __forceinline__ float weight_element(const WeightView& weight, int64_t row, int64_t i, int64_t columns) {
+  if (weight.group_size == 0) return load_any(weight.data, weight.dtype, row * columns + i);
+  const int64_t padded = (columns + 31) / 32 * 32, groups = (columns + weight.group_size - 1) / weight.group_size;
+  const float scale = load_float(static_cast<const bf16*>(weight.scales) + row * groups + i / weight.group_size);
+  if (weight.dtype == DType::i8) return scale * load_float(static_cast<const i8*>(weight.data) + row * padded + i);
+  const uint32_t word = ld_global(static_cast<const uint32_t*>(weight.data) + (row * padded + i) / 8);
+  return scale * static_cast<float>(static_cast<int>(word >> (16 * (i % 2) + 4 * (i % 8 / 2)) & 15) - 8);
+}
+
+__device__ __forceinline__ float rounded_to(DType dtype, float x) {
+  switch (dtype) {
+    case DType::bf16: return to_float(from_float<bf16>(x));
+    case DType::f16: return to_float(from_float<f16>(x));
+    default: return x;
+  }
+}
+
+// Weights are rounded to the type `rounding`.
+__device__ __forceinline__ float dot(const void* x, DType x_dtype, const WeightView& weight, DType rounding,
+                                     int64_t x_first, int64_t row, int64_t count) {
   float sum = 0;
   for (int64_t i = 0; i < count; ++i)
-    sum += load_any(x, x_dtype, x_first + i) * load_any(weight.data, weight.dtype, weight_first + i);
+    sum += load_any(x, x_dtype, x_first + i) * rounded_to(rounding, weight_element(weight, row, i, count));
   return sum;
 }
 
-__global__ void __launch_bounds__(kThreads, 1) matmul_element(MatmulParams p) {
+// Of i8 and i4 weights: with more than 16 tokens of a 16-bit type, to that type.
+DType rounding_of(const WeightView& weight, DType x, int64_t num_tokens) {
+  return weight.group_size > 0 && num_tokens > 16 ? x : DType::f32;
+}
+
+struct ProductParams {
+  MatmulParams p;
+  DType rounding;
+};
+
+__global__ void __launch_bounds__(kThreads, 1) matmul_element(ProductParams product) {
+  const MatmulParams& p = product.p;
   const int64_t i = output_index();
   if (i >= p.num_tokens * p.out_features) return;
   const int64_t t = i / p.out_features, row = i % p.out_features;
   const float before = p.accumulate ? ld_global(static_cast<const float*>(p.out) + i) : 0.0f;
   store_any(p.out, p.out_dtype, i,
-            before + dot(p.x, p.x_dtype, p.weight, t * p.in_features, row * p.in_features, p.in_features));
+            before + dot(p.x, p.x_dtype, p.weight, product.rounding, t * p.in_features, row, p.in_features));
 }
 
 struct GatedParams {
   GatedMlpParams p;
   float* h;  // [num_tokens, inner_size]
+  DType rounding;
 };
 
 __global__ void __launch_bounds__(kThreads, 1) gated_element(GatedParams g) {
   const GatedMlpParams& p = g.p;
   const int64_t i = output_index();
   if (i >= p.num_tokens * p.inner_size) return;
-  const int64_t x_first = i / p.inner_size * p.in_features, row_first = i % p.inner_size * p.in_features;
-  const float gate = p.gate.data ? dot(p.x, p.x_dtype, p.gate, x_first, row_first, p.in_features) : 0.0f;
-  const float up = dot(p.x, p.x_dtype, p.up, x_first, row_first, p.in_features);
+  const int64_t x_first = i / p.inner_size * p.in_features, row = i % p.inner_size;
+  const float gate = p.gate.data ? dot(p.x, p.x_dtype, p.gate, g.rounding, x_first, row, p.in_features) : 0.0f;
+  const float up = dot(p.x, p.x_dtype, p.up, g.rounding, x_first, row, p.in_features);
   st_global(g.h + i, p.gate.data ? plain_activation(p.activation, gate) * up : plain_activation(p.activation, up));
 }
 
@@ -272,6 +302,100 @@ __global__ void __launch_bounds__(kThreads, 1) quantize_row_of(QuantizeParams p)
   const auto value = [&](int64_t d) { return load_any(p.x, p.x_dtype, first + d); };
   quantize_plainly(p.head_dim, p.out_dtype, value, static_cast<unsigned char*>(p.out) + first,
                    static_cast<bf16*>(p.scales) + row);
+}
+
+// One group of a weight. Sums over a group are formed as the definition allows only in one order that gives its bits: 16
+// partial sums of every 16th element, then halved.
+struct QuantizeGroupParams {
+  QuantizeWeightParams p;
+  int64_t row_bytes, row_groups;
+};
+
+struct WeightGroup {
+  float w[128];
+  int count;  // a multiple of 32
+  float low, high;
+
+  __device__ __forceinline__ float integer(int i, float inverse) const {
+    const float scaled = w[i] * inverse;
+    const float clamped = scaled < low ? low : scaled > high ? high : scaled;
+    return (clamped + 12582912.0f) - 12582912.0f;
+  }
+  template <typename Term>
+  __device__ __forceinline__ float sum(const Term& term) const {
+    float parts[16] = {};
+    for (int i = 0; i < count; ++i) parts[i % 16] = term(i, parts[i % 16]);
+    for (int half = 8; half > 0; half /= 2) {
+      for (int i = 0; i < half; ++i) parts[i] += parts[i + half];
+    }
+    return parts[0];
+  }
+};
+
+__global__ void __launch_bounds__(kThreads, 1) quantize_weight_group(QuantizeGroupParams g) {
+  const QuantizeWeightParams& p = g.p;
+  const int64_t index = output_index(), row = index / g.row_groups, first = index % g.row_groups * p.group_size;
+  if (row >= p.out_features) return;
+  const bool is_i4 = p.dtype == DType::i4;
+  WeightGroup group = {};
+  group.low = is_i4 ? -8.0f : -128.0f;
+  group.high = is_i4 ? 7.0f : 127.0f;
+  const int64_t rest = p.in_features - first < p.group_size ? p.in_features - first : p.group_size;
+  group.count = static_cast<int>((rest + 31) / 32 * 32);
+  float most = 0, least = 0;
+  bool finite = true;
+  for (int i = 0; i < rest; ++i) {
+    const float w = load_any(p.weight, p.weight_dtype, row * p.in_features + first + i);
+    group.w[i] = w;
+    finite = finite && w - w == 0;
+    most = w > most ? w : most;
+    least = w < least ? w : least;
+  }
+  const bool zero = !finite || (most < 0x1p-100f && -least < 0x1p-100f);
+  bf16 best = {static_cast<uint16_t>(finite ? 0 : 0x7fc0)};
+  float inverse = 0;
+  if (!zero) {
+    const float largest = most > -least ? most : least, factor = 1.0f / largest;
+    for (int i = 0; i < group.count; ++i) group.w[i] *= factor;
+    float least_error = infinity();
+    const auto try_scale = [&](float relative) {
+      const bf16 scale = from_float<bf16>(relative * largest);
+      const float rounded = to_float(scale) * factor, one_over = 1.0f / rounded;
+      const float error = group.sum([&](int i, float before) {
+        const float off = __fmaf_rn(-group.integer(i, one_over), rounded, group.w[i]);
+        return __fmaf_rn(off, off, before);
+      });
+      if (!(error < least_error)) return;
+      least_error = error;
+      best = scale;
+      inverse = one_over;
+    };
+    try_scale(1.0f / group.high);
+    for (int i = 0; i < (is_i4 ? 12 : 5); ++i) {
+      try_scale(__fmaf_rn(is_i4 ? 0.03f : 0.005f, static_cast<float>(i), is_i4 ? 0.79f : 0.99f) / group.low);
+    }
+    for (int round = 0; round < 2; ++round) {
+      const float by = inverse;
+      const float wq = group.sum([&](int i, float s) { return __fmaf_rn(group.w[i], group.integer(i, by), s); });
+      const float qq =
+          group.sum([&](int i, float s) { return __fmaf_rn(group.integer(i, by), group.integer(i, by), s); });
+      try_scale(wq / qq);
+    }
+  }
+  st_global(static_cast<bf16*>(p.scales) + index, best);
+  unsigned char* const to = static_cast<unsigned char*>(p.data) + row * g.row_bytes;
+  for (int i = 0; i < group.count; i += 8) {
+    uint32_t word = 0;
+    for (int j = 0; j < 8; ++j) {
+      const int q = zero ? 0 : static_cast<int>(group.integer(i + j, inverse));
+      if (is_i4) {
+        word |= static_cast<uint32_t>(q + 8) << (16 * (j % 2) + 4 * (j / 2));
+      } else {
+        st_global(reinterpret_cast<i8*>(to) + first + i + j, i8{static_cast<int8_t>(q)});
+      }
+    }
+    if (is_i4) st_global(reinterpret_cast<uint32_t*>(to) + (first + i) / 8, word);
+  }
 }
 
 // ---- Attention: the scores, which of them count, their sums, and the output, in four kernels.
@@ -476,12 +600,14 @@ void run(const RopeParams& p, Context& context) {
 }
 
 void run(const MatmulParams& p, Context& context) {
-  run_over(p.num_tokens * p.out_features, matmul_element, p, context);
+  const ProductParams product = {p, rounding_of(p.weight, p.x_dtype, p.num_tokens)};
+  run_over(p.num_tokens * p.out_features, matmul_element, product, context);
 }
 
 void run(const GatedMlpParams& p, Context& context) {
   const int64_t count = p.num_tokens * p.inner_size;
-  const GatedParams g = {p, static_cast<float*>(context.scratch(static_cast<size_t>(count) * sizeof(float)))};
+  const GatedParams g = {p, static_cast<float*>(context.scratch(static_cast<size_t>(count) * sizeof(float))),
+                         rounding_of(p.up, p.x_dtype, p.num_tokens)};
   run_over(count, gated_element, g, context);
   MatmulParams down;
   down.x = g.h;
@@ -492,7 +618,8 @@ void run(const GatedMlpParams& p, Context& context) {
   down.in_features = p.inner_size;
   down.out_features = p.out_features;
   down.accumulate = p.accumulate;
-  run(down, context);
+  const ProductParams product = {down, rounding_of(p.down, p.x_dtype, p.num_tokens)};
+  run_over(down.num_tokens * down.out_features, matmul_element, product, context);
 }
 
 void run(const KvAppendParams& p, Context& context) {
@@ -504,6 +631,12 @@ void run(const KvGatherParams& p, Context& context) {
 }
 
 void run(const QuantizeParams& p, Context& context) { run_over(p.num_rows, quantize_row_of, p, context); }
+
+void run(const QuantizeWeightParams& p, Context& context) {
+  const QuantizeGroupParams g = {p, weight_row_bytes(p.dtype, p.in_features),
+                                 weight_row_groups(p.in_features, p.group_size)};
+  run_over(p.out_features * g.row_groups, quantize_weight_group, g, context);
+}
 
 void run(const AttentionPrefillParams& a, Context& context) {
   ReferenceParams p = {};

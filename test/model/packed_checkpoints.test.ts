@@ -14,7 +14,7 @@ import {
   writeConfig,
 } from '../support/checkpoints';
 import { firstBitDifference, logitError } from '../support/compare';
-import { errorOf } from '../support/devices';
+import { errorOf, onEveryDevice } from '../support/devices';
 import { encode, fromF8e4m3Bits, Random, roundTo } from '../support/numbers';
 import { type Checkpoint, type CheckpointTensor, modelLogits } from '../support/reference_model';
 
@@ -431,34 +431,39 @@ describe.each(forms)('%s', (_, form) => {
 });
 
 // Symmetric integers with bf16 scales stay integers.
-describe.each([
-  ['i4', 'group 32', compressedIntegers(4, 32, true, 'BF16')],
-  ['i4', 'group 64', compressedIntegers(4, 64, true, 'BF16')],
-  ['i4', 'a row', compressedIntegers(4, -1, true, 'BF16')],
-  ['i8', 'group 128', compressedIntegers(8, 128, true, 'BF16')],
-  ['i8', 'a row', compressedIntegers(8, -1, true, 'BF16')],
-] as const)('%s, scales of %s', (type, _, form) => {
-  it.each(['llama', 'ernie4_5', 'phi3', 'glm4', 'diffllama', 'minicpm3'])('of %s are not changed', async (name) => {
-    const source = name === 'llama' ? llama : readCheckpoint(join(architecturesDirectory, name));
-    const { raw, config, plain } = both(form, source);
-    const directory = write(config, raw);
-    const model = await Model.load(directory, { device: 'cpu', dtype: 'f32' });
-    expect(model.weightType).toBe(type);
-    const bytes = model.weightBytes;
-    model.dispose();
-    const dense = directories.make();
-    writeCheckpoint(dense, plain);
-    expect(
-      logitError(await logitsOf(directory, { dtype: 'f32' }), await logitsOf(dense, { dtype: 'f32' })),
-    ).toBeLessThan(4e-6);
-    const whole = await Model.load(dense, { device: 'cpu', dtype: 'f32' });
-    expect(bytes).toBeLessThan(whole.weightBytes);
-    whole.dispose();
-    // A type of the caller's choice replaces it.
-    const other = type === 'i4' ? 'i8' : 'i4';
-    const again = await Model.load(directory, { device: 'cpu', weightType: other });
-    expect(again.weightType).toBe(other);
-    again.dispose();
+onEveryDevice((device) => {
+  describe.each([
+    ['i4', 'group 32', compressedIntegers(4, 32, true, 'BF16')],
+    ['i4', 'group 64', compressedIntegers(4, 64, true, 'BF16')],
+    ['i4', 'a row', compressedIntegers(4, -1, true, 'BF16')],
+    ['i8', 'group 128', compressedIntegers(8, 128, true, 'BF16')],
+    ['i8', 'a row', compressedIntegers(8, -1, true, 'BF16')],
+  ] as const)('%s, scales of %s', (type, _, form) => {
+    it.each(['llama', 'ernie4_5', 'phi3', 'glm4', 'diffllama', 'minicpm3'])('of %s are not changed', async (name) => {
+      const source = name === 'llama' ? llama : readCheckpoint(join(architecturesDirectory, name));
+      const { raw, config, plain } = both(form, source);
+      const directory = write(config, raw);
+      const model = await Model.load(directory, { device: device(), dtype: 'f32' });
+      expect(model.weightType).toBe(type);
+      const bytes = model.weightBytes;
+      model.dispose();
+      const dense = directories.make();
+      writeCheckpoint(dense, plain);
+      expect(
+        logitError(
+          await logitsOf(directory, { device: device(), dtype: 'f32' }),
+          await logitsOf(dense, { device: device(), dtype: 'f32' }),
+        ),
+      ).toBeLessThan(4e-6);
+      const whole = await Model.load(dense, { device: device(), dtype: 'f32' });
+      expect(bytes).toBeLessThan(whole.weightBytes);
+      whole.dispose();
+      // A type of the caller's choice replaces it.
+      const other = type === 'i4' ? 'i8' : 'i4';
+      const again = await Model.load(directory, { device: device(), weightType: other });
+      expect(again.weightType).toBe(other);
+      again.dispose();
+    });
   });
 });
 

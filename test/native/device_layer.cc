@@ -162,6 +162,27 @@ std::string check_widening(const char* name, DType dtype) {
   return "";
 }
 
+// Against the definition in WeightView, element by element.
+template <typename T>
+std::string check_unpacking(const char* name, DType dtype) {
+  const Words in = wrapper_input(Input::bits, 30, 5);
+  std::string wrong;
+  const Words out = outputs_of(name, in, &wrong);
+  if (!wrong.empty()) return wrong;
+  for (size_t lane = 0; lane < in.size() / kIn; ++lane) {
+    for (int i = 0; i < 8; ++i) {
+      const int bit = dtype == DType::i4 ? 16 * (i % 2) + 4 * (i / 2) : 8 * (i % 4);
+      const uint32_t bits = word(in, lane, dtype == DType::i4 ? 0 : i / 4) >> bit;
+      const int want = dtype == DType::i4 ? static_cast<int>(bits & 15) - 8 : static_cast<int8_t>(bits);
+      const float got =
+          number<T>(static_cast<uint16_t>(out[lane * kOut + static_cast<size_t>(i / 2)] >> (16 * (i % 2))));
+      if (got != static_cast<float>(want))
+        return std::to_string(bits) + " gives " + std::to_string(got) + ", expected " + std::to_string(want);
+    }
+  }
+  return "";
+}
+
 std::string check_softmax() {
   Random random(7);
   for (int round = 0; round < 200; ++round) {
@@ -255,6 +276,10 @@ std::vector<Check> device_layer_checks() {
       {"widen i8 to f16", [] { return check_widening<f16>("widen i8 to f16", DType::i8); }},
       {"widen f8e4m3 to bf16", [] { return check_widening<bf16>("widen f8e4m3 to bf16", DType::f8e4m3); }},
       {"widen f8e4m3 to f16", [] { return check_widening<f16>("widen f8e4m3 to f16", DType::f8e4m3); }},
+      {"unpack i4 to bf16", [] { return check_unpacking<bf16>("unpack i4 to bf16", DType::i4); }},
+      {"unpack i4 to f16", [] { return check_unpacking<f16>("unpack i4 to f16", DType::i4); }},
+      {"unpack i8 to bf16", [] { return check_unpacking<bf16>("unpack i8 to bf16", DType::i8); }},
+      {"unpack i8 to f16", [] { return check_unpacking<f16>("unpack i8 to f16", DType::i8); }},
       {"f8e4m3",
        [] {
          return check_words("f8e4m3", Input::floats, 2, [](const Words& in, size_t lane, int w) {

@@ -72,6 +72,28 @@ std::string check_gemv_traffic(int64_t num_tokens) {
   return wrong;
 }
 
+// Integers and scales are read once, whatever the number of tokens.
+std::string check_packed_gemv_traffic(DType packed, int64_t num_tokens) {
+  const Packing packing = {packed, 32};
+  Call call = matmul_call(
+      {.dtype = DType::bf16, .num_tokens = num_tokens, .in_features = 1024, .out_features = 768, .packing = packing});
+  Counters c;
+  std::string wrong = count_traffic(call, &c);
+  for (const char* name : {"weight", "weight scales"})
+    wrong += within(name, read_from(c, call.tensor(name)) / bytes_of(call.tensor(name)), 1, 1);
+  Call gated = gated_mlp_call({.dtype = DType::bf16,
+                               .num_tokens = num_tokens,
+                               .in_features = 512,
+                               .inner_size = 384,
+                               .out_features = 256,
+                               .packing = packing});
+  Counters g;
+  wrong += count_traffic(gated, &g);
+  for (const char* name : {"gate", "up", "down", "gate scales", "up scales", "down scales"})
+    wrong += within(name, read_from(g, gated.tensor(name)) / bytes_of(gated.tensor(name)), 1, 1);
+  return wrong;
+}
+
 }  // namespace
 
 std::vector<Check> operator_checks() {
@@ -95,6 +117,12 @@ std::vector<Check> traffic_checks() {
   for (const int64_t num_tokens : {1, 4, 8}) {
     checks.push_back(
         {"GEMV, " + std::to_string(num_tokens) + " tokens", [num_tokens] { return check_gemv_traffic(num_tokens); }});
+  }
+  for (const DType packed : {DType::i8, DType::i4}) {
+    for (const int64_t num_tokens : {1, 8, 16}) {
+      checks.push_back({std::string("GEMV of ") + dtype_name(packed) + ", " + std::to_string(num_tokens) + " tokens",
+                        [=] { return check_packed_gemv_traffic(packed, num_tokens); }});
+    }
   }
   checks.push_back({"decode attention, paged", check_paged_traffic});
   checks.push_back({"selective V", check_selective_traffic});

@@ -8,6 +8,7 @@
 #include <device/memory.h>
 #include <device/mma.h>
 #include "bytes.h"
+#include "packed_weights.h"
 #include "softmax.h"
 
 namespace diffqkv::cuda {
@@ -38,13 +39,13 @@ __device__ __forceinline__ void on_lane(const uint32_t* in, uint32_t* out, const
   for (int i = 0; i < kOut; ++i) st_global(out + at * kOut + i, words.out[i]);
 }
 
-template <typename T>
+template <typename T, bool kZero>
 __global__ void __launch_bounds__(32, 1) try_mma(const uint32_t* in, uint32_t* out) {
   on_lane(in, out, [](LaneWords& l) {
     const uint32_t a[4] = {l.in[0], l.in[1], l.in[2], l.in[3]}, b[2] = {l.in[4], l.in[5]};
     float c[4];
     for (int i = 0; i < 4; ++i) c[i] = bit_cast<float>(l.in[6 + i]);
-    mma_m16n8k16<T>(c, a, b);
+    kZero ? mma_m16n8k16_zero<T>(c, a, b) : mma_m16n8k16<T>(c, a, b);
     for (int i = 0; i < 4; ++i) l.out[i] = bit_cast<uint32_t>(c[i]);
   });
 }
@@ -131,6 +132,28 @@ __global__ void __launch_bounds__(32, 1) try_widening(const uint32_t* in, uint32
   });
 }
 
+template <typename T, DType kType>
+__global__ void __launch_bounds__(32, 1) try_unpacking(const uint32_t* in, uint32_t* out) {
+  on_lane(in, out, [](LaneWords& l) {
+    PackedWords<kType> words;
+    if constexpr (kType == DType::i4) {
+      words.w = l.in[0];
+    } else {
+      words.w[0] = l.in[0];
+      words.w[1] = l.in[1];
+    }
+    const ElementPairs elements = unpack<T>(words);
+    for (int i = 0; i < kOut; ++i) l.out[i] = elements.pairs[i];
+  });
+}
+
+__global__ void __launch_bounds__(32, 1) try_bits(const uint32_t* in, uint32_t* out) {
+  on_lane(in, out, [](LaneWords& l) {
+    l.out[0] = __byte_perm(l.in[0], l.in[1], l.in[2] & 0x7777u);
+    l.out[1] = lop3_and_or(l.in[0], l.in[1], l.in[2]);
+  });
+}
+
 __global__ void __launch_bounds__(32, 1) try_f8e4m3(const uint32_t* in, uint32_t* out) {
   on_lane(in, out, [](LaneWords& l) {
     l.out[0] = to_f8e4m3(bit_cast<float>(l.in[0])).bits;
@@ -160,8 +183,10 @@ __global__ void __launch_bounds__(32, 1) try_streaming(const uint32_t* in, uint3
 }
 
 inline std::vector<Wrapper> wrappers() {
-  return {{"mma bf16", try_mma<bf16>, Input::bf16_pairs, false},
-          {"mma f16", try_mma<f16>, Input::f16_pairs, false},
+  return {{"mma bf16", try_mma<bf16, false>, Input::bf16_pairs, false},
+          {"mma f16", try_mma<f16, false>, Input::f16_pairs, false},
+          {"mma bf16 without c", try_mma<bf16, true>, Input::bf16_pairs, false},
+          {"mma f16 without c", try_mma<f16, true>, Input::f16_pairs, false},
           {"ldmatrix x4", try_ldmatrix<4, false>, Input::bits, true},
           {"ldmatrix x4 trans", try_ldmatrix<4, true>, Input::bits, true},
           {"ldmatrix x2", try_ldmatrix<2, false>, Input::bits, true},
@@ -177,6 +202,11 @@ inline std::vector<Wrapper> wrappers() {
           {"widen i8 to f16", try_widening<f16, true>, Input::bits, true},
           {"widen f8e4m3 to bf16", try_widening<bf16, false>, Input::bits, true},
           {"widen f8e4m3 to f16", try_widening<f16, false>, Input::bits, true},
+          {"unpack i4 to bf16", try_unpacking<bf16, DType::i4>, Input::bits, true},
+          {"unpack i4 to f16", try_unpacking<f16, DType::i4>, Input::bits, true},
+          {"unpack i8 to bf16", try_unpacking<bf16, DType::i8>, Input::bits, true},
+          {"unpack i8 to f16", try_unpacking<f16, DType::i8>, Input::bits, true},
+          {"byte_perm, lop3", try_bits, Input::bits, true},
           {"f8e4m3", try_f8e4m3, Input::floats, true},
           {"fma, 1/x, 1/sqrt(x)", try_exact_functions, Input::floats, true},
           {"exp2", try_exp2, Input::floats, false, true},

@@ -1,5 +1,6 @@
-// Products: gemv_tensor<T, kGated, kHalves>, gemv_plain<W, kGated, kTokens>, gemv_any<kGated> and
-// gemm_kernel<T, Config, kGated, kAligned>, each at sizes that leave parts of tiles over.
+// Products: gemv_tensor<T, kGated, kHalves>, gemv_plain<W, kGated, kTokens>, gemv_any<kGated>,
+// gemv_packed<X, kType, kGated, Config> and gemm_kernel<T, kWeight, Config, kGated, kAligned>, each at sizes that leave
+// parts of tiles over; and quantize_weight_kernel<kType, kGroupSize>.
 #include "cases.h"
 
 namespace diffqkv::ptx {
@@ -21,11 +22,17 @@ Call with_wide_x(Call call, int64_t count, void (*launcher)(const Params&, Conte
   return call;
 }
 
+std::string packing_text(const Packing& packing) {
+  return packing.group_size == 0
+             ? ""
+             : std::string(", weights of ") + dtype_name(packing.dtype) + " by " + std::to_string(packing.group_size);
+}
+
 void add_product(std::vector<Case>* cases, const MatmulCase& c, const Shape& shape, bool wide_x = false) {
   cases->push_back({std::string("product of ") + dtype_name(c.dtype) + (wide_x ? " by f32" : "") + ", " +
                         std::to_string(c.num_tokens) + " x " + std::to_string(c.in_features) + " x " +
-                        std::to_string(c.out_features) + (c.accumulate ? ", accumulated" : "") + ", " +
-                        std::to_string(shape.multiprocessors) + " multiprocessors",
+                        std::to_string(c.out_features) + (c.accumulate ? ", accumulated" : "") +
+                        packing_text(c.packing) + ", " + std::to_string(shape.multiprocessors) + " multiprocessors",
                     [=] {
                       return wide_x ? with_wide_x<MatmulParams>(matmul_call(c), c.num_tokens * c.in_features, matmul)
                                     : matmul_call(c);
@@ -33,17 +40,18 @@ void add_product(std::vector<Case>* cases, const MatmulCase& c, const Shape& sha
                     shape});
 }
 void add_gated(std::vector<Case>* cases, const GatedMlpCase& c, const Shape& shape, bool wide_x = false) {
-  cases->push_back(
-      {std::string("augmented Q of ") + dtype_name(c.dtype) + (wide_x ? " by f32" : "") + ", " +
-           std::to_string(c.num_tokens) + " x " + std::to_string(c.in_features) + " x " + std::to_string(c.inner_size) +
-           " x " + std::to_string(c.out_features) + (c.accumulate ? ", accumulated" : "") +
-           (c.has_gate ? "" : ", no gate") + ", activation " + std::to_string(static_cast<int>(c.activation)) + ", " +
-           std::to_string(shape.multiprocessors) + " multiprocessors",
-       [=] {
-         return wide_x ? with_wide_x<GatedMlpParams>(gated_mlp_call(c), c.num_tokens * c.in_features, gated_mlp)
-                       : gated_mlp_call(c);
-       },
-       shape});
+  cases->push_back({std::string("augmented Q of ") + dtype_name(c.dtype) + (wide_x ? " by f32" : "") + ", " +
+                        std::to_string(c.num_tokens) + " x " + std::to_string(c.in_features) + " x " +
+                        std::to_string(c.inner_size) + " x " + std::to_string(c.out_features) +
+                        (c.accumulate ? ", accumulated" : "") + (c.has_gate ? "" : ", no gate") +
+                        packing_text(c.packing) + ", activation " + std::to_string(static_cast<int>(c.activation)) +
+                        ", " + std::to_string(shape.multiprocessors) + " multiprocessors",
+                    [=] {
+                      return wide_x ? with_wide_x<GatedMlpParams>(gated_mlp_call(c), c.num_tokens * c.in_features,
+                                                                  gated_mlp)
+                                    : gated_mlp_call(c);
+                    },
+                    shape});
 }
 
 }  // namespace
@@ -88,6 +96,49 @@ std::vector<Case> linear_cases() {
     }
     for (const bool accumulate : {false, true}) add_product(&cases, {dtype, 3, 131, 51, accumulate}, kLarge);
     add_gated(&cases, {dtype, 3, 67, 34, 40}, kSmall);
+  }
+  for (const DType packed : {DType::i8, DType::i4}) {
+    for (const DType dtype : {kF32, kF16, kBf16}) {
+      const auto product = [&](int64_t tokens, int64_t in, int64_t out, int64_t group_size, const Shape& shape) {
+        add_product(&cases,
+                    {.dtype = dtype,
+                     .num_tokens = tokens,
+                     .in_features = in,
+                     .out_features = out,
+                     .accumulate = group_size == 64,
+                     .packing = {packed, group_size}},
+                    shape);
+      };
+      const auto gated = [&](int64_t tokens, int64_t in, int64_t inner, int64_t out, const Shape& shape) {
+        add_gated(&cases,
+                  {.dtype = dtype,
+                   .num_tokens = tokens,
+                   .in_features = in,
+                   .inner_size = inner,
+                   .out_features = out,
+                   .packing = {packed, 32}},
+                  shape);
+      };
+      for (const int64_t tokens : {3, 11}) {
+        product(tokens, 584, 37, 64, kLarge);
+        product(tokens, 331, 45, 32, kTiny);
+        gated(tokens, 200, 41, 24, kSmall);
+      }
+      if (dtype == kF32) continue;
+      product(20, 387, 51, 32, kTiny);
+      product(20, 328, 320, 64, kSmall);
+      product(20, 264, 136, 128, kLarge);
+      product(150, 264, 136, 32, kTiny);
+      gated(20, 387, 35, 40, kTiny);
+      gated(20, 264, 136, 72, kSmall);
+      gated(20, 264, 72, 136, kLarge);
+      gated(150, 264, 136, 136, kTiny);
+    }
+    for (const int64_t group_size : {32, 64, 128}) {
+      cases.push_back({std::string("weights to ") + dtype_name(packed) + " by " + std::to_string(group_size), [=] {
+                         return quantize_weight_call({kBf16, packed, group_size, 6, 200});
+                       }});
+    }
   }
   return cases;
 }

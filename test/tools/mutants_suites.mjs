@@ -32,7 +32,7 @@ const emulated = (suites) => ({ suites, env: { DIFFQKV_TEST_DEVICES: 'emulated' 
 
 const attention = ['mixed_and_empty', 'attention_prefill', 'attention_decode', 'kv_types'];
 const rowwise = ['gated_activation', 'rope', 'embed', 'rms_norm', 'tensor', 'mixed_and_empty', 'fixtures', 'kv_append'];
-const linear = ['matmul', 'augmented_q', 'mixed_and_empty', 'quantize', 'fixtures'];
+const linear = ['matmul', 'augmented_q', 'quantized_weights', 'mixed_and_empty', 'quantize', 'fixtures'];
 const models = [
   ...['fixtures', 'errors_models', 'checkpoint_errors', 'key_and_value_sizes', 'batching', 'kv_cache', 'generate'],
   ...['changed_files', 'abort', 'device_choice', 'checkpoint_shapes'],
@@ -67,11 +67,11 @@ const table = [
   [/cuda\/attention_prefill/, [emulated(['mixed_and_empty', 'attention_prefill', 'kv_types'])]],
   [/cuda\/(attention|softmax)/, [emulated(attention)]],
   [/cuda\/kv_/, [emulated(['kv_append', 'kv_types', 'kv_cache'])]],
-  [/cuda\/quantize/, [emulated(['quantize', 'kv_types'])]],
+  [/cuda\/quantize/, [emulated(['quantize', 'quantized_weights', 'kv_types'])]],
   [/cuda\/sample/, [emulated(['sample'])]],
   [/cuda\/(rms_norm|embed|rope|gated_activation)/, [emulated(rowwise)]],
   [/cuda\/(rotary)/, [emulated(['rope', 'kv_append', 'kv_types'])]],
-  [/cuda\/(gem[mv]|matmul|gated_mlp|linear)/, [emulated(linear)]],
+  [/cuda\/(gem[mv]|matmul|gated_mlp|linear|packed_weights)/, [emulated(linear)]],
   [/cuda\/cuda_/, [emulated(['emulated_device', 'tensor', 'errors_kernels', 'gpu_shapes', 'device_lost', 'fixtures'])]],
   [/^cuda\//, [emulated([...rowwise, ...linear, ...attention, 'sample', 'kv_append'])]],
 ];

@@ -17,8 +17,10 @@ export const mutations = [
     name: 'mma: the two words of B swapped',
     edits: edit(
       'cuda/device/mma.h',
-      `.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "`,
-      `.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%9, %8}, "`,
+      `.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"`,
+      `.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%9, %8}, "
+        "{%0, %1, %2, %3};"`,
     ),
     check: wrapper('mma bf16'),
     finds: /^device layer: mma bf16/,
@@ -27,8 +29,10 @@ export const mutations = [
     name: 'mma: two words of A swapped, in a kernel',
     edits: edit(
       'cuda/device/mma.h',
-      `.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "`,
-      `.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %6, %5, %7}, {%8, %9}, "`,
+      `.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"`,
+      `.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %6, %5, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"`,
     ),
     check: ptx('cuda/gemm.cu', 'GEMM, large tiles'),
     finds: /^GEMM, large tiles/,
@@ -123,6 +127,22 @@ __device__ __forceinline__ void ldmatrix_x4_trans`,
     ),
     check: operators,
     finds: /seeds: GEMV: .*not aligned/,
+  },
+  {
+    name: 'GEMV of quantized weights: no barrier of the warp after the wait for copies',
+    edits: edit('cuda/gemv_packed.cu', '    __syncwarp();  // the copies', '    // the copies'),
+    check: operators,
+    finds: /seeds: GEMV, i4: .*nobody wrote/,
+  },
+  {
+    name: 'GEMV of quantized weights: waits for one group of copies less',
+    edits: edit(
+      'cuda/gemv_packed.cu',
+      'cp_async_wait_group<C::kStages - 2>();',
+      'cp_async_wait_group<C::kStages - 1>();',
+    ),
+    check: operators,
+    finds: /seeds: GEMV, i4: .*has not waited/,
   },
   {
     name: 'fill_array: writes into an array that is one element too short',

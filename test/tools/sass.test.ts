@@ -368,7 +368,7 @@ it('the committed table has the loops of every kernel that multiplies', () => {
     kernels: Kernels;
   };
   expect(architecture).toBe('sm_90a');
-  for (const stem of ['gemv', 'gemm', 'attention_decode', 'attention_prefill', 'attention_selective'])
+  for (const stem of ['gemv', 'gemv_packed', 'gemm', 'attention_decode', 'attention_prefill', 'attention_selective'])
     expect(Object.keys(kernels).some((name) => name.startsWith(`${stem}.cu `))).toBe(true);
   expect(compareLoops(kernels, kernels)).toEqual({ worse: [], better: [] });
 });

@@ -109,6 +109,17 @@ inline uint32_t __ballot_sync(unsigned, bool condition, DIFFQKV_SITE) {
   return lane.result;
 }
 
+// Byte i of the result is the byte of y:x that nibble i of the selector names. CUDA looks at three bits of each nibble.
+inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t selector) {
+  const uint64_t bytes = static_cast<uint64_t>(y) << 32 | x;
+  uint32_t r = 0;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t from = selector >> 4 * i & 7;
+    r |= static_cast<uint32_t>(bytes >> 8 * from & 0xff) << 8 * i;
+  }
+  return r;
+}
+
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline float __frcp_rn(float x) { return 1.0f / x; }
 inline float __frsqrt_rn(float x) { return static_cast<float>(1.0 / std::sqrt(static_cast<double>(x))); }

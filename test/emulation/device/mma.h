@@ -20,6 +20,12 @@ inline void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (
   warp_collective("mma_m16n8k16", &lane, __is_same(T, bf16) ? mma_lanes_bf16 : mma_lanes_f16, site);
 }
 
+template <typename T>
+inline void mma_m16n8k16_zero(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], DIFFQKV_SITE) {
+  for (float& sum : c) sum = 0;
+  mma_m16n8k16<T>(c, a, b, site);
+}
+
 struct LdmatrixLane {
   uint32_t* r;
   const void* row;

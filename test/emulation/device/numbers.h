@@ -32,6 +32,8 @@ inline uint32_t fma_rn_x2(uint32_t a, uint32_t b, uint32_t c) {
   return cvt_rn_x2<T>(half(0), half(16));
 }
 
+inline uint32_t lop3_and_or(uint32_t a, uint32_t b, uint32_t c) { return (a & b) | c; }
+
 inline float ex2_approx(float x) { return x < -126.0f ? 0.0f : std::exp2(x); }
 inline float rcp_approx(float x) { return 1.0f / x; }
 

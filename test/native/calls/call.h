@@ -31,9 +31,10 @@ struct Output {
   DType coarsest_dtype = DType::f32;  // of `values`: whose limits apply
 };
 
-using OperatorParams = std::variant<EmbedParams, RmsNormParams, MatmulParams, GatedMlpParams, GatedActivationParams,
-                                    SoftcapParams, AddBiasParams, RopeParams, KvAppendParams, KvGatherParams,
-                                    QuantizeParams, AttentionPrefillParams, AttentionDecodeParams, SampleParams>;
+using OperatorParams =
+    std::variant<EmbedParams, RmsNormParams, MatmulParams, GatedMlpParams, GatedActivationParams, SoftcapParams,
+                 AddBiasParams, RopeParams, KvAppendParams, KvGatherParams, QuantizeParams, QuantizeWeightParams,
+                 AttentionPrefillParams, AttentionDecodeParams, SampleParams>;
 
 struct Call {
   std::vector<Tensor> tensors;
@@ -203,11 +204,24 @@ struct QuantizeCase {
 };
 Call quantize_call(const QuantizeCase& c);
 
+// Groups as QuantizeCase has rows: with zeros, tiny ones, NaN and infinity among them.
+struct QuantizeWeightCase {
+  DType weight, out;
+  int64_t group_size, num_rows, num_columns;
+};
+Call quantize_weight_call(const QuantizeWeightCase& c);
+
+// Weights of i8 or i4; or, with group_size 0, of the type of x.
+struct Packing {
+  DType dtype = DType::f32;
+  int64_t group_size = 0;
+};
 struct MatmulCase {
-  DType dtype;  // of x and the weights
+  DType dtype;  // of x and of weights that are not packed
   int64_t num_tokens, in_features, out_features;
   bool accumulate = false;  // into f32
   bool f32_out = false;
+  Packing packing = {};
 };
 Call matmul_call(const MatmulCase& c);
 struct GatedMlpCase {
@@ -216,6 +230,7 @@ struct GatedMlpCase {
   bool accumulate = false;  // into f32
   Activation activation = Activation::silu;
   bool has_gate = true;
+  Packing packing = {};
 };
 Call gated_mlp_call(const GatedMlpCase& c);
 

@@ -3,8 +3,43 @@
 #include <cstring>
 
 #include "calls/call.h"
+#include "random.h"
 
 namespace diffqkv::cuda {
+
+// Random weights of this standard deviation. Integers have one of 74 (i8) or 4.6 (i4).
+WeightView add_weight(Call& call, const std::string& name, DType dtype, const Packing& packing, int64_t rows,
+                      int64_t columns, float scale, uint64_t seed) {
+  const size_t count = count_of({rows, columns});
+  if (packing.group_size == 0) return {add_random(call, name.c_str(), dtype, count, scale, seed), dtype};
+  const int64_t row_bytes = weight_row_bytes(packing.dtype, columns);
+  const size_t bytes = count_of({rows, row_bytes});
+  WeightView weight;
+  if (columns % 32 == 0) {
+    weight.data = add_memory(call, name.c_str(), packing.dtype, random_memory(DType::i8, bytes, 1, seed));
+  } else {
+    std::vector<uint8_t> codes = random_bytes(DType::i8, bytes, 1, seed);
+    for (int64_t row = 0; row < rows; ++row) {
+      uint8_t* const codes_of_row = codes.data() + row * row_bytes;
+      for (int64_t column = columns; column < (columns + 31) / 32 * 32; ++column) {
+        if (packing.dtype == DType::i8) {
+          codes_of_row[column] = 0;
+          continue;
+        }
+        const int64_t bit = column % 8 / 2 * 4 + column % 2 * 16;
+        uint8_t& byte = codes_of_row[column / 8 * 4 + bit / 8];
+        byte = static_cast<uint8_t>((byte & ~(15 << bit % 8)) | 8 << bit % 8);
+      }
+    }
+    weight.data = add_tensor(call, name.c_str(), packing.dtype, codes);
+  }
+  weight.dtype = packing.dtype;
+  weight.scales = add_random(call, (name + " scales").c_str(), DType::bf16,
+                             count_of({rows, weight_row_groups(columns, packing.group_size)}),
+                             scale / (packing.dtype == DType::i8 ? 74.0f : 4.6f), seed + 100);
+  weight.group_size = packing.group_size;
+  return weight;
+}
 
 Call matmul_call(const MatmulCase& c) {
   const DType out_dtype = c.accumulate || c.f32_out ? DType::f32 : c.dtype;
@@ -12,7 +47,7 @@ Call matmul_call(const MatmulCase& c) {
   Call call;
   MatmulParams p;
   p.x = add_random(call, "x", c.dtype, count_of({c.num_tokens, c.in_features}), 0.1f, 1);
-  p.weight = {add_random(call, "weight", c.dtype, count_of({c.out_features, c.in_features}), 0.1f, 2), c.dtype};
+  p.weight = add_weight(call, "weight", c.dtype, c.packing, c.out_features, c.in_features, 0.1f, 2);
   p.out = add_output(call, "out", out_dtype, outputs, Comparison::values, c.out_features, c.dtype);
   if (c.accumulate) call.tensor("out").memory.upload(random_bytes(DType::f32, outputs, 0.1f, 3));
   p.x_dtype = c.dtype;
@@ -25,8 +60,33 @@ Call matmul_call(const MatmulCase& c) {
   return call;
 }
 
+Call quantize_weight_call(const QuantizeWeightCase& c) {
+  check::Random random(6);
+  std::vector<float> values(count_of({c.num_rows, c.num_columns}));
+  const auto row_of = [&](int64_t row) { return values.begin() + row * c.num_columns; };
+  for (int64_t row = 0; row < c.num_rows; ++row) {
+    const float size = row == 1 ? 0.0f : row == 2 ? 0x1p-110f : std::exp2(random.normal(3));
+    for (int64_t i = 0; i < c.num_columns; ++i) row_of(row)[i] = random.normal(size);
+  }
+  row_of(3)[2] = NAN;
+  row_of(4)[c.num_columns - 1] = -INFINITY;
+  Call call;
+  QuantizeWeightParams p;
+  p.weight = add_tensor(call, "weight", c.weight, bytes_of_floats(c.weight, values));
+  p.data = add_output(call, "data", DType::i8, count_of({c.num_rows, weight_row_bytes(c.out, c.num_columns)}),
+                      Comparison::bits);
+  p.scales = add_output(call, "scales", DType::bf16,
+                        count_of({c.num_rows, weight_row_groups(c.num_columns, c.group_size)}), Comparison::bits);
+  p.weight_dtype = c.weight;
+  p.dtype = c.out;
+  p.out_features = c.num_rows;
+  p.in_features = c.num_columns;
+  p.group_size = c.group_size;
+  set_operator(call, quantize_weight, p);
+  return call;
+}
+
 Call gated_mlp_call(const GatedMlpCase& c) {
-  const size_t inner = count_of({c.inner_size, c.in_features});
   const size_t outputs = count_of({c.num_tokens, c.out_features});
   const DType out_dtype = c.accumulate ? DType::f32 : c.dtype;
   // silu works in its curved part, and its result and the output are of size 0.1.
@@ -35,11 +95,12 @@ Call gated_mlp_call(const GatedMlpCase& c) {
   Call call;
   GatedMlpParams p;
   p.x = add_random(call, "x", c.dtype, count_of({c.num_tokens, c.in_features}), 0.1f, 1);
-  if (c.has_gate) p.gate = {add_random(call, "gate", c.dtype, inner, 10 * in_scale, 2), c.dtype};
-  p.up = {add_random(call, "up", c.dtype, inner, c.has_gate ? in_scale : 10 * in_scale, 3), c.dtype};
-  p.down = {add_random(call, "down", c.dtype, count_of({c.out_features, c.inner_size}),
-                       (c.has_gate ? 0.5f : 0.05f) * inner_scale, 4),
-            c.dtype};
+  const auto weight = [&](const char* name, int64_t rows, int64_t columns, float scale, uint64_t seed) {
+    return add_weight(call, name, c.dtype, c.packing, rows, columns, scale, seed);
+  };
+  if (c.has_gate) p.gate = weight("gate", c.inner_size, c.in_features, 10 * in_scale, 2);
+  p.up = weight("up", c.inner_size, c.in_features, c.has_gate ? in_scale : 10 * in_scale, 3);
+  p.down = weight("down", c.out_features, c.inner_size, (c.has_gate ? 0.5f : 0.05f) * inner_scale, 4);
   p.out = add_output(call, "out", out_dtype, outputs, Comparison::values, c.out_features, c.dtype);
   if (c.accumulate) call.tensor("out").memory.upload(random_bytes(DType::f32, outputs, 0.1f, 5));
   p.x_dtype = c.dtype;
@@ -171,7 +232,7 @@ Call softcap_call(const SoftcapCase& c) {
 
 namespace {
 
-constexpr DType kF32 = DType::f32, kF16 = DType::f16, kBf16 = DType::bf16;
+constexpr DType kF32 = DType::f32, kF16 = DType::f16, kBf16 = DType::bf16, kI8 = DType::i8, kI4 = DType::i4;
 
 NamedCall product(const std::string& name, const MatmulCase& c) {
   return {name, [c] { return matmul_call(c); }};
@@ -193,6 +254,34 @@ std::vector<NamedCall> seeded_linear_calls() {
           product("GEMV", {kBf16, 3, 264, 96, true}),
           product("GEMM", {kBf16, 70, 200, 136}),
           product("GEMM, accumulated", {kF16, 17, 72, 72, true}),
+          product("GEMV, i4", {.dtype = kBf16,
+                               .num_tokens = 11,
+                               .in_features = 360,
+                               .out_features = 50,
+                               .accumulate = true,
+                               .packing = {kI4, 32}}),
+          product("GEMV, i8, rows not aligned",
+                  {.dtype = kF32, .num_tokens = 3, .in_features = 331, .out_features = 21, .packing = {kI8, 64}}),
+          product("GEMM, i8",
+                  {.dtype = kF16, .num_tokens = 20, .in_features = 200, .out_features = 136, .packing = {kI8, 128}}),
+          product("GEMM, i4, large tiles",
+                  {.dtype = kBf16, .num_tokens = 150, .in_features = 200, .out_features = 1032, .packing = {kI4, 32}}),
+          gated("i4, few tokens", {.dtype = kBf16,
+                                   .num_tokens = 3,
+                                   .in_features = 160,
+                                   .inner_size = 72,
+                                   .out_features = 40,
+                                   .packing = {kI4, 32}}),
+          gated("i8 and f16, many tokens", {.dtype = kF16,
+                                            .num_tokens = 40,
+                                            .in_features = 100,
+                                            .inner_size = 72,
+                                            .out_features = 40,
+                                            .packing = {kI8, 32}}),
+          {"weights to i4",
+           [] {
+             return quantize_weight_call({kF16, kI4, 64, 5, 200});
+           }},
           gated("f16", {kF16, 20, 128, 96, 64}),
           gated("few tokens", {kBf16, 2, 128, 96, 64}),
           gated("many tokens", {kBf16, 40, 128, 96, 64}),
@@ -243,6 +332,43 @@ std::vector<NamedCall> more_linear_calls() {
     calls.push_back({"add_bias, " + type, [=] { return add_bias_call({dtype, 5, 1028}); }});
     calls.push_back({"add_bias, " + type + ", rows not aligned", [=] { return add_bias_call({dtype, 3, 601}); }});
     calls.push_back({"gated_activation, " + type, [=] { return gated_activation_call({dtype, 1003}); }});
+  }
+  for (const DType packed : {kI8, kI4}) {
+    for (const DType x : {kF32, kF16, kBf16}) {
+      const std::string types = std::string(dtype_name(x)) + " by " + dtype_name(packed) + ", ";
+      for (const int64_t tokens : {1, 8, 16, 20}) {
+        const int64_t group_size = tokens == 8 ? 64 : tokens == 16 ? 128 : 32;
+        const std::string name = types + std::to_string(tokens) + (tokens == 1 ? " token" : " tokens");
+        calls.push_back(product("product, " + name, {.dtype = x,
+                                                     .num_tokens = tokens,
+                                                     .in_features = 416,
+                                                     .out_features = 104,
+                                                     .f32_out = tokens == 8,
+                                                     .packing = {packed, group_size}}));
+        calls.push_back(gated(name, {.dtype = x,
+                                     .num_tokens = tokens,
+                                     .in_features = 100,
+                                     .inner_size = 96,
+                                     .out_features = 72,
+                                     .accumulate = tokens == 16,
+                                     .packing = {packed, group_size}}));
+      }
+      calls.push_back(gated(types + "relu2, no gate", {.dtype = x,
+                                                       .num_tokens = 20,
+                                                       .in_features = 128,
+                                                       .inner_size = 96,
+                                                       .out_features = 72,
+                                                       .activation = Activation::relu2,
+                                                       .has_gate = false,
+                                                       .packing = {packed, 32}}));
+      for (const int64_t group_size : {32, 64, 128}) {
+        calls.push_back({std::string("weights to ") + dtype_name(packed) + ", " + dtype_name(x) + ", groups of " +
+                             std::to_string(group_size),
+                         [=] {
+                           return quantize_weight_call({x, packed, group_size, 9, 300});
+                         }});
+      }
+    }
   }
   calls.push_back({"softcap", [] { return softcap_call({1003, 30}); }});
   return calls;

@@ -124,6 +124,24 @@ class SigmaCalls {
       gated("augmented Q", {kBf16, tokens, hidden, model.aug_q_size, out});
       gated("FFN", {kBf16, tokens, hidden, model.intermediate_size, hidden, true});
     }
+    for (const DType packed : {DType::i8, DType::i4}) {
+      const std::string type = dtype_name(packed);
+      for (const int64_t tokens : {1, 8, 16, 512}) {
+        product("O product of " + type, {.dtype = kBf16,
+                                         .num_tokens = tokens,
+                                         .in_features = out,
+                                         .out_features = hidden,
+                                         .accumulate = true,
+                                         .packing = {packed, 32}});
+        gated("FFN of " + type, {.dtype = kBf16,
+                                 .num_tokens = tokens,
+                                 .in_features = hidden,
+                                 .inner_size = model.intermediate_size,
+                                 .out_features = hidden,
+                                 .accumulate = true,
+                                 .packing = {packed, 32}});
+      }
+    }
     for (const int64_t tokens : {1, 16, 512})
       gated("FFN in f16", {kF16, tokens, hidden, model.intermediate_size, hidden});
     for (const int64_t tokens : {1, 16}) gated("FFN in f32", {kF32, tokens, hidden, model.intermediate_size, hidden});
