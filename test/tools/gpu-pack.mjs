@@ -21,7 +21,7 @@ import { everyDevice, testFiles } from './suites.mjs';
 const MIB = 2 ** 20;
 const LIMIT = 60 * MIB;
 /** The archive's size limit. The test of the total size uses it if there is no archive yet. */
-const EXPECTED_ARCHIVE = 28 * MIB;
+const EXPECTED_ARCHIVE = 30 * MIB;
 const work = join(root, 'build-gpu');
 const stage = join(work, 'stage');
 const archive = join(work, 'diffqkv-gpu.tar.xz');
