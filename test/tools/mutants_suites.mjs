@@ -30,7 +30,7 @@ export const harmless = [
 const cpu = (suites, env = {}) => ({ suites, env: { DIFFQKV_TEST_DEVICES: 'cpu', ...env } });
 const emulated = (suites) => ({ suites, env: { DIFFQKV_TEST_DEVICES: 'emulated' } });
 
-const attention = ['mixed_and_empty', 'attention_prefill', 'attention_decode', 'kv_types'];
+const attention = ['mixed_and_empty', 'attention_prefill', 'attention_decode', 'attention_window', 'kv_types'];
 const rowwise = ['gated_activation', 'rope', 'embed', 'rms_norm', 'tensor', 'mixed_and_empty', 'fixtures', 'kv_append'];
 const linear = ['matmul', 'augmented_q', 'quantized_weights', 'mixed_and_empty', 'quantize', 'fixtures'];
 const models = [
