@@ -174,6 +174,12 @@ TextConfig text_config(const Fields& config) {
     config.unsupported("text_config has another architecture than " + std::string(row->title) +
                        ", which this multimodal model has");
   }
+  // The classes of multimodal models in transformers have their own output layer, which has no cap.
+  if (enables(text, "final_logit_softcapping")) {
+    config.unsupported(text.name("final_logit_softcapping") + " is " +
+                       Fields::shown(text.get("final_logit_softcapping")) +
+                       ": not supported in a multimodal model (soft-capped logits)");
+  }
   return {text, row};
 }
 

@@ -410,6 +410,27 @@ it('ERNIE 4.5 may have the class of its own checkpoints, Ernie4_5_ForCausalLM', 
   expect(await load(config)).toBe('ernie4_5');
 });
 
+// Keys of public files that transformers does not read.
+it.each([
+  ['llama', { max_sequence_length: 2048 }],
+  ['qwen2', { dual_chunk_attention_config: { chunk_size: 64, local_size: 8, original_max_position_embeddings: 64 } }],
+  ['gemma2', { sliding_window: 8, sliding_window_size: 4096 }],
+])('%s accepts %j, of which one key has no effect', async (name, fields) => {
+  const logits = async (more: Record<string, unknown>) => {
+    const model = await Model.random({ ...architectures[name], ...more, dtype: 'float32' }, { device: 'cpu' });
+    const session = await model.createSession();
+    const result = await session.prefill(Array.from({ length: 20 }, (_, i) => (i * 7) % 16));
+    model.dispose();
+    return result;
+  };
+  const without = Object.fromEntries(Object.entries(fields).slice(0, -1));
+  expect(firstBitDifference(await logits(fields), await logits(without))).toBe(-1);
+});
+
+it('Youtu-LLM may have the older model_type of its checkpoints, youtu_llm', async () => {
+  expect(await load({ ...architectures.youtu, model_type: 'youtu_llm' })).toBe('youtu');
+});
+
 it.each([
   ['no bytes', ''],
   ['zeros', '\0\0\0'],
@@ -470,6 +491,18 @@ describe('multimodal configs', () => {
     expect(of({ eos_token_id: [1, 5] }, { eos_token_id: 1 }).eosTokenIds).toEqual([1, 5]);
     expect(of({ tie_word_embeddings: true }, { tie_word_embeddings: false }).tieWordEmbeddings).toBe(true);
     expect(of({}, { tie_word_embeddings: true }).tieWordEmbeddings).toBe(true);
+  });
+
+  it('are rejected if they have a soft cap of logits, which transformers applies to a text model only', async () => {
+    const { architectures: names, ...text } = architectures.gemma3 as Record<string, unknown>;
+    const of = (cap: number | null) => ({ ...wrapper.gemma3, text_config: { ...text, final_logit_softcapping: cap } });
+    const { code, message } = await errorOf(() => configOf(of(30)));
+    expect([code, message]).toEqual([
+      'ERR_UNSUPPORTED_MODEL',
+      expect.stringContaining('text_config.final_logit_softcapping is 30'),
+    ]);
+    expect((await configOf(of(null))).architecture).toBe('gemma3');
+    expect(await load({ ...text, architectures: names, final_logit_softcapping: 30 })).toBe('gemma3');
   });
 
   it('may lack what the class of Gemma 3 has as its defaults, as google/gemma-3-4b-it does', () => {
