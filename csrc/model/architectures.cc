@@ -201,6 +201,7 @@ const std::vector<Architecture>& architectures() {
           .name = "mistral",
           .title = "Mistral",
           .aliases = {"MistralForCausalLM", "mistral"},
+          .with_layer_types = "ministral",
           .multimodal_aliases = {"Mistral3ForConditionalGeneration", "mistral3"},
           .keys = {"num_key_value_heads"},
           .window = {.pattern = WindowRule::all, .reads_layer_types = false, .otherwise = 4096},

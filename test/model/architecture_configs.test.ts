@@ -126,7 +126,8 @@ const rejected: [string, unknown, string[]][] = [
 
 describe.each(Object.entries(architectures))('%s', (name, config) => {
   it('loads with harmless keys', async () => {
-    expect(await load({ ...config, ...harmless })).toBe(name);
+    // With layer_types, a Mistral is a Ministral.
+    expect(await load({ ...config, ...harmless })).toBe(name === 'mistral' ? 'ministral' : name);
   });
 
   it.each(rejected)('rejects %s', async (key, value, readers) => {
@@ -208,6 +209,31 @@ describe('windows', () => {
     expect(firstBitDifference(await logits({ layer_types: other }), pattern)).not.toBe(-1);
   });
 
+  // mistralai/Ministral-8B-Instruct-2410 has these names and layer_types.
+  it.each([
+    [['MistralForCausalLM'], 'mistral'],
+    [['MistralForCausalLM'], 'ministral'],
+    [['MinistralForCausalLM'], 'mistral'],
+    [undefined, 'mistral'],
+    [['MistralForCausalLM'], undefined],
+  ])('layer_types make %j, %s a Ministral', async (names, type) => {
+    const config = { ...four('mistral'), architectures: names, model_type: type, sliding_window: 16 };
+    expect(await configOf({ ...config, layer_types: types })).toMatchObject({
+      architecture: 'ministral',
+      numWindowLayers: 1,
+    });
+    expect((await configOf({ ...config, layer_types: null })).numWindowLayers).toBe(4);
+  });
+
+  it('layer_types of a multimodal Mistral must be those of a Mistral', async () => {
+    const { architectures: _, ...text } = four('mistral') as Record<string, unknown>;
+    const of = (list: string[]) =>
+      configOf({ model_type: 'mistral3', text_config: { ...text, sliding_window: 16, layer_types: list } });
+    const { code, message } = await errorOf(() => of(types));
+    expect([code, message]).toEqual(['ERR_UNSUPPORTED_MODEL', expect.stringContaining('layer_types')]);
+    expect((await of(Array(4).fill('sliding_attention'))).architecture).toBe('mistral');
+  });
+
   it.each([
     ['mistral', 4096],
     ['ministral', 4096],
@@ -225,7 +251,6 @@ describe('windows', () => {
     ['llama', { sliding_window: 16 }, 'sliding_window'],
     ['sigma', { sliding_window: 16 }, 'sliding_window'],
     ['granite', { layer_types: types }, 'layer_types'],
-    ['mistral', { sliding_window: 16, layer_types: types }, 'layer_types'],
     ['phi3', { sliding_window: 16, layer_types: types }, 'layer_types'],
     ['qwen2', { layer_types: types }, 'layer_types'],
     ['ministral', { sliding_window: null, layer_types: types }, 'layer_types'],
