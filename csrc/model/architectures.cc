@@ -122,6 +122,9 @@ constexpr std::string_view kMultimodalKeys[] = {
 };
 
 constexpr std::string_view kRopeKeys[] = {
+    // Of YaRN in vLLM. transformers does not read these two.
+    "attn_factor",
+    "extrapolation_factor",
     "attention_factor",
     "beta_fast",
     "beta_slow",

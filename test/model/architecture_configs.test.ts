@@ -452,6 +452,20 @@ it.each([
   expect(firstBitDifference(await logits(fields), await logits(without))).toBe(-1);
 });
 
+it('YaRN may have attn_factor, without effect, as DeepSeek-R1-0528-Qwen3-8B does', async () => {
+  const logits = async (fields: Record<string, unknown>) => {
+    const rope_scaling = { rope_type: 'yarn', factor: 4, original_max_position_embeddings: 16, ...fields };
+    const model = await Model.random({ ...architectures.qwen3, rope_scaling, dtype: 'float32' }, { device: 'cpu' });
+    const session = await model.createSession();
+    const result = await session.prefill([1, 5, 7]);
+    model.dispose();
+    return result;
+  };
+  const without = await logits({});
+  expect(firstBitDifference(await logits({ attn_factor: 0.878, extrapolation_factor: 2 }), without)).toBe(-1);
+  expect(firstBitDifference(await logits({ attention_factor: 0.878 }), without)).not.toBe(-1);
+});
+
 it('Youtu-LLM may have the older model_type of its checkpoints, youtu_llm', async () => {
   expect(await load({ ...architectures.youtu, model_type: 'youtu_llm' })).toBe('youtu');
 });
