@@ -79,6 +79,7 @@ constexpr std::string_view kHarmlessKeys[] = {
     "use_cache",
     // Tokenizers and prompts.
     "decoder_start_token_id",
+    "max_sequence_length",
     "model_max_length",
     "pad_token_id",
     "prefix",
@@ -121,6 +122,9 @@ constexpr std::string_view kMultimodalKeys[] = {
 };
 
 constexpr std::string_view kRopeKeys[] = {
+    // Of YaRN in vLLM. transformers does not read these two.
+    "attn_factor",
+    "extrapolation_factor",
     "attention_factor",
     "beta_fast",
     "beta_slow",
@@ -175,7 +179,8 @@ const std::vector<Architecture>& architectures() {
           .name = "qwen2",
           .title = "Qwen2",
           .aliases = {"Qwen2ForCausalLM", "qwen2"},
-          .keys = {"num_key_value_heads"},
+          // Files of Qwen2.5-1M have dual_chunk_attention_config, which transformers does not read.
+          .keys = {"num_key_value_heads", "dual_chunk_attention_config"},
           .qkv_bias = {BiasRule::present},
           .window = {.pattern = WindowRule::from_layer, .otherwise = 4096, .enabled_by_key = true},
           .rope_theta = 10000,
@@ -199,6 +204,7 @@ const std::vector<Architecture>& architectures() {
           .name = "mistral",
           .title = "Mistral",
           .aliases = {"MistralForCausalLM", "mistral"},
+          .with_layer_types = "ministral",
           .multimodal_aliases = {"Mistral3ForConditionalGeneration", "mistral3"},
           .keys = {"num_key_value_heads"},
           .window = {.pattern = WindowRule::all, .reads_layer_types = false, .otherwise = 4096},
@@ -247,8 +253,9 @@ const std::vector<Architecture>& architectures() {
           .name = "gemma2",
           .title = "Gemma 2",
           .aliases = {"Gemma2ForCausalLM", "gemma2"},
+          // sliding_window_size repeats sliding_window in public files. transformers does not read it.
           .keys = {"num_key_value_heads", "attention_bias", "hidden_activation", "query_pre_attn_scalar",
-                   "attn_logit_softcapping", "final_logit_softcapping"},
+                   "attn_logit_softcapping", "final_logit_softcapping", "sliding_window_size"},
           .qkv_bias = {BiasRule::given_by_key, "attention_bias"},
           .o_bias = {BiasRule::given_by_key, "attention_bias"},
           .attention_out_norm = "post_attention_layernorm.weight",
@@ -479,7 +486,7 @@ const std::vector<Architecture>& architectures() {
       {
           .name = "youtu",
           .title = "Youtu-LLM",
-          .aliases = {"YoutuForCausalLM", "youtu"},
+          .aliases = {"YoutuForCausalLM", "youtu", "youtu_llm"},
           // The initializer ranges are for training.
           .keys = {"num_key_value_heads", "attention_bias", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim",
                    "qk_rope_head_dim", "qk_head_dim", "v_head_dim", "rope_interleave", "embedding_initializer_range"},

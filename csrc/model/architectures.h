@@ -68,6 +68,9 @@ struct Architecture {
   const char* name;                       // ModelConfig.architecture
   const char* title;                      // in messages
   std::vector<std::string_view> aliases;  // in `architectures` and `model_type`
+  // The name of the row that replaces this one if config.json has layer_types, or null. AutoConfig of
+  // transformers does so; text_config of a multimodal model is read as it is.
+  const char* with_layer_types = nullptr;
   // Names of multimodal models that have this one in text_config. Without images they are equal.
   std::vector<std::string_view> multimodal_aliases = {};
   // Keys of config.json. DiffQKV models have a head count for K and one for V, and fields of this

@@ -39,6 +39,12 @@ std::vector<std::string> architecture_names(const Fields& fields) {
   return names;
 }
 
+// Whether `row` is the one that replaces `other` if config.json has layer_types. A file may have the
+// names of both.
+bool replaces(const Architecture& row, const Architecture& other) {
+  return other.with_layer_types && std::string_view(row.name) == other.with_layer_types;
+}
+
 // Head counts decide whether a config is DiffQKV, not its name: there are public configs named
 // "sigma" of other architectures. A config that is named Llama and has both counts is DiffQKV.
 const Architecture* decide_architecture(const Fields& fields) {
@@ -62,9 +68,11 @@ const Architecture* decide_architecture(const Fields& fields) {
     quoted += (quoted.empty() ? "'" : ", '") + name + "'";
     if (row == sigma) {
       is_sigma = true;
-    } else if (other && other != row) {
+    } else if (other && replaces(*row, *other)) {
+      other = row;
+    } else if (other && other != row && !replaces(*other, *row)) {
       fields.unsupported("the config has the names of two architectures (" + printable(quoted) + ")");
-    } else {
+    } else if (!other) {
       other = row;
     }
   }
@@ -144,6 +152,11 @@ void check_features(const Fields& fields, const Architecture& architecture) {
   }
 }
 
+const Architecture* with_layer_types(const Fields& fields, const Architecture* row) {
+  const bool replaced = row->with_layer_types && fields.has("layer_types");
+  return replaced ? find_architecture(row->with_layer_types) : row;
+}
+
 // The config of a text model, or text_config of a known multimodal model.
 struct TextConfig {
   Fields fields;
@@ -156,7 +169,7 @@ TextConfig text_config(const Fields& config) {
   if (config.has("text_config")) {
     for (const std::string& name : names) row = row ? row : find_multimodal(name);
   }
-  if (!row) return {config, decide_architecture(config)};
+  if (!row) return {config, with_layer_types(config, decide_architecture(config))};
   for (const std::string& name : names) {
     if (find_multimodal(name) == row) continue;
     config.unsupported("the config is named '" + printable(name) + "', which is not a multimodal " + row->title);
@@ -173,6 +186,12 @@ TextConfig text_config(const Fields& config) {
   if (is_named && decide_architecture(text) != row) {
     config.unsupported("text_config has another architecture than " + std::string(row->title) +
                        ", which this multimodal model has");
+  }
+  // The classes of multimodal models in transformers have their own output layer, which has no cap.
+  if (enables(text, "final_logit_softcapping")) {
+    config.unsupported(text.name("final_logit_softcapping") + " is " +
+                       Fields::shown(text.get("final_logit_softcapping")) +
+                       ": not supported in a multimodal model (soft-capped logits)");
   }
   return {text, row};
 }

@@ -126,7 +126,8 @@ const rejected: [string, unknown, string[]][] = [
 
 describe.each(Object.entries(architectures))('%s', (name, config) => {
   it('loads with harmless keys', async () => {
-    expect(await load({ ...config, ...harmless })).toBe(name);
+    // With layer_types, a Mistral is a Ministral.
+    expect(await load({ ...config, ...harmless })).toBe(name === 'mistral' ? 'ministral' : name);
   });
 
   it.each(rejected)('rejects %s', async (key, value, readers) => {
@@ -208,6 +209,31 @@ describe('windows', () => {
     expect(firstBitDifference(await logits({ layer_types: other }), pattern)).not.toBe(-1);
   });
 
+  // mistralai/Ministral-8B-Instruct-2410 has these names and layer_types.
+  it.each([
+    [['MistralForCausalLM'], 'mistral'],
+    [['MistralForCausalLM'], 'ministral'],
+    [['MinistralForCausalLM'], 'mistral'],
+    [undefined, 'mistral'],
+    [['MistralForCausalLM'], undefined],
+  ])('layer_types make %j, %s a Ministral', async (names, type) => {
+    const config = { ...four('mistral'), architectures: names, model_type: type, sliding_window: 16 };
+    expect(await configOf({ ...config, layer_types: types })).toMatchObject({
+      architecture: 'ministral',
+      numWindowLayers: 1,
+    });
+    expect((await configOf({ ...config, layer_types: null })).numWindowLayers).toBe(4);
+  });
+
+  it('layer_types of a multimodal Mistral must be those of a Mistral', async () => {
+    const { architectures: _, ...text } = four('mistral') as Record<string, unknown>;
+    const of = (list: string[]) =>
+      configOf({ model_type: 'mistral3', text_config: { ...text, sliding_window: 16, layer_types: list } });
+    const { code, message } = await errorOf(() => of(types));
+    expect([code, message]).toEqual(['ERR_UNSUPPORTED_MODEL', expect.stringContaining('layer_types')]);
+    expect((await of(Array(4).fill('sliding_attention'))).architecture).toBe('mistral');
+  });
+
   it.each([
     ['mistral', 4096],
     ['ministral', 4096],
@@ -225,7 +251,6 @@ describe('windows', () => {
     ['llama', { sliding_window: 16 }, 'sliding_window'],
     ['sigma', { sliding_window: 16 }, 'sliding_window'],
     ['granite', { layer_types: types }, 'layer_types'],
-    ['mistral', { sliding_window: 16, layer_types: types }, 'layer_types'],
     ['phi3', { sliding_window: 16, layer_types: types }, 'layer_types'],
     ['qwen2', { layer_types: types }, 'layer_types'],
     ['ministral', { sliding_window: null, layer_types: types }, 'layer_types'],
@@ -410,6 +435,41 @@ it('ERNIE 4.5 may have the class of its own checkpoints, Ernie4_5_ForCausalLM', 
   expect(await load(config)).toBe('ernie4_5');
 });
 
+// Keys of public files that transformers does not read.
+it.each([
+  ['llama', { max_sequence_length: 2048 }],
+  ['qwen2', { dual_chunk_attention_config: { chunk_size: 64, local_size: 8, original_max_position_embeddings: 64 } }],
+  ['gemma2', { sliding_window: 8, sliding_window_size: 4096 }],
+])('%s accepts %j, of which one key has no effect', async (name, fields) => {
+  const logits = async (more: Record<string, unknown>) => {
+    const model = await Model.random({ ...architectures[name], ...more, dtype: 'float32' }, { device: 'cpu' });
+    const session = await model.createSession();
+    const result = await session.prefill(Array.from({ length: 20 }, (_, i) => (i * 7) % 16));
+    model.dispose();
+    return result;
+  };
+  const without = Object.fromEntries(Object.entries(fields).slice(0, -1));
+  expect(firstBitDifference(await logits(fields), await logits(without))).toBe(-1);
+});
+
+it('YaRN may have attn_factor, without effect, as DeepSeek-R1-0528-Qwen3-8B does', async () => {
+  const logits = async (fields: Record<string, unknown>) => {
+    const rope_scaling = { rope_type: 'yarn', factor: 4, original_max_position_embeddings: 16, ...fields };
+    const model = await Model.random({ ...architectures.qwen3, rope_scaling, dtype: 'float32' }, { device: 'cpu' });
+    const session = await model.createSession();
+    const result = await session.prefill([1, 5, 7]);
+    model.dispose();
+    return result;
+  };
+  const without = await logits({});
+  expect(firstBitDifference(await logits({ attn_factor: 0.878, extrapolation_factor: 2 }), without)).toBe(-1);
+  expect(firstBitDifference(await logits({ attention_factor: 0.878 }), without)).not.toBe(-1);
+});
+
+it('Youtu-LLM may have the older model_type of its checkpoints, youtu_llm', async () => {
+  expect(await load({ ...architectures.youtu, model_type: 'youtu_llm' })).toBe('youtu');
+});
+
 it.each([
   ['no bytes', ''],
   ['zeros', '\0\0\0'],
@@ -470,6 +530,18 @@ describe('multimodal configs', () => {
     expect(of({ eos_token_id: [1, 5] }, { eos_token_id: 1 }).eosTokenIds).toEqual([1, 5]);
     expect(of({ tie_word_embeddings: true }, { tie_word_embeddings: false }).tieWordEmbeddings).toBe(true);
     expect(of({}, { tie_word_embeddings: true }).tieWordEmbeddings).toBe(true);
+  });
+
+  it('are rejected if they have a soft cap of logits, which transformers applies to a text model only', async () => {
+    const { architectures: names, ...text } = architectures.gemma3 as Record<string, unknown>;
+    const of = (cap: number | null) => ({ ...wrapper.gemma3, text_config: { ...text, final_logit_softcapping: cap } });
+    const { code, message } = await errorOf(() => configOf(of(30)));
+    expect([code, message]).toEqual([
+      'ERR_UNSUPPORTED_MODEL',
+      expect.stringContaining('text_config.final_logit_softcapping is 30'),
+    ]);
+    expect((await configOf(of(null))).architecture).toBe('gemma3');
+    expect(await load({ ...text, architectures: names, final_logit_softcapping: 30 })).toBe('gemma3');
   });
 
   it('may lack what the class of Gemma 3 has as its defaults, as google/gemma-3-4b-it does', () => {

@@ -43,6 +43,18 @@ onEveryDevice((device) => {
     expect({ code: error.code, message: error.message }).toEqual({ code, message: expect.stringContaining(tensor) });
   });
 
+  it('computes the logits of a Ministral that is named Mistral but has layer_types', async () => {
+    const { cases } = variants.find((variant) => variant.folder === 'ministral') as Variant;
+    const named = { architectures: ['MistralForCausalLM'], model_type: 'mistral' };
+    const model = await Model.load(checkpoint('ministral', named), { device: device(), dtype: 'f32' });
+    for (const expected of cases) {
+      const session = await model.createSession();
+      await expectAnswers(session, expected, modelTolerances.f32);
+      session.dispose();
+    }
+    model.dispose();
+  });
+
   // The defaults of transformers, which the files of these folders spell out.
   it.each([
     ...[
