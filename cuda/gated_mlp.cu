@@ -3,9 +3,10 @@
 // its unrolled elements, would be most of its code. They, and what has no gate, take a kernel for each product and one for
 // the activation.
 //
-// What lies between, h, is rounded at most once: to bf16 where x and weights are bf16, else it stays f32. f16 ends at
-// 65,504, which activation(a) * b leaves easily: for gemm, which wants f16, each row of h is brought into f16's range by a
-// power of two, and that is taken back in down's epilogue.
+// What lies between, h, is rounded at most once: to bf16 if x is bf16 and the weights are bf16 or
+// quantized, else it stays f32. f16 ends at 65,504, which activation(a) * b leaves easily: for
+// gemm, which wants f16, each row of h is brought into f16's range by a power of two, and that is
+// taken back in down's epilogue.
 #include <algorithm>
 
 #include "linear.h"
@@ -62,14 +63,13 @@ void gated_mlp(const GatedMlpParams& p, Context& context) {
   const bool bf16_throughout = p.x_dtype == DType::bf16 && in_bf16(p.up.dtype) && in_bf16(p.down.dtype);
   const bool scales = p.x_dtype == DType::f16 && gemm_takes(p.x_dtype, p.down.dtype, p.out_dtype) &&
                       p.num_tokens > gemv_tokens(p.down.dtype);
-  const bool one_kernel_has_both = p.gate.data && p.gate.dtype == p.up.dtype && p.gate.group_size == p.up.group_size;
   const size_t elements = static_cast<size_t>(block_tokens * std::max<int64_t>(p.inner_size, 1));
   const size_t h_bytes = round_up_256(elements * (bf16_throughout ? 2 : 4));
   const size_t scaled_bytes = scales ? round_up_256(elements * 2) : 0;
   const size_t scale_bytes = scales ? static_cast<size_t>(block_tokens) * sizeof(float) : 0;
   // The products in f32, if the activation has a kernel of its own. Without rounding, up's become h.
   const size_t product_bytes =
-      one_kernel_has_both && p.activation == Activation::silu ? 0 : round_up_256(elements * sizeof(float));
+      p.gate.data && p.activation == Activation::silu ? 0 : round_up_256(elements * sizeof(float));
   const size_t products_bytes = (p.gate.data ? product_bytes : 0) + (bf16_throughout ? product_bytes : 0);
   // A copy of x or of h, if a product needs one.
   const auto copy_bytes = [&](const WeightView& weight, const void* x, DType dtype, int64_t width) {
@@ -103,7 +103,7 @@ void gated_mlp(const GatedMlpParams& p, Context& context) {
     gated.in_features = p.in_features;
     gated.out_features = p.inner_size;
     gated.activation = p.activation;
-    if (one_kernel_has_both && (p.activation == Activation::silu || !suits_gemm(gated))) {
+    if (p.gate.data && (p.activation == Activation::silu || !suits_gemm(gated))) {
       gated.weight = p.gate;
       gated.up = p.up;
       gated.out = h;

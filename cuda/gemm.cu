@@ -1,14 +1,16 @@
-// out (+)= x weight^T, and silu(x gate^T) * (x up^T) in one kernel, for many tokens; x of a 16-bit type, the weight of the same
-// type or of i8 or i4. Bound by arithmetic, for few tokens by reading the weights.
+// out (+)= x weight^T, and silu(x gate^T) * (x up^T) in one kernel, for many tokens; x of a 16-bit
+// type, the weight of the same type or of i8 or i4. Bound by arithmetic, for few tokens by reading
+// the weights.
 //
 // A block makes a tile of out: tiles of x and of the weight come by cp.async in several stages into swizzled shared
 // memory, and each warp multiplies its part by m16n8k16 with the fragments of the next step already on their way. Gated,
 // half of each warp's weight rows are gate's and half are up's, so that both sums of an element end in one lane. Blocks
 // that share weight rows follow each other, so that the second and later ones find them in the L2.
 //
-// Integers come by cp.async as they are. A thread turns the 32 columns of a row that it has copied itself into x's type, each
-// element its scale times its integer, rounded once, one step ahead of the products, into one of two tiles. So a block
-// unpacks each weight once, and a step has one barrier, as without.
+// Integers come by cp.async as they are. A thread turns the 32 columns of a row that it has copied
+// itself into x's type, each element its scale times its integer, rounded once, one step ahead of
+// the products, into one of two tiles. So a block unpacks each weight once, and a step has one
+// barrier, as without.
 #include <algorithm>
 #include <type_traits>
 
@@ -31,7 +33,7 @@ struct GemmParams {
   bool accumulate;
   int64_t num_tokens, in_features, out_features;
   int num_token_tiles;
-  // Of i8 and i4.
+  // If the weight is i8 or i4.
   const bf16* scales = nullptr;
   const bf16* up_scales = nullptr;
   int64_t row_bytes = 0;
@@ -51,7 +53,8 @@ struct Config {
   static constexpr int kStageBytes = kXBytes + kWeightBytes, kSharedBytes = kStages * kStageBytes;
   static_assert(kTilesN % 2 == 0 && kK % 16 == 0 && (kRowChunks == 4 || kRowChunks % 8 == 0));
   static_assert(kSharedBytes <= 99 * 1024);
-  // With packed weights stages have x only, followed by two tiles of weights and stages of integers.
+  // With packed weights stages have x only, followed by two tiles of weights and stages of
+  // integers.
   static constexpr int kBlocks = kK / 32;  // of a row, each of them a thread's
   static_assert(kN * kBlocks == kThreads);
   static constexpr int packed_stage_bytes(int block_bytes) { return kThreads * block_bytes; }
@@ -71,8 +74,9 @@ __device__ __forceinline__ int place_of(int row, int chunk) {
   return row * (C::kK * 2) + (chunk ^ turn) * 16;
 }
 
-// Fills stages with tiles of x and, below them unless kPacked, of the weights, kK columns further each time. What lies
-// outside of a matrix is filled with 0. A thread copies the same chunk of every kPassRows-th row.
+// Fills stages with tiles of x and, below them unless kPacked, of the weights, kK columns further
+// each time. What lies outside of a matrix is filled with 0. A thread copies the same chunk of
+// every kPassRows-th row.
 template <typename T, typename C, bool kGated, bool kAligned, bool kPacked>
 struct Filler {
   static constexpr int kPassRows = C::kThreads / C::kRowChunks, kHalf = C::kWarpN / 2;
@@ -142,7 +146,8 @@ struct Filler {
 
 constexpr int packed_block_bytes(DType dtype) { return dtype == DType::i4 ? 16 : 32; }
 
-// A thread's share of packed weights: 32 columns, a block, of one row of each tile. Blocks outside of the matrix are 0.
+// A thread's share of packed weights: 32 columns, a block, of one row of each tile. Blocks outside
+// of the matrix are 0.
 template <typename T, DType kWeight, typename C, bool kGated>
 struct Unpacker {
   static constexpr int kWords = packed_block_bytes(kWeight) / 16;  // of 16 bytes
@@ -190,7 +195,7 @@ struct Unpacker {
     bytes_left -= C::kBlocks * 16 * kWords;
   }
 
-  // Of the block that the thread has copied to the slot.
+  // Unpacks the block that the thread has copied to the slot into a tile.
   __device__ __forceinline__ void unpack_to(int tile, int slot) {
     Words4 words[kWords];
 #pragma unroll
@@ -233,7 +238,8 @@ template <typename C>
 struct Fragments {
   uint32_t a[C::kTilesM][4], b[C::kTilesN][2];
 
-  // Of columns 16 step to 16 step + 15 of a tile of x and one of weights, whose rows begin with kFirstRow.
+  // Reads columns 16 step to 16 step + 15 of a tile of x and of one of weights, which begins at row
+  // kFirstRow.
   template <int kFirstRow>
   __device__ __forceinline__ void read(const unsigned char* x, const unsigned char* weights, int warp_m, int warp_n,
                                        int step) {

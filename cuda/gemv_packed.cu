@@ -1,18 +1,22 @@
-// out (+)= x weight^T, and activation(x gate^T) * (x up^T) in one pass over both weights, for few tokens and weights of i8 or
-// i4 by group. Bound by reading each weight and scale once from memory; up to 16 tokens share one reading.
+// out (+)= x weight^T, and activation(x gate^T) * (x up^T) in one pass over both weights, for few
+// tokens and weights of i8 or i4 by group. Bound by reading each weight and scale once from memory;
+// up to 16 tokens share one reading.
 //
-// out[token][row] = sum over groups of scale[row][group] * (sum over the group of x[token][i] * integer[row][i]). Integers
-// and x are exact operands of m16n8k16, and the inner sums are f32, so no weight is rounded. x of f32 is the exact sum of
-// three bf16, each a tile of its own. So a token has the same bits whatever the other tokens are, and how many.
+// out[token][row] = sum over groups of scale[row][group] * (sum over the group of x[token][i] *
+// integer[row][i]). Integers and x are exact operands of m16n8k16, and the inner sums are f32, so
+// no weight is rounded. x of f32 is the exact sum of three bf16, each a tile of its own. So a token
+// has the same bits whatever the other tokens are, and how many.
 //
-// A unit of work is 16 or 32 weight rows, the rows of one or two A tiles; gated, 16 rows of gate and the same of up. It
-// belongs to one warp or to several that split its columns, as many as give every multiprocessor a block, and add up in
-// shared memory. A warp copies its rows by cp.async into a ring of its own of 8 KiB, kStages pieces of 64 bytes a row. All
-// but one are under way, so that a block of eight warps has 48 KiB in flight or more; a multiprocessor of an H200 needs
-// about 30 KiB. Nothing waits for other warps. An mma sums over one block of 32 columns in two steps, for which lane t of a quad
-// needs 8 columns that follow each other, of x 16 bytes and of the weight a word or two. They come from the ring, whose
-// chunks are permuted so that no bank conflicts, because 16 bytes straight from memory would be of another group in each
-// lane. Loads of scales run one piece ahead, in registers.
+// A unit of work is 16 or 32 weight rows, the rows of one or two A tiles; gated, 16 rows of gate
+// and the same of up. It belongs to one warp or to several that split its columns, as many as give
+// every multiprocessor a block, and add up in shared memory. A warp copies its rows by cp.async
+// into a ring of its own of 8 KiB, kStages pieces of 64 bytes a row. All but one are under way, so
+// that a block of eight warps has 48 KiB in flight or more; a multiprocessor of an H200 needs about
+// 30 KiB. Nothing waits for other warps. An mma sums over one block of 32 columns in two steps, for
+// which lane t of a quad needs 8 columns that follow each other, of x 16 bytes and of the weight a
+// word or two. They come from the ring, whose chunks are permuted so that no bank conflicts,
+// because 16 bytes straight from memory would be of another group in each lane. Loads of scales run
+// one piece ahead, in registers.
 #include <algorithm>
 
 #include <device/async.h>
@@ -65,8 +69,8 @@ struct Config {
   static_assert(kSharedBytes <= 99 * 1024);
 };
 
-// The byte of a stage at which 16 bytes of a row are. Chunks are turned such that neither words of eight rows (i4) nor
-// 32 bytes of four rows (i8) have bank conflicts.
+// The byte of a stage at which 16 bytes of a row are. Chunks are turned such that neither words of
+// eight rows (i4) nor 32 bytes of four rows (i8) have bank conflicts.
 __device__ __forceinline__ int chunk_place(int row, int chunk) {
   const int turn = (row >> 1 & 1) * 2 + (row >> 2 & 1);
   return row * kPieceBytes + (chunk ^ turn) * 16;
@@ -79,8 +83,8 @@ __device__ __forceinline__ int next_stage(int place) {
   return next < C::kStages * C::kStageBytes ? next : next - C::kStages * C::kStageBytes;
 }
 
-// Copies a warp's pieces into its ring. A lane copies one of the four chunks of every eighth row. What is outside of the
-// matrix becomes 0.
+// Copies a warp's pieces into its ring. A lane copies one of the four chunks of every eighth row.
+// Bytes outside of the matrix become 0.
 template <typename C, bool kGated>
 struct RingFiller {
   const unsigned char* from[kGated ? 2 : 1];
@@ -174,7 +178,8 @@ __device__ __forceinline__ EightElements<X> load_x(const X* x, bool inside) {
   return elements;
 }
 
-// x as B fragments: w[2 k] and w[2 k + 1] are those of the block's mma k. x is the sum of kParts of them.
+// x as B fragments: w[2 k] and w[2 k + 1] are those of the block's mma k. x is the sum of kParts of
+// them.
 template <typename X>
 struct Fragments {
   using T = X;
@@ -186,7 +191,8 @@ struct Fragments {
     for (int i = 0; i < 4; ++i) w[0][i] = x.chunk[0].w[i];
   }
 };
-// 24 bits of mantissa are three times 8, each cut off, so that nothing overflows. Of an infinity the second part is NaN.
+// 24 bits of mantissa are three times 8, each cut off, so that nothing overflows. The second part
+// of an infinity is NaN.
 template <>
 struct Fragments<float> {
   using T = bf16;
@@ -207,8 +213,8 @@ struct Fragments<float> {
   }
 };
 
-// Where a warp leaves the sum of a row and a token. Pairs of tokens stay together; neither writing fragments nor reading
-// many rows of a token has bank conflicts.
+// Where a warp leaves the sum of a row and a token. Pairs of tokens stay together; neither writing
+// fragments nor reading many rows of a token has bank conflicts.
 template <typename C>
 __device__ __forceinline__ int sum_index(int row, int token) {
   return (token / 8 * C::kRows + row) * 8 + (token % 8 ^ row / 4 % 8);
@@ -255,8 +261,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<X, C>) gemv
     return load_x(x + 8 * tile * p.x_stride + kBlockColumns * b, 8 * tile < tokens_left && kBlockColumns * b < x_left);
   };
   float sums[C::kTilesM][C::kTilesN][4] = {};
-  // Where the lane's elements of a block are, in row g: its number is in bits that an exclusive or turns. Rows 8 apart have
-  // the same turn.
+  // Where the lane's elements of a block are, in row g: its number is in bits that an exclusive or
+  // turns. Rows 8 apart have the same turn.
   int place = kType == DType::i4 ? chunk_place(g, 0) + 4 * t : chunk_place(g, t / 2) + 8 * (t % 2);
   constexpr int kBlockStep = kType == DType::i4 ? 16 : 32;
   for (int piece = 0; piece < num_pieces; ++piece) {
@@ -277,8 +283,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<X, C>) gemv
     cp_async_commit_group();
     if (piece + 1 < num_pieces) loader.load(p, scales, step_columns);
 
-      // Two blocks at a time. For many tokens the loop is not unrolled: loads that were all moved to its start would need
-      // more registers than there are.
+      // Two blocks at a time. For many tokens the loop is not unrolled: loads that were all moved
+      // to its start would need more registers than there are.
 #pragma unroll(C::kTilesN == 1 ? 2 : 1)
     for (int first_block = 0; first_block < C::kBlocks; first_block += 2) {
       if (first_block > 0) load_blocks(first_block);
@@ -402,8 +408,8 @@ void launch_gemv(const LinearParams& linear, Context& context) {
       linear.activation};
   constexpr int kUnitRows = kGated ? 16 : C::kRows;
   const int64_t units = (p.out_features + kUnitRows - 1) / kUnitRows;
-  // As few warps to a unit as give each multiprocessor a block, because the units of a block share x. The choice must not
-  // depend on the number of tokens.
+  // As few warps to a unit as give each multiprocessor a block, because the units of a block share
+  // x. The choice must not depend on the number of tokens.
   const int64_t pieces = (p.row_bytes + kPieceBytes - 1) / kPieceBytes;
   while (1 << p.slices_log2 < kWarps && 1 << p.slices_log2 < pieces &&
          units << p.slices_log2 < int64_t{context.num_multiprocessors} * kWarps) {

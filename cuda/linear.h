@@ -1,4 +1,5 @@
-// What the linear layers share: one description of a product, the ways to form it, and what ends them.
+// What the linear layers share: one description of a product, the ways to form it, and what ends
+// them.
 #pragma once
 
 #include "element_types.h"
@@ -20,8 +21,8 @@ struct LinearParams {
   Activation activation = Activation::silu;  // gemm has only silu
 };
 
-// With quantized weights rows of x must be multiples of 16 bytes. If they are not, `linear` copies them, padded with zeros
-// to a multiple of 8 elements, to x_scratch.
+// With quantized weights rows of x must begin at multiples of 16 bytes. If they do not, `linear`
+// copies them, padded with zeros to a multiple of 8 elements, to x_scratch.
 size_t x_scratch_bytes(const LinearParams& p);
 
 // Up to so many tokens share one reading of the weights.
@@ -30,7 +31,8 @@ inline int gemv_tokens(DType weight) { return dtype_is_packed(weight) ? kPackedG
 
 // Any float types and sizes; weights are read once for every kGemvTokens tokens.
 void gemv(const LinearParams& p, Context& context);
-// Weights of i8 or i4, any sizes and types of x and out; weights are read once for every kPackedGemvTokens tokens.
+// Weights of i8 or i4, any sizes and types of x and out; weights are read once for every
+// kPackedGemvTokens tokens.
 void gemv_packed(const LinearParams& p, Context& context);
 // By tensor cores: x of a 16-bit type, the weight of that type, i8 or i4, out of x's type or f32.
 inline bool gemm_takes(DType x, DType weight, DType out) {
@@ -47,8 +49,8 @@ void linear(const LinearParams& p, Context& context);
 // gated_activation from f32 to bf16. The tensors are aligned to 16 bytes.
 void gated_activation_to_bf16(const GatedActivationParams& p, Context& context);
 
-// Throws unless x and out are f32, f16 or bf16, the weight one of these or i8 or i4, and `accumulate` goes with an f32
-// output.
+// Throws unless x and out are f32, f16 or bf16, the weight one of these or i8 or i4, and
+// `accumulate` goes with an f32 output.
 void check_linear_types(const char* name, DType x, DType weight, DType out, bool accumulate);
 
 // Whether rows of `row_size` elements that begin at p all begin at a multiple of 16 bytes.

@@ -1,5 +1,5 @@
-// out (+)= x weight^T: few tokens by gemv or gemv_packed, more by gemm. What gemm does not take, such as f32 and mixed types,
-// goes by the former, 8 tokens at a time, or 16 if the weight is quantized.
+// out (+)= x weight^T: few tokens by gemv or gemv_packed, more by gemm. The former also multiply
+// f32 and mixed types, 8 tokens at a time, or 16 if the weight is quantized.
 #include "linear.h"
 
 namespace diffqkv::cuda {

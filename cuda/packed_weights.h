@@ -1,6 +1,6 @@
-// Elements of i8 and i4 weights (WeightView in csrc/backend/ops.h) as tensor cores take them: integers as pairs of bf16 or
-// f16, in which each of them is exact. A few integer instructions put the integer's bits into the mantissa of a power of
-// two, and one fma takes that power back.
+// Elements of i8 and i4 weights (WeightView in csrc/backend/ops.h) as tensor cores take them:
+// integers as pairs of bf16 or f16, in which each of them is exact. A few integer instructions put
+// the integer's bits into the mantissa of a power of two, and one fma takes that power back.
 #pragma once
 
 #include "backend/dtype.h"
@@ -35,7 +35,8 @@ __device__ __forceinline__ ElementPairs unpack(PackedWords<DType::i4> words) {
       r.pairs[k] = fma_rn_x2<T>(lop3_and_or(words.w >> 4 * k, 0x000f000fu, 0x43004300u), 0x3f803f80u, 0xc308c308u);
     }
   } else {
-    // 1024 + 8 + the integer, less 1032; of the next 4 bits 1024 + 16 (8 + the integer), over 16, less 72.
+    // The lower 4 bits: 1024 + 8 + the integer, less 1032. The next 4: 1024 + 16 (8 + the integer),
+    // divided by 16, less 72.
 #pragma unroll
     for (int k = 0; k < 4; k += 2) {
       const uint32_t word = words.w >> 4 * k;

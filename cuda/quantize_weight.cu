@@ -1,10 +1,12 @@
-// Quantizes weights to i8 and i4 by group (QuantizeWeightParams in csrc/backend/ops.h). Half a warp works on a group, and
-// reads each element once. Bound by arithmetic, because each group is rounded with every candidate scale.
+// Quantizes weights to i8 and i4 by group (QuantizeWeightParams in csrc/backend/ops.h). Half a warp
+// works on a group, and reads each element once. Bound by arithmetic, because each group is rounded
+// with every candidate scale.
 //
-// The candidates and their order are those of csrc/backend/cpu/linear/quantize_weight.cc: the scale that maps the largest
-// element to the end of the range; that scale times a few factors, signed such that the largest element is at the negative
-// end, which reaches one further; then the least squares scale of the integers found, sum(w q) / sum(q q), twice. Each is
-// rounded to bf16 before it is tried. A lane has every 16th element and sums are halved over the lanes, as with vectors of
+// The candidates and their order are those of csrc/backend/cpu/linear/quantize_weight.cc: the scale
+// that maps the largest element to the end of the range; that scale times a few factors, signed
+// such that the largest element is at the negative end, which reaches one further; then the least
+// squares scale of the integers found, sum(w q) / sum(q q), twice. Each is rounded to bf16 before
+// it is tried. A lane has every 16th element and sums are halved over the lanes, as with vectors of
 // 16 lanes on the CPU, so that both devices give the same bits.
 #include "linear.h"
 
@@ -49,8 +51,8 @@ struct Best {
   float error;
 };
 
-// Elements w, divided by the largest, which is 1 / factor. Errors are relative to the largest, because squares of
-// elements may leave the range of float32.
+// Elements w, divided by the largest, which is 1 / factor. Errors are relative to the largest,
+// because squares of elements may leave the range of float32.
 template <DType kType, int kElements>
 __device__ __forceinline__ void try_scale(const float (&w)[kElements], float relative, float largest, float factor,
                                           Best* best) {

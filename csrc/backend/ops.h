@@ -128,7 +128,8 @@ struct MatmulParams {
 };
 
 // out (+)= (activation(x gate^T) * (x up^T)) down^T: a layer's FFN, and the MLP that augments Q.
-// Without a gate, out (+)= activation(x up^T) down^T.
+// Without a gate, out (+)= activation(x up^T) down^T. Gate and up have one type and group size; down
+// may have another.
 struct GatedMlpParams {
   const void* x = nullptr;  // [num_tokens, in_features]
   WeightView gate;          // [inner_size, in_features], or without data

@@ -35,7 +35,8 @@ __device__ __forceinline__ uint32_t fma_rn_x2(uint32_t a, uint32_t b, uint32_t c
   return word;
 }
 
-// (a & b) | c in one instruction. Of the C++ expression with two constants the compiler makes two.
+// (a & b) | c in one instruction. The compiler makes two of the C++ expression if b and c are
+// constants.
 __device__ __forceinline__ uint32_t lop3_and_or(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t r;
   asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
