@@ -52,7 +52,7 @@ class HostBackend final : public IdleBackend {
     read_ends(p.x, p.num_tokens * p.in_features * dtype_size(p.x_dtype));
     for (int i = 0; i < p.num_outputs(); i++) {
       const MatmulOutput output = p.output(i);
-      read_ends(output.weight.data, output.out_features * p.in_features * dtype_size(output.weight.dtype));
+      read_ends(output.weight.data, output.out_features * weight_row_bytes(output.weight.dtype, p.in_features));
       memset(output.out, 0, p.num_tokens * output.out_features * dtype_size(p.out_dtype));
     }
   }

@@ -141,46 +141,46 @@ std::string check_conversions(const char* name, double limit) {
   return "";
 }
 
-// Against the host's conversions, element by element.
-template <typename T>
-std::string check_widening(const char* name, DType dtype) {
+// Compares eight 16-bit results of each lane with expected(inputs, lane, i).
+template <typename T, typename Expected>
+std::string check_eight(const char* name, const Expected& expected) {
   const Words in = wrapper_input(Input::bits, 30, 5);
   std::string wrong;
   const Words out = outputs_of(name, in, &wrong);
   if (!wrong.empty()) return wrong;
   for (size_t lane = 0; lane < in.size() / kIn; ++lane) {
     for (int i = 0; i < 8; ++i) {
-      const uint8_t byte = static_cast<uint8_t>(word(in, lane, i / 2) >> (16 * (i % 2) + 8 * (lane % 2)));
-      float want = static_cast<float>(static_cast<int8_t>(byte));
-      if (dtype == DType::f8e4m3) convert_to_f32(dtype, &want, &byte, 1);
+      const float want = expected(in, lane, i);
       const float got =
           number<T>(static_cast<uint16_t>(out[lane * kOut + static_cast<size_t>(i / 2)] >> (16 * (i % 2))));
-      if (got != want && (got == got || want == want))
-        return std::to_string(byte) + " gives " + std::to_string(got) + ", expected " + std::to_string(want);
+      if (got != want && (got == got || want == want)) {
+        return "element " + std::to_string(i) + " of lane " + std::to_string(lane) + " is " + std::to_string(got) +
+               ", expected " + std::to_string(want);
+      }
     }
   }
   return "";
 }
 
-// Against the definition in WeightView, element by element.
+// Against the host's conversions.
+template <typename T>
+std::string check_widening(const char* name, DType dtype) {
+  return check_eight<T>(name, [dtype](const Words& in, size_t lane, int i) {
+    const uint8_t byte = static_cast<uint8_t>(word(in, lane, i / 2) >> (16 * (i % 2) + 8 * (lane % 2)));
+    float want = static_cast<float>(static_cast<int8_t>(byte));
+    if (dtype == DType::f8e4m3) convert_to_f32(dtype, &want, &byte, 1);
+    return want;
+  });
+}
+
+// Against the definition in WeightView.
 template <typename T>
 std::string check_unpacking(const char* name, DType dtype) {
-  const Words in = wrapper_input(Input::bits, 30, 5);
-  std::string wrong;
-  const Words out = outputs_of(name, in, &wrong);
-  if (!wrong.empty()) return wrong;
-  for (size_t lane = 0; lane < in.size() / kIn; ++lane) {
-    for (int i = 0; i < 8; ++i) {
-      const int bit = dtype == DType::i4 ? 16 * (i % 2) + 4 * (i / 2) : 8 * (i % 4);
-      const uint32_t bits = word(in, lane, dtype == DType::i4 ? 0 : i / 4) >> bit;
-      const int want = dtype == DType::i4 ? static_cast<int>(bits & 15) - 8 : static_cast<int8_t>(bits);
-      const float got =
-          number<T>(static_cast<uint16_t>(out[lane * kOut + static_cast<size_t>(i / 2)] >> (16 * (i % 2))));
-      if (got != static_cast<float>(want))
-        return std::to_string(bits) + " gives " + std::to_string(got) + ", expected " + std::to_string(want);
-    }
-  }
-  return "";
+  return check_eight<T>(name, [dtype](const Words& in, size_t lane, int i) {
+    const int bit = dtype == DType::i4 ? 16 * (i % 2) + 4 * (i / 2) : 8 * (i % 4);
+    const uint32_t bits = word(in, lane, dtype == DType::i4 ? 0 : i / 4) >> bit;
+    return static_cast<float>(dtype == DType::i4 ? static_cast<int>(bits & 15) - 8 : static_cast<int8_t>(bits));
+  });
 }
 
 std::string check_softmax() {

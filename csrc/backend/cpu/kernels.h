@@ -35,7 +35,7 @@ struct Kernels {
   // inner as in gated_gemv, for many tokens
   void (*gated_gemm)(const GatedMlpParams& p, void* inner, DType inner_dtype, Arena& arena);
   void (*convert)(DType to, void* dst, DType from, const void* src, int64_t count);
-  // The values of num_rows rows of a quantized weight, in order, as f32 or bf16.
+  // The values of num_rows rows of a quantized weight, in order, as bf16.
   void (*dequantize_rows)(void* dst, const WeightView& weight, int64_t in_features, int64_t num_rows);
 
   // For CpuCeilings, on the calling thread only.
