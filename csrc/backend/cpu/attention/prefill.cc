@@ -4,7 +4,7 @@
 // A work item is (sequence, unit of query heads, tile of queries). Tiles that see most keys come
 // first, with dynamic scheduling. If there are fewer items than threads (few queries on a long
 // cache), the keys are split as in decode. Each item packs every block of K and V once for all of
-// its rows, about 1,000, so that packing is a tenth of the arithmetic and memory does not grow with
+// its rows, about 500, so that packing is a few percent of the time and memory does not grow with
 // kv_len. Blocks that no query of a tile sees are skipped. Blocks on the diagonal are cut to the
 // visible keys. With a window, the first block starts at the first key that a query of the tile
 // sees.
@@ -16,7 +16,7 @@
 namespace diffqkv::cpu::DIFFQKV_ISA {
 namespace {
 
-constexpr int64_t kTileElements = 1024 * 64;  // elements of O in a tile, which with Q, P and the panels fits a 1 MB L2
+constexpr int64_t kTileElements = 512 * 64;  // elements of O in a tile, which with Q, P and the panels fits a 1 MB L2
 constexpr int64_t kMinSplitKeys = 512;
 
 }  // namespace

@@ -242,8 +242,17 @@ DIFFQKV_INLINE I32v lane_numbers() {
 // The largest of count > 0 scores, ignoring NaN. The row is kBlock long.
 DIFFQKV_INLINE float max_score(const float* s, int64_t count) {
   F32v best = set1(-kInfinity);
+  F32v other = best;
   int64_t j = 0;
-  for (; j + kLanes <= count; j += kLanes) best = max(load(s + j), best);
+  for (; j + 2 * kLanes <= count; j += 2 * kLanes) {
+    best = max(load(s + j), best);
+    other = max(load(s + j + kLanes), other);
+  }
+  best = max(other, best);
+  if (j + kLanes <= count) {
+    best = max(load(s + j), best);
+    j += kLanes;
+  }
   if (j < count) best = max(lane_numbers() < static_cast<int32_t>(count - j) ? load(s + j) : best, best);
   return max_lane(best);
 }
@@ -254,41 +263,52 @@ struct ProbabilitySums {
   F32v stored = {};  // as stored, if they are bf16
 };
 
-template <typename T>
-DIFFQKV_INLINE void store_probabilities(T* p, F32v x, ProbabilitySums* sums) {
 #if defined(__AVX512BF16__)
-  if constexpr (sizeof(T) == 2) {
-    const __m256bh rounded = _mm512_cvtneps_pbh((__m512)x);
-    __builtin_memcpy(p, &rounded, sizeof(rounded));
-    const __m256 stored = _mm512_castps512_ps256((__m512)sums->stored);
-    const __m256bh ones = (__m256bh)_mm256_set1_epi16(0x3f80);
-    sums->stored = (F32v)_mm512_zextps256_ps512(_mm256_dpbf16_ps(stored, rounded, ones));
-    return;
-  }
+// Stores two vectors of probabilities, and adds them to the sums.
+DIFFQKV_INLINE void store_two(bf16* p, F32v first, F32v second, ProbabilitySums* sums) {
+  const __m512bh rounded = _mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+  __builtin_memcpy(p, &rounded, sizeof(rounded));
+  const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
+  sums->stored = (F32v)_mm512_dpbf16_ps((__m512)sums->stored, rounded, ones);
+}
 #endif
-  (void)sums;
-  store(p, x);
+
+template <typename T>
+DIFFQKV_INLINE void store_two(T* p, F32v first, F32v second, ProbabilitySums*) {
+  store(p, first);
+  store(p + kLanes, second);
 }
 
-// p = weight(s) for count keys, times their factors if given, then 0 up to `end`.
+// p = weight(s) for count keys, times their factors if given, then 0 up to `end`, a multiple of 2 kLanes.
 template <typename T>
 DIFFQKV_INLINE ProbabilitySums probabilities(const float* s, int64_t count, int64_t end, const Weight& weight,
                                              const float* factors, T* p) {
   ProbabilitySums sums;
+  F32v others = {};  // the exact sum of every other vector, so that additions do not wait for each other
   int64_t j = 0;
-  for (; j + kLanes <= count; j += kLanes) {
+  for (; j + 2 * kLanes <= count; j += 2 * kLanes) {
     const F32v x = weight(load(s + j));
-    store_probabilities(p + j, factors ? x * load(factors + j) : x, &sums);
+    const F32v y = weight(load(s + j + kLanes));
+    if (factors) {
+      store_two(p + j, x * load(factors + j), y * load(factors + j + kLanes), &sums);
+    } else {
+      store_two(p + j, x, y, &sums);
+    }
     sums.exact += x;
+    others += y;
   }
-  if (j < count) {
-    const I32v seen = lane_numbers() < static_cast<int32_t>(count - j);
-    const F32v x = seen ? weight(load(s + j)) : F32v{};
-    store_probabilities(p + j, factors ? (seen ? x * load(factors + j) : F32v{}) : x, &sums);
-    sums.exact += x;
-    j += kLanes;
+  sums.exact += others;
+  for (; j < end; j += 2 * kLanes) {
+    F32v x[2];
+    for (int i = 0; i < 2; ++i) {
+      const int64_t first = j + i * kLanes;
+      const I32v seen = lane_numbers() < static_cast<int32_t>(count - first);
+      x[i] = seen ? weight(load(s + first)) : F32v{};
+      sums.exact += x[i];
+      if (factors) x[i] = seen ? x[i] * load(factors + first) : x[i];
+    }
+    store_two(p + j, x[0], x[1], &sums);
   }
-  for (; j < end; j += kLanes) store_probabilities(p + j, F32v{}, &sums);
   return sums;
 }
 
@@ -365,10 +385,19 @@ struct Tile {
     const int64_t end = min_of(visible[query] - first_key, n);
     return begin < end ? KeyRange{begin, end} : KeyRange{0, 0};
   }
-  DIFFQKV_INLINE KeyRange row_seen(int64_t row, int64_t first_key, int64_t n) const {
-    return seen(row % num_queries, first_key, n);
-  }
 };
+
+// The keys that the m rows from `row` on see of the n keys from first_key on. Returns the largest end.
+DIFFQKV_INLINE int64_t rows_seen(const Tile& t, int64_t row, int64_t m, int64_t first_key, int64_t n, KeyRange* seen) {
+  int64_t query = row % t.num_queries;
+  int64_t most = 0;
+  for (int64_t i = 0; i < m; ++i) {
+    seen[i] = t.seen(query, first_key, n);
+    most = max_of(most, seen[i].end);
+    query = query + 1 == t.num_queries ? 0 : query + 1;
+  }
+  return most;
+}
 
 // Whether a query sees one of n keys. With a window, queries of different lengths that share a cache
 // may leave a gap between their keys.
@@ -380,10 +409,16 @@ DIFFQKV_INLINE bool sees_any(const Problem& p, const Tile& t, int64_t first_key,
   return false;
 }
 
-// The weight of a score beside the largest one.
-DIFFQKV_INLINE float weight_of(const Problem& p, float score, float top) {
-  return __builtin_exp2f((score - top) * p.scale_log2);
+// Whether every query sees all n keys.
+DIFFQKV_INLINE bool all_see_all(const Tile& t, int64_t first_key, int64_t n) {
+  for (int64_t i = 0; i < t.num_queries; ++i) {
+    if (t.first[i] > first_key || t.visible[i] < first_key + n) return false;
+  }
+  return true;
 }
+
+// The weight of a score beside the largest one.
+DIFFQKV_INLINE float weight_of(const Problem& p, float score, float top) { return Weight(p, top)(set1(score))[0]; }
 
 // Updates the running max of a row with `count` more scores. Returns the base of the exponents: m,
 // or 0 while m is -inf.
@@ -418,10 +453,11 @@ DIFFQKV_INLINE bool uses_vector_decode(const Problem& p, const Tile& t) {
 void load_queries(const Problem& p, Tile& t) {
   visit(p.q_dtype, [&](auto type) DIFFQKV_LAMBDA {
     using T = decltype(type);
-    for (int64_t h = 0; h < t.num_heads; ++h) {
-      for (int64_t i = 0; i < t.num_queries; ++i) {
-        const int64_t query = p.num_queries * t.batch + t.first_query + i;
-        const T* from = reinterpret_cast<const T*>(p.q) + (query * p.num_q_heads + t.first_head + h) * p.k.head_dim;
+    for (int64_t i = 0; i < t.num_queries; ++i) {
+      const int64_t query = p.num_queries * t.batch + t.first_query + i;
+      const T* heads = reinterpret_cast<const T*>(p.q) + (query * p.num_q_heads + t.first_head) * p.k.head_dim;
+      for (int64_t h = 0; h < t.num_heads; ++h) {
+        const T* from = heads + h * p.k.head_dim;
         const int64_t row = h * t.num_queries + i;
         for (int64_t d = 0; d < p.ldq; d += kLanes) {
           const int64_t count = max_of(0, min_of(p.k.head_dim - d, kLanes));
@@ -465,14 +501,17 @@ DIFFQKV_INLINE void cap_scores(const Problem& p, float* s, int64_t count) {
   for (int64_t j = 0; j < count; j += kLanes) store(s + j, tanh(load(s + j) * p.cap_factor));
 }
 
-// Computes the scores of a block. Calls on_row(row, s, seen, n) for every row, which sees the keys
-// `seen` of the n keys of this block. Scores before seen.begin are -inf.
+// Computes the scores of a block. Calls on_row(row, s, seen, all) for every row whose P is read: it
+// sees the keys `seen`, and P of the first `all` keys is read. Scores before seen.begin are -inf.
 template <typename OnRow>
 DIFFQKV_INLINE void score_block(const Problem& p, Tile& t, int64_t first_key, int64_t n, Prefetch& prefetch,
                                 const OnRow& on_row) {
   const int64_t rows_per_head = p.q_heads_per_k_head * t.num_queries;
   const int64_t first_head = t.first_head / p.q_heads_per_k_head;
   const bool decode = uses_amx_decode(p, t);
+  const bool whole = all_see_all(t, first_key, n);
+  // Whether rows are multiplied by V in the same groups, which read P of `most` keys only.
+  const bool same_groups = t.num_queries % kScoreRows == 0;
   const KeyBlock keys(p.k, t.batch, first_key, n);
   if (p.k.scaled) load_scales(p.k, t.batch, first_key, n, first_head, t.num_rows / rows_per_head, t.k_scales);
   for (int64_t first_row = 0; first_row < t.num_rows; first_row += rows_per_head) {
@@ -502,8 +541,8 @@ DIFFQKV_INLINE void score_block(const Problem& p, Tile& t, int64_t first_key, in
     }
     for (int64_t r = first_row; r < first_row + rows_per_head; r += kScoreRows) {
       const int64_t m = min_of(first_row + rows_per_head - r, kScoreRows);
-      int64_t most = 0;
-      for (int64_t i = 0; i < m; ++i) most = max_of(most, t.row_seen(r + i, first_key, n).end);
+      KeyRange seen_by_row[kScoreRows];
+      const int64_t most = whole ? n : rows_seen(t, r, m, first_key, n, seen_by_row);
       if (most > 0 && !decode) {
         Gemm g = {};
         g.a = t.q + r * p.ldq * (p.bf16_scores ? 2 : 4);
@@ -521,14 +560,15 @@ DIFFQKV_INLINE void score_block(const Problem& p, Tile& t, int64_t first_key, in
           gemm_f32(g);
         }
       }
-      for (int64_t i = 0; i < m; ++i) {
+      const int64_t all = same_groups ? most : n;
+      for (int64_t i = 0; i < m && all > 0; ++i) {
         prefetch.advance(prefetch.per_row);
         float* s = t.s + i * kBlock;
-        const KeyRange seen = t.row_seen(r + i, first_key, n);
+        const KeyRange seen = whole ? KeyRange{0, n} : seen_by_row[i];
         for (int64_t j = 0; scales && j < seen.end; j += kLanes) store(s + j, load(s + j) * load(scales + j));
         if (p.capped) cap_scores(p, s, seen.end);
         for (int64_t j = 0; j < seen.begin; ++j) s[j] = -kInfinity;
-        on_row(r + i, s, seen, n);
+        on_row(r + i, s, seen, all);
       }
     }
   }
@@ -610,8 +650,7 @@ DIFFQKV_INLINE void value_block(const Problem& p, Tile& t, int64_t first_key, in
   const int64_t rows_per_head = p.q_heads_per_v_head * t.num_queries;
   const int64_t first_head = t.first_head / p.q_heads_per_v_head;
   const KeyBlock keys(p.v, t.batch, first_key, n);
-  bool all_see_all = true;
-  for (int64_t i = 0; i < t.num_queries; ++i) all_see_all &= t.first[i] <= first_key && t.visible[i] >= first_key + n;
+  const bool whole = all_see_all(t, first_key, n);
   for (int64_t first_row = 0; first_row < t.num_rows; first_row += rows_per_head) {
     HeadRows rows = keys.head(first_head + first_row / rows_per_head);
     const bool ones = n != t.ones_keys;
@@ -633,15 +672,12 @@ DIFFQKV_INLINE void value_block(const Problem& p, Tile& t, int64_t first_key, in
       });
     }
     prefetch.advance(prefetch.per_head);
-    const bool exactly = !all_see_all && has_nonfinite(p, t, n);
+    const bool exactly = !whole && has_nonfinite(p, t, n);
     for (int64_t r = first_row; r < first_row + rows_per_head; r += kScoreRows) {
       const int64_t m = min_of(first_row + rows_per_head - r, kScoreRows);
-      int64_t most = 0;
-      for (int64_t i = 0; i < m; ++i) {
-        const KeyRange seen = t.row_seen(r + i, first_key, n);
-        most = max_of(most, seen.end);
-        if (exactly) accumulate_row_exactly(p, t, r + i, seen);
-      }
+      KeyRange seen[kScoreRows];
+      const int64_t most = whole ? n : rows_seen(t, r, m, first_key, n, seen);
+      for (int64_t i = 0; i < m && exactly; ++i) accumulate_row_exactly(p, t, r + i, seen[i]);
       if (most <= 0 || exactly) continue;
       Gemm g = {};
       g.a = t.p + r * kBlock * (p.bf16_values ? 2 : 4);
