@@ -4,7 +4,7 @@
 // A work item is (sequence, unit of query heads, tile of queries). Tiles that see most keys come
 // first, with dynamic scheduling. If there are fewer items than threads (few queries on a long
 // cache), the keys are split as in decode. Each item packs every block of K and V once for all of
-// its rows, about 500, so that packing is a few percent of the time and memory does not grow with
+// its rows, 500 to 1,000, so that packing is a few percent of the time and memory does not grow with
 // kv_len. Blocks that no query of a tile sees are skipped. Blocks on the diagonal are cut to the
 // visible keys. With a window, the first block starts at the first key that a query of the tile
 // sees.
@@ -16,7 +16,10 @@
 namespace diffqkv::cpu::DIFFQKV_ISA {
 namespace {
 
-constexpr int64_t kTileElements = 512 * 64;  // elements of O in a tile, which with Q, P and the panels fits a 1 MB L2
+// Elements of O in a tile, which with Q, P and the panels fits a 1 MB L2. AMX multiplies so fast that
+// packing would be felt with fewer.
+constexpr int64_t kTileElements = 512 * 64;
+constexpr int64_t kAmxTileElements = 1024 * 64;
 constexpr int64_t kMinSplitKeys = 512;
 
 }  // namespace
@@ -34,7 +37,8 @@ void attention_prefill(const AttentionPrefillParams& params, Arena& arena) {
   const int64_t wanted_items = 4 * omp_get_max_threads();
   Plan plan = {};
   plan.unit_heads = unit_heads(p);
-  plan.tile_queries = max_of(kTileElements / (plan.unit_heads * max_of(p.k.head_dim, p.v.head_dim)) / 32 * 32, 32);
+  const int64_t tile_elements = p.amx ? kAmxTileElements : kTileElements;
+  plan.tile_queries = max_of(tile_elements / (plan.unit_heads * max_of(p.k.head_dim, p.v.head_dim)) / 32 * 32, 32);
   while (plan.tile_queries > 32 && num_tiles(p, plan) < wanted_items) plan.tile_queries = plan.tile_queries / 64 * 32;
   plan.tile_queries = min_of(plan.tile_queries, p.num_queries);
   const int64_t most_keys = p.window > 0 ? min_of(p.kv_len, p.window + plan.tile_queries) : p.kv_len;
