@@ -34,11 +34,12 @@ struct GemmParams {
   int64_t num_tokens, in_features, out_features;
   int num_token_tiles;
   // If the weight is i8 or i4.
-  const bf16* scales = nullptr;
-  const bf16* up_scales = nullptr;
+  const uint16_t* scales = nullptr;
+  const uint16_t* up_scales = nullptr;
   int64_t row_bytes = 0;
-  int row_groups = 0;  // scales of a row
-  int group_log2 = 0;  // columns of a group
+  int row_groups = 0;       // scales of a row
+  int group_log2 = 0;       // columns of a group
+  bool f16_scales = false;  // else bf16
 };
 
 // A tile of kM tokens by kN weight rows, kK columns at once in each of kStages, by kWarpsM x kWarpsN warps.
@@ -153,17 +154,21 @@ struct Unpacker {
   static constexpr int kWords = packed_block_bytes(kWeight) / 16;  // of 16 bytes
 
   const unsigned char* from;
-  const bf16* scales;
+  const uint16_t* scales;
   unsigned char* ring;  // the thread's first 16 bytes of the first stage
   unsigned char* tiles;
   int column, in_features;  // of the next scale
   int bytes_left;           // 0 if there is no such row
   int group_log2;
   int row, block;
-  bf16 scale;  // of the next block
+  bool f16_scales;
+  uint16_t scale;  // of the next block
 
   __device__ __forceinline__ Unpacker(const GemmParams& p, int64_t first_row, unsigned char* tiles)
-      : ring(tiles + 2 * C::kWeightBytes + threadIdx.x * 16), tiles(tiles), group_log2(p.group_log2) {
+      : ring(tiles + 2 * C::kWeightBytes + threadIdx.x * 16),
+        tiles(tiles),
+        group_log2(p.group_log2),
+        f16_scales(p.f16_scales) {
     constexpr int kHalf = C::kWarpN / 2;
     const int thread = threadIdx.x;
     row = thread / C::kBlocks;
@@ -181,7 +186,7 @@ struct Unpacker {
   }
 
   __device__ __forceinline__ void load_scale() {
-    scale = {0};
+    scale = 0;
     if (column < in_features) scale = ld_global(scales + (column >> group_log2));
     column += C::kK;
   }
@@ -201,8 +206,8 @@ struct Unpacker {
 #pragma unroll
     for (int i = 0; i < kWords; ++i)
       words[i] = ld_shared(reinterpret_cast<const Words4*>(ring + (slot * kWords + i) * (C::kThreads * 16)));
-    const float factor = to_float(scale);
-    const uint32_t factors = scale.bits * 0x10001u;
+    const float factor = scale_of(scale, f16_scales);
+    const uint32_t factors = scale * 0x10001u;
     load_scale();
 #pragma unroll
     for (int chunk = 0; chunk < 4; ++chunk) {
@@ -217,9 +222,10 @@ struct Unpacker {
       Words4 scaled;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        if constexpr (__is_same(T, bf16)) {
+        // A bf16 scale may be too large or too small for f16, and an f16 scale has too many bits for bf16.
+        if (__is_same(T, bf16) && !f16_scales) {
           scaled.w[i] = fma_rn_x2<T>(elements.pairs[i], factors, 0x80008000u);
-        } else {  // a scale may be too large or too small for f16
+        } else {
           scaled.w[i] =
               cvt_rn_x2<T>(unpack_low<T>(elements.pairs[i]) * factor, unpack_high<T>(elements.pairs[i]) * factor);
         }
@@ -454,8 +460,9 @@ void launch_gemm(const LinearParams& linear, Context& context) {
                   static_cast<int>((linear.num_tokens + C::kM - 1) / C::kM)};
   if constexpr (kPacked) {
     if (linear.x_stride) p.in_features = linear.x_stride;
-    p.scales = static_cast<const bf16*>(linear.weight.scales);
-    p.up_scales = static_cast<const bf16*>(linear.up.scales);
+    p.scales = static_cast<const uint16_t*>(linear.weight.scales);
+    p.up_scales = static_cast<const uint16_t*>(linear.up.scales);
+    p.f16_scales = linear.weight.scale_dtype == DType::f16;
     p.row_bytes = weight_row_bytes(kWeight, linear.in_features);
     p.row_groups = static_cast<int>(weight_row_groups(linear.in_features, linear.weight.group_size));
     p.group_log2 = linear.weight.group_size == 32 ? 5 : linear.weight.group_size == 64 ? 6 : 7;

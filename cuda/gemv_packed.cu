@@ -36,7 +36,7 @@ constexpr int kBlockColumns = 32;  // whose sum is multiplied by a scale
 struct PackedGemvParams {
   const void* x;
   const unsigned char* weights[2];  // gate and up, or one twice
-  const bf16* scales[2];
+  const uint16_t* scales[2];
   void* out;
   DType out_dtype;
   bool accumulate;
@@ -45,6 +45,7 @@ struct PackedGemvParams {
   int64_t row_bytes;      // of a weight
   int64_t row_groups;     // scales of a row
   int group_log2;         // columns of a group
+  bool f16_scales;        // else bf16
   int num_token_groups;   // of 8 kTilesN
   int slices_log2;        // warps that share a unit
   Activation activation;  // if gated
@@ -125,7 +126,7 @@ struct RingFiller {
 template <typename C, bool kGated>
 struct ScaleLoader {
   static constexpr int kStep = kWarpSize / C::kBlocks;  // rows
-  const bf16* from[kGated ? 2 : 1];
+  const uint16_t* from[kGated ? 2 : 1];
   int column;
   int row_step;  // scales of kStep rows
   int rows_left;
@@ -141,12 +142,12 @@ struct ScaleLoader {
     rows_left = static_cast<int>(rows < C::kRows ? rows : C::kRows) - row;
   }
 
-  __device__ __forceinline__ void load(const PackedGemvParams& p, bf16 (&scales)[C::kScaleLoads], int step) {
+  __device__ __forceinline__ void load(const PackedGemvParams& p, uint16_t (&scales)[C::kScaleLoads], int step) {
     const bool inside = column < static_cast<int>(p.in_features);
 #pragma unroll
     for (int i = 0; i < C::kScaleLoads; ++i) {
       const int half = kGated ? kStep * i / 16 : 0, row = kStep * i - 16 * half;
-      scales[i] = {0};
+      scales[i] = 0;
       if (inside && row < rows_left) scales[i] = ld_global(from[half] + row / kStep * row_step);
     }
     const int groups = ((column + step) >> p.group_log2) - (column >> p.group_log2);
@@ -156,9 +157,11 @@ struct ScaleLoader {
   }
 
   // As f32 [row][block].
-  __device__ __forceinline__ static void store(float* shared, const bf16 (&scales)[C::kScaleLoads]) {
+  __device__ __forceinline__ static void store(const PackedGemvParams& p, float* shared,
+                                               const uint16_t (&scales)[C::kScaleLoads]) {
 #pragma unroll
-    for (int i = 0; i < C::kScaleLoads; ++i) st_shared(shared + kWarpSize * i + lane_index(), to_float(scales[i]));
+    for (int i = 0; i < C::kScaleLoads; ++i)
+      st_shared(shared + kWarpSize * i + lane_index(), scale_of(scales[i], p.f16_scales));
   }
 };
 
@@ -250,7 +253,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<X, C>) gemv
     if (piece < num_pieces) filler.fill(ring, step_bytes);
     cp_async_commit_group();
   }
-  bf16 scales[C::kScaleLoads] = {};
+  uint16_t scales[C::kScaleLoads] = {};
   if (num_pieces > 0) loader.load(p, scales, step_columns);
 
   // The lane's columns of the first block, of tokens g and g + 8.
@@ -276,7 +279,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<X, C>) gemv
     };
     load_blocks(0);
     float* piece_scales = scale_pieces + piece % 2 * (C::kScaleBytes / static_cast<int>(sizeof(float)));
-    loader.store(piece_scales, scales);
+    loader.store(p, piece_scales, scales);
     cp_async_wait_group<C::kStages - 2>();
     __syncwarp();  // the copies of all lanes are there, and all lanes are done with the piece before
     if (piece + C::kStages - 1 < num_pieces) filler.fill(ring, step_bytes);
@@ -392,7 +395,7 @@ void launch_gemv(const LinearParams& linear, Context& context) {
   PackedGemvParams p = {
       linear.x,
       {static_cast<const unsigned char*>(linear.weight.data), static_cast<const unsigned char*>(second.data)},
-      {static_cast<const bf16*>(linear.weight.scales), static_cast<const bf16*>(second.scales)},
+      {static_cast<const uint16_t*>(linear.weight.scales), static_cast<const uint16_t*>(second.scales)},
       linear.out,
       linear.out_dtype,
       linear.accumulate,
@@ -403,6 +406,7 @@ void launch_gemv(const LinearParams& linear, Context& context) {
       weight_row_bytes(kType, linear.in_features),
       weight_row_groups(linear.in_features, linear.weight.group_size),
       group_log2,
+      linear.weight.scale_dtype == DType::f16,
       static_cast<int>((linear.num_tokens + C::kTokens - 1) / C::kTokens),
       0,
       linear.activation};

@@ -8,6 +8,11 @@
 
 namespace diffqkv::cuda {
 
+// A scale of 16 bits, of type bf16 or f16.
+__device__ __forceinline__ float scale_of(uint16_t bits, bool is_f16) {
+  return is_f16 ? to_float(f16{bits}) : to_float(bf16{bits});
+}
+
 // The eight elements of a row that follow each other, as four pairs of neighbors.
 struct ElementPairs {
   uint32_t pairs[4];

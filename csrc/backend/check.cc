@@ -198,7 +198,6 @@ void check_packed_shapes(const TensorView& values, const TensorView& scales, int
   check_shape(values, {out_features, values.dtype == DType::i32 ? bytes / 4 : bytes},
               values.dtype == DType::i32 ? "[out, in / 8], with in rounded up to a multiple of 32"
                                          : "[out, in], with in rounded up to a multiple of 32");
-  check_type(scales, DType::bf16);
   check_shape(scales, {out_features, weight_row_groups(in_features, group_size)}, "[out, in / groupSize], rounded up");
 }
 
@@ -207,8 +206,8 @@ WeightView check_weight(const WeightArgument& weight, int64_t out_features, int6
   if (weight.scales == nullptr) {
     if (t.dtype == DType::i8 || t.dtype == DType::i32) {
       fail(ErrorCode::invalid_argument,
-           "%s has type %s, and %s is missing; it must be bf16 [out, in / groupSize], as kernels.quantizeWeight makes "
-           "it",
+           "%s has type %s, and %s is missing; it must be bf16 or f16 [out, in / groupSize], as "
+           "kernels.quantizeWeight makes it",
            t.name, dtype_name(t.dtype), weight.scales_name);
     }
     check_float({&t});
@@ -221,8 +220,12 @@ WeightView check_weight(const WeightArgument& weight, int64_t out_features, int6
          weight.scales_name, t.name, dtype_name(t.dtype));
   }
   check_group_size(weight.group_size);
-  check_packed_shapes(t, *weight.scales, out_features, in_features, weight.group_size);
-  return {t.data, packed_dtype(t), weight.scales->data, weight.group_size};
+  const TensorView& scales = *weight.scales;
+  if (scales.dtype != DType::bf16 && scales.dtype != DType::f16) {
+    fail(ErrorCode::invalid_argument, "%s has type %s; it must be bf16 or f16", scales.name, dtype_name(scales.dtype));
+  }
+  check_packed_shapes(t, scales, out_features, in_features, weight.group_size);
+  return {t.data, packed_dtype(t), scales.data, weight.group_size, scales.dtype};
 }
 
 }  // namespace
@@ -298,6 +301,7 @@ QuantizeWeightParams check_quantize_weight(const TensorView& weight, const Tenso
   check_group_size(group_size);
   p.dtype = packed_dtype(values);
   p.group_size = group_size;
+  check_type(scales, DType::bf16);
   check_packed_shapes(values, scales, p.out_features, p.in_features, group_size);
   p.weight = weight.data;
   p.data = values.data;
@@ -327,6 +331,7 @@ GatedMlpParams check_gated_mlp(const TensorView& x, const WeightArgument* gate, 
   if (gate != nullptr) {
     p.gate = check_weight(*gate, p.inner_size, p.in_features, "[augQ, qDim] by the shape of up");
     check_same_type(gate->tensor, up.tensor);
+    if (gate->scales && up.scales) check_same_type(*gate->scales, *up.scales);
     check_apart(out, {&gate->tensor, gate->scales});
   }
   p.activation = activation_named(activation);

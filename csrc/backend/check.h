@@ -47,8 +47,8 @@ AttentionPrefillParams check_attention_prefill(const AttentionViews& tensors, co
 AttentionDecodeParams check_attention_decode(const AttentionViews& tensors, const DecodeOptions& options);
 QuantizeParams check_quantize(const TensorView& x, const TensorView& out, const TensorView& scales);
 // A weight of a direct call: [out, in] of a float type without scales; else i8 [out, padded in] or
-// i32 [out, padded in / 8] (eight i4 in each), with scales bf16 [out, groups], where padded in is in
-// rounded up to a multiple of 32.
+// i32 [out, padded in / 8] (eight i4 in each), with scales bf16 or f16 [out, groups], where padded in
+// is in rounded up to a multiple of 32.
 struct WeightArgument {
   const TensorView& tensor;
   const TensorView* scales;  // or null

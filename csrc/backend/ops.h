@@ -45,8 +45,8 @@ struct AddBiasParams {
 };
 
 // The weight of a linear layer, [out_features, in_features]: f32, f16, bf16, or integers, i8 or i4,
-// with a scale for each group of group_size elements of a row (32, 64 or 128; the last group may be
-// shorter). The value of an element is its scale times its integer.
+// with a scale, bf16 or f16, for each group of group_size elements of a row (32, 64 or 128; the last
+// group may be shorter). The value of an element is its scale times its integer.
 //
 // Rows of integers are padded with zeros to a multiple of 32. i8 has a byte for each. i4, from -8 to
 // 7, has eight in a 32-bit word, each as integer + 8 in 4 bits: element 2 k + h is at bit 16 h + 4 k,
@@ -54,8 +54,9 @@ struct AddBiasParams {
 struct WeightView {
   const void* data = nullptr;
   DType dtype = DType::f32;
-  const void* scales = nullptr;  // i8 or i4: bf16 [out_features, weight_row_groups]
-  int64_t group_size = 0;        // i8 or i4
+  const void* scales = nullptr;     // i8 or i4: [out_features, weight_row_groups]
+  int64_t group_size = 0;           // i8 or i4
+  DType scale_dtype = DType::bf16;  // or f16
 };
 
 constexpr int64_t weight_row_bytes(DType dtype, int64_t in_features) {
@@ -99,7 +100,7 @@ struct MatmulOutput {
 };
 
 // out = x weight^T, or out += x weight^T if accumulate is set. Sums are f32. `others` are outputs of
-// the same x, type and accumulate, with weights of the same type and group size: K, V and Q of a
+// the same x, type and accumulate, with weights of the same types and group size: K, V and Q of a
 // layer are one call.
 struct MatmulParams {
   const void* x = nullptr;  // [num_tokens, in_features]

@@ -230,7 +230,8 @@ class Graph {
     for (const MatmulOutput& output : outputs) {
       if (!output.weight.data) continue;
       const bool joins = p.weight.data && output.weight.dtype == p.weight.dtype &&
-                         output.weight.group_size == p.weight.group_size && p.num_others < MatmulParams::kMaxOthers;
+                         output.weight.group_size == p.weight.group_size &&
+                         output.weight.scale_dtype == p.weight.scale_dtype && p.num_others < MatmulParams::kMaxOthers;
       if (joins) {
         p.others[p.num_others++] = output;
         continue;

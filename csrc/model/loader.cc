@@ -268,10 +268,11 @@ WeightBuffer Loader::quantize(const WeightBuffer& matrix, int64_t in_features, c
 
 WeightBuffer Loader::load_exact(const StoredTensor& tensor, const Rows& rows) {
   const PackedWeight& packed = *tensor.packed;
-  const auto [dtype, group_size] = packed.exact_format().value();
+  const auto [dtype, group_size, scale_dtype] = packed.exact_format().value();
   const int64_t width = packed.columns();
   const int64_t row_bytes = weight_row_bytes(dtype, width), groups = weight_row_groups(width, group_size);
   WeightBuffer buffer = make_quantized(rows.count, width, {dtype, group_size});
+  buffer.scale_dtype = scale_dtype;
   const int64_t step = chunk_rows(rows, width);
   for (int64_t row = 0; row < rows.count; row += step) {
     const int64_t count = std::min(step, rows.count - row);
@@ -279,7 +280,7 @@ WeightBuffer Loader::load_exact(const StoredTensor& tensor, const Rows& rows) {
     converted_.resize(count * groups);
     for (int64_t r = 0; r < count; r++) {
       const int64_t from = rows.first + row + stored_row(rows, r);
-      packed.read_exact(stored_.data() + r * row_bytes, converted_.data() + r * groups, from, 1);
+      packed.read_exact(stored_.data() + r * row_bytes, converted_.data() + r * groups, from);
     }
     const WeightView to = weight_rows(buffer.view(), width, row);
     backend_->upload(const_cast<void*>(to.data), stored_.data(), stored_.size());

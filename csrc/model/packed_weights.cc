@@ -205,97 +205,111 @@ const PackedWeight::Data& PackedWeight::data() const {
   return *data_;
 }
 
-void PackedWeight::decode(const Data& data, float* out, int64_t row, int64_t count) const {
+template <typename Store>
+void PackedWeight::visit_integers(const Data& data, int64_t row, int64_t count, const Store& store) const {
   const int bits = quantization_.bits;
+  const int64_t per_word = bits > 0 ? 32 / bits : 1;
   const int64_t scales_per_row = static_cast<int64_t>(data.scales.size()) / divide_up(rows_, row_block_);
-  const auto store = [&](int64_t r, int64_t column, float value) {
-    const int64_t at = (row + r) / row_block_ * scales_per_row + data.groups[column];
-    const float zero = data.zeros.empty() ? 0.0f : data.zeros[at];
-    out[r * columns_ + column] = data.scales[at] * (value - zero);
+  const auto visit = [&](int64_t i, int64_t column, int integer) {
+    store(i, column, (row + i) / row_block_ * scales_per_row + data.groups[column], integer);
   };
   const auto word = [&](int64_t i) { return word_at(data.values.data(), i); };
   if (quantization_.method == Quantization::gptq) {
-    const int64_t per_word = 32 / bits;
     for (int64_t w = 0; w < columns_ / per_word; w++) {
-      for (int64_t r = 0; r < count; r++) {
-        const uint32_t fields = word(w * rows_ + row + r);
-        for (int64_t k = 0; k < per_word; k++) store(r, w * per_word + k, static_cast<float>(field(fields, k, bits)));
+      for (int64_t i = 0; i < count; i++) {
+        const uint32_t fields = word(w * rows_ + row + i);
+        for (int64_t k = 0; k < per_word; k++) visit(i, w * per_word + k, field(fields, k, bits));
       }
     }
   } else if (quantization_.method == Quantization::awq) {
     for (int64_t column = 0; column < columns_; column++) {
-      for (int64_t r = 0; r < count; r++) {
-        const uint32_t fields = word(column * (rows_ / 8) + (row + r) / 8);
-        store(r, column, static_cast<float>(field(fields, kAwqNibble[(row + r) % 8], bits)));
+      for (int64_t i = 0; i < count; i++) {
+        const uint32_t fields = word(column * (rows_ / 8) + (row + i) / 8);
+        visit(i, column, field(fields, kAwqNibble[(row + i) % 8], bits));
       }
     }
   } else if (words_ > 0) {
-    const int64_t per_word = 32 / bits;
     const int half = 1 << (bits - 1);
-    for (int64_t r = 0; r < count; r++) {
+    for (int64_t i = 0; i < count; i++) {
       for (int64_t column = 0; column < columns_; column++) {
-        const uint32_t fields = word((row + r) * words_ + column / per_word);
-        store(r, column, static_cast<float>(field(fields, column % per_word, bits) - half));
+        const uint32_t fields = word((row + i) * words_ + column / per_word);
+        visit(i, column, field(fields, column % per_word, bits) - half);
       }
     }
-  } else if (parts_.values.dtype == "I8") {
-    const auto* bytes = reinterpret_cast<const int8_t*>(data.values.data()) + row * columns_;
-    for (int64_t i = 0; i < count * columns_; i++) store(i / columns_, i % columns_, bytes[i]);
   } else {
-    convert_to_f32(DType::f8e4m3, out, data.values.data() + row * columns_, count * columns_);
-    for (int64_t i = 0; i < count * columns_; i++) store(i / columns_, i % columns_, out[i]);
+    const auto* bytes = reinterpret_cast<const int8_t*>(data.values.data()) + row * columns_;
+    for (int64_t i = 0; i < count * columns_; i++) visit(i / columns_, i % columns_, bytes[i]);
   }
+}
+
+void PackedWeight::decode(const Data& data, float* out, int64_t row, int64_t count) const {
+  if (has_integers()) {
+    visit_integers(data, row, count, [&](int64_t i, int64_t column, int64_t at, int integer) {
+      const int zero = data.zeros.empty() ? 0 : data.zeros[at];
+      out[i * columns_ + column] = data.scales[at] * static_cast<float>(integer - zero);
+    });
+    return;
+  }
+  convert_to_f32(DType::f8e4m3, out, data.values.data() + row * columns_, count * columns_);
+  const int64_t scales_per_row = static_cast<int64_t>(data.scales.size()) / divide_up(rows_, row_block_);
+  for (int64_t i = 0; i < count * columns_; i++)
+    out[i] *= data.scales[(row + i / columns_) / row_block_ * scales_per_row + data.groups[i % columns_]];
 }
 
 std::optional<PackedWeight::Format> PackedWeight::exact_format() const {
-  const bool integers = words_ > 0 || parts_.values.dtype == "I8";
-  const bool by_row = parts_.scales.shape.size() == 2 && quantization_.block_rows == 0;
-  if (quantization_.method != Quantization::compressed || !integers || !by_row) return std::nullopt;
-  if (parts_.zeros.file || parts_.group_index.file || parts_.scales.dtype != "BF16") return std::nullopt;
-  constexpr int64_t kLargest = 128;  // of WeightView
-  const int64_t size = quantization_.group_size;
-  if (size != 0 && size != 32 && size != 64 && size != kLargest) return std::nullopt;
-  return Format{quantization_.bits == 4 ? DType::i4 : DType::i8, size == 0 ? kLargest : size};
+  if (!exact_format_) exact_format_ = find_exact_format();
+  return *exact_format_;
 }
 
-void PackedWeight::read_exact(uint8_t* integers, uint16_t* scales, int64_t row, int64_t count) const {
-  const Format format = exact_format().value();
-  const std::vector<uint8_t>& stored = data().values;
-  const int64_t row_bytes = weight_row_bytes(format.dtype, columns_);
-  for (int64_t r = 0; r < count; r++) {
-    uint8_t* to = integers + r * row_bytes;
-    if (words_ == 0) {
-      memset(to, 0, row_bytes);
-      memcpy(to, stored.data() + (row + r) * columns_, columns_);
-      continue;
-    }
-    for (int64_t w = 0; w < row_bytes / 4; w++) {
-      // Padding has the integer 0: 8 or 128 here. What is stored after the last column is not read.
-      uint32_t word = format.dtype == DType::i4 ? 0x88888888 : 0x80808080;
-      const int64_t rest = columns_ - w * (32 / quantization_.bits);
-      if (rest > 0) {
-        const uint32_t fields = word_at(stored.data(), (row + r) * words_ + w);
-        const int64_t used = rest * quantization_.bits;
-        const uint32_t mask = used >= 32 ? ~0u : (1u << used) - 1;
-        word = (fields & mask) | (word & ~mask);
-      }
-      if (format.dtype == DType::i8) {
-        word ^= 0x80808080;  // minus 128 in each byte
-      } else {
-        // Element 2 k + h moves from bit 4 (2 k + h) to bit 16 h + 4 k.
-        uint32_t moved = 0;
-        for (int e = 0; e < 8; e++) moved |= (word >> (4 * e) & 15) << (16 * (e % 2) + 4 * (e / 2));
-        word = moved;
-      }
-      memcpy(to + w * 4, &word, sizeof word);
-    }
+std::optional<PackedWeight::Format> PackedWeight::find_exact_format() const {
+  constexpr int64_t kLargest = 128;  // group size of WeightView
+  const int64_t size = quantization_.group_size;
+  if (!has_integers() || quantization_.block_rows > 0 || parts_.scales.shape.size() != 2) return std::nullopt;
+  if (size != 0 && size != 32 && size != 64 && size != kLargest) return std::nullopt;
+  if (parts_.scales.dtype != "BF16" && parts_.scales.dtype != "F16") return std::nullopt;
+
+  Data data;
+  read_groups(data);
+  for (int64_t c = 0; c < columns_; c++) {
+    if (data.groups[c] != (size == 0 ? 0 : c / size)) return std::nullopt;
   }
-  const int64_t groups = weight_row_groups(columns_, format.group_size), stored_groups = num_groups();
-  for (int64_t r = 0; r < count; r++) {
-    for (int64_t g = 0; g < groups; g++) {
-      const float scale = data().scales[(row + r) * stored_groups + (stored_groups == 1 ? 0 : g)];
-      convert_from_f32(DType::bf16, scales + r * groups + g, &scale, 1);
+  data.scales.resize(rows_ * num_groups());  // read_zeros makes as many
+  read_zeros(data);
+  int least_zero = 0, largest_zero = 0;
+  if (!data.zeros.empty()) {
+    const auto [least, largest] = std::minmax_element(data.zeros.begin(), data.zeros.end());
+    least_zero = *least;
+    largest_zero = *largest;
+  }
+  const int count = 1 << quantization_.bits;
+  const bool unsigned_fields = quantization_.method != Quantization::compressed;
+  const int least = (unsigned_fields ? 0 : -count / 2) - largest_zero;
+  const int largest = (unsigned_fields ? count - 1 : count / 2 - 1) - least_zero;
+  if (least < -128 || largest > 127) return std::nullopt;
+  const DType scale_dtype = parts_.scales.dtype == "F16" ? DType::f16 : DType::bf16;
+  return Format{least >= -8 && largest <= 7 ? DType::i4 : DType::i8, size == 0 ? kLargest : size, scale_dtype};
+}
+
+void PackedWeight::read_exact(uint8_t* integers, uint16_t* scales, int64_t row) const {
+  const Format format = exact_format().value();
+  const int64_t row_bytes = weight_row_bytes(format.dtype, columns_);
+  // Padding has the integer 0, which i4 stores as 8.
+  memset(integers, format.dtype == DType::i4 ? 0x88 : 0, row_bytes);
+  visit_integers(data(), row, 1, [&](int64_t, int64_t column, int64_t at, int integer) {
+    const int value = integer - (data().zeros.empty() ? 0 : data().zeros[at]);
+    if (format.dtype == DType::i8) {
+      integers[column] = static_cast<uint8_t>(value);
+      return;
     }
+    // Element 2 k + h of a word is at bit 16 h + 4 k.
+    const int64_t bit = 16 * (column % 2) + 4 * (column % 8 / 2);
+    uint8_t& byte = integers[column / 8 * 4 + bit / 8];
+    byte = static_cast<uint8_t>((byte & ~(15 << bit % 8)) | (value + 8) << bit % 8);
+  });
+  const int64_t groups = weight_row_groups(columns_, format.group_size), stored_groups = num_groups();
+  for (int64_t g = 0; g < groups; g++) {
+    const float scale = data().scales[row * stored_groups + (stored_groups == 1 ? 0 : g)];
+    convert_from_f32(format.scale_dtype, scales + g, &scale, 1);
   }
 }
 

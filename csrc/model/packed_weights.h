@@ -26,16 +26,18 @@ class PackedWeight {
 
   int64_t rows() const { return rows_; }
   int64_t columns() const { return columns_; }
-  // The type and group size of a WeightView (ops.h) that can hold the integers and scales unchanged: i8
-  // or i4 without zeros, with bf16 scales for neighboring columns. None for other weights.
+  // The WeightView (ops.h) that holds the values unchanged: i4 or i8, whichever has all differences of
+  // integers and zeros, with bf16 or f16 scales for neighboring columns. None for other weights. The
+  // first call reads zeros and group indices.
   struct Format {
     DType dtype;
     int64_t group_size;
+    DType scale_dtype;
     bool operator==(const Format&) const = default;
   };
   std::optional<Format> exact_format() const;
-  // Rows [row, row + count) in that form: integers, and scales [count, weight_row_groups].
-  void read_exact(uint8_t* integers, uint16_t* scales, int64_t row, int64_t count) const;
+  // Row `row` in that form: integers, and scales [weight_row_groups].
+  void read_exact(uint8_t* integers, uint16_t* scales, int64_t row) const;
   // out[i] = element first + i of the matrix in row-major order. The first call reads the parts.
   void read(float* out, int64_t first, int64_t count) const;
   // Frees what the first call has read.
@@ -57,7 +59,12 @@ class PackedWeight {
   void read_groups(Data& data) const;
   void read_scales(Data& data) const;
   void read_zeros(Data& data) const;
-  // `count` whole rows from `row` on.
+  bool has_integers() const { return parts_.values.dtype != "F8_E4M3"; }
+  std::optional<Format> find_exact_format() const;
+  // `count` whole rows from `row` on. store(i, column, at, integer) gets an element of row row + i: its
+  // integer, and the index `at` of its scale and zero.
+  template <typename Store>
+  void visit_integers(const Data& data, int64_t row, int64_t count, const Store& store) const;
   void decode(const Data& data, float* out, int64_t row, int64_t count) const;
 
   Quantization quantization_;
@@ -66,6 +73,7 @@ class PackedWeight {
   int64_t row_block_ = 1;  // rows with one scale
   int64_t words_ = 0;      // compressed: 32-bit words in a row
   mutable std::unique_ptr<Data> data_;
+  mutable std::optional<std::optional<Format>> exact_format_;  // empty: not known yet
 };
 
 }  // namespace diffqkv

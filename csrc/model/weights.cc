@@ -483,8 +483,8 @@ Weights load_weights(std::shared_ptr<Backend> backend, const Config& config, con
   weights.format = options.weight_format;
   for (const LayerSpec& spec : specs) {
     if (!is_exact(0, spec)) continue;
-    const auto [dtype, group_size] = *exact_format(tensor(layer_name(0, spec.suffix)));
-    weights.format = {dtype, group_size, false};
+    const auto format = *exact_format(tensor(layer_name(0, spec.suffix)));
+    weights.format = {format.dtype, format.group_size, false};
     has_exact_q = has_exact_q || spec.suffix == kQ;
   }
   weights.folded = folding_saves_bytes(config) && !has_exact_q;

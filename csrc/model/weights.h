@@ -21,11 +21,12 @@ struct WeightBuffer : Buffer {
   WeightBuffer(Buffer buffer, DType dtype) : Buffer(std::move(buffer)), dtype(dtype) {}
   WeightView view() const {
     const void* scales = group_size ? as<char>() + scales_offset : nullptr;
-    return {data(), dtype, scales, group_size};
+    return {data(), dtype, scales, group_size, scale_dtype};
   }
 
   DType dtype = DType::f32;
   int64_t group_size = 0;  // of a quantized matrix
+  DType scale_dtype = DType::bf16;
   size_t scales_offset = 0;
 };
 

@@ -265,25 +265,31 @@ const bytes: Form = {
 };
 
 const float8 = { num_bits: 8, type: 'float', symmetric: true };
-const forms: [string, Form][] = [
-  ['GPTQ 4 bits', gptq(4, 32, {})],
-  ['GPTQ 4 bits, v2', gptq(4, 16, { v2: true })],
-  ['GPTQ 4 bits, act-order', gptq(4, 16, { shuffled: true })],
-  ['GPTQ 4 bits, v2, act-order, symmetric', gptq(4, 32, { v2: true, shuffled: true, symmetric: true })],
-  ['GPTQ 8 bits, a group for a row', gptq(8, -1, { symmetric: true })],
-  ['GPTQ 2 bits', gptq(2, 32, {})],
-  ['AWQ', awq],
-  ['compressed-tensors W4A16', compressedIntegers(4, 32, true)],
-  ['compressed-tensors W4A16, asymmetric', compressedIntegers(4, 16, false)],
-  ['compressed-tensors W8A16', compressedIntegers(8, -1, true)],
-  ['compressed-tensors W8A16, asymmetric', compressedIntegers(8, 32, false)],
-  ['compressed-tensors, plain bytes', bytes],
+/** Each with the type of the matrices: null if they become matrices of the model's dtype. */
+const forms: [string, 'i4' | 'i8' | null, Form][] = [
+  ['GPTQ 4 bits', 'i8', gptq(4, 32, {})],
+  ['GPTQ 4 bits, symmetric', 'i4', gptq(4, 32, { symmetric: true })],
+  ['GPTQ 4 bits, v2, groups of 16', null, gptq(4, 16, { v2: true })],
+  ['GPTQ 4 bits, act-order', null, gptq(4, 16, { shuffled: true })],
+  ['GPTQ 4 bits, v2, act-order, symmetric', null, gptq(4, 32, { v2: true, shuffled: true, symmetric: true })],
+  ['GPTQ 8 bits, a group for a row', 'i8', gptq(8, -1, { symmetric: true })],
+  ['GPTQ 8 bits, asymmetric', null, gptq(8, 32, {})],
+  ['GPTQ 2 bits', 'i4', gptq(2, 32, {})],
+  ['AWQ', 'i8', awq],
+  ['compressed-tensors W4A16', 'i4', compressedIntegers(4, 32, true)],
+  ['compressed-tensors W4A16, asymmetric', 'i8', compressedIntegers(4, 64, false)],
+  ['compressed-tensors W4A16, asymmetric, groups of 16', null, compressedIntegers(4, 16, false)],
+  ['compressed-tensors W8A16', 'i8', compressedIntegers(8, -1, true)],
+  ['compressed-tensors W8A16, asymmetric', null, compressedIntegers(8, 32, false)],
+  ['compressed-tensors, plain bytes', 'i8', bytes],
   [
     'compressed-tensors FP8',
+    null,
     f8(compressed('float-quantized', { ...float8, strategy: 'channel' }), 'weight_scale', 1, 0),
   ],
   [
     'compressed-tensors FP8, one scale, dynamic activations',
+    null,
     f8(
       compressed(
         'float-quantized',
@@ -298,6 +304,7 @@ const forms: [string, Form][] = [
   ],
   [
     'compressed-tensors FP8 in blocks',
+    null,
     f8(
       compressed('float-quantized', { ...float8, strategy: 'block', block_structure: [16, 24] }),
       'weight_scale',
@@ -307,6 +314,7 @@ const forms: [string, Form][] = [
   ],
   [
     'FP8 in blocks',
+    null,
     f8(
       { quant_method: 'fp8', fmt: 'e4m3', activation_scheme: 'dynamic', weight_block_size: [24, 32] },
       'weight_scale_inv',
@@ -337,7 +345,9 @@ function both(
   const raw = new Map<string, RawTensor>();
   const plain = new Map<string, CheckpointTensor>();
   for (const [name, tensor] of base.tensors) {
-    if (!packs(name)) {
+    // Words of GPTQ and AWQ are whole.
+    const fits = form.config.quant_method === 'compressed-tensors' || tensor.shape.every((size) => size % 8 === 0);
+    if (!packs(name) || !fits) {
       plain.set(name, { ...tensor, type: 'F32' });
       raw.set(name, { dtype: 'F16', shape: tensor.shape, bytes: encode('f16', tensor.data) });
       continue;
@@ -376,24 +386,23 @@ async function logitsOf(directory: string, options = {}): Promise<Float32Array> 
   return logits;
 }
 
-describe.each(forms)('%s', (_, form) => {
+describe.each(forms)('%s', (_, type, form) => {
   it('has the values of the reference', async () => {
     const { raw, config, plain } = both(form);
     const directory = write(config, raw);
     const logits = await logitsOf(directory, { dtype: 'f32' });
     const [reference] = modelLogits(plain, tokens) as [Float64Array];
     expect(logitError(logits, reference)).toBeLessThanOrEqual(2e-6);
-    // The same bits as a checkpoint of the values.
+    // Values in the model's dtype have the same bits as those of a checkpoint without quantization.
     const dense = directories.make();
     writeCheckpoint(dense, plain);
-    expect(firstBitDifference(logits, await logitsOf(dense, { dtype: 'f32' }))).toBe(-1);
-    for (const dtype of ['bf16', 'f16'] as const) {
+    for (const dtype of type ? [] : (['f32', 'bf16', 'f16'] as const)) {
       const rounded = await logitsOf(directory, { dtype });
       expect(firstBitDifference(rounded, await logitsOf(dense, { dtype }))).toBe(-1);
     }
     // The type of the other weights, not f32.
     const model = await Model.load(directory, { device: 'cpu' });
-    expect(model.dtype).toBe('f16');
+    expect([model.dtype, model.weightType]).toEqual(['f16', type ?? 'f16']);
     model.dispose();
   });
 
@@ -432,14 +441,16 @@ describe.each(forms)('%s', (_, form) => {
   });
 });
 
-// Symmetric integers with bf16 scales stay integers.
 onEveryDevice((device) => {
+  // Integers that stay integers.
   describe.each([
     ['i4', 'group 32', compressedIntegers(4, 32, true, 'BF16')],
     ['i4', 'group 64', compressedIntegers(4, 64, true, 'BF16')],
     ['i4', 'a row', compressedIntegers(4, -1, true, 'BF16')],
     ['i8', 'group 128', compressedIntegers(8, 128, true, 'BF16')],
     ['i8', 'a row', compressedIntegers(8, -1, true, 'BF16')],
+    ['i4', 'group 32, GPTQ', gptq(4, 32, { symmetric: true })],
+    ['i8', 'group 32, AWQ', awq],
   ] as const)('%s, scales of %s', (type, _, form) => {
     it.each(['llama', 'ernie4_5', 'phi3', 'glm4', 'diffllama', 'minicpm3'])('of %s are not changed', async (name) => {
       const source = name === 'llama' ? llama : readCheckpoint(join(architecturesDirectory, name));

@@ -9,6 +9,8 @@ type WeightType = 'i8' | 'i4';
 const weightTypes = ['i8', 'i4'] as const;
 const groupSizes = [32, 64, 128] as const;
 const xTypes = ['bf16', 'f16', 'f32'] as const;
+const scaleTypes = ['bf16', 'f16'] as const;
+type ScaleType = (typeof scaleTypes)[number];
 
 interface Quantized {
   values: Tensor;
@@ -23,7 +25,7 @@ async function quantized(
   [rows, columns]: [number, number],
   type: WeightType,
   groupSize: number,
-  from: FloatType = 'f32',
+  { from = 'f32', scaleType = 'bf16' }: { from?: FloatType; scaleType?: ScaleType } = {},
 ): Promise<Quantized> {
   const { values, scales } = await kernels.quantizeWeight({
     weight: tensors.make(from, [rows, columns], weight),
@@ -35,14 +37,11 @@ async function quantized(
   const length = values.shape.reduce((product, size) => product * size, 1);
   const integers = type === 'i8' ? new Int8Array(length) : new Int32Array(length);
   await values.readInto(integers);
-  const packed = {
-    values: integers,
-    scales: await scales.read(),
-    rows,
-    columns,
-    groupSize,
-  };
-  return { values, scales, groupSize, packed };
+  const packed = { values: integers, scales: await scales.read(), rows, columns, groupSize };
+  if (scaleType === 'bf16') return { values, scales, groupSize, packed };
+  // Scales that are not bf16.
+  packed.scales = packed.scales.map((scale) => roundTo('f16', scale * 1.00317));
+  return { values, scales: tensors.make('f16', [...scales.shape], packed.scales), groupSize, packed };
 }
 
 const limits = { i8: { low: -128, high: 127 }, i4: { low: -8, high: 7 } } as const;
@@ -73,7 +72,7 @@ onEveryDevice((device) => {
         const weight = new Random(columns).normals(rows * columns, 0.05, from);
         weight[5] = roundTo(from, 0.4); // an outlier
         await withTensors(device(), async (tensors) => {
-          const { packed } = await quantized(tensors, weight, [rows, columns], type, groupSize, from);
+          const { packed } = await quantized(tensors, weight, [rows, columns], type, groupSize, { from });
           const groups = Math.ceil(columns / groupSize);
           const values = dequantizeWeight(packed);
           let total = 0;
@@ -201,18 +200,19 @@ onEveryDevice((device) => {
     return reduced ? [1, 2, 3, 4, 5, 8, 16, 17, 33] : [...Array.from({ length: 17 }, (_, i) => i + 1), 33, 70];
   };
 
-  describe.each(weightTypes)('%s', (type) => {
+  const kinds = weightTypes.flatMap((type) => scaleTypes.map((scaleType) => [type, scaleType] as const));
+  describe.each(kinds)('%s, scales %s', (type, scaleType) => {
     describe.each(xTypes)('x %s', (xType) => {
       test.each(groupSizes)('computes products, groups of %i', async (groupSize) => {
         const counts = tokenCounts();
         const most = Math.max(...counts);
         for (const [inFeatures, outFeatures] of shapes) {
-          if (emulates() && reduced && inFeatures > 600) continue;
+          if (emulates() && reduced && (inFeatures > 600 || (scaleType === 'f16' && inFeatures % 64 === 0))) continue;
           const random = new Random(inFeatures + outFeatures);
           const weight = random.normals(outFeatures * inFeatures, 0.1, 'f32');
           const x = random.normals(most * inFeatures, 0.1, xType);
           await withTensors(device(), async (tensors) => {
-            const w = await quantized(tensors, weight, [outFeatures, inFeatures], type, groupSize);
+            const w = await quantized(tensors, weight, [outFeatures, inFeatures], type, groupSize, { scaleType });
             const [few, many] = [mostExact(), most].map((tokens) =>
               matmul(x, valuesFor(tokens, xType, w), Math.min(tokens, most), inFeatures, outFeatures),
             ) as [Float64Array, Float64Array];
@@ -242,7 +242,7 @@ onEveryDevice((device) => {
           const weight = random.normals(outFeatures * inFeatures, 0.1, 'f32');
           const x = random.normals(tokens * inFeatures, 0.1, xType);
           await withTensors(device(), async (tensors) => {
-            const w = await quantized(tensors, weight, [outFeatures, inFeatures], type, 64);
+            const w = await quantized(tensors, weight, [outFeatures, inFeatures], type, 64, { scaleType });
             const out = tensors.out(xType, [tokens, outFeatures]);
             await kernels.matmul({
               x: tensors.make(xType, [tokens, inFeatures], x),
@@ -263,7 +263,7 @@ onEveryDevice((device) => {
         const weight = random.normals(outFeatures * inFeatures, 0.1, 'f32');
         const x = random.normals(16 * inFeatures, 0.1, xType);
         await withTensors(device(), async (tensors) => {
-          const w = await quantized(tensors, weight, [outFeatures, inFeatures], type, 32);
+          const w = await quantized(tensors, weight, [outFeatures, inFeatures], type, 32, { scaleType });
           const run = async (first: number, tokens: number): Promise<Float32Array> => {
             const out = tensors.out('f32', [tokens, outFeatures]);
             await kernels.matmul({
@@ -291,7 +291,7 @@ onEveryDevice((device) => {
           await withTensors(device(), async (tensors) => {
             const make = (rows: number, columns: number, scale: number) => {
               const values = random.normals(rows * columns, scale / Math.sqrt(columns), 'f32');
-              return quantized(tensors, values, [rows, columns], type, 32);
+              return quantized(tensors, values, [rows, columns], type, 32, { scaleType });
             };
             const gate = await make(augQ, qDim, 10);
             const up = await make(augQ, qDim, 1);
@@ -333,7 +333,7 @@ onEveryDevice((device) => {
         if (numTokens > 1) x[80 + 70] = Number.NEGATIVE_INFINITY; // token 1
         weight[7 * 80 + 33] = Number.NaN; // output 7
         await withTensors(device(), async (tensors) => {
-          const w = await quantized(tensors, weight, [20, 80], type, 32);
+          const w = await quantized(tensors, weight, [20, 80], type, 32, { scaleType });
           for (const xType of xTypes) {
             const out = tensors.keep(
               await kernels.matmul({
@@ -401,6 +401,16 @@ onEveryDevice((device) => {
       expect(
         await message(() => kernels.matmul({ x, weight: w.values, weightScales: w.scales, groupSize: 5 })),
       ).toContain('groupSize');
+      const f32Scales = tensors.make('f32', [4, 2], w.packed.scales);
+      expect(await message(() => kernels.matmul({ x, weight: w.values, weightScales: f32Scales }))).toBe(
+        'weightScales has type f32; it must be bf16 or f16',
+      );
+      const f16Scales = tensors.make('f16', [4, 2], w.packed.scales);
+      const down = await quantized(tensors, new Float32Array(256).fill(1), [64, 4], 'i4', 32);
+      const mixed = { up: w.values, upScales: w.scales, gate: w.values, gateScales: f16Scales };
+      expect(
+        await message(() => kernels.augmentedQ({ x, ...mixed, down: down.values, downScales: down.scales })),
+      ).toContain('must have the same type');
       const short = tensors.make('f32', [1, 32], new Float32Array(32));
       expect(await message(() => kernels.matmul({ x: short, weight: w.values, weightScales: w.scales }))).toContain(
         'weight has shape [4, 8]',

@@ -257,8 +257,8 @@ void multiply_packed(const Product& p, int64_t begin, int64_t end) {
     if (num_passes > 1) ahead = {row_bytes, 64 / num_passes + 1};
     const auto tokens = [&]<int kXs>(int64_t token) DIFFQKV_LAMBDA {
       float sums[kRows][kXs];
-      dot_packed<kType, kTerms, kSpread, kRows, kXs>(packed, row_bytes, groups, p.weight.group_size, x + token, p.num_x,
-                                                     sums, ahead);
+      dot_packed<kType, kTerms, kSpread, kRows, kXs>(packed, row_bytes, groups, p.weight.group_size,
+                                                     p.weight.scale_dtype, x + token, p.num_x, sums, ahead);
       ahead.first += row_bytes / num_passes;
       for (int64_t r = 0; r < count; ++r) {
         for (int j = 0; j < kXs; ++j) p.store_sum(token + j, first + r * distance, sums[r][j]);

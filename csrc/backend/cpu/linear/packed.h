@@ -194,12 +194,33 @@ void prepare_token(const T* x, int64_t n, XStep<kType, kTerms>* out, int64_t str
   }
 }
 
-// The scales of the lanes of a step that has kSpread groups, from bf16.
+DIFFQKV_INLINE float scale_of(const uint16_t* scale, DType dtype) {
+  return dtype == DType::f16 ? load1(reinterpret_cast<const f16*>(scale)) : load1(reinterpret_cast<const bf16*>(scale));
+}
+
+// The scales of the lanes of a step that has kSpread groups, from f16.
 template <int kSpread>
-DIFFQKV_INLINE F32v spread_scales(const uint16_t* scales) {
+DIFFQKV_INLINE F32v spread_f16_scales(const uint16_t* scales) {
+#if defined(__AVX512F__)
+  const __m128i halves =
+      kSpread == 4 ? _mm_cvtsi64_si128(load_raw<long long>(scales)) : _mm_cvtsi32_si128(load_raw<int>(scales));
+  I32v groups;
+  for (int l = 0; l < kLanes; ++l) groups[l] = l * kSpread / kLanes;
+  return (F32v)_mm512_permutexvar_ps((__m512i)groups, _mm512_castps128_ps512(_mm_cvtph_ps(halves)));
+#else
+  F32v out;
+  for (int l = 0; l < kLanes; ++l) out[l] = scale_of(scales + l * kSpread / kLanes, DType::f16);
+  return out;
+#endif
+}
+
+// The scales of the lanes of a step that has kSpread groups.
+template <int kSpread>
+DIFFQKV_INLINE F32v spread_scales(const uint16_t* scales, DType dtype) {
   if constexpr (kSpread == 1) {
-    return set1(bit_cast<float>(static_cast<uint32_t>(*scales) << 16));
+    return set1(scale_of(scales, dtype));
   } else {
+    if (dtype == DType::f16) return spread_f16_scales<kSpread>(scales);
 #if defined(__AVX512F__)
     // Byte selectors: each lane's scale to its upper half, and 0 below.
     alignas(64) static constexpr struct Selectors {
@@ -253,7 +274,7 @@ DIFFQKV_INLINE void dequantize_row_of(const WeightView& row, int64_t n, T* out) 
   const char* data = static_cast<const char*>(row.data);
   const uint16_t* scales = static_cast<const uint16_t*>(row.scales);
   for (int64_t first = 0; first < n; first += row.group_size, ++scales) {
-    const F32v scale = set1(bit_cast<float>(static_cast<uint32_t>(*scales) << 16));
+    const F32v scale = set1(scale_of(scales, row.scale_dtype));
     const int64_t end = min_of(n, first + row.group_size);
     int64_t i = first;
     for (; i + kLanes <= end; i += kLanes) store(out + i, load_integers<kType>(data, i) * scale);
@@ -278,7 +299,7 @@ struct PackedRow {
 // not depend on kRows and kXs.
 template <DType kType, int kTerms, int kSpread, int kRows, int kXs>
 DIFFQKV_INLINE void dot_packed(const PackedRow (&rows)[kRows], int64_t row_bytes, int64_t num_scales,
-                               int64_t group_size, const XStep<kType, kTerms>* x, int64_t stride,
+                               int64_t group_size, DType scale_dtype, const XStep<kType, kTerms>* x, int64_t stride,
                                float (&sums)[kRows][kXs], Ahead ahead) {
   using P = Packing<kType>;
   F32v acc[kRows][kXs] = {};
@@ -287,7 +308,7 @@ DIFFQKV_INLINE void dot_packed(const PackedRow (&rows)[kRows], int64_t row_bytes
     F32v scale[kRows];
     for (int r = 0; r < kRows; ++r) {
       P::unpack(from[r].data, q[r]);
-      scale[r] = spread_scales<kSpread>(from[r].scales);
+      scale[r] = spread_scales<kSpread>(from[r].scales, scale_dtype);
     }
     for (int j = 0; j < kXs; ++j) {
       I32v term[kTerms][kRows];
