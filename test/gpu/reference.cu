@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(kThreads, 1) rope_pair(RopeParams p) {
 __device__ __forceinline__ float weight_element(const WeightView& weight, int64_t row, int64_t i, int64_t columns) {
   if (weight.group_size == 0) return load_any(weight.data, weight.dtype, row * columns + i);
   const int64_t padded = (columns + 31) / 32 * 32, groups = (columns + weight.group_size - 1) / weight.group_size;
-  const float scale = load_float(static_cast<const bf16*>(weight.scales) + row * groups + i / weight.group_size);
+  const float scale = load_any(weight.scales, weight.scale_dtype, row * groups + i / weight.group_size);
   if (weight.dtype == DType::i8) return scale * load_float(static_cast<const i8*>(weight.data) + row * padded + i);
   const uint32_t word = ld_global(static_cast<const uint32_t*>(weight.data) + (row * padded + i) / 8);
   return scale * static_cast<float>(static_cast<int>(word >> (16 * (i % 2) + 4 * (i % 8 / 2)) & 15) - 8);

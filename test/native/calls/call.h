@@ -215,6 +215,7 @@ Call quantize_weight_call(const QuantizeWeightCase& c);
 struct Packing {
   DType dtype = DType::f32;
   int64_t group_size = 0;
+  DType scale_dtype = DType::bf16;
 };
 struct MatmulCase {
   DType dtype;  // of x and of weights that are not packed

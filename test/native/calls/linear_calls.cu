@@ -34,7 +34,8 @@ WeightView add_weight(Call& call, const std::string& name, DType dtype, const Pa
     weight.data = add_tensor(call, name.c_str(), packing.dtype, codes);
   }
   weight.dtype = packing.dtype;
-  weight.scales = add_random(call, (name + " scales").c_str(), DType::bf16,
+  weight.scale_dtype = packing.scale_dtype;
+  weight.scales = add_random(call, (name + " scales").c_str(), packing.scale_dtype,
                              count_of({rows, weight_row_groups(columns, packing.group_size)}),
                              scale / (packing.dtype == DType::i8 ? 74.0f : 4.6f), seed + 100);
   weight.group_size = packing.group_size;
@@ -338,13 +339,15 @@ std::vector<NamedCall> more_linear_calls() {
       const std::string types = std::string(dtype_name(x)) + " by " + dtype_name(packed) + ", ";
       for (const int64_t tokens : {1, 8, 16, 20}) {
         const int64_t group_size = tokens == 8 ? 64 : tokens == 16 ? 128 : 32;
+        const DType scales = tokens == 8 || tokens == 20 ? kF16 : kBf16;
         const std::string name = types + std::to_string(tokens) + (tokens == 1 ? " token" : " tokens");
-        calls.push_back(product("product, " + name, {.dtype = x,
-                                                     .num_tokens = tokens,
-                                                     .in_features = 416,
-                                                     .out_features = 104,
-                                                     .f32_out = tokens == 8,
-                                                     .packing = {packed, group_size}}));
+        calls.push_back(
+            product("product, " + name + ", scales " + dtype_name(scales), {.dtype = x,
+                                                                            .num_tokens = tokens,
+                                                                            .in_features = 416,
+                                                                            .out_features = 104,
+                                                                            .f32_out = tokens == 8,
+                                                                            .packing = {packed, group_size, scales}}));
         calls.push_back(gated(name, {.dtype = x,
                                      .num_tokens = tokens,
                                      .in_features = 100,
