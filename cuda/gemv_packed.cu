@@ -159,9 +159,16 @@ struct ScaleLoader {
   // As f32 [row][block].
   __device__ __forceinline__ static void store(const PackedGemvParams& p, float* shared,
                                                const uint16_t (&scales)[C::kScaleLoads]) {
+    float values[C::kScaleLoads];
+    if (p.f16_scales) {
 #pragma unroll
-    for (int i = 0; i < C::kScaleLoads; ++i)
-      st_shared(shared + kWarpSize * i + lane_index(), scale_of(scales[i], p.f16_scales));
+      for (int i = 0; i < C::kScaleLoads; ++i) values[i] = to_float(f16{scales[i]});
+    } else {
+#pragma unroll
+      for (int i = 0; i < C::kScaleLoads; ++i) values[i] = to_float(bf16{scales[i]});
+    }
+#pragma unroll
+    for (int i = 0; i < C::kScaleLoads; ++i) st_shared(shared + kWarpSize * i + lane_index(), values[i]);
   }
 };
 
