@@ -25,7 +25,8 @@ Call with_wide_x(Call call, int64_t count, void (*launcher)(const Params&, Conte
 std::string packing_text(const Packing& packing) {
   return packing.group_size == 0
              ? ""
-             : std::string(", weights of ") + dtype_name(packing.dtype) + " by " + std::to_string(packing.group_size);
+             : std::string(", weights of ") + dtype_name(packing.dtype) + " by " + std::to_string(packing.group_size) +
+                   ", scales of " + dtype_name(packing.scale_dtype);
 }
 
 void add_product(std::vector<Case>* cases, const MatmulCase& c, const Shape& shape, bool wide_x = false) {
@@ -99,6 +100,7 @@ std::vector<Case> linear_cases() {
   }
   for (const DType packed : {DType::i8, DType::i4}) {
     for (const DType dtype : {kF32, kF16, kBf16}) {
+      DType scales = kBf16;
       const auto product = [&](int64_t tokens, int64_t in, int64_t out, int64_t group_size, const Shape& shape) {
         add_product(&cases,
                     {.dtype = dtype,
@@ -106,7 +108,7 @@ std::vector<Case> linear_cases() {
                      .in_features = in,
                      .out_features = out,
                      .accumulate = group_size == 64,
-                     .packing = {packed, group_size}},
+                     .packing = {packed, group_size, scales}},
                     shape);
       };
       const auto gated = [&](int64_t tokens, int64_t in, int64_t inner, int64_t out, const Shape& shape) {
@@ -116,23 +118,29 @@ std::vector<Case> linear_cases() {
                    .in_features = in,
                    .inner_size = inner,
                    .out_features = out,
-                   .packing = {packed, 32}},
+                   .packing = {packed, 32, scales}},
                   shape);
       };
       for (const int64_t tokens : {3, 11}) {
-        product(tokens, 584, 37, 64, kLarge);
+        for (const DType type : {kF16, kBf16}) {
+          scales = type;
+          product(tokens, 584, 37, 64, kLarge);
+        }
         product(tokens, 331, 45, 32, kTiny);
         gated(tokens, 200, 41, 24, kSmall);
       }
       if (dtype == kF32) continue;
-      product(20, 387, 51, 32, kTiny);
-      product(20, 328, 320, 64, kSmall);
-      product(20, 264, 136, 128, kLarge);
-      product(150, 264, 136, 32, kTiny);
-      gated(20, 387, 35, 40, kTiny);
-      gated(20, 264, 136, 72, kSmall);
-      gated(20, 264, 72, 136, kLarge);
-      gated(150, 264, 136, 136, kTiny);
+      for (const DType type : {kBf16, kF16}) {
+        scales = type;
+        product(20, 387, 51, 32, kTiny);
+        product(20, 328, 320, 64, kSmall);
+        product(20, 264, 136, 128, kLarge);
+        product(150, 264, 136, 32, kTiny);
+        gated(20, 387, 35, 40, kTiny);
+        gated(20, 264, 136, 72, kSmall);
+        gated(20, 264, 72, 136, kLarge);
+        gated(150, 264, 136, 136, kTiny);
+      }
     }
     for (const int64_t group_size : {32, 64, 128}) {
       cases.push_back({std::string("weights to ") + dtype_name(packed) + " by " + std::to_string(group_size), [=] {
