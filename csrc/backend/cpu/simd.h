@@ -287,6 +287,12 @@ template <typename T>
 DIFFQKV_INLINE float load1(const T* p) {
   if constexpr (sizeof(T) == 4) {
     return *p;
+  } else if constexpr (__is_same(T, bf16)) {
+    return bit_cast<float>(static_cast<uint32_t>(p->bits) << 16);
+#if defined(__AVX2__)
+  } else if constexpr (__is_same(T, f16)) {
+    return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(p->bits)));
+#endif
   } else {
     return load_n(p, 1)[0];
   }

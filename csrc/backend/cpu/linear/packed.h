@@ -194,10 +194,6 @@ void prepare_token(const T* x, int64_t n, XStep<kType, kTerms>* out, int64_t str
   }
 }
 
-DIFFQKV_INLINE float scale_of(const uint16_t* scale, DType dtype) {
-  return dtype == DType::f16 ? load1(reinterpret_cast<const f16*>(scale)) : load1(reinterpret_cast<const bf16*>(scale));
-}
-
 // The scales of the lanes of a step that has kSpread groups, from f16.
 template <int kSpread>
 DIFFQKV_INLINE F32v spread_f16_scales(const uint16_t* scales) {
@@ -209,7 +205,7 @@ DIFFQKV_INLINE F32v spread_f16_scales(const uint16_t* scales) {
   return (F32v)_mm512_permutexvar_ps((__m512i)groups, _mm512_castps128_ps512(_mm_cvtph_ps(halves)));
 #else
   F32v out;
-  for (int l = 0; l < kLanes; ++l) out[l] = scale_of(scales + l * kSpread / kLanes, DType::f16);
+  for (int l = 0; l < kLanes; ++l) out[l] = load1(reinterpret_cast<const f16*>(scales) + l * kSpread / kLanes);
   return out;
 #endif
 }
@@ -218,7 +214,8 @@ DIFFQKV_INLINE F32v spread_f16_scales(const uint16_t* scales) {
 template <int kSpread>
 DIFFQKV_INLINE F32v spread_scales(const uint16_t* scales, DType dtype) {
   if constexpr (kSpread == 1) {
-    return set1(scale_of(scales, dtype));
+    return set1(dtype == DType::f16 ? load1(reinterpret_cast<const f16*>(scales))
+                                    : load1(reinterpret_cast<const bf16*>(scales)));
   } else {
     if (dtype == DType::f16) return spread_f16_scales<kSpread>(scales);
 #if defined(__AVX512F__)
@@ -269,12 +266,12 @@ DIFFQKV_INLINE F32v load_integers(const char* row, int64_t i) {
   }
 }
 
-template <DType kType, typename T>
+template <DType kType, typename S, typename T>
 DIFFQKV_INLINE void dequantize_row_of(const WeightView& row, int64_t n, T* out) {
   const char* data = static_cast<const char*>(row.data);
-  const uint16_t* scales = static_cast<const uint16_t*>(row.scales);
+  const S* scales = static_cast<const S*>(row.scales);
   for (int64_t first = 0; first < n; first += row.group_size, ++scales) {
-    const F32v scale = set1(scale_of(scales, row.scale_dtype));
+    const F32v scale = set1(load1(scales));
     const int64_t end = min_of(n, first + row.group_size);
     int64_t i = first;
     for (; i + kLanes <= end; i += kLanes) store(out + i, load_integers<kType>(data, i) * scale);
@@ -285,8 +282,12 @@ DIFFQKV_INLINE void dequantize_row_of(const WeightView& row, int64_t n, T* out) 
 // out = the values of one row of a quantized weight, of n elements.
 template <typename T>
 DIFFQKV_INLINE void dequantize_row(const WeightView& row, int64_t n, T* out) {
-  if (row.dtype == DType::i4) return dequantize_row_of<DType::i4>(row, n, out);
-  dequantize_row_of<DType::i8>(row, n, out);
+  const auto by_scales = [&](auto scale) DIFFQKV_LAMBDA {
+    if (row.dtype == DType::i4) return dequantize_row_of<DType::i4, decltype(scale)>(row, n, out);
+    dequantize_row_of<DType::i8, decltype(scale)>(row, n, out);
+  };
+  if (row.scale_dtype == DType::f16) return by_scales(f16{});
+  by_scales(bf16{});
 }
 
 // A row of packed weights and its scales.
