@@ -9,8 +9,8 @@ export const excluded = [
 ];
 
 /**
- * Lines that are not mutated: `text` is part of the line. A change of them cannot change a result, only
- * time.
+ * Lines that are not mutated: `text` is part of the line, of any file if none is named. `whole`: that
+ * line and those up to the brace that closes it. A change of them cannot change a result, only time.
  */
 export const harmless = [
   // Both ways to the top k give the same candidates.
@@ -19,6 +19,18 @@ export const harmless = [
   { file: 'csrc/backend/cpu/sampling/sample.cc', text: 'std::max<size_t>(64, sorted * 4)' },
   // How many squares are summed in float32 before float64.
   { file: 'csrc/backend/cpu/rowwise/rms_norm.cc', text: 'constexpr int64_t kBlock = 64 * kLanes' },
+  // Prefetches change nothing but the caches.
+  { text: '__builtin_prefetch(' },
+  { text: 'prefetch.advance(' },
+  { file: 'csrc/backend/cpu/attention/tile.h', text: 'Prefetch prefetch_block(', whole: true },
+  // How many tokens or elements a thread computes, each by itself, and whether there is a second thread.
+  { text: 'parallel_ranges(p.' },
+  { text: 'parallel_ranges(count, 64, count, ' },
+  { text: 'parallel_ranges(num_x, 1, ' },
+  { text: 'parallel_ranges(num_rows, 1, ' },
+  { text: 'parallel_ranges(n, 1, ' },
+  // How many sums are in registers at once. Each sum has its own order of terms, along k.
+  { file: 'csrc/backend/cpu/attention/gemm.h', text: 'constexpr int kMaxAccumulators = ' },
   // How many threads and loads share the work.
   { file: 'cuda/sample.cu', text: 'constexpr int kMaxThreads = 1024, kParts = 32;' },
   { file: 'cuda/sample.cu', text: 'constexpr int kBatch = 4;' },
@@ -27,53 +39,84 @@ export const harmless = [
   { file: 'cuda/rms_norm.cu', text: 'constexpr int kThreads = 256' },
 ];
 
-const cpu = (suites, env = {}) => ({ suites, env: { DIFFQKV_TEST_DEVICES: 'cpu', ...env } });
-const emulated = (suites) => ({ suites, env: { DIFFQKV_TEST_DEVICES: 'emulated' } });
+/** Which lines of the source are harmless, by index. */
+export function harmlessLines(file, lines) {
+  const found = new Set();
+  for (const [index, line] of lines.entries()) {
+    const one = harmless.find((one) => (one.file ?? file) === file && line.includes(one.text));
+    if (!one) continue;
+    const indent = /^ */.exec(line)[0];
+    const end = one.whole ? lines.findIndex((other, at) => at > index && other.startsWith(`${indent}}`)) : index;
+    for (let at = index; at <= end; at++) found.add(at);
+  }
+  return found;
+}
 
-const attention = ['mixed_and_empty', 'attention_prefill', 'attention_decode', 'attention_window', 'kv_types'];
-const rowwise = ['gated_activation', 'rope', 'embed', 'rms_norm', 'tensor', 'mixed_and_empty', 'fixtures', 'kv_append'];
-const linear = ['matmul', 'augmented_q', 'quantized_weights', 'mixed_and_empty', 'quantize', 'fixtures'];
-const models = [
-  ...['fixtures', 'errors_models', 'checkpoint_errors', 'key_and_value_sizes', 'batching', 'kv_cache', 'generate'],
-  ...['changed_files', 'abort', 'device_choice', 'checkpoint_shapes'],
-];
-const wrongCalls = ['tensor', 'errors_kernels', 'errors_devices', 'mixed_and_empty'];
-/** The CPU with other instructions and more threads. */
+const run =
+  (device) =>
+  (suites, env = {}) => ({ suites, env: { DIFFQKV_TEST_DEVICES: device, ...env } });
+const cpu = run('cpu');
+const emulated = run('emulated');
+/** The CPU with other instructions, and the oldest with more threads. */
 const baseline = (suites) => cpu(suites, { DIFFQKV_CPU_ISA: 'baseline', OMP_NUM_THREADS: '3' });
+const avx2 = (suites) => cpu(suites, { DIFFQKV_CPU_ISA: 'avx2' });
+const avx512 = (suites) => cpu(suites, { DIFFQKV_CPU_ISA: 'avx512' });
 const amx = (suites) => cpu(suites, { DIFFQKV_CPU_ISA: 'emulated_amx' });
+const everyIsa = (suites) => [cpu(suites), baseline(suites), avx2(suites), avx512(suites), amx(suites)];
 
-// The first pattern that matches decides. Quick tests are first.
+// Quick tests are first.
+const prefill = ['mixed_and_empty', 'softcap', 'latent', 'attention_prefill'];
+const attention = [...prefill, 'attention_decode', 'kv_types', 'large_scores', 'attention_window'];
+const rowwise = [
+  ...['embed', 'rope', 'gated_activation', 'add_bias', 'rms_norm', 'mixed_and_empty', 'kv_append', 'tensor'],
+  ...['fixtures'],
+];
+const kvCache = ['quantize', 'kv_append', 'latent', 'kv_cache', 'kv_types'];
+const linear = ['mixed_and_empty', 'augmented_q', 'quantize', 'matmul', 'quantized_weights', 'fixtures'];
+const models = [
+  ...['latent', 'fixtures', 'abort', 'errors_models', 'batching', 'generate', 'kv_cache', 'session_order'],
+  ...['checkpoint_errors', 'key_and_value_sizes', 'device_choice', 'quantized_models', 'changed_files'],
+];
+const loading = ['architecture_configs', 'architectures', 'packed_checkpoints', 'tensor_names', 'folder_messages'];
+const contexts = ['longrope', 'dynamic_rope', 'window_pages'];
+const wrongCalls = ['errors_kernels', 'errors_devices', 'receivers', 'mixed_and_empty', 'tensor'];
+/** Races, waits, traffic and bank conflicts of the kernels. */
+const emulation = [emulated(['emulation']), emulated(['counters'], { DIFFQKV_TEST_REDUCED: '' })];
+
+// The first pattern that matches decides.
 const table = [
   [/cpu\/attention\/amx|cpu\/amx/, [amx(attention)]],
   [/cpu\/attention\/top_k/, [cpu(['attention_decode', 'kv_types']), baseline(['attention_decode'])]],
-  [/cpu\/attention\//, [cpu(attention), baseline(attention), amx(attention)]],
-  [/cpu\/kv_cache\//, [cpu(['quantize', 'kv_append', 'kv_types', 'kv_cache']), baseline(['quantize', 'kv_append'])]],
-  [/cpu\/linear\//, [cpu(linear), baseline(linear)]],
-  [/cpu\/rowwise\//, [cpu(rowwise), baseline(rowwise)]],
-  [/cpu\/sampling\//, [cpu(['sample', 'generate'])]],
-  [/cpu\/system\//, [cpu(['device_choice', 'changed_files', 'fixtures', 'behavior'])]],
-  [/backend\/cpu\//, [cpu([...rowwise, ...linear, ...attention, 'sample']), baseline([...rowwise, ...attention])]],
-  [/csrc\/backend\/dtype/, [cpu(['tensor', 'quantize', 'errors_kernels', 'kv_types', ...models])]],
+  [/cpu\/attention\//, everyIsa(attention)],
+  [/cpu\/kv_cache\//, [cpu(['errors_kernels', ...kvCache]), baseline(kvCache), avx2(kvCache), avx512(['quantize'])]],
+  [/cpu\/linear\//, everyIsa(linear)],
+  [/cpu\/rowwise\//, [cpu([...rowwise, 'errors_kernels']), baseline(rowwise), avx2(rowwise)]],
+  [/cpu\/sampling\//, [cpu(['sample', 'generate']), baseline(['sample'])]],
+  [/cpu\/system\//, [cpu(['device_choice', 'threads', 'fixtures', 'behavior'])]],
+  [/backend\/cpu\//, everyIsa([...rowwise, ...linear, 'sample', ...attention, 'threads'])],
+  [/csrc\/backend\/dtype/, [cpu(['quantize', 'errors_kernels', 'tensor', 'kv_types', ...models, ...loading])]],
   [/csrc\/backend\/(check|ops)/, [cpu(['errors_kernels', ...rowwise, ...linear, 'sample', ...attention])]],
-  [/csrc\/backend\//, [cpu([...wrongCalls, 'device_choice', ...models])]],
-  [/csrc\/model\/architectures/, [cpu(['architecture_configs', 'architectures', 'checkpoint_errors'])]],
+  [/csrc\/backend\//, [cpu([...wrongCalls, 'threads', ...models])]],
+  [/csrc\/model\/architectures/, [cpu(['architectures', 'architecture_configs', 'checkpoint_errors'])]],
+  [/csrc\/model\//, [cpu([...models, ...contexts, ...loading, 'checkpoint_shapes'])]],
+  [/csrc\/addon\//, [cpu([...wrongCalls, 'sample', 'native_module', 'threads', ...models, ...contexts, 'behavior'])]],
+  [/cuda\/attention_selective/, [emulated(['attention_decode', 'kv_types', 'latent']), ...emulation]],
+  [/cuda\/attention_prefill/, [emulated([...prefill, 'large_scores', 'kv_types', 'attention_window']), ...emulation]],
+  [/cuda\/(attention|softmax)/, [emulated(attention), ...emulation]],
+  [/cuda\/kv_/, [emulated(kvCache), ...emulation]],
+  [/cuda\/quantize/, [emulated(['quantize', 'quantized_weights', 'kv_types']), ...emulation]],
+  [/cuda\/sample/, [emulated(['sample']), ...emulation]],
+  [/cuda\/(rms_norm|embed|rope|gated_activation|add_bias|activation)/, [emulated(rowwise), ...emulation]],
+  [/cuda\/(rotary)/, [emulated(['rope', 'kv_append', 'kv_types']), ...emulation]],
+  [/cuda\/(gem[mv]|matmul|gated_mlp|linear|packed_weights)/, [emulated(linear), ...emulation]],
   [
-    /csrc\/model\/(forward|weights|config|rope|lifted|session|kv_)/,
-    [cpu(['architecture_configs', 'architectures', 'longrope', 'dynamic_rope', 'window_pages', ...models])],
+    /cuda\/cuda_/,
+    [
+      emulated(['errors_kernels', 'tensor', 'gpu_shapes', 'emulated_device', 'kv_cache', 'device_lost', 'fixtures']),
+      ...emulation,
+    ],
   ],
-  [/csrc\/model\//, [cpu(models)]],
-  [/csrc\/addon\//, [cpu([...wrongCalls, ...models])]],
-  [/cuda\/attention_selective/, [emulated(['attention_decode', 'kv_types'])]],
-  [/cuda\/attention_prefill/, [emulated(['mixed_and_empty', 'attention_prefill', 'kv_types'])]],
-  [/cuda\/(attention|softmax)/, [emulated(attention)]],
-  [/cuda\/kv_/, [emulated(['kv_append', 'kv_types', 'kv_cache'])]],
-  [/cuda\/quantize/, [emulated(['quantize', 'quantized_weights', 'kv_types'])]],
-  [/cuda\/sample/, [emulated(['sample'])]],
-  [/cuda\/(rms_norm|embed|rope|gated_activation)/, [emulated(rowwise)]],
-  [/cuda\/(rotary)/, [emulated(['rope', 'kv_append', 'kv_types'])]],
-  [/cuda\/(gem[mv]|matmul|gated_mlp|linear|packed_weights)/, [emulated(linear)]],
-  [/cuda\/cuda_/, [emulated(['emulated_device', 'tensor', 'errors_kernels', 'gpu_shapes', 'device_lost', 'fixtures'])]],
-  [/^cuda\//, [emulated([...rowwise, ...linear, ...attention, 'sample', 'kv_append'])]],
+  [/^cuda\//, [emulated([...rowwise, ...linear, ...attention, 'sample', 'kv_append']), ...emulation]],
 ];
 
 /** The runs of test files for a source file, each with its environment. */
