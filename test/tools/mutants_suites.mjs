@@ -9,8 +9,9 @@ export const excluded = [
 ];
 
 /**
- * Lines that are not mutated: `text` is part of the line, of any file if none is named. `whole`: that
- * line and those up to the brace that closes it. A change of them cannot change a result, only time.
+ * What is not mutated, because it cannot change a result, only time. `text` is part of the line, of any
+ * file if none is named. `whole`: that line and those up to the brace that closes it. `to`: only mutants
+ * with this text, '' for a deletion.
  */
 export const harmless = [
   // Both ways to the top k give the same candidates.
@@ -23,6 +24,8 @@ export const harmless = [
   { text: '__builtin_prefetch(' },
   { text: 'prefetch.advance(' },
   { file: 'csrc/backend/cpu/attention/tile.h', text: 'Prefetch prefetch_block(', whole: true },
+  { file: 'csrc/backend/cpu/linear/packed.h', text: 'for (int64_t line = 0; line < P::kBytes; line += 64' },
+  { file: 'csrc/backend/cpu/linear/gemv.cc', text: 'for (int64_t line = 0; line < 2 * groups; line += 64)' },
   // How many tokens or elements a thread computes, each by itself, and whether there is a second thread.
   { text: 'parallel_ranges(p.' },
   { text: 'parallel_ranges(count, 64, count, ' },
@@ -31,6 +34,12 @@ export const harmless = [
   { text: 'parallel_ranges(n, 1, ' },
   // How many sums are in registers at once. Each sum has its own order of terms, along k.
   { file: 'csrc/backend/cpu/attention/gemm.h', text: 'constexpr int kMaxAccumulators = ' },
+  // The pass that follows finds no sequence with as few keys as it computes.
+  { file: 'csrc/backend/cpu/attention/decode.cc', text: 'if (shortest > k) return;', to: '' },
+  // Larger arrays, whose other elements are not used, and rows further apart.
+  { file: 'csrc/backend/cpu/attention/amx_decode.h', text: 'int32_t sums[2][256];', to: '257' },
+  { file: 'csrc/backend/cpu/attention/tile.h', text: 'r.ldo = round_up(r.divisor_column + 1, kPanel)', to: '2' },
+  { file: 'cuda/attention_prefill.cu', text: 'float bases[kRowTiles][2];', to: '3' },
   // How many threads and loads share the work.
   { file: 'cuda/sample.cu', text: 'constexpr int kMaxThreads = 1024, kParts = 32;' },
   { file: 'cuda/sample.cu', text: 'constexpr int kBatch = 4;' },
@@ -39,17 +48,21 @@ export const harmless = [
   { file: 'cuda/rms_norm.cu', text: 'constexpr int kThreads = 256' },
 ];
 
-/** Which lines of the source are harmless, by index. */
-export function harmlessLines(file, lines) {
-  const found = new Set();
-  for (const [index, line] of lines.entries()) {
-    const one = harmless.find((one) => (one.file ?? file) === file && line.includes(one.text));
-    if (!one) continue;
-    const indent = /^ */.exec(line)[0];
-    const end = one.whole ? lines.findIndex((other, at) => at > index && other.startsWith(`${indent}}`)) : index;
-    for (let at = index; at <= end; at++) found.add(at);
+/** Whether a mutant of the file with these lines is harmless. */
+export function harmlessIn(file, lines) {
+  const found = [];
+  for (const [first, line] of lines.entries()) {
+    for (const { text, whole, to, file: only = file } of harmless) {
+      if (only !== file || !line.includes(text)) continue;
+      const end = `${/^ */.exec(line)[0]}}`;
+      const last = whole ? lines.findIndex((other, at) => at > first && other.startsWith(end)) : first;
+      found.push({ first, last, to });
+    }
   }
-  return found;
+  return (mutant) =>
+    found.some(({ first, last, to = mutant.to }) => {
+      return mutant.line > first && mutant.line <= last + 1 && mutant.to === to;
+    });
 }
 
 const run =
@@ -81,25 +94,30 @@ const loading = ['architecture_configs', 'architectures', 'packed_checkpoints', 
 const contexts = ['longrope', 'dynamic_rope', 'window_pages'];
 const wrongCalls = ['errors_kernels', 'errors_devices', 'receivers', 'mixed_and_empty', 'tensor'];
 /** Races, waits, traffic and bank conflicts of the kernels. */
-const emulation = [emulated(['emulation']), emulated(['counters'], { DIFFQKV_TEST_REDUCED: '' })];
+const emulation = [emulated(['counters'], { DIFFQKV_TEST_REDUCED: '' }), emulated(['emulation'])];
 
 // The first pattern that matches decides.
 const table = [
   [/cpu\/attention\/amx|cpu\/amx/, [amx(attention)]],
   [/cpu\/attention\/top_k/, [cpu(['attention_decode', 'kv_types']), baseline(['attention_decode'])]],
-  [/cpu\/attention\//, everyIsa(attention)],
+  [
+    /cpu\/attention\//,
+    [cpu(attention), baseline(attention), amx(attention), avx2(['attention_prefill', 'attention_decode', 'kv_types'])],
+  ],
   [/cpu\/kv_cache\//, [cpu(['errors_kernels', ...kvCache]), baseline(kvCache), avx2(kvCache), avx512(['quantize'])]],
+  [/cpu\/linear\/quantize_weight/, [...everyIsa(['quantized_weights']), emulated(['quantized_weights'])]],
   [/cpu\/linear\//, everyIsa(linear)],
   [/cpu\/rowwise\//, [cpu([...rowwise, 'errors_kernels']), baseline(rowwise), avx2(rowwise)]],
   [/cpu\/sampling\//, [cpu(['sample', 'generate']), baseline(['sample'])]],
-  [/cpu\/system\//, [cpu(['device_choice', 'threads', 'fixtures', 'behavior'])]],
+  [/cpu\/system\//, [cpu(['control_group', 'device_choice', 'threads', 'fixtures', 'behavior'])]],
   [/backend\/cpu\//, everyIsa([...rowwise, ...linear, 'sample', ...attention, 'threads'])],
   [/csrc\/backend\/dtype/, [cpu(['quantize', 'errors_kernels', 'tensor', 'kv_types', ...models, ...loading])]],
   [/csrc\/backend\/(check|ops)/, [cpu(['errors_kernels', ...rowwise, ...linear, 'sample', ...attention])]],
   [/csrc\/backend\//, [cpu([...wrongCalls, 'threads', ...models])]],
   [/csrc\/model\/architectures/, [cpu(['architectures', 'architecture_configs', 'checkpoint_errors'])]],
   [/csrc\/model\//, [cpu([...models, ...contexts, ...loading, 'checkpoint_shapes'])]],
-  [/csrc\/addon\//, [cpu([...wrongCalls, 'sample', 'native_module', 'threads', ...models, ...contexts, 'behavior'])]],
+  [/csrc\/addon\/(resource|executor|tensor)/, [cpu([...wrongCalls, 'threads', ...models, 'behavior'])]],
+  [/csrc\/addon\//, [cpu([...wrongCalls, 'sample', 'threads', ...models, ...contexts])]],
   [/cuda\/attention_selective/, [emulated(['attention_decode', 'kv_types', 'latent']), ...emulation]],
   [/cuda\/attention_prefill/, [emulated([...prefill, 'large_scores', 'kv_types', 'attention_window']), ...emulation]],
   [/cuda\/(attention|softmax)/, [emulated(attention), ...emulation]],

@@ -21,7 +21,7 @@ import { parseArgs } from 'node:util';
 
 import { build, copy, refresh, tryBuild } from './broken-copy.mjs';
 import { applyMutant, mutantsOf, randomNumbers, rowMutantsOf } from './mutants.mjs';
-import { excluded, harmlessLines, runsFor } from './mutants_suites.mjs';
+import { excluded, harmlessIn, runsFor } from './mutants_suites.mjs';
 import { capture, jest, root } from './run.mjs';
 import { pattern } from './suites.mjs';
 
@@ -59,10 +59,10 @@ function places() {
   for (const file of files) {
     if (excluded.some(({ files: part }) => part.test(file))) continue;
     const text = sourceOf(file);
-    const safe = harmlessLines(file, text.split('\n'));
+    const isHarmless = harmlessIn(file, text.split('\n'));
     const byPlace = new Map();
     for (const mutant of mutantsOf(text)) {
-      if (safe.has(mutant.line - 1)) continue;
+      if (isHarmless(mutant)) continue;
       if (!byPlace.has(mutant.at)) byPlace.set(mutant.at, []);
       byPlace.get(mutant.at).push({ file, ...mutant });
     }
