@@ -294,6 +294,29 @@ onEveryDevice((device) => {
       );
     });
 
+    it('draws weights of a normal distribution', async () => {
+      // A logit is a sum of two weights times the two elements of a normed row, which has the length
+      // sqrt(2), so logits are as weights times sqrt(2): of variance 1.
+      const vocabSize = 40_000;
+      const small = { ...config, hidden_size: 2, vocab_size: vocabSize, tie_word_embeddings: false };
+      const model = await Model.random(small, { device: device(), dtype: 'f32', seed: 3 });
+      const session = await model.createSession();
+      const logits = [...(await session.prefill([1]))];
+      const mean = (power: number) => logits.reduce((sum, x) => sum + x ** power, 0) / vocabSize;
+      expect(Math.abs(mean(1))).toBeLessThan(0.02);
+      expect(Math.abs(mean(2) - 1)).toBeLessThan(0.03);
+      expect(Math.abs(mean(4) - 3)).toBeLessThan(0.2);
+      const share = (limit: number) => logits.filter((x) => Math.abs(x) < limit).length / vocabSize;
+      for (const [limit, expected] of [
+        [0.1, 0.0797],
+        [1, 0.6827],
+        [2, 0.9545],
+      ] as const) {
+        expect(Math.abs(share(limit) - expected)).toBeLessThan(0.01);
+      }
+      model.dispose();
+    });
+
     it('draws the same weights for the same seed', async () => {
       const run = async (seed: number): Promise<Float32Array> => {
         const model = await Model.random(config, { device: device(), seed });
