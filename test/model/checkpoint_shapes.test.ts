@@ -133,6 +133,45 @@ onEveryDevice((device) => {
     }
   });
 
+  long(
+    'tensors of several chunks: the logits of the last rows, as they are stored, converted and quantized',
+    async () => {
+      // A chunk is 4 Mi elements. The matrix is the last tensor of the file, so nothing follows it.
+      const [vocabSize, hiddenSize, rows] = [43_700, 97, 40];
+      const spec: CheckpointSpec = { type: 'BF16', tied: false, numLayers: 1, hiddenSize, intermediateSize: 32 };
+      const small = randomCheckpoint({ ...spec, vocabSize: 128 });
+      const name = 'lm_head.weight';
+      const all = new Random(12).normals(vocabSize * hiddenSize, 0.1, 'bf16');
+      const last = all.slice(-rows * hiddenSize);
+      const withMatrix = (data: Float32Array) => {
+        const count = data.length / hiddenSize;
+        const tensors = new Map(small.tensors);
+        const embed = tensors.get('model.embed_tokens.weight') as { data: Float32Array };
+        const embedding = new Float32Array(count * hiddenSize);
+        embedding.set(embed.data.subarray(0, rows * hiddenSize));
+        tensors.set('model.embed_tokens.weight', { type: 'BF16', shape: [count, hiddenSize], data: embedding });
+        tensors.delete(name);
+        tensors.set(name, { type: 'BF16', shape: [count, hiddenSize], data });
+        const directory = directories.make();
+        writeCheckpoint(directory, { config: { ...small.config, vocab_size: count }, tensors });
+        return directory;
+      };
+      const [whole, part] = [withMatrix(all), withMatrix(last)];
+      for (const options of [{}, { dtype: 'f32' }, { weightType: 'i8' }, { weightType: 'i4' }] as const) {
+        const logits: Float32Array[] = [];
+        for (const directory of [whole, part]) {
+          const model = await Model.load(directory, { device: device(), ...options });
+          const session = await model.createSession();
+          logits.push(await session.prefill([1, 2, 3]));
+          model.dispose();
+        }
+        const [ofWhole, ofPart] = logits as [Float32Array, Float32Array];
+        expect(ofPart.some((x) => x !== 0)).toBe(true);
+        expect(logitError(ofWhole.slice(-rows), Float64Array.from(ofPart))).toBeLessThanOrEqual(1e-6);
+      }
+    },
+  );
+
   describe('a prompt of several chunks', () => {
     const spec: CheckpointSpec = {
       heads: [6, 3, 2],

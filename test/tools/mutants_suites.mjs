@@ -41,6 +41,8 @@ export const harmless = [
   { file: 'csrc/backend/cpu/attention/tile.h', text: 'r.ldo = round_up(r.divisor_column + 1, kPanel)', to: '2' },
   { file: 'cuda/attention_prefill.cu', text: 'float bases[kRowTiles][2];', to: '3' },
   // How many threads and loads share the work.
+  { text: 'context.num_multiprocessors' },
+  { file: 'cuda/gemv.cu', text: 'const auto has_columns_for = ', whole: true },
   { file: 'cuda/sample.cu', text: 'constexpr int kMaxThreads = 1024, kParts = 32;' },
   { file: 'cuda/sample.cu', text: 'constexpr int kBatch = 4;' },
   { file: 'cuda/sample.cu', text: 'const size_t warps = (vocab_size + 8 * kWarpSize - 1)' },
