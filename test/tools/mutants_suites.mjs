@@ -36,10 +36,10 @@ export const harmless = [
   { file: 'csrc/backend/cpu/attention/gemm.h', text: 'constexpr int kMaxAccumulators = ' },
   // The pass that follows finds no sequence with as few keys as it computes.
   { file: 'csrc/backend/cpu/attention/decode.cc', text: 'if (shortest > k) return;', to: '' },
-  // Larger arrays, whose other elements are not used, and rows further apart.
-  { file: 'csrc/backend/cpu/attention/amx_decode.h', text: 'int32_t sums[2][256];', to: '257' },
+  // Rows that are further apart.
   { file: 'csrc/backend/cpu/attention/tile.h', text: 'r.ldo = round_up(r.divisor_column + 1, kPanel)', to: '2' },
-  { file: 'cuda/attention_prefill.cu', text: 'float bases[kRowTiles][2];', to: '3' },
+  // check_shapes() sets both.
+  { file: 'csrc/model/packed_weights.h', text: 'int64_t rows_ = 0, columns_ = 0;' },
   // How many threads and loads share the work.
   { text: 'context.num_multiprocessors' },
   { file: 'cuda/gemv.cu', text: 'const auto has_columns_for = ', whole: true },
