@@ -117,6 +117,12 @@ const table = [
   [/csrc\/backend\/(check|ops)/, [cpu(['errors_kernels', ...rowwise, ...linear, 'sample', ...attention])]],
   [/csrc\/backend\//, [cpu([...wrongCalls, 'threads', ...models])]],
   [/csrc\/model\/architectures/, [cpu(['architectures', 'architecture_configs', 'checkpoint_errors'])]],
+  [/csrc\/model\/(packed_weights|quantization)/, [cpu(['packed_checkpoints', 'quantized_models', ...loading])]],
+  [/csrc\/model\/(config|rope_config|json)/, [cpu(['architecture_configs', ...contexts, ...loading, ...models])]],
+  [
+    /csrc\/model\/(checkpoint|loader|weights)/,
+    [cpu(['checkpoint_errors', ...loading, ...models, 'checkpoint_shapes'])],
+  ],
   [/csrc\/model\//, [cpu([...models, ...contexts, ...loading, 'checkpoint_shapes'])]],
   [/csrc\/addon\/(resource|executor|tensor)/, [cpu([...wrongCalls, 'threads', ...models, 'behavior'])]],
   [/csrc\/addon\//, [cpu([...wrongCalls, 'sample', 'threads', ...models, ...contexts])]],
@@ -140,4 +146,7 @@ const table = [
 ];
 
 /** The runs of test files for a source file, each with its environment. */
-export const runsFor = (file) => table.find(([files]) => files.test(file))[1];
+export function runsFor(file) {
+  const runs = table.find(([files]) => files.test(file))[1];
+  return runs.map(({ suites, env }) => ({ suites: [...new Set(suites)], env }));
+}
