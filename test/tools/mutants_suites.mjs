@@ -87,7 +87,7 @@ const rowwise = [
   ...['fixtures'],
 ];
 const kvCache = ['quantize', 'kv_append', 'latent', 'kv_cache', 'kv_types'];
-const linear = ['mixed_and_empty', 'augmented_q', 'quantize', 'matmul', 'quantized_weights', 'fixtures'];
+const linear = ['mixed_and_empty', 'augmented_q', 'quantize', 'matmul', 'quantized_weights', 'threads', 'fixtures'];
 const models = [
   ...['latent', 'fixtures', 'abort', 'errors_models', 'batching', 'generate', 'kv_cache', 'session_order'],
   ...['checkpoint_errors', 'key_and_value_sizes', 'device_choice', 'quantized_models', 'changed_files'],
@@ -109,7 +109,8 @@ const table = [
   [/cpu\/kv_cache\//, [cpu(['errors_kernels', ...kvCache]), baseline(kvCache), avx2(kvCache), avx512(['quantize'])]],
   [/cpu\/linear\/quantize_weight/, [...everyIsa(['quantized_weights']), emulated(['quantized_weights'])]],
   [/cpu\/linear\//, everyIsa(linear)],
-  [/cpu\/rowwise\//, [cpu([...rowwise, 'errors_kernels']), baseline(rowwise), avx2(rowwise)]],
+  [/cpu\/rowwise\/convert/, [cpu(['threads', ...linear]), avx2(linear)]],
+  [/cpu\/rowwise\//, [cpu([...rowwise, 'threads', 'errors_kernels']), baseline(rowwise), avx2(rowwise)]],
   [/cpu\/sampling\//, [cpu(['sample', 'generate']), baseline(['sample'])]],
   [/cpu\/system\//, [cpu(['control_group', 'device_choice', 'threads', 'fixtures', 'behavior'])]],
   [/backend\/cpu\//, everyIsa([...rowwise, ...linear, 'sample', ...attention, 'threads'])],
