@@ -82,10 +82,6 @@ __global__ void __launch_bounds__(kThreads, 4)
 }  // namespace
 
 void kv_append(const KvAppendParams& p, Context& context) {
-  if (p.inv_freq && p.k_cache.head_dim % 2 != 0) {
-    fail(ErrorCode::invalid_argument, "kv_append: head_dim_qk %lld is odd, but RoPE rotates dims in pairs",
-         static_cast<long long>(p.k_cache.head_dim));
-  }
   check_float_types("kv_append", {{"k", p.k_dtype}, {"v", p.v_dtype}});
   check_cache_types("kv_append", {{"k_cache", p.k_cache.dtype}, {"v_cache", p.v_cache.dtype}});
   if (p.num_tokens <= 0) return;

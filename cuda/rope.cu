@@ -19,10 +19,6 @@ __global__ void __launch_bounds__(kThreads, 4) rope_kernel(RopeParams p, Finding
 }  // namespace
 
 void rope(const RopeParams& p, Context& context) {
-  if (p.head_dim % 2 != 0) {
-    fail(ErrorCode::invalid_argument, "rope: head size %lld is odd, but dims are rotated in pairs",
-         static_cast<long long>(p.head_dim));
-  }
   check_float_types("rope", {{"tensors", p.dtype}});
   if (p.num_tokens <= 0 || p.num_heads <= 0 || p.head_dim <= 0) return;
   LaunchShape shape;

@@ -172,7 +172,7 @@ struct RopeParams {
   const void* x = nullptr;             // [num_tokens, num_heads, head_dim]
   void* out = nullptr;                 // the same
   const int32_t* positions = nullptr;  // [num_tokens]
-  const double* inv_freq = nullptr;    // [head_dim / 2]
+  const double* inv_freq = nullptr;    // [head_dim / 2]; head_dim is even
   DType dtype = DType::f32;
   int64_t num_tokens = 0, num_heads = 0, head_dim = 0;
   float scale = 1;
@@ -234,7 +234,7 @@ struct KvAppendParams {
   const KvPage* const* pages = nullptr;  // [number of sequences]: their page tables
   const int32_t* sequences = nullptr;    // [num_tokens]: index of its sequence; null: 0 for all
   const int32_t* positions = nullptr;    // [num_tokens], each in [0, max_kv_len)
-  const double* inv_freq = nullptr;      // [k_cache.head_dim / 2]
+  const double* inv_freq = nullptr;      // [k_cache.head_dim / 2]; the size is even
   float rope_scale = 1;                  // RopeParams::scale
   DType k_dtype = DType::f32, v_dtype = DType::f32;
   int64_t num_tokens = 0, max_kv_len = 0, page_tokens = 0;

@@ -240,7 +240,6 @@ void run_batch(Model& model, std::vector<BatchItem>& items, const CancelFlag& ca
     const RunningItem running{&item, item.session->kv_len()};
     try {
       if (item.cancel && item.cancel->load()) fail(ErrorCode::aborted, "the call was aborted before it began");
-      if (item.sampling) check_sampling(*item.sampling);
       if (item.wants_logits) item.logits.resize(static_cast<size_t>(model.config().vocab_size));
       if (is_prompt(item)) {
         prompts.push_back({running});

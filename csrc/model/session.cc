@@ -1,7 +1,6 @@
 #include "model/session.h"
 
 #include <algorithm>
-#include <cmath>
 
 namespace diffqkv {
 namespace {
@@ -41,19 +40,6 @@ KvTypes resolve_types(const Model& model, const SessionOptions& options) {
 }
 
 }  // namespace
-
-void check_sampling(const SamplingOptions& options) {
-  const auto check = [](bool is_valid, const char* name, double value, const char* expected) {
-    if (!is_valid) fail(ErrorCode::invalid_argument, "%s is %g; it must be %s", name, value, expected);
-  };
-  check(std::isfinite(options.temperature) && options.temperature >= 0, "temperature", options.temperature,
-        "0 (greedy) or a finite number above 0");
-  check(options.top_k >= 0, "topK", static_cast<double>(options.top_k), "0 (all tokens) or more");
-  check(options.top_p > 0 && options.top_p <= 1, "topP", options.top_p, "above 0 and at most 1");
-  check(options.min_p >= 0 && options.min_p <= 1, "minP", options.min_p, "from 0 to 1");
-  check(std::isfinite(options.repetition_penalty) && options.repetition_penalty > 0, "repetitionPenalty",
-        options.repetition_penalty, "a finite number above 0");
-}
 
 Session::Session(std::shared_ptr<Model> model, const SessionOptions& options)
     : model_(std::move(model)),

@@ -24,6 +24,7 @@ struct SessionOptions {
   bool renormalize = false;
 };
 
+// Within the ranges of SampleParams.
 struct SamplingOptions {
   float temperature = 0;
   int64_t top_k = 0;
@@ -32,7 +33,6 @@ struct SamplingOptions {
   float repetition_penalty = 1;
   uint64_t seed = 0;
 };
-void check_sampling(const SamplingOptions& options);
 
 class Session {
  public:

@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { kernels, listDevices, openDevice } from '../../lib/index';
 import { temporaryDirectories } from '../support/checkpoints';
 import { builtCli, builtIndex, runNode } from '../support/children';
+import { firstBitDifference } from '../support/compare';
 import { errorOf } from '../support/devices';
 
 const directories = temporaryDirectories();
@@ -25,6 +26,45 @@ it('openDevice sets the number of threads, for each device its own', async () =>
   }
   for (const result of results) expect(result).toEqual(results[0]);
   for (const device of devices) device.dispose();
+});
+
+it.each(['f32', 'bf16', 'f16'] as const)('the number of threads does not change results: %s', async (type) => {
+  // Large enough for several threads; the rows of 20,001 elements are also copied by several.
+  const values = Float32Array.from({ length: 40 * 20_001 }, (_, i) => Math.sin(i * 0.7) / 8);
+  const results: Float32Array[][] = [];
+  for (const threads of [1, 3]) {
+    const device = await openDevice('cpu', { threads });
+    const make = (...shape: number[]) =>
+      device.tensor(
+        type,
+        shape,
+        values.subarray(
+          0,
+          shape.reduce((product, size) => product * size, 1),
+        ),
+      );
+    const positions = device.tensor(
+      'i32',
+      [40],
+      Int32Array.from({ length: 40 }, (_, i) => i * 3),
+    );
+    const weight = device.tensor('f32', [20_001], values.subarray(0, 20_001));
+    const outputs = [
+      await kernels.matmul({ x: make(40, 20_001), weight: make(5, 20_001) }),
+      await kernels.matmul({ x: make(2, 20_001), weight: make(37, 20_001) }),
+      await kernels.matmul({ x: make(37, 64), weight: make(300, 64) }),
+      await kernels.gatedActivation({ gate: make(40, 20_001), up: make(40, 20_001) }),
+      await kernels.rmsNorm({ x: make(40, 20_001), weight, eps: 1e-5 }),
+      await kernels.rope({ x: make(40, 8, 64), positions, theta: 1e4 }),
+    ];
+    results.push(await Promise.all(outputs.map((output) => output.read())));
+    device.dispose();
+  }
+  const [one, three] = results as [Float32Array[], Float32Array[]];
+  for (const [i, result] of one.entries()) {
+    expect(result.some((x) => x !== 0)).toBe(true);
+    expect(firstBitDifference(three[i] as Float32Array, result)).toBe(-1);
+  }
 });
 
 it('openDevice("auto") uses the number if it opens the CPU', async () => {

@@ -1,12 +1,14 @@
 // The entry point of the tests' module. It is the addon with additions for the whole process:
 // - The device `emulated` runs the kernels of cuda/ as C++.
 // - The export `emulation` (typed in module.ts) counts what kernels do, makes calls of the CUDA runtime fail, and checks
-//   attention on any device over pages that do not exist.
+//   attention on any device over pages that do not exist, and reads limits of control groups from any folder.
 // - DIFFQKV_CPU_ISA can be `emulated_amx`: the AMX kernels of csrc/backend/cpu on a CPU without AMX.
+#include <climits>
 #include <mutex>
 
 #include "addon/addon.h"
 #include "backend/cpu/cpu_isa.h"
+#include "backend/cpu/system/control_group.h"
 #include "backend/devices.h"
 #include "cuda_devices.h"
 #include "engine/runtime.h"
@@ -82,6 +84,23 @@ Napi::Value window_pages(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Value control_group_limits(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    const std::string root = text(info[0], "root");
+    const cpu::MemoryLimit memory = cpu::control_group_memory(root);
+    const auto bytes = [&](uint64_t value) -> Napi::Value {
+      if (value == cpu::kNoLimit) return info.Env().Null();
+      return Napi::Number::New(info.Env(), static_cast<double>(value));
+    };
+    const int cpus = cpu::control_group_cpus(root);
+    Napi::Object result = Napi::Object::New(info.Env());
+    result["total"] = bytes(memory.total);
+    result["available"] = bytes(memory.available);
+    result["cpus"] = cpus == INT_MAX ? info.Env().Null() : Napi::Value(Napi::Number::New(info.Env(), cpus));
+    return result;
+  });
+}
+
 Napi::Object init_with_emulation(Napi::Env env, Napi::Object exports) {
   static std::once_flag once;
   std::call_once(once, [] {
@@ -99,6 +118,7 @@ Napi::Object init_with_emulation(Napi::Env env, Napi::Object exports) {
   emulation["stopCounting"] = Napi::Function::New<stop_counting>(env, "stopCounting");
   emulation["counters"] = Napi::Function::New<counters>(env, "counters");
   emulation["checkWindowPages"] = Napi::Function::New<window_pages>(env, "checkWindowPages");
+  emulation["controlGroupLimits"] = Napi::Function::New<control_group_limits>(env, "controlGroupLimits");
   exports["emulation"] = emulation;
   return exports;
 }

@@ -15,6 +15,11 @@ export interface Emulation extends Counting {
    * differs from contiguous caches, or ''.
    */
   checkWindowPages(device: string): string;
+  /**
+   * The limits of this process by the control groups of the files below `root`/proc and `root`/sys: bytes of memory, and
+   * CPUs. Null: no limit.
+   */
+  controlGroupLimits(root: string): { total: number | null; available: number | null; cpus: number | null };
 }
 
 export const emulation = (): Emulation => (addon() as unknown as { emulation: Emulation }).emulation;

@@ -497,6 +497,8 @@ describe('multimodal configs', () => {
     const error = (fields: Record<string, unknown>) => errorOf(() => configOf({ ...config, ...fields }));
     for (const [fields, part] of [
       [{ new_key: 1 }, 'new_key is 1: this key is unknown beside text_config'],
+      [{ num_experts: 8 }, 'num_experts is 8: not supported (mixture of experts)'],
+      [{ text_config: { ...text, num_experts: 8 } }, 'text_config.num_experts is 8: not supported'],
       [{ quantization_config: { bits: 4 } }, "quant_method is ''"],
       [{ architectures: ['ModelForSequenceClassification'] }, "is named 'ModelForSequenceClassification'"],
       [{ text_config: { ...text, new_key: 1 } }, 'text_config.new_key is 1'],

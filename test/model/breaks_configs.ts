@@ -59,9 +59,20 @@ export const configs: Break[] = [
   ...['-NaN', 'nan', 'infinity', '+Infinity', '--Infinity', 'Inf', '1NaN', 'NaN1', 'NaN NaN', 'NaN"x"', '{NaN: 1}'].map(
     (text) => ({ name: `${text}, not JSON`, apply: configField('other', text), names: ['config.json', /JSON/] }),
   ),
-  { name: 'a list', apply: raw('[1]', 'config.json'), names: ['config.json'] },
-  { name: 'a string', apply: raw('"sigma"', 'config.json'), names: ['config.json'] },
-  { name: 'null', apply: raw('null', 'config.json'), names: ['config.json'] },
+  ...(
+    [
+      ['[1]', 'array'],
+      ['"sigma"', 'string'],
+      ['null', 'null'],
+      ['true', 'boolean'],
+      ['7', 'number'],
+      ['0.5', 'number'],
+    ] as const
+  ).map(([text, type]) => ({
+    name: `${text}, no object`,
+    apply: raw(text, 'config.json'),
+    names: ['config.json', `must be a JSON object, not ${type}`],
+  })),
   {
     name: 'nested 200,000 deep',
     apply: raw(`{"a":${'['.repeat(200_000)}${']'.repeat(200_000)}}`, 'config.json'),

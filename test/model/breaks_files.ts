@@ -70,6 +70,17 @@ export const headers: Break[] = [
     apply: rewrite(() => ({ headerLength })),
     names: [file, String(headerLength)],
   })),
+  // Sparse files. At the limit, the zeros are read.
+  ...[100_000_000, 100_000_001].map((length) => ({
+    name: `a header of ${length} zeros`,
+    apply: (directory: string) => {
+      const bytes = new DataView(new ArrayBuffer(8));
+      bytes.setBigUint64(0, BigInt(length), true);
+      writeFileSync(join(directory, file), bytes);
+      truncateSync(join(directory, file), 8 + length);
+    },
+    names: [file, length > 100_000_000 ? /has 100000001 bytes; the limit is 100000000$/ : /JSON/],
+  })),
   {
     name: 'header length one too long',
     apply: rewrite((header) => ({ headerLength: BigInt(JSON.stringify(header).length + 1) })),

@@ -133,6 +133,45 @@ onEveryDevice((device) => {
     }
   });
 
+  long(
+    'tensors of several chunks: the logits of the last rows, as they are stored, converted and quantized',
+    async () => {
+      // A chunk is 4 Mi elements. The matrix is the last tensor of the file, so nothing follows it.
+      const [vocabSize, hiddenSize, rows] = [43_700, 97, 40];
+      const spec: CheckpointSpec = { type: 'BF16', tied: false, numLayers: 1, hiddenSize, intermediateSize: 32 };
+      const small = randomCheckpoint({ ...spec, vocabSize: 128 });
+      const name = 'lm_head.weight';
+      const all = new Random(12).normals(vocabSize * hiddenSize, 0.1, 'bf16');
+      const last = all.slice(-rows * hiddenSize);
+      const withMatrix = (data: Float32Array) => {
+        const count = data.length / hiddenSize;
+        const tensors = new Map(small.tensors);
+        const embed = tensors.get('model.embed_tokens.weight') as { data: Float32Array };
+        const embedding = new Float32Array(count * hiddenSize);
+        embedding.set(embed.data.subarray(0, rows * hiddenSize));
+        tensors.set('model.embed_tokens.weight', { type: 'BF16', shape: [count, hiddenSize], data: embedding });
+        tensors.delete(name);
+        tensors.set(name, { type: 'BF16', shape: [count, hiddenSize], data });
+        const directory = directories.make();
+        writeCheckpoint(directory, { config: { ...small.config, vocab_size: count }, tensors });
+        return directory;
+      };
+      const [whole, part] = [withMatrix(all), withMatrix(last)];
+      for (const options of [{}, { dtype: 'f32' }, { weightType: 'i8' }, { weightType: 'i4' }] as const) {
+        const logits: Float32Array[] = [];
+        for (const directory of [whole, part]) {
+          const model = await Model.load(directory, { device: device(), ...options });
+          const session = await model.createSession();
+          logits.push(await session.prefill([1, 2, 3]));
+          model.dispose();
+        }
+        const [ofWhole, ofPart] = logits as [Float32Array, Float32Array];
+        expect(ofPart.some((x) => x !== 0)).toBe(true);
+        expect(logitError(ofWhole.slice(-rows), Float64Array.from(ofPart))).toBeLessThanOrEqual(1e-6);
+      }
+    },
+  );
+
   describe('a prompt of several chunks', () => {
     const spec: CheckpointSpec = {
       heads: [6, 3, 2],
@@ -292,6 +331,29 @@ onEveryDevice((device) => {
       expect((await errorOf(() => Model.load(directory, { device: device() }))).message).toMatch(
         /hidden_size is \d+\.0; it must be an integer/,
       );
+    });
+
+    it('draws weights of a normal distribution', async () => {
+      // A logit is a sum of two weights times the two elements of a normed row, which has the length
+      // sqrt(2), so logits are as weights times sqrt(2): of variance 1.
+      const vocabSize = 40_000;
+      const small = { ...config, hidden_size: 2, vocab_size: vocabSize, tie_word_embeddings: false };
+      const model = await Model.random(small, { device: device(), dtype: 'f32', seed: 3 });
+      const session = await model.createSession();
+      const logits = [...(await session.prefill([1]))];
+      const mean = (power: number) => logits.reduce((sum, x) => sum + x ** power, 0) / vocabSize;
+      expect(Math.abs(mean(1))).toBeLessThan(0.02);
+      expect(Math.abs(mean(2) - 1)).toBeLessThan(0.03);
+      expect(Math.abs(mean(4) - 3)).toBeLessThan(0.2);
+      const share = (limit: number) => logits.filter((x) => Math.abs(x) < limit).length / vocabSize;
+      for (const [limit, expected] of [
+        [0.1, 0.0797],
+        [1, 0.6827],
+        [2, 0.9545],
+      ] as const) {
+        expect(Math.abs(share(limit) - expected)).toBeLessThan(0.01);
+      }
+      model.dispose();
     });
 
     it('draws the same weights for the same seed', async () => {

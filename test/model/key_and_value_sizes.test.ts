@@ -59,6 +59,22 @@ onEveryDevice((device) => {
           k: rounded(numKHeads * headDimK * element),
           v: rounded(numVHeads * headDimVo * element),
         });
+
+        // Matrices as they are stored, but gate and up of augmented Q multiplied by Q; norms in f32, and two
+        // tables of RoPE frequencies in f64.
+        const parts = { embedding: 0, output: 0, attention: 0, augmentedQ: 0, ffn: 0, other: 0 };
+        for (const [name, { shape, data }] of checkpoint.tensors) {
+          if (/embed_tokens/.test(name)) parts.embedding += data.length * element;
+          else if (/lm_head/.test(name)) parts.output += data.length * element;
+          else if (shape.length === 1) parts.other += data.length * 4;
+          else if (/q_proj/.test(name)) continue;
+          else if (/q_(gate|up)_proj/.test(name))
+            parts.augmentedQ += (shape[0] as number) * model.config.hiddenSize * element;
+          else if (/q_down_proj/.test(name)) parts.augmentedQ += data.length * element;
+          else parts[/mlp/.test(name) ? 'ffn' : 'attention'] += data.length * element;
+        }
+        parts.other += 8 * ((spec.headDim as number) / 2 + headDimK / 2);
+        expect(model.weightBytesByPart).toEqual(parts);
         model.dispose();
       },
     );

@@ -509,6 +509,19 @@ onEveryDevice((device) => {
   });
 });
 
+onEveryDevice((device) => {
+  it.each([0, 1])('layer %i alone is packed', async (layer) => {
+    const form = compressedIntegers(4, 32, true, 'BF16');
+    const { raw, config, plain } = both(form, llama, (name) => isMatrix(name) && name.includes(`layers.${layer}.`));
+    const model = await Model.load(write(config, raw), { device: device(), dtype: 'f32' });
+    expect(model.weightType).toBe(layer === 0 ? 'i4' : 'f32'); // that of the first layer
+    const session = await model.createSession();
+    const [reference] = modelLogits(plain, tokens) as [Float64Array];
+    expect(logitError(await session.prefill(tokens), reference)).toBeLessThanOrEqual(4e-6);
+    model.dispose();
+  });
+});
+
 describe('configs', () => {
   const gptq4 = { quant_method: 'gptq', bits: 4, group_size: 32 };
   const scheme = { num_bits: 4, type: 'int', symmetric: true, strategy: 'group', group_size: 32 };

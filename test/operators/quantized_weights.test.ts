@@ -325,6 +325,32 @@ onEveryDevice((device) => {
       });
     });
 
+    test.each([31, 80, 100, 160])(
+      'of %i features, a token does not depend on its neighbors in memory',
+      async (size) => {
+        const random = new Random(size);
+        const weight = random.normals(9 * size, 0.1, 'f32');
+        const row = random.normals(size, 0.1, 'bf16');
+        await withTensors(device(), async (tensors) => {
+          const w = await quantized(tensors, weight, [9, size], type, 32);
+          for (const xType of xTypes) {
+            const run = async (numTokens: number, x: Float32Array) => {
+              const tensor = tensors.make(xType, [numTokens, size], x);
+              return (
+                await tensors.keep(await kernels.matmul({ x: tensor, weight: w.values, weightScales: w.scales })).read()
+              ).slice(0, 9);
+            };
+            const alone = await run(1, row);
+            for (const neighbor of [Number.NaN, Number.POSITIVE_INFINITY, xType === 'f16' ? 6e4 : 1e30, 0]) {
+              const x = new Float32Array(3 * size).fill(neighbor);
+              x.set(row);
+              expect(await run(3, x)).toEqual(alone);
+            }
+          }
+        });
+      },
+    );
+
     test('NaN and infinity in x change the outputs of their token, and those in a weight of its row', async () => {
       for (const numTokens of [1, 3, 12]) {
         const x = new Float32Array(numTokens * 80).fill(0.5);

@@ -97,6 +97,20 @@ function statements(code) {
     return text !== '' && !keyword.test(text) && !declaration.test(text) && !/^([\])}=,.>]|[-+*/%&|^<?:]+ )/.test(text);
   });
 }
+/**
+ * Whether the line declares arrays of a function. More elements than are used change nothing there;
+ * in a struct they move what follows.
+ */
+function declaresLocalArray(lines, index) {
+  const line = lines[index].replace(/ *\/\/.*/, '');
+  if (!/^ {2,}(alignas\(\d+\) )?(const )?[a-zA-Z_][\w:<>]*\*? \w+(\[[^\]]+\])+( = \{.*\})?;$/.test(line)) return false;
+  if (/^ *return /.test(line)) return false;
+  const indent = /^ */.exec(line)[0].length;
+  let at = index - 1;
+  while (at >= 0 && (/^\s*($|#)/.test(lines[at]) || /^ */.exec(lines[at])[0].length >= indent)) at--;
+  return at >= 0 && !/\b(struct|class|union)\b|:$/.test(lines[at]);
+}
+
 /** All mutants of a source. */
 export function mutantsOf(text) {
   const code = codeOf(text);
@@ -111,8 +125,15 @@ export function mutantsOf(text) {
       for (const to of table[match[1]] ?? []) add(kind, at, match[1].length, to);
     }
   }
+  const lines = text.split('\n');
   for (const match of code.matchAll(number)) {
-    for (const to of otherNumbers(match[0])) add('constant', match.index, match[0].length, to);
+    const index = code.slice(0, match.index).split('\n').length - 1;
+    const before = code.slice(code.lastIndexOf('\n', match.index) + 1, match.index);
+    const isLength = /^[^=]*\[[^=]*$/.test(before) && code[match.index + match[0].length] === ']';
+    for (const to of otherNumbers(match[0])) {
+      if (isLength && Number(to) > Number(match[0]) && declaresLocalArray(lines, index)) continue;
+      add('constant', match.index, match[0].length, to);
+    }
   }
   for (const [from, to] of statements(code)) add('deletion', from, to - from, '');
   return mutants;

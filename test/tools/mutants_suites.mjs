@@ -9,8 +9,9 @@ export const excluded = [
 ];
 
 /**
- * Lines that are not mutated: `text` is part of the line. A change of them cannot change a result, only
- * time.
+ * What is not mutated, because it cannot change a result, only time. `text` is part of the line, of any
+ * file if none is named. `whole`: that line and those up to the brace that closes it. `to`: only mutants
+ * with this text, '' for a deletion.
  */
 export const harmless = [
   // Both ways to the top k give the same candidates.
@@ -19,7 +20,29 @@ export const harmless = [
   { file: 'csrc/backend/cpu/sampling/sample.cc', text: 'std::max<size_t>(64, sorted * 4)' },
   // How many squares are summed in float32 before float64.
   { file: 'csrc/backend/cpu/rowwise/rms_norm.cc', text: 'constexpr int64_t kBlock = 64 * kLanes' },
+  // Prefetches change nothing but the caches.
+  { text: '__builtin_prefetch(' },
+  { text: 'prefetch.advance(' },
+  { file: 'csrc/backend/cpu/attention/tile.h', text: 'Prefetch prefetch_block(', whole: true },
+  { file: 'csrc/backend/cpu/linear/packed.h', text: 'for (int64_t line = 0; line < P::kBytes; line += 64' },
+  { file: 'csrc/backend/cpu/linear/gemv.cc', text: 'for (int64_t line = 0; line < 2 * groups; line += 64)' },
+  // How many tokens or elements a thread computes, each by itself, and whether there is a second thread.
+  { text: 'parallel_ranges(p.' },
+  { text: 'parallel_ranges(count, 64, count, ' },
+  { text: 'parallel_ranges(num_x, 1, ' },
+  { text: 'parallel_ranges(num_rows, 1, ' },
+  { text: 'parallel_ranges(n, 1, ' },
+  // How many sums are in registers at once. Each sum has its own order of terms, along k.
+  { file: 'csrc/backend/cpu/attention/gemm.h', text: 'constexpr int kMaxAccumulators = ' },
+  // The pass that follows finds no sequence with as few keys as it computes.
+  { file: 'csrc/backend/cpu/attention/decode.cc', text: 'if (shortest > k) return;', to: '' },
+  // Rows that are further apart.
+  { file: 'csrc/backend/cpu/attention/tile.h', text: 'r.ldo = round_up(r.divisor_column + 1, kPanel)', to: '2' },
+  // check_shapes() sets both.
+  { file: 'csrc/model/packed_weights.h', text: 'int64_t rows_ = 0, columns_ = 0;' },
   // How many threads and loads share the work.
+  { text: 'context.num_multiprocessors' },
+  { file: 'cuda/gemv.cu', text: 'const auto has_columns_for = ', whole: true },
   { file: 'cuda/sample.cu', text: 'constexpr int kMaxThreads = 1024, kParts = 32;' },
   { file: 'cuda/sample.cu', text: 'constexpr int kBatch = 4;' },
   { file: 'cuda/sample.cu', text: 'const size_t warps = (vocab_size + 8 * kWarpSize - 1)' },
@@ -27,54 +50,104 @@ export const harmless = [
   { file: 'cuda/rms_norm.cu', text: 'constexpr int kThreads = 256' },
 ];
 
-const cpu = (suites, env = {}) => ({ suites, env: { DIFFQKV_TEST_DEVICES: 'cpu', ...env } });
-const emulated = (suites) => ({ suites, env: { DIFFQKV_TEST_DEVICES: 'emulated' } });
+/** Whether a mutant of the file with these lines is harmless. */
+export function harmlessIn(file, lines) {
+  const found = [];
+  for (const [first, line] of lines.entries()) {
+    for (const { text, whole, to, file: only = file } of harmless) {
+      if (only !== file || !line.includes(text)) continue;
+      const end = `${/^ */.exec(line)[0]}}`;
+      const last = whole ? lines.findIndex((other, at) => at > first && other.startsWith(end)) : first;
+      found.push({ first, last, to });
+    }
+  }
+  return (mutant) =>
+    found.some(({ first, last, to = mutant.to }) => {
+      return mutant.line > first && mutant.line <= last + 1 && mutant.to === to;
+    });
+}
 
-const attention = ['mixed_and_empty', 'attention_prefill', 'attention_decode', 'attention_window', 'kv_types'];
-const rowwise = ['gated_activation', 'rope', 'embed', 'rms_norm', 'tensor', 'mixed_and_empty', 'fixtures', 'kv_append'];
-const linear = ['matmul', 'augmented_q', 'quantized_weights', 'mixed_and_empty', 'quantize', 'fixtures'];
-const models = [
-  ...['fixtures', 'errors_models', 'checkpoint_errors', 'key_and_value_sizes', 'batching', 'kv_cache', 'generate'],
-  ...['changed_files', 'abort', 'device_choice', 'checkpoint_shapes'],
-];
-const wrongCalls = ['tensor', 'errors_kernels', 'errors_devices', 'mixed_and_empty'];
-/** The CPU with other instructions and more threads. */
+const run =
+  (device) =>
+  (suites, env = {}) => ({ suites, env: { DIFFQKV_TEST_DEVICES: device, ...env } });
+const cpu = run('cpu');
+const emulated = run('emulated');
+/** The CPU with other instructions, and the oldest with more threads. */
 const baseline = (suites) => cpu(suites, { DIFFQKV_CPU_ISA: 'baseline', OMP_NUM_THREADS: '3' });
+const avx2 = (suites) => cpu(suites, { DIFFQKV_CPU_ISA: 'avx2' });
+const avx512 = (suites) => cpu(suites, { DIFFQKV_CPU_ISA: 'avx512' });
 const amx = (suites) => cpu(suites, { DIFFQKV_CPU_ISA: 'emulated_amx' });
+const everyIsa = (suites) => [cpu(suites), amx(suites), baseline(suites), avx2(suites), avx512(suites)];
 
-// The first pattern that matches decides. Quick tests are first.
+// Quick tests are first.
+const prefill = ['mixed_and_empty', 'softcap', 'latent', 'attention_prefill'];
+const attention = [...prefill, 'attention_decode', 'kv_types', 'large_scores', 'attention_window'];
+const rowwise = [
+  ...['embed', 'rope', 'gated_activation', 'add_bias', 'rms_norm', 'mixed_and_empty', 'kv_append', 'tensor'],
+  ...['fixtures'],
+];
+const kvCache = ['quantize', 'kv_append', 'latent', 'kv_cache', 'kv_types'];
+const linear = ['mixed_and_empty', 'augmented_q', 'quantize', 'matmul', 'quantized_weights', 'threads', 'fixtures'];
+const models = [
+  ...['latent', 'fixtures', 'abort', 'errors_models', 'batching', 'generate', 'kv_cache', 'session_order'],
+  ...['checkpoint_errors', 'key_and_value_sizes', 'device_choice', 'quantized_models', 'changed_files'],
+];
+const loading = ['architecture_configs', 'architectures', 'packed_checkpoints', 'tensor_names', 'folder_messages'];
+const contexts = ['longrope', 'dynamic_rope', 'window_pages'];
+const wrongCalls = ['errors_kernels', 'errors_devices', 'receivers', 'mixed_and_empty', 'tensor'];
+/** Races, waits, traffic and bank conflicts of the kernels. */
+const emulation = [emulated(['counters'], { DIFFQKV_TEST_REDUCED: '' }), emulated(['emulation'])];
+
+// The first pattern that matches decides.
 const table = [
   [/cpu\/attention\/amx|cpu\/amx/, [amx(attention)]],
   [/cpu\/attention\/top_k/, [cpu(['attention_decode', 'kv_types']), baseline(['attention_decode'])]],
-  [/cpu\/attention\//, [cpu(attention), baseline(attention), amx(attention)]],
-  [/cpu\/kv_cache\//, [cpu(['quantize', 'kv_append', 'kv_types', 'kv_cache']), baseline(['quantize', 'kv_append'])]],
-  [/cpu\/linear\//, [cpu(linear), baseline(linear)]],
-  [/cpu\/rowwise\//, [cpu(rowwise), baseline(rowwise)]],
-  [/cpu\/sampling\//, [cpu(['sample', 'generate'])]],
-  [/cpu\/system\//, [cpu(['device_choice', 'changed_files', 'fixtures', 'behavior'])]],
-  [/backend\/cpu\//, [cpu([...rowwise, ...linear, ...attention, 'sample']), baseline([...rowwise, ...attention])]],
-  [/csrc\/backend\/dtype/, [cpu(['tensor', 'quantize', 'errors_kernels', 'kv_types', ...models])]],
-  [/csrc\/backend\/(check|ops)/, [cpu(['errors_kernels', ...rowwise, ...linear, 'sample', ...attention])]],
-  [/csrc\/backend\//, [cpu([...wrongCalls, 'device_choice', ...models])]],
-  [/csrc\/model\/architectures/, [cpu(['architecture_configs', 'architectures', 'checkpoint_errors'])]],
   [
-    /csrc\/model\/(forward|weights|config|rope|lifted|session|kv_)/,
-    [cpu(['architecture_configs', 'architectures', 'longrope', 'dynamic_rope', 'window_pages', ...models])],
+    /cpu\/attention\//,
+    [cpu(attention), baseline(attention), amx(attention), avx2(['attention_prefill', 'attention_decode', 'kv_types'])],
   ],
-  [/csrc\/model\//, [cpu(models)]],
-  [/csrc\/addon\//, [cpu([...wrongCalls, ...models])]],
-  [/cuda\/attention_selective/, [emulated(['attention_decode', 'kv_types'])]],
-  [/cuda\/attention_prefill/, [emulated(['mixed_and_empty', 'attention_prefill', 'kv_types'])]],
-  [/cuda\/(attention|softmax)/, [emulated(attention)]],
-  [/cuda\/kv_/, [emulated(['kv_append', 'kv_types', 'kv_cache'])]],
-  [/cuda\/quantize/, [emulated(['quantize', 'quantized_weights', 'kv_types'])]],
-  [/cuda\/sample/, [emulated(['sample'])]],
-  [/cuda\/(rms_norm|embed|rope|gated_activation)/, [emulated(rowwise)]],
-  [/cuda\/(rotary)/, [emulated(['rope', 'kv_append', 'kv_types'])]],
-  [/cuda\/(gem[mv]|matmul|gated_mlp|linear|packed_weights)/, [emulated(linear)]],
-  [/cuda\/cuda_/, [emulated(['emulated_device', 'tensor', 'errors_kernels', 'gpu_shapes', 'device_lost', 'fixtures'])]],
-  [/^cuda\//, [emulated([...rowwise, ...linear, ...attention, 'sample', 'kv_append'])]],
+  [/cpu\/kv_cache\//, [cpu(['errors_kernels', ...kvCache]), baseline(kvCache), avx2(kvCache), avx512(['quantize'])]],
+  [/cpu\/linear\/quantize_weight/, [...everyIsa(['quantized_weights']), emulated(['quantized_weights'])]],
+  [/cpu\/linear\//, everyIsa(linear)],
+  [/cpu\/rowwise\/convert/, [cpu(['threads', ...linear]), avx2(linear)]],
+  [/cpu\/rowwise\//, [cpu([...rowwise, 'threads', 'errors_kernels']), baseline(rowwise), avx2(rowwise)]],
+  [/cpu\/sampling\//, [cpu(['sample', 'generate']), baseline(['sample'])]],
+  [/cpu\/system\//, [cpu(['control_group', 'device_choice', 'threads', 'fixtures', 'behavior'])]],
+  [/backend\/cpu\//, everyIsa([...rowwise, ...linear, 'sample', ...attention, 'threads'])],
+  [/csrc\/backend\/dtype/, [cpu(['quantize', 'errors_kernels', 'tensor', 'kv_types', ...models, ...loading])]],
+  [/csrc\/backend\/(check|ops)/, [cpu(['errors_kernels', ...rowwise, ...linear, 'sample', ...attention])]],
+  [/csrc\/backend\//, [cpu([...wrongCalls, 'threads', ...models])]],
+  [/csrc\/model\/architectures/, [cpu(['architectures', 'architecture_configs', 'checkpoint_errors'])]],
+  [/csrc\/model\/(packed_weights|quantization)/, [cpu(['packed_checkpoints', 'quantized_models', ...loading])]],
+  [/csrc\/model\/(config|rope_config|json)/, [cpu(['architecture_configs', ...contexts, ...loading, ...models])]],
+  [
+    /csrc\/model\/(checkpoint|loader|weights)/,
+    [cpu(['checkpoint_errors', ...loading, ...models, 'checkpoint_shapes'])],
+  ],
+  [/csrc\/model\//, [cpu([...models, ...contexts, ...loading, 'checkpoint_shapes'])]],
+  [/csrc\/addon\/(resource|executor|tensor)/, [cpu([...wrongCalls, 'threads', ...models, 'behavior'])]],
+  [/csrc\/addon\//, [cpu([...wrongCalls, 'sample', 'threads', ...models, ...contexts])]],
+  [/cuda\/attention_selective/, [emulated(['attention_decode', 'kv_types', 'latent']), ...emulation]],
+  [/cuda\/attention_prefill/, [emulated([...prefill, 'large_scores', 'kv_types', 'attention_window']), ...emulation]],
+  [/cuda\/(attention|softmax)/, [emulated(attention), ...emulation]],
+  [/cuda\/kv_/, [emulated(kvCache), ...emulation]],
+  [/cuda\/quantize/, [emulated(['quantize', 'quantized_weights', 'kv_types']), ...emulation]],
+  [/cuda\/sample/, [emulated(['sample']), ...emulation]],
+  [/cuda\/(rms_norm|embed|rope|gated_activation|add_bias|activation)/, [emulated(rowwise), ...emulation]],
+  [/cuda\/(rotary)/, [emulated(['rope', 'kv_append', 'kv_types']), ...emulation]],
+  [/cuda\/(gem[mv]|matmul|gated_mlp|linear|packed_weights)/, [emulated(linear), ...emulation]],
+  [
+    /cuda\/cuda_/,
+    [
+      emulated(['errors_kernels', 'tensor', 'gpu_shapes', 'emulated_device', 'kv_cache', 'device_lost', 'fixtures']),
+      ...emulation,
+    ],
+  ],
+  [/^cuda\//, [emulated([...rowwise, ...linear, ...attention, 'sample', 'kv_append']), ...emulation]],
 ];
 
 /** The runs of test files for a source file, each with its environment. */
-export const runsFor = (file) => table.find(([files]) => files.test(file))[1];
+export function runsFor(file) {
+  const runs = table.find(([files]) => files.test(file))[1];
+  return runs.map(({ suites, env }) => ({ suites: [...new Set(suites)], env }));
+}

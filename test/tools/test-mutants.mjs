@@ -21,7 +21,7 @@ import { parseArgs } from 'node:util';
 
 import { build, copy, refresh, tryBuild } from './broken-copy.mjs';
 import { applyMutant, mutantsOf, randomNumbers, rowMutantsOf } from './mutants.mjs';
-import { excluded, harmless, runsFor } from './mutants_suites.mjs';
+import { excluded, harmlessIn, runsFor } from './mutants_suites.mjs';
 import { capture, jest, root } from './run.mjs';
 import { pattern } from './suites.mjs';
 
@@ -38,6 +38,9 @@ const { values: options } = parseArgs({
 const results = join(root, 'build', 'mutants.json');
 const module = join(copy, 'build-cmake', 'diffqkv-test.node');
 const unchangedModule = join(copy, 'build-cmake', 'unchanged.node');
+// What the test file `emulation` runs.
+const program = join(copy, 'build-cmake', 'emulation_check');
+const unchangedProgram = join(copy, 'build-cmake', 'unchanged_check');
 const LIMIT_MS = 400_000;
 
 const hash = () => createHash('sha256').update(readFileSync(module)).digest('hex');
@@ -56,11 +59,10 @@ function places() {
   for (const file of files) {
     if (excluded.some(({ files: part }) => part.test(file))) continue;
     const text = sourceOf(file);
-    const lines = text.split('\n');
+    const isHarmless = harmlessIn(file, text.split('\n'));
     const byPlace = new Map();
     for (const mutant of mutantsOf(text)) {
-      const line = lines[mutant.line - 1];
-      if (harmless.some((one) => one.file === file && line.includes(one.text))) continue;
+      if (isHarmless(mutant)) continue;
       if (!byPlace.has(mutant.at)) byPlace.set(mutant.at, []);
       byPlace.get(mutant.at).push({ file, ...mutant });
     }
@@ -82,7 +84,8 @@ function sample(count, seed) {
 }
 
 /** Runs one test file on a module. Returns how it failed, or undefined. */
-function failure(suite, env, module) {
+function failure(suite, env, module, program) {
+  if (suite === 'emulation' && !existsSync(program)) throw new Error(`${program} is not built`);
   const { status, signal, error } = spawnSync(
     process.execPath,
     [jest, '--runInBand', '--silent', '--forceExit', `--testPathPatterns=${pattern([suite])}`],
@@ -91,7 +94,14 @@ function failure(suite, env, module) {
       stdio: 'ignore',
       timeout: LIMIT_MS,
       killSignal: 'SIGKILL',
-      env: { ...process.env, DIFFQKV_MODULE: module, DIFFQKV_TEST_REDUCED: '1', OMP_NUM_THREADS: '1', ...env },
+      env: {
+        ...process.env,
+        DIFFQKV_MODULE: module,
+        DIFFQKV_EMULATION_CHECK: program,
+        DIFFQKV_TEST_REDUCED: '1',
+        OMP_NUM_THREADS: '1',
+        ...env,
+      },
     },
   );
   if (error?.code === 'ETIMEDOUT') return `${suite} (time)`;
@@ -105,7 +115,7 @@ const passed = new Set();
 function mustPassUnchanged(suite, env) {
   const key = JSON.stringify([suite, env]);
   if (passed.has(key)) return;
-  const failed = failure(suite, env, unchangedModule);
+  const failed = failure(suite, env, unchangedModule, unchangedProgram);
   if (failed !== undefined) throw new Error(`without a mutant, ${failed} fails with ${JSON.stringify(env)}`);
   passed.add(key);
 }
@@ -113,7 +123,8 @@ function mustPassUnchanged(suite, env) {
 function tested({ file }) {
   for (const { suites, env } of runsFor(file)) {
     for (const suite of suites) {
-      const failed = failure(suite, env, module);
+      if (suite === 'emulation' && tryBuild('emulation_check') !== undefined) return `killed by building ${suite}`;
+      const failed = failure(suite, env, module, program);
       if (failed === undefined) continue;
       mustPassUnchanged(suite, env);
       return `killed by ${failed}${env.DIFFQKV_CPU_ISA ? ` at ${env.DIFFQKV_CPU_ISA}` : ''}`;
@@ -138,8 +149,9 @@ const chosen = options.survivors
 chosen.sort((a, b) => (a.file < b.file ? -1 : a.file > b.file ? 1 : a.at - b.at));
 mkdirSync(join(root, 'build'), { recursive: true });
 refresh();
-build('addon_test');
+build('addon_test', 'emulation_check');
 copyFileSync(module, unchangedModule);
+copyFileSync(program, unchangedProgram);
 const unchanged = hash();
 
 const done = [];

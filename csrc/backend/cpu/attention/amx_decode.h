@@ -219,8 +219,9 @@ DIFFQKV_INLINE void decode_values_i8(const HeadRows& v, int64_t n, int64_t head_
   const int64_t groups = ceil_div(n, 16);
   const int64_t in_last = n - 16 * (groups - 1);
   Rows last = v.from(16 * (groups - 1));
-  if (in_last < 16) {  // a tile reads 16 rows, which may be more than the tensor has
-    __builtin_memset(tail, 0, static_cast<size_t>(16 * head_dim_vo));
+  // A tile reads 16 rows, which may be more than the tensor has. Rows beyond the last one are
+  // multiplied by the integer 0, so what they have does not matter.
+  if (in_last < 16) {
     for (int64_t i = 0; i < in_last; ++i)
       __builtin_memcpy(tail + i * head_dim_vo, last.data + i * last.stride_bytes, static_cast<size_t>(head_dim_vo));
     last = {tail, head_dim_vo};

@@ -352,30 +352,28 @@ struct Tile {
   int64_t lay_out(const Problem& problem, char* base, int64_t max_queries, int64_t max_heads) {
     int64_t bytes = 0;
     const int64_t rows = max_queries * max_heads;
-    const auto reserve = [&](int64_t size) DIFFQKV_LAMBDA {
-      char* at = base + bytes;
-      bytes += round_up(size, 64);
-      return at;
+    const auto reserve = [&]<typename T>(T*& to, int64_t count) DIFFQKV_LAMBDA {
+      to = reinterpret_cast<T*>(base + bytes);
+      bytes += round_up(count * static_cast<int64_t>(sizeof(T)), 64);
     };
-    first = reinterpret_cast<int32_t*>(reserve(4 * max_queries));
-    visible = reinterpret_cast<int32_t*>(reserve(4 * max_queries));
-    q = reserve(rows * problem.ldq * (problem.bf16_scores ? 2 : 4));
-    query_pairs = reinterpret_cast<uint32_t*>(reserve(problem.amx ? rows * problem.ldq * 2 : 0));
-    k_panels = reinterpret_cast<float*>(reserve(kBlock / kPanel * problem.stride_k_panel * 4));
-    v_panels = reinterpret_cast<float*>(reserve(problem.num_v_panels * problem.stride_v_panel * 4));
-    s = reinterpret_cast<float*>(reserve(kScoreRows * kBlock * 4));
-    widened = reserve(kBlock * 2 *
-                      max_of(problem.widen_k ? problem.k.head_dim : 0, problem.widen_v ? problem.v.head_dim : 0));
-    k_scales =
-        reinterpret_cast<float*>(reserve(problem.k.scaled ? max_heads / problem.q_heads_per_k_head * kBlock * 4 : 0));
-    v_scales =
-        reinterpret_cast<float*>(reserve(problem.v.scaled ? max_heads / problem.q_heads_per_v_head * kBlock * 4 : 0));
+    reserve(first, max_queries);
+    reserve(visible, max_queries);
+    reserve(q, rows * problem.ldq * (problem.bf16_scores ? 2 : 4));
+    reserve(query_pairs, problem.amx ? rows * problem.ldq / 2 : 0);
+    reserve(k_panels, kBlock / kPanel * problem.stride_k_panel);
+    reserve(v_panels, problem.num_v_panels * problem.stride_v_panel);
+    reserve(s, kScoreRows * kBlock);
+    const int64_t widened_dim =
+        max_of(problem.widen_k ? problem.k.head_dim : 0, problem.widen_v ? problem.v.head_dim : 0);
+    reserve(widened, kBlock * widened_dim * 2);
+    reserve(k_scales, problem.k.scaled ? max_heads / problem.q_heads_per_k_head * kBlock : 0);
+    reserve(v_scales, problem.v.scaled ? max_heads / problem.q_heads_per_v_head * kBlock : 0);
     const int64_t decode_rows = problem.amx ? min_of(rows, max_heads * kMaxDecodeRows) : 0;
-    p = reserve(kBlock * max_of(rows * (problem.bf16_values ? 2 : 4), decode_rows * 8));
-    o = reinterpret_cast<float*>(reserve(rows * problem.ldo * 4));
-    units = reinterpret_cast<float*>(reserve(rows * 4));
-    m = reinterpret_cast<float*>(reserve(rows * 4));
-    d = reinterpret_cast<float*>(reserve(rows * 4));
+    reserve(p, kBlock * max_of(rows * (problem.bf16_values ? 2 : 4), decode_rows * 8));
+    reserve(o, rows * problem.ldo);
+    reserve(units, rows);
+    reserve(m, rows);
+    reserve(d, rows);
     return round_up(bytes, 4096);
   }
 

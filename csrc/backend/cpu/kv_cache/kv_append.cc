@@ -84,11 +84,6 @@ void append(const KvAppendParams& p, KvTensor tensor, int64_t begin, int64_t end
 
 void kv_append(const KvAppendParams& p, Arena&) {
   check_page_tokens("kv_append", p.page_tokens);
-  if (p.inv_freq && p.k_cache.head_dim % 2 != 0) {
-    fail(ErrorCode::invalid_argument,
-         "kv_append: headDimQk is %lld; it must be even, because RoPE rotates dims in pairs",
-         static_cast<long long>(p.k_cache.head_dim));
-  }
   if (p.inv_freq && dtype_is_scaled(p.k_cache.dtype) && p.k_cache.head_dim > kMaxRotatedDim) {
     fail(ErrorCode::invalid_argument, "kv_append: headDimQk is %lld; it must be at most %lld for K of type %s",
          static_cast<long long>(p.k_cache.head_dim), static_cast<long long>(kMaxRotatedDim),

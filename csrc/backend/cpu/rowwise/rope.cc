@@ -10,10 +10,6 @@ namespace diffqkv::cpu::DIFFQKV_ISA {
 
 void rope(const RopeParams& p, Arena&) {
   require_compute_type("rope: x", p.dtype);
-  if (p.head_dim % 2 != 0) {
-    fail(ErrorCode::invalid_argument, "rope: headDim is %lld; it must be even, because dims are rotated in pairs",
-         static_cast<long long>(p.head_dim));
-  }
   for (int64_t t = 0; t < p.num_tokens; ++t) {
     if (p.positions[t] < 0) {
       fail(ErrorCode::invalid_argument, "rope: positions[%lld] is %d; it must be at least 0", static_cast<long long>(t),

@@ -42,16 +42,16 @@ bool names_controller(const std::string& line, const std::string& controller) {
 // Calls f(directory, is_v2) for each group of this process that `controller` may limit, from its
 // own group to the root.
 template <typename F>
-void for_each_group(const std::string& controller, const F& f) {
-  std::ifstream groups("/proc/self/cgroup");
+void for_each_group(const std::string& root, const std::string& controller, const F& f) {
+  std::ifstream groups(root + "/proc/self/cgroup");
   std::string line;
   while (std::getline(groups, line)) {
     const bool v2 = line.compare(0, 3, "0::") == 0;
     if (!v2 && !names_controller(line, controller)) continue;
-    const std::string root = v2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/" + controller;
+    const std::string hierarchy = root + "/sys/fs/cgroup" + (v2 ? "" : "/" + controller);
     std::string path = line.substr(line.find(':', line.find(':') + 1) + 1);
     while (true) {
-      f(root + (path == "/" ? "" : path) + "/", v2);
+      f(hierarchy + (path == "/" ? "" : path) + "/", v2);
       const size_t slash = path.rfind('/');
       if (path.size() <= 1 || slash == std::string::npos) break;
       path.resize(std::max<size_t>(slash, 1));
@@ -61,9 +61,9 @@ void for_each_group(const std::string& controller, const F& f) {
 
 }  // namespace
 
-MemoryLimit control_group_memory() {
+MemoryLimit control_group_memory(const std::string& root) {
   MemoryLimit limit;
-  for_each_group("memory", [&](const std::string& directory, bool v2) {
+  for_each_group(root, "memory", [&](const std::string& directory, bool v2) {
     const uint64_t total = read_number(directory + (v2 ? "memory.max" : "memory.limit_in_bytes"));
     const uint64_t used = read_number(directory + (v2 ? "memory.current" : "memory.usage_in_bytes"));
     if (total == kNoLimit || used == kNoLimit) return;
@@ -76,9 +76,9 @@ MemoryLimit control_group_memory() {
   return limit;
 }
 
-int control_group_cpus() {
+int control_group_cpus(const std::string& root) {
   int cpus = INT_MAX;
-  for_each_group("cpu", [&](const std::string& directory, bool v2) {
+  for_each_group(root, "cpu", [&](const std::string& directory, bool v2) {
     uint64_t quota = kNoLimit;   // microseconds of CPU time in each period
     uint64_t period = kNoLimit;  // microseconds
     if (v2) {

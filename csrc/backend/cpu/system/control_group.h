@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 namespace diffqkv::cpu {
 
@@ -13,10 +14,10 @@ struct MemoryLimit {
 };
 
 // The lowest limit among the control groups (version 2 or 1) of this process, from its own group to
-// the root.
-MemoryLimit control_group_memory();
+// the root. `root` is the folder of /proc and /sys; tests have another.
+MemoryLimit control_group_memory(const std::string& root = "");
 
 // The number of CPUs whose time this process may use, at least 1. INT_MAX without a limit.
-int control_group_cpus();
+int control_group_cpus(const std::string& root = "");
 
 }  // namespace diffqkv::cpu
