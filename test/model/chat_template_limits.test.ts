@@ -1,6 +1,9 @@
 // Hostile chat templates end with a coded error before they hold the event loop for 25 ms.
 import { errorOf, render } from './render_template';
 
+// Code that Stryker has instrumented takes longer (test/tools/stryker.config.mjs).
+const LIMIT_MS = process.env.STRYKER_PART ? 2000 : 25;
+
 describe('the limits of a chat template', () => {
   const grow = (operation: string) =>
     `{% set ns = namespace(x=[1], y=[1], t="x", u=messages[0].content) %}{% for i in range(60) %}${operation}{% endfor %}`;
@@ -89,13 +92,13 @@ describe('the limits of a chat template', () => {
 
   it.each(hostile)('stop %s within 25 ms', (_, source, code, message) => {
     let fastest = Number.POSITIVE_INFINITY; // of several, because other processes take time too
-    for (let i = 0; i < 20 && fastest >= 25; i++) {
+    for (let i = 0; i < 20 && fastest >= LIMIT_MS; i++) {
       const start = performance.now();
       const error = errorOf(() => render(source));
       fastest = Math.min(fastest, performance.now() - start);
       expect([error.code, error.message]).toEqual([code, expect.stringMatching(message)]);
     }
-    expect(fastest).toBeLessThan(25);
+    expect(fastest).toBeLessThan(LIMIT_MS);
   });
 
   it('let no regular expression backtrack', () => {
