@@ -372,9 +372,11 @@ class Parser {
     return (scope, out) => {
       const text = new Builder();
       const signal = body(new Scope(scope), text);
+      // As in Jinja, `continue` and `break` drop the text.
+      if (signal !== undefined) return signal;
       const value = steps.reduce<Value>((input, step) => step(input, scope), text.text());
       out.add(print(value));
-      return signal;
+      return undefined;
     };
   }
 

@@ -110,6 +110,15 @@ describe('the limits of a chat template', () => {
     expect(performance.now() - start).toBeLessThan(1000); // with backtracking: many seconds
   });
 
+  it('allow templates of 200,000 characters', () => {
+    expect(render(' '.repeat(200_000))).toBe(' '.repeat(200_000));
+    const error = errorOf(() => render(' '.repeat(200_001)));
+    expect([error.code, error.message]).toEqual([
+      'ERR_INVALID_CHECKPOINT',
+      'a model: the chat template is longer than 200000 characters',
+    ]);
+  });
+
   it('allow splitting a long message into words', () => {
     const words = Array.from({ length: 20_000 }, (_, i) => `w${i}`);
     const chat = [{ role: 'user', content: ` ${words.join(' \n')} ` }];

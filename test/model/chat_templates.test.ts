@@ -117,10 +117,24 @@ describe('the variables of a chat template', () => {
     circle.inner = [circle, circle];
     let deep: unknown[] = [];
     for (let i = 0; i < 200; i++) deep = [deep];
-    for (const value of [circle, deep, () => 1, 1n, Symbol('s')]) {
-      const options = { templateOptions: { value } };
-      expect(errorOf(() => render('x', options)).code).toBe('ERR_INVALID_ARGUMENT');
+    for (const [value, message] of [
+      [circle, 'x.inner[0] contains itself'],
+      [deep, `x${'[0]'.repeat(100)} nests deeper than 100 levels`],
+      [() => 1, 'x must be a value that JSON has, not a function'],
+      [1n, 'x must be a value that JSON has, not 1n'],
+      [[Symbol('s')], 'x[0] must be a value that JSON has, not Symbol(s)'],
+    ]) {
+      const error = errorOf(() => render('', { templateOptions: { x: value } }));
+      expect([error.code, error.message]).toEqual(['ERR_INVALID_ARGUMENT', message]);
     }
+  });
+
+  it('have the numbers of JavaScript, and a value that occurs twice', () => {
+    const twice = { a: [1, undefined], b: undefined };
+    const x = [0, -0, 1.5, 2 ** 60, Number.NaN, -Infinity, twice, twice, null, true];
+    expect(render('{{ x }}', { templateOptions: { x } })).toBe(
+      "[0, 0, 1.5, 1.152921504606847e+18, nan, -inf, {'a': [1, None]}, {'a': [1, None]}, None, True]",
+    );
   });
 
   it.each([
@@ -266,6 +280,24 @@ describe('strftime_now', () => {
     const at = new Date(year, month - 1, ...(rest as [number, number, number, number]));
     const template = compile(`{{ strftime_now(${JSON.stringify(format)}) }}`);
     expect(template.renderParts([{ role: 'user', content: '' }], {}, at).map(({ text }) => text)).toEqual([text]);
+  });
+
+  it('names months and days', () => {
+    const template = compile("{{ strftime_now('%B %b %A %a') }}");
+    const names = Array.from({ length: 12 }, (_, month) => {
+      const parts = template.renderParts([{ role: 'user', content: '' }], {}, new Date(2024, month, month + 1));
+      return parts[0]?.text;
+    });
+    expect(names).toEqual([
+      ...['January Jan Monday Mon', 'February Feb Friday Fri', 'March Mar Sunday Sun', 'April Apr Thursday Thu'],
+      ...['May May Sunday Sun', 'June Jun Thursday Thu', 'July Jul Sunday Sun', 'August Aug Thursday Thu'],
+      ...[
+        'September Sep Monday Mon',
+        'October Oct Thursday Thu',
+        'November Nov Monday Mon',
+        'December Dec Thursday Thu',
+      ],
+    ]);
   });
 
   it('has the seconds since 1970 in local time', () => {
