@@ -10,7 +10,10 @@ const files = (names) => names.map((name) => `lib/${name}.ts`);
 export const parts = {
   template: { mutate: ['lib/template/**/*.ts'], tests: ['chat_templates', 'chat_template_limits'] },
   hub: { mutate: ['lib/hub/**/*.ts', '!lib/hub/index.ts'], tests: ['hub_inspect', 'hub_load', 'hub_faults'] },
-  text: { mutate: files(text), tests: ['decoder', 'tokenizer', 'tokenizer_reference', 'generate', 'errors_models'] },
+  text: {
+    mutate: files(text),
+    tests: ['decoder', 'decoder_reference', 'tokenizer', 'tokenizer_reference', 'generate', 'errors_models'],
+  },
   folders: {
     mutate: files(folders),
     tests: [
