@@ -107,7 +107,7 @@ describe('the limits of a chat template', () => {
       const chat = [{ role: 'user', content: `${repeated.repeat(100_000)}x` }];
       expect(render('{{ messages[0].content|float }} {{ messages[0].content|int }}', {}, chat)).toBe('0.0 0');
     }
-    expect(performance.now() - start).toBeLessThan(1000); // with backtracking: many seconds
+    expect(performance.now() - start).toBeLessThan(40 * LIMIT_MS); // with backtracking: many seconds
   });
 
   it('allow templates of 200,000 characters', () => {

@@ -12,7 +12,15 @@ export const parts = {
   hub: { mutate: ['lib/hub/**/*.ts', '!lib/hub/index.ts'], tests: ['hub_inspect', 'hub_load', 'hub_faults'] },
   text: {
     mutate: files(text),
-    tests: ['decoder', 'decoder_reference', 'tokenizer', 'tokenizer_reference', 'generate', 'errors_models'],
+    tests: [
+      'decoder',
+      'decoder_reference',
+      'tokenizer_messages',
+      'tokenizer',
+      'tokenizer_reference',
+      'generate',
+      'errors_models',
+    ],
   },
   folders: {
     mutate: files(folders),
@@ -42,13 +50,22 @@ export const parts = {
     // Of the operators, one file for each call of lib/kernels.ts: other sizes are the same to lib/.
     tests: [
       ...['augmented_q', 'embed', 'matmul', 'mixed_and_empty', 'rms_norm', 'rope', 'sample', 'gated_activation'],
-      ...['errors_kernels', 'errors_devices', 'errors_models', 'device_choice', 'tensor', 'receivers', 'threads'],
+      ...[
+        'messages',
+        'errors_kernels',
+        'errors_devices',
+        'errors_models',
+        'device_choice',
+        'tensor',
+        'receivers',
+        'threads',
+      ],
       ...['native_module', 'generate', 'quantize', 'ceilings'],
     ],
   },
   processes: {
     mutate: files(processes),
-    tests: ['tokenizer', 'tokenizer_process', 'forged_tokens'],
+    tests: ['tokenizer_messages', 'tokenizer', 'tokenizer_process', 'forged_tokens'],
     inProcess: false,
   },
   server: {
