@@ -26,6 +26,7 @@ export const parts = {
     mutate: files(folders),
     tests: [
       'explain',
+      'call_messages',
       'chat_templates',
       'folder_messages',
       'errors_models',
@@ -37,7 +38,17 @@ export const parts = {
   generation: {
     mutate: files(generation),
     tests: [
-      ...['generate', 'batching', 'session_order', 'kv_cache', 'stop', 'abort', 'errors_models', 'receivers'],
+      ...[
+        'call_messages',
+        'generate',
+        'batching',
+        'session_order',
+        'kv_cache',
+        'stop',
+        'abort',
+        'errors_models',
+        'receivers',
+      ],
       ...['fixtures'],
     ],
   },
