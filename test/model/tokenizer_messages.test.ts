@@ -202,6 +202,16 @@ describe('the tokens of tokenizer_config.json that tokenizer.json lacks', () => 
   });
 });
 
+it('the special tokens that tokenizer_config.json has are variables of the template', async () => {
+  const names = ['bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask'].map((name) => `${name}_token`);
+  const template = names.map((name) => `{{ ${name} is defined }}{{ ${name} }};`).join('');
+  const messages = [{ role: 'user', content: '' }];
+  const some = await load({}, { bos_token: '<s>', pad_token: null, unk_token: '' }, template);
+  expect(some.applyChatTemplate(messages)).toBe('True<s>;False;False;False;False;False;False;');
+  const all = await load({}, Object.fromEntries(names.map((name) => [name, `<${name}>`])), template);
+  expect(all.applyChatTemplate(messages)).toBe(names.map((name) => `True<${name}>;`).join(''));
+});
+
 it('truncation and padding of tokenizer.json are ignored', async () => {
   const truncation = { direction: 'Right', max_length: 2, strategy: 'LongestFirst', stride: 0 };
   const padding = {

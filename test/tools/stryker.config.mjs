@@ -32,7 +32,6 @@ export default {
     enableFindRelatedTests: false,
     config: {
       testMatch: tests.map((test) => `<rootDir>/test/${testFiles.get(test)}`),
-      testTimeout: 60_000,
       testEnvironment: join(root, 'test', 'tools', 'stryker_environment.cjs'),
     },
   },

@@ -32,7 +32,6 @@ export const parts = {
       'errors_models',
       'tokenizer',
       'checkpoint_errors',
-      'forged_tokens',
     ],
   },
   generation: {
