@@ -68,6 +68,18 @@ it('a text that continues another is not the start of one for a pattern, nor par
   ]);
 });
 
+it('a pattern sees as far back and ahead as it looks, whatever the pieces are', () => {
+  const outputs = (pattern: string, text: string) => pushed(fused(replace(pattern)), Array.from(text)).join('');
+  const rest = 'y'.repeat(20);
+  expect(outputs('(?<=abcd)x', `abcdx,bcdx${rest}`)).toBe(`abcd-,bcdx${rest}`);
+  expect(outputs('(?<!abcd)x', `abcdx,bcdx${rest}`)).toBe(`abcdx,bcd-${rest}`);
+  expect(outputs('x(?=abcd)', `xabcd,xabc${rest}`)).toBe(`-abcd,xabc${rest}`);
+  expect(outputs('x(?!abcd)', `xabcd,xabc${rest}`)).toBe(`xabcd,-abc${rest}`);
+  expect(outputs('a{4}?b', `aaaab${rest}`)).toBe(`-${rest}`);
+  expect(outputs('a{1,4}b', `aaaab${rest}`)).toBe(`-${rest}`);
+  expect(outputs('a(?:bcd|bcde)f', `abcdef${rest}`)).toBe(`-${rest}`);
+});
+
 it('a match is written when no later piece can change it', () => {
   const outputs = (pattern: string, ...pieces: string[]) => pushed(fused(replace(pattern)), pieces);
   expect(outputs('a', ...Array.from('xaxxxxxxx'))).toEqual(['', '', '', '', 'x', '-', 'x', 'x', 'x', 'xxxx']);

@@ -212,6 +212,11 @@ it('the special tokens that tokenizer_config.json has are variables of the templ
   expect(all.applyChatTemplate(messages)).toBe(names.map((name) => `True<${name}>;`).join(''));
 });
 
+it('an id without a token has no text', async () => {
+  const tokenizer = await load({ model: { ...base.model, vocab: { a: 0, b: 5 } } });
+  expect([tokenizer.vocabSize, tokenizer.decode([0, 3, 5, 6, 99])]).toEqual([6, 'a b']);
+});
+
 it('truncation and padding of tokenizer.json are ignored', async () => {
   const truncation = { direction: 'Right', max_length: 2, strategy: 'LongestFirst', stride: 0 };
   const padding = {

@@ -15,6 +15,7 @@ export const parts = {
     tests: [
       'decoder',
       'decoder_reference',
+      'call_messages',
       'tokenizer_messages',
       'tokenizer',
       'tokenizer_reference',
