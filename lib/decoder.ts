@@ -255,11 +255,25 @@ function emptyMatches(text: string, to: string, growth: Growth): string {
 }
 
 function replacePattern({ regex }: DecoderPattern, to: string, growth: Growth): Replace {
-  return (text) =>
-    text.replace(regex, () => {
+  return (text) => {
+    let last = -1;
+    // The groups of a pattern do not capture, so `at` is the position.
+    return text.replace(regex, (match: string, at: number) => {
+      if (isSkipped(match, text, at, last)) return '';
+      last = at + match.length;
       growth.spend(to.length);
       return to;
     });
+  };
+}
+
+/**
+ * Whether the reference skips a match: an empty one where the last match ended. V8 also finds empty
+ * matches between the halves of a character.
+ */
+function isSkipped(match: string, text: string, at: number, last: number): boolean {
+  if (match !== '') return false;
+  return at === last || (at > 0 && (text.codePointAt(at - 1) as number) > 0xffff);
 }
 
 /** Replaces `from` in a text. Withholds an end that may be the start of `from`. */
@@ -298,29 +312,32 @@ function replacePatternInText(
   continued: boolean,
 ): Step {
   const { regex, reach, lookbehind } = pattern;
-  if (reach === Number.POSITIVE_INFINITY) {
-    const replace = replacePattern(pattern, to, growth);
-    return atEnd((text) => (continued ? replace(`x${text}`).slice(1) : replace(text)));
-  }
   // What precedes the rest, for the pattern to look back. A text that continues another one
   // is not at the start of a line.
   let before = continued ? 'x' : '';
   let rest = '';
+  let endsWithMatch = false;
   const settle = (limit: number): string[] => {
     const text = before + rest;
     const parts: string[] = [];
     let done = before.length;
+    let last = endsWithMatch ? done : -1;
     regex.lastIndex = done;
     for (;;) {
       const match = regex.lastIndex <= text.length ? regex.exec(text) : null;
       if (match === null || match.index > limit) break;
+      if (match[0] === '') regex.lastIndex += (text.codePointAt(match.index) ?? 0) > 0xffff ? 2 : 1;
+      if (isSkipped(match[0], text, match.index, last)) continue;
       growth.spend(to.length);
       parts.push(text.slice(done, match.index), to);
       done = match.index + match[0].length;
-      if (match[0] === '') regex.lastIndex += (text.codePointAt(done) ?? 0) > 0xffff ? 2 : 1;
+      last = done;
     }
-    const end = Math.max(done, Math.min(text.length, limit + 1));
+    let end = Math.max(done, Math.min(text.length, limit + 1));
+    // Not between the halves of a character.
+    if (end > done && (text.codePointAt(end - 1) as number) > 0xffff) end--;
     parts.push(text.slice(done, end));
+    endsWithMatch = last === end;
     before = text.slice(Math.max(0, end - lookbehind), end);
     rest = text.slice(end);
     return [parts.join('')];
@@ -328,6 +345,7 @@ function replacePatternInText(
   return {
     push(part) {
       rest += part;
+      if (reach === Number.POSITIVE_INFINITY) return [];
       return settle(before.length + rest.length - reach - 1);
     },
     flush: () => settle(Number.POSITIVE_INFINITY),

@@ -101,9 +101,9 @@ class Parser {
   #group(): Part | null {
     let part: Part;
     if (this.#skip('^')) {
-      part = { js: '(?:(?<![\\s\\S])|(?<=\\n)(?=[\\s\\S]))', width: 0 };
+      part = { js: '(?:^|(?<=\\n)(?=[\\s\\S]))', width: 0 };
     } else if (this.#skip('$')) {
-      part = { js: '(?:(?![\\s\\S])|(?=\\n))', width: 0 };
+      part = { js: '(?:$|(?=\\n))', width: 0 };
     } else if (this.#skip('(')) {
       const kind = ['?:', '?=', '?!', '?<=', '?<!'].find((text) => this.#skip(text)) ?? '?:';
       if (this.#chars[this.#at] === '?') throw this.#unsupported();

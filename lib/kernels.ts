@@ -7,6 +7,7 @@ import {
   checkNotNull,
   checkObject,
   invalid,
+  invalidArgument,
 } from './errors';
 import { native } from './internal';
 import { type DType, Tensor } from './tensor';
@@ -453,7 +454,8 @@ function attentionInputs({
 function axes(name: string, value: Tensor, rank: number): readonly number[] {
   nativeTensor(name, value);
   if (value.shape.length !== rank) {
-    throw invalid(`the shape of ${name}`, `of ${rank} axes`, `[${value.shape.join(', ')}]`);
+    const shape = value.shape.join(', ');
+    throw invalidArgument(`the shape of ${name} must be of ${rank} axes, not [${shape}]`);
   }
   return value.shape;
 }

@@ -54,7 +54,7 @@ function getter(path: Value | undefined, fallback?: Value): (value: Value) => Va
     let current = value;
     for (const step of steps) {
       current = item(current, step);
-      if (current instanceof Undefined && fallback !== undefined) current = fallback;
+      if (current instanceof Undefined && isGiven(fallback)) current = fallback;
     }
     return current;
   };
@@ -165,19 +165,21 @@ function toInteger(value: Value, fallback: Value, base: number): Value {
   if (number !== undefined) return Number.isFinite(number) ? int(Math.trunc(number)) : fallback;
   if (!(value instanceof Text)) return fallback;
   const digits = strip(value, null, 'both').value.replace(/(?<=[\da-z])_(?=[\da-z])/gi, '');
-  if (base === 10) {
-    if (/^[-+]?\d+$/.test(digits)) return int(Number(digits));
-    const float = parseFloatText(digits);
-    return float !== undefined && Number.isFinite(float) ? int(Math.trunc(float)) : fallback;
-  }
-  const prefix = { 2: '0b', 8: '0o', 16: '0x' }[base];
-  if (prefix === undefined) throw unsupported(`the base ${base} of the filter int`);
-  const [, sign, body = ''] = /^([-+]?)(.*)$/s.exec(digits.toLowerCase()) ?? [];
-  const bare = body.startsWith(prefix) ? body.slice(2) : body;
-  const isNumber = { 2: /^[01]+$/, 8: /^[0-7]+$/, 16: /^[\da-f]+$/ }[base]?.test(bare);
-  if (!isNumber) return fallback;
-  return int((sign === '-' ? -1 : 1) * Number.parseInt(bare, base));
+  const pattern = INTEGERS[base];
+  if (pattern === undefined) throw unsupported(`the base ${base} of the filter int`);
+  const [, sign, bare] = pattern.exec(digits) ?? [];
+  if (bare !== undefined) return int((sign === '-' ? -1 : 1) * Number.parseInt(bare, base));
+  const float = parseFloatText(digits);
+  return float !== undefined && Number.isFinite(float) ? int(Math.trunc(float)) : fallback;
 }
+
+/** Sign and digits of an integer, by its base. */
+const INTEGERS: Record<number, RegExp> = {
+  2: /^([-+]?)(?:0b)?([01]+)$/i,
+  8: /^([-+]?)(?:0o)?([0-7]+)$/i,
+  10: /^([-+]?)(\d+)$/,
+  16: /^([-+]?)(?:0x)?([\da-f]+)$/i,
+};
 
 function parseFloatText(digits: string): number | undefined {
   if (/^[-+]?(\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?$/i.test(digits)) return Number(digits);

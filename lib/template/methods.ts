@@ -193,13 +193,11 @@ export function capitalize(value: Text): Text {
 }
 
 function titleWords(value: string): string {
-  let follows = false;
-  let title = '';
-  for (const point of value) {
-    title += follows ? point.toLowerCase() : titleCase(point);
-    follows = isCased.test(point);
-  }
-  return title;
+  return value.replace(/\p{Cased}+/gu, (word) => {
+    const [first = ''] = word;
+    // The lower case of a sigma depends on the characters before it.
+    return titleCase(first) + word.toLowerCase().slice(first.toLowerCase().length);
+  });
 }
 
 /** The title filter of Jinja: words end at white space and at `-({[<`. */
@@ -356,7 +354,9 @@ const strings: Record<string, Builtin<Text>> = {
     '',
     (self) =>
       self.map((part) =>
-        [...part].map((c) => (/\p{Lu}/u.test(c) ? c.toLowerCase() : c.toUpperCase())).join(''),
+        part.replace(/\p{Uppercase}|\p{Lowercase}/gu, (c) =>
+          /\p{Uppercase}/u.test(c) ? c.toLowerCase() : c.toUpperCase(),
+        ),
       ),
   ],
   find: ['sub start? end?', (self, sub, a, b) => find(self, sub, bounds(self, a, b), false)],

@@ -59,6 +59,7 @@ export function arithmetic(operator: string, left: Value, right: Value): Value {
     const isInt = toInt(left) !== undefined && toInt(right) !== undefined && operator !== '/';
     return isInt && !(operator === '**' && y < 0) ? int(result) : new Float(result);
   }
+  if (operator === '%' && left instanceof Text) return formatPercent(left, right);
   for (const value of [left, right]) if (value instanceof Undefined) throw value.fail();
   if (operator === '+') return sum(left, right);
   if (operator === '*') {
@@ -67,7 +68,6 @@ export function arithmetic(operator: string, left: Value, right: Value): Value {
     const times = toInt(left);
     if (times !== undefined && isSequence(right)) return repeat(right, times);
   }
-  if (operator === '%' && left instanceof Text) return formatPercent(left, right);
   throw mismatch(operator, left, right);
 }
 

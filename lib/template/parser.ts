@@ -275,21 +275,24 @@ class Parser {
           return truth(test(inner));
         });
       }
-      if (items.length === 0) return otherwise?.(new Scope(scope), out);
       const recurse = (inner: Value, level: number) => {
         const rendered = new Builder();
         nested(() => run(scope, rendered, inner, level));
         return rendered.text();
       };
       const loop = new Loop(items, depth, isRecursive ? recurse : undefined);
+      // As in Jinja, an iteration that `continue` or `break` ends does not count.
+      let isEmpty = true;
       for (; loop.index < items.length; loop.index++) {
         spend(4);
         const inner = new Scope(scope);
         inner.set('loop', loop);
         target(inner, items[loop.index] as Value);
-        if (body(inner, out) === 'break') break;
+        const signal = body(inner, out);
+        if (signal === 'break') break;
+        if (signal === undefined) isEmpty = false;
       }
-      return undefined;
+      return isEmpty ? otherwise?.(new Scope(scope), out) : undefined;
     };
     return (scope, out) => run(scope, out, iterable(scope), 0);
   }
@@ -369,9 +372,11 @@ class Parser {
     return (scope, out) => {
       const text = new Builder();
       const signal = body(new Scope(scope), text);
+      // As in Jinja, `continue` and `break` drop the text.
+      if (signal !== undefined) return signal;
       const value = steps.reduce<Value>((input, step) => step(input, scope), text.text());
       out.add(print(value));
-      return signal;
+      return undefined;
     };
   }
 

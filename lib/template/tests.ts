@@ -7,6 +7,7 @@ import {
   elementsOrUndefined,
   Float,
   Iterator,
+  Markup,
   PyObject,
   Range,
   Tuple,
@@ -42,13 +43,17 @@ const [greater, less] = [comparison('>'), comparison('<')];
 /** The tests of Jinja. */
 export const tests: Record<string, Builtin<Value>> = {
   boolean: ['', (value) => typeof value === 'boolean'],
-  callable: ['', (value) => value instanceof PyObject && value.isCallable],
+  // Calling an undefined value says what is undefined.
+  callable: [
+    '',
+    (value) => value instanceof Undefined || (value instanceof PyObject && value.isCallable),
+  ],
   defined: ['', (value) => !(value instanceof Undefined)],
   divisibleby: ['num', (value, by) => remainder(value, by) === 0],
   eq: equal,
   equalto: equal,
   '==': equal,
-  escaped: ['', () => false],
+  escaped: ['', (value) => value instanceof Markup],
   even: ['', (value) => remainder(value, 2) === 0],
   false: ['', (value) => value === false],
   float: ['', (value) => value instanceof Float],

@@ -13,61 +13,98 @@ afterAll(() => directories.cleanUp());
 const debian: SystemFacts = { platform: 'linux-x64', isBundled: false, glibc: '2.31' };
 const file = '/app/node_modules/diffqkv/prebuilds/linux-x64/diffqkv.glibc.node';
 
-it.each<[string, string, string, Partial<SystemFacts>, string, RegExp]>([
+const compile = 'run `npx diffqkv build` (in a clone: npm run build)';
+const unavailable = 'ERR_DEVICE_UNAVAILABLE';
+const musl =
+  'The C library of this system is not glibc (Alpine Linux has musl), which the prebuilt modules need: use a system ' +
+  'with glibc, such as Debian or Ubuntu (Docker: node:22-slim)';
+const old = (needed: string) =>
+  `The system is too old: the module needs ${needed}, and this system has glibc 2.31. Use a newer system, such as ` +
+  `Debian 12, Ubuntu 22.04 or RHEL 9, or compile a module: ${compile}`;
+const cannot = (cause: string) => `cannot load the native module ${file}: ${cause}`;
+const missing = 'No native build was found';
+const loader = 'Error loading shared library ld-linux-x86-64.so.2: No such file or directory';
+const glibc = `/lib/x86_64-linux-gnu/libc.so.6: version \`GLIBC_2.34' not found (required by ${file})`;
+const libstdcxx = `/lib/x86_64-linux-gnu/libstdc++.so.6: version \`GLIBCXX_3.4.29' not found (required by ${file})`;
+const quoted = "version 'GLIBC_2.38' not found";
+it.each<[string, string, string, Partial<SystemFacts>, string, string]>([
   [
-    'no module for the platform',
-    '',
-    'No native build was found',
-    { platform: 'linux-riscv64' },
-    'ERR_DEVICE_UNAVAILABLE',
-    /^no native module for linux-riscv64: run `npx diffqkv build`/,
+    ...(['no module for the platform', '', missing, { platform: 'linux-riscv64' }, unavailable] as const),
+    `no native module for linux-riscv64: ${compile}`,
   ],
+  ['no module on musl', '', missing, { glibc: null }, unavailable, `no native module for linux-x64. ${musl}`],
+  ['a module for glibc on musl', file, loader, { glibc: null }, unavailable, `${cannot(loader)}. ${musl}`],
+  ['an old glibc', file, glibc, {}, unavailable, `${cannot(glibc)}. ${old('GLIBC 2.34')}`],
+  ['an old libstdc++', file, libstdcxx, {}, unavailable, `${cannot(libstdcxx)}. ${old('GLIBCXX 3.4.29')}`],
+  ['an old glibc, with other quotes', file, quoted, {}, unavailable, `${cannot(quoted)}. ${old('GLIBC 2.38')}`],
   [
-    'no module on musl',
-    '',
-    'No native build was found',
-    { glibc: null },
-    'ERR_DEVICE_UNAVAILABLE',
-    /^no native module for linux-x64\..*not glibc.*musl.*use a system with glibc/,
+    ...(['bundled code', '', 'bundled', { isBundled: true }, unavailable] as const),
+    `no native module: the code of diffqkv was bundled, and its files are not in ${projectRoot}. Exclude it from the ` +
+      "bundle (esbuild: --external:diffqkv; webpack: externals: { diffqkv: 'commonjs diffqkv' }) and install diffqkv " +
+      'in node_modules beside the bundle',
   ],
+  ['a module of bundled code', file, 'x', { isBundled: true }, unavailable, cannot('x')],
   [
-    'a module for glibc on musl',
-    file,
-    'Error loading shared library ld-linux-x86-64.so.2: No such file or directory',
-    { glibc: null },
-    'ERR_DEVICE_UNAVAILABLE',
-    /diffqkv\.glibc\.node: Error loading.*not glibc.*musl.*use a system with glibc/,
+    ...(['no memory', file, 'failed to map segment from shared object', {}, 'ERR_OUT_OF_MEMORY'] as const),
+    cannot('failed to map segment from shared object'),
   ],
-  [
-    'an old glibc',
-    file,
-    `/lib/x86_64-linux-gnu/libc.so.6: version \`GLIBC_2.34' not found (required by ${file})`,
-    {},
-    'ERR_DEVICE_UNAVAILABLE',
-    /needs GLIBC 2\.34, and this system has glibc 2\.31\. Use a newer system.*npx diffqkv build/,
-  ],
-  [
-    'an old libstdc++',
-    file,
-    `/lib/x86_64-linux-gnu/libstdc++.so.6: version \`GLIBCXX_3.4.29' not found (required by ${file})`,
-    {},
-    'ERR_DEVICE_UNAVAILABLE',
-    /needs GLIBCXX 3\.4\.29.*Use a newer system/,
-  ],
-  [
-    'bundled code',
-    '',
-    'bundled',
-    { isBundled: true },
-    'ERR_DEVICE_UNAVAILABLE',
-    /bundled.*esbuild: --external:diffqkv; webpack: externals/,
-  ],
-  ['no memory', file, 'failed to map segment from shared object', {}, 'ERR_OUT_OF_MEMORY', /failed to map segment/],
-  ['anything else', file, 'invalid ELF header', {}, 'ERR_DEVICE_UNAVAILABLE', /node: invalid ELF header$/],
-  ['other systems', file, 'x', { platform: 'darwin-arm64', glibc: undefined }, 'ERR_DEVICE_UNAVAILABLE', /node: x$/],
-])('%s', (_, path, cause, facts, code, message) => {
+  ['no memory', file, 'Cannot allocate memory', {}, 'ERR_OUT_OF_MEMORY', cannot('Cannot allocate memory')],
+  ['anything else', file, 'invalid ELF header', {}, unavailable, cannot('invalid ELF header')],
+  ['other systems', file, 'x', { platform: 'darwin-arm64', glibc: undefined }, unavailable, cannot('x')],
+])('%s: %s %s', (_, path, cause, facts, code, message) => {
   const error = loadError(path, cause, { ...debian, ...facts });
-  expect({ code: error.code, message: error.message }).toEqual({ code, message: expect.stringMatching(message) });
+  expect({ code: error.code, message: error.message }).toEqual({ code, message });
+});
+
+describe('addon', () => {
+  const before = process.env.DIFFQKV_MODULE;
+  afterEach(() => {
+    if (before === undefined) delete process.env.DIFFQKV_MODULE;
+    else process.env.DIFFQKV_MODULE = before;
+  });
+
+  /** The message of a fresh copy of lib/addon.ts. */
+  function message(): string {
+    let text = '';
+    jest.isolateModules(() => {
+      const { addon } = require('../../lib/addon');
+      try {
+        addon();
+      } catch (error) {
+        text = `${(error as { code: string }).code} ${(error as Error).message}`;
+      }
+    });
+    return text;
+  }
+
+  it('names the module that does not load, and the first line of the cause', () => {
+    process.env.DIFFQKV_MODULE = '/nowhere/x.node';
+    expect(message()).toMatch(
+      /^ERR_DEVICE_UNAVAILABLE cannot load the native module \/nowhere\/x\.node: Cannot find module '.*x\.node'.*$/,
+    );
+  });
+
+  it('loads one module once', () => {
+    jest.isolateModules(() => {
+      const { addon } = require('../../lib/addon');
+      expect(addon()).toBe(addon());
+      expect(addon().listDevices()[0].id).toBe('cpu');
+    });
+  });
+
+  it('looks for the module of the package if DIFFQKV_MODULE is empty', () => {
+    process.env.DIFFQKV_MODULE = '';
+    jest.doMock('node-gyp-build', () => ({
+      path(root: string) {
+        throw new Error(`nothing in ${root}\nmore`);
+      },
+    }));
+    try {
+      expect(message()).toBe(`${unavailable} no native module for ${process.platform}-${process.arch}: ${compile}`);
+    } finally {
+      jest.dontMock('node-gyp-build');
+    }
+  });
 });
 
 it('code that was copied into another package says so, and does not load a module of that package', async () => {

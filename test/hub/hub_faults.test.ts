@@ -283,22 +283,31 @@ describe('contents', () => {
 });
 
 describe('errors of the hub', () => {
-  it.each<[string, number, string | undefined, string | undefined, string, RegExp]>([
+  const gated =
+    'org/e: the model is gated: accept its license at HUB/org/e, and set HF_TOKEN to an access token of that account';
+  const absent =
+    'org/e: no such directory, and no such model at HOST. If the model is private, set HF_TOKEN to an access token';
+  const lacksToken = 'set HF_TOKEN to an access token';
+  const badToken = 'the access token (HF_TOKEN, or the file that `hf auth login` writes) does not allow it';
+  it.each<[string, number, string | undefined, string | undefined, string, string]>([
+    ['gated', 401, 'GatedRepo', undefined, 'ERR_ACCESS_DENIED', gated],
+    ['gated, with a token', 403, 'GatedRepo', 'hf_secret', 'ERR_ACCESS_DENIED', gated],
+    ['no such model', 404, 'RepoNotFound', undefined, 'ERR_MODEL_NOT_FOUND', absent],
+    ['no such model, without a reason', 404, undefined, 'hf_secret', 'ERR_MODEL_NOT_FOUND', absent],
+    ['no such model, by the reason', 401, 'RepoNotFound', 'hf_secret', 'ERR_MODEL_NOT_FOUND', absent],
+    ['no such model, as the hub says it', 401, undefined, undefined, 'ERR_MODEL_NOT_FOUND', absent],
+    ['no such revision', 404, 'RevisionNotFound', undefined, 'ERR_MODEL_NOT_FOUND', 'org/e: no revision main at HOST'],
     [
-      'gated',
-      401,
-      'GatedRepo',
-      undefined,
-      'ERR_ACCESS_DENIED',
-      /gated: accept its license at http.*\/org\/e, and set HF_TOKEN/,
+      ...(['no such file', 404, 'EntryNotFound', undefined, 'ERR_INVALID_DOWNLOAD'] as const),
+      'org/e: the answer of HOST is invalid: a file of the listing does not exist',
     ],
-    ['gated, with a token', 403, 'GatedRepo', 'hf_secret', 'ERR_ACCESS_DENIED', /gated: accept its license/],
-    ['no such model', 404, 'RepoNotFound', undefined, 'ERR_MODEL_NOT_FOUND', /no such directory, and no such model at/],
-    ['no such model, as the hub says it', 401, undefined, undefined, 'ERR_MODEL_NOT_FOUND', /private, set HF_TOKEN/],
-    ['no such revision', 404, 'RevisionNotFound', undefined, 'ERR_MODEL_NOT_FOUND', /no revision main/],
-    ['a bad token', 401, undefined, 'hf_secret', 'ERR_ACCESS_DENIED', /401: the access token \(HF_TOKEN/],
-    ['a weak token', 403, undefined, 'hf_secret', 'ERR_ACCESS_DENIED', /403: the access token/],
-    ['another status', 418, undefined, undefined, 'ERR_NETWORK', /answered 418/],
+    ['forbidden', 403, undefined, undefined, 'ERR_ACCESS_DENIED', `org/e: HOST answered 403: ${lacksToken}`],
+    ['a bad token', 401, undefined, 'hf_secret', 'ERR_ACCESS_DENIED', `org/e: HOST answered 401: ${badToken}`],
+    ['a weak token', 403, undefined, 'hf_secret', 'ERR_ACCESS_DENIED', `org/e: HOST answered 403: ${badToken}`],
+    [
+      ...(['another status', 418, undefined, undefined, 'ERR_NETWORK'] as const),
+      'org/e: HOST answered 418. It is neither a directory nor downloaded',
+    ],
   ])('%s', async (_name, status, errorCode, token, code, message) => {
     tests.hub.add('org/e', noise(40));
     if (token !== undefined) process.env.HF_TOKEN = token;
@@ -307,8 +316,11 @@ describe('errors of the hub', () => {
       return true;
     };
     const error = await failure('org/e');
-    expect(error).toEqual({ code, message: expect.stringMatching(message) });
-    expect(error.message).not.toContain('secret');
+    const { endpoint } = tests.hub;
+    expect(error).toEqual({
+      code,
+      message: message.replace('HUB', endpoint).replace('HOST', new URL(endpoint).host),
+    });
     expect(tests.hub.requests.length).toBe(1);
     expect(existsSync(tests.cache)).toBe(false);
   });
@@ -327,13 +339,31 @@ describe('errors of the hub', () => {
     expect(times[2]! - times[1]!).toBeGreaterThan(990);
   });
 
-  it('500 is tried five times', async () => {
+  it('500 is tried five times, after waits that double', async () => {
+    const times: number[] = [];
     tests.hub.fault = (context) => {
+      times.push(performance.now());
       tests.hub.refuse(context, 500);
       return true;
     };
     expect(await failure('org/e')).toEqual({ code: 'ERR_NETWORK', message: expect.stringContaining('answered 500') });
     expect(tests.hub.requests.length).toBe(5);
+    for (const [i, waitMs] of [500, 1000, 2000, 4000].entries())
+      expect(times[i + 1]! - times[i]!).toBeGreaterThan(waitMs - 10);
+  });
+
+  it('408 and a date in the past are tried again at once', async () => {
+    tests.hub.add('org/past', noise(44));
+    let count = 0;
+    tests.hub.fault = (context) => {
+      if (++count > 2) return false;
+      tests.hub.refuse(context, 408, undefined, { 'retry-after': new Date(0).toUTCString() });
+      return true;
+    };
+    const start = performance.now();
+    await download('org/past');
+    expect(performance.now() - start).toBeLessThan(5000);
+    expectWhole('org/past');
   });
 
   it('a server that asks for a wait of an hour is not waited for', async () => {
@@ -341,7 +371,10 @@ describe('errors of the hub', () => {
       tests.hub.refuse(context, 429, undefined, { 'retry-after': '3600' });
       return true;
     };
-    expect((await failure('org/e')).message).toContain('answered 429 (too many requests)');
+    const { host } = new URL(tests.hub.endpoint);
+    expect((await failure('org/e')).message).toBe(
+      `org/e: ${host} answered 429 (too many requests). It is neither a directory nor downloaded`,
+    );
     expect(tests.hub.requests.length).toBe(1);
   });
 
@@ -502,18 +535,24 @@ describe('a hostile hub', () => {
     expect((await failure('org/index')).message).toContain(problem);
   });
 
-  it.each<[string, object | string]>([
-    ['no JSON', 'oops'],
-    ['no commit', { id: 'x', siblings: [] }],
-    ['a commit that is a path', { id: 'x', siblings: [], sha: '../../../../evil' }],
-    ['files that are no strings', { id: 'x', siblings: [{ rfilename: 1 }], sha: 'a'.repeat(40) }],
-    ['files that are no list', { id: 'x', siblings: 5, sha: 'a'.repeat(40) }],
-  ])('a description with %s', async (_name, description) => {
+  const lacks = 'the description of the model lacks its commit or its files';
+  it.each<[string, object | string, string]>([
+    ['no JSON', 'oops', 'JSON'],
+    ['no commit', { id: 'x', siblings: [] }, lacks],
+    ['a commit that is a path', { id: 'x', siblings: [], sha: '../../../../evil' }, lacks],
+    ['a commit of 39 digits', { id: 'x', siblings: [], sha: 'a'.repeat(39) }, lacks],
+    ['a commit of other characters', { id: 'x', siblings: [], sha: 'g'.repeat(40) }, lacks],
+    ['files that are no strings', { id: 'x', siblings: [{ rfilename: 1 }], sha: 'a'.repeat(40) }, lacks],
+    ['files that are no list', { id: 'x', siblings: 5, sha: 'a'.repeat(40) }, ''],
+  ])('a description with %s', async (_name, description, problem) => {
     tests.hub.fault = (context) => {
       tests.hub.json(context, description);
       return true;
     };
-    expect((await failure('org/e')).code).toBe('ERR_INVALID_DOWNLOAD');
+    const { host } = new URL(tests.hub.endpoint);
+    const { code, message } = await failure('org/e');
+    expect([code, message]).toEqual(['ERR_INVALID_DOWNLOAD', expect.stringContaining(problem)]);
+    expect(message.startsWith(`org/e: the answer of ${host} is invalid: `)).toBe(true);
     expect(existsSync(tests.cache)).toBe(false);
   });
 

@@ -39,6 +39,12 @@ it('loads a model that generates the same tokens as from its directory', async (
     .map((name) => readFileSync(join(tldrDirectory, name)).length)
     .reduce((a, b) => a + b);
   expect(progress.length).toBeGreaterThan(3);
+  for (const { totalBytes } of progress) expect(totalBytes).toBe(total);
+  const counts = progress.map(({ downloadedBytes }) => downloadedBytes);
+  expect(counts).toEqual([...counts].sort((a, b) => a - b));
+  // At most one report for each MB, and the last one.
+  const steps = counts.slice(1, -1).map((count, i) => count - counts[i]!);
+  expect(steps.filter((step) => step < 2 ** 20)).toEqual([]);
   expect(progress.at(-1)).toEqual({ downloadedBytes: total, totalBytes: total });
 });
 
@@ -119,6 +125,22 @@ describe('a model that is downloaded', () => {
       using _ = await load('org/tldr');
       expect(warn.mock.calls).toEqual([
         [expect.stringMatching(/cannot reach .* Using the downloaded copy .*snapshots/)],
+      ]);
+    } finally {
+      warn.mockRestore();
+    }
+  });
+
+  it('loads if the hub sends nothing', async () => {
+    process.env.HF_HUB_DOWNLOAD_TIMEOUT = '0.05';
+    tests.hub.fault = () => true;
+    const warn = jest.spyOn(process, 'emitWarning').mockImplementation(() => {});
+    try {
+      using _ = await load('org/tldr');
+      const { host } = new URL(tests.hub.endpoint);
+      const copy = tests.folder('org/tldr', 'snapshots', commit);
+      expect(warn.mock.calls).toEqual([
+        [`org/tldr: ${host} sent nothing for 0.05 s. Using the downloaded copy ${copy}`],
       ]);
     } finally {
       warn.mockRestore();

@@ -1,6 +1,9 @@
 // Hostile chat templates end with a coded error before they hold the event loop for 25 ms.
 import { errorOf, render } from './render_template';
 
+// Code that Stryker has instrumented takes longer (test/tools/stryker.config.mjs).
+const LIMIT_MS = process.env.STRYKER_PART ? 2000 : 25;
+
 describe('the limits of a chat template', () => {
   const grow = (operation: string) =>
     `{% set ns = namespace(x=[1], y=[1], t="x", u=messages[0].content) %}{% for i in range(60) %}${operation}{% endfor %}`;
@@ -89,13 +92,13 @@ describe('the limits of a chat template', () => {
 
   it.each(hostile)('stop %s within 25 ms', (_, source, code, message) => {
     let fastest = Number.POSITIVE_INFINITY; // of several, because other processes take time too
-    for (let i = 0; i < 20 && fastest >= 25; i++) {
+    for (let i = 0; i < 20 && fastest >= LIMIT_MS; i++) {
       const start = performance.now();
       const error = errorOf(() => render(source));
       fastest = Math.min(fastest, performance.now() - start);
       expect([error.code, error.message]).toEqual([code, expect.stringMatching(message)]);
     }
-    expect(fastest).toBeLessThan(25);
+    expect(fastest).toBeLessThan(LIMIT_MS);
   });
 
   it('let no regular expression backtrack', () => {
@@ -104,7 +107,16 @@ describe('the limits of a chat template', () => {
       const chat = [{ role: 'user', content: `${repeated.repeat(100_000)}x` }];
       expect(render('{{ messages[0].content|float }} {{ messages[0].content|int }}', {}, chat)).toBe('0.0 0');
     }
-    expect(performance.now() - start).toBeLessThan(1000); // with backtracking: many seconds
+    expect(performance.now() - start).toBeLessThan(40 * LIMIT_MS); // with backtracking: many seconds
+  });
+
+  it('allow templates of 200,000 characters', () => {
+    expect(render(' '.repeat(200_000))).toBe(' '.repeat(200_000));
+    const error = errorOf(() => render(' '.repeat(200_001)));
+    expect([error.code, error.message]).toEqual([
+      'ERR_INVALID_CHECKPOINT',
+      'a model: the chat template is longer than 200000 characters',
+    ]);
   });
 
   it('allow splitting a long message into words', () => {

@@ -57,3 +57,118 @@ it('rejects a step without a type, and an unknown step by its name', () => {
     expect.objectContaining({ code: 'ERR_UNSUPPORTED_MODEL', message: expect.stringContaining('Telepathy') }),
   );
 });
+
+const replace = (Regex: string): DecoderConfig => ({ type: 'Replace', pattern: { Regex }, content: '-' });
+const fused = (step: DecoderConfig): DecoderConfig => ({ type: 'Sequence', decoders: [{ type: 'Fuse' }, step] });
+
+it('a text that continues another is not the start of one for a pattern, nor part of its matches', () => {
+  const outputs = (pattern: string) => pushed(fused(replace(pattern)), ['ab', 'aa'], true).join('|');
+  expect(['\\w+', 'a*', '^a', '^', '.+b', '(?<=b)a', '(?<!\\w)a'].map(outputs)).toEqual([
+    ...['||-', '||-b-', '||abaa', '|ab|aa', '||-aa', '||ab-a', '||abaa'],
+  ]);
+});
+
+it('a pattern sees as far back and ahead as it looks, whatever the pieces are', () => {
+  const outputs = (pattern: string, text: string) => pushed(fused(replace(pattern)), Array.from(text)).join('');
+  const rest = 'y'.repeat(20);
+  expect(outputs('(?<=abcd)x', `abcdx,bcdx${rest}`)).toBe(`abcd-,bcdx${rest}`);
+  expect(outputs('(?<!abcd)x', `abcdx,bcdx${rest}`)).toBe(`abcdx,bcd-${rest}`);
+  expect(outputs('x(?=abcd)', `xabcd,xabc${rest}`)).toBe(`-abcd,xabc${rest}`);
+  expect(outputs('x(?!abcd)', `xabcd,xabc${rest}`)).toBe(`xabcd,-abc${rest}`);
+  expect(outputs('a{4}?b', `aaaab${rest}`)).toBe(`-${rest}`);
+  expect(outputs('a{1,4}b', `aaaab${rest}`)).toBe(`-${rest}`);
+  expect(outputs('a(?:bcd|bcde)f', `abcdef${rest}`)).toBe(`-${rest}`);
+});
+
+it('a match is written when no later piece can change it', () => {
+  const outputs = (pattern: string, ...pieces: string[]) => pushed(fused(replace(pattern)), pieces);
+  expect(outputs('a', ...Array.from('xaxxxxxxx'))).toEqual(['', '', '', '', 'x', '-', 'x', 'x', 'x', 'xxxx']);
+  expect(outputs('a+', 'xa', 'a', 'b')).toEqual(['', '', '', 'x-b']);
+  const string = fused({ type: 'Replace', pattern: { String: 'abc' }, content: '-' });
+  expect(pushed(string, ['xa', 'b', 'cab', 'd', 'abcabc', 'ab'])).toEqual(['x', '', '-', 'abd', '--', '', 'ab']);
+});
+
+// By the number of characters that were read.
+const rejected: string[][] = [
+  [')'],
+  [
+    '(?>a)',
+    '(?i)a',
+    '(?<n>a)',
+    '(?',
+    '(',
+    'a)',
+    '[',
+    '[[a]]',
+    '*',
+    '+a',
+    '?',
+    'a{',
+    'a{x}',
+    '{',
+    '}',
+    'a{,2}',
+    '^*',
+    '$+',
+  ],
+  ['a++', 'a+*', 'a?+', '(a', '[a', '[a&&b]', '[^', '[]', 'a}', '\\', '\\1', '\\b', '\\p{L}', '\\é'],
+  ['(a)*', '(a){2}', '[^]', '[\\S]', '[a-'],
+  ['a{2}{3}', 'a+b+', 'a*b*'],
+  ['(?=a)*'],
+  [],
+  ['a+b{2,}', 'a{1001}'],
+  [],
+  ['a{1,1001}'],
+];
+it.each(rejected.flatMap((list, at) => list.map((pattern) => [pattern, at] as const)))(
+  'rejects the pattern %s',
+  (pattern, at) => {
+    expect(() => createDecoder(replace(pattern), { continued: false })).toThrow(
+      expect.objectContaining({
+        code: 'ERR_UNSUPPORTED_MODEL',
+        message:
+          `the pattern ${JSON.stringify(pattern)} of a Replace decoder is not supported (at character ${at}): supported ` +
+          'are characters, classes, anchors, alternatives and lookaround, with quantifiers on single characters, one ' +
+          'of them without a limit',
+      }),
+    );
+  },
+);
+
+it('accepts 1000 repeats, shortens a long pattern in the message, and rejects what is no pattern', () => {
+  expect(pushed(replace('a{1000}b'), ['a'.repeat(1000), `${'a'.repeat(1000)}b`])).toEqual(['a'.repeat(1000), '-', '']);
+  expect(() => createDecoder(replace('('.repeat(90)), { continued: false })).toThrow(`"${'('.repeat(80)}"`);
+  for (const pattern of [undefined, {}, { Regex: 3 as unknown as string }])
+    expect(() => createDecoder({ type: 'Replace', pattern }, { continued: false })).toThrow(
+      'a Replace decoder has no pattern',
+    );
+});
+
+it('limits how much longer Replace makes a text', () => {
+  const longest = 2 ** 20 + 64;
+  const of = (length: number): DecoderConfig => ({
+    ...{ type: 'Replace', pattern: { String: 'a' }, content: 'x'.repeat(length) },
+  });
+  const pattern = { Regex: 'a' };
+  for (const step of [of(longest), { ...of(longest), pattern }, fused(of(longest)), fused({ ...of(longest), pattern })])
+    expect(pushed(step, ['a']).join('')).toHaveLength(longest);
+  const error = {
+    code: 'ERR_INVALID_CHECKPOINT',
+    message: 'the decoder of tokenizer.json makes text more than 64 times longer',
+  };
+  const empty: DecoderConfig = { type: 'Replace', pattern: { String: '' }, content: 'x'.repeat(longest / 2 + 1) };
+  for (const step of [of(longest + 1), { ...of(longest + 1), pattern }, fused({ ...of(longest + 1), pattern }), empty])
+    expect(() => pushed(step, ['a'])).toThrow(expect.objectContaining(error));
+});
+
+it('ByteFallback writes each byte of a run that is not UTF-8 as U+FFFD', () => {
+  expect(pushed({ type: 'ByteFallback' }, ['<0xE2>', '<0x82>', '<0xAC>', 'a', '<0xE2>', 'b', '<0xC3>'])).toEqual([
+    ...['', '', '', '€a', '', '\ufffdb', '', '\ufffd'],
+  ]);
+  const bytes = (...pieces: string[]) => pushed(fused({ type: 'ByteFallback' }), pieces);
+  expect(bytes('<0x', '41>')).toEqual(['', '', 'A']);
+  expect(bytes('<0x80>')).toEqual(['', '\ufffd']);
+  expect(bytes('<0x7F>')).toEqual(['', '\x7f']);
+  expect(bytes('<0x41>', 'b', 'c')).toEqual(['', '<0x41>b', 'c', '']);
+  expect(bytes()).toEqual(['']);
+});

@@ -1,15 +1,16 @@
 // Tokens and texts equal those of the reference, the Rust library `tokenizers`: 20 tokenizers, each
-// with 10,000 texts.
+// with 10,000 texts (300 if DIFFQKV_TEST_REDUCED is set).
 
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Tokenizer as Reference } from 'tokenizers';
 import { Tokenizer } from '../../lib/index';
 import { temporaryDirectories } from '../support/checkpoints';
+import { reduced } from '../support/devices';
 import { Random } from '../support/numbers';
 import { pipelines, randomTexts } from '../support/tokenizer_pipelines';
 
-const TEXTS = 10_000;
+const TEXTS = reduced ? 300 : 10_000;
 const directories = temporaryDirectories();
 afterAll(() => directories.cleanUp());
 

@@ -1,0 +1,87 @@
+// The parts that npm run test:stryker mutates one by one, each with the test files that run for it.
+// Jest loads all test files of a part for each mutant, so a part has few.
+
+const processes = ['tokenizer_child', 'tokenizer_process', 'tokenizer_thread'];
+const text = ['decoder', 'decoder_pattern', 'tokenizer', 'tokenizer_client'];
+const generation = ['abort', 'call_order', 'generate', 'generation', 'model', 'scheduler', 'session', 'stop'];
+const folders = ['chat', 'explain', 'files'];
+const files = (names) => names.map((name) => `lib/${name}.ts`);
+
+export const parts = {
+  template: { mutate: ['lib/template/**/*.ts'], tests: ['chat_templates', 'chat_template_limits'] },
+  hub: { mutate: ['lib/hub/**/*.ts', '!lib/hub/index.ts'], tests: ['hub_inspect', 'hub_load', 'hub_faults'] },
+  text: {
+    mutate: files(text),
+    tests: [
+      'decoder',
+      'decoder_reference',
+      'call_messages',
+      'tokenizer_messages',
+      'tokenizer',
+      'tokenizer_reference',
+      'generate',
+      'errors_models',
+    ],
+  },
+  folders: {
+    mutate: files(folders),
+    tests: [
+      'explain',
+      'call_messages',
+      'chat_templates',
+      'folder_messages',
+      'errors_models',
+      'tokenizer',
+      'checkpoint_errors',
+    ],
+  },
+  generation: {
+    mutate: files(generation),
+    tests: [
+      ...[
+        'call_messages',
+        'generate',
+        'batching',
+        'session_order',
+        'kv_cache',
+        'stop',
+        'abort',
+        'errors_models',
+        'receivers',
+      ],
+      ...['fixtures'],
+    ],
+  },
+  calls: {
+    mutate: [
+      'lib/*.ts',
+      '!lib/index.ts',
+      ...files([...processes, ...text, ...generation, ...folders]).map((f) => `!${f}`),
+    ],
+    // Of the operators, one file for each call of lib/kernels.ts: other sizes are the same to lib/.
+    tests: [
+      ...['augmented_q', 'embed', 'matmul', 'mixed_and_empty', 'rms_norm', 'rope', 'sample', 'gated_activation'],
+      ...[
+        'messages',
+        'errors_kernels',
+        'errors_devices',
+        'errors_models',
+        'device_choice',
+        'tensor',
+        'receivers',
+        'threads',
+      ],
+      ...['native_module', 'generate', 'quantize', 'ceilings'],
+    ],
+  },
+  processes: {
+    mutate: files(processes),
+    tests: ['tokenizer_messages', 'tokenizer', 'tokenizer_process', 'forged_tokens'],
+    inProcess: false,
+  },
+  server: {
+    mutate: ['examples/http-server/{server,openai}.mjs'],
+    tests: ['http_example'],
+    inProcess: false,
+  },
+};
