@@ -263,9 +263,9 @@ export const kernels = {
   /**
    * x weight^T. x is [tokens, in], weight [out, in], the output [tokens, out]. Sums in float32. A
    * quantized weight has `weightScales` and a `groupSize` (default 32), as `quantizeWeight` makes
-   * them: weight is then i8, or i32 with eight i4 in each element. Scales may also be f16. If x has a NaN or an infinity, the
-   * token's output with a quantized weight is NaN. On a CPU that multiplies bf16, more than 32 tokens of
-   * bf16 are multiplied by a quantized weight that is rounded to bf16.
+   * them: weight is then i8, or i32 with eight i4 in each element. Scales may also be f16. If x has a
+   * NaN or an infinity, the token's output with a quantized weight is NaN. On a CPU that multiplies
+   * bf16, more than 32 tokens of bf16 are multiplied by a quantized weight that is rounded to bf16.
    */
   async matmul(args: {
     x: Tensor;

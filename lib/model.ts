@@ -63,7 +63,7 @@ export interface ModelOptions {
    * Quantizes the matrices of the linear layers as they are loaded: to 8 or 4 bits, with a scale for
    * each group of elements of a row. Decoding then reads half or about 3.5 times fewer bytes than in
    * 16 bits. Activations, the embedding and the norms keep `dtype`. Default: matrices have the type
-   * `dtype`.
+   * `dtype`, or keep the integers of a quantized checkpoint.
    */
   weightType?: 'i8' | 'i4';
   /**
@@ -138,7 +138,10 @@ export class Model implements Disposable {
   readonly tokenizer: Tokenizer | null;
   /** Type of activations, and of weights unless they are quantized. */
   readonly dtype: DType;
-  /** Type of the matrices of the linear layers: `dtype`, or 'i8' or 'i4' if they are quantized. */
+  /**
+   * Type of the matrices of the linear layers: `dtype`, or 'i8' or 'i4' if any are quantized. If the
+   * matrices of a quantized checkpoint have both types, the one of more elements.
+   */
   readonly weightType: DType | 'i4';
   /** Number of parameters in the checkpoint. A tied embedding counts once. */
   readonly numParameters: number;

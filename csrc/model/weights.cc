@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <map>
 #include <numeric>
 #include <set>
 #include <string>
 #include <tuple>
+#include <utility>
 
 #include "backend/check.h"
 #include "model/loader.h"
@@ -480,12 +482,9 @@ Weights load_weights(std::shared_ptr<Backend> backend, const Config& config, con
     return format && (!other || exact_format(tensor(layer_name(layer, other->suffix))) == format);
   };
   bool has_exact_q = false;
-  weights.format = options.weight_format;
   for (const LayerSpec& spec : specs) {
-    if (!is_exact(0, spec)) continue;
-    const auto format = *exact_format(tensor(layer_name(0, spec.suffix)));
-    weights.format = {format.dtype, format.group_size, false};
-    has_exact_q = has_exact_q || spec.suffix == kQ;
+    for (int64_t layer = 0; spec.suffix == kQ && layer < config.num_layers; layer++)
+      has_exact_q = has_exact_q || is_exact(layer, spec);
   }
   weights.folded = folding_saves_bytes(config) && !has_exact_q;
   weights.embedding_scale = embedding_scale(config, weights.dtype);
@@ -500,6 +499,7 @@ Weights load_weights(std::shared_ptr<Backend> backend, const Config& config, con
   const auto quantized = [&](WeightBuffer matrix, int64_t in_features) {
     return options.weight_format ? loader.quantize(matrix, in_features, *options.weight_format) : std::move(matrix);
   };
+  std::map<std::pair<DType, int64_t>, int64_t> exact_elements;  // by type and group size
   weights.embed = loader.load(tensor(kEmbed), weights.dtype);
   weights.layers.resize(config.num_layers);
   for (int64_t layer = 0; layer < config.num_layers; layer++) {
@@ -515,6 +515,8 @@ Weights load_weights(std::shared_ptr<Backend> backend, const Config& config, con
         out.*spec.buffer = loader.load_norm(stored, rows, norm_offset, 1);
       } else if (is_exact(layer, spec)) {
         out.*spec.buffer = loader.load_exact(stored, rows);
+        exact_elements[{(out.*spec.buffer).dtype, (out.*spec.buffer).group_size}] +=
+            spec.out_features * spec.in_features;
       } else if (is_quantized(spec) && options.weight_format) {
         out.*spec.buffer = loader.load_quantized(stored, rows, *options.weight_format);
       } else {
@@ -533,6 +535,13 @@ Weights load_weights(std::shared_ptr<Backend> backend, const Config& config, con
     }
     set_lambda(backend, config, layer, out);
     split_latent(backend, config, weights.dtype, out);
+  }
+  weights.format = options.weight_format;
+  if (!exact_elements.empty()) {
+    const auto most = std::max_element(exact_elements.begin(), exact_elements.end(),
+                                       [](const auto& a, const auto& b) { return a.second < b.second; });
+    const auto [dtype, group_size] = most->first;
+    weights.format = {dtype, group_size, false};
   }
   weights.norm = loader.load_norm(tensor(kNorm), {0, config.hidden_size}, norm_offset, logit_scale);
   const auto& format = options.weight_format;

@@ -92,8 +92,9 @@ struct WeightBytes {
 };
 
 struct Weights {
-  DType dtype = DType::f32;            // of the embedding, of matrices that are not quantized, and of activations
-  std::optional<WeightFormat> format;  // if matrices are quantized, at load or in the checkpoint
+  DType dtype = DType::f32;  // of the embedding, of matrices that are not quantized, and of activations
+  // If matrices are quantized, at load or in the checkpoint: of most of their elements.
+  std::optional<WeightFormat> format;
   // The output of q_proj is used only by the gate and up matrices of augmented Q, with nothing
   // nonlinear between them. If folded, q_gate is W_gate W_q and q_up is W_up W_q.
   bool folded = false;

@@ -579,6 +579,40 @@ describe('configs', () => {
     expect({ code, message }).toEqual({ code: 'ERR_INVALID_CHECKPOINT', message: expect.stringContaining(part) });
   });
 
+  const weightTypeOf = async (files: { raw: Map<string, RawTensor>; config: Record<string, unknown> }) => {
+    const model = await Model.load(write(files.config, files.raw), { device: 'cpu' });
+    const { weightType } = model;
+    model.dispose();
+    return weightType;
+  };
+
+  it('names the type of most elements that stay integers, of all layers', async () => {
+    const symmetric = gptq(4, 32, { symmetric: true });
+    const isInSecondLayer = (name: string) => isMatrix(name) && name.includes('layers.1.');
+    expect(await weightTypeOf(both(symmetric, llama, isInSecondLayer))).toBe('i4');
+    // Zeros of one matrix of each layer, the last.
+    const withZeros = gptq(4, 32, {});
+    const mixed: Form = {
+      ...symmetric,
+      make: (random, rows, columns) => (columns === 96 ? withZeros : symmetric).make(random, rows, columns),
+    };
+    expect(await weightTypeOf(both(mixed))).toBe('i4');
+  });
+
+  it('keeps integers if g_idx has the groups in order, whatever desc_act says', async () => {
+    const ordered = both(gptq(4, 32, { symmetric: true }));
+    const shuffled = both(gptq(4, 32, { symmetric: true, shuffled: true }));
+    for (const desc_act of [false, true]) {
+      for (const [files, type] of [
+        [ordered, 'i4'],
+        [shuffled, 'f16'],
+      ] as const) {
+        const quantization_config = { ...(files.config.quantization_config as object), desc_act };
+        expect(await weightTypeOf({ ...files, config: { ...files.config, quantization_config } })).toBe(type);
+      }
+    }
+  });
+
   it('shows the form, and quantizes again if asked', async () => {
     const { raw, config } = both(gptq(4, 32, {}));
     const model = await Model.load(write(config, raw), { device: 'cpu', weightType: 'i8' });

@@ -4,10 +4,10 @@
 // A work item is (sequence, unit of query heads, tile of queries). Tiles that see most keys come
 // first, with dynamic scheduling. If there are fewer items than threads (few queries on a long
 // cache), the keys are split as in decode. Each item packs every block of K and V once for all of
-// its rows, 500 to 1,000, so that packing is a few percent of the time and memory does not grow with
-// kv_len. Blocks that no query of a tile sees are skipped. Blocks on the diagonal are cut to the
-// visible keys. With a window, the first block starts at the first key that a query of the tile
-// sees.
+// its rows (512 of 64 dims, 1,024 with AMX), so that packing is a few percent of the time and memory
+// does not grow with kv_len. Blocks that no query of a tile sees are skipped. Blocks on the diagonal
+// are cut to the visible keys. With a window, the first block starts at the first key that a query of
+// the tile sees.
 //
 // Bound by arithmetic: by exp as much as by the products, if those use AMX.
 #include "backend/cpu/attention/schedule.h"
