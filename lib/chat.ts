@@ -171,7 +171,7 @@ export class ChatTemplate {
 
 /** The text up to the end of the last message. */
 function cut(text: Text, messages: readonly ChatMessage[]): Text {
-  const content = messages.at(-1)?.content;
+  const { content } = messages.at(-1) as ChatMessage;
   const parts = Array.isArray(content) ? (content as { text?: unknown }[]) : [{ text: content }];
   const last = parts.findLast((part) => typeof part.text === 'string')?.text;
   if (typeof last !== 'string') {

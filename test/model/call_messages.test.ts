@@ -1,13 +1,18 @@
 // Whole messages about wrong calls of models, sessions, generations and tokenizers. They do not depend
 // on the device.
 
+import { mkdirSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { CallOrder } from '../../lib/call_order';
 import { chatTemplateSource, checkMessages } from '../../lib/chat';
 import { type GenerateOptions, Model, type Session, Tokenizer } from '../../lib/index';
-import { randomCheckpoint } from '../support/checkpoints';
+import { randomCheckpoint, temporaryDirectories } from '../support/checkpoints';
 import { errorOf } from '../support/devices';
 import { tldrDirectory } from '../support/fixtures';
 import type { Anything } from '../support/misuse';
+
+const directories = temporaryDirectories();
+afterAll(() => directories.cleanUp());
 
 const { config } = randomCheckpoint({ maxPositionEmbeddings: 64 });
 let model: Model;
@@ -226,6 +231,34 @@ it('tokenizers', async () => {
     'skipSpecialTokens must be a boolean, not 1',
   );
   await expectMessage(() => tokenizer.stream({ continued: 1 as Anything }), 'continued must be a boolean, not 1');
+});
+
+it.each(['tokenizer.json', 'tokenizer_config.json', 'chat_template.jinja'])('%s that is a directory', async (name) => {
+  const directory = directories.make();
+  mkdirSync(join(directory, name), { recursive: true });
+  if (name !== 'tokenizer.json') writeFileSync(join(directory, 'tokenizer.json'), '{}');
+  const file = join(directory, name);
+  await expectMessage(
+    () => Tokenizer.fromDirectory(directory),
+    `${file}: not a regular file`,
+    'ERR_INVALID_CHECKPOINT',
+  );
+});
+
+it.each([
+  ['tokenizer_config.json', 2 ** 23],
+  ['chat_template.jinja', 2 ** 20],
+])('%s that is too long', async (name, limit) => {
+  const directory = directories.make();
+  mkdirSync(directory, { recursive: true });
+  writeFileSync(join(directory, 'tokenizer.json'), '{}');
+  const file = join(directory, name);
+  writeFileSync(file, 'x'.repeat(limit + 1));
+  await expectMessage(
+    () => Tokenizer.fromDirectory(directory),
+    `${file}: has ${limit + 1} bytes; the limit is ${limit}`,
+    'ERR_INVALID_CHECKPOINT',
+  );
 });
 
 describe('the messages of a chat', () => {

@@ -139,6 +139,9 @@ describe('the variables of a chat template', () => {
 
   it.each([
     [{ tools: {} }, 'tools must be an array'],
+    [{ tools: [{ a: () => 1 }] }, 'tools[0].a must be a value that JSON has, not a function'],
+    [{ documents: [1n] }, 'documents[0] must be a value that JSON has, not 1n'],
+    [{ templateOptions: { b: [1n] } }, 'b[0] must be a value that JSON has, not 1n'],
     [{ documents: 'x' }, 'documents must be an array'],
     [{ templateOptions: [] }, 'templateOptions must be an object'],
     [{ addGenerationPrompt: 1 }, 'addGenerationPrompt must be a boolean'],
@@ -180,13 +183,25 @@ describe('continueFinalMessage', () => {
     expect(render(template, options, said('The answer'))).toBe('The <end of The answer>The answer');
   });
 
+  it('finds the message in the last part of the conversation that has it', () => {
+    const template = '{{ messages[1].content }}<{{ messages[0].content }}>';
+    expect(render(template, options, said('The answer'))).toBe('The answer');
+    const twice = '{{ messages[1].content }},{{ messages[1].content }}<{{ messages[0].content }}>';
+    expect(render(twice, options, said('a'))).toBe('a,a');
+    expect(render('<{{ messages[1].content|upper }}>', options, said('A'))).toBe('<A');
+    expect(render('x{{ messages[1].content }}y', options, said('  '))).toBe('x  y');
+    expect(render('x{{ messages[1].content }}y', options, said(' a '))).toBe('x a');
+  });
+
   it('rejects a message without text, and a template that does not write it', () => {
-    for (const [template, content] of [
-      [source, null],
-      [source, [{ type: 'image' }]],
-      ['fixed', 'a text'],
+    const noText = 'continueFinalMessage: the last message has no text to continue';
+    for (const [template, content, message] of [
+      ['fixed', null, noText],
+      ['fixed', [{ type: 'image', text: 5 }], noText],
+      ['fixed', 'a text', 'continueFinalMessage: the chat template does not write the last message as it is'],
     ] as const) {
-      expect(errorOf(() => render(template, options, said(content))).code).toBe('ERR_INVALID_ARGUMENT');
+      const error = errorOf(() => render(template, options, said(content)));
+      expect([error.code, error.message]).toEqual(['ERR_INVALID_ARGUMENT', message]);
     }
   });
 });
