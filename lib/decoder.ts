@@ -268,8 +268,8 @@ function replacePattern({ regex }: DecoderPattern, to: string, growth: Growth): 
 }
 
 /**
- * Whether the reference skips a match: an empty one where the last match ended. V8 also finds empty
- * matches between the halves of a character.
+ * Whether the reference skips this match. It skips an empty match at the end of the last match. It
+ * finds none between the halves of a character, where V8 finds an empty one.
  */
 function isSkipped(match: string, text: string, at: number, last: number): boolean {
   if (match !== '') return false;

@@ -205,13 +205,17 @@ const PackedWeight::Data& PackedWeight::data() const {
   return *data_;
 }
 
+int64_t PackedWeight::first_scale(const Data& data, int64_t row) const {
+  return row / row_block_ * (static_cast<int64_t>(data.scales.size()) / divide_up(rows_, row_block_));
+}
+
 template <typename Store>
 void PackedWeight::visit_integers(const Data& data, int64_t row, int64_t count, const Store& store) const {
   const int bits = quantization_.bits;
   const int64_t per_word = bits > 0 ? 32 / bits : 1;
-  const int64_t scales_per_row = static_cast<int64_t>(data.scales.size()) / divide_up(rows_, row_block_);
   const auto visit = [&](int64_t i, int64_t column, int integer) {
-    store(i, column, (row + i) / row_block_ * scales_per_row + data.groups[column], integer);
+    const int zero = data.zeros.empty() ? 0 : data.zeros[first_scale(data, row + i) + data.groups[column]];
+    store(i, column, integer - zero);
   };
   const auto word = [&](int64_t i) { return word_at(data.values.data(), i); };
   if (quantization_.method == Quantization::gptq) {
@@ -244,16 +248,16 @@ void PackedWeight::visit_integers(const Data& data, int64_t row, int64_t count, 
 
 void PackedWeight::decode(const Data& data, float* out, int64_t row, int64_t count) const {
   if (has_integers()) {
-    visit_integers(data, row, count, [&](int64_t i, int64_t column, int64_t at, int integer) {
-      const int zero = data.zeros.empty() ? 0 : data.zeros[at];
-      out[i * columns_ + column] = data.scales[at] * static_cast<float>(integer - zero);
+    visit_integers(data, row, count, [&](int64_t i, int64_t column, int value) {
+      out[i * columns_ + column] = static_cast<float>(value);
     });
-    return;
+  } else {
+    convert_to_f32(DType::f8e4m3, out, data.values.data() + row * columns_, count * columns_);
   }
-  convert_to_f32(DType::f8e4m3, out, data.values.data() + row * columns_, count * columns_);
-  const int64_t scales_per_row = static_cast<int64_t>(data.scales.size()) / divide_up(rows_, row_block_);
-  for (int64_t i = 0; i < count * columns_; i++)
-    out[i] *= data.scales[(row + i / columns_) / row_block_ * scales_per_row + data.groups[i % columns_]];
+  for (int64_t i = 0; i < count; i++) {
+    const float* scales = data.scales.data() + first_scale(data, row + i);
+    for (int64_t column = 0; column < columns_; column++) out[i * columns_ + column] *= scales[data.groups[column]];
+  }
 }
 
 std::optional<PackedWeight::Format> PackedWeight::exact_format() const {
@@ -295,8 +299,7 @@ void PackedWeight::read_exact(uint8_t* integers, uint16_t* scales, int64_t row) 
   const int64_t row_bytes = weight_row_bytes(format.dtype, columns_);
   // Padding has the integer 0, which i4 stores as 8.
   memset(integers, format.dtype == DType::i4 ? 0x88 : 0, row_bytes);
-  visit_integers(data(), row, 1, [&](int64_t, int64_t column, int64_t at, int integer) {
-    const int value = integer - (data().zeros.empty() ? 0 : data().zeros[at]);
+  visit_integers(data(), row, 1, [&](int64_t, int64_t column, int value) {
     if (format.dtype == DType::i8) {
       integers[column] = static_cast<uint8_t>(value);
       return;

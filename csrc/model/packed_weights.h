@@ -61,8 +61,10 @@ class PackedWeight {
   void read_zeros(Data& data) const;
   bool has_integers() const { return parts_.values.dtype != "F8_E4M3"; }
   std::optional<Format> find_exact_format() const;
-  // `count` whole rows from `row` on. store(i, column, at, integer) gets an element of row row + i: its
-  // integer, and the index `at` of its scale and zero.
+  // The index of the first scale of a row, and of its first zero.
+  int64_t first_scale(const Data& data, int64_t row) const;
+  // `count` whole rows from `row` on. store(i, column, value) gets each element of row row + i: its
+  // integer less its zero.
   template <typename Store>
   void visit_integers(const Data& data, int64_t row, int64_t count, const Store& store) const;
   void decode(const Data& data, float* out, int64_t row, int64_t count) const;
