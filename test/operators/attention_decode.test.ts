@@ -235,6 +235,46 @@ onEveryDevice((device) => {
     });
   });
 
+  it.each([
+    [32, 4, 16],
+    [12, 2, 3],
+    [16, 16, 1],
+    [6, 6, 6],
+  ] as const)(
+    'gives a sequence the same bits alone and in a batch: %i query, %i K and %i V heads',
+    async (...heads) => {
+      const [qHeads, kHeads, vHeads] = heads;
+      for (const type of ['f32', 'bf16'] as const) {
+        const input = attentionInput({
+          heads: [...heads],
+          dims: [64, 64],
+          types: [type, type, type],
+          inputs: 'normal',
+          batchSize: 3,
+          qLen: 1,
+          kvLen: 300,
+          causal: false,
+        });
+        await withTensors(device(), async (tensors) => {
+          for (const selectiveV of [undefined, { topK: 20 }]) {
+            const run = async (from: number, to: number): Promise<Float32Array> => {
+              const rows = (x: Float32Array): Float32Array => x.slice((x.length / 3) * from, (x.length / 3) * to);
+              const batch = to - from;
+              const out = tensors.out(type, [batch, qHeads, 64]);
+              const q = tensors.make(type, [batch, qHeads, 64], rows(input.q));
+              const k = tensors.make(type, [batch, 300, kHeads, 64], rows(input.k));
+              const v = tensors.make(type, [batch, 300, vHeads, 64], rows(input.v));
+              await kernels.attentionDecode({ q, k, v, numSplits: 1, selectiveV, out });
+              return out.read();
+            };
+            const alone = [await run(0, 1), await run(1, 2), await run(2, 3)];
+            expect(await run(0, 3)).toEqual(Float32Array.from(alone.flatMap((values) => [...values])));
+          }
+        });
+      }
+    },
+  );
+
   it('differs only by rounding between numbers of splits, and chooses a number by default', async () => {
     const input = attentionInput({
       heads: [8, 2, 4],

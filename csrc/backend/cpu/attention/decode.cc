@@ -2,7 +2,8 @@
 //
 // Dense: a work item is (sequence, split of the keys) with all query heads, so that it reads
 // contiguous memory, and each byte of K and V once, for any head counts. Splits keep every core
-// busy at batch 1. tile.h has the loops, schedule.h the merge.
+// busy at batch 1; a cache that is too short for them is shared by heads, which needs no merge.
+// tile.h has the loops, schedule.h the merge.
 //
 // Sequences that share one cache (both batch strides are 0) are queries of one tile, as in prefill,
 // each with its own kv_len.
@@ -17,6 +18,8 @@ namespace diffqkv::cpu::DIFFQKV_ISA {
 namespace {
 
 constexpr int64_t kMinSplitKeys = 512;  // merging a shorter split costs more than it saves
+// Multiplications of a cache whose heads are shared among threads: with fewer, one thread is as fast.
+constexpr int64_t kMinSharedWork = 131072;
 constexpr int64_t kMaxSplits = 4096;
 constexpr int64_t kTileElements = 1024 * 64;
 constexpr int64_t kSelectionBytes = int64_t{8} << 20;  // candidates of a tile's rows
@@ -179,6 +182,16 @@ void run_selective(const Problem& p, const Plan& plan, const AttentionDecodePara
   }
 }
 
+// The query heads of a tile so that each query has num_units tiles, or as few more, or as many
+// fewer, as the groups of K heads and V heads allow.
+int64_t heads_for(const Problem& p, int64_t num_units) {
+  const int64_t unit = unit_heads(p);
+  const int64_t most = p.num_q_heads / unit;
+  int64_t units = min_of(num_units, most);
+  while (most % units != 0) ++units;
+  return p.num_q_heads / units;
+}
+
 enum class Values { dense, selective };
 
 // Also sets p.block.
@@ -208,6 +221,12 @@ Plan make_plan(Problem& p, const AttentionDecodeParams& params, int64_t longest,
   plan.prefetch = plan.tile_queries == 1;
   p.block = !plan.prefetch ? kBlock : selective ? 64 : 32;
   if (plan.prefetch && params.pages) p.block = min_of(p.block, params.page_tokens);
+  // AMX decode decides by tile whether fixed point is precise enough, so a tile must not depend on
+  // the number of sequences.
+  const int64_t work = longest * p.num_q_heads * (p.k.head_dim + p.v.head_dim);
+  if (plan.num_splits == 1 && work >= kMinSharedWork && !p.amx) {
+    plan.unit_heads = heads_for(p, ceil_div(num_threads, num_tiles(p, plan)));
+  }
   return plan;
 }
 

@@ -95,58 +95,64 @@ struct XStep {
   F32v scale;
 };
 
-// The largest lane of an F32v without NaN or of an I32v, by halves.
-template <typename V>
-DIFFQKV_INLINE auto largest_lane(V v) {
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    I32v other;
-    for (int l = 0; l < kLanes; ++l) other[l] = (l + width) % kLanes;
-    const V rotated = __builtin_shuffle(v, other);
-    v = rotated > v ? rotated : v;
-  }
-  return v[0];
-}
-
 static_assert(kStep % kXBlock == 0);
 DIFFQKV_INLINE int64_t steps_of(int64_t n) { return ceil_div(n, kStep); }
 
-// The integers of one block of 32 elements, and its scale.
-template <typename T>
-DIFFQKV_INLINE float quantize_block(const T* x, int64_t count, int16_t* high, int16_t* low) {
-  constexpr int kParts = static_cast<int>(kXBlock / kLanes);
-  F32v values[kParts];
-  I32v largest = {};
-  for (int i = 0; i < kParts; ++i) {
-    const int64_t rest = max_of(0, min_of(count - i * kLanes, kLanes));
-    values[i] = rest == kLanes ? load(x + i * kLanes) : load_n(x + i * kLanes, rest);
-    const I32v magnitude = (I32v)values[i] & 0x7fffffff;
-    largest = magnitude > largest ? magnitude : largest;
+constexpr int kBlocks = static_cast<int>(kStep / kXBlock);  // of a step
+constexpr int kVectorsOfBlock = static_cast<int>(kXBlock / kLanes);
+constexpr int kLanesOfBlock = static_cast<int>(kXBlock / 8);  // in XStep
+
+// The groups of `kWidth` lanes of a, then those of b, each folded to half its width by the maximum.
+template <int kWidth>
+DIFFQKV_INLINE I32v fold_largest(I32v a, I32v b) {
+  constexpr int kHalf = kWidth / 2;
+  I32v lower, upper;
+  for (int l = 0; l < kLanes; ++l) {
+    lower[l] = l / kHalf * kWidth + l % kHalf;
+    upper[l] = lower[l] + kHalf;
   }
-  const int32_t stored_exponent = largest_lane(largest) >> 23;
-  // The largest magnitude becomes at least 2^14, or less if it is below 2^-99.
-  const int32_t exponent = stored_exponent > 28 ? stored_exponent : 28;
-  const bool finite = stored_exponent < 255;
-  const float inverse = finite ? bit_cast<float>((268 - exponent) << 23) : 0;
-  for (int i = 0; i < kParts; ++i) {
-    constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
-    const F32v scaled = finite ? values[i] * inverse : F32v{};
-    const F32v rounded = min((scaled + kRound) - kRound, set1(32767.0f));
-    const I16v h = __builtin_convertvector(__builtin_convertvector(rounded, I32v), I16v);
-    __builtin_memcpy(high + i * kLanes, &h, sizeof(h));
-    if (!low) continue;
-    const F32v rest = min(((scaled - rounded) * 32768.0f + kRound) - kRound, set1(32767.0f));
-    const I16v l = __builtin_convertvector(__builtin_convertvector(rest, I32v), I16v);
-    __builtin_memcpy(low + i * kLanes, &l, sizeof(l));
-  }
-  return finite ? bit_cast<float>((exponent - 14) << 23) : __builtin_nanf("");
+  const I32v x = __builtin_shuffle(a, b, lower);
+  const I32v y = __builtin_shuffle(a, b, upper);
+  return x > y ? x : y;
 }
 
-// pairs[v][l] = elements of x in the order of Packing::pair_of.
+template <int kCount>
+DIFFQKV_INLINE I32v fold_blocks(const I32v* largest) {
+  if constexpr (kCount == 1) {
+    return largest[0];
+  } else {
+    constexpr int kWidth = 2 * kLanesOfBlock * (kBlocks / kCount);
+    return fold_largest<kWidth>(fold_blocks<kCount / 2>(largest), fold_blocks<kCount / 2>(largest + kCount / 2));
+  }
+}
+
+// Lanes [b * kLanesOfBlock, (b + 1) * kLanesOfBlock) are the largest lane of largest[b].
+DIFFQKV_INLINE I32v largest_of_blocks(const I32v (&largest)[kBlocks]) {
+  I32v v = fold_blocks<kBlocks>(largest);
+  for (int width = kLanesOfBlock / 2; width > 0; width /= 2) {
+    I32v other;
+    for (int l = 0; l < kLanes; ++l) other[l] = l / kLanesOfBlock * kLanesOfBlock + (l + width) % kLanesOfBlock;
+    const I32v rotated = __builtin_shuffle(v, other);
+    v = rotated > v ? rotated : v;
+  }
+  return v;
+}
+
+// Words of two 16-bit integers: of a, then of b.
+DIFFQKV_INLINE I32v join_halves(I32v a, I32v b) {
+  I32v even, odd;
+  for (int l = 0; l < kLanes; ++l) {
+    even[l] = 2 * l;
+    odd[l] = 2 * l + 1;
+  }
+  return (__builtin_shuffle(a, b, even) & 0xffff) | (I32v)((U32v)__builtin_shuffle(a, b, odd) << 16);
+}
+
+// pairs[v][l] = elements of x in the order of Packing::pair_of. words[i] are words i * kLanes on of x.
 template <DType kType>
-DIFFQKV_INLINE void order_pairs(const int16_t* x, I32v (&pairs)[kPairs]) {
+DIFFQKV_INLINE void order_pairs(const I32v (&words)[kPairs], I32v (&pairs)[kPairs]) {
   // word[v][l] = word 4 l + v: elements 2 v and 2 v + 1 of the lane.
-  I32v words[4], word[4];
-  for (int i = 0; i < 4; ++i) words[i] = load_raw<I32v>(x + 2 * kLanes * i);
+  I32v word[4];
   for (int v = 0; v < 4; ++v) {
     I32v pick, join;
     for (int l = 0; l < kLanes; ++l) {
@@ -169,29 +175,68 @@ DIFFQKV_INLINE void order_pairs(const int16_t* x, I32v (&pairs)[kPairs]) {
   }
 }
 
+// One step of x, whose elements are `values`, as integers.
+template <DType kType, int kTerms>
+DIFFQKV_INLINE void quantize_step(const F32v (&values)[kBlocks * kVectorsOfBlock], XStep<kType, kTerms>& out) {
+  using P = Packing<kType>;
+  I32v largest[kBlocks];
+  for (int b = 0; b < kBlocks; ++b) {
+    largest[b] = I32v{};
+    for (int i = 0; i < kVectorsOfBlock; ++i) {
+      const I32v magnitude = (I32v)values[b * kVectorsOfBlock + i] & 0x7fffffff;
+      largest[b] = magnitude > largest[b] ? magnitude : largest[b];
+    }
+  }
+  const I32v stored_exponent = largest_of_blocks(largest) >> 23;
+  // The largest magnitude becomes at least 2^14, or less if it is below 2^-99.
+  const I32v exponent = stored_exponent > 28 ? stored_exponent : I32v{} + 28;
+  const I32v finite = stored_exponent < 255;
+  const I32v inverses = ((268 - exponent) << 23) & finite;
+  out.scale = (F32v)(finite ? (exponent - 14) << 23 : I32v{} + 0x7fc00000);
+  I32v words[kTerms][kPairs];
+  for (int w = 0; w < kPairs; ++w) {
+    I32v halves[kTerms][2];
+    for (int i = 0; i < 2; ++i) {
+      const int at = 2 * w + i;
+      const int block = at / kVectorsOfBlock;
+      const I32v of_block = I32v{} + block * kLanesOfBlock;
+      const F32v inverse = (F32v)__builtin_shuffle(inverses, of_block);
+      const I32v is_finite = __builtin_shuffle(finite, of_block);
+      constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+      const F32v scaled = (F32v)((I32v)(values[at] * inverse) & is_finite);
+      const F32v rounded = min((scaled + kRound) - kRound, set1(32767.0f));
+      halves[0][i] = __builtin_convertvector(rounded, I32v);
+      if constexpr (kTerms == 2) {
+        const F32v rest = min(((scaled - rounded) * 32768.0f + kRound) - kRound, set1(32767.0f));
+        halves[1][i] = __builtin_convertvector(rest, I32v);
+      }
+    }
+    for (int t = 0; t < kTerms; ++t) words[t][w] = join_halves(halves[t][0], halves[t][1]);
+  }
+  for (int t = 0; t < kTerms; ++t) {
+    order_pairs<kType>(words[t], out.pairs[t]);
+    out.offset[t] = I32v{};
+    if (P::kOffset == 0) continue;
+    const I32v factor = I32v{} + ((-P::kOffset & 0xffff) | (-P::kOffset * 65536));
+    for (int v = 0; v < kPairs; ++v) out.offset[t] = dot_pairs(out.offset[t], out.pairs[t][v], factor);
+  }
+}
+
 // Fills out[step * stride] for steps_of(n) steps, for one token of n features.
 template <DType kType, int kTerms, typename T>
 void prepare_token(const T* x, int64_t n, XStep<kType, kTerms>* out, int64_t stride) {
-  using P = Packing<kType>;
-  constexpr int64_t kBlocks = kStep / kXBlock;
-  constexpr int64_t kLanesOfBlock = kXBlock / 8;
-  alignas(64) int16_t words[2][kStep];
-  for (int64_t begin = 0; begin < n; begin += kStep, out += stride) {
-    float scales[kBlocks];
-    for (int64_t b = 0; b < kBlocks; ++b) {
-      const int64_t at = min_of(begin + b * kXBlock, n);
-      scales[b] = quantize_block(x + at, min_of(n - at, kXBlock), words[0] + b * kXBlock,
-                                 kTerms == 2 ? words[1] + b * kXBlock : nullptr);
-    }
-    for (int t = 0; t < kTerms; ++t) {
-      order_pairs<kType>(words[t], out->pairs[t]);
-      out->offset[t] = I32v{};
-      if (P::kOffset == 0) continue;
-      const I32v factor = I32v{} + ((-P::kOffset & 0xffff) | (-P::kOffset * 65536));
-      for (int v = 0; v < kPairs; ++v) out->offset[t] = dot_pairs(out->offset[t], out->pairs[t][v], factor);
-    }
-    for (int l = 0; l < kLanes; ++l) out->scale[l] = scales[l / kLanesOfBlock];
+  F32v values[kBlocks * kVectorsOfBlock];
+  int64_t i = 0;
+  for (; i + kStep <= n; i += kStep, out += stride) {
+    for (int v = 0; v < 8; ++v) values[v] = load(x + i + v * kLanes);
+    quantize_step(values, *out);
   }
+  if (i == n) return;
+  for (int v = 0; v < 8; ++v) {
+    const int64_t rest = min_of(n - i - v * kLanes, kLanes);
+    values[v] = rest > 0 ? load_n(x + i + v * kLanes, rest) : F32v{};
+  }
+  quantize_step(values, *out);
 }
 
 // The scales of the lanes of a step that has kSpread groups, from f16.

@@ -15,6 +15,18 @@
 namespace diffqkv::cpu::DIFFQKV_ISA {
 namespace {
 
+// The largest lane of an F32v without NaN or of an I32v, by halves.
+template <typename V>
+DIFFQKV_INLINE auto largest_lane(V v) {
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    I32v other;
+    for (int l = 0; l < kLanes; ++l) other[l] = (l + width) % kLanes;
+    const V rotated = __builtin_shuffle(v, other);
+    v = rotated > v ? rotated : v;
+  }
+  return v[0];
+}
+
 constexpr int64_t kMaxGroup = 128;
 constexpr float kSmallest = 0x1p-100f;
 
