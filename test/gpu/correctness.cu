@@ -1,4 +1,4 @@
-// Every operator's call: its outputs against plain kernels (reference.cu), and at small shapes against the emulation.
+// Every operator's call: its outputs against plain kernels (calls/plain.h), and at small shapes against the emulation.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -6,7 +6,6 @@
 #include "compare.h"
 #include "device_cases.h"
 #include "emulated_outputs.h"
-#include "reference.h"
 
 namespace diffqkv::cuda {
 namespace {
@@ -183,9 +182,11 @@ Case check_of(const NamedCall& named, bool guard, bool emulation) {
   return {named.name, [=]() -> Result {
             guard_bytes = guard ? kGuardBytes : 0;
             Call call = named.make();
-            if (!emulation) return check_call(call, nullptr);
-            const std::vector<Bytes> emulated = driver::emulated_outputs(named.name);
-            return check_call(call, &emulated);
+            std::vector<Bytes> emulated;
+            if (emulation) emulated = driver::emulated_outputs(named.name);
+            Result result = check_call(call, emulation ? &emulated : nullptr);
+            result.details.insert(result.details.begin(), {"operator", driver::json_text(named.operator_name)});
+            return result;
           }};
 }
 

@@ -16,12 +16,11 @@ struct Model {
   int64_t num_layers, hidden_size, head_dim, aug_q_size, intermediate_size, vocab_size;
   Heads heads;
 };
-constexpr Model kSigma15B = {"Sigma-1.5B", 26, 2048, 64, 3072, 6144, 128256, {32, 4, 16}};
-constexpr Model kSigma10B = {"Sigma-10B", 32, 4096, 128, 6144, 14336, 128256, {32, 4, 16}};
+constexpr Model kSigma15B = {"Sigma-1.5B", 26, 2048, 64, 3072, 6144, kSigmaVocabSize, kSigmaHeads};
+constexpr Model kSigma10B = {"Sigma-10B", 32, 4096, 128, 6144, 14336, kSigmaVocabSize, kSigmaHeads};
 constexpr Model kTiny = {"a tiny model", 1, 64, 32, 96, 128, 300, {8, 2, 4}};
 
 constexpr int64_t kPageTokens = 64;
-constexpr DType kBf16 = DType::bf16;
 
 struct Gated {
   const void *gate, *up, *down;

@@ -334,8 +334,6 @@ Case sample_timing(const SampleTimingCase& c) {
   return {c.name, [c] { return timed(SampleTimer(c)); }};
 }
 
-constexpr Heads kSigmaHeads = {32, 4, 16}, kStandardHeads = {32, 16, 16};
-
 }  // namespace
 
 std::vector<Case> attention_timings(bool small) {
@@ -378,31 +376,28 @@ std::vector<Case> linear_timings(bool small) {
             product_timing({"FFN of i8", 16, 64, 128, 64, false, DType::i8}),
             product_timing({"FFN of i4", 20, 64, 128, 64, false, DType::i4})};
   }
-  struct Sizes {
-    const char* model;
-    int64_t hidden, head_dim, aug_q, intermediate;
-  };
   std::vector<Case> cases;
-  for (const Sizes& s : {Sizes{"1.5B", 2048, 64, 3072, 6144}, Sizes{"10B", 4096, 128, 6144, 14336}}) {
-    const std::string model = std::string("Sigma-") + s.model + ": ";
+  for (const Sigma& s : kSigmas) {
     for (const int64_t tokens : {1, 4, 8, 16, 512}) {
-      cases.push_back(product_timing({model + "K product", tokens, s.hidden, 0, 4 * s.head_dim}));
-      cases.push_back(product_timing({model + "V product", tokens, s.hidden, 0, 16 * s.head_dim}));
-      cases.push_back(product_timing({model + "O product", tokens, 32 * s.head_dim, 0, s.hidden}));
-      cases.push_back(product_timing({model + "augmented Q", tokens, s.hidden, s.aug_q, 32 * s.head_dim}));
-      cases.push_back(product_timing({model + "FFN", tokens, s.hidden, s.intermediate, s.hidden}));
+      cases.push_back(product_timing({s.name + "K product", tokens, s.hidden_size, 0, 4 * s.head_dim}));
+      cases.push_back(product_timing({s.name + "V product", tokens, s.hidden_size, 0, 16 * s.head_dim}));
+      cases.push_back(product_timing({s.name + "O product", tokens, 32 * s.head_dim, 0, s.hidden_size}));
+      cases.push_back(product_timing({s.name + "augmented Q", tokens, s.hidden_size, s.aug_q_size, 32 * s.head_dim}));
+      cases.push_back(product_timing({s.name + "FFN", tokens, s.hidden_size, s.intermediate_size, s.hidden_size}));
       for (const DType weights : {DType::i8, DType::i4}) {
-        const std::string name = model + "FFN of " + dtype_name(weights);
-        cases.push_back(product_timing({name, tokens, s.hidden, s.intermediate, s.hidden, false, weights}));
+        const std::string name = s.name + "FFN of " + dtype_name(weights);
+        cases.push_back(
+            product_timing({name, tokens, s.hidden_size, s.intermediate_size, s.hidden_size, false, weights}));
       }
-      if (tokens <= 16) cases.push_back(product_timing({model + "LM head", tokens, s.hidden, 0, 128256, true}));
+      if (tokens <= 16)
+        cases.push_back(product_timing({s.name + "LM head", tokens, s.hidden_size, 0, kSigmaVocabSize, true}));
     }
   }
   return cases;
 }
 
 std::vector<Case> sample_timings(bool small) {
-  const int64_t vocab_size = small ? 500 : 128256;
+  const int64_t vocab_size = small ? 500 : kSigmaVocabSize;
   return {sample_timing({"greedy token", vocab_size, 0, 0, 1}),
           sample_timing({"greedy token, 16 sequences", vocab_size, 0, 0, 1, 16}),
           sample_timing({"sampled token, top-k 40, top-p 0.9", vocab_size, 0.8f, 40, 0.9f}),

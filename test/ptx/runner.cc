@@ -21,6 +21,7 @@
 namespace diffqkv::ptx {
 namespace {
 
+using Case = emulated::NamedCall;
 using Devices = std::vector<std::unique_ptr<Device>>;
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
@@ -64,9 +65,9 @@ void decode_all(const Devices& devices) {
 // ---- One case.
 
 // Returns what is wrong.
-std::string run_call(emulated::Call& call, const Shape& shape) {
+std::string run_call(emulated::Call& call, const emulated::PlannedGpu& gpu) {
   try {
-    emulated::CallContext context(shape.multiprocessors, shape.shared_bytes);
+    emulated::CallContext context(gpu.multiprocessors, gpu.shared_bytes);
     call.enqueue(context);
     context.finish();
     return "";
@@ -85,9 +86,9 @@ bool run_case(const Case& c, Device* device, int first_seed, int seeds, std::FIL
   };
   emulated::executor() = nullptr;
   emulated::Call call = c.make();
-  const std::string reported = run_call(call, c.shape);
+  const std::string reported = run_call(call, c.gpu);
   const bool reports = reported.find("reports an argument") != std::string::npos;
-  if (reports != c.reports) return fail("as C++", reported.empty() ? "the kernel reports nothing" : reported);
+  if (reports != c.is_rejected) return fail("as C++", reported.empty() ? "the kernel reports nothing" : reported);
   if (!reports && !reported.empty()) return fail("as C++", reported);
   const Contents expected = contents_of(call);
 
@@ -100,7 +101,7 @@ bool run_case(const Case& c, Device* device, int first_seed, int seeds, std::FIL
     emulated::executor() = [&](const emulated::KernelLaunch& launch) {
       return device->run(launch, static_cast<uint64_t>(seed));
     };
-    std::string wrong = run_call(again, c.shape);
+    std::string wrong = run_call(again, c.gpu);
     if (wrong == reported) {
       wrong = difference(again, contents_of(again), expected);
     } else if (wrong.empty()) {

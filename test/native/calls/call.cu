@@ -216,20 +216,45 @@ size_t count_of(std::initializer_list<int64_t> sizes) {
 
 namespace {
 
-std::vector<NamedCall> joined(std::initializer_list<std::vector<NamedCall>> lists) {
-  std::vector<NamedCall> all;
-  for (const auto& list : lists) all.insert(all.end(), list.begin(), list.end());
-  return all;
+using Lists = std::initializer_list<CallList OperatorCalls::*>;
+
+void add_lists(const char* operator_name, OperatorCalls from, Lists lists, std::vector<NamedCall>* to) {
+  for (const auto list : lists) {
+    for (NamedCall& call : (from.*list).calls) {
+      call.operator_name = operator_name;
+      to->push_back(std::move(call));
+    }
+  }
+}
+
+// These lists of all operators.
+std::vector<NamedCall> calls_of(Lists lists) {
+  std::vector<NamedCall> calls;
+#define DIFFQKV_ADD_LISTS(name, Params) add_lists(#name, name##_calls(), lists, &calls);
+  DIFFQKV_OPERATORS(DIFFQKV_ADD_LISTS)
+#undef DIFFQKV_ADD_LISTS
+  return calls;
 }
 
 }  // namespace
 
-std::vector<NamedCall> seeded_calls() {
-  return joined({seeded_attention_calls(), seeded_linear_calls(), seeded_cache_calls(), seeded_sample_calls()});
+std::vector<NamedCall> seeded_calls() { return calls_of({&OperatorCalls::seeded}); }
+std::vector<NamedCall> operator_calls() { return calls_of({&OperatorCalls::seeded, &OperatorCalls::small}); }
+std::vector<NamedCall> sigma_calls() { return calls_of({&OperatorCalls::sigma}); }
+std::vector<NamedCall> ptx_calls() {
+  return calls_of({&OperatorCalls::seeded, &OperatorCalls::small, &OperatorCalls::ptx});
 }
 
-std::vector<NamedCall> operator_calls() {
-  return joined({seeded_calls(), more_attention_calls(), more_linear_calls(), more_cache_calls(), more_sample_calls()});
+void reference(const OperatorParams& params, Context& context) {
+  const auto run = [&](const auto& p) {
+    if constexpr (std::is_same_v<decltype(p), const std::monostate&>) {
+      throw std::runtime_error("the call has no operator");
+    } else {
+      reference(p, context);
+    }
+  };
+  std::visit(run, params);
+  check_cuda(cudaStreamSynchronize(context.stream), "reference");
 }
 
 }  // namespace diffqkv::cuda

@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <variant>
 #include <vector>
 
@@ -31,10 +32,10 @@ struct Output {
   DType coarsest_dtype = DType::f32;  // of `values`: whose limits apply
 };
 
-using OperatorParams =
-    std::variant<EmbedParams, RmsNormParams, MatmulParams, GatedMlpParams, GatedActivationParams, SoftcapParams,
-                 AddBiasParams, RopeParams, KvAppendParams, KvGatherParams, QuantizeParams, QuantizeWeightParams,
-                 AttentionPrefillParams, AttentionDecodeParams, SampleParams>;
+// Those of the call's operator, if it has one.
+#define DIFFQKV_PARAMS(name, Params) , Params
+using OperatorParams = std::variant<std::monostate DIFFQKV_OPERATORS(DIFFQKV_PARAMS)>;
+#undef DIFFQKV_PARAMS
 
 struct Call {
   std::vector<Tensor> tensors;
@@ -49,17 +50,63 @@ struct Call {
   const Tensor& tensor(const std::string& name) const { return const_cast<Call*>(this)->tensor(name); }
 };
 
+// A GPU as launchers plan for it. They choose larger tiles the fewer multiprocessors there are.
+struct PlannedGpu {
+  int multiprocessors;
+  size_t shared_bytes;
+};
+
+constexpr PlannedGpu kTinyGpu = {1, 99 * 1024}, kSmallGpu = {6, 99 * 1024}, kLargeGpu = {132, 227 * 1024};
+
 struct NamedCall {
   std::string name;  // unlike all others
   std::function<Call()> make;
+  PlannedGpu gpu = kSmallGpu;  // for ptx_check
+  bool is_rejected = false;    // a kernel must find an argument in device memory to be wrong
+  const char* operator_name = "";
 };
 
-// The calls that emulation_check runs in many orders of threads.
+struct CallList {
+  std::vector<NamedCall> calls;
+
+  NamedCall& add(std::string name, std::function<Call()> make, const PlannedGpu& gpu = kSmallGpu) {
+    calls.push_back({std::move(name), std::move(make), gpu});
+    return calls.back();
+  }
+  template <typename Case>
+  NamedCall& add(std::string name, Call (*make)(const Case&), const std::type_identity_t<Case>& c,
+                 const PlannedGpu& gpu = kSmallGpu) {
+    return add(
+        std::move(name), [=] { return make(c); }, gpu);
+  }
+  void add_rejected(std::string name, std::function<Call()> make) {
+    add(std::move(name), std::move(make)).is_rejected = true;
+  }
+};
+
+// What the file of an operator has. Calls of small shapes, seeded and others, also run on a GPU and from PTX.
+struct OperatorCalls {
+  CallList seeded;  // emulation_check runs them in many orders of threads
+  CallList small;
+  CallList sigma;  // at the shapes of Sigma-1.5B and Sigma-10B, for a GPU
+  CallList ptx;    // only from PTX, until every kernel has run and nearly all of its code
+};
+
+// Of every operator: `OperatorCalls embed_calls();`, and `void reference(const EmbedParams& p, Context& context);`, which
+// enqueues its plain kernels (calls/plain.h).
+#define DIFFQKV_OPERATOR_TEST(name, Params) \
+  OperatorCalls name##_calls();             \
+  void reference(const Params& p, Context& context);
+DIFFQKV_OPERATORS(DIFFQKV_OPERATOR_TEST)
+#undef DIFFQKV_OPERATOR_TEST
+
+// Writes what the operator with these params should, by its plain kernels, and waits.
+void reference(const OperatorParams& params, Context& context);
+
 std::vector<NamedCall> seeded_calls();
-// Every operator at small shapes: those, and more.
-std::vector<NamedCall> operator_calls();
-// Every operator at the shapes of Sigma-1.5B and Sigma-10B (arXiv 2501.13629, table 14), for a GPU.
+std::vector<NamedCall> operator_calls();  // seeded and small
 std::vector<NamedCall> sigma_calls();
+std::vector<NamedCall> ptx_calls();  // seeded, small and those for PTX only
 
 // A context whose scratch memory starts as NaN at each request, so that nothing depends on what an earlier call left.
 class CallContext : public Context {
@@ -108,6 +155,23 @@ void set_operator(Call& call, void (*launcher)(const Params&, Context&), const P
   call.enqueue = [launcher, params](Context& context) { launcher(params, context); };
 }
 
+// The call with params that `change(call, params)` has changed.
+template <typename Params, typename Change>
+Call changed(Call call, void (*launcher)(const Params&, Context&), const Change& change) {
+  Params params = std::get<Params>(call.params);
+  change(call, params);
+  set_operator(call, launcher, params);
+  return call;
+}
+
+// The call with other integers for one of its arguments.
+template <typename Params>
+Call with_integers(Call call, void (*launcher)(const Params&, Context&), const int32_t* Params::*argument,
+                   const std::vector<int32_t>& values) {
+  return changed(std::move(call), launcher,
+                 [&](Call& c, Params& p) { p.*argument = add_integers(c, "other integers", values); });
+}
+
 // The limits of which type apply to an operator's output, given all the types of its tensors.
 DType coarsest(std::initializer_list<DType> dtypes);
 std::vector<uint8_t> bytes_of_floats(DType dtype, const std::vector<float>& values);
@@ -149,7 +213,7 @@ struct AttentionCase {
 };
 Call decode_call(const AttentionCase& c);
 Call prefill_call(const AttentionCase& c);
-// decode_call by attention_selective alone: throws if that does not take the call.
+// decode_call by attention_selective alone: throws if that does not support the call.
 Call selective_call(const AttentionCase& c);
 
 // Decode and prefill on paged caches; their contiguous twins give the same bits.
@@ -203,13 +267,8 @@ struct QuantizeCase {
   int64_t num_rows = 70;
 };
 Call quantize_call(const QuantizeCase& c);
-
-// Groups as QuantizeCase has rows: with zeros, tiny ones, NaN and infinity among them.
-struct QuantizeWeightCase {
-  DType weight, out;
-  int64_t group_size, num_rows, num_columns;
-};
-Call quantize_weight_call(const QuantizeWeightCase& c);
+// What kv_append quantizes: the new K rows after RoPE, [num_tokens, num_k_heads, head_dim_qk]. Waits.
+std::vector<float> rotated_keys(const KvAppendParams& p, Context& context);
 
 // Weights of i8 or i4; or, with group_size 0, of the type of x.
 struct Packing {
@@ -225,6 +284,19 @@ struct MatmulCase {
   Packing packing = {};
 };
 Call matmul_call(const MatmulCase& c);
+// Adds random weights of standard deviation `scale`. Integers have one of 74 (i8) or 4.6 (i4). `dtype`: of weights that
+// are not packed.
+WeightView add_weight(Call& call, const std::string& name, DType dtype, const Packing& packing, int64_t rows,
+                      int64_t columns, float scale, uint64_t seed);
+std::string packing_text(const Packing& packing);
+// The call of matmul or gated_mlp with x of f32, whatever the type of the weights.
+template <typename Params>
+Call with_wide_x(Call call, void (*launcher)(const Params&, Context&)) {
+  return changed(std::move(call), launcher, [](Call& c, Params& p) {
+    p.x = add_random(c, "x in f32", DType::f32, count_of({p.num_tokens, p.in_features}), 0.1f, 9);
+    p.x_dtype = DType::f32;
+  });
+}
 struct GatedMlpCase {
   DType dtype;
   int64_t num_tokens, in_features, inner_size, out_features;
@@ -235,54 +307,8 @@ struct GatedMlpCase {
 };
 Call gated_mlp_call(const GatedMlpCase& c);
 
-struct RmsNormCase {
-  DType x, residual, weight, out;
-  int64_t num_tokens, hidden_size;
-  bool has_residual = true;
-  bool accumulate = false;  // into f32, without a residual
-};
-Call rms_norm_call(const RmsNormCase& c);
-struct EmbedCase {
-  DType table, out;
-  int64_t num_tokens, hidden_size;
-  int64_t vocab_size = 50;
-  float scale = 1;
-};
-Call embed_call(const EmbedCase& c);
-struct RopeCase {
-  DType dtype;
-  int64_t num_tokens, num_heads, head_dim;
-  bool in_place = false;
-};
-Call rope_call(const RopeCase& c);
 // Adds RoPE's frequencies, of which there are head_dim / 2.
 const double* add_frequencies(Call& call, int64_t head_dim);
-struct GatedActivationCase {
-  DType dtype;
-  int64_t count;
-  Activation activation = Activation::silu;
-  bool has_gate = true;
-};
-Call gated_activation_call(const GatedActivationCase& c);
-struct AddBiasCase {
-  DType dtype;
-  int64_t num_tokens, num_features;
-};
-Call add_bias_call(const AddBiasCase& c);
-
-struct SoftcapCase {
-  int64_t count;
-  float cap;
-};
-Call softcap_call(const SoftcapCase& c);
-
-struct SampleCase {
-  int64_t vocab_size;
-  float temperature = 0;
-  int64_t top_k = 0;
-  float top_p = 1, min_p = 0, penalty = 1;
-};
-Call sample_call(const SampleCase& c);
 
 // All activations but silu, with their names.
 struct NamedActivation {
@@ -294,14 +320,23 @@ constexpr NamedActivation kOtherActivations[] = {{"gelu", Activation::gelu},
                                                  {"relu", Activation::relu},
                                                  {"relu2", Activation::relu2}};
 
-// The tables of calls, by file.
-std::vector<NamedCall> seeded_attention_calls();
-std::vector<NamedCall> seeded_linear_calls();
-std::vector<NamedCall> seeded_cache_calls();
-std::vector<NamedCall> seeded_sample_calls();
-std::vector<NamedCall> more_attention_calls();
-std::vector<NamedCall> more_linear_calls();
-std::vector<NamedCall> more_cache_calls();
-std::vector<NamedCall> more_sample_calls();
+// ---- What tables of calls are made of.
+
+constexpr DType kF32 = DType::f32, kF16 = DType::f16, kBf16 = DType::bf16, kI8 = DType::i8, kI4 = DType::i4,
+                kF8 = DType::f8e4m3;
+constexpr DType kFloats[] = {kF32, kF16, kBf16}, kCacheTypes[] = {kF32, kF16, kBf16, kI8, kF8};
+
+inline std::string text_of(DType dtype) { return dtype_name(dtype); }
+inline std::string tokens_text(int64_t tokens) { return std::to_string(tokens) + (tokens == 1 ? " token" : " tokens"); }
+
+// Sigma-1.5B and Sigma-10B (arXiv 2501.13629, table 14).
+struct Sigma {
+  std::string name;  // the start of the names of its calls
+  int64_t hidden_size, head_dim, aug_q_size, intermediate_size;
+};
+inline const Sigma kSigmas[] = {{"Sigma-1.5B: ", 2048, 64, 3072, 6144}, {"Sigma-10B: ", 4096, 128, 6144, 14336}};
+constexpr Heads kSigmaHeads = {32, 4, 16}, kStandardHeads = {32, 16, 16};
+constexpr int64_t kSigmaVocabSize = 128256;
+constexpr int64_t kSigmaTokens[] = {1, 16, 512};
 
 }  // namespace diffqkv::cuda
