@@ -2,6 +2,7 @@ import { kernels } from '../../lib/index';
 import { expectClose, tolerances } from '../support/compare';
 import { onEveryDevice, withTensors } from '../support/devices';
 import { Random } from '../support/numbers';
+import { testCalls } from '../support/operator_calls';
 import { addBias } from '../support/reference';
 
 onEveryDevice((device) => {
@@ -42,5 +43,15 @@ onEveryDevice((device) => {
         expectClose(await tensors.keep(out).read(), addBias(x, bias), tolerance, 5);
       });
     });
+  });
+
+  testCalls(device, {
+    call: (make, n, type) => kernels.addBias({ x: make([n, 8], type), bias: make([8]) }),
+    wrong: (make) => [
+      ['x of rank 1', () => kernels.addBias({ x: make([8]), bias: make([8]) })],
+      ['bias of another size', () => kernels.addBias({ x: make([2, 8]), bias: make([7]) })],
+      ['bias of bf16', () => kernels.addBias({ x: make([2, 8], 'bf16'), bias: make([8], 'bf16') })],
+      ['out of another type', () => kernels.addBias({ x: make([2, 8]), bias: make([8]), out: make([2, 8], 'bf16') })],
+    ],
   });
 });

@@ -1,6 +1,8 @@
 import { kernels } from '../../lib/index';
 import { expectClose, tolerances } from '../support/compare';
-import { errorOf, onEveryDevice, reduced, withTensors } from '../support/devices';
+import { onEveryDevice, reduced, withTensors } from '../support/devices';
+import type { Anything } from '../support/misuse';
+import { testCalls } from '../support/operator_calls';
 import { attention } from '../support/reference';
 import { attentionInput, caseName, decodeCases } from './attention_cases';
 import { checkAttention } from './attention_runner';
@@ -302,22 +304,49 @@ onEveryDevice((device) => {
     });
   });
 
-  it.each([
-    ['topK 0', { selectiveV: { topK: 0 } }],
-    ['topK -1', { selectiveV: { topK: -1 } }],
-    ['topK 1.5', { selectiveV: { topK: 1.5 } }],
-    ['topK NaN', { selectiveV: { topK: Number.NaN } }],
-    ['numSplits -1', { numSplits: -1 }],
-    ['numSplits 1.5', { numSplits: 1.5 }],
-    ['smScale NaN', { smScale: Number.NaN }],
-    ['smScale is a string', { smScale: '1' as unknown as number }],
-  ])('rejects %s', async (_, options) => {
+  it('returns zeros, and -Infinity in lse, without keys', async () => {
     await withTensors(device(), async (tensors) => {
-      const q = tensors.make('f32', [1, 2, 8], new Float32Array(16));
-      const k = tensors.make('f32', [1, 4, 2, 8], new Float32Array(64));
-      expect((await errorOf(() => kernels.attentionDecode({ q, k, v: k, ...options }))).code).toBe(
-        'ERR_INVALID_ARGUMENT',
-      );
+      const [k, v] = [
+        tensors.keep(device().tensor('f32', [2, 0, 2, 8])),
+        tensors.keep(device().tensor('f32', [2, 0, 4, 8])),
+      ];
+      for (const selectiveV of [undefined, { topK: 3, renormalize: true }]) {
+        const lse = tensors.out('f32', [2, 4]);
+        const out = tensors.out('f32', [2, 4, 8]);
+        const q = tensors.make('f32', [2, 4, 8], new Float32Array(64).fill(1));
+        await kernels.attentionDecode({ q, k, v, lse, out, selectiveV });
+        expect([...(await out.read())]).toEqual(new Array(64).fill(0));
+        expect([...(await lse.read())]).toEqual(new Array(8).fill(Number.NEGATIVE_INFINITY));
+      }
     });
+  });
+
+  testCalls(device, {
+    call: (make, n, type) =>
+      kernels.attentionDecode({ q: make([n, 4, 8], type), k: make([n, 3, 2, 8], type), v: make([n, 3, 4, 8], type) }),
+    wrong: (make) => {
+      const call = (changed: Anything) =>
+        kernels.attentionDecode({ q: make([2, 4, 8]), k: make([2, 5, 2, 8]), v: make([2, 5, 4, 16]), ...changed });
+      return [
+        ['q of rank 4', () => call({ q: make([2, 1, 4, 8]) })],
+        ['K heads that do not divide', () => call({ k: make([2, 5, 3, 8]) })],
+        ['another batch', () => call({ q: make([3, 4, 8]) })],
+        ['out of wrong shape', () => call({ out: make([2, 4, 8]) })],
+        ['lse of wrong shape', () => call({ lse: make([2, 4, 1]) })],
+        ['selectiveV true', () => call({ selectiveV: true })],
+        ['selectiveV without topK', () => call({ selectiveV: {} })],
+        ['renormalize a string', () => call({ selectiveV: { topK: 1, renormalize: 'yes' } })],
+        ['numSplits a string', () => call({ numSplits: '2' })],
+        ['numSplits NaN', () => call({ numSplits: Number.NaN })],
+        ['topK 0', () => call({ selectiveV: { topK: 0 } })],
+        ['topK -1', () => call({ selectiveV: { topK: -1 } })],
+        ['topK 1.5', () => call({ selectiveV: { topK: 1.5 } })],
+        ['topK NaN', () => call({ selectiveV: { topK: Number.NaN } })],
+        ['numSplits -1', () => call({ numSplits: -1 })],
+        ['numSplits 1.5', () => call({ numSplits: 1.5 })],
+        ['smScale NaN', () => call({ smScale: Number.NaN })],
+        ['smScale is a string', () => call({ smScale: '1' })],
+      ];
+    },
   });
 });

@@ -1,7 +1,9 @@
 import { kernels } from '../../lib/index';
-import { expectClose, tolerances } from '../support/compare';
+import { coarsest, expectClose, tolerances } from '../support/compare';
 import { onEveryDevice, reduced, withTensors } from '../support/devices';
+import type { Anything } from '../support/misuse';
 import { Random } from '../support/numbers';
+import { floatTypeTriples, testCalls } from '../support/operator_calls';
 import { augmentedQ } from '../support/reference';
 
 // [tokens, qDim, augQ]
@@ -81,5 +83,73 @@ onEveryDevice((device) => {
         });
       }
     });
+  });
+
+  describe.each([1, 3, 40])('mixed types, %i tokens', (numTokens) => {
+    it.each(floatTypeTriples)('x %s, weights %s, out %s', async (xType, weightType, outType) => {
+      const random = new Random(numTokens + 1);
+      const x = random.normals(numTokens * 64, 0.1, xType);
+      const [gate, up, down] = [0, 1, 2].map(() => random.normals(64 * 48, 0.1, weightType)) as [
+        Float32Array,
+        Float32Array,
+        Float32Array,
+      ];
+      await withTensors(device(), async (tensors) => {
+        const out = tensors.out(outType, [numTokens, 64]);
+        await kernels.augmentedQ({
+          x: tensors.make(xType, [numTokens, 64], x),
+          gate: tensors.make(weightType, [48, 64], gate),
+          up: tensors.make(weightType, [48, 64], up),
+          down: tensors.make(weightType, [64, 48], down),
+          out,
+        });
+        const sizes = { numTokens, inFeatures: 64, innerSize: 48, outFeatures: 64 };
+        const tolerance = tolerances[coarsest(xType, weightType, outType)];
+        expectClose(await out.read(), augmentedQ({ x, gate, up, down, ...sizes }), tolerance, 64);
+      });
+    });
+  });
+
+  testCalls(device, {
+    call: (make, n, type) =>
+      kernels.augmentedQ({
+        x: make([n, 8], type),
+        gate: make([3, 8], type),
+        up: make([3, 8], type),
+        down: make([8, 3], type),
+      }),
+    wrong: (make) => [
+      [
+        'up of different size',
+        () => kernels.augmentedQ({ x: make([2, 8]), gate: make([6, 8]), up: make([7, 8]), down: make([8, 6]) }),
+      ],
+      [
+        'down transposed',
+        () => kernels.augmentedQ({ x: make([2, 8]), gate: make([6, 8]), up: make([6, 8]), down: make([6, 8]) }),
+      ],
+      [
+        'mixed weights',
+        () => kernels.augmentedQ({ x: make([2, 8]), gate: make([6, 8]), up: make([6, 8], 'bf16'), down: make([8, 6]) }),
+      ],
+      [
+        'unknown activation',
+        () =>
+          kernels.augmentedQ({
+            x: make([2, 8]),
+            gate: make([6, 8]),
+            up: make([6, 8]),
+            down: make([8, 6]),
+            activation: 'swish' as Anything,
+          }),
+      ],
+      [
+        'gate of different size',
+        () => kernels.augmentedQ({ x: make([2, 8]), gate: make([7, 8]), up: make([6, 8]), down: make([8, 6]) }),
+      ],
+      [
+        'gate of another type',
+        () => kernels.augmentedQ({ x: make([2, 8]), gate: make([6, 8], 'bf16'), up: make([6, 8]), down: make([8, 6]) }),
+      ],
+    ],
   });
 });

@@ -1,7 +1,9 @@
 import { kernels } from '../../lib/index';
 import { expectClose, tolerances } from '../support/compare';
 import { errorOfRead, onEveryDevice, withTensors } from '../support/devices';
+import type { Anything } from '../support/misuse';
 import { Random, roundTo } from '../support/numbers';
+import { testCalls } from '../support/operator_calls';
 import { embed } from '../support/reference';
 
 const types = ['f32', 'bf16', 'f16'] as const;
@@ -69,5 +71,16 @@ onEveryDevice((device) => {
       const out = tensors.keep(await kernels.embed({ table, tokens: tensors.make('i32', [1], Int32Array.of(3)) }));
       expect([...(await out.read())]).toEqual(new Array(8).fill(2));
     });
+  });
+
+  testCalls(device, {
+    call: (make, n, type) => kernels.embed({ table: make([2, 8], type), tokens: make([n], 'i32') }),
+    wrong: (make) => [
+      ['tokens of f32', () => kernels.embed({ table: make([4, 8]), tokens: make([2]) })],
+      ['scale NaN', () => kernels.embed({ table: make([4, 8]), tokens: make([2], 'i32'), scale: Number.NaN })],
+      ['scale beyond f32', () => kernels.embed({ table: make([4, 8]), tokens: make([2], 'i32'), scale: 1e39 })],
+      ['scale null', () => kernels.embed({ table: make([4, 8]), tokens: make([2], 'i32'), scale: null as Anything })],
+      ['table of rank 1', () => kernels.embed({ table: make([8]), tokens: make([2], 'i32') })],
+    ],
   });
 });

@@ -1,7 +1,9 @@
 import { type Activation, kernels } from '../../lib/index';
 import { expectClose, tolerances } from '../support/compare';
 import { onEveryDevice, withTensors } from '../support/devices';
+import type { Anything } from '../support/misuse';
 import { Random, roundTo } from '../support/numbers';
+import { testCalls } from '../support/operator_calls';
 import { activations, gatedActivation } from '../support/reference';
 
 const names = Object.keys(activations) as Activation[];
@@ -134,5 +136,17 @@ onEveryDevice((device) => {
         expectClose(await x.read(), gatedActivation(null, up), tolerance, 100);
       });
     });
+  });
+
+  testCalls(device, {
+    call: (make, n, type) => kernels.gatedActivation({ gate: make([n, 8], type), up: make([n, 8], type) }),
+    wrong: (make) => [
+      ['other shapes', () => kernels.gatedActivation({ gate: make([2, 8]), up: make([8, 2]) })],
+      ['different types', () => kernels.gatedActivation({ gate: make([2, 8]), up: make([2, 8], 'bf16') })],
+      ['unknown activation', () => kernels.gatedActivation({ up: make([2, 8]), activation: 'tanh' as Anything })],
+      ['activation null', () => kernels.gatedActivation({ up: make([2, 8]), activation: null as Anything })],
+      ['no up', () => kernels.gatedActivation({ gate: make([2, 8]) } as Anything)],
+      ['gate null', () => kernels.gatedActivation({ gate: null as Anything, up: make([2, 8]) })],
+    ],
   });
 });

@@ -6,8 +6,8 @@
 // software. It needs a CPU with AVX512-BF16, with or without AMX.
 
 import { spawnSync } from 'node:child_process';
-import { existsSync } from 'node:fs';
-import { join } from 'node:path';
+import { existsSync, readdirSync } from 'node:fs';
+import { basename, join } from 'node:path';
 import { builtIndex } from '../support/children';
 import { projectRoot } from '../support/fixtures';
 import { passSuites } from '../support/suites';
@@ -15,26 +15,11 @@ import { passSuites } from '../support/suites';
 const levels = ['baseline', 'avx2', 'avx512', 'avx512_bf16', 'amx'];
 // Thread counts other than the number of cores divide the work differently.
 const threads: Record<string, string> = { avx2: '3', avx512: '1', avx512_bf16: '7' };
-const suites = [
-  'attention_prefill',
-  'attention_decode',
-  'attention_window',
-  'large_scores',
-  'kv_append',
-  'kv_types',
-  'quantize',
-  'augmented_q',
-  'quantized_weights',
-  'matmul',
-  'rms_norm',
-  'rope',
-  'gated_activation',
-  'add_bias',
-  'softcap',
-  'embed',
-  'mixed_and_empty',
-  'fixtures',
-];
+const ownName = basename(__filename);
+const suites = readdirSync(__dirname)
+  .filter((name) => name.endsWith('.test.ts') && name !== ownName)
+  .map((name) => name.replace('.test.ts', ''))
+  .concat('fixtures');
 
 const open = `require(${JSON.stringify(builtIndex)}).openDevice('cpu').then((device) => { console.log(JSON.stringify(device.info)); device.dispose(); }, (error) => console.log(JSON.stringify({ code: error.code, message: error.message })))`;
 

@@ -1,7 +1,8 @@
 import { kernels } from '../../lib/index';
-import { expectClose, tolerances } from '../support/compare';
+import { coarsest, expectClose, tolerances } from '../support/compare';
 import { onEveryDevice, reduced, withTensors } from '../support/devices';
 import { Random } from '../support/numbers';
+import { floatTypeTriples, testCalls } from '../support/operator_calls';
 import { matmul } from '../support/reference';
 
 // [numTokens, inFeatures, outFeatures]: up to 16 tokens use gemv, more use gemm. Odd sizes leave
@@ -115,5 +116,40 @@ onEveryDevice((device) => {
         expectClose(await out.read(), expected, tolerances.bf16, outFeatures);
       }
     });
+  });
+
+  describe.each([1, 3, 40])('mixed types, %i tokens', (numTokens) => {
+    it.each(floatTypeTriples)('x %s, weight %s, out %s', async (xType, weightType, outType) => {
+      const random = new Random(numTokens);
+      const x = random.normals(numTokens * 70, 0.1, xType);
+      const weight = random.normals(50 * 70, 0.1, weightType);
+      await withTensors(device(), async (tensors) => {
+        const out = tensors.out(outType, [numTokens, 50]);
+        await kernels.matmul({
+          x: tensors.make(xType, [numTokens, 70], x),
+          weight: tensors.make(weightType, [50, 70], weight),
+          out,
+        });
+        const tolerance = tolerances[coarsest(xType, weightType, outType)];
+        expectClose(await out.read(), matmul(x, weight, numTokens, 70, 50), tolerance, 50);
+      });
+    });
+  });
+
+  testCalls(device, {
+    call: (make, n, type) => kernels.matmul({ x: make([n, 8], type), weight: make([3, 8], type) }),
+    wrong: (make) => [
+      ['other in', () => kernels.matmul({ x: make([2, 8]), weight: make([3, 9]) })],
+      ['rank', () => kernels.matmul({ x: make([8]), weight: make([3, 8]) })],
+      ['out shape', () => kernels.matmul({ x: make([2, 8]), weight: make([3, 8]), out: make([3, 2]) })],
+      ['integers', () => kernels.matmul({ x: make([2, 8], 'i32'), weight: make([3, 8]) })],
+      [
+        'in place',
+        () => {
+          const x = make([8, 8]);
+          return kernels.matmul({ x, weight: make([8, 8]), out: x });
+        },
+      ],
+    ],
   });
 });

@@ -1,7 +1,9 @@
 import { kernels } from '../../lib/index';
-import { expectClose, tolerances } from '../support/compare';
+import { coarsest, expectClose, tolerances } from '../support/compare';
 import { onEveryDevice, withTensors } from '../support/devices';
+import type { Anything } from '../support/misuse';
 import { Random } from '../support/numbers';
+import { floatTypeTriples, testCalls } from '../support/operator_calls';
 import { rmsNorm } from '../support/reference';
 
 const sizes: [number, number][] = [
@@ -117,5 +119,80 @@ onEveryDevice((device) => {
         expectClose(await out.read(), rmsNorm(x, weight, 1e-5).out, tolerances[type], 64);
       });
     });
+  });
+
+  describe.each([1, 3, 40])('mixed types, %i tokens', (numTokens) => {
+    it.each(floatTypeTriples)('x %s, residual %s, out and weight %s', async (xType, residualType, outType) => {
+      const random = new Random(numTokens + 2);
+      const x = random.normals(numTokens * 70, 0.1, xType);
+      const residual = random.normals(numTokens * 70, 0.1, residualType);
+      const weight = random.normals(70, 0.1, outType);
+      await withTensors(device(), async (tensors) => {
+        const sum = tensors.make(residualType, [numTokens, 70], residual);
+        const out = tensors.out(outType, [numTokens, 70]);
+        await kernels.rmsNorm({
+          x: tensors.make(xType, [numTokens, 70], x),
+          weight: tensors.make(outType, [70], weight),
+          eps: 1e-5,
+          residual: sum,
+          out,
+        });
+        const expected = rmsNorm(x, weight, 1e-5, residual);
+        expectClose(await sum.read(), expected.residual, tolerances[coarsest(xType, residualType)], 70);
+        expectClose(await out.read(), expected.out, tolerances[coarsest(xType, residualType, outType)], 70);
+      });
+    });
+  });
+
+  testCalls(device, {
+    call: (make, n, type) => kernels.rmsNorm({ x: make([n, 8], type), weight: make([8], type), eps: 1e-5 }),
+    wrong: (make) => [
+      ['weight size', () => kernels.rmsNorm({ x: make([2, 8]), weight: make([9]), eps: 1e-5 })],
+      ['eps NaN', () => kernels.rmsNorm({ x: make([2, 8]), weight: make([8]), eps: Number.NaN })],
+      ['eps negative', () => kernels.rmsNorm({ x: make([2, 8]), weight: make([8]), eps: -1 })],
+      ['eps missing', () => kernels.rmsNorm({ x: make([2, 8]), weight: make([8]) } as Anything)],
+      [
+        'residual shape',
+        () => kernels.rmsNorm({ x: make([2, 8]), weight: make([8]), eps: 1e-5, residual: make([1, 8]) }),
+      ],
+      [
+        'accumulate into bf16',
+        () =>
+          kernels.rmsNorm({
+            x: make([2, 8]),
+            weight: make([8]),
+            eps: 1e-5,
+            out: make([2, 8], 'bf16'),
+            accumulate: true,
+          }),
+      ],
+      [
+        'accumulate with a residual',
+        () =>
+          kernels.rmsNorm({
+            x: make([2, 8]),
+            weight: make([8]),
+            eps: 1e-5,
+            residual: make([2, 8]),
+            out: make([2, 8]),
+            accumulate: true,
+          }),
+      ],
+      [
+        'accumulate without out',
+        () => kernels.rmsNorm({ x: make([2, 8]), weight: make([8]), eps: 1e-5, accumulate: true }),
+      ],
+      [
+        'accumulate a number',
+        () =>
+          kernels.rmsNorm({
+            x: make([2, 8]),
+            weight: make([8]),
+            eps: 1e-5,
+            out: make([2, 8]),
+            accumulate: 1 as Anything,
+          }),
+      ],
+    ],
   });
 });

@@ -2,6 +2,7 @@ import { kernels } from '../../lib/index';
 import { expectClose, tolerances } from '../support/compare';
 import { onEveryDevice, withTensors } from '../support/devices';
 import { Random } from '../support/numbers';
+import { testCalls } from '../support/operator_calls';
 import { rope, ropeFrequencies } from '../support/reference';
 
 onEveryDevice((device) => {
@@ -49,5 +50,16 @@ onEveryDevice((device) => {
         expectClose(await xs.read(), rope(x, [3, 900], 4, 64, ropeFrequencies(64, 10000)), tolerances[type], 64);
       });
     });
+  });
+
+  testCalls(device, {
+    call: (make, n, type) => kernels.rope({ x: make([n, 1, 8], type), positions: make([n], 'i32'), theta: 1e4 }),
+    wrong: (make) => [
+      ['odd head', () => kernels.rope({ x: make([2, 1, 7]), positions: make([2], 'i32'), theta: 1e4 })],
+      ['positions of f32', () => kernels.rope({ x: make([2, 1, 8]), positions: make([2]), theta: 1e4 })],
+      ['too few positions', () => kernels.rope({ x: make([2, 1, 8]), positions: make([1], 'i32'), theta: 1e4 })],
+      ['theta 0', () => kernels.rope({ x: make([2, 1, 8]), positions: make([2], 'i32'), theta: 0 })],
+      ['theta NaN', () => kernels.rope({ x: make([2, 1, 8]), positions: make([2], 'i32'), theta: Number.NaN })],
+    ],
   });
 });

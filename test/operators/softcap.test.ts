@@ -1,7 +1,9 @@
 import { kernels } from '../../lib/index';
 import { expectClose, tolerances } from '../support/compare';
 import { onEveryDevice, withTensors } from '../support/devices';
+import type { Anything } from '../support/misuse';
 import { Random } from '../support/numbers';
+import { testCalls } from '../support/operator_calls';
 import { softcap } from '../support/reference';
 
 onEveryDevice((device) => {
@@ -52,10 +54,19 @@ onEveryDevice((device) => {
     });
   });
 
-  it('returns no elements for none', async () => {
-    await withTensors(device(), async (tensors) => {
-      const out = tensors.keep(await kernels.softcap({ x: tensors.keep(device().tensor('f32', [0, 8])), cap: 1 }));
-      expect(await out.read()).toEqual(new Float32Array(0));
-    });
+  testCalls(device, {
+    call: (make, n, type) => kernels.softcap({ x: make([n, 8], type), cap: 1 }),
+    types: ['f32'],
+    wrong: (make) => [
+      ['x of bf16', () => kernels.softcap({ x: make([2, 8], 'bf16'), cap: 30 })],
+      ['out of another shape', () => kernels.softcap({ x: make([2, 8]), cap: 30, out: make([8, 2]) })],
+      ['out of bf16', () => kernels.softcap({ x: make([2, 8]), cap: 30, out: make([2, 8], 'bf16') })],
+      ['cap 0', () => kernels.softcap({ x: make([2, 8]), cap: 0 })],
+      ['cap negative', () => kernels.softcap({ x: make([2, 8]), cap: -1 })],
+      ['cap NaN', () => kernels.softcap({ x: make([2, 8]), cap: Number.NaN })],
+      ['cap infinite', () => kernels.softcap({ x: make([2, 8]), cap: Number.POSITIVE_INFINITY })],
+      ['cap 0 in f32', () => kernels.softcap({ x: make([2, 8]), cap: 1e-60 })],
+      ['cap missing', () => kernels.softcap({ x: make([2, 8]) } as Anything)],
+    ],
   });
 });

@@ -72,7 +72,9 @@ function runs() {
   return [
     ...usable.map((level) => [
       `the CPU at ${level}`,
-      level === usable[0] || level === usable.at(-1) ? [...operators, ...onTwoLevels] : operators,
+      level === usable[0] || level === usable.at(-1)
+        ? [...new Set([...operators, ...onTwoLevels])]
+        : operators.filter((name) => !onTwoLevels.includes(name)),
       { DIFFQKV_CPU_ISA: level, DIFFQKV_TEST_DEVICES: 'cpu' },
     ]),
     ['the command line', ['cli'], { NODE_V8_COVERAGE: join(out, 'processes') }],

@@ -1,5 +1,11 @@
 // For test/tools/test-mutants.mjs: the tests of each source file, and what is not mutated.
 
+import { readdirSync } from 'node:fs';
+import { join, parse } from 'node:path';
+
+import { root } from './run.mjs';
+import { operators } from './suites.mjs';
+
 /** Files that are not mutated, because the module of the tests does not run them. */
 export const excluded = [
   { files: /^cuda\/device\//, why: 'PTX; the emulation has its own device/' },
@@ -80,21 +86,21 @@ const amx = (suites) => cpu(suites, { DIFFQKV_CPU_ISA: 'emulated_amx' });
 const everyIsa = (suites) => [cpu(suites), amx(suites), baseline(suites), avx2(suites), avx512(suites)];
 
 // Quick tests are first.
-const prefill = ['mixed_and_empty', 'softcap', 'latent', 'attention_prefill'];
+const prefill = ['softcap', 'latent', 'attention_prefill'];
 const attention = [...prefill, 'attention_decode', 'kv_types', 'large_scores', 'attention_window'];
-const rowwise = [
-  ...['embed', 'rope', 'gated_activation', 'add_bias', 'rms_norm', 'mixed_and_empty', 'kv_append', 'tensor'],
-  ...['fixtures'],
-];
+const rowwiseOperators = readdirSync(join(root, 'csrc/backend/cpu/rowwise'))
+  .map((file) => parse(file).name)
+  .filter((name) => operators.includes(name));
+const rowwise = [...rowwiseOperators, 'kv_append', 'tensor', 'fixtures'];
 const kvCache = ['quantize', 'kv_append', 'latent', 'kv_cache', 'kv_types'];
-const linear = ['mixed_and_empty', 'augmented_q', 'quantize', 'matmul', 'quantized_weights', 'threads', 'fixtures'];
+const linear = ['augmented_q', 'quantize', 'matmul', 'quantized_weights', 'threads', 'fixtures'];
 const models = [
   ...['latent', 'fixtures', 'abort', 'errors_models', 'batching', 'generate', 'kv_cache', 'session_order'],
   ...['checkpoint_errors', 'key_and_value_sizes', 'device_choice', 'quantized_models', 'changed_files'],
 ];
 const loading = ['architecture_configs', 'architectures', 'packed_checkpoints', 'tensor_names', 'folder_messages'];
 const contexts = ['longrope', 'dynamic_rope', 'window_pages'];
-const wrongCalls = ['errors_kernels', 'errors_devices', 'receivers', 'mixed_and_empty', 'tensor'];
+const wrongCalls = ['errors_kernels', 'errors_devices', 'receivers', ...rowwise, ...linear, 'attention_prefill'];
 /** Races, waits, traffic and bank conflicts of the kernels. */
 const emulation = [emulated(['counters'], { DIFFQKV_TEST_REDUCED: '' }), emulated(['emulation'])];
 
@@ -106,11 +112,11 @@ const table = [
     /cpu\/attention\//,
     [cpu(attention), baseline(attention), amx(attention), avx2(['attention_prefill', 'attention_decode', 'kv_types'])],
   ],
-  [/cpu\/kv_cache\//, [cpu(['errors_kernels', ...kvCache]), baseline(kvCache), avx2(kvCache), avx512(['quantize'])]],
+  [/cpu\/kv_cache\//, [cpu(kvCache), baseline(kvCache), avx2(kvCache), avx512(['quantize'])]],
   [/cpu\/linear\/quantize_weight/, [...everyIsa(['quantized_weights']), emulated(['quantized_weights'])]],
   [/cpu\/linear\//, everyIsa(linear)],
   [/cpu\/rowwise\/convert/, [cpu(['threads', ...linear]), avx2(linear)]],
-  [/cpu\/rowwise\//, [cpu([...rowwise, 'threads', 'errors_kernels']), baseline(rowwise), avx2(rowwise)]],
+  [/cpu\/rowwise\//, [cpu([...rowwise, 'threads']), baseline(rowwise), avx2(rowwise)]],
   [/cpu\/sampling\//, [cpu(['sample', 'generate']), baseline(['sample'])]],
   [/cpu\/system\//, [cpu(['control_group', 'device_choice', 'threads', 'fixtures', 'behavior'])]],
   [/backend\/cpu\//, everyIsa([...rowwise, ...linear, 'sample', ...attention, 'threads'])],
@@ -133,7 +139,7 @@ const table = [
   [/cuda\/kv_/, [emulated(kvCache), ...emulation]],
   [/cuda\/quantize/, [emulated(['quantize', 'quantized_weights', 'kv_types']), ...emulation]],
   [/cuda\/sample/, [emulated(['sample']), ...emulation]],
-  [/cuda\/(rms_norm|embed|rope|gated_activation|add_bias|activation)/, [emulated(rowwise), ...emulation]],
+  [RegExp(`cuda/(${rowwiseOperators.join('|')}|activation)`), [emulated(rowwise), ...emulation]],
   [/cuda\/(rotary)/, [emulated(['rope', 'kv_append', 'kv_types']), ...emulation]],
   [/cuda\/(gem[mv]|matmul|gated_mlp|linear|packed_weights)/, [emulated(linear), ...emulation]],
   [

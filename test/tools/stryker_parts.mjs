@@ -1,10 +1,14 @@
 // The parts that npm run test:stryker mutates one by one, each with the test files that run for it.
 // Jest loads all test files of a part for each mutant, so a part has few.
 
+import { operators } from './suites.mjs';
+
 const processes = ['tokenizer_child', 'tokenizer_process', 'tokenizer_thread'];
 const text = ['decoder', 'decoder_pattern', 'tokenizer', 'tokenizer_client'];
 const generation = ['abort', 'call_order', 'generate', 'generation', 'model', 'scheduler', 'session', 'stop'];
 const folders = ['chat', 'explain', 'files'];
+/** Tests of operators at sizes that are the same to lib/ as those of others. */
+const otherSizes = ['attention_window', 'kv_append', 'kv_types', 'large_scores', 'quantized_weights'];
 const files = (names) => names.map((name) => `lib/${name}.ts`);
 
 export const parts = {
@@ -58,20 +62,10 @@ export const parts = {
       '!lib/index.ts',
       ...files([...processes, ...text, ...generation, ...folders]).map((f) => `!${f}`),
     ],
-    // Of the operators, one file for each call of lib/kernels.ts: other sizes are the same to lib/.
     tests: [
-      ...['augmented_q', 'embed', 'matmul', 'mixed_and_empty', 'rms_norm', 'rope', 'sample', 'gated_activation'],
-      ...[
-        'messages',
-        'errors_kernels',
-        'errors_devices',
-        'errors_models',
-        'device_choice',
-        'tensor',
-        'receivers',
-        'threads',
-      ],
-      ...['native_module', 'generate', 'quantize', 'ceilings'],
+      ...operators.filter((name) => !otherSizes.includes(name)),
+      ...['messages', 'errors_kernels', 'errors_devices', 'errors_models', 'device_choice', 'receivers', 'threads'],
+      ...['native_module', 'generate', 'ceilings'],
     ],
   },
   processes: {

@@ -24,21 +24,8 @@ export const everyDevice = [...testFiles]
   .map(([name]) => name)
   .sort();
 
-/** Test files for single operators. */
-export const operators = [
-  ...['add_bias', 'attention_decode', 'attention_prefill', 'attention_window', 'augmented_q', 'embed'],
-  ...[
-    'gated_activation',
-    'kv_append',
-    'large_scores',
-    'matmul',
-    'mixed_and_empty',
-    'quantize',
-    'quantized_weights',
-    'rms_norm',
-  ],
-  ...['rope', 'sample', 'softcap', 'tensor'],
-];
+/** Test files for operators, and for their tensors. */
+export const operators = [...everyDevice.filter((name) => testFiles.get(name).startsWith('operators')), 'tensor'];
 
 /** Test files for the emulated device itself. */
 export const emulation = ['counters', 'device_lost', 'emulated_device', 'emulation', 'gpu_driver', 'gpu_shapes'];

@@ -54,9 +54,9 @@ const suites = thread
         'fixtures',
         'generate',
       ],
-      ...['kv_cache', 'kv_types', 'matmul', 'mixed_and_empty', 'quantize', 'sample', 'tensor'],
+      ...['kv_cache', 'kv_types', 'matmul', 'quantize', 'rms_norm', 'sample', 'tensor'],
     ]
-  : [...operators, ...['emulation', 'errors_devices', 'fixtures', 'kv_cache', 'kv_types', 'key_and_value_sizes']];
+  : [...operators, ...['emulation', 'errors_devices', 'fixtures', 'kv_cache', 'key_and_value_sizes']];
 const args = given.length > 0 ? given : [`--testPathPatterns=${pattern(suites)}`, '--testTimeout=900000'];
 // This test compares the bits of two prefill paths, which are equal with users' flags but not with
 // this build's -O1. It does not depend on threads.
