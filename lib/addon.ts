@@ -56,67 +56,6 @@ export interface NativeDevice {
   measureCeiling(request: NativeCeilingRequest): Promise<number[]>;
   dispose(): void;
 
-  // Operators. They check shapes, types and head counts before they queue anything, and throw
-  // synchronously.
-  attentionPrefill(tensors: NativeAttention & { causal: boolean }): Promise<void>;
-  attentionDecode(
-    tensors: NativeAttention & { numSplits: number; selectiveV?: NativeSelectiveV },
-  ): Promise<void>;
-  quantize(tensors: { x: NativeTensor; out: NativeTensor; scales: NativeTensor }): Promise<void>;
-  quantizeWeight(tensors: {
-    weight: NativeTensor;
-    values: NativeTensor;
-    scales: NativeTensor;
-    groupSize: number;
-  }): Promise<void>;
-  gatedMlp(tensors: {
-    x: NativeTensor;
-    gate?: NativeTensor;
-    gateScales?: NativeTensor;
-    up: NativeTensor;
-    upScales?: NativeTensor;
-    down: NativeTensor;
-    downScales?: NativeTensor;
-    groupSize: number;
-    out: NativeTensor;
-    activation: string;
-  }): Promise<void>;
-  matmul(tensors: {
-    x: NativeTensor;
-    weight: NativeTensor;
-    weightScales?: NativeTensor;
-    groupSize: number;
-    out: NativeTensor;
-  }): Promise<void>;
-  rmsNorm(tensors: {
-    x: NativeTensor;
-    weight: NativeTensor;
-    out: NativeTensor;
-    residual?: NativeTensor;
-    eps: number;
-    accumulate: boolean;
-  }): Promise<void>;
-  addBias(tensors: { x: NativeTensor; bias: NativeTensor; out: NativeTensor }): Promise<void>;
-  rope(tensors: {
-    x: NativeTensor;
-    positions: NativeTensor;
-    out: NativeTensor;
-    theta: number;
-  }): Promise<void>;
-  gatedActivation(tensors: {
-    gate?: NativeTensor;
-    up: NativeTensor;
-    out: NativeTensor;
-    activation: string;
-  }): Promise<void>;
-  softcap(tensors: { x: NativeTensor; out: NativeTensor; cap: number }): Promise<void>;
-  embed(tensors: {
-    table: NativeTensor;
-    tokens: NativeTensor;
-    out: NativeTensor;
-    scale: number;
-  }): Promise<void>;
-
   loadModel(
     options: NativeModelOptions & {
       directory: string;
@@ -126,21 +65,6 @@ export interface NativeDevice {
   ): Promise<NativeModel>;
   /** `config` is the text of a config.json. */
   randomModel(options: NativeModelOptions & { config: string; seed: bigint }): Promise<NativeModel>;
-}
-
-/** The arguments that both attention operators have. */
-export interface NativeAttention {
-  q: NativeTensor;
-  k: NativeTensor;
-  v: NativeTensor;
-  kScales?: NativeTensor;
-  vScales?: NativeTensor;
-  out: NativeTensor;
-  lse?: NativeTensor;
-  kvLens?: NativeTensor;
-  smScale?: number;
-  softcap: number;
-  window: number;
 }
 
 export interface NativeSelectiveV {

@@ -1,4 +1,4 @@
-import type { NativeAttention, NativeDevice, NativeSelectiveV, NativeTensor } from './addon';
+import type { NativeDevice, NativeSelectiveV, NativeTensor } from './addon';
 import {
   awaitNative,
   checkBoolean,
@@ -108,7 +108,7 @@ export const kernels = {
     checkObject('arguments', args);
     const { q, v, causal = false, out } = args;
     const [b, l, h] = axes('q', q, 4);
-    return run(q, out, q?.dtype, [b, l, h, axes('v', v, 4)[3]], (device, to) =>
+    return run({ q }, out, q?.dtype, [b, l, h, axes('v', v, 4)[3]], (device, to) =>
       device.attentionPrefill({ ...attentionInputs(args), out: to, causal }),
     );
   },
@@ -122,7 +122,7 @@ export const kernels = {
     const { q, v, numSplits = 0, selectiveV, out } = args;
     const selective = checkSelectiveV(selectiveV);
     const [b, h] = axes('q', q, 3);
-    return run(q, out, q?.dtype, [b, h, axes('v', v, 4)[3]], (device, to) =>
+    return run({ q }, out, q?.dtype, [b, h, axes('v', v, 4)[3]], (device, to) =>
       device.attentionDecode({
         ...attentionInputs(args),
         out: to,
@@ -160,7 +160,7 @@ export const kernels = {
     const scales =
       given === undefined ? Tensor.create(x.device, 'bf16', x.shape.slice(0, -1), null) : given;
     try {
-      const values = await run(x, out, dtype, x.shape, (device, to) =>
+      const values = await run({ x }, out, dtype, x.shape, (device, to) =>
         device.quantize({
           x: nativeTensor('x', x),
           out: to,
@@ -206,7 +206,7 @@ export const kernels = {
     try {
       const [dtype, width] =
         type === 'i8' ? (['i8', padded] as const) : (['i32', padded / 8] as const);
-      const values = await run(weight, undefined, dtype, [rows, width], (device, to) =>
+      const values = await run({ weight }, undefined, dtype, [rows, width], (device, to) =>
         device.quantizeWeight({
           weight: nativeTensor('weight', weight),
           values: to,
@@ -244,7 +244,7 @@ export const kernels = {
     const { x, gate, gateScales, up, upScales, down, downScales, out } = args;
     const { groupSize = 32, activation = 'silu' } = args;
     checkGroupSize('groupSize', groupSize);
-    return run(x, out, x?.dtype, [axes('x', x, 2)[0], axes('down', down, 2)[0]], (device, to) =>
+    return run({ x }, out, x?.dtype, [axes('x', x, 2)[0], axes('down', down, 2)[0]], (device, to) =>
       device.gatedMlp({
         x: nativeTensor('x', x),
         gate: optionalTensor('gate', gate),
@@ -277,14 +277,19 @@ export const kernels = {
     checkObject('arguments', args);
     const { x, weight, weightScales, groupSize = 32, out } = args;
     checkGroupSize('groupSize', groupSize);
-    return run(x, out, x?.dtype, [axes('x', x, 2)[0], axes('weight', weight, 2)[0]], (device, to) =>
-      device.matmul({
-        x: nativeTensor('x', x),
-        weight: nativeTensor('weight', weight),
-        weightScales: optionalTensor('weightScales', weightScales),
-        groupSize,
-        out: to,
-      }),
+    return run(
+      { x },
+      out,
+      x?.dtype,
+      [axes('x', x, 2)[0], axes('weight', weight, 2)[0]],
+      (device, to) =>
+        device.matmul({
+          x: nativeTensor('x', x),
+          weight: nativeTensor('weight', weight),
+          weightScales: optionalTensor('weightScales', weightScales),
+          groupSize,
+          out: to,
+        }),
     );
   },
 
@@ -307,7 +312,7 @@ export const kernels = {
     checkBoolean('accumulate', accumulate);
     if (accumulate && out === undefined)
       throw invalid('out', 'a tensor if accumulate is true', out);
-    return run(x, out, x?.dtype, x?.shape, (device, to) =>
+    return run({ x }, out, x?.dtype, x?.shape, (device, to) =>
       device.rmsNorm({
         x: nativeTensor('x', x),
         weight: nativeTensor('weight', weight),
@@ -328,7 +333,7 @@ export const kernels = {
   async rope(args: { x: Tensor; positions: Tensor; theta: number; out?: Tensor }): Promise<Tensor> {
     checkObject('arguments', args);
     const { x, positions, theta, out } = args;
-    return run(x, out, x?.dtype, x?.shape, (device, to) =>
+    return run({ x }, out, x?.dtype, x?.shape, (device, to) =>
       device.rope({
         x: nativeTensor('x', x),
         positions: nativeTensor('positions', positions),
@@ -345,7 +350,7 @@ export const kernels = {
   async addBias(args: { x: Tensor; bias: Tensor; out?: Tensor }): Promise<Tensor> {
     checkObject('arguments', args);
     const { x, bias, out } = args;
-    return run(x, out, x?.dtype, x?.shape, (device, to) =>
+    return run({ x }, out, x?.dtype, x?.shape, (device, to) =>
       device.addBias({ x: nativeTensor('x', x), bias: nativeTensor('bias', bias), out: to }),
     );
   },
@@ -363,7 +368,7 @@ export const kernels = {
   }): Promise<Tensor> {
     checkObject('arguments', args);
     const { gate, up, activation = 'silu', out } = args;
-    return run(up, out, up?.dtype, up?.shape, (device, to) =>
+    return run({ up }, out, up?.dtype, up?.shape, (device, to) =>
       device.gatedActivation({
         gate: optionalTensor('gate', gate),
         up: nativeTensor('up', up),
@@ -380,7 +385,7 @@ export const kernels = {
   async softcap(args: { x: Tensor; cap: number; out?: Tensor }): Promise<Tensor> {
     checkObject('arguments', args);
     const { x, cap, out } = args;
-    return run(x, out, 'f32', x?.shape, (device, to) =>
+    return run({ x }, out, 'f32', x?.shape, (device, to) =>
       device.softcap({ x: nativeTensor('x', x), out: to, cap }),
     );
   },
@@ -398,7 +403,7 @@ export const kernels = {
     checkObject('arguments', args);
     const { table, tokens, scale = 1, out } = args;
     return run(
-      table,
+      { table },
       out,
       table?.dtype,
       [axes('tokens', tokens, 1)[0], axes('table', table, 2)[1]],
@@ -411,6 +416,36 @@ export const kernels = {
         }),
     );
   },
+};
+
+/** The arguments of an operator of csrc/addon/kernels.cc, by those of a function of `kernels`. */
+type NativeArguments<Args> = { out: NativeTensor } & {
+  [name in Exclude<keyof Args, 'out'>]:
+    | (Exclude<Args[name], undefined> extends Tensor ? NativeTensor : Args[name])
+    | Extract<Args[name], undefined>;
+};
+type NativeKernel<name extends keyof typeof kernels> = (
+  args: NativeArguments<Parameters<(typeof kernels)[name]>[0]>,
+) => Promise<void>;
+
+/**
+ * The operators of csrc/addon/kernels.cc. They check shapes, types and head counts before they queue
+ * anything, and throw synchronously.
+ */
+type NativeKernels = {
+  [name in Exclude<
+    keyof typeof kernels,
+    'augmentedQ' | 'quantize' | 'quantizeWeight'
+  >]: NativeKernel<name>;
+} & {
+  gatedMlp: NativeKernel<'augmentedQ'>;
+  quantize(args: { x: NativeTensor; out: NativeTensor; scales: NativeTensor }): Promise<void>;
+  quantizeWeight(args: {
+    weight: NativeTensor;
+    values: NativeTensor;
+    scales: NativeTensor;
+    groupSize: number;
+  }): Promise<void>;
 };
 
 function nativeTensor(name: string, value: Tensor): NativeTensor {
@@ -433,7 +468,7 @@ function attentionInputs({
   smScale,
   softcap = 0,
   window = 0,
-}: Omit<AttentionPrefillArguments, 'causal'>): Omit<NativeAttention, 'out'> {
+}: Omit<AttentionPrefillArguments, 'causal'>) {
   checkNotNull('smScale', 'a number', smScale);
   return {
     q: nativeTensor('q', q),
@@ -460,18 +495,21 @@ function axes(name: string, value: Tensor, rank: number): readonly number[] {
   return value.shape;
 }
 
+/** Runs an operator on the device of `input`, which is one tensor under its name. */
 async function run(
-  first: Tensor,
+  input: Record<string, Tensor>,
   out: Tensor | undefined,
   dtype: DType,
   shape: readonly (number | undefined)[],
-  call: (device: NativeDevice, out: NativeTensor) => Promise<void>,
+  call: (device: NativeKernels, out: NativeTensor) => Promise<void>,
 ): Promise<Tensor> {
-  nativeTensor('the first tensor', first);
+  const [[name, first]] = Object.entries(input) as [[string, Tensor]];
+  nativeTensor(name, first);
   const to = out === undefined ? Tensor.create(first.device, dtype, shape as number[], null) : out;
   try {
     const nativeOut = nativeTensor('out', to);
-    await awaitNative(() => call(first.device[native], nativeOut));
+    const device = first.device[native] as NativeDevice & NativeKernels;
+    await awaitNative(() => call(device, nativeOut));
   } catch (error) {
     if (out === undefined) to.dispose();
     throw error;

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "addon/fields.h"
+#include "backend/check.h"
 
 namespace diffqkv::addon {
 namespace {

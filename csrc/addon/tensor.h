@@ -6,7 +6,6 @@
 
 #include "addon/addon.h"
 #include "addon/resource.h"
-#include "backend/check.h"
 
 namespace diffqkv::addon {
 

@@ -45,13 +45,13 @@ onEveryDevice((device) => {
     });
   });
 
-  testCalls(device, {
-    call: (make, n, type) => kernels.addBias({ x: make([n, 8], type), bias: make([8]) }),
+  testCalls(device, kernels.addBias, {
+    args: (make, n, type) => ({ x: make([n, 8], type), bias: make([8]) }),
     wrong: (make) => [
-      ['x of rank 1', () => kernels.addBias({ x: make([8]), bias: make([8]) })],
-      ['bias of another size', () => kernels.addBias({ x: make([2, 8]), bias: make([7]) })],
-      ['bias of bf16', () => kernels.addBias({ x: make([2, 8], 'bf16'), bias: make([8], 'bf16') })],
-      ['out of another type', () => kernels.addBias({ x: make([2, 8]), bias: make([8]), out: make([2, 8], 'bf16') })],
+      ['x of rank 1', () => ({ x: make([8]) })],
+      ['bias of another size', () => ({ bias: make([7]) })],
+      ['bias of bf16', () => ({ x: make([2, 8], 'bf16'), bias: make([8], 'bf16') })],
+      ['out of another type', () => ({ out: make([2, 8], 'bf16') })],
     ],
   });
 });

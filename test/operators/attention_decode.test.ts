@@ -1,7 +1,6 @@
 import { kernels } from '../../lib/index';
 import { expectClose, tolerances } from '../support/compare';
 import { onEveryDevice, reduced, withTensors } from '../support/devices';
-import type { Anything } from '../support/misuse';
 import { testCalls } from '../support/operator_calls';
 import { attention } from '../support/reference';
 import { attentionInput, caseName, decodeCases } from './attention_cases';
@@ -321,32 +320,28 @@ onEveryDevice((device) => {
     });
   });
 
-  testCalls(device, {
-    call: (make, n, type) =>
-      kernels.attentionDecode({ q: make([n, 4, 8], type), k: make([n, 3, 2, 8], type), v: make([n, 3, 4, 8], type) }),
-    wrong: (make) => {
-      const call = (changed: Anything) =>
-        kernels.attentionDecode({ q: make([2, 4, 8]), k: make([2, 5, 2, 8]), v: make([2, 5, 4, 16]), ...changed });
-      return [
-        ['q of rank 4', () => call({ q: make([2, 1, 4, 8]) })],
-        ['K heads that do not divide', () => call({ k: make([2, 5, 3, 8]) })],
-        ['another batch', () => call({ q: make([3, 4, 8]) })],
-        ['out of wrong shape', () => call({ out: make([2, 4, 8]) })],
-        ['lse of wrong shape', () => call({ lse: make([2, 4, 1]) })],
-        ['selectiveV true', () => call({ selectiveV: true })],
-        ['selectiveV without topK', () => call({ selectiveV: {} })],
-        ['renormalize a string', () => call({ selectiveV: { topK: 1, renormalize: 'yes' } })],
-        ['numSplits a string', () => call({ numSplits: '2' })],
-        ['numSplits NaN', () => call({ numSplits: Number.NaN })],
-        ['topK 0', () => call({ selectiveV: { topK: 0 } })],
-        ['topK -1', () => call({ selectiveV: { topK: -1 } })],
-        ['topK 1.5', () => call({ selectiveV: { topK: 1.5 } })],
-        ['topK NaN', () => call({ selectiveV: { topK: Number.NaN } })],
-        ['numSplits -1', () => call({ numSplits: -1 })],
-        ['numSplits 1.5', () => call({ numSplits: 1.5 })],
-        ['smScale NaN', () => call({ smScale: Number.NaN })],
-        ['smScale is a string', () => call({ smScale: '1' })],
-      ];
-    },
+  testCalls(device, kernels.attentionDecode, {
+    args: (make, n, type) => ({ q: make([n, 4, 8], type), k: make([n, 5, 2, 8], type), v: make([n, 5, 4, 16], type) }),
+    optional: ['kScales', 'vScales', 'lse', 'kvLens'],
+    wrong: (make) => [
+      ['q of rank 4', () => ({ q: make([2, 1, 4, 8]) })],
+      ['K heads that do not divide', () => ({ k: make([2, 5, 3, 8]) })],
+      ['another batch', () => ({ q: make([3, 4, 8]) })],
+      ['out of wrong shape', () => ({ out: make([2, 4, 8]) })],
+      ['lse of wrong shape', () => ({ lse: make([2, 4, 1]) })],
+      ['selectiveV true', () => ({ selectiveV: true })],
+      ['selectiveV without topK', () => ({ selectiveV: {} })],
+      ['renormalize a string', () => ({ selectiveV: { topK: 1, renormalize: 'yes' } })],
+      ['numSplits a string', () => ({ numSplits: '2' })],
+      ['numSplits NaN', () => ({ numSplits: Number.NaN })],
+      ['topK 0', () => ({ selectiveV: { topK: 0 } })],
+      ['topK -1', () => ({ selectiveV: { topK: -1 } })],
+      ['topK 1.5', () => ({ selectiveV: { topK: 1.5 } })],
+      ['topK NaN', () => ({ selectiveV: { topK: Number.NaN } })],
+      ['numSplits -1', () => ({ numSplits: -1 })],
+      ['numSplits 1.5', () => ({ numSplits: 1.5 })],
+      ['smScale NaN', () => ({ smScale: Number.NaN })],
+      ['smScale is a string', () => ({ smScale: '1' })],
+    ],
   });
 });

@@ -1,6 +1,5 @@
 import { kernels } from '../../lib/index';
 import { errorOfRead, onEveryDevice, reduced, withTensors } from '../support/devices';
-import type { Anything } from '../support/misuse';
 import { Random } from '../support/numbers';
 import { testCalls } from '../support/operator_calls';
 import { attentionInput, caseName, prefillCases } from './attention_cases';
@@ -112,53 +111,49 @@ onEveryDevice((device) => {
     });
   });
 
-  testCalls(device, {
-    call: (make, n, type) =>
-      kernels.attentionPrefill({
-        q: make([n, 2, 4, 8], type),
-        k: make([n, 3, 2, 8], type),
-        v: make([n, 3, 4, 8], type),
-      }),
-    wrong: (make) => {
-      const call = (changed: Anything) =>
-        kernels.attentionPrefill({ q: make([1, 3, 4, 8]), k: make([1, 5, 2, 8]), v: make([1, 5, 4, 16]), ...changed });
-      return [
-        ['q of rank 3', () => call({ q: make([3, 4, 8]) })],
-        ['k of rank 2', () => call({ k: make([5, 16]) })],
-        ['v of rank 5', () => call({ v: make([1, 5, 4, 16, 1]) })],
-        ['different batch in k', () => call({ k: make([2, 5, 2, 8]) })],
-        ['different batch in v', () => call({ v: make([2, 5, 4, 16]) })],
-        ['different kvLen in v', () => call({ v: make([1, 6, 4, 16]) })],
-        ['different head size in k', () => call({ k: make([1, 5, 2, 16]) })],
-        ['K heads that do not divide', () => call({ k: make([1, 5, 3, 8]) })],
-        ['V heads that do not divide', () => call({ v: make([1, 5, 3, 16]) })],
-        ['more K heads than Q heads', () => call({ k: make([1, 5, 8, 8]) })],
-        ['no K heads', () => call({ k: make([1, 5, 0, 8]) })],
-        ['no V heads', () => call({ v: make([1, 5, 0, 16]) })],
-        ['out of wrong shape', () => call({ out: make([1, 3, 4, 8]) })],
-        ['out of integers', () => call({ out: make([1, 3, 4, 16], 'i32') })],
-        ['q of integers', () => call({ q: make([1, 3, 4, 8], 'i32') })],
-        ['k of i8', () => call({ k: make([1, 5, 2, 8], 'i8') })],
-        ['lse of wrong shape', () => call({ lse: make([1, 3, 4]) })],
-        ['lse in bf16', () => call({ lse: make([1, 4, 3], 'bf16') })],
-        ['kvLens of f32', () => call({ kvLens: make([1]) })],
-        ['kvLens too long', () => call({ kvLens: make([2], 'i32') })],
-        ['kvLens an array', () => call({ kvLens: [5] })],
-        ['smScale NaN', () => call({ smScale: Number.NaN })],
-        ['smScale infinite', () => call({ smScale: Number.POSITIVE_INFINITY })],
-        ['smScale a string', () => call({ smScale: '1' })],
-        ['causal a number', () => call({ causal: 1 })],
-        ['q missing', () => call({ q: undefined })],
-        ['k an array', () => call({ k: new Float32Array(80) })],
-        ['v null', () => call({ v: null })],
-        [
-          'out as q',
-          () => {
-            const q = make([1, 3, 4, 8]);
-            return call({ q, v: make([1, 5, 4, 8]), out: q });
-          },
-        ],
-      ];
-    },
+  testCalls(device, kernels.attentionPrefill, {
+    args: (make, n, type) => ({
+      q: make([n, 3, 4, 8], type),
+      k: make([n, 5, 2, 8], type),
+      v: make([n, 5, 4, 16], type),
+    }),
+    optional: ['kScales', 'vScales', 'lse', 'kvLens'],
+    wrong: (make) => [
+      ['q of rank 3', () => ({ q: make([3, 4, 8]) })],
+      ['k of rank 2', () => ({ k: make([5, 16]) })],
+      ['v of rank 5', () => ({ v: make([2, 5, 4, 16, 1]) })],
+      ['different batch in k', () => ({ k: make([3, 5, 2, 8]) })],
+      ['different batch in v', () => ({ v: make([3, 5, 4, 16]) })],
+      ['different kvLen in v', () => ({ v: make([2, 6, 4, 16]) })],
+      ['different head size in k', () => ({ k: make([2, 5, 2, 16]) })],
+      ['K heads that do not divide', () => ({ k: make([2, 5, 3, 8]) })],
+      ['V heads that do not divide', () => ({ v: make([2, 5, 3, 16]) })],
+      ['more K heads than Q heads', () => ({ k: make([2, 5, 8, 8]) })],
+      ['no K heads', () => ({ k: make([2, 5, 0, 8]) })],
+      ['no V heads', () => ({ v: make([2, 5, 0, 16]) })],
+      ['out of wrong shape', () => ({ out: make([2, 3, 4, 8]) })],
+      ['out of integers', () => ({ out: make([2, 3, 4, 16], 'i32') })],
+      ['q of integers', () => ({ q: make([2, 3, 4, 8], 'i32') })],
+      ['k of i8', () => ({ k: make([2, 5, 2, 8], 'i8') })],
+      ['lse of wrong shape', () => ({ lse: make([2, 3, 4]) })],
+      ['lse in bf16', () => ({ lse: make([2, 4, 3], 'bf16') })],
+      ['kvLens of f32', () => ({ kvLens: make([2]) })],
+      ['kvLens too long', () => ({ kvLens: make([3], 'i32') })],
+      ['kvLens an array', () => ({ kvLens: [5, 5] })],
+      ['smScale NaN', () => ({ smScale: Number.NaN })],
+      ['smScale infinite', () => ({ smScale: Number.POSITIVE_INFINITY })],
+      ['smScale a string', () => ({ smScale: '1' })],
+      ['causal a number', () => ({ causal: 1 })],
+      ['q missing', () => ({ q: undefined })],
+      ['k an array', () => ({ k: new Float32Array(80) })],
+      ['v null', () => ({ v: null })],
+      [
+        'out as q',
+        () => {
+          const q = make([2, 3, 4, 8]);
+          return { q, v: make([2, 5, 4, 8]), out: q };
+        },
+      ],
+    ],
   });
 });

@@ -1,7 +1,6 @@
 import { kernels } from '../../lib/index';
 import { coarsest, expectClose, tolerances } from '../support/compare';
 import { onEveryDevice, reduced, withTensors } from '../support/devices';
-import type { Anything } from '../support/misuse';
 import { Random } from '../support/numbers';
 import { floatTypeTriples, testCalls } from '../support/operator_calls';
 import { augmentedQ } from '../support/reference';
@@ -110,46 +109,21 @@ onEveryDevice((device) => {
     });
   });
 
-  testCalls(device, {
-    call: (make, n, type) =>
-      kernels.augmentedQ({
-        x: make([n, 8], type),
-        gate: make([3, 8], type),
-        up: make([3, 8], type),
-        down: make([8, 3], type),
-      }),
+  testCalls(device, kernels.augmentedQ, {
+    args: (make, n, type) => ({
+      x: make([n, 8], type),
+      gate: make([6, 8], type),
+      up: make([6, 8], type),
+      down: make([8, 6], type),
+    }),
+    optional: ['gate', 'gateScales', 'upScales', 'downScales'],
     wrong: (make) => [
-      [
-        'up of different size',
-        () => kernels.augmentedQ({ x: make([2, 8]), gate: make([6, 8]), up: make([7, 8]), down: make([8, 6]) }),
-      ],
-      [
-        'down transposed',
-        () => kernels.augmentedQ({ x: make([2, 8]), gate: make([6, 8]), up: make([6, 8]), down: make([6, 8]) }),
-      ],
-      [
-        'mixed weights',
-        () => kernels.augmentedQ({ x: make([2, 8]), gate: make([6, 8]), up: make([6, 8], 'bf16'), down: make([8, 6]) }),
-      ],
-      [
-        'unknown activation',
-        () =>
-          kernels.augmentedQ({
-            x: make([2, 8]),
-            gate: make([6, 8]),
-            up: make([6, 8]),
-            down: make([8, 6]),
-            activation: 'swish' as Anything,
-          }),
-      ],
-      [
-        'gate of different size',
-        () => kernels.augmentedQ({ x: make([2, 8]), gate: make([7, 8]), up: make([6, 8]), down: make([8, 6]) }),
-      ],
-      [
-        'gate of another type',
-        () => kernels.augmentedQ({ x: make([2, 8]), gate: make([6, 8], 'bf16'), up: make([6, 8]), down: make([8, 6]) }),
-      ],
+      ['up of different size', () => ({ up: make([7, 8]) })],
+      ['down transposed', () => ({ down: make([6, 8]) })],
+      ['mixed weights', () => ({ up: make([6, 8], 'bf16') })],
+      ['unknown activation', () => ({ activation: 'swish' })],
+      ['gate of different size', () => ({ gate: make([7, 8]) })],
+      ['gate of another type', () => ({ gate: make([6, 8], 'bf16') })],
     ],
   });
 });

@@ -1,7 +1,6 @@
 import { kernels } from '../../lib/index';
 import { expectClose, tolerances } from '../support/compare';
 import { errorOfRead, onEveryDevice, withTensors } from '../support/devices';
-import type { Anything } from '../support/misuse';
 import { Random, roundTo } from '../support/numbers';
 import { testCalls } from '../support/operator_calls';
 import { embed } from '../support/reference';
@@ -73,14 +72,14 @@ onEveryDevice((device) => {
     });
   });
 
-  testCalls(device, {
-    call: (make, n, type) => kernels.embed({ table: make([2, 8], type), tokens: make([n], 'i32') }),
+  testCalls(device, kernels.embed, {
+    args: (make, n, type) => ({ table: make([4, 8], type), tokens: make([n], 'i32') }),
     wrong: (make) => [
-      ['tokens of f32', () => kernels.embed({ table: make([4, 8]), tokens: make([2]) })],
-      ['scale NaN', () => kernels.embed({ table: make([4, 8]), tokens: make([2], 'i32'), scale: Number.NaN })],
-      ['scale beyond f32', () => kernels.embed({ table: make([4, 8]), tokens: make([2], 'i32'), scale: 1e39 })],
-      ['scale null', () => kernels.embed({ table: make([4, 8]), tokens: make([2], 'i32'), scale: null as Anything })],
-      ['table of rank 1', () => kernels.embed({ table: make([8]), tokens: make([2], 'i32') })],
+      ['tokens of f32', () => ({ tokens: make([2]) })],
+      ['scale NaN', () => ({ scale: Number.NaN })],
+      ['scale beyond f32', () => ({ scale: 1e39 })],
+      ['scale null', () => ({ scale: null })],
+      ['table of rank 1', () => ({ table: make([8]) })],
     ],
   });
 });

@@ -1,7 +1,6 @@
 import { type Activation, kernels } from '../../lib/index';
 import { expectClose, tolerances } from '../support/compare';
 import { onEveryDevice, withTensors } from '../support/devices';
-import type { Anything } from '../support/misuse';
 import { Random, roundTo } from '../support/numbers';
 import { testCalls } from '../support/operator_calls';
 import { activations, gatedActivation } from '../support/reference';
@@ -138,15 +137,16 @@ onEveryDevice((device) => {
     });
   });
 
-  testCalls(device, {
-    call: (make, n, type) => kernels.gatedActivation({ gate: make([n, 8], type), up: make([n, 8], type) }),
+  testCalls(device, kernels.gatedActivation, {
+    args: (make, n, type) => ({ gate: make([n, 8], type), up: make([n, 8], type) }),
+    optional: ['gate'],
     wrong: (make) => [
-      ['other shapes', () => kernels.gatedActivation({ gate: make([2, 8]), up: make([8, 2]) })],
-      ['different types', () => kernels.gatedActivation({ gate: make([2, 8]), up: make([2, 8], 'bf16') })],
-      ['unknown activation', () => kernels.gatedActivation({ up: make([2, 8]), activation: 'tanh' as Anything })],
-      ['activation null', () => kernels.gatedActivation({ up: make([2, 8]), activation: null as Anything })],
-      ['no up', () => kernels.gatedActivation({ gate: make([2, 8]) } as Anything)],
-      ['gate null', () => kernels.gatedActivation({ gate: null as Anything, up: make([2, 8]) })],
+      ['other shapes', () => ({ up: make([8, 2]) })],
+      ['different types', () => ({ up: make([2, 8], 'bf16') })],
+      ['unknown activation', () => ({ activation: 'tanh' })],
+      ['activation null', () => ({ activation: null })],
+      ['no up', () => ({ up: undefined })],
+      ['gate null', () => ({ gate: null })],
     ],
   });
 });

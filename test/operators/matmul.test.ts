@@ -136,18 +136,19 @@ onEveryDevice((device) => {
     });
   });
 
-  testCalls(device, {
-    call: (make, n, type) => kernels.matmul({ x: make([n, 8], type), weight: make([3, 8], type) }),
+  testCalls(device, kernels.matmul, {
+    args: (make, n, type) => ({ x: make([n, 8], type), weight: make([3, 8], type) }),
+    optional: ['weightScales'],
     wrong: (make) => [
-      ['other in', () => kernels.matmul({ x: make([2, 8]), weight: make([3, 9]) })],
-      ['rank', () => kernels.matmul({ x: make([8]), weight: make([3, 8]) })],
-      ['out shape', () => kernels.matmul({ x: make([2, 8]), weight: make([3, 8]), out: make([3, 2]) })],
-      ['integers', () => kernels.matmul({ x: make([2, 8], 'i32'), weight: make([3, 8]) })],
+      ['other in', () => ({ weight: make([3, 9]) })],
+      ['rank', () => ({ x: make([8]) })],
+      ['out shape', () => ({ out: make([3, 2]) })],
+      ['integers', () => ({ x: make([2, 8], 'i32') })],
       [
         'in place',
         () => {
           const x = make([8, 8]);
-          return kernels.matmul({ x, weight: make([8, 8]), out: x });
+          return { x, weight: make([8, 8]), out: x };
         },
       ],
     ],

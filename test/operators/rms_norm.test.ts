@@ -1,7 +1,6 @@
 import { kernels } from '../../lib/index';
 import { coarsest, expectClose, tolerances } from '../support/compare';
 import { onEveryDevice, withTensors } from '../support/devices';
-import type { Anything } from '../support/misuse';
 import { Random } from '../support/numbers';
 import { floatTypeTriples, testCalls } from '../support/operator_calls';
 import { rmsNorm } from '../support/reference';
@@ -144,55 +143,19 @@ onEveryDevice((device) => {
     });
   });
 
-  testCalls(device, {
-    call: (make, n, type) => kernels.rmsNorm({ x: make([n, 8], type), weight: make([8], type), eps: 1e-5 }),
+  testCalls(device, kernels.rmsNorm, {
+    args: (make, n, type) => ({ x: make([n, 8], type), weight: make([8], type), eps: 1e-5 }),
+    optional: ['residual'],
     wrong: (make) => [
-      ['weight size', () => kernels.rmsNorm({ x: make([2, 8]), weight: make([9]), eps: 1e-5 })],
-      ['eps NaN', () => kernels.rmsNorm({ x: make([2, 8]), weight: make([8]), eps: Number.NaN })],
-      ['eps negative', () => kernels.rmsNorm({ x: make([2, 8]), weight: make([8]), eps: -1 })],
-      ['eps missing', () => kernels.rmsNorm({ x: make([2, 8]), weight: make([8]) } as Anything)],
-      [
-        'residual shape',
-        () => kernels.rmsNorm({ x: make([2, 8]), weight: make([8]), eps: 1e-5, residual: make([1, 8]) }),
-      ],
-      [
-        'accumulate into bf16',
-        () =>
-          kernels.rmsNorm({
-            x: make([2, 8]),
-            weight: make([8]),
-            eps: 1e-5,
-            out: make([2, 8], 'bf16'),
-            accumulate: true,
-          }),
-      ],
-      [
-        'accumulate with a residual',
-        () =>
-          kernels.rmsNorm({
-            x: make([2, 8]),
-            weight: make([8]),
-            eps: 1e-5,
-            residual: make([2, 8]),
-            out: make([2, 8]),
-            accumulate: true,
-          }),
-      ],
-      [
-        'accumulate without out',
-        () => kernels.rmsNorm({ x: make([2, 8]), weight: make([8]), eps: 1e-5, accumulate: true }),
-      ],
-      [
-        'accumulate a number',
-        () =>
-          kernels.rmsNorm({
-            x: make([2, 8]),
-            weight: make([8]),
-            eps: 1e-5,
-            out: make([2, 8]),
-            accumulate: 1 as Anything,
-          }),
-      ],
+      ['weight size', () => ({ weight: make([9]) })],
+      ['eps NaN', () => ({ eps: Number.NaN })],
+      ['eps negative', () => ({ eps: -1 })],
+      ['eps missing', () => ({ eps: undefined })],
+      ['residual shape', () => ({ residual: make([1, 8]) })],
+      ['accumulate into bf16', () => ({ out: make([2, 8], 'bf16'), accumulate: true })],
+      ['accumulate with a residual', () => ({ residual: make([2, 8]), out: make([2, 8]), accumulate: true })],
+      ['accumulate without out', () => ({ accumulate: true })],
+      ['accumulate a number', () => ({ out: make([2, 8]), accumulate: 1 })],
     ],
   });
 });

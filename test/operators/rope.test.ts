@@ -52,14 +52,14 @@ onEveryDevice((device) => {
     });
   });
 
-  testCalls(device, {
-    call: (make, n, type) => kernels.rope({ x: make([n, 1, 8], type), positions: make([n], 'i32'), theta: 1e4 }),
+  testCalls(device, kernels.rope, {
+    args: (make, n, type) => ({ x: make([n, 1, 8], type), positions: make([n], 'i32'), theta: 1e4 }),
     wrong: (make) => [
-      ['odd head', () => kernels.rope({ x: make([2, 1, 7]), positions: make([2], 'i32'), theta: 1e4 })],
-      ['positions of f32', () => kernels.rope({ x: make([2, 1, 8]), positions: make([2]), theta: 1e4 })],
-      ['too few positions', () => kernels.rope({ x: make([2, 1, 8]), positions: make([1], 'i32'), theta: 1e4 })],
-      ['theta 0', () => kernels.rope({ x: make([2, 1, 8]), positions: make([2], 'i32'), theta: 0 })],
-      ['theta NaN', () => kernels.rope({ x: make([2, 1, 8]), positions: make([2], 'i32'), theta: Number.NaN })],
+      ['odd head', () => ({ x: make([2, 1, 7]) })],
+      ['positions of f32', () => ({ positions: make([2]) })],
+      ['too few positions', () => ({ positions: make([1], 'i32') })],
+      ['theta 0', () => ({ theta: 0 })],
+      ['theta NaN', () => ({ theta: Number.NaN })],
     ],
   });
 });

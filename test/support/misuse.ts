@@ -12,6 +12,12 @@ export async function expectCode(work: () => unknown, code: string, ...inMessage
   for (const part of inMessage) expect(error.message).toMatch(part);
 }
 
+/** `work` rejects an argument with exactly this message. */
+export async function expectMessage(work: () => unknown, message: string): Promise<void> {
+  const error = await errorOf(work);
+  expect([error.code, error.message]).toEqual([invalid, message]);
+}
+
 export const invalid = 'ERR_INVALID_ARGUMENT';
 export const notAnything = [undefined, null, 5, 'x', true, Symbol('s'), {}, [], () => 1];
 export const show = (value: unknown): string => (typeof value === 'object' ? JSON.stringify(value) : String(value));

@@ -25,7 +25,7 @@ function breaksArrow(line, path) {
  * the field of a KvView.
  */
 const oneHeadSize =
-  /rope|rotary|quantize|kv_(append|gather|view)|lifted_keys|attention\/(gemm|top_k)|backend\/(ops\.h|check\.cc)|model\/(config|architectures)\.cc|presets\.ts|convert_config\.ts|^(test|bench)\//;
+  /rope|rotary|quantize|kv_(append|gather|view)|lifted_keys|attention\/(gemm|top_k)|backend\/ops\.h|addon\/kernels\.cc|model\/(config|architectures)\.cc|presets\.ts|convert_config\.ts|^(test|bench)\//;
 const bareHeadDim =
   /^(?!.*(rope|rotary|positions|inv_freq|p\.head_dim = config_)).*(?<!\b(k|v|kv(\(\))?|[kv]_cache)\.)(?<!, \.)\b(head_dim|headDim)\b/i;
 

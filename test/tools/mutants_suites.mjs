@@ -121,7 +121,10 @@ const table = [
   [/cpu\/system\//, [cpu(['control_group', 'device_choice', 'threads', 'fixtures', 'behavior'])]],
   [/backend\/cpu\//, everyIsa([...rowwise, ...linear, 'sample', ...attention, 'threads'])],
   [/csrc\/backend\/dtype/, [cpu(['quantize', 'errors_kernels', 'tensor', 'kv_types', ...models, ...loading])]],
-  [/csrc\/backend\/(check|ops)/, [cpu(['errors_kernels', ...rowwise, ...linear, 'sample', ...attention])]],
+  [
+    /csrc\/(addon\/kernels|backend\/(check|ops))/,
+    [cpu(['errors_kernels', ...rowwise, ...linear, 'sample', ...attention])],
+  ],
   [/csrc\/backend\//, [cpu([...wrongCalls, 'threads', ...models])]],
   [/csrc\/model\/architectures/, [cpu(['architectures', 'architecture_configs', 'checkpoint_errors'])]],
   [/csrc\/model\/(packed_weights|quantization)/, [cpu(['packed_checkpoints', 'quantized_models', ...loading])]],
