@@ -146,7 +146,6 @@ std::string check_decode_traffic(DType k, DType v, int32_t tokens, double most_s
 }  // namespace
 
 std::vector<Check> kv_cache_checks() {
-  constexpr DType kBf16 = DType::bf16, kF16 = DType::f16, kF32 = DType::f32, kI8 = DType::i8, kF8 = DType::f8e4m3;
   std::vector<Check> checks;
   for (const PagedCase& c : paged_decode_cases()) {
     checks.push_back({"decode attention, paged, " + c.name + ": as contiguous",
