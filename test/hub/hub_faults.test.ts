@@ -39,6 +39,12 @@ const blob = (id: string) => tests.folder(id, 'blobs', sha256(weights(id)));
 /** Requests of weights. Each begins at the hub and is redirected. */
 const requests = () => tests.hub.requests.filter(({ host }) => host === 'cdn');
 
+/** All that fake timers can replace but setTimeout. */
+const realTimers = [
+  ...(['Date', 'hrtime', 'nextTick', 'performance', 'queueMicrotask'] as const),
+  ...(['setImmediate', 'clearImmediate', 'setInterval', 'clearInterval'] as const),
+];
+
 /** Waits until so many bytes of the weights are in the file of the part. */
 async function written(id: string, bytes: number): Promise<void> {
   for (let i = 0; i < 500 && !(existsSync(partial(id)) && statSync(partial(id)).size >= bytes); i++) await delay(20);
@@ -114,14 +120,28 @@ describe('a broken connection', () => {
   it('that stalls is given up after HF_HUB_DOWNLOAD_TIMEOUT, and continued', async () => {
     process.env.HF_HUB_DOWNLOAD_TIMEOUT = '0.5';
     tests.hub.add('org/stall', noise(13));
+    const timersLeft: number[] = [];
     let count = 0;
-    answerWeights((context, bytes) => {
+    answerWeights(async (context, bytes) => {
       if (++count > 1) return tests.hub.send(context, bytes);
       context.response.writeHead(200, { 'content-length': bytes.length });
       context.response.write(bytes.subarray(0, 700_000));
+      await written('org/stall', 700_000);
+      for (let i = 0; i < 500 && jest.getTimerCount() === 0; i++) await delay(20);
+      for (const ms of [499, 1]) {
+        jest.advanceTimersByTime(ms);
+        timersLeft.push(jest.getTimerCount());
+      }
       return undefined;
     });
-    await download('org/stall');
+    // The time of the client's timers does not pass by itself, so a busy machine changes nothing.
+    jest.useFakeTimers({ doNotFake: realTimers });
+    try {
+      await download('org/stall');
+    } finally {
+      jest.useRealTimers();
+    }
+    expect(timersLeft).toEqual([1, 0]);
     expectWhole('org/stall');
     expect(requests()[1]?.headers.range).toBe('bytes=700000-');
   });
