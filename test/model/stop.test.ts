@@ -2,8 +2,8 @@
 
 import { cpSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { Model } from '../../lib/index';
-import { resolveStop, StopFilter } from '../../lib/stop';
+import { Model, type Tokenizer } from '../../lib/index';
+import { resolveStop, StopFilter, StopTokens } from '../../lib/stop';
 import { temporaryDirectories } from '../support/checkpoints';
 import { errorOf } from '../support/devices';
 import { tldrDirectory } from '../support/fixtures';
@@ -106,6 +106,15 @@ describe('a generation', () => {
     list[1] = 5 as unknown as string;
     const result = await generation.result;
     expect([result.finishReason, result.text]).toEqual(['stop', text.slice(0, text.indexOf(text.slice(10, 14)))]);
+  });
+
+  it('does not take a part of a character for a special token', () => {
+    const tokenizer = model.tokenizer as Tokenizer;
+    const [part = 0] = tokenizer.encode('\u{10ffff}', { addSpecialTokens: false });
+    expect([tokenizer.stream().push(part), tokenizer.decode([part])]).toEqual(['', '\ufffd']);
+    expect(new StopTokens(tokenizer, ['\ufffd']).has(part)).toBe(false);
+    expect(new StopTokens(tokenizer, ['\ufffd', '<|end_of_text|>']).has(4095)).toBe(true);
+    expect(new StopTokens(null, ['<|end_of_text|>']).has(4095)).toBe(false);
   });
 
   it('stops at the special token whose text is a stop string', async () => {

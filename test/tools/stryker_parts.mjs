@@ -49,7 +49,7 @@ export const parts = {
         'errors_models',
         'receivers',
       ],
-      ...['fixtures'],
+      ...['fixtures', 'tensor_names'],
     ],
   },
   calls: {
@@ -71,7 +71,7 @@ export const parts = {
         'receivers',
         'threads',
       ],
-      ...['native_module', 'generate', 'quantize', 'ceilings'],
+      ...['native_module', 'generate', 'quantize', 'quantized_weights', 'ceilings'],
     ],
   },
   processes: {
