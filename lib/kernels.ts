@@ -108,7 +108,7 @@ export const kernels = {
     checkObject('arguments', args);
     const { q, v, causal = false, out } = args;
     const [b, l, h] = axes('q', q, 4);
-    return run(q, out, q?.dtype, [b, l, h, axes('v', v, 4)[3]], (device, to) =>
+    return run(q, out, q.dtype, [b, l, h, axes('v', v, 4)[3]], (device, to) =>
       device.attentionPrefill({ ...attentionInputs(args), out: to, causal }),
     );
   },
@@ -122,7 +122,7 @@ export const kernels = {
     const { q, v, numSplits = 0, selectiveV, out } = args;
     const selective = checkSelectiveV(selectiveV);
     const [b, h] = axes('q', q, 3);
-    return run(q, out, q?.dtype, [b, h, axes('v', v, 4)[3]], (device, to) =>
+    return run(q, out, q.dtype, [b, h, axes('v', v, 4)[3]], (device, to) =>
       device.attentionDecode({
         ...attentionInputs(args),
         out: to,
@@ -152,7 +152,7 @@ export const kernels = {
   }> {
     checkObject('arguments', args);
     const { x, dtype, out, scales: given } = args;
-    nativeTensor('x', x);
+    const input = nativeTensor('x', x);
     if (dtype !== 'i8' && dtype !== 'f8e4m3') throw invalid('dtype', "'i8' or 'f8e4m3'", dtype);
     optionalTensor('out', out);
     if (out !== undefined && out.dtype !== dtype)
@@ -162,7 +162,7 @@ export const kernels = {
     try {
       const values = await run(x, out, dtype, x.shape, (device, to) =>
         device.quantize({
-          x: nativeTensor('x', x),
+          x: input,
           out: to,
           scales: nativeTensor('scales', scales),
         }),
@@ -208,7 +208,7 @@ export const kernels = {
         type === 'i8' ? (['i8', padded] as const) : (['i32', padded / 8] as const);
       const values = await run(weight, undefined, dtype, [rows, width], (device, to) =>
         device.quantizeWeight({
-          weight: nativeTensor('weight', weight),
+          weight: weight[native],
           values: to,
           scales: scales[native],
           groupSize,
@@ -244,14 +244,15 @@ export const kernels = {
     const { x, gate, gateScales, up, upScales, down, downScales, out } = args;
     const { groupSize = 32, activation = 'silu' } = args;
     checkGroupSize('groupSize', groupSize);
-    return run(x, out, x?.dtype, [axes('x', x, 2)[0], axes('down', down, 2)[0]], (device, to) =>
+    const [tokens] = axes('x', x, 2);
+    return run(x, out, x.dtype, [tokens, axes('down', down, 2)[0]], (device, to) =>
       device.gatedMlp({
-        x: nativeTensor('x', x),
+        x: x[native],
         gate: optionalTensor('gate', gate),
         gateScales: optionalTensor('gateScales', gateScales),
         up: nativeTensor('up', up),
         upScales: optionalTensor('upScales', upScales),
-        down: nativeTensor('down', down),
+        down: down[native],
         downScales: optionalTensor('downScales', downScales),
         groupSize,
         out: to,
@@ -277,10 +278,11 @@ export const kernels = {
     checkObject('arguments', args);
     const { x, weight, weightScales, groupSize = 32, out } = args;
     checkGroupSize('groupSize', groupSize);
-    return run(x, out, x?.dtype, [axes('x', x, 2)[0], axes('weight', weight, 2)[0]], (device, to) =>
+    const [tokens] = axes('x', x, 2);
+    return run(x, out, x.dtype, [tokens, axes('weight', weight, 2)[0]], (device, to) =>
       device.matmul({
-        x: nativeTensor('x', x),
-        weight: nativeTensor('weight', weight),
+        x: x[native],
+        weight: weight[native],
         weightScales: optionalTensor('weightScales', weightScales),
         groupSize,
         out: to,
@@ -307,9 +309,10 @@ export const kernels = {
     checkBoolean('accumulate', accumulate);
     if (accumulate && out === undefined)
       throw invalid('out', 'a tensor if accumulate is true', out);
-    return run(x, out, x?.dtype, x?.shape, (device, to) =>
+    const input = nativeTensor('x', x);
+    return run(x, out, x.dtype, x.shape, (device, to) =>
       device.rmsNorm({
-        x: nativeTensor('x', x),
+        x: input,
         weight: nativeTensor('weight', weight),
         out: to,
         residual: optionalTensor('residual', residual),
@@ -328,9 +331,10 @@ export const kernels = {
   async rope(args: { x: Tensor; positions: Tensor; theta: number; out?: Tensor }): Promise<Tensor> {
     checkObject('arguments', args);
     const { x, positions, theta, out } = args;
-    return run(x, out, x?.dtype, x?.shape, (device, to) =>
+    const input = nativeTensor('x', x);
+    return run(x, out, x.dtype, x.shape, (device, to) =>
       device.rope({
-        x: nativeTensor('x', x),
+        x: input,
         positions: nativeTensor('positions', positions),
         out: to,
         theta,
@@ -345,8 +349,9 @@ export const kernels = {
   async addBias(args: { x: Tensor; bias: Tensor; out?: Tensor }): Promise<Tensor> {
     checkObject('arguments', args);
     const { x, bias, out } = args;
-    return run(x, out, x?.dtype, x?.shape, (device, to) =>
-      device.addBias({ x: nativeTensor('x', x), bias: nativeTensor('bias', bias), out: to }),
+    const input = nativeTensor('x', x);
+    return run(x, out, x.dtype, x.shape, (device, to) =>
+      device.addBias({ x: input, bias: nativeTensor('bias', bias), out: to }),
     );
   },
 
@@ -363,10 +368,11 @@ export const kernels = {
   }): Promise<Tensor> {
     checkObject('arguments', args);
     const { gate, up, activation = 'silu', out } = args;
-    return run(up, out, up?.dtype, up?.shape, (device, to) =>
+    const input = nativeTensor('up', up);
+    return run(up, out, up.dtype, up.shape, (device, to) =>
       device.gatedActivation({
         gate: optionalTensor('gate', gate),
-        up: nativeTensor('up', up),
+        up: input,
         out: to,
         activation,
       }),
@@ -380,9 +386,8 @@ export const kernels = {
   async softcap(args: { x: Tensor; cap: number; out?: Tensor }): Promise<Tensor> {
     checkObject('arguments', args);
     const { x, cap, out } = args;
-    return run(x, out, 'f32', x?.shape, (device, to) =>
-      device.softcap({ x: nativeTensor('x', x), out: to, cap }),
-    );
+    const input = nativeTensor('x', x);
+    return run(x, out, 'f32', x.shape, (device, to) => device.softcap({ x: input, out: to, cap }));
   },
 
   /**
@@ -397,18 +402,10 @@ export const kernels = {
   }): Promise<Tensor> {
     checkObject('arguments', args);
     const { table, tokens, scale = 1, out } = args;
-    return run(
-      table,
-      out,
-      table?.dtype,
-      [axes('tokens', tokens, 1)[0], axes('table', table, 2)[1]],
-      (device, to) =>
-        device.embed({
-          table: nativeTensor('table', table),
-          tokens: nativeTensor('tokens', tokens),
-          out: to,
-          scale,
-        }),
+    const [numTokens] = axes('tokens', tokens, 1);
+    const [, hidden] = axes('table', table, 2);
+    return run(table, out, table.dtype, [numTokens, hidden], (device, to) =>
+      device.embed({ table: table[native], tokens: tokens[native], out: to, scale }),
     );
   },
 };
@@ -422,6 +419,7 @@ function optionalTensor(name: string, value: Tensor | undefined): NativeTensor |
   return value === undefined ? undefined : nativeTensor(name, value);
 }
 
+/** `q` and `v` are tensors, which `axes` has checked. */
 function attentionInputs({
   q,
   k,
@@ -436,9 +434,9 @@ function attentionInputs({
 }: Omit<AttentionPrefillArguments, 'causal'>): Omit<NativeAttention, 'out'> {
   checkNotNull('smScale', 'a number', smScale);
   return {
-    q: nativeTensor('q', q),
+    q: q[native],
     k: nativeTensor('k', k),
-    v: nativeTensor('v', v),
+    v: v[native],
     kScales: optionalTensor('kScales', kScales),
     vScales: optionalTensor('vScales', vScales),
     lse: optionalTensor('lse', lse),
@@ -460,6 +458,7 @@ function axes(name: string, value: Tensor, rank: number): readonly number[] {
   return value.shape;
 }
 
+/** `first` gives the device of a new output. */
 async function run(
   first: Tensor,
   out: Tensor | undefined,
@@ -467,7 +466,6 @@ async function run(
   shape: readonly (number | undefined)[],
   call: (device: NativeDevice, out: NativeTensor) => Promise<void>,
 ): Promise<Tensor> {
-  nativeTensor('the first tensor', first);
   const to = out === undefined ? Tensor.create(first.device, dtype, shape as number[], null) : out;
   try {
     const nativeOut = nativeTensor('out', to);

@@ -60,12 +60,12 @@ describe('kernels', () => {
     quantizeWeight: ['weight'],
     augmentedQ: ['x', 'gate', 'gateScales', 'up', 'upScales', 'down', 'downScales', 'out'],
     matmul: ['x', 'weight', 'weightScales', 'out'],
-    rmsNorm: ['weight', 'residual', 'out'],
-    rope: ['positions', 'out'],
-    addBias: ['bias', 'out'],
-    gatedActivation: ['gate', 'out'],
-    softcap: ['out'],
-    embed: ['tokens', 'out'],
+    rmsNorm: ['x', 'weight', 'residual', 'out'],
+    rope: ['x', 'positions', 'out'],
+    addBias: ['x', 'bias', 'out'],
+    gatedActivation: ['gate', 'up', 'out'],
+    softcap: ['x', 'out'],
+    embed: ['table', 'tokens', 'out'],
   };
   it.each(Object.entries(tensors))('%s names what is no tensor', async (name, names) => {
     for (const one of names)
@@ -77,13 +77,20 @@ describe('kernels', () => {
   });
 
   it.each([
+    ['attentionPrefill', 'q'],
+    ['attentionDecode', 'v'],
+    ['quantize', 'x'],
+    ['quantizeWeight', 'weight'],
+    ['augmentedQ', 'x'],
+    ['matmul', 'weight'],
     ['rmsNorm', 'x'],
     ['rope', 'x'],
     ['addBias', 'x'],
     ['gatedActivation', 'up'],
     ['softcap', 'x'],
-  ])('%s names its first tensor', (name, first) =>
-    expectMessage(() => call(name, { [first]: undefined }), 'the first tensor must be a tensor, not undefined'),
+    ['embed', 'table'],
+  ])('%s names %s if it is missing', (name, one) =>
+    expectMessage(() => call(name, { [one]: undefined }), `${one} must be a tensor, not undefined`),
   );
 
   it.each(Object.keys(calls))('%s requires an object', async (name) => {
