@@ -206,15 +206,14 @@ async function drawTokens(request: DrawRequest): Promise<GenerationResult> {
 
 /** Decodes tokens to text and detects end-of-text tokens and stop strings. */
 class Output {
-  readonly #endTokens: Set<number>;
+  /** Null, which no token is, for a tokenizer without an end-of-text token. */
+  readonly #endTokens: Set<number | null>;
   readonly #stream: TokenStream | null;
   readonly #filter: StopFilter;
   readonly #stopTokens: StopTokens;
 
   constructor({ config, tokenizer }: Model, stops: string[], filter: StopFilter) {
-    this.#endTokens = new Set(config.eosTokenIds);
-    const eosTokenId = tokenizer?.eosTokenId ?? null;
-    if (eosTokenId !== null) this.#endTokens.add(eosTokenId);
+    this.#endTokens = new Set([...config.eosTokenIds, tokenizer?.eosTokenId ?? null]);
     this.#stream = tokenizer?.stream({ continued: true }) ?? null;
     this.#filter = filter;
     this.#stopTokens = new StopTokens(tokenizer, stops);

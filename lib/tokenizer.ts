@@ -135,11 +135,8 @@ export class Tokenizer {
     this.#ranges = ranges;
     this.vocabSize = ranges.length / 2;
     const variables = Object.fromEntries(
-      TEMPLATE_VARIABLES.filter((name) => config[name]).map((name) => [
-        name,
-        config[name] as string,
-      ]),
-    );
+      Object.entries(config).filter(([name]) => TEMPLATE_VARIABLES.includes(name)),
+    ) as Record<string, string>;
     const idOf = new Map(addedTokens.map(({ content, id }) => [content, id]));
     this.bosTokenId = idOf.get(variables.bos_token ?? '') ?? null;
     this.eosTokenId = idOf.get(variables.eos_token ?? '') ?? null;

@@ -1,3 +1,4 @@
+import { bind } from './builtin';
 import { pythonError, spend } from './fuel';
 import {
   type Arguments,
@@ -36,11 +37,11 @@ export class Loop extends PyObject {
   }
 
   override call(args: Arguments): Value {
-    const [items] = args.positional;
-    if (this.#recurse === undefined || items === undefined) {
+    if (this.#recurse === undefined) {
       throw pythonError("The loop must have the 'recursive' marker to be called recursively.");
     }
-    return this.#recurse(items, this.#depth + 1);
+    const [items] = bind('loop', 'iterable', args);
+    return this.#recurse(items as Value, this.#depth + 1);
   }
 
   override attribute(name: string): Value | undefined {

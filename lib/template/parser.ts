@@ -402,8 +402,7 @@ class Parser {
     if (!this.#is('operator', ',')) return first;
     const targets = [first];
     while (this.#skip('operator', ',')) {
-      if (!this.#is('name') && !this.#is('operator', '(')) break;
-      if (this.#is('name', 'in')) break;
+      if (this.#is('operator', ')') || this.#is('end')) break;
       targets.push(this.#target());
     }
     return unpack(targets);

@@ -1,6 +1,6 @@
 // Aborts and progress of loads, prefills and generations.
 
-import { Model } from '../../lib/index';
+import { Model, Tokenizer } from '../../lib/index';
 import { firstBitDifference } from '../support/compare';
 import { errorOf, long, onEveryDevice } from '../support/devices';
 import { tldrDirectory } from '../support/fixtures';
@@ -36,6 +36,22 @@ onEveryDevice((device) => {
       expect(calls).toBeGreaterThan(0);
       const again = await Model.load(tldrDirectory, { device: device(), signal: new AbortController().signal });
       again.dispose();
+    });
+
+    it('rejects a load that is aborted while the tokenizer is loaded', async () => {
+      const controller = new AbortController();
+      const { fromDirectory } = Tokenizer;
+      const spy = jest.spyOn(Tokenizer, 'fromDirectory').mockImplementation((...args) => {
+        const loading = fromDirectory(...args);
+        controller.abort();
+        return loading;
+      });
+      try {
+        const error = await errorOf(() => Model.load(tldrDirectory, { device: device(), signal: controller.signal }));
+        expect(error).toMatchObject({ code: 'ABORT_ERR', message: expect.stringContaining('while the tokenizer was') });
+      } finally {
+        spy.mockRestore();
+      }
     });
 
     it('reports loaded bytes that rise to the total', async () => {

@@ -217,12 +217,12 @@ onEveryDevice((device) => {
       for (const call of [() => first.prefill([1]), () => first.decode(1), () => first.truncate(0), () => first.fork()])
         await expectCode(call, 'ERR_DISPOSED', /session/i);
       await second.prefill([1]);
-      own.dispose();
-      own.dispose();
+      own[Symbol.dispose]();
       await expectCode(() => own.createSession(), 'ERR_DISPOSED', /model/i);
       await expectCode(async () => own.generate([1]).result, 'ERR_DISPOSED');
       await expectCode(() => second.prefill([1]), 'ERR_DISPOSED', /session/i);
       second.dispose();
+      own.dispose();
     });
   });
 });

@@ -94,13 +94,13 @@ describe('addon', () => {
 
   it('looks for the module of the package if DIFFQKV_MODULE is empty', () => {
     process.env.DIFFQKV_MODULE = '';
-    jest.doMock('node-gyp-build', () => ({
-      path(root: string) {
-        throw new Error(`nothing in ${root}\nmore`);
-      },
-    }));
+    const path = jest.fn((root: string): string => {
+      throw new Error(`nothing in ${root}\nmore`);
+    });
+    jest.doMock('node-gyp-build', () => ({ path }));
     try {
       expect(message()).toBe(`${unavailable} no native module for ${process.platform}-${process.arch}: ${compile}`);
+      expect(path.mock.calls).toEqual([[projectRoot]]);
     } finally {
       jest.dontMock('node-gyp-build');
     }

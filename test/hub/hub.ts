@@ -58,6 +58,7 @@ export function hubOfTests(): HubOfTests {
     tests.hub.fault = () => false;
     for (const name of variables) delete process.env[name];
     Object.assign(process.env, { HF_ENDPOINT: tests.hub.endpoint, HF_HUB_CACHE: tests.cache });
+    process.env.HF_HUB_DOWNLOAD_TIMEOUT = '600'; // a machine that is busy for long is no silent server
   });
   afterAll(async () => {
     for (const name of variables) delete process.env[name];

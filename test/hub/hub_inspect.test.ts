@@ -32,7 +32,8 @@ describe('the settings of the hub', () => {
   let before: NodeJS.ProcessEnv;
   beforeEach(() => {
     before = { ...process.env };
-    for (const name of [...names, 'HF_ENDPOINT', 'HF_HUB_CACHE']) delete process.env[name];
+    const ofHub = ['HF_ENDPOINT', 'HF_HUB_CACHE', 'HF_HUB_DOWNLOAD_TIMEOUT'];
+    for (const name of [...names, ...ofHub]) delete process.env[name];
     process.env.HF_HOME = '/nowhere';
   });
   afterEach(() => {

@@ -1,6 +1,6 @@
 // Model.load with the id of a model on a hub: which files come, where they are, which requests are made.
 
-import { mkdirSync, readFileSync, readlinkSync, statSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, readlinkSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { hubId, parseModelId } from '../../lib/hub/index';
 import { Model } from '../../lib/index';
@@ -82,6 +82,15 @@ it('downloads the shards of an index, and nothing that the loader does not read'
   ]);
   expect(tests.names('org/sharded', 'blobs').length).toBe(6);
   expect(tests.names('org/sharded').sort()).toEqual(['blobs', 'refs', 'snapshots']);
+
+  // A shard whose link was deleted is linked again.
+  const link = tests.folder('org/sharded', 'snapshots', commit, 'model-00002-of-00003.safetensors');
+  rmSync(link);
+  tests.hub.requests = [];
+  using again = await load('org/sharded');
+  expect(again.numParameters).toBe(direct.numParameters);
+  expect(readlinkSync(link)).toMatch(/blobs/);
+  expect(about('/resolve/')).toEqual([]);
 });
 
 it('prefers model.safetensors to an index, as the loader does', async () => {
@@ -224,11 +233,12 @@ it('offline, says that a model is not downloaded or not complete', async () => {
   const expected = ['ERR_MODEL_NOT_FOUND', expect.stringMatching(/^org\/absent: no such directory, .*HF_HUB_OFFLINE/)];
   const error = await errorOf(() => load('org/absent'));
   expect([error.code, error.message]).toEqual(expected);
-  // A download of huggingface_hub that ended within the weights.
+  // A revision whose snapshot was deleted, then a download of huggingface_hub that ended within the weights.
   const commit = 'a'.repeat(40);
-  mkdirSync(tests.folder('org/absent', 'snapshots', commit), { recursive: true });
-  mkdirSync(tests.folder('org/absent', 'refs'));
+  mkdirSync(tests.folder('org/absent', 'refs'), { recursive: true });
   writeFileSync(tests.folder('org/absent', 'refs', 'main'), commit);
+  expect((await errorOf(() => load('org/absent'))).message).toEqual(error.message);
+  mkdirSync(tests.folder('org/absent', 'snapshots', commit), { recursive: true });
   const put = (name: string, text: string) =>
     writeFileSync(tests.folder('org/absent', 'snapshots', commit, name), text);
   put('config.json', config);

@@ -70,6 +70,8 @@ it('Model.random', async () => {
   await expectMessage(() => Model.random([] as Anything), 'config must be an object, not an array of 0');
   await expectMessage(() => Model.random({}, 3 as Anything), 'options must be an object, not 3');
   expect((await errorOf(() => Model.random(circle))).message).toMatch(/^config cannot be written as JSON: Converting/);
+  const quantized = { weightType: 'i4', weightGroupSize: 64, quantizeLmHead: true } as const;
+  (await Model.random(config, { device: 'cpu', ...quantized })).dispose();
 });
 
 it('sessions', async () => {

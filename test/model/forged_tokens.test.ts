@@ -258,4 +258,13 @@ describe('tokenizers with unusual added tokens', () => {
   ])('%s', async (_, template, tokens, normalizer, content, expected) => {
     expect(await encode(template, tokens, normalizer, content)).toEqual(expected);
   });
+
+  it('two tokens of which each conversation has one that the template writes', async () => {
+    const template = "{{ '(' ~ ('x' if messages|length == 1 else 'y') ~ ')' ~ messages[0].content }}";
+    const parts = [{ special: false }, { special: false }];
+    const tokenizer = await byteTokenizer(template, ['(x)', '(y)'], null, parts);
+    const message = { role: 'user', content: '(x)(y)' };
+    expect(await tokenizer.encodeChat([message])).toEqual([256, ...bytes('(x)'), 257]);
+    expect(await tokenizer.encodeChat([message, message])).toEqual([257, 256, ...bytes('(y)')]);
+  });
 });

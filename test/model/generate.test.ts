@@ -29,7 +29,9 @@ onEveryDevice((device) => {
   };
 
   it('writes the expected text greedily, with equal iteration and result', async () => {
+    const begin = performance.now();
     const { tokens, text, result } = await iterated({ maxTokens: first.greedy.length });
+    const elapsedMs = performance.now() - begin;
     expect(text).toBe(first.text);
     expect(tokens).toEqual(first.greedy);
     expect(result).toEqual({
@@ -42,6 +44,7 @@ onEveryDevice((device) => {
     const { prefillMs, decodeMs, tokensPerSecond } = result.timings;
     expect(prefillMs).toBeGreaterThan(0);
     expect(decodeMs).toBeGreaterThan(0);
+    expect(prefillMs + decodeMs).toBeLessThanOrEqual(elapsedMs);
     expect(tokensPerSecond).toBeCloseTo(((tokens.length - 1) / decodeMs) * 1000, 3);
   });
 

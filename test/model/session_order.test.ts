@@ -69,6 +69,18 @@ onEveryDevice((device) => {
     fork.dispose();
   });
 
+  it('ends a generation whose signal is aborted before the call at once, behind another one', async () => {
+    const running = start().result;
+    let isRunning = true;
+    void running.then(() => {
+      isRunning = false;
+    });
+    const { finishReason, tokens } = await start({ signal: AbortSignal.abort() }).result;
+    expect({ finishReason, tokens, isRunning }).toEqual({ finishReason: 'abort', tokens: [], isRunning: true });
+    expect((await running).tokens).toEqual(generated.slice(prompt.length));
+    await expectTokens(session, generated);
+  });
+
   it.each(reduced ? ['truncate'] : ['prefill', 'decode', 'truncate', 'fork'])(
     'runs %s behind a generation whose callback makes it',
     async (name) => {

@@ -2,8 +2,8 @@
 
 import { cpSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { Model } from '../../lib/index';
-import { resolveStop, StopFilter } from '../../lib/stop';
+import { Model, type Tokenizer } from '../../lib/index';
+import { resolveStop, StopFilter, StopTokens } from '../../lib/stop';
 import { temporaryDirectories } from '../support/checkpoints';
 import { errorOf } from '../support/devices';
 import { tldrDirectory } from '../support/fixtures';
@@ -108,7 +108,16 @@ describe('a generation', () => {
     expect([result.finishReason, result.text]).toEqual(['stop', text.slice(0, text.indexOf(text.slice(10, 14)))]);
   });
 
-  it('stops at the special token whose text is a stop string', async () => {
+  it('does not take a part of a character for a special token', () => {
+    const tokenizer = model.tokenizer as Tokenizer;
+    const [part = 0] = tokenizer.encode('\u{10ffff}', { addSpecialTokens: false });
+    expect([tokenizer.stream().push(part), tokenizer.decode([part])]).toEqual(['', '\ufffd']);
+    expect(new StopTokens(tokenizer, ['\ufffd']).has(part)).toBe(false);
+    expect(new StopTokens(tokenizer, ['\ufffd', '<|end_of_text|>']).has(4095)).toBe(true);
+    expect(new StopTokens(null, ['<|end_of_text|>']).has(4095)).toBe(false);
+  });
+
+  it('stops at the end-of-text token of the tokenizer, and at the special token of a stop string', async () => {
     const options = { maxTokens: 150, temperature: 0.5 };
     let seed = 0;
     let expected = await model.generate('# tar\n', { ...options, seed }).result;
@@ -117,18 +126,22 @@ describe('a generation', () => {
     }
     expect(expected.tokens.at(-1)).toBe(4095);
 
-    // Without an end-of-text token in the configs, 4095 is a special token that ends nothing.
     const directory = directories.make();
     cpSync(tldrDirectory, directory, { recursive: true });
-    for (const [name, key] of [
-      ['config.json', 'eos_token_id'],
-      ['tokenizer_config.json', 'eos_token'],
-    ] as const) {
+    const withoutKey = (name: string, key: string) => {
       const file = join(directory, name);
-      const config = JSON.parse(readFileSync(file, 'utf8'));
-      delete config[key];
-      writeFileSync(file, JSON.stringify(config));
-    }
+      const { [key]: _, ...rest } = JSON.parse(readFileSync(file, 'utf8'));
+      writeFileSync(file, JSON.stringify(rest));
+    };
+    withoutKey('config.json', 'eos_token_id');
+    const ending = await Model.load(directory, { device: 'cpu' });
+    expect(ending.config.eosTokenIds).toEqual([]);
+    const ofTokenizer = await ending.generate('# tar\n', { ...options, seed }).result;
+    expect(ofTokenizer).toMatchObject({ finishReason: 'stop', text: expected.text, tokens: expected.tokens });
+    ending.dispose();
+
+    // Without an end-of-text token in both configs, 4095 is a special token that ends nothing.
+    withoutKey('tokenizer_config.json', 'eos_token');
     const endless = await Model.load(directory, { device: 'cpu' });
     const generate = (stop: string[]) => endless.generate('# tar\n', { ...options, seed, stop }).result;
     const { text, tokens } = expected;

@@ -53,7 +53,7 @@ export const parts = {
         'errors_models',
         'receivers',
       ],
-      ...['fixtures'],
+      ...['fixtures', 'tensor_names'],
     ],
   },
   calls: {
