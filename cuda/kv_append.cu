@@ -1,5 +1,5 @@
-// Writes rope(k[t]) and v[t] to the page and row of positions[t] in the cache of sequences[t], in one launch. A block a
-// token: its threads take first V, then K. Where the cache has scales a warp quantizes a row at a time; else they take the
+// Writes rope(k[t]) and v[t] to the page and row of positions[t] in the cache of sequences[t], and rotates the queries, in
+// one launch. A block a token, then a block a query token. Of a token, its threads take first V, then K. Where the cache has scales a warp quantizes a row at a time; else they take the
 // elements of V eight at once where rows are aligned to 16 bytes, and the pairs of dims of K. Bound by memory, and at one
 // token by the time of a launch.
 #include "finding.h"
@@ -41,6 +41,7 @@ __device__ __forceinline__ void copy_elements(const void* x, DType x_dtype, int6
 template <int kElements>
 __global__ void __launch_bounds__(kThreads, 4)
     kv_append_kernel(KvAppendParams p, int k_element_bytes, int v_element_bytes, Finding* finding) {
+  if (blockIdx.x >= p.num_tokens) return rotate_token(p.q, static_cast<int>(blockIdx.x - p.num_tokens), finding);
   const int t = blockIdx.x, position = ld_global(p.positions + t), limit = static_cast<int>(p.max_kv_len);
   if (position < 0 || position >= limit) {  // nothing is written there
     if (threadIdx.x == 0) report(finding, Finding::position, t, position, limit);
@@ -84,9 +85,10 @@ __global__ void __launch_bounds__(kThreads, 4)
 void kv_append(const KvAppendParams& p, Context& context) {
   check_float_types("kv_append", {{"k", p.k_dtype}, {"v", p.v_dtype}});
   check_cache_types("kv_append", {{"k_cache", p.k_cache.dtype}, {"v_cache", p.v_cache.dtype}});
-  if (p.num_tokens <= 0) return;
+  if (p.q.num_tokens > 0) check_float_types("kv_append", {{"q", p.q.dtype}});
+  if (p.num_tokens <= 0) return rope(p.q, context);
   LaunchShape shape;
-  shape.grid[0] = static_cast<unsigned>(p.num_tokens);
+  shape.grid[0] = static_cast<unsigned>(p.num_tokens + p.q.num_tokens);
   shape.threads = kThreads;
   const bool vectors = p.v_cache.num_heads * p.v_cache.head_dim % kVector == 0 && is_aligned<uint32_t, 4>(p.v);
   launch("kv_append", vectors ? kv_append_kernel<kVector> : kv_append_kernel<1>, shape, context.stream, p,

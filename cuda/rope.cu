@@ -1,6 +1,5 @@
 // Rotate-half RoPE (ops.h has the formula). A block a token. Bound by memory, and at one token by the time of a
 // launch.
-#include "finding.h"
 #include "rotary.h"
 
 namespace diffqkv::cuda {
@@ -9,11 +8,7 @@ namespace {
 constexpr int kThreads = 256;
 
 __global__ void __launch_bounds__(kThreads, 4) rope_kernel(RopeParams p, Finding* finding) {
-  const int t = blockIdx.x, position = ld_global(p.positions + t);
-  if (position < 0 && threadIdx.x == 0) report(finding, Finding::position, t, position, 0x7fffffff);
-  const int64_t at = t * p.num_heads * p.head_dim;
-  rotate_heads(p.x, p.dtype, at, p.out, p.dtype, at, static_cast<int>(p.num_heads), static_cast<int>(p.head_dim),
-               position < 0 ? 0 : position, p.inv_freq, p.scale);
+  rotate_token(p, blockIdx.x, finding);
 }
 
 }  // namespace

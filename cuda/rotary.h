@@ -1,9 +1,10 @@
-// Rotate-half RoPE of the heads of one token, for rope and kv_append.
+// Rotate-half RoPE of the heads of one token (ops.h has the formula), for rope and kv_append.
 #pragma once
 
 #include <cmath>
 
 #include "element_types.h"
+#include "finding.h"
 
 namespace diffqkv::cuda {
 
@@ -61,6 +62,15 @@ __device__ __forceinline__ void rotate_heads(const void* x, DType x_dtype, int64
       store_any(out, out_dtype, to + i + half, b * r.cos + a * r.sin);
     }
   }
+}
+
+// The operator rope for token t, by one block.
+__device__ __forceinline__ void rotate_token(const RopeParams& p, int t, Finding* finding) {
+  const int position = ld_global(p.positions + t);
+  if (position < 0 && threadIdx.x == 0) report(finding, Finding::position, t, position, 0x7fffffff);
+  const int64_t at = t * p.num_heads * p.head_dim;
+  rotate_heads(p.x, p.dtype, at, p.out, p.dtype, at, static_cast<int>(p.num_heads), static_cast<int>(p.head_dim),
+               position < 0 ? 0 : position, p.inv_freq, p.scale);
 }
 
 }  // namespace diffqkv::cuda

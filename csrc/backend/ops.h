@@ -226,7 +226,8 @@ struct KvView {
 
 // Writes rope(k) and v of num_tokens new tokens into the caches of their sequences, at
 // positions[t]. Quantizes them if the cache is quantized. No other operator writes a cache. If
-// inv_freq is null, K is written without RoPE.
+// inv_freq is null, K is written without RoPE. The queries of the same step, `q`, are rotated in the
+// same launch.
 struct KvAppendParams {
   const void* k = nullptr;               // [num_tokens, k_cache.num_heads, k_cache.head_dim]
   const void* v = nullptr;               // [num_tokens, v_cache.num_heads, v_cache.head_dim]
@@ -238,6 +239,7 @@ struct KvAppendParams {
   float rope_scale = 1;                  // RopeParams::scale
   DType k_dtype = DType::f32, v_dtype = DType::f32;
   int64_t num_tokens = 0, max_kv_len = 0, page_tokens = 0;
+  RopeParams q = {};  // without tokens, none
 };
 
 // out[j] = row j of a sequence's K cache, multiplied by its scale, for j < num_keys. Used if K must

@@ -72,12 +72,12 @@ class Graph {
       } else {
         keys_and_values(w, at_once);
       }
-      kv_append(layer);
-      if (!has_query) return;
-      if (!at_once) project({query_output(w, first)}, first, n - first);
-      query(w, layer, first, n - first);
-      attention(w, layer, first, n - first);
+      if (!has_query) return kv_append(layer, {});
       const int64_t count = n - first;
+      if (!at_once) project({query_output(w, first)}, first, count);
+      query(w, first, count);
+      kv_append(layer, query_rotation(layer, first, count));
+      attention(w, layer, first, count);
       if (config_.differential) subtract(w, first, count);
       if (config_.is_latent()) expand_values(w, first, count);
       attention_output(w, first, count);
@@ -435,7 +435,8 @@ class Graph {
     add_bias(out, w.down_bias, DType::f32, count, hidden);
   }
 
-  void query(const LayerWeights& w, int64_t layer, int64_t first, int64_t count) {
+  // Q before RoPE.
+  void query(const LayerWeights& w, int64_t first, int64_t count) {
     const int64_t hidden = config_.hidden_size;
     const int64_t size = config_.q_size();
     void* q = row(ws_.q, first, size);
@@ -448,10 +449,13 @@ class Graph {
     }
     add_bias(q, w.q_bias, dtype_, count, size);
     normalize_heads(q, w.q_norm, count, size, config_.rms_norm_eps);
-    if (config_.layers[layer].rope < 0) return;
+  }
+
+  // RoPE of Q, if the layer has one.
+  RopeParams query_rotation(int64_t layer, int64_t first, int64_t count) const {
     RopeParams p;
-    p.x = q;
-    p.out = q;
+    if (config_.layers[layer].rope < 0) return p;
+    p.x = p.out = row(ws_.q, first, config_.q_size());
     p.positions = positions_ + first;
     p.inv_freq = rope_buffers(layer).inv_freq.as<double>();
     p.dtype = dtype_;
@@ -459,7 +463,7 @@ class Graph {
     p.num_heads = config_.num_q_heads;
     p.head_dim = config_.head_dim_qk;
     p.scale = rope_scale(layer);
-    backend_.rope(p);
+    return p;
   }
 
   const RopeBuffers& rope_buffers(int64_t layer) const {
@@ -473,7 +477,7 @@ class Graph {
     return static_cast<float>(tables[config_.layers[layer].rope].attention_factor);
   }
 
-  void kv_append(int64_t layer) {
+  void kv_append(int64_t layer, const RopeParams& q) {
     const KvCache& cache = *step_.sequences[0].cache;
     const KeyLift& lift = config_.key_lift;
     KvAppendParams p;
@@ -493,6 +497,7 @@ class Graph {
     p.num_tokens = num_tokens_;
     p.max_kv_len = max_kv_len_;
     p.page_tokens = KvPool::kPageTokens;
+    p.q = q;
     backend_.kv_append(p);
   }
 

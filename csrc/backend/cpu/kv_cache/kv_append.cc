@@ -1,5 +1,5 @@
 // Writes rope(k[t]) and v[t] to row positions[t] of the caches of their sequence, quantized if the
-// cache is. Split by tokens. Bound by memory.
+// cache is. Split by tokens. Bound by memory. Then rotates the queries.
 #include "backend/cpu/attention/kv_view.h"
 #include "backend/cpu/isa_kernels.h"
 #include "backend/cpu/kv_cache/quantize_row.h"
@@ -82,7 +82,7 @@ void append(const KvAppendParams& p, KvTensor tensor, int64_t begin, int64_t end
 
 }  // namespace
 
-void kv_append(const KvAppendParams& p, Arena&) {
+void kv_append(const KvAppendParams& p, Arena& arena) {
   check_page_tokens("kv_append", p.page_tokens);
   if (p.inv_freq && dtype_is_scaled(p.k_cache.dtype) && p.k_cache.head_dim > kMaxRotatedDim) {
     fail(ErrorCode::invalid_argument, "kv_append: headDimQk is %lld; it must be at most %lld for K of type %s",
@@ -108,6 +108,7 @@ void kv_append(const KvAppendParams& p, Arena&) {
     append(p, KvTensor::k, begin, end);
     append(p, KvTensor::v, begin, end);
   });
+  rope(p.q, arena);
 }
 
 }  // namespace diffqkv::cpu::DIFFQKV_ISA
