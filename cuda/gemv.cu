@@ -22,30 +22,31 @@ constexpr int kWarps = kThreads / kWarpSize;
 
 struct GemvParams {
   const void* x;
-  const void* weights[2];  // two matrices where gated, else one twice
-  void* out;
+  RowOutputs outputs;
   DType x_dtype, weight_dtype, out_dtype;
   bool accumulate;
-  int64_t num_tokens, in_features, out_features;
+  int64_t num_tokens, in_features;
   int num_token_groups;   // of kGemvTokens
-  int slices_log2;        // warps that share a unit
   Activation activation;  // where gated
 };
 
 // Where a warp works. Blocks that read the same rows for other tokens follow each other.
 struct Place {
-  int64_t first_unit;  // of the block
+  RowOutput output;    // of the block
+  int64_t first_unit;  // of the block, in the output
   int64_t token;
   int num_tokens;
   int unit, slice;  // of the warp, in the block
 
   __device__ __forceinline__ explicit Place(const GemvParams& p) {
-    const int block = blockIdx.x, group = block % p.num_token_groups, warp = warp_index();
-    first_unit = static_cast<int64_t>(block / p.num_token_groups) * (kWarps >> p.slices_log2);
+    const int group = static_cast<int>(blockIdx.x) % p.num_token_groups, warp = warp_index();
+    int block = static_cast<int>(blockIdx.x) / p.num_token_groups;
+    output = p.outputs.find(block);
+    first_unit = static_cast<int64_t>(block) * (kWarps >> output.slices_log2);
     token = static_cast<int64_t>(group) * kGemvTokens;
     num_tokens = p.num_tokens - token < kGemvTokens ? static_cast<int>(p.num_tokens - token) : kGemvTokens;
-    unit = warp >> p.slices_log2;
-    slice = warp & ((1 << p.slices_log2) - 1);
+    unit = warp >> output.slices_log2;
+    slice = warp & ((1 << output.slices_log2) - 1);
   }
 };
 
@@ -63,16 +64,16 @@ template <bool kGated, int kHalves, int kRows>
 __device__ __forceinline__ void write_sums(const GemvParams& p, const Place& place, const float* sums) {
   __syncthreads();
   constexpr int kOutRows = kGated ? kRows : kHalves * kRows;
-  const int units_log2 = 3 - p.slices_log2, count = (kOutRows * place.num_tokens) << units_log2;
+  const int units_log2 = 3 - place.output.slices_log2, count = (kOutRows * place.num_tokens) << units_log2;
   static_assert(kWarps == 8);
   for (int i = threadIdx.x; i < count; i += kThreads) {
     const int unit = i / kOutRows & ((1 << units_log2) - 1), token = i / kOutRows >> units_log2;
     const int64_t row = (place.first_unit + unit) * kOutRows + i % kOutRows;
-    if (row >= p.out_features) continue;
+    if (row >= place.output.out_features) continue;
     const auto sum = [&](int half) {
       float total = 0;
-      for (int slice = 0; slice < 1 << p.slices_log2; ++slice)
-        total += ld_shared(sums + sum_index<kRows>((unit << p.slices_log2) + slice, half, i % kRows, token));
+      for (int slice = 0; slice < 1 << place.output.slices_log2; ++slice)
+        total += ld_shared(sums + sum_index<kRows>((unit << place.output.slices_log2) + slice, half, i % kRows, token));
       return total;
     };
     float value[1] = {sum(kGated ? 0 : i % kOutRows / kRows)};
@@ -80,7 +81,7 @@ __device__ __forceinline__ void write_sums(const GemvParams& p, const Place& pla
       activate(p.activation, value);
       value[0] *= sum(1);
     }
-    put(p.out, p.out_dtype, (place.token + token) * p.out_features + row, value[0], p.accumulate);
+    put(place.output.out, p.out_dtype, (place.token + token) * place.output.out_features + row, value[0], p.accumulate);
   }
 }
 
@@ -117,8 +118,8 @@ __global__ void __launch_bounds__(kThreads, kHalves) gemv_tensor(GemvParams p) {
 #pragma unroll
   for (int half = 0; half < kHalves; ++half) {
     const int64_t own = kGated ? row : row + half * kTileRows;
-    rows[half] = static_cast<const T*>(p.weights[half]) + own * p.in_features;
-    row_ends[half] = own < p.out_features ? p.in_features : 0;
+    rows[half] = reinterpret_cast<const T*>(place.output.weights[half]) + own * p.in_features;
+    row_ends[half] = own < place.output.out_features ? p.in_features : 0;
   }
   const T* x = static_cast<const T*>(p.x) + (place.token + g) * p.in_features;
   const int64_t x_end = g < place.num_tokens ? p.in_features : 0;
@@ -138,8 +139,8 @@ __global__ void __launch_bounds__(kThreads, kHalves) gemv_tensor(GemvParams p) {
   };
 
   float even[4] = {}, odd[4] = {};
-  const int64_t step = static_cast<int64_t>(kPieceColumns) << p.slices_log2;
-  const int64_t end = row - g < p.out_features ? p.in_features : 0;
+  const int64_t step = static_cast<int64_t>(kPieceColumns) << place.output.slices_log2;
+  const int64_t end = row - g < place.output.out_features ? p.in_features : 0;
   int64_t column = static_cast<int64_t>(kPieceColumns) * place.slice;
   read(weights, column);
   for (; column < end; column += step) {
@@ -201,13 +202,13 @@ __global__ void __launch_bounds__(kThreads, 2) gemv_plain(GemvParams p) {
   bool has_row[2];
   for (int half = 0; half < 2; ++half) {
     const int64_t own = kGated ? row : row + half;
-    rows[half] = static_cast<const W*>(p.weights[half]) + own * p.in_features;
-    has_row[half] = own < p.out_features;
+    rows[half] = reinterpret_cast<const W*>(place.output.weights[half]) + own * p.in_features;
+    has_row[half] = own < place.output.out_features;
   }
   float sums[2][kTokens] = {};
   const int64_t end = has_row[0] ? p.in_features : 0;
   for (int64_t column = int64_t{kColumns} * kLoads * place.slice; column < end;
-       column += int64_t{kColumns} * kLoads << p.slices_log2) {
+       column += int64_t{kColumns} * kLoads << place.output.slices_log2) {
     Weights<W> weights[2][kLoads];
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
@@ -247,13 +248,14 @@ __global__ void __launch_bounds__(kThreads, 2) gemv_any(GemvParams p) {
   const int64_t row = (place.first_unit + place.unit) * (kGated ? 1 : 2);
   const int64_t x_row = place.token * p.in_features, own[2] = {row, kGated ? row : row + 1};
   float sums[2][kGemvTokens] = {};
-  const int64_t end = row < p.out_features ? p.in_features : 0;
-  for (int64_t at = kWarpSize * place.slice + lane_index(); at < end; at += kWarpSize << p.slices_log2) {
+  const int64_t end = row < place.output.out_features ? p.in_features : 0;
+  for (int64_t at = kWarpSize * place.slice + lane_index(); at < end; at += kWarpSize << place.output.slices_log2) {
     float weights[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      weights[half] =
-          own[half] < p.out_features ? load_any(p.weights[half], p.weight_dtype, own[half] * p.in_features + at) : 0.0f;
+      weights[half] = own[half] < place.output.out_features
+                          ? load_any(place.output.weights[half], p.weight_dtype, own[half] * p.in_features + at)
+                          : 0.0f;
     }
 #pragma unroll
     for (int token = 0; token < kGemvTokens; ++token) {
@@ -273,28 +275,27 @@ __global__ void __launch_bounds__(kThreads, 2) gemv_any(GemvParams p) {
 void launch_gemv(const char* name, void (*kernel)(GemvParams), const LinearParams& linear, Context& context,
                  int rows_per_unit, int64_t columns_per_warp, size_t shared_bytes) {
   GemvParams p = {linear.x,
-                  {linear.weight.data, linear.up.data ? linear.up.data : linear.weight.data},
-                  linear.out,
+                  {},
                   linear.x_dtype,
                   linear.weight.dtype,
                   linear.out_dtype,
                   linear.accumulate,
                   linear.num_tokens,
                   linear.in_features,
-                  linear.out_features,
                   static_cast<int>((linear.num_tokens + kGemvTokens - 1) / kGemvTokens),
-                  0,
                   linear.activation};
-  const int64_t units = (p.out_features + rows_per_unit - 1) / rows_per_unit;
   const int64_t wanted_warps = int64_t{context.num_multiprocessors} * 2 * kWarps;
-  const auto has_columns_for = [&](int slices) {
-    const int times = units * slices <= wanted_warps ? 1 : 2;
-    return columns_per_warp * times * (slices - 1) < p.in_features;
-  };
-  while (1 << p.slices_log2 < kWarps && has_columns_for(2 << p.slices_log2)) ++p.slices_log2;
-  const int64_t units_per_block = kWarps >> p.slices_log2;
+  p.outputs = row_outputs(linear, rows_per_unit, kWarps, [&](int64_t units) {
+    const auto has_columns_for = [&](int slices) {
+      const int times = units * slices <= wanted_warps ? 1 : 2;
+      return columns_per_warp * times * (slices - 1) < p.in_features;
+    };
+    int slices_log2 = 0;
+    while (1 << slices_log2 < kWarps && has_columns_for(2 << slices_log2)) ++slices_log2;
+    return slices_log2;
+  });
   LaunchShape shape;
-  shape.grid[0] = static_cast<unsigned>((units + units_per_block - 1) / units_per_block * p.num_token_groups);
+  shape.grid[0] = static_cast<unsigned>(p.outputs.num_blocks() * p.num_token_groups);
   shape.threads = kThreads;
   shape.shared_bytes = shared_bytes;
   launch(name, kernel, shape, context.stream, p);
@@ -306,8 +307,8 @@ void gemv_tensor_launch(const LinearParams& p, Context& context) {
   if (p.up.data) {
     return launch_gemv("gemv_gated", gemv_tensor<T, true, 2>, p, context, kTileRows, kPieceColumns, kSharedBytes);
   }
-  // Half as many rows to a block where 16 would leave multiprocessors without one.
-  if (p.out_features <= int64_t{context.num_multiprocessors} * kTileRows) {
+  // Half as many rows to a block where 16 would leave multiprocessors without one. A row's slices are the same.
+  if (p.all_features() <= int64_t{context.num_multiprocessors} * kTileRows) {
     return launch_gemv("gemv", gemv_tensor<T, false, 1>, p, context, kTileRows, kPieceColumns, kSharedBytes);
   }
   launch_gemv("gemv", gemv_tensor<T, false, 2>, p, context, 2 * kTileRows, kPieceColumns, kSharedBytes);
@@ -327,9 +328,10 @@ void gemv_plain_launch(const LinearParams& p, Context& context) {
 }  // namespace
 
 void gemv(const LinearParams& p, Context& context) {
-  const bool aligned = rows_aligned(p.x, p.in_features, p.x_dtype) &&
-                       rows_aligned(p.weight.data, p.in_features, p.weight.dtype) &&
-                       (!p.up.data || rows_aligned(p.up.data, p.in_features, p.weight.dtype));
+  bool aligned = rows_aligned(p.x, p.in_features, p.x_dtype) &&
+                 (!p.up.data || rows_aligned(p.up.data, p.in_features, p.weight.dtype));
+  for (int i = 0; i < p.num_outputs(); ++i)
+    aligned &= rows_aligned(p.output(i).weight.data, p.in_features, p.weight.dtype);
   if (!aligned || (p.x_dtype != DType::f32 && p.x_dtype != p.weight.dtype)) {
     if (p.up.data)
       return launch_gemv("gemv_any_gated", gemv_any<true>, p, context, 1, 4 * kWarpSize, kPlainSharedBytes);

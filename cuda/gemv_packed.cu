@@ -35,19 +35,16 @@ constexpr int kBlockColumns = 32;  // whose sum is multiplied by a scale
 
 struct PackedGemvParams {
   const void* x;
-  const unsigned char* weights[2];  // gate and up, or one twice
-  const uint16_t* scales[2];
-  void* out;
+  RowOutputs outputs;
   DType out_dtype;
   bool accumulate;
-  int64_t num_tokens, in_features, out_features;
+  int64_t num_tokens, in_features;
   int64_t x_stride;       // elements, a multiple of 8; what a row has beyond in_features is 0
   int64_t row_bytes;      // of a weight
   int64_t row_groups;     // scales of a row
   int group_log2;         // columns of a group
   bool f16_scales;        // else bf16
   int num_token_groups;   // of 8 kTilesN
-  int slices_log2;        // warps that share a unit
   Activation activation;  // if gated
 };
 
@@ -94,15 +91,16 @@ struct RingFiller {
   int rows_left;  // from the lane's first row on
   int place;      // of the next copy in the ring
 
-  __device__ __forceinline__ RingFiller(const PackedGemvParams& p, int64_t first_row, int slice) {
+  __device__ __forceinline__ RingFiller(const PackedGemvParams& p, const RowOutput& output, int64_t first_row,
+                                        int slice) {
     const int row = lane_index() / 4, chunk = lane_index() % 4;
     const int column = slice * kPieceBytes + chunk * 16;
 #pragma unroll
     for (int half = 0; half < (kGated ? 2 : 1); ++half)
-      from[half] = p.weights[half] + (first_row + row) * p.row_bytes + column;
+      from[half] = output.weights[half] + (first_row + row) * p.row_bytes + column;
     row_step = 8 * p.row_bytes;
     bytes_left = static_cast<int>(p.row_bytes) - column;
-    const int64_t rows = p.out_features - first_row;
+    const int64_t rows = output.out_features - first_row;
     rows_left = static_cast<int>(rows < C::kRows ? rows : C::kRows) - row;
     place = chunk_place(row, chunk);
   }
@@ -131,14 +129,15 @@ struct ScaleLoader {
   int row_step;  // scales of kStep rows
   int rows_left;
 
-  __device__ __forceinline__ ScaleLoader(const PackedGemvParams& p, int64_t first_row, int slice) {
+  __device__ __forceinline__ ScaleLoader(const PackedGemvParams& p, const RowOutput& output, int64_t first_row,
+                                         int slice) {
     const int row = lane_index() / C::kBlocks;
     row_step = kStep * static_cast<int>(p.row_groups);
     column = slice * C::kColumns + lane_index() % C::kBlocks * kBlockColumns;
 #pragma unroll
     for (int half = 0; half < (kGated ? 2 : 1); ++half)
-      from[half] = p.scales[half] + (first_row + row) * p.row_groups + (column >> p.group_log2);
-    const int64_t rows = p.out_features - first_row;
+      from[half] = output.scales[half] + (first_row + row) * p.row_groups + (column >> p.group_log2);
+    const int64_t rows = output.out_features - first_row;
     rows_left = static_cast<int>(rows < C::kRows ? rows : C::kRows) - row;
   }
 
@@ -240,21 +239,22 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<X, C>) gemv
   using T = typename Fragments<X>::T;
   constexpr int kUnitRows = kGated ? 16 : C::kRows;  // of out
   const int warp = warp_index(), g = lane_index() / 4, t = lane_index() % 4;
-  const int block = blockIdx.x;
-  const int64_t first_token = static_cast<int64_t>(block % p.num_token_groups) * C::kTokens;
-  const int64_t first_unit = static_cast<int64_t>(block / p.num_token_groups) * (kWarps >> p.slices_log2);
-  const int slice = warp & ((1 << p.slices_log2) - 1);
-  const int64_t first_row = (first_unit + (warp >> p.slices_log2)) * kUnitRows;
+  const int64_t first_token = static_cast<int64_t>(static_cast<int>(blockIdx.x) % p.num_token_groups) * C::kTokens;
+  int block = static_cast<int>(blockIdx.x) / p.num_token_groups;
+  const RowOutput output = p.outputs.find(block);
+  const int64_t first_unit = static_cast<int64_t>(block) * (kWarps >> output.slices_log2);
+  const int slice = warp & ((1 << output.slices_log2) - 1);
+  const int64_t first_row = (first_unit + (warp >> output.slices_log2)) * kUnitRows;
   unsigned char* ring = dynamic_shared() + warp * C::kWarpBytes;
   float* scale_pieces = reinterpret_cast<float*>(ring + C::kStages * C::kStageBytes);
 
   const int all_pieces = static_cast<int>((p.row_bytes + kPieceBytes - 1) / kPieceBytes);
   const int num_pieces =
-      first_row < p.out_features && slice < all_pieces ? ((all_pieces - slice - 1) >> p.slices_log2) + 1 : 0;
-  const int step_bytes = kPieceBytes << p.slices_log2;
-  const int step_columns = C::kColumns << p.slices_log2;
-  RingFiller<C, kGated> filler(p, first_row, slice);
-  ScaleLoader<C, kGated> loader(p, first_row, slice);
+      first_row < output.out_features && slice < all_pieces ? ((all_pieces - slice - 1) >> output.slices_log2) + 1 : 0;
+  const int step_bytes = kPieceBytes << output.slices_log2;
+  const int step_columns = C::kColumns << output.slices_log2;
+  RingFiller<C, kGated> filler(p, output, first_row, slice);
+  ScaleLoader<C, kGated> loader(p, output, first_row, slice);
 #pragma unroll
   for (int piece = 0; piece < C::kStages - 1; ++piece) {
     if (piece < num_pieces) filler.fill(ring, step_bytes);
@@ -372,15 +372,15 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<X, C>) gemv
   __syncthreads();
   const int num_tokens =
       p.num_tokens - first_token < C::kTokens ? static_cast<int>(p.num_tokens - first_token) : C::kTokens;
-  const int count = kUnitRows * num_tokens * (kWarps >> p.slices_log2);
+  const int count = kUnitRows * num_tokens * (kWarps >> output.slices_log2);
   for (int i = threadIdx.x; i < count; i += kThreads) {
     const int unit = i / kUnitRows / num_tokens, token = i / kUnitRows % num_tokens;
     const int64_t row = (first_unit + unit) * kUnitRows + i % kUnitRows;
-    if (row >= p.out_features) continue;
-    const unsigned char* first = dynamic_shared() + (unit << p.slices_log2) * C::kWarpBytes;
+    if (row >= output.out_features) continue;
+    const unsigned char* first = dynamic_shared() + (unit << output.slices_log2) * C::kWarpBytes;
     const auto sum = [&](int local_row) {
       float total = 0;
-      for (int s = 0; s < 1 << p.slices_log2; ++s) {
+      for (int s = 0; s < 1 << output.slices_log2; ++s) {
         total += ld_shared(reinterpret_cast<const float*>(first + s * C::kWarpBytes) + sum_index<C>(local_row, token));
       }
       return total;
@@ -390,45 +390,41 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<X, C>) gemv
       activate(p.activation, value);
       value[0] *= sum(16 + i % kUnitRows);
     }
-    put(p.out, p.out_dtype, (first_token + token) * p.out_features + row, value[0], p.accumulate);
+    put(output.out, p.out_dtype, (first_token + token) * output.out_features + row, value[0], p.accumulate);
   }
 }
 
 template <typename X, DType kType, bool kGated, typename C>
 void launch_gemv(const LinearParams& linear, Context& context) {
-  const WeightView& second = linear.up.data ? linear.up : linear.weight;
   int group_log2 = 5;
   while (1 << group_log2 < linear.weight.group_size) ++group_log2;
-  PackedGemvParams p = {
-      linear.x,
-      {static_cast<const unsigned char*>(linear.weight.data), static_cast<const unsigned char*>(second.data)},
-      {static_cast<const uint16_t*>(linear.weight.scales), static_cast<const uint16_t*>(second.scales)},
-      linear.out,
-      linear.out_dtype,
-      linear.accumulate,
-      linear.num_tokens,
-      linear.in_features,
-      linear.out_features,
-      linear.x_stride ? linear.x_stride : linear.in_features,
-      weight_row_bytes(kType, linear.in_features),
-      weight_row_groups(linear.in_features, linear.weight.group_size),
-      group_log2,
-      linear.weight.scale_dtype == DType::f16,
-      static_cast<int>((linear.num_tokens + C::kTokens - 1) / C::kTokens),
-      0,
-      linear.activation};
+  PackedGemvParams p = {linear.x,
+                        {},
+                        linear.out_dtype,
+                        linear.accumulate,
+                        linear.num_tokens,
+                        linear.in_features,
+                        linear.x_stride ? linear.x_stride : linear.in_features,
+                        weight_row_bytes(kType, linear.in_features),
+                        weight_row_groups(linear.in_features, linear.weight.group_size),
+                        group_log2,
+                        linear.weight.scale_dtype == DType::f16,
+                        static_cast<int>((linear.num_tokens + C::kTokens - 1) / C::kTokens),
+                        linear.activation};
   constexpr int kUnitRows = kGated ? 16 : C::kRows;
-  const int64_t units = (p.out_features + kUnitRows - 1) / kUnitRows;
   // As few warps to a unit as give each multiprocessor a block, because the units of a block share
   // x. The choice must not depend on the number of tokens.
-  const int64_t pieces = (p.row_bytes + kPieceBytes - 1) / kPieceBytes;
-  while (1 << p.slices_log2 < kWarps && 1 << p.slices_log2 < pieces &&
-         units << p.slices_log2 < int64_t{context.num_multiprocessors} * kWarps) {
-    ++p.slices_log2;
-  }
-  const int64_t units_per_block = kWarps >> p.slices_log2;
+  const int64_t pieces = (weight_row_bytes(kType, linear.in_features) + kPieceBytes - 1) / kPieceBytes;
+  p.outputs = row_outputs(linear, kUnitRows, kWarps, [&](int64_t units) {
+    int slices_log2 = 0;
+    while (1 << slices_log2 < kWarps && 1 << slices_log2 < pieces &&
+           units << slices_log2 < int64_t{context.num_multiprocessors} * kWarps) {
+      ++slices_log2;
+    }
+    return slices_log2;
+  });
   LaunchShape shape;
-  shape.grid[0] = static_cast<unsigned>((units + units_per_block - 1) / units_per_block * p.num_token_groups);
+  shape.grid[0] = static_cast<unsigned>(p.outputs.num_blocks() * p.num_token_groups);
   shape.threads = kThreads;
   shape.shared_bytes = C::kSharedBytes;
   launch(kGated ? "gemv_packed_gated" : "gemv_packed", gemv_packed<X, kType, kGated, C>, shape, context.stream, p);
@@ -438,7 +434,7 @@ template <typename X, DType kType, int kTilesN>
 void gemv_of_tokens(const LinearParams& p, Context& context) {
   if (p.up.data) return launch_gemv<X, kType, true, Config<kType, 2, kTilesN>>(p, context);
   // Half as many rows to a unit if 32 would leave multiprocessors without one.
-  if (p.out_features <= int64_t{context.num_multiprocessors} * 16) {
+  if (p.all_features() <= int64_t{context.num_multiprocessors} * 16) {
     return launch_gemv<X, kType, false, Config<kType, 1, kTilesN>>(p, context);
   }
   launch_gemv<X, kType, false, Config<kType, 2, kTilesN>>(p, context);

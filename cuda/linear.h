@@ -7,6 +7,7 @@
 namespace diffqkv::cuda {
 
 // out = x weight^T, out += x weight^T, or, if `up` is given, out = activation(x weight^T) * (x up^T). Sums are f32.
+// `others` are as in MatmulParams, without `up`; gemm does not take them.
 struct LinearParams {
   const void* x = nullptr;           // [num_tokens, in_features]
   WeightView weight;                 // [out_features, in_features]
@@ -19,7 +20,73 @@ struct LinearParams {
   void* x_scratch = nullptr;                 // x_scratch_bytes
   bool accumulate = false;                   // out is f32 then, and there is no `up`
   Activation activation = Activation::silu;  // gemm has only silu
+  MatmulOutput others[MatmulParams::kMaxOthers];
+  int num_others = 0;
+
+  int num_outputs() const { return 1 + num_others; }
+  MatmulOutput output(int i) const { return i == 0 ? MatmulOutput{weight, out, out_features} : others[i - 1]; }
+  int64_t all_features() const {
+    int64_t sum = out_features;
+    for (int i = 0; i < num_others; ++i) sum += others[i].out_features;
+    return sum;
+  }
 };
+
+// An output as a kernel for few tokens has it. A unit of work is some rows of it. 2^slices_log2 warps share a unit.
+struct RowOutput {
+  const unsigned char* weights[2];  // gate and up, or one twice
+  const uint16_t* scales[2];        // of quantized weights
+  void* out;
+  int64_t out_features;
+  int slices_log2;
+  int end_block;  // its blocks begin at the end of the output before
+};
+struct RowOutputs {
+  static constexpr int kMost = 1 + MatmulParams::kMaxOthers;
+  RowOutput outputs[kMost];
+
+  // The output of a block, which becomes the block's number within it.
+  __device__ __forceinline__ RowOutput find(int& block) const {
+    RowOutput found = outputs[0];
+    int begin = 0;
+#pragma unroll
+    for (int i = 1; i < kMost; ++i) {
+      if (block < outputs[i - 1].end_block) continue;
+      found = outputs[i];
+      begin = outputs[i - 1].end_block;
+    }
+    block -= begin;
+    return found;
+  }
+  int num_blocks() const { return outputs[kMost - 1].end_block; }
+};
+
+// For blocks of num_warps warps. slices_log2 of an output is slices_of(its units), which must not depend on the other
+// outputs, so that an output has the same bits beside others and alone.
+template <typename SlicesOf>
+RowOutputs row_outputs(const LinearParams& p, int rows_per_unit, int num_warps, const SlicesOf& slices_of) {
+  RowOutputs r = {};
+  int end = 0;
+  for (int i = 0; i < RowOutputs::kMost; ++i) {
+    RowOutput& to = r.outputs[i];
+    if (i < p.num_outputs() && p.output(i).out_features > 0) {
+      const MatmulOutput output = p.output(i);
+      const WeightView& second = p.up.data ? p.up : output.weight;
+      const int64_t units = (output.out_features + rows_per_unit - 1) / rows_per_unit;
+      to.weights[0] = static_cast<const unsigned char*>(output.weight.data);
+      to.weights[1] = static_cast<const unsigned char*>(second.data);
+      to.scales[0] = static_cast<const uint16_t*>(output.weight.scales);
+      to.scales[1] = static_cast<const uint16_t*>(second.scales);
+      to.out = output.out;
+      to.out_features = output.out_features;
+      to.slices_log2 = slices_of(units);
+      const int64_t units_per_block = num_warps >> to.slices_log2;
+      end += static_cast<int>((units + units_per_block - 1) / units_per_block);
+    }
+    to.end_block = end;
+  }
+  return r;
+}
 
 // With quantized weights rows of x must begin at multiples of 16 bytes. If they do not, `linear`
 // copies them, padded with zeros to a multiple of 8 elements, to x_scratch.

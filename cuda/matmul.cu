@@ -1,5 +1,7 @@
-// out (+)= x weight^T: few tokens by gemv or gemv_packed, more by gemm. The former also multiply
+// out (+)= x weight^T: few tokens by gemv or gemv_packed, all outputs in one launch, more by gemm. The former also multiply
 // f32 and mixed types, 8 tokens at a time, or 16 if the weight is quantized.
+#include <algorithm>
+
 #include "linear.h"
 
 namespace diffqkv::cuda {
@@ -26,6 +28,17 @@ __global__ void __launch_bounds__(kThreads, 4) pad_rows(PadRowsParams p) {
 
 int64_t padded_row(const LinearParams& p) { return (p.in_features + 7) / 8 * 8; }
 
+void gemm_each(const LinearParams& p, Context& context) {
+  for (int i = 0; i < p.num_outputs(); ++i) {
+    LinearParams one = p;
+    one.weight = p.output(i).weight;
+    one.out = p.output(i).out;
+    one.out_features = p.output(i).out_features;
+    one.num_others = 0;
+    if (one.out_features > 0) gemm(one, context);
+  }
+}
+
 void linear_packed(LinearParams p, Context& context) {
   if (x_scratch_bytes(p) > 0) {
     p.x_stride = padded_row(p);
@@ -37,7 +50,7 @@ void linear_packed(LinearParams p, Context& context) {
     launch("pad_rows", kernel, shape, context.stream, pad);
     p.x = p.x_scratch;
   }
-  suits_gemm(p) || p.row_scale ? gemm(p, context) : gemv_packed(p, context);
+  suits_gemm(p) || p.row_scale ? gemm_each(p, context) : gemv_packed(p, context);
 }
 
 }  // namespace
@@ -56,17 +69,13 @@ size_t x_scratch_bytes(const LinearParams& p) {
 }
 
 void linear(const LinearParams& p, Context& context) {
-  if (p.num_tokens <= 0 || p.out_features <= 0 || (p.accumulate && p.in_features <= 0)) return;
+  if (p.num_tokens <= 0 || p.all_features() <= 0 || (p.accumulate && p.in_features <= 0)) return;
   if (dtype_is_packed(p.weight.dtype)) return linear_packed(p, context);
-  if (suits_gemm(p) || p.row_scale) return gemm(p, context);
+  if (suits_gemm(p) || p.row_scale) return gemm_each(p, context);
   gemv(p, context);
 }
 
 void matmul(const MatmulParams& p, Context& context) {
-  if (p.num_others > 0) {
-    for (int i = 0; i < p.num_outputs(); ++i) matmul(p.single(i), context);
-    return;
-  }
   check_linear_types("matmul", p.x_dtype, p.weight.dtype, p.out_dtype, p.accumulate);
   LinearParams product;
   product.x = p.x;
@@ -78,6 +87,8 @@ void matmul(const MatmulParams& p, Context& context) {
   product.in_features = p.in_features;
   product.out_features = p.out_features;
   product.accumulate = p.accumulate;
+  product.num_others = p.num_others;
+  std::copy_n(p.others, p.num_others, product.others);
   const size_t scratch_bytes = x_scratch_bytes(product);
   if (scratch_bytes > 0) product.x_scratch = context.scratch(scratch_bytes);
   linear(product, context);
