@@ -199,14 +199,15 @@ __global__ void __launch_bounds__(kThreads, 2) gemv_plain(GemvParams p) {
   const int64_t row = (place.first_unit + place.unit) * (kGated ? 1 : 2);
   const float* x = static_cast<const float*>(p.x) + place.token * p.in_features;
   const W* rows[2];
-  bool has_row[2];
+  int64_t row_ends[2];
+#pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int64_t own = kGated ? row : row + half;
     rows[half] = reinterpret_cast<const W*>(place.output.weights[half]) + own * p.in_features;
-    has_row[half] = own < place.output.out_features;
+    row_ends[half] = own < place.output.out_features ? p.in_features : 0;
   }
   float sums[2][kTokens] = {};
-  const int64_t end = has_row[0] ? p.in_features : 0;
+  const int64_t end = row_ends[0];
   for (int64_t column = int64_t{kColumns} * kLoads * place.slice; column < end;
        column += int64_t{kColumns} * kLoads << place.output.slices_log2) {
     Weights<W> weights[2][kLoads];
@@ -216,7 +217,7 @@ __global__ void __launch_bounds__(kThreads, 2) gemv_plain(GemvParams p) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         weights[half][i] = Weights<W>{};
-        if (at < end && has_row[half]) weights[half][i] = bit_cast<Weights<W>>(ld_global_nc(rows[half] + at));
+        if (at < row_ends[half]) weights[half][i] = bit_cast<Weights<W>>(ld_global_nc(rows[half] + at));
       }
     }
 #pragma unroll

@@ -60,18 +60,16 @@ class DecodeStep {
 
   // Of one step: each weight and each cached row once.
   Work work() const { return {.bytes = static_cast<double>(weight_bytes_) + static_cast<double>(cached_bytes_)}; }
-  int64_t num_launches() const { return 12 * m_.num_layers + 3 + batch_; }
+  int64_t num_launches() const { return 10 * m_.num_layers + 3 + batch_; }
 
   void enqueue(int64_t step, Context& context) const {
     embed_tokens(context);
     for (int64_t i = 0; i < m_.num_layers; ++i) {
       const Layer& layer = layers_[static_cast<size_t>(i)];
       normalize(context);
-      product(normed_.data(), layer.k, k_.data(), m_.hidden_size, k_size(), context);
-      product(normed_.data(), layer.v, v_.data(), m_.hidden_size, v_size(), context);
-      append(i, context);
+      keys_and_values(layer, context);
       gated(layer.query, q_.data(), m_.aug_q_size, q_size(), false, context);
-      rotate(context);
+      append(i, context);
       attend(i, context);
       add_product(attention_.data(), layer.o, q_size(), context);
       normalize(context);
@@ -178,16 +176,18 @@ class DecodeStep {
     rms_norm(p, context);
   }
 
-  void product(const void* x, const void* weight, void* out, int64_t in, int64_t out_features, Context& context) const {
+  void keys_and_values(const Layer& layer, Context& context) const {
     MatmulParams p;
-    p.x = x;
-    p.weight = {weight, kBf16};
-    p.out = out;
+    p.x = normed_.data();
+    p.weight = {layer.k, kBf16};
+    p.out = k_.data();
     p.x_dtype = kBf16;
     p.out_dtype = kBf16;
     p.num_tokens = batch_;
-    p.in_features = in;
-    p.out_features = out_features;
+    p.in_features = m_.hidden_size;
+    p.out_features = k_size();
+    p.others[0] = {{layer.v, kBf16}, v_.data(), v_size()};
+    p.num_others = 1;
     matmul(p, context);
   }
 
@@ -244,20 +244,14 @@ class DecodeStep {
     p.page_tokens = kPageTokens;
     p.k_cache.page_offset = layer * k_layer_bytes_;
     p.v_cache.page_offset = layer * v_layer_bytes_;
+    p.q.x = p.q.out = q_.data();
+    p.q.positions = positions_.data();
+    p.q.inv_freq = inv_freq_.data();
+    p.q.dtype = kBf16;
+    p.q.num_tokens = batch_;
+    p.q.num_heads = m_.heads.q;
+    p.q.head_dim = m_.head_dim;
     kv_append(p, context);
-  }
-
-  void rotate(Context& context) const {
-    RopeParams p;
-    p.x = q_.data();
-    p.out = q_.data();
-    p.positions = positions_.data();
-    p.inv_freq = inv_freq_.data();
-    p.dtype = kBf16;
-    p.num_tokens = batch_;
-    p.num_heads = m_.heads.q;
-    p.head_dim = m_.head_dim;
-    rope(p, context);
   }
 
   void attend(int64_t layer, Context& context) const {

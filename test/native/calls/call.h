@@ -243,7 +243,7 @@ Rows random_rows(DType dtype, size_t count, int64_t dim, uint64_t seed);
 // Adds the tensors `k_pool` and `v_pool`, filled with `k` and `v` if they are given, and the tables, which it returns.
 const KvPage* const* add_pools(Call& call, const PoolShape& shape, int64_t kv_len, const Rows* k, const Rows* v);
 
-// Without num_tokens, five tokens of two sequences; else that many new tokens of one sequence.
+// Without num_tokens, five tokens of two sequences; else that many new tokens of one sequence. Q is rotated if K is.
 struct KvAppendCase {
   DType dtype;  // of the new rows
   DType k, v;   // of the caches
@@ -282,6 +282,7 @@ struct MatmulCase {
   bool accumulate = false;  // into f32
   bool f32_out = false;
   Packing packing = {};
+  std::vector<int64_t> others = {};  // out_features of the other outputs
 };
 Call matmul_call(const MatmulCase& c);
 // Adds random weights of standard deviation `scale`. Integers have one of 74 (i8) or 4.6 (i4). `dtype`: of weights that

@@ -44,6 +44,18 @@ Call kv_append_call(const KvAppendCase& c) {
   p.page_tokens = 64;
   p.k_cache.page_offset = kKPageOffset;
   p.v_cache.page_offset = kVPageOffset;
+  if (c.rotate) {
+    const size_t count = count_of({num_tokens, heads.q, c.dims.qk});
+    p.q.x = p.q.out = add_output(call, "q", c.dtype, count, Comparison::values, c.dims.qk, c.dtype);
+    call.tensor("q").memory.upload(random_bytes(c.dtype, count, 0.1f, 3));
+    p.q.positions = p.positions;
+    p.q.inv_freq = p.inv_freq;
+    p.q.dtype = c.dtype;
+    p.q.num_tokens = num_tokens;
+    p.q.num_heads = heads.q;
+    p.q.head_dim = c.dims.qk;
+    p.q.scale = p.rope_scale;
+  }
   set_operator(call, kv_append, p);
   return call;
 }
@@ -100,6 +112,7 @@ __global__ void __launch_bounds__(kPlainThreads, 1) rotated_key_element(RotatedK
 
 void reference(const KvAppendParams& p, Context& context) {
   run_over(p.num_tokens * (p.k_cache.num_heads + p.v_cache.num_heads), kv_append_row, p, context);
+  reference(p.q, context);
 }
 
 std::vector<float> rotated_keys(const KvAppendParams& p, Context& context) {

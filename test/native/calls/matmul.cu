@@ -46,13 +46,26 @@ std::string packing_text(const Packing& packing) {
 
 Call matmul_call(const MatmulCase& c) {
   const DType out_dtype = c.accumulate || c.f32_out ? DType::f32 : c.dtype;
-  const size_t outputs = count_of({c.num_tokens, c.out_features});
   Call call;
   MatmulParams p;
   p.x = add_random(call, "x", c.dtype, count_of({c.num_tokens, c.in_features}), 0.1f, 1);
-  p.weight = add_weight(call, "weight", c.dtype, c.packing, c.out_features, c.in_features, 0.1f, 2);
-  p.out = add_output(call, "out", out_dtype, outputs, Comparison::values, c.out_features, c.dtype);
-  if (c.accumulate) call.tensor("out").memory.upload(random_bytes(DType::f32, outputs, 0.1f, 3));
+  const auto add = [&](const std::string& number, int64_t out_features, uint64_t seed) {
+    const size_t count = count_of({c.num_tokens, out_features});
+    const std::string out = "out" + number;
+    MatmulOutput output;
+    output.weight = add_weight(call, "weight" + number, c.dtype, c.packing, out_features, c.in_features, 0.1f, seed);
+    output.out = add_output(call, out.c_str(), out_dtype, count, Comparison::values, out_features, c.dtype);
+    if (c.accumulate) call.tensor(out).memory.upload(random_bytes(DType::f32, count, 0.1f, seed + 1));
+    output.out_features = out_features;
+    return output;
+  };
+  const MatmulOutput first = add("", c.out_features, 2);
+  p.weight = first.weight;
+  p.out = first.out;
+  for (const int64_t size : c.others) {
+    const int i = p.num_others++;
+    p.others[i] = add(std::to_string(i + 2), size, static_cast<uint64_t>(10 * i + 12));
+  }
   p.x_dtype = c.dtype;
   p.out_dtype = out_dtype;
   p.num_tokens = c.num_tokens;
@@ -87,7 +100,10 @@ void run_product(const MatmulParams& p, DType rounding, Context& context) {
 }
 
 void reference(const MatmulParams& p, Context& context) {
-  run_product(p, rounding_of(p.weight, p.x_dtype, p.num_tokens), context);
+  for (int i = 0; i < p.num_outputs(); ++i) {
+    const MatmulParams one = p.single(i);
+    run_product(one, rounding_of(one.weight, p.x_dtype, p.num_tokens), context);
+  }
 }
 
 namespace {
@@ -197,6 +213,25 @@ OperatorCalls matmul_calls() {
   seeded("GEMM, i4, large tiles",
          {.dtype = kBf16, .num_tokens = 150, .in_features = 200, .out_features = 1032, .packing = {kI4, 32}});
   for (const DType dtype : kFloats) {
+    for (const int64_t tokens : {1, 5, 20}) {
+      const std::string name = "three products, " + text_of(dtype) + ", " + tokens_text(tokens);
+      calls.small.add(name, matmul_call,
+                      {.dtype = dtype,
+                       .num_tokens = tokens,
+                       .in_features = 264,
+                       .out_features = 21,
+                       .accumulate = tokens == 5,
+                       .others = {104, 40}});
+      for (const DType packed : {kI8, kI4}) {
+        calls.small.add(name + ", " + text_of(packed), matmul_call,
+                        {.dtype = dtype,
+                         .num_tokens = tokens,
+                         .in_features = 416,
+                         .out_features = 72,
+                         .packing = {packed, 32},
+                         .others = {9, 136}});
+      }
+    }
     for (const int64_t tokens : {1, 8, 9, 16}) {
       calls.small.add("product, " + text_of(dtype) + ", " + tokens_text(tokens), matmul_call,
                       {dtype, tokens, 256, 104});
