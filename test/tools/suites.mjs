@@ -28,7 +28,15 @@ export const everyDevice = [...testFiles]
 export const operators = [...everyDevice.filter((name) => testFiles.get(name).startsWith('operators')), 'tensor'];
 
 /** Test files for the emulated device itself. */
-export const emulation = ['counters', 'device_lost', 'emulated_device', 'emulation', 'gpu_driver', 'gpu_shapes', 'launches'];
+export const emulation = [
+  'counters',
+  'device_lost',
+  'emulated_device',
+  'emulation',
+  'gpu_driver',
+  'gpu_shapes',
+  'launches',
+];
 
 /**
  * Test files that measure time or memory, so nothing may run beside them. isa.test.ts is here
