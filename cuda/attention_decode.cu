@@ -931,21 +931,38 @@ bool takes(const AttentionDecodeParams& p) {
 
 bool is_scaled(const AttentionDecodeParams& p) { return is_quantized(p.k.dtype) || is_quantized(p.v.dtype); }
 
-// The fewest splits that keep the multiprocessors nearly as busy as any number would: each is one
-// more part to merge.
-int choose_splits(const AttentionDecodeParams& p, int64_t most_keys, int64_t num_blocks, int num_multiprocessors) {
+int num_tiles(const AttentionDecodeParams& p, const Plan& plan) {
+  return plan.unit_heads <= 8 ? 1 : most_tiles(static_cast<int>(p.v.head_dim), is_scaled(p));
+}
+
+size_t shared_bytes(int64_t head_dim_qk, int num_tiles) {
+  return static_cast<size_t>(num_tiles * 8 * query_pitch(static_cast<int>(head_dim_qk)) + kWarps * kRingBytes);
+}
+
+// Two blocks of a multiprocessor run at once if it has shared memory for them, which it also needs 1
+// KiB of for each: while one computes, the other's copies are under way. Their registers always fit.
+int blocks_at_once(const Context& context, size_t bytes) {
+  constexpr size_t kReserved = 1024;
+  const bool has_room = 2 * (bytes + kReserved) <= context.max_shared_bytes + kReserved;
+  return context.num_multiprocessors * (has_room ? 2 : 1);
+}
+
+// The fewest splits with which `at_once` blocks take at most 1/0.9 of the shortest time, counted in tiles: each split is
+// one more part to merge.
+int choose_splits(const AttentionDecodeParams& p, int64_t most_keys, int64_t num_units, int tile_keys, int at_once) {
   if (p.num_splits > 0)
     return static_cast<int>(std::min<int64_t>({p.num_splits, kMaxSplits, std::max<int64_t>(p.kv_len, 1)}));
-  const int most =
-      static_cast<int>(std::clamp<int64_t>((most_keys + kMinSplitKeys - 1) / kMinSplitKeys, 1, kMaxSplits));
-  const auto busy = [&](int splits) {
-    const double waves = static_cast<double>(num_blocks * splits) / num_multiprocessors;
-    return waves / std::ceil(waves);
+  const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
+  const int64_t tiles = std::max<int64_t>(ceil_div(most_keys, tile_keys), 1);
+  const auto time = [&](int splits) {
+    const int64_t tiles_of_split = ceil_div(tiles, splits), used = ceil_div(tiles, tiles_of_split);
+    return ceil_div(num_units * used, at_once) * tiles_of_split;
   };
-  double best = 0;
-  for (int splits = 1; splits <= most; ++splits) best = std::max(best, busy(splits));
+  const int64_t most = std::clamp<int64_t>(ceil_div(most_keys, kMinSplitKeys), 1, kMaxSplits);
+  int64_t best = time(1);
+  for (int splits = 2; splits <= most; ++splits) best = std::min(best, time(splits));
   int splits = 1;
-  while (busy(splits) < 0.9 * best) ++splits;
+  while (9 * time(splits) > 10 * best) ++splits;
   return splits;
 }
 
@@ -968,7 +985,8 @@ Plan make_plan(const AttentionDecodeParams& p, Context& context) {
   plan.negate = p.sm_scale < 0;
   const int64_t num_units = p.batch_size * plan.num_units;
   const int64_t most_keys = std::min(p.kv_len, static_cast<int64_t>(plan.window) + plan.tile_keys - 1);
-  plan.num_splits = choose_splits(p, most_keys, num_units, context.num_multiprocessors);
+  const int at_once = blocks_at_once(context, shared_bytes(p.k.head_dim, num_tiles(p, plan)));
+  plan.num_splits = choose_splits(p, most_keys, num_units, plan.tile_keys, at_once);
   plan.min_split_keys = p.num_splits > 0 ? 1 : kMinSplitKeys;
   if (plan.num_splits > 1) {
     const size_t rows = static_cast<size_t>(num_units) * plan.num_splits * plan.unit_heads;
@@ -987,15 +1005,14 @@ void run(const AttentionDecodeParams& p, const Plan& plan, Context& context) {
   LaunchShape shape;
   shape.grid[0] = static_cast<unsigned>(p.batch_size * plan.num_splits * plan.num_units);
   shape.threads = kThreads;
-  shape.shared_bytes =
-      static_cast<size_t>(kTiles * 8 * query_pitch(static_cast<int>(p.k.head_dim)) + kWarps * kRingBytes);
+  shape.shared_bytes = shared_bytes(p.k.head_dim, kTiles);
   launch("attention_decode", attention_decode_kernel<T, kDimVo, kTiles, kScaled>, shape, context.stream, p, plan,
          context.finding);
 }
 
 template <typename T, int kDimVo>
 void run_tiles(const AttentionDecodeParams& p, const Plan& plan, Context& context) {
-  const bool few = plan.unit_heads <= 8;
+  const bool few = num_tiles(p, plan) == 1;
   if (is_scaled(p)) {
     constexpr int kMost = most_tiles(kDimVo, true);
     few ? run<T, kDimVo, 1, true>(p, plan, context) : run<T, kDimVo, kMost, true>(p, plan, context);
