@@ -226,6 +226,11 @@ it('truncation and padding of tokenizer.json are ignored', async () => {
   expect((await load({ truncation, padding })).encode('abcab')).toEqual([0, 1, 2, 0, 1]);
 });
 
+it('a file of 30 MB may take more memory and time than a small one', async () => {
+  const tokenizer = await Tokenizer.fromDirectory(write(JSON.stringify(base).padEnd(30_000_000)));
+  expect(tokenizer?.encode('abc')).toEqual([0, 1, 2]);
+});
+
 it('a long text is encoded whole, in order', async () => {
   const tokenizer = await load({});
   const tokens = await tokenizer.encodeAsync('abc'.repeat(50_000));
