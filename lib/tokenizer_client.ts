@@ -109,7 +109,6 @@ class Thread {
   /** Keeps this process running until the answer is here. */
   call(request: Extract<ThreadRequest, { id: number }>): Promise<ThreadAnswer> {
     return new Promise((resolve, reject) => {
-      if (this.#error) return reject(this.#error);
       this.#pending.set(request.id, { resolve, reject });
       this.#worker.ref();
       this.post(request);
@@ -118,7 +117,6 @@ class Thread {
 
   /** Waits for the answer, and returns undefined after `limitMs`. */
   wait(request: Extract<ThreadRequest, { id: number }>, limitMs: number): ThreadAnswer | undefined {
-    if (this.#error) throw this.#error;
     this.post(request);
     const deadline = performance.now() + limitMs;
     for (;;) {

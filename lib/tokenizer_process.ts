@@ -224,8 +224,8 @@ export class TokenizerProcess {
   }
 
   #receive(child: Child, answer: Exclude<ChildAnswer, { loaded: unknown } | { problem: unknown }>) {
-    const pending = child.running.get(answer.id);
-    if (pending === undefined) return;
+    // A call runs until its last answer or the end of its process.
+    const pending = child.running.get(answer.id) as Pending;
     if ('tokens' in answer) {
       pending.parts.push(answer.tokens);
       if (!answer.isLast) return;

@@ -161,6 +161,11 @@ it('limits how much longer Replace makes a text', () => {
     expect(() => pushed(step, ['a'])).toThrow(expect.objectContaining(error));
 });
 
+it('ByteFallback takes only a whole piece for a byte', () => {
+  const texts = ['<0x41>b', 'b<0x41>', '<0x4>', '<0x4g>', '<0X41>'];
+  expect(pushed({ type: 'ByteFallback' }, texts)).toEqual([...texts, '']);
+});
+
 it('ByteFallback writes each byte of a run that is not UTF-8 as U+FFFD', () => {
   expect(pushed({ type: 'ByteFallback' }, ['<0xE2>', '<0x82>', '<0xAC>', 'a', '<0xE2>', 'b', '<0xC3>'])).toEqual([
     ...['', '', '', '€a', '', '\ufffdb', '', '\ufffd'],

@@ -78,6 +78,7 @@ describe("the embedded model's tokenizer", () => {
     expect([tokenizer.bosTokenId, tokenizer.eosTokenId, tokenizer.vocabSize]).toEqual([4094, 4095, 4096]);
     expect(tokenizer.encode('')).toEqual([4094]);
     expect(tokenizer.encode('', { addSpecialTokens: false })).toEqual([]);
+    expect(tokenizer.encode('<|begin_of_text|>a')).toEqual(tokenizer.encode('a'));
     expect(tokenizer.encode('a<|end_of_text|>b', { addSpecialTokens: false })).toEqual([
       ...tokenizer.encode('a', { addSpecialTokens: false }),
       4095,

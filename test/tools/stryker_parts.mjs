@@ -22,9 +22,11 @@ export const parts = {
       'call_messages',
       'tokenizer_messages',
       'tokenizer',
+      'tokenizer_process',
       'tokenizer_reference',
       'generate',
       'errors_models',
+      'receivers',
     ],
   },
   folders: {
