@@ -939,16 +939,17 @@ size_t shared_bytes(int64_t head_dim_qk, int num_tiles) {
   return static_cast<size_t>(num_tiles * 8 * query_pitch(static_cast<int>(head_dim_qk)) + kWarps * kRingBytes);
 }
 
-// Two blocks of a multiprocessor run at once if it has shared memory for them, which it also needs 1
-// KiB of for each: while one computes, the other's copies are under way. Their registers always fit.
+// A multiprocessor runs two blocks at once if it has the shared memory, with 1 KiB more for each:
+// while one computes, the copies of the other are under way. It always has the registers.
+static_assert(2 * kThreads * 256 <= 65536);
 int blocks_at_once(const Context& context, size_t bytes) {
   constexpr size_t kReserved = 1024;
   const bool has_room = 2 * (bytes + kReserved) <= context.max_shared_bytes + kReserved;
   return context.num_multiprocessors * (has_room ? 2 : 1);
 }
 
-// The fewest splits with which `at_once` blocks take at most 1/0.9 of the shortest time, counted in tiles: each split is
-// one more part to merge.
+// The fewest splits with which `at_once` blocks take at most 1/0.9 of the shortest time, counted in
+// tiles: each split is one more part to merge.
 int choose_splits(const AttentionDecodeParams& p, int64_t most_keys, int64_t num_units, int tile_keys, int at_once) {
   if (p.num_splits > 0)
     return static_cast<int>(std::min<int64_t>({p.num_splits, kMaxSplits, std::max<int64_t>(p.kv_len, 1)}));

@@ -1,7 +1,8 @@
-// Writes rope(k[t]) and v[t] to the page and row of positions[t] in the cache of sequences[t], and rotates the queries, in
-// one launch. A block a token, then a block a query token. Of a token, its threads take first V, then K. Where the cache has scales a warp quantizes a row at a time; else they take the
-// elements of V eight at once where rows are aligned to 16 bytes, and the pairs of dims of K. Bound by memory, and at one
-// token by the time of a launch.
+// Writes rope(k[t]) and v[t] to the page and row of positions[t] in the cache of sequences[t], and
+// rotates the queries, in one launch. The first blocks have a token each, the others a query token
+// each. The threads of a token take first V, then K. If the cache has scales, a warp quantizes a
+// row at a time. Else they take the elements of V, eight at once if rows are aligned to 16 bytes,
+// and the pairs of dims of K. Bound by memory, and at one token by the time of a launch.
 #include "finding.h"
 #include "kv_page.h"
 #include "quantize_row.h"

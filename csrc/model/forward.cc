@@ -435,7 +435,7 @@ class Graph {
     add_bias(out, w.down_bias, DType::f32, count, hidden);
   }
 
-  // Q before RoPE.
+  // Computes Q without RoPE, which kv_append applies.
   void query(const LayerWeights& w, int64_t first, int64_t count) {
     const int64_t hidden = config_.hidden_size;
     const int64_t size = config_.q_size();

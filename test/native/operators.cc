@@ -94,6 +94,25 @@ std::string check_packed_gemv_traffic(DType packed, int64_t num_tokens) {
   return wrong;
 }
 
+// Each output of a product with several has the bits of that product alone.
+std::string check_joined_products(const MatmulCase& c) {
+  for (const int multiprocessors : {1, 6, 132}) {
+    Call joined = matmul_call(c);
+    std::string wrong = run_call(joined, nullptr, 0, nullptr, nullptr, multiprocessors);
+    for (int i = 0; i <= static_cast<int>(c.others.size()) && wrong.empty(); ++i) {
+      const std::string out = i == 0 ? "out" : "out" + std::to_string(i + 1);
+      Call alone = matmul_call(c);
+      const MatmulParams p = std::get<MatmulParams>(alone.params);
+      set_operator(alone, matmul, p.single(i));
+      wrong = run_call(alone, nullptr, 0, nullptr, nullptr, multiprocessors);
+      if (wrong.empty() && alone.tensor(out).memory.values() != joined.tensor(out).memory.values())
+        wrong = out + " has other bits";
+    }
+    if (!wrong.empty()) return std::to_string(multiprocessors) + " multiprocessors: " + wrong;
+  }
+  return "";
+}
+
 }  // namespace
 
 std::vector<Check> operator_checks() {
@@ -101,6 +120,15 @@ std::vector<Check> operator_checks() {
   for (const NamedCall& call : seeded_calls()) {
     checks.push_back(
         {std::to_string(kSeeds) + " seeds: " + call.name, [make = call.make] { return same_in_all_seeds(make); }});
+  }
+  for (const DType dtype : {kF32, kBf16}) {
+    for (const DType weight : {dtype, kI8, kI4}) {
+      MatmulCase c = {.dtype = dtype, .num_tokens = 2, .in_features = 1032, .out_features = 24, .others = {520, 72}};
+      if (weight != dtype) c.packing = {weight, 32};
+      checks.push_back(
+          {std::string("three products of ") + dtype_name(dtype) + " by " + dtype_name(weight) + ": as each alone",
+           [c] { return check_joined_products(c); }});
+    }
   }
   for (Check& check : kv_cache_checks()) checks.push_back(std::move(check));
   for (Check& check : selective_checks()) checks.push_back(std::move(check));

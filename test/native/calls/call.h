@@ -92,7 +92,7 @@ struct OperatorCalls {
   CallList ptx;    // only from PTX, until every kernel has run and nearly all of its code
 };
 
-// Of every operator: `OperatorCalls embed_calls();`, and `void reference(const EmbedParams& p, Context& context);`, which
+// Every operator has `OperatorCalls embed_calls();` and `void reference(const EmbedParams& p, Context& context);`, which
 // enqueues its plain kernels (calls/plain.h).
 #define DIFFQKV_OPERATOR_TEST(name, Params) \
   OperatorCalls name##_calls();             \
