@@ -66,7 +66,8 @@ __host__ __device__ __forceinline__ constexpr int tile_keys(int head_dim_vo) {
 }
 
 constexpr int kMaxSplits = 256;
-constexpr int kMinSplitKeys = 256;  // below, what a split leaves to merge would be too much beside what it reads
+// With fewer keys, what a split leaves to merge would be too much beside what it reads.
+constexpr int kMinSplitKeys = 256, kMinScaledSplitKeys = 512;
 
 __host__ __device__ __forceinline__ constexpr int query_pitch(int head_dim_qk) { return head_dim_qk * 2 + 16; }
 // Blocks of many query heads have room for this many times 8; more would not fit the registers.
@@ -950,16 +951,16 @@ int blocks_at_once(const Context& context, size_t bytes) {
 
 // The fewest splits with which `at_once` blocks take at most 1/0.9 of the shortest time, counted in
 // tiles: each split is one more part to merge.
-int choose_splits(const AttentionDecodeParams& p, int64_t most_keys, int64_t num_units, int tile_keys, int at_once) {
+int choose_splits(const AttentionDecodeParams& p, int64_t most_keys, int64_t num_units, const Plan& plan, int at_once) {
   if (p.num_splits > 0)
     return static_cast<int>(std::min<int64_t>({p.num_splits, kMaxSplits, std::max<int64_t>(p.kv_len, 1)}));
   const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
-  const int64_t tiles = std::max<int64_t>(ceil_div(most_keys, tile_keys), 1);
+  const int64_t tiles = std::max<int64_t>(ceil_div(most_keys, plan.tile_keys), 1);
   const auto time = [&](int splits) {
     const int64_t tiles_of_split = ceil_div(tiles, splits), used = ceil_div(tiles, tiles_of_split);
     return ceil_div(num_units * used, at_once) * tiles_of_split;
   };
-  const int64_t most = std::clamp<int64_t>(ceil_div(most_keys, kMinSplitKeys), 1, kMaxSplits);
+  const int64_t most = std::clamp<int64_t>(ceil_div(most_keys, plan.min_split_keys), 1, kMaxSplits);
   int64_t best = time(1);
   for (int splits = 2; splits <= most; ++splits) best = std::min(best, time(splits));
   int splits = 1;
@@ -986,9 +987,9 @@ Plan make_plan(const AttentionDecodeParams& p, Context& context) {
   plan.negate = p.sm_scale < 0;
   const int64_t num_units = p.batch_size * plan.num_units;
   const int64_t most_keys = std::min(p.kv_len, static_cast<int64_t>(plan.window) + plan.tile_keys - 1);
+  plan.min_split_keys = p.num_splits > 0 ? 1 : is_scaled(p) ? kMinScaledSplitKeys : kMinSplitKeys;
   const int at_once = blocks_at_once(context, shared_bytes(p.k.head_dim, num_tiles(p, plan)));
-  plan.num_splits = choose_splits(p, most_keys, num_units, plan.tile_keys, at_once);
-  plan.min_split_keys = p.num_splits > 0 ? 1 : kMinSplitKeys;
+  plan.num_splits = choose_splits(p, most_keys, num_units, plan, at_once);
   if (plan.num_splits > 1) {
     const size_t rows = static_cast<size_t>(num_units) * plan.num_splits * plan.unit_heads;
     const size_t o_bytes = rows * static_cast<size_t>(p.v.head_dim) * sizeof(float);

@@ -23,7 +23,7 @@ const parts: [part: string, count: number, gpu: string][] = [
   ['counters', 15, 'small'],
   ['launches', 5, 'small'],
   ['launches', 5, 'h200'],
-  ['operators', 116, 'small'],
+  ['operators', 122, 'small'],
   ['traffic', 15, 'small'],
   ['traffic', 15, 'h200'],
   ['traffic', 15, 'rtx5090'],
