@@ -9,7 +9,7 @@ import { type GenerateOptions, Model, type Session, Tokenizer } from '../../lib/
 import { randomCheckpoint, temporaryDirectories } from '../support/checkpoints';
 import { errorOf } from '../support/devices';
 import { tldrDirectory } from '../support/fixtures';
-import type { Anything } from '../support/misuse';
+import { type Anything, expectMessage } from '../support/misuse';
 
 const directories = temporaryDirectories();
 afterAll(() => directories.cleanUp());
@@ -30,11 +30,6 @@ afterAll(() => {
   model.dispose();
   text.dispose();
 });
-
-async function expectMessage(work: () => unknown, message: string, code = 'ERR_INVALID_ARGUMENT'): Promise<void> {
-  const error = await errorOf(work);
-  expect([error.code, error.message]).toEqual([code, message]);
-}
 
 it.each<[unknown, object | undefined, string]>([
   [5, undefined, 'source must be a path or the id of a model, not 5'],

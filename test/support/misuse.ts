@@ -12,10 +12,14 @@ export async function expectCode(work: () => unknown, code: string, ...inMessage
   for (const part of inMessage) expect(error.message).toMatch(part);
 }
 
-/** `work` rejects an argument with exactly this message. */
-export async function expectMessage(work: () => unknown, message: string): Promise<void> {
+/** `work` fails with exactly this message, by default for an argument. */
+export async function expectMessage(
+  work: () => unknown,
+  message: string,
+  code = 'ERR_INVALID_ARGUMENT',
+): Promise<void> {
   const error = await errorOf(work);
-  expect([error.code, error.message]).toEqual([invalid, message]);
+  expect([error.code, error.message]).toEqual([code, message]);
 }
 
 export const invalid = 'ERR_INVALID_ARGUMENT';

@@ -21,8 +21,6 @@
 namespace diffqkv::cpu::DIFFQKV_ISA {
 namespace {
 
-typedef int16_t I16v __attribute__((vector_size(kLanes * 2)));
-
 constexpr int64_t kXBlock = 32;
 
 // acc + the products of the two 16-bit integers in each lane.
@@ -100,6 +98,7 @@ DIFFQKV_INLINE int64_t steps_of(int64_t n) { return ceil_div(n, kStep); }
 
 constexpr int kBlocks = static_cast<int>(kStep / kXBlock);  // of a step
 constexpr int kVectorsOfBlock = static_cast<int>(kXBlock / kLanes);
+constexpr int kVectorsOfStep = kBlocks * kVectorsOfBlock;
 constexpr int kLanesOfBlock = static_cast<int>(kXBlock / 8);  // in XStep
 
 // The groups of `kWidth` lanes of a, then those of b, each folded to half its width by the maximum.
@@ -177,7 +176,7 @@ DIFFQKV_INLINE void order_pairs(const I32v (&words)[kPairs], I32v (&pairs)[kPair
 
 // One step of x, whose elements are `values`, as integers.
 template <DType kType, int kTerms>
-DIFFQKV_INLINE void quantize_step(const F32v (&values)[kBlocks * kVectorsOfBlock], XStep<kType, kTerms>& out) {
+DIFFQKV_INLINE void quantize_step(const F32v (&values)[kVectorsOfStep], XStep<kType, kTerms>& out) {
   using P = Packing<kType>;
   I32v largest[kBlocks];
   for (int b = 0; b < kBlocks; ++b) {
@@ -225,14 +224,14 @@ DIFFQKV_INLINE void quantize_step(const F32v (&values)[kBlocks * kVectorsOfBlock
 // Fills out[step * stride] for steps_of(n) steps, for one token of n features.
 template <DType kType, int kTerms, typename T>
 void prepare_token(const T* x, int64_t n, XStep<kType, kTerms>* out, int64_t stride) {
-  F32v values[kBlocks * kVectorsOfBlock];
+  F32v values[kVectorsOfStep];
   int64_t i = 0;
   for (; i + kStep <= n; i += kStep, out += stride) {
-    for (int v = 0; v < 8; ++v) values[v] = load(x + i + v * kLanes);
+    for (int v = 0; v < kVectorsOfStep; ++v) values[v] = load(x + i + v * kLanes);
     quantize_step(values, *out);
   }
   if (i == n) return;
-  for (int v = 0; v < 8; ++v) {
+  for (int v = 0; v < kVectorsOfStep; ++v) {
     const int64_t rest = min_of(n - i - v * kLanes, kLanes);
     values[v] = rest > 0 ? load_n(x + i + v * kLanes, rest) : F32v{};
   }
