@@ -1,7 +1,9 @@
 // The GPU as a device: memory, copies, time stamps, and the launchers of kernels.h. Everything goes to one stream;
 // nothing waits but download, synchronize and elapsed_ms.
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <string>
 
 #include "backend/invalid_logits.h"
@@ -40,7 +42,31 @@ class CudaEvent : public Event {
   const uint64_t generation_;
 };
 
-class CudaBackend : public Backend, private Context {
+class CudaRecording : public Recording {
+ public:
+  CudaRecording(Gpu& gpu, uint64_t generation, uint64_t memory_moves, cudaGraphExec_t exec)
+      : exec(exec), memory_moves(memory_moves), gpu_(gpu), generation_(generation) {}
+  // A graph that still runs is freed when it is done.
+  ~CudaRecording() override {
+    std::shared_lock lock(gpu_.mutex);
+    if (gpu_.generation == generation_) cudaGraphExecDestroy(exec);
+  }
+  const cudaGraphExec_t exec;
+  const uint64_t memory_moves;  // of the backend, when it was recorded
+
+ private:
+  Gpu& gpu_;
+  const uint64_t generation_;
+};
+
+// Page-locked memory of a download.
+struct Ticket {
+  unsigned char* data = nullptr;
+  cudaEvent_t done = nullptr;
+  bool is_taken = false;
+};
+
+class CudaBackend : public Backend, public Replayer, private Context {
  public:
   CudaBackend(int ordinal, DeviceInfo info) : ordinal_(ordinal), info_(std::move(info)), gpu_(gpu(ordinal)) {
     reset_if_lost();
@@ -56,12 +82,19 @@ class CudaBackend : public Backend, private Context {
 
   const DeviceInfo& info() const override { return info_; }
 
+  Replayer* replayer() override { return this; }
+  std::unique_ptr<Recording> record(const std::function<void()>& calls) override;
+  bool replay(const Recording& recording) override;
+  std::unique_ptr<Download> start_download(const void* src, size_t bytes) override;
+
   void* allocate(size_t bytes) override {
     if (bytes == 0) return nullptr;
+    std::shared_lock not_recording(recording_mutex_);
     Entered entered(*this);
     return allocate_or_fail(bytes);
   }
   void free(void* data, size_t) noexcept override {
+    std::shared_lock not_recording(recording_mutex_);
     std::shared_lock lock(gpu_.mutex);
     if (data == nullptr || is_lost() || cudaSetDevice(ordinal_) != cudaSuccess) return;
     free_memory(data);
@@ -111,6 +144,20 @@ class CudaBackend : public Backend, private Context {
 
    private:
     std::shared_lock<std::shared_mutex> lock_;
+  };
+
+  class CudaDownload : public Download {
+   public:
+    CudaDownload(CudaBackend& backend, Ticket& ticket) : backend_(backend), ticket_(ticket) {}
+    ~CudaDownload() override { ticket_.is_taken = false; }
+    const void* wait() override {
+      backend_.wait(ticket_);
+      return ticket_.data;
+    }
+
+   private:
+    CudaBackend& backend_;
+    Ticket& ticket_;
   };
 
   template <typename Params>
@@ -185,6 +232,10 @@ class CudaBackend : public Backend, private Context {
   // Whether it took new memory. The old one goes when the stream has come here.
   bool grow(void*& data, size_t& has, size_t bytes) {
     if (bytes <= has) return false;
+    if (is_recording_)
+      fail(ErrorCode::out_of_memory, "calls that are recorded need %zu bytes of scratch memory, more than before",
+           bytes);
+    memory_moves_++;
     free_memory(data);
     data = nullptr;
     has = 0;
@@ -198,6 +249,8 @@ class CudaBackend : public Backend, private Context {
   // Waits for the stream; throws what its kernels found.
   void wait(const char* what);
   void check_finding();
+  Ticket& take_ticket();
+  void wait(Ticket& ticket);
 
   const int ordinal_;
   const DeviceInfo info_;
@@ -209,6 +262,11 @@ class CudaBackend : public Backend, private Context {
   void* words_ = nullptr;
   size_t words_bytes_ = 0;
   Finding* host_finding_ = nullptr;
+  std::deque<Ticket> tickets_;
+  // Exclusive while calls are recorded: memory that another thread takes from the stream would become part of them.
+  std::shared_mutex recording_mutex_;
+  bool is_recording_ = false;
+  uint64_t memory_moves_ = 0;  // how often scratch memory has
   Slot uploads_[kUploadSlots], downloads_[kDownloadSlots];
   int upload_slot_ = 0;
 };
@@ -247,6 +305,10 @@ void CudaBackend::close() noexcept {
   };
   for (Slot& slot : uploads_) drop(slot);
   for (Slot& slot : downloads_) drop(slot);
+  for (const Ticket& ticket : tickets_) {
+    if (ticket.data != nullptr) cudaFreeHost(ticket.data);
+    if (ticket.done != nullptr) cudaEventDestroy(ticket.done);
+  }
   if (host_finding_ != nullptr) cudaFreeHost(host_finding_);
   if (stream != nullptr) {
     cudaStreamSynchronize(stream);
@@ -343,6 +405,80 @@ void CudaBackend::check_finding() {
   }
   fail(ErrorCode::invalid_argument, "a kernel found %d at index %d of an argument, whose limit is %d", found.value,
        found.index, found.limit);
+}
+
+// DIFFQKV_CUDA_GRAPHS=0: kernels are launched one by one, for example for a profiler.
+bool records_calls() {
+  const char* value = std::getenv("DIFFQKV_CUDA_GRAPHS");
+  return value == nullptr || std::strcmp(value, "0") != 0;
+}
+
+std::unique_ptr<Recording> CudaBackend::record(const std::function<void()>& calls) {
+  if (!records_calls()) fail(ErrorCode::device_unavailable, "DIFFQKV_CUDA_GRAPHS is 0");
+  std::unique_lock alone(recording_mutex_);
+  {
+    Entered entered(*this);
+    check_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "record");
+  }
+  is_recording_ = true;
+  std::exception_ptr error;
+  try {
+    calls();
+  } catch (...) {
+    error = std::current_exception();
+  }
+  is_recording_ = false;
+  Entered entered(*this);
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t exec = nullptr;
+  cudaError_t status = cudaStreamEndCapture(stream, &graph);
+  if (!error && status == cudaSuccess) status = cudaGraphInstantiate(&exec, graph, 0);
+  if (graph != nullptr) cudaGraphDestroy(graph);
+  if (error) {
+    cudaGetLastError();
+    std::rethrow_exception(error);
+  }
+  check_cuda(status, "record");
+  return std::make_unique<CudaRecording>(gpu_, generation_, memory_moves_, exec);
+}
+
+bool CudaBackend::replay(const Recording& recording) {
+  const auto& calls = static_cast<const CudaRecording&>(recording);
+  if (calls.memory_moves != memory_moves_) return false;
+  Entered entered(*this);
+  check_cuda(cudaGraphLaunch(calls.exec, stream), "replay");
+  return true;
+}
+
+// One that is free. Its download may be under way, if nobody has waited for it.
+Ticket& CudaBackend::take_ticket() {
+  auto ticket = std::find_if(tickets_.begin(), tickets_.end(), [](const Ticket& each) { return !each.is_taken; });
+  if (ticket == tickets_.end()) ticket = tickets_.emplace(tickets_.end());
+  if (ticket->done == nullptr) {
+    check_cuda(cudaEventCreateWithFlags(&ticket->done, cudaEventDisableTiming), "cudaEventCreate");
+  } else {
+    check_cuda(cudaEventSynchronize(ticket->done), "cudaEventSynchronize");
+  }
+  if (ticket->data == nullptr) {
+    check_cuda(cudaHostAlloc(&ticket->data, kMostDownloadBytes, cudaHostAllocDefault), "cudaHostAlloc");
+  }
+  ticket->is_taken = true;
+  return *ticket;
+}
+
+std::unique_ptr<Download> CudaBackend::start_download(const void* src, size_t bytes) {
+  Entered entered(*this);
+  Ticket& ticket = take_ticket();
+  auto download = std::make_unique<CudaDownload>(*this, ticket);
+  check_cuda(cudaMemcpyAsync(ticket.data, src, bytes, cudaMemcpyDeviceToHost, stream), "download");
+  check_cuda(cudaEventRecord(ticket.done, stream), "download");
+  return download;
+}
+
+void CudaBackend::wait(Ticket& ticket) {
+  Entered entered(*this);
+  check_cuda(cudaEventSynchronize(ticket.done), "download");
+  if (static_cast<volatile Finding*>(host_finding_)->kind != Finding::none) wait("download");
 }
 
 }  // namespace

@@ -134,6 +134,7 @@ export interface NativeModel {
   readonly hasUntiedLmHead: boolean;
   readonly weightBytesByPart: NativeWeightBytes;
   readonly kvCache: NativeKvCache;
+  readonly decodeGraphs: NativeDecodeGraphs | null;
   createSession(options: NativeSessionOptions): Promise<NativeSession>;
   /**
    * One batch step, the only call that runs the model. Each item has a different session of this
@@ -152,6 +153,12 @@ export interface NativeKvCache {
   prefixPages: number;
   bytes: number;
   maxBytes?: number;
+}
+
+export interface NativeDecodeGraphs {
+  recorded: number;
+  replayed: number;
+  failure: string | null;
 }
 
 export interface NativeBatchItem {

@@ -18,6 +18,7 @@ export {
   type SelectiveV,
 } from './kernels';
 export {
+  type DecodeGraphs,
   defaultModelDirectory,
   type KvCacheUsage,
   type LoadOptions,

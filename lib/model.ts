@@ -106,6 +106,19 @@ export interface KvCacheUsage {
   maxBytes?: number;
 }
 
+/** How the decoding steps of a model reach a GPU. */
+export interface DecodeGraphs {
+  /**
+   * CUDA graphs that the model holds, at most 32: one for each number of sequences, range of lengths
+   * and pair of cache types that it has decoded twice.
+   */
+  recorded: number;
+  /** Decoding steps that were replayed from a graph. The others were launched kernel by kernel. */
+  replayed: number;
+  /** Why steps are no longer recorded, so that all are launched; null if they are. */
+  failure: string | null;
+}
+
 /** Options of {@link Model.load}. */
 export interface LoadOptions extends ModelOptions {
   /** Called as weights are loaded. If it throws, the load rejects with that error. */
@@ -296,6 +309,11 @@ export class Model implements Disposable {
   /** Current use of the KV cache by all sessions of this model. */
   get kvCache(): KvCacheUsage {
     return callNative(() => this.#native.kvCache);
+  }
+
+  /** The CUDA graphs of this model's decoding steps now; null on the CPU. */
+  get decodeGraphs(): DecodeGraphs | null {
+    return callNative(() => this.#native.decodeGraphs);
   }
 
   /**

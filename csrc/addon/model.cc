@@ -101,6 +101,7 @@ Napi::Function ModelObject::define(Napi::Env env) {
        InstanceAccessor<&ModelObject::has_untied_lm_head>("hasUntiedLmHead"),
        InstanceAccessor<&ModelObject::weight_bytes>("weightBytesByPart"),
        InstanceAccessor<&ModelObject::kv_cache>("kvCache"),
+       InstanceAccessor<&ModelObject::decode_graphs>("decodeGraphs"),
        InstanceMethod<&ModelObject::create_session>("createSession"), InstanceMethod<&ModelObject::step>("step"),
        InstanceMethod<&ModelObject::dispose_js>("dispose")});
 }
@@ -221,6 +222,19 @@ Napi::Value ModelObject::kv_cache(const Napi::CallbackInfo& info) {
     set("prefixPages", pool.prefixes().pages());
     set("bytes", pool.bytes());
     if (pool.limits().max_bytes != UINT64_MAX) set("maxBytes", pool.limits().max_bytes);
+    return result;
+  });
+}
+
+Napi::Value ModelObject::decode_graphs(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    check_usable();
+    if (!model_->backend()->replayer()) return info.Env().Null();
+    const Replays::Counts counts = model_->workspace().replays.counts();
+    Napi::Object result = Napi::Object::New(info.Env());
+    result["recorded"] = Napi::Number::New(info.Env(), static_cast<double>(counts.recordings));
+    result["replayed"] = Napi::Number::New(info.Env(), static_cast<double>(counts.replayed));
+    result["failure"] = counts.failure.empty() ? info.Env().Null() : Napi::String::New(info.Env(), counts.failure);
     return result;
   });
 }

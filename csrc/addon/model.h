@@ -40,6 +40,7 @@ class ModelObject final : public Napi::ObjectWrap<ModelObject>, public Resource 
   Napi::Value has_untied_lm_head(const Napi::CallbackInfo& info);
   Napi::Value weight_bytes(const Napi::CallbackInfo& info);
   Napi::Value kv_cache(const Napi::CallbackInfo& info);
+  Napi::Value decode_graphs(const Napi::CallbackInfo& info);
   Napi::Value create_session(const Napi::CallbackInfo& info);
   Napi::Value step(const Napi::CallbackInfo& info);  // in step.cc
   Napi::Value dispose_js(const Napi::CallbackInfo& info);

@@ -1,11 +1,12 @@
-// The interface of a device: memory, and the operators of operators.h. All methods are pure
-// virtual, so a backend that lacks an operator does not compile. Calls are enqueued in order and do
+// The interface of a device: memory, and the operators of operators.h. Operators are pure
+// virtual, so a backend that lacks one does not compile. Calls are enqueued in order and do
 // not wait, except `download` and `synchronize`. Only one thread at a time uses a backend: the
 // executor of its device.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -34,9 +35,45 @@ class Event {
   virtual ~Event() = default;
 };
 
+// Calls that a device has recorded.
+class Recording {
+ public:
+  virtual ~Recording() = default;
+};
+
+// A copy to the host that is under way. Its device must be there as long.
+class Download {
+ public:
+  virtual ~Download() = default;
+  // Waits for it and returns the bytes, which stay as long as this object. Throws what kernels have
+  // found.
+  virtual const void* wait() = 0;
+};
+
+// What a device can do whose kernels run while the host goes on.
+class Replayer {
+ public:
+  virtual ~Replayer() = default;
+
+  // Records `calls`, which call operators and copy() only, without running them. Pointers and sizes are
+  // recorded too, so what changes from replay to replay must be read from device memory. Throws what
+  // `calls` throw, and if the device cannot record them, for example if they need more scratch memory
+  // than the device has. It has enough after it has run the same calls.
+  virtual std::unique_ptr<Recording> record(const std::function<void()>& calls) = 0;
+  // Enqueues the recorded calls. False if it cannot, because memory has moved since: then they must
+  // be recorded again.
+  virtual bool replay(const Recording& recording) = 0;
+  // Enqueues a copy of `bytes` at src, at most kMostDownloadBytes, to the host.
+  virtual std::unique_ptr<Download> start_download(const void* src, size_t bytes) = 0;
+  static constexpr size_t kMostDownloadBytes = 4096;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
+
+  // Null if the device runs each call at once.
+  virtual Replayer* replayer() { return nullptr; }
 
   virtual const DeviceInfo& info() const = 0;
 

@@ -42,6 +42,7 @@ class Graph {
       }
       max_kv_len_ = std::max(max_kv_len_, sequence.pos + sequence.num_tokens);
     }
+    if (is_replayable()) max_kv_len_ = Replays::longest_kv_len(max_kv_len_);
     backend_.upload(ws_.steps.data(), &host, sizeof host.tables + 4 * n * sizeof(int32_t));
     tables_ = ws_.steps.as<const KvPage*>();
     tokens_ = reinterpret_cast<const int32_t*>(tables_ + kDecodeBatch);
@@ -49,19 +50,41 @@ class Graph {
     kv_lens_ = tokens_ + 2 * n;
     sequences_ = tokens_ + 3 * n;
     if (step.rope_length > 0 && config.is_dynamic()) upload_dynamic_rope();
+    if (config.is_latent()) order_rows(n);
   }
 
   void run() {
+    check_cancels();
+    if (!is_replayable()) return make_calls();
+    const Replays::Key key = {num_tokens_,      max_kv_len_,           step_.sequences[0].cache->types(),
+                              step_.logits,     step_.rope_length > 0, step_.selective_top_k,
+                              step_.renormalize};
+    ws_.replays.run(backend_, key, [&] { make_calls(); });
+  }
+
+ private:
+  // Whether all steps of this kind are the same calls: a step of one token for each sequence, whose
+  // host has nothing to upload in between.
+  bool is_replayable() const {
+    return backend_.replayer() && num_tokens_ == static_cast<int64_t>(step_.sequences.size()) &&
+           !config_.is_dynamic() && !config_.key_lift.on_keys();
+  }
+
+  void check_cancels() const {
+    for (const std::atomic<bool>* cancel : step_.cancels) {
+      if (!cancel->load(std::memory_order_relaxed)) continue;
+      fail(ErrorCode::aborted, "the forward pass was aborted at token %lld",
+           static_cast<long long>(step_.sequences[0].pos));
+    }
+  }
+
+  void make_calls() {
     embed();
     const int64_t n = num_tokens_;
     const int64_t num_last = static_cast<int64_t>(step_.sequences.size());
     const int64_t last = config_.num_layers - 1;
     for (int64_t layer = 0; layer <= last; layer++) {
-      for (const std::atomic<bool>* cancel : step_.cancels) {
-        if (!cancel->load(std::memory_order_relaxed)) continue;
-        fail(ErrorCode::aborted, "the forward pass was aborted at token %lld",
-             static_cast<long long>(step_.sequences[0].pos));
-      }
+      if (!is_replayable()) check_cancels();
       const LayerWeights& w = weights_.layers[layer];
       const int64_t first = layer < last ? 0 : n - num_last;
       const bool has_query = layer < last || step_.logits;
@@ -88,7 +111,6 @@ class Graph {
     logits(n - num_last, num_last);
   }
 
- private:
   void upload_dynamic_rope() {
     const RopeTable table = dynamic_rope(config_, step_.rope_length);
     const auto upload = [&](const Buffer& buffer, const std::vector<double>& values) {

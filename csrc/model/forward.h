@@ -10,6 +10,7 @@
 #include "model/config.h"
 #include "model/kv_cache.h"
 #include "model/lifted_keys.h"
+#include "model/replays.h"
 #include "model/weights.h"
 
 namespace diffqkv {
@@ -63,6 +64,7 @@ struct Workspace {
   Buffer logits;      // f32 [kDecodeBatch, vocab_size]
   Buffer out_tokens;  // i32 [kDecodeBatch]
   LiftedKeys lifted;
+  Replays replays;
 };
 
 struct ForwardSequence {
@@ -82,7 +84,8 @@ struct ForwardStep {
   int64_t rope_length = 0;  // Session::rope_length, of all sequences
   int64_t selective_top_k = 0;
   bool renormalize = false;
-  std::vector<const std::atomic<bool>*> cancels;  // checked before each layer; any ends the pass
+  // Any ends the pass: checked before each layer, or before a pass that may be replayed.
+  std::vector<const std::atomic<bool>*> cancels;
 };
 
 // Writes the rows of the tokens in the caches. After an error earlier rows are unchanged.

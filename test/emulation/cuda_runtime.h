@@ -4,6 +4,8 @@
 // - a stream defers: its work runs when something waits for it, so that a host buffer that is reused too early, or a wait
 //   that is missing, shows as wrong data;
 // - fresh memory is all 0xff bytes, which is NaN in every float type;
+// - a stream that is captured takes kernels, and copies and fills of device memory. All else that reaches the device
+//   ends the capture with an error: allocations, copies from and to the host, events and waits;
 // - blocking copies wait for the default stream and not for streams made with cudaStreamNonBlocking.
 //
 // A launch with more dynamic shared memory than 48 KiB, or than cudaFuncSetAttribute has allowed the kernel, fails.
@@ -44,6 +46,8 @@ enum cudaError_t {
   cudaErrorIllegalAddress = 700,
   cudaErrorLaunchFailure = 719,
   cudaErrorNotSupported = 801,
+  cudaErrorStreamCaptureUnsupported = 900,
+  cudaErrorStreamCaptureInvalidated = 901,
 };
 enum cudaMemcpyKind {
   cudaMemcpyHostToHost,
@@ -63,6 +67,8 @@ enum cudaDeviceAttr {
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold = 4 };
 
+enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal = 1 };
+
 constexpr unsigned cudaStreamDefault = 0, cudaStreamNonBlocking = 1;
 constexpr unsigned cudaEventDefault = 0, cudaEventDisableTiming = 2;
 constexpr unsigned cudaHostAllocDefault = 0, cudaHostAllocMapped = 2;
@@ -70,9 +76,13 @@ constexpr unsigned cudaHostAllocDefault = 0, cudaHostAllocMapped = 2;
 struct Stream;
 struct EventRecord;
 struct MemoryPool;
+struct Graph;
+struct GraphExec;
 using cudaStream_t = Stream*;
 using cudaEvent_t = EventRecord*;
 using cudaMemPool_t = MemoryPool*;
+using cudaGraph_t = Graph*;
+using cudaGraphExec_t = GraphExec*;
 
 struct cudaDeviceProp {
   char name[256];
@@ -149,6 +159,13 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream = nullptr);
 cudaError_t cudaEventSynchronize(cudaEvent_t event);
 cudaError_t cudaEventQuery(cudaEvent_t event);
 cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t start, cudaEvent_t stop);
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long flags = 0);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
 
 cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribute, int value);
 

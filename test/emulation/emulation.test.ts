@@ -23,6 +23,7 @@ const parts: [part: string, count: number, gpu: string][] = [
   ['counters', 15, 'small'],
   ['launches', 5, 'small'],
   ['launches', 5, 'h200'],
+  ['graphs', 7, 'small'],
   ['operators', 122, 'small'],
   ['traffic', 15, 'small'],
   ['traffic', 15, 'h200'],

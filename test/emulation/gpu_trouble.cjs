@@ -56,6 +56,19 @@ const troubles = {
     return { first, later, difference: Math.max(...result.map((x, i) => Math.abs(x - expected[i]))) };
   },
 
+  async generate() {
+    const model = await Model.load(directory, { device: 'emulated' });
+    const tokens = async (options) => (await model.generate([1, 2, 3], { maxTokens: 20, ...options }).result).tokens;
+    const alone = await tokens({ temperature: 0 });
+    const together = await Promise.all([
+      tokens({ temperature: 1, seed: 3 }),
+      tokens({ temperature: 1, seed: 4, repetitionPenalty: 1.2 }),
+    ]);
+    const graphs = model.decodeGraphs;
+    model.dispose();
+    return { tokens: [alone, ...together], graphs };
+  },
+
   /** Two devices on one GPU: the larger heads of K need more shared memory in the same kernel. */
   async twoDevices() {
     const { fault } = addon().emulation;

@@ -6,8 +6,8 @@ import { addon } from '../../lib/addon';
 export interface Emulation extends Counting {
   /**
    * Makes calls of the emulated CUDA runtime fail with `status`, a cudaError_t: those of the function `call` from the
-   * `first` one on, counted from 1, `times` in all. 'kernel' fails while a kernel runs. Replaces the fault before it, and
-   * returns how often that one's call has come since it was set.
+   * `first` one on, counted from 1, `times` in all. '*' is any function; 'kernel' fails while a kernel runs. Replaces the
+   * fault before it, and returns how often that one's call has come since it was set.
    */
   fault(call: string, first: number, times: number, status: number): number;
   /**

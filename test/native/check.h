@@ -21,6 +21,7 @@ std::vector<Check> block_race_checks();  // and between blocks
 std::vector<Check> device_layer_checks();
 std::vector<Check> counter_checks();
 std::vector<Check> launch_checks();
+std::vector<Check> graph_checks();
 std::vector<Check> operator_checks();
 std::vector<Check> kv_cache_checks();   // of those, what works on a KV cache
 std::vector<Check> selective_checks();  // and selective V

@@ -30,9 +30,10 @@ std::string quoted(const std::string& text) {
 int main(int argc, char** argv) {
   using namespace diffqkv::check;
   const std::map<std::string, std::vector<Check> (*)()> parts = {
-      {"hazards", hazard_checks},  {"device_layer", device_layer_checks}, {"counters", counter_checks},
-      {"launches", launch_checks}, {"operators", operator_checks},        {"traffic", traffic_checks},
-      {"amx", amx_checks}};
+      {"hazards", hazard_checks},   {"device_layer", device_layer_checks},
+      {"counters", counter_checks}, {"launches", launch_checks},
+      {"graphs", graph_checks},     {"operators", operator_checks},
+      {"traffic", traffic_checks},  {"amx", amx_checks}};
   std::vector<std::string> chosen(argv + 1, argv + argc);
   std::string only;
   if (chosen.size() >= 2 && chosen[0] == "--only") {

@@ -2,6 +2,7 @@
 #include "engine/runtime.h"
 
 #include <cstdlib>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -57,7 +58,8 @@ cudaError_t injected(const char* call) {
   cudaError_t status;
   {
     std::lock_guard lock(d.mutex);
-    if (d.fault.call != call) return cudaSuccess;
+    const bool is_any = d.fault.call == "*" && std::string_view(call) != "kernel";
+    if (d.fault.call != call && !is_any) return cudaSuccess;
     const uint64_t number = ++d.fault_calls;
     if (number < d.fault.first || number - d.fault.first >= d.fault.times) return cudaSuccess;
     status = static_cast<cudaError_t>(d.fault.status);
@@ -75,9 +77,27 @@ cudaError_t enqueue(cudaStream_t stream, std::function<void()> work, uint64_t* p
   if (d.sticky != cudaSuccess) return answer(d.sticky);
   Stream* s = of(stream);
   if (!d.streams.count(s)) return answer(cudaErrorInvalidResourceHandle);
+  if (s->capture) {
+    if (position) s->capture_is_invalid = true;  // nobody can wait for what only a graph does
+    if (s->capture_is_invalid) return answer(cudaErrorStreamCaptureInvalidated);
+    s->capture->works.push_back(std::move(work));
+    return cudaSuccess;
+  }
   s->queue.push_back(std::move(work));
   ++s->queued;
   if (position) *position = s->queued;
+  return cudaSuccess;
+}
+
+cudaError_t forbid_in_capture(const Stream* s) {
+  Device& d = device();
+  std::lock_guard lock(d.mutex);
+  for (Stream* each : d.streams) {
+    const bool concerned = s ? each == s : each->capturing_thread == std::this_thread::get_id();
+    if (!each->capture || !concerned) continue;
+    each->capture_is_invalid = true;
+    return answer(cudaErrorStreamCaptureUnsupported);
+  }
   return cudaSuccess;
 }
 
@@ -98,6 +118,7 @@ void run_until(Stream* s, uint64_t position) {
   }
 }
 cudaError_t finish(Stream* s) {
+  if (const cudaError_t status = forbid_in_capture(s)) return status;
   uint64_t position;
   {
     std::lock_guard lock(device().mutex);
@@ -141,7 +162,10 @@ cudaError_t cudaSetDevice(int device) {
   if (const cudaError_t fault = injected("cudaSetDevice")) return answer(fault);
   return device == 0 ? answer(sticky()) : answer(cudaErrorInvalidDevice);
 }
-cudaError_t cudaDeviceSynchronize() { return finish_all(true); }
+cudaError_t cudaDeviceSynchronize() {
+  if (const cudaError_t status = forbid_in_capture(nullptr)) return status;
+  return finish_all(true);
+}
 cudaError_t cudaDeviceReset() {
   if (const cudaError_t fault = injected("cudaDeviceReset")) return answer(fault);
   Device& d = device();
@@ -150,7 +174,12 @@ cudaError_t cudaDeviceReset() {
   for (Stream* s : d.streams) {
     s->done += s->queue.size();
     s->queue.clear();
+    s->capture.reset();
   }
+  for (Graph* graph : d.graphs) delete graph;
+  for (GraphExec* exec : d.graph_execs) delete exec;
+  d.graphs.clear();
+  d.graph_execs.clear();
   for (const auto& [data, allocation] : d.memory) {
     remove_memory(data);
     std::free(const_cast<char*>(data));
@@ -194,6 +223,8 @@ const char* cudaGetErrorName(cudaError_t error) {
     case cudaErrorIllegalAddress: return "cudaErrorIllegalAddress";
     case cudaErrorLaunchFailure: return "cudaErrorLaunchFailure";
     case cudaErrorNotSupported: return "cudaErrorNotSupported";
+    case cudaErrorStreamCaptureUnsupported: return "cudaErrorStreamCaptureUnsupported";
+    case cudaErrorStreamCaptureInvalidated: return "cudaErrorStreamCaptureInvalidated";
   }
   return "unrecognized error code";
 }
@@ -290,6 +321,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   return cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  if (const cudaError_t status = forbid_in_capture(nullptr)) return status;
   if (const cudaError_t fault = injected("cudaEventSynchronize")) return answer(fault);
   std::shared_ptr<Mark> mark;
   {
@@ -312,6 +344,73 @@ cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t start, cudaEvent_t stop)
   if (!start->mark->reached || !stop->mark->reached) return answer(cudaErrorNotReady);
   *ms = std::chrono::duration<float, std::milli>(stop->mark->time - start->mark->time).count();
   return cudaSuccess;
+}
+
+// ---- Graphs.
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  if (const cudaError_t fault = injected("cudaStreamBeginCapture")) return answer(fault);
+  Device& d = device();
+  std::lock_guard lock(d.mutex);
+  if (d.sticky != cudaSuccess) return answer(d.sticky);
+  // The default stream waits for others, which a graph cannot.
+  if (stream == nullptr || !d.streams.count(stream) || stream->capture) return answer(cudaErrorInvalidValue);
+  stream->capture = std::make_unique<Graph>();
+  stream->capturing_thread = std::this_thread::get_id();
+  stream->capture_is_invalid = false;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  Device& d = device();
+  std::lock_guard lock(d.mutex);
+  *graph = nullptr;
+  if (stream == nullptr || !d.streams.count(stream) || !stream->capture) return answer(cudaErrorInvalidValue);
+  std::unique_ptr<Graph> captured = std::move(stream->capture);
+  if (stream->capture_is_invalid) return answer(cudaErrorStreamCaptureInvalidated);
+  if (d.sticky != cudaSuccess) return answer(d.sticky);
+  *graph = captured.release();
+  d.graphs.insert(*graph);
+  return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
+  *exec = nullptr;
+  if (const cudaError_t fault = injected("cudaGraphInstantiate")) return answer(fault);
+  Device& d = device();
+  std::lock_guard lock(d.mutex);
+  if (d.sticky != cudaSuccess) return answer(d.sticky);
+  if (!d.graphs.count(graph)) return answer(cudaErrorInvalidValue);
+  *exec = new GraphExec{graph->works};
+  d.graph_execs.insert(*exec);
+  return cudaSuccess;
+}
+// The works are copied, so that the graph may be destroyed before it has run.
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
+  if (const cudaError_t fault = injected("cudaGraphLaunch")) return answer(fault);
+  std::vector<std::function<void()>> works;
+  {
+    std::lock_guard lock(device().mutex);
+    if (device().sticky != cudaSuccess) return answer(device().sticky);
+    if (!device().graph_execs.count(exec)) return answer(cudaErrorInvalidValue);
+    works = exec->works;
+  }
+  if (const cudaError_t status = forbid_in_capture(of(stream))) return status;
+  return enqueue(stream, [works = std::move(works)] {
+    for (const std::function<void()>& work : works) work();
+  });
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  Device& d = device();
+  std::lock_guard lock(d.mutex);
+  if (d.graphs.erase(graph) == 0) return answer(cudaErrorInvalidValue);
+  delete graph;
+  return answer(d.sticky);
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+  Device& d = device();
+  std::lock_guard lock(d.mutex);
+  if (d.graph_execs.erase(exec) == 0) return answer(cudaErrorInvalidValue);
+  delete exec;
+  return answer(d.sticky);
 }
 
 uint64_t set_fault(Fault fault) {

@@ -9,14 +9,27 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <thread>
+#include <vector>
 
 #include <cuda_runtime.h>
 
 namespace diffqkv::emulated {
 
+// What a stream did while it was captured.
+struct Graph {
+  std::vector<std::function<void()>> works;
+};
+struct GraphExec {
+  std::vector<std::function<void()>> works;
+};
+
 struct Stream {
   std::deque<std::function<void()>> queue;  // under Device::mutex
-  uint64_t queued = 0, done = 0;            // how many were put in, how many have run
+  std::unique_ptr<Graph> capture;           // while it is captured, gets what is put in
+  std::thread::id capturing_thread;
+  bool capture_is_invalid = false;
+  uint64_t queued = 0, done = 0;  // how many were put in, how many have run
   bool blocking = true;
 };
 struct MemoryPool {};
@@ -50,7 +63,7 @@ const GpuShape& gpu_shape();
 // What a test makes go wrong.
 struct Fault {
   std::string
-      call;  // a function of the CUDA runtime; "kernel": while a kernel runs, and whatever waits for it gets the error
+      call;  // a function of the CUDA runtime; "*": any of them; "kernel": while a kernel runs, and whatever waits for it gets the error
   uint64_t first = 0, times = 0;  // the calls that fail, from now on: the first, counted from 1, and how many
   int status = 0;                 // the cudaError_t of these calls; after 700 and 719 the device is lost
 };
@@ -67,6 +80,8 @@ struct Device {
   size_t used = 0;
   Stream default_stream;
   std::set<Stream*> streams{&default_stream};
+  std::set<Graph*> graphs;
+  std::set<GraphExec*> graph_execs;
   MemoryPool pool;
   std::map<const void*, size_t> max_dynamic_shared;  // of kernels, by cudaFuncSetAttribute
   uint64_t launches = 0;
@@ -92,6 +107,9 @@ uint64_t from_environment(const char* name, uint64_t otherwise);
 Stream* of(cudaStream_t stream);  // null is the default stream
 // Puts work into a stream's queue; `position` gets what the stream's `done` will be after it.
 cudaError_t enqueue(cudaStream_t stream, std::function<void()> work, uint64_t* position = nullptr);
+// Ends the capture of the stream with an error if there is one; without a stream, those that this thread has begun. To be
+// called by what a capture cannot take, which fails with what this returns if that is not cudaSuccess.
+cudaError_t forbid_in_capture(const Stream* s);
 // Runs a stream until `position` of its works are done.
 void run_until(Stream* s, uint64_t position);
 // Runs all that is in a stream; in all streams, or in those that the default stream waits for.

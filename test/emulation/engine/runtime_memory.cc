@@ -63,11 +63,13 @@ bool copy_is_valid(void* dst, const void* src, size_t bytes, cudaMemcpyKind kind
 }  // namespace
 
 cudaError_t cudaMalloc(void** data, size_t bytes) {
+  if (const cudaError_t status = forbid_in_capture(nullptr)) return status;
   const cudaError_t status = reserve(data, bytes, false);
   if (status == cudaSuccess && *data != nullptr) open_memory(*data, bytes);
   return answer(status);
 }
 cudaError_t cudaFree(void* data) {
+  if (const cudaError_t status = forbid_in_capture(nullptr)) return status;
   const cudaError_t status = finish_all(true);
   if (status != cudaSuccess || data == nullptr) return status;
   if (!is_allocation(data)) return answer(cudaErrorInvalidValue);
@@ -76,6 +78,7 @@ cudaError_t cudaFree(void* data) {
   return cudaSuccess;
 }
 cudaError_t cudaMallocAsync(void** data, size_t bytes, cudaStream_t stream) {
+  if (const cudaError_t status = forbid_in_capture(of(stream))) return status;
   if (const cudaError_t fault = injected("cudaMallocAsync")) return answer(fault);
   cudaError_t status = reserve(data, bytes, false);
   if (status == cudaErrorMemoryAllocation) {
@@ -87,6 +90,7 @@ cudaError_t cudaMallocAsync(void** data, size_t bytes, cudaStream_t stream) {
   return enqueue(stream, [memory = *data, bytes] { open_memory(memory, bytes); });
 }
 cudaError_t cudaFreeAsync(void* data, cudaStream_t stream) {
+  if (const cudaError_t status = forbid_in_capture(of(stream))) return status;
   if (const cudaError_t fault = injected("cudaFreeAsync")) return answer(fault);
   if (data == nullptr) return cudaSuccess;
   if (!is_allocation(data)) return answer(cudaErrorInvalidValue);
@@ -97,6 +101,7 @@ cudaError_t cudaFreeAsync(void* data, cudaStream_t stream) {
 }
 cudaError_t cudaMallocHost(void** data, size_t bytes) { return cudaHostAlloc(data, bytes, cudaHostAllocDefault); }
 cudaError_t cudaHostAlloc(void** data, size_t bytes, unsigned flags) {
+  if (const cudaError_t status = forbid_in_capture(nullptr)) return status;
   if (const cudaError_t fault = injected("cudaHostAlloc")) return answer(fault);
   const cudaError_t status = reserve(data, bytes, true);
   if (status == cudaSuccess && *data != nullptr) {
@@ -110,6 +115,7 @@ cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned) {
   return answer(is_allocation(host) ? cudaSuccess : cudaErrorInvalidValue);
 }
 cudaError_t cudaFreeHost(void* data) {
+  if (const cudaError_t status = forbid_in_capture(nullptr)) return status;
   if (data == nullptr) return cudaSuccess;
   finish_all(true);
   if (!is_allocation(data)) return answer(cudaErrorInvalidValue);
@@ -126,6 +132,9 @@ cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { ret
 cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, size_t) { return answer(sticky()); }
 
 cudaError_t cudaMemcpyAsync(void* dst, const void* src, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+  if (kind != cudaMemcpyDeviceToDevice) {
+    if (const cudaError_t status = forbid_in_capture(of(stream))) return status;
+  }
   if (const cudaError_t fault = injected("cudaMemcpyAsync")) return answer(fault);
   if (bytes == 0) return cudaSuccess;
   if (!copy_is_valid(dst, src, bytes, kind)) return answer(cudaErrorInvalidValue);
