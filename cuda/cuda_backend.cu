@@ -6,7 +6,6 @@
 #include <deque>
 #include <string>
 
-#include "backend/invalid_logits.h"
 #include "cuda_devices.h"
 #include "kernels.h"
 
@@ -397,8 +396,6 @@ void CudaBackend::check_finding() {
         fail(ErrorCode::invalid_argument, "position %d of token %d is negative", found.value, found.index);
       fail(ErrorCode::invalid_argument, "position %d of token %d is outside the cache, [0, %d)", found.value,
            found.index, found.limit);
-    case Finding::nan_logit: throw InvalidLogits("the logit of token " + std::to_string(found.index) + " is NaN");
-    case Finding::no_logit: throw InvalidLogits("all " + std::to_string(found.limit) + " logits are -Infinity");
     case Finding::kv_len:
       fail(ErrorCode::invalid_argument, "kv_lens[%d] is %d, but it must lie in [0, %d], the kv_len of k and v",
            found.index, found.value, found.limit);

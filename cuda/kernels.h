@@ -18,10 +18,9 @@ namespace diffqkv::cuda {
 // What a kernel found in device memory that the call should not have held: the first such finding, as an
 // ERR_INVALID_ARGUMENT, is thrown by the next call that waits for the device.
 struct Finding {
-  enum Kind : uint32_t { none, token, position, kv_len, nan_logit, no_logit };
+  enum Kind : uint32_t { none, token, position, kv_len };
   uint32_t kind;
-  int32_t index, value, limit;  // argument[index] is `value`, and must lie in [0, limit) or, for kv_len, [0, limit];
-                                // nan_logit: which; no_logit: `limit` logits are all -inf
+  int32_t index, value, limit;  // argument[index] is `value`, and must lie in [0, limit) or, for kv_len, [0, limit]
 };
 
 // What launchers are given. Scratch memory is the stream's: a launcher may use it for the kernels that it enqueues in one

@@ -1,4 +1,4 @@
-// Draws a token: repetition penalty, temperature, top-k, top-p, min-p, one uniform number (ops.h). One block: each step
+// Draws tokens: repetition penalty, temperature, top-k, top-p, min-p, one uniform number (ops.h). A block a row: each step
 // needs the whole vocabulary's answer to the one before. Logits become keys, whole numbers in the order of the logits;
 // no step sorts. Both filters keep what comes before a border in the order of falling logits and rising tokens, and find
 // it in two steps: the border's key, by narrowing a range of keys (find_border), then the border among equal keys, by
@@ -9,7 +9,6 @@
 #include <cmath>
 #include <limits>
 
-#include "backend/check.h"
 #include "finding.h"
 #include "kernels.h"
 #include "launch.h"
@@ -23,8 +22,7 @@ constexpr int kBatch = 4;  // loads under way at once in a thread
 constexpr uint32_t kNanKey = 0xffffffffu, kMinusInfinityKey = 0x007fffffu;
 static_assert(kMaxThreads / kWarpSize <= kParts && kParts == kWarpSize);
 
-// What the logits can be found to hold, after the kinds of kernels.h: index is the token.
-
+// Of a row.
 struct Scratch {
   uint32_t* keys;         // [vocab_size]
   double* weights;        // [vocab_size], of the candidates
@@ -248,33 +246,48 @@ __device__ __forceinline__ uint32_t list_candidates(const Scratch& s, uint32_t c
   return total;
 }
 
+__device__ __forceinline__ SampleRow load_row(const SampleRow* from) {
+  SampleRow row;
+  row.history = ld_global(&from->history);
+  row.history_len = ld_global(&from->history_len);
+  row.seed = ld_global(&from->seed);
+  row.step = ld_global(&from->step);
+  row.top_k = ld_global(&from->top_k);
+  row.temperature = ld_global(&from->temperature);
+  row.top_p = ld_global(&from->top_p);
+  row.min_p = ld_global(&from->min_p);
+  row.repetition_penalty = ld_global(&from->repetition_penalty);
+  row.draws = ld_global(&from->draws);
+  return row;
+}
+
 // Keys of all logits, after the penalty. It is worked out from the logit, so that a token that occurs often, even in
 // several threads at once, gets it once.
-// Whether the history is all in the vocabulary; what is not is reported and passed over.
-__device__ __forceinline__ bool make_keys(const SampleParams& p, const Scratch& s, Finding* finding, Shared* shared) {
-  const uint32_t vocab_size = static_cast<uint32_t>(p.vocab_size);
+// Tokens of the history that are outside the vocabulary are reported and passed over.
+__device__ __forceinline__ void make_keys(const float* logits, uint32_t vocab_size, const SampleRow& row,
+                                          const Scratch& s, Finding* finding, Shared* shared) {
   if (threadIdx.x == 0) st_shared(&shared->bad_history, 0u);
   for_each(
-      vocab_size, [&](uint32_t i) { return ld_global(p.logits + i); },
+      vocab_size, [&](uint32_t i) { return ld_global(logits + i); },
       [&](uint32_t i, float logit) { st_global(s.keys + i, key_of(logit)); });
   __syncthreads();
-  for (int64_t i = threadIdx.x; i < p.history_len; i += blockDim.x) {
-    const int32_t token = ld_global(p.history + i);
-    if (token < 0 || token >= p.vocab_size) {
+  for (int64_t i = threadIdx.x; i < row.history_len; i += blockDim.x) {
+    const int32_t token = ld_global(row.history + i);
+    if (token < 0 || static_cast<uint32_t>(token) >= vocab_size) {
       atomicMax(&shared->bad_history, ~static_cast<uint32_t>(i));
-    } else if (p.repetition_penalty != 1) {
+    } else if (row.repetition_penalty != 1) {
       // An atomic, as several threads may have the same token.
-      const float logit = ld_global(p.logits + token);
-      const float penalized = logit > 0 ? logit / p.repetition_penalty : logit * p.repetition_penalty;
+      const float logit = ld_global(logits + token);
+      const float penalized = logit > 0 ? logit / row.repetition_penalty : logit * row.repetition_penalty;
       atomicCAS(s.keys + token, key_of(logit), key_of(penalized));
     }
   }
   __syncthreads();
   const uint32_t bad = ld_shared(&shared->bad_history);
   if (bad != 0 && threadIdx.x == 0) {
-    report(finding, Finding::token, static_cast<int>(~bad), ld_global(p.history + ~bad), static_cast<int>(vocab_size));
+    report(finding, Finding::token, static_cast<int>(~bad), ld_global(row.history + ~bad),
+           static_cast<int>(vocab_size));
   }
-  return bad == 0;
 }
 
 // A key that all of the `wanted` largest reach: that many threads have seen one that does.
@@ -288,21 +301,25 @@ __device__ __forceinline__ uint32_t cut_for_top_k(int64_t wanted, uint32_t large
 
 // A key that all reach which top-p and min-p can leave. All tokens that weigh less than (1 - top_p) / (2 vocab_size) have
 // less than half of the mass that top-p drops; the other half is more than sums are wrong by.
-__device__ __forceinline__ uint32_t cut_for_weights(const SampleParams& p, uint32_t largest) {
-  double least = p.top_p < 1 ? (1.0 - p.top_p) / (2.0 * static_cast<double>(p.vocab_size)) : 0.0;
-  if (p.min_p > least) least = p.min_p;
+__device__ __forceinline__ uint32_t cut_for_weights(const SampleRow& row, uint32_t vocab_size, uint32_t largest) {
+  double least = row.top_p < 1 ? (1.0 - row.top_p) / (2.0 * static_cast<double>(vocab_size)) : 0.0;
+  if (row.min_p > least) least = row.min_p;
   if (least == 0) return 0;
   const double top = logit_of(largest);
   if (top == infinity()) return largest;
   // Twice down by more than rounding: of exp, which makes 1 of what is close to it, and to f32.
-  const double logit = top + static_cast<double>(p.temperature) * (log(least) - 1e-6);
+  const double logit = top + static_cast<double>(row.temperature) * (log(least) - 1e-6);
   return key_of(static_cast<float>(logit - 1e-6 * (fabs(logit) + fabs(top)) - 1e-44));
 }
 
-__global__ void __launch_bounds__(kMaxThreads, 1) sample_kernel(SampleParams p, Scratch s, Finding* finding) {
+__global__ void __launch_bounds__(kMaxThreads, 1) sample_kernel(SampleParams p, Scratch all, Finding* finding) {
   Shared* shared = reinterpret_cast<Shared*>(dynamic_shared());
   const uint32_t vocab_size = static_cast<uint32_t>(p.vocab_size);
-  const bool knows_history = make_keys(p, s, finding, shared);
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * p.vocab_size;
+  const SampleRow row = load_row(p.rows + blockIdx.x);
+  if (row.draws == 0) return;
+  const Scratch s = {all.keys + first, all.weights + first, all.listed_keys + first, all.listed_tokens + first};
+  make_keys(p.logits + first, vocab_size, row, s, finding, shared);
   const auto key_of_token = [&](uint32_t i) { return ld_global(s.keys + i); };
   Best best = {0, 0};
   for_each(vocab_size, key_of_token, [&](uint32_t i, uint32_t key) {
@@ -311,20 +328,19 @@ __global__ void __launch_bounds__(kMaxThreads, 1) sample_kernel(SampleParams p, 
   st_shared(&shared->largest[threadIdx.x], best.key);
   best = block_best(best, shared);
   const bool has_nan = best.key == kNanKey, has_none = best.key == kMinusInfinityKey;
-  if (has_nan || has_none || p.temperature == 0) {
-    if (threadIdx.x != 0) return;
-    if ((has_nan || has_none) && knows_history) {
-      report(finding, has_nan ? Finding::nan_logit : Finding::no_logit, static_cast<int>(best.index), 0,
-             static_cast<int>(vocab_size));
-    }
-    st_global(p.out_token, has_nan ? 0 : static_cast<int32_t>(best.index));
+  const int32_t token = static_cast<int32_t>(best.index);
+  if (threadIdx.x == 0)
+    st_global(p.out_invalid + blockIdx.x, has_nan ? 1 + token : has_none ? SampleParams::kNoLogit : 0);
+  if (has_nan || has_none || row.temperature == 0) {
+    if (threadIdx.x == 0) st_global(p.out_tokens + blockIdx.x, has_nan || has_none ? 0 : token);
     return;
   }
 
   const uint32_t largest = best.key;
-  const double temperature = p.temperature;
-  const bool has_top_k = p.top_k > 0 && p.top_k < p.vocab_size, has_top_p = p.top_p < 1;
-  const uint32_t cut = has_top_k ? cut_for_top_k(p.top_k, largest, shared) : cut_for_weights(p, largest);
+  const double temperature = row.temperature;
+  const bool has_top_k = row.top_k > 0 && row.top_k < p.vocab_size, has_top_p = row.top_p < 1;
+  const uint32_t cut =
+      has_top_k ? cut_for_top_k(row.top_k, largest, shared) : cut_for_weights(row, vocab_size, largest);
   const bool listed = cut > kMinusInfinityKey;
   const uint32_t count = listed ? list_candidates(s, vocab_size, cut, shared) : vocab_size;
   const uint32_t* keys = listed ? s.listed_keys : s.keys;
@@ -335,7 +351,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) sample_kernel(SampleParams p, 
   uint32_t border_key = 0, border_place = count;
   const auto is_kept = [&](uint32_t i, uint32_t k) { return k > border_key || (k == border_key && i <= border_place); };
   if (has_top_k) {
-    const auto reached = [&](double sum) { return sum >= static_cast<double>(p.top_k); };
+    const auto reached = [&](double sum) { return sum >= static_cast<double>(row.top_k); };
     const Border border = find_border(
         count, cut, largest, key, [](uint32_t) { return 1.0; }, reached, shared);
     border_key = border.key;
@@ -344,7 +360,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) sample_kernel(SampleParams p, 
   }
 
   // What is dropped weighs 0 from here on. min-p is relative to the largest probability, whose token weighs 1.
-  const double min_p = p.min_p;
+  const double min_p = row.min_p;
   double mass[1] = {};
   for_each(count, key, [&](uint32_t i, uint32_t k) {
     double x = is_kept(i, k) ? weight_of(k, largest, temperature) : 0.0;
@@ -358,7 +374,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) sample_kernel(SampleParams p, 
       for_each(vocab_size, key_of_token, [&](uint32_t, uint32_t k) { mass[0] += weight_of(k, largest, temperature); });
     }
     block_sum(mass, shared);
-    const double wanted = static_cast<double>(p.top_p) * mass[0];
+    const double wanted = static_cast<double>(row.top_p) * mass[0];
     const auto reached = [&](double sum) { return sum >= wanted; };
     const Border border = find_border(count, cut, largest, key, weight, reached, shared);
     border_key = border.key;
@@ -373,30 +389,31 @@ __global__ void __launch_bounds__(kMaxThreads, 1) sample_kernel(SampleParams p, 
     });
   }
   block_sum(mass, shared);
-  const double drawn = philox_uniform(p.seed, p.step) * mass[0];
+  const double drawn = philox_uniform(row.seed, row.step) * mass[0];
   const uint32_t place = find_place(
       count, 0, weight, [&](double sum) { return sum > drawn; }, shared);
   if (threadIdx.x == 0)
-    st_global(p.out_token, static_cast<int32_t>(listed ? ld_global(s.listed_tokens + place) : place));
+    st_global(p.out_tokens + blockIdx.x, static_cast<int32_t>(listed ? ld_global(s.listed_tokens + place) : place));
 }
 
 }  // namespace
 
 void sample(const SampleParams& p, Context& context) {
-  check_sample(p);
-  if (p.vocab_size > std::numeric_limits<int32_t>::max()) {
-    fail(ErrorCode::invalid_argument, "sample: a vocabulary of %lld; tokens are of 32 bits",
-         static_cast<long long>(p.vocab_size));
+  if (p.vocab_size < 1 || p.vocab_size >= std::numeric_limits<int32_t>::max()) {
+    fail(ErrorCode::invalid_argument, "sample: a vocabulary of %lld; it must have from 1 to %d tokens",
+         static_cast<long long>(p.vocab_size), std::numeric_limits<int32_t>::max() - 1);
   }
-  const size_t vocab_size = static_cast<size_t>(p.vocab_size);
+  if (p.num_rows == 0) return;
+  const size_t vocab_size = static_cast<size_t>(p.vocab_size), count = static_cast<size_t>(p.num_rows) * vocab_size;
   Scratch s;
-  s.weights = static_cast<double*>(context.scratch(vocab_size * (sizeof(double) + 3 * sizeof(uint32_t))));
-  s.keys = reinterpret_cast<uint32_t*>(s.weights + vocab_size);
-  s.listed_keys = s.keys + vocab_size;
-  s.listed_tokens = s.listed_keys + vocab_size;
+  s.weights = static_cast<double*>(context.scratch(count * (sizeof(double) + 3 * sizeof(uint32_t))));
+  s.keys = reinterpret_cast<uint32_t*>(s.weights + count);
+  s.listed_keys = s.keys + count;
+  s.listed_tokens = s.listed_keys + count;
   // A small vocabulary needs fewer threads, whose barriers cost less: eight tokens a thread.
   const size_t warps = (vocab_size + 8 * kWarpSize - 1) / (8 * kWarpSize);
   LaunchShape shape;
+  shape.grid[0] = static_cast<unsigned>(p.num_rows);
   shape.threads = static_cast<unsigned>(std::min<size_t>(warps * kWarpSize, kMaxThreads));
   shape.shared_bytes = sizeof(Shared);
   launch("sample", sample_kernel, shape, context.stream, p, s, context.finding);

@@ -15,21 +15,20 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   return text + "]";
 }
 
-void check_sample(const SampleParams& p) {
-  if (p.vocab_size <= 0) fail(ErrorCode::invalid_argument, "sample: the vocabulary is empty");
-  if (!(p.temperature >= 0) || std::isinf(p.temperature)) {
-    fail(ErrorCode::invalid_argument, "sample: temperature is %g; it must be finite and at least 0", p.temperature);
+void check_sample_row(const SampleRow& row) {
+  if (!(row.temperature >= 0) || std::isinf(row.temperature)) {
+    fail(ErrorCode::invalid_argument, "sample: temperature is %g; it must be finite and at least 0", row.temperature);
   }
-  if (p.top_k < 0)
+  if (row.top_k < 0)
     fail(ErrorCode::invalid_argument, "sample: topK is %lld; it must be at least 0 (0 keeps all tokens)",
-         static_cast<long long>(p.top_k));
-  if (!(p.top_p >= 0 && p.top_p <= 1))
-    fail(ErrorCode::invalid_argument, "sample: topP is %g; it must be from 0 to 1", p.top_p);
-  if (!(p.min_p >= 0 && p.min_p <= 1))
-    fail(ErrorCode::invalid_argument, "sample: minP is %g; it must be from 0 to 1", p.min_p);
-  if (!(p.repetition_penalty > 0) || std::isinf(p.repetition_penalty)) {
+         static_cast<long long>(row.top_k));
+  if (!(row.top_p >= 0 && row.top_p <= 1))
+    fail(ErrorCode::invalid_argument, "sample: topP is %g; it must be from 0 to 1", row.top_p);
+  if (!(row.min_p >= 0 && row.min_p <= 1))
+    fail(ErrorCode::invalid_argument, "sample: minP is %g; it must be from 0 to 1", row.min_p);
+  if (!(row.repetition_penalty > 0) || std::isinf(row.repetition_penalty)) {
     fail(ErrorCode::invalid_argument, "sample: repetitionPenalty is %g; it must be finite and more than 0 (1 is none)",
-         p.repetition_penalty);
+         row.repetition_penalty);
   }
 }
 

@@ -11,8 +11,8 @@ namespace diffqkv {
 
 std::string shape_text(const std::vector<int64_t>& shape);  // "[2, 16, 64]"
 
-// Checks the sampling options. Throws ERR_INVALID_ARGUMENT with value, limit and remedy. The device
-// checks the history and the logits, which are in its memory.
-void check_sample(const SampleParams& p);
+// Checks the sampling options of a row before it is copied to a device. Throws ERR_INVALID_ARGUMENT
+// with value, limit and remedy. The device checks the history and the logits.
+void check_sample_row(const SampleRow& row);
 
 }  // namespace diffqkv

@@ -293,19 +293,35 @@ struct AttentionDecodeParams : AttentionParams {
   bool renormalize = false;
 };
 
-// Draws the next token. In this order: repetition penalty over `history` (logit / penalty if the
-// logit is positive, else logit * penalty), temperature, top-k, top-p, min-p, then one uniform
-// number from Philox-4x32-10 keyed by seed at counter `step`. Temperature 0 selects the largest
-// logit after the penalty, and of equal logits the lowest index.
-struct SampleParams {
-  const float* logits = nullptr;     // [vocab_size], not changed
+// How the token of one row is drawn, in device memory. check_sample_row (check.h) has the ranges; the
+// operator does not check them.
+struct SampleRow {
   const int32_t* history = nullptr;  // [history_len]: tokens that are penalized
-  int32_t* out_token = nullptr;      // [1]
-  int64_t vocab_size = 0, history_len = 0;
-  float temperature = 0;
-  int64_t top_k = 0;  // 0: all
-  float top_p = 1, min_p = 0, repetition_penalty = 1;
+  int64_t history_len = 0;
   uint64_t seed = 0, step = 0;
+  int64_t top_k = 0;  // 0: all
+  float temperature = 0, top_p = 1, min_p = 0, repetition_penalty = 1;
+  int64_t draws = 1;  // 0: nothing is drawn, read or written for this row
+};
+static_assert(sizeof(SampleRow) == 64, "no padding");
+
+// Draws the next token of each row. In this order: repetition penalty over `history` (logit /
+// penalty if the logit is positive, else logit * penalty), temperature, top-k, top-p, min-p, then one
+// uniform number from Philox-4x32-10 keyed by seed at counter `step`. Temperature 0 selects the
+// largest logit after the penalty, and of equal logits the lowest index. A token of a history that
+// is outside [0, vocab_size) is ERR_INVALID_ARGUMENT.
+//
+// No token can be drawn from a NaN, or if all logits are -infinity. That is not an error of the call:
+// out_invalid says so for the row, whose token is then 0.
+struct SampleParams {
+  const float* logits = nullptr;    // [num_rows, vocab_size], not changed
+  const SampleRow* rows = nullptr;  // [num_rows]
+  int32_t* out_tokens = nullptr;    // [num_rows]
+  // [num_rows]: 0 if a token was drawn; 1 + t if the logit of token t is the first that is NaN, after
+  // the penalty; kNoLogit if all are -infinity.
+  int32_t* out_invalid = nullptr;
+  int64_t num_rows = 0, vocab_size = 0;
+  static constexpr int32_t kNoLogit = -1;
 };
 
 }  // namespace diffqkv

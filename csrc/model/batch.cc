@@ -1,9 +1,9 @@
 #include "model/batch.h"
 
 #include <algorithm>
+#include <array>
 #include <span>
-
-#include "backend/invalid_logits.h"
+#include <string>
 
 namespace diffqkv {
 namespace {
@@ -183,45 +183,54 @@ class Batch {
     }
   }
 
-  // Draws the next token of each item.
+  // Draws the next token of each item. Row i of the logits belongs to item i.
   void draw(Items items) {
-    if (items.size() == 1) return guarded(items, [&] { sample(items, 0); });
-    try {
-      sample(items, 0);
-    } catch (...) {
-      // Invalid logits of one item fail the call for all. Drawing one by one finds that item.
-      for (size_t i = 0; i < items.size(); i++) {
-        guarded(items.subspan(i, 1), [&] { sample(items.subspan(i, 1), i); });
-      }
-    }
-  }
-
-  void sample(Items items, size_t first_row) {
-    try {
-      draw_tokens(items, first_row);
-    } catch (const InvalidLogits& error) {
-      fail(ErrorCode::unsupported_model,
-           "%s gives invalid logits with dtype %s: %s. Load it with a wider dtype, or check its weights for NaN",
-           model_.name().c_str(), dtype_name(model_.dtype()), error.what());
-    }
-  }
-
-  void draw_tokens(Items items, size_t first_row) {
-    const auto draws = [](const BatchItem& item) { return item.sampling && !item.error; };
-    int32_t tokens[kDecodeBatch];
-    bool any = false;
+    SampleRow rows[kDecodeBatch];
+    std::array<RunningItem, kDecodeBatch> drawing;
+    size_t num_drawing = 0;
     for (size_t i = 0; i < items.size(); i++) {
       const BatchItem& item = *items[i].item;
-      if (!draws(item)) continue;
-      any = true;
-      int32_t* out_token = workspace_.out_tokens.as<int32_t>() + i;
-      item.session->sample(logits_row(first_row + i), *item.sampling, item.draw, out_token);
+      rows[i].draws = 0;
+      if (!item.sampling || item.error) continue;
+      guarded(items.subspan(i, 1), [&] {
+        rows[i] = item.session->sample_row(*item.sampling, item.draw);
+        drawing[num_drawing++] = items[i];
+      });
     }
-    if (!any) return;
-    backend_.download(tokens, workspace_.out_tokens.data(), items.size() * sizeof(int32_t));
+    if (num_drawing == 0) return;
+    int32_t sampled[2][kDecodeBatch];
+    guarded({drawing.data(), num_drawing}, [&] { sample(rows, items.size(), sampled); });
     for (size_t i = 0; i < items.size(); i++) {
-      if (draws(*items[i].item)) items[i].item->token = tokens[i];
+      BatchItem& item = *items[i].item;
+      if (rows[i].draws == 0 || item.error) continue;
+      guarded(items.subspan(i, 1), [&] {
+        if (sampled[1][i] != 0) fail_invalid_logits(sampled[1][i]);
+        item.token = sampled[0][i];
+      });
     }
+  }
+
+  void sample(const SampleRow* rows, size_t num_rows, int32_t (&sampled)[2][kDecodeBatch]) {
+    SampleParams p;
+    p.logits = workspace_.logits.as<float>();
+    p.rows = workspace_.sample_rows.as<SampleRow>();
+    p.out_tokens = workspace_.sampled.as<int32_t>();
+    p.out_invalid = p.out_tokens + kDecodeBatch;
+    p.num_rows = static_cast<int64_t>(num_rows);
+    p.vocab_size = model_.config().vocab_size;
+    backend_.upload(workspace_.sample_rows.data(), rows, num_rows * sizeof(SampleRow));
+    backend_.sample(p);
+    backend_.download(sampled, workspace_.sampled.data(), sizeof sampled);
+  }
+
+  // `invalid`: SampleParams::out_invalid of a row.
+  [[noreturn]] void fail_invalid_logits(int32_t invalid) const {
+    const std::string what = invalid == SampleParams::kNoLogit
+                                 ? "all " + std::to_string(model_.config().vocab_size) + " logits are -Infinity"
+                                 : "the logit of token " + std::to_string(invalid - 1) + " is NaN";
+    fail(ErrorCode::unsupported_model,
+         "%s gives invalid logits with dtype %s: %s. Load it with a wider dtype, or check its weights for NaN",
+         model_.name().c_str(), dtype_name(model_.dtype()), what.c_str());
   }
 
   Model& model_;

@@ -677,7 +677,8 @@ Workspace::Workspace(const std::shared_ptr<Backend>& backend, const Config& conf
   }
   steps = Buffer(backend, kDecodeBatch * sizeof(KvPage*) + 4 * kPrefillChunk * sizeof(int32_t));
   logits = Buffer(backend, kDecodeBatch * config.vocab_size * sizeof(float));
-  out_tokens = Buffer(backend, kDecodeBatch * sizeof(int32_t));
+  sample_rows = Buffer(backend, kDecodeBatch * sizeof(SampleRow));
+  sampled = Buffer(backend, 2 * kDecodeBatch * sizeof(int32_t));
   if (config.key_lift.on_keys()) lifted = LiftedKeys(backend, config, weights.dtype);
 }
 

@@ -61,8 +61,9 @@ struct Workspace {
   // Pointers to page tables [kDecodeBatch], then i32 [4][kPrefillChunk]: tokens, positions,
   // kv_lens, sequences.
   Buffer steps;
-  Buffer logits;      // f32 [kDecodeBatch, vocab_size]
-  Buffer out_tokens;  // i32 [kDecodeBatch]
+  Buffer logits;       // f32 [kDecodeBatch, vocab_size]
+  Buffer sample_rows;  // SampleRow [kDecodeBatch]
+  Buffer sampled;      // i32 [2][kDecodeBatch]: out_tokens and out_invalid of SampleParams
   LiftedKeys lifted;
   Replays replays;
 };

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "backend/check.h"
+
 namespace diffqkv {
 namespace {
 
@@ -165,10 +167,18 @@ void Session::release_hidden() {
   cache_.forget(first_visible(kv_len()) - slack);
 }
 
-void Session::sample(const float* logits, const SamplingOptions& options, uint64_t draw, int32_t* out_token) {
-  Backend& backend = *model_->backend();
-  SampleParams p;
+SampleRow Session::sample_row(const SamplingOptions& options, uint64_t draw) {
+  SampleRow row;
+  row.seed = options.seed;
+  row.step = draw;
+  row.top_k = options.top_k;
+  row.temperature = options.temperature;
+  row.top_p = options.top_p;
+  row.min_p = options.min_p;
+  row.repetition_penalty = options.repetition_penalty;
+  check_sample_row(row);
   if (options.repetition_penalty != 1) {
+    Backend& backend = *model_->backend();
     const int64_t count = static_cast<int64_t>(tokens_.size());
     if (history_.bytes() < tokens_.size() * sizeof(int32_t)) {
       const size_t needed = std::max<size_t>(1024, tokens_.size()) * sizeof(int32_t);
@@ -182,20 +192,10 @@ void Session::sample(const float* logits, const SamplingOptions& options, uint64
                      (count - history_len_) * sizeof(int32_t));
       history_len_ = count;
     }
-    p.history = history_.as<int32_t>();
-    p.history_len = count;
+    row.history = history_.as<int32_t>();
+    row.history_len = count;
   }
-  p.logits = logits;
-  p.out_token = out_token;
-  p.vocab_size = model_->config().vocab_size;
-  p.temperature = options.temperature;
-  p.top_k = options.top_k;
-  p.top_p = options.top_p;
-  p.min_p = options.min_p;
-  p.repetition_penalty = options.repetition_penalty;
-  p.seed = options.seed;
-  p.step = draw;
-  backend.sample(p);
+  return row;
 }
 
 void Session::truncate(int64_t kv_len) {

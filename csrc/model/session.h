@@ -24,7 +24,7 @@ struct SessionOptions {
   bool renormalize = false;
 };
 
-// Within the ranges of SampleParams.
+// Within the ranges of check_sample_row (check.h).
 struct SamplingOptions {
   float temperature = 0;
   int64_t top_k = 0;
@@ -81,9 +81,10 @@ class Session {
   ForwardSequence prepare(int64_t num_tokens);
   // Counts the tokens as cached, after a forward pass.
   void commit(const int32_t* tokens, int64_t num_tokens);
-  // Enqueues a draw from logits [vocab_size] in device memory. `draw` is the number of tokens that
-  // the generation has drawn before. The repetition penalty applies to all tokens in the cache.
-  void sample(const float* logits, const SamplingOptions& options, uint64_t draw, int32_t* out_token);
+  // How the next token is drawn. `draw` is the number of tokens that the generation has drawn before.
+  // The repetition penalty applies to all tokens in the cache. Throws ERR_INVALID_ARGUMENT if an
+  // option is out of range.
+  SampleRow sample_row(const SamplingOptions& options, uint64_t draw);
 
  private:
   PrefixCache::Id prefix_root();

@@ -47,7 +47,8 @@ class DecodeStep {
         v_(activations(v_size())),
         attention_(activations(q_size())),
         logits_(count_of({batch, model.vocab_size})),
-        out_tokens_(static_cast<size_t>(batch)),
+        sample_rows_(std::vector<SampleRow>(static_cast<size_t>(batch))),
+        sampled_(static_cast<size_t>(2 * batch)),
         tokens_(integers(7)),
         positions_(integers(static_cast<int32_t>(kv_len - 1))),
         kv_lens_(integers(static_cast<int32_t>(kv_len))),
@@ -60,9 +61,9 @@ class DecodeStep {
 
   // Of one step: each weight and each cached row once.
   Work work() const { return {.bytes = static_cast<double>(weight_bytes_) + static_cast<double>(cached_bytes_)}; }
-  int64_t num_launches() const { return 10 * m_.num_layers + 3 + batch_; }
+  int64_t num_launches() const { return 10 * m_.num_layers + 4; }
 
-  void enqueue(int64_t step, Context& context) const {
+  void enqueue(Context& context) const {
     embed_tokens(context);
     for (int64_t i = 0; i < m_.num_layers; ++i) {
       const Layer& layer = layers_[static_cast<size_t>(i)];
@@ -77,7 +78,7 @@ class DecodeStep {
     }
     normalize(context);
     compute_logits(context);
-    draw(step, context);
+    draw(context);
   }
 
  private:
@@ -291,15 +292,15 @@ class DecodeStep {
     matmul(p, context);
   }
 
-  void draw(int64_t step, Context& context) const {
+  void draw(Context& context) const {
     SampleParams p;
+    p.logits = logits_.data();
+    p.rows = sample_rows_.data();
+    p.out_tokens = sampled_.data();
+    p.out_invalid = sampled_.data() + batch_;
+    p.num_rows = batch_;
     p.vocab_size = m_.vocab_size;
-    p.step = static_cast<uint64_t>(step);
-    for (int64_t b = 0; b < batch_; ++b) {
-      p.logits = logits_.data() + b * m_.vocab_size;
-      p.out_token = out_tokens_.data() + b;
-      sample(p, context);
-    }
+    sample(p, context);
   }
 
   const Model m_;
@@ -307,7 +308,8 @@ class DecodeStep {
   const Memory<float> norm_, residual_;
   const Memory<uint8_t> normed_, q_, k_, v_, attention_;
   const Memory<float> logits_;
-  const Memory<int32_t> out_tokens_, tokens_, positions_, kv_lens_, sequences_;
+  const Memory<SampleRow> sample_rows_;  // greedy
+  const Memory<int32_t> sampled_, tokens_, positions_, kv_lens_, sequences_;
   const Memory<double> inv_freq_;
   uint8_t* data_ = nullptr;  // null while the sizes are being added up
   size_t placed_bytes_ = 0, weight_bytes_ = 0, cached_bytes_ = 0;
@@ -324,7 +326,7 @@ Case step_case(const Model& model, int64_t kv_len, int64_t batch) {
   return {name, [=]() -> Result {
             const DecodeStep step(model, kv_len, batch);
             TimingContext context(device_shape());
-            const Timing timing = measure(context, [&](int64_t i) { step.enqueue(i, context); });
+            const Timing timing = measure(context, [&](int64_t) { step.enqueue(context); });
             context.finish();
             driver::Fields fields = timing_fields(timing, step.work());
             fields.push_back({"launches", std::to_string(step.num_launches())});

@@ -299,7 +299,7 @@ struct SampleTimingCase {
   float temperature;
   int64_t top_k;
   float top_p;
-  int64_t rows = 1;  // sequences, one call each
+  int64_t rows = 1;  // sequences
 };
 
 class SampleTimer {
@@ -307,27 +307,41 @@ class SampleTimer {
   explicit SampleTimer(const SampleTimingCase& c)
       : c_(c),
         logits_(random_memory(DType::f32, count_of({c.rows, c.vocab_size}), 3, 1)),
-        tokens_(static_cast<size_t>(c.rows)) {}
+        rows_(rows_of(c)),
+        sampled_(static_cast<size_t>(2 * c.rows)) {}
   void enqueue(int64_t i, Context& context) const {
     SampleParams p;
+    p.logits = reinterpret_cast<const float*>(logits_.data());
+    p.rows = rows_.data() + i % kSteps * c_.rows;
+    p.out_tokens = sampled_.data();
+    p.out_invalid = sampled_.data() + c_.rows;
+    p.num_rows = c_.rows;
     p.vocab_size = c_.vocab_size;
-    p.temperature = c_.temperature;
-    p.top_k = c_.top_k;
-    p.top_p = c_.top_p;
-    p.seed = 5;
-    p.step = static_cast<uint64_t>(i);
-    for (int64_t row = 0; row < c_.rows; ++row) {
-      p.logits = reinterpret_cast<const float*>(logits_.data()) + row * c_.vocab_size;
-      p.out_token = tokens_.data() + row;
-      sample(p, context);
-    }
+    sample(p, context);
   }
   Work work() const { return {.bytes = static_cast<double>(logits_.bytes())}; }
 
  private:
+  static constexpr int64_t kSteps = 64;  // with other random numbers
+
+  static std::vector<SampleRow> rows_of(const SampleTimingCase& c) {
+    SampleRow row;
+    row.seed = 5;
+    row.top_k = c.top_k;
+    row.temperature = c.temperature;
+    row.top_p = c.top_p;
+    std::vector<SampleRow> rows;
+    for (int64_t i = 0; i < kSteps * c.rows; ++i) {
+      row.step = static_cast<uint64_t>(i);
+      rows.push_back(row);
+    }
+    return rows;
+  }
+
   const SampleTimingCase c_;
   const Memory<uint8_t> logits_;
-  const Memory<int32_t> tokens_;
+  const Memory<SampleRow> rows_;
+  const Memory<int32_t> sampled_;
 };
 
 Case sample_timing(const SampleTimingCase& c) {

@@ -21,7 +21,7 @@ export const excluded = [
  */
 export const harmless = [
   // Both ways to the top k give the same candidates.
-  { file: 'csrc/backend/cpu/sampling/sample.cc', text: 'if (p.top_k <= 4096)' },
+  { file: 'csrc/backend/cpu/sampling/sample.cc', text: 'if (top_k <= 4096)' },
   // How many candidates are sorted at once.
   { file: 'csrc/backend/cpu/sampling/sample.cc', text: 'std::max<size_t>(64, sorted * 4)' },
   // How many squares are summed in float32 before float64.

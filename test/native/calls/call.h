@@ -41,6 +41,7 @@ struct Call {
   std::vector<Tensor> tensors;
   std::vector<Memory<KvPage>> pages;  // a table for each sequence
   std::unique_ptr<Memory<const KvPage*>> tables;
+  std::vector<Memory<SampleRow>> sample_rows;
   std::vector<Output> outputs;  // the tensors that the operator writes; they may be inputs as well
   OperatorParams params;
   std::function<void(Context&)> enqueue;

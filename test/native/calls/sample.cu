@@ -15,34 +15,55 @@ struct SampleCase {
   float top_p = 1, min_p = 0, penalty = 1;
 };
 
-Call sample_call(const SampleCase& c) {
+SampleRow row_of(const SampleCase& c, const int32_t* history, size_t history_len) {
+  SampleRow row;
+  row.history = history;
+  row.history_len = static_cast<int64_t>(history_len);
+  row.seed = 11;
+  row.step = 3;
+  row.top_k = c.top_k;
+  row.temperature = c.temperature;
+  row.top_p = c.top_p;
+  row.min_p = c.min_p;
+  row.repetition_penalty = c.penalty;
+  return row;
+}
+
+// A row of logits for each case; all have the vocabulary of the first. Rows whose vocabulary is 0 draw nothing.
+Call rows_call(const std::vector<SampleCase>& cases) {
+  const size_t num_rows = cases.size();
   Call call;
   SampleParams p;
-  p.logits = reinterpret_cast<const float*>(add_random(call, "logits", DType::f32, count_of({c.vocab_size}), 3, 1));
-  p.out_token = reinterpret_cast<int32_t*>(add_output(call, "out_token", DType::i32, 1, Comparison::bits));
-  p.history = add_integers(call, "history", {3, 5, 5, 0});
-  p.history_len = 4;
-  p.vocab_size = c.vocab_size;
-  p.temperature = c.temperature;
-  p.top_k = c.top_k;
-  p.top_p = c.top_p;
-  p.min_p = c.min_p;
-  p.repetition_penalty = c.penalty;
-  p.seed = 11;
-  p.step = 3;
+  p.num_rows = static_cast<int64_t>(num_rows);
+  p.vocab_size = cases[0].vocab_size;
+  p.logits =
+      reinterpret_cast<const float*>(add_random(call, "logits", kF32, count_of({p.num_rows, p.vocab_size}), 3, 1));
+  p.out_tokens = reinterpret_cast<int32_t*>(add_output(call, "out_tokens", DType::i32, num_rows, Comparison::bits));
+  p.out_invalid = reinterpret_cast<int32_t*>(add_output(call, "out_invalid", DType::i32, num_rows, Comparison::bits));
+  const int32_t* history = add_integers(call, "history", {3, 5, 5, 0});
+  std::vector<SampleRow> rows;
+  for (size_t i = 0; i < num_rows; ++i) {
+    rows.push_back(row_of(cases[i], history, 4));
+    rows[i].seed += i;
+    rows[i].draws = cases[i].vocab_size > 0;
+  }
+  p.rows = call.sample_rows.emplace_back(rows).data();
   set_operator(call, sample, p);
   return call;
 }
 
+Call sample_call(const SampleCase& c) { return rows_call({c}); }
+
 // The call with other first logits and another history.
 Call call_of(const SampleCase& c, const std::vector<float>& first_logits, const std::vector<int32_t>& history) {
-  Call call = with_integers(sample_call(c), sample, &SampleParams::history, history);
-  Tensor& logits = call.tensor("logits");
-  std::vector<float> values = floats_of_bytes(kF32, logits.memory.values());
-  std::copy(first_logits.begin(), first_logits.end(), values.begin());
-  logits.memory.upload(bytes_of_floats(kF32, values));
-  return changed(std::move(call), sample,
-                 [&](Call&, SampleParams& p) { p.history_len = static_cast<int64_t>(history.size()); });
+  return changed(sample_call(c), sample, [&](Call& call, SampleParams& p) {
+    Tensor& logits = call.tensor("logits");
+    std::vector<float> values = floats_of_bytes(kF32, logits.memory.values());
+    std::copy(first_logits.begin(), first_logits.end(), values.begin());
+    logits.memory.upload(bytes_of_floats(kF32, values));
+    const SampleRow row = row_of(c, add_integers(call, "other integers", history), history.size());
+    p.rows = call.sample_rows.emplace_back(std::vector<SampleRow>{row}).data();
+  });
 }
 
 // Philox-4x32-10 (Salmon et al., SC 2011), keyed by `seed` at counter `step`: the first 53 bits as a number in [0, 1).
@@ -60,52 +81,66 @@ double uniform(uint64_t seed, uint64_t step) {
   return static_cast<double>((uint64_t{counter[0]} << 32 | counter[1]) >> 11) * 0x1p-53;
 }
 
+struct Sampled {
+  int32_t token, invalid;
+};
+
 // test/operators/reference_sampling.ts in C++.
-int32_t sampled_token(const SampleParams& p) {
-  const std::vector<float> given = download(p.logits, p.vocab_size);
+Sampled sampled(const SampleRow& row, const std::vector<float>& given) {
   std::vector<double> logits(given.begin(), given.end());
-  const double penalty = static_cast<double>(p.repetition_penalty);
-  std::vector<int32_t> history = download(p.history, p.history_len);
+  const double penalty = static_cast<double>(row.repetition_penalty);
+  std::vector<int32_t> history = download(row.history, row.history_len);
   std::sort(history.begin(), history.end());
   history.erase(std::unique(history.begin(), history.end()), history.end());
   for (const int32_t token : history) {
     double& logit = logits[static_cast<size_t>(token)];
     logit = static_cast<double>(static_cast<float>(logit > 0 ? logit / penalty : logit * penalty));
   }
+  for (size_t i = 0; i < logits.size(); ++i) {
+    if (std::isnan(logits[i])) return {0, 1 + static_cast<int32_t>(i)};
+  }
   std::vector<int32_t> order(logits.size());
   std::iota(order.begin(), order.end(), 0);
   const auto logit_of = [&](int32_t token) { return logits[static_cast<size_t>(token)]; };
   std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return logit_of(a) > logit_of(b); });
   const double top = logit_of(order[0]);
-  if (p.temperature == 0) return order[0];
-  if (p.top_k > 0 && p.top_k < p.vocab_size) order.resize(static_cast<size_t>(p.top_k));
+  if (top == -std::numeric_limits<double>::infinity()) return {0, SampleParams::kNoLogit};
+  if (row.temperature == 0) return {order[0], 0};
+  if (row.top_k > 0 && row.top_k < static_cast<int64_t>(order.size())) order.resize(static_cast<size_t>(row.top_k));
   const auto weight = [&](int32_t token) {
-    return std::exp((logit_of(token) - top) / static_cast<double>(p.temperature));
+    const double logit = logit_of(token);
+    return logit == top ? 1.0 : std::exp((logit - top) / static_cast<double>(row.temperature));
   };
-  if (p.top_p < 1) {
+  if (row.top_p < 1) {
     double all = 0, sum = 0;
     for (const int32_t token : order) all += weight(token);
     size_t kept = 0;
-    while (kept < order.size() && sum < static_cast<double>(p.top_p) * all) sum += weight(order[kept++]);
+    while (kept < order.size() && sum < static_cast<double>(row.top_p) * all) sum += weight(order[kept++]);
     order.resize(std::max<size_t>(kept, 1));
   }
-  std::erase_if(order, [&](int32_t token) { return weight(token) < static_cast<double>(p.min_p); });
+  std::erase_if(order, [&](int32_t token) { return weight(token) < static_cast<double>(row.min_p); });
   std::sort(order.begin(), order.end());
   double mass = 0, sum = 0;
   for (const int32_t token : order) mass += weight(token);
-  const double drawn = uniform(p.seed, p.step) * mass;
+  const double drawn = uniform(row.seed, row.step) * mass;
   for (const int32_t token : order) {
     sum += weight(token);
-    if (sum > drawn) return token;
+    if (sum > drawn) return {token, 0};
   }
-  return order.back();
+  return {order.back(), 0};
 }
 
 }  // namespace
 
 void reference(const SampleParams& p, Context&) {
-  const int32_t token = sampled_token(p);
-  check_cuda(cudaMemcpy(p.out_token, &token, sizeof(token), cudaMemcpyHostToDevice), "upload");
+  const std::vector<SampleRow> rows = download(p.rows, p.num_rows);
+  for (int64_t i = 0; i < p.num_rows; ++i) {
+    const SampleRow& row = rows[static_cast<size_t>(i)];
+    if (row.draws == 0) continue;
+    const Sampled result = sampled(row, download(p.logits + i * p.vocab_size, p.vocab_size));
+    check_cuda(cudaMemcpy(p.out_tokens + i, &result.token, sizeof(int32_t), cudaMemcpyHostToDevice), "upload");
+    check_cuda(cudaMemcpy(p.out_invalid + i, &result.invalid, sizeof(int32_t), cudaMemcpyHostToDevice), "upload");
+  }
 }
 
 OperatorCalls sample_calls() {
@@ -114,6 +149,11 @@ OperatorCalls sample_calls() {
   calls.seeded.add(
       "sampled token", sample_call,
       {.vocab_size = 5000, .temperature = 0.8f, .top_k = 40, .top_p = 0.9f, .min_p = 0.01f, .penalty = 1.1f});
+  const std::vector<SampleCase> rows = {{.vocab_size = 5000},
+                                        {.vocab_size = 5000, .temperature = 1, .top_p = 0.9f},
+                                        {.vocab_size = 0},
+                                        {.vocab_size = 5000, .temperature = 0.8f, .top_k = 40, .penalty = 1.1f}};
+  calls.seeded.add("sampled tokens of several rows", [rows] { return rows_call(rows); });
   calls.small.add("sampled token, all tokens", sample_call, {.vocab_size = 3000, .temperature = 1.5f});
   calls.small.add("sampled token, top-k", sample_call, {.vocab_size = 300, .temperature = 1, .top_k = 7});
   calls.small.add("sampled token, top-p", sample_call, {.vocab_size = 5000, .temperature = 1, .top_p = 0.95f});
@@ -134,9 +174,9 @@ OperatorCalls sample_calls() {
     calls.ptx.add("sampling: " + name, [=] { return call_of(c, logits, tokens); }).is_rejected = reports;
   };
   token("zeros of both signs", {.vocab_size = 700, .penalty = 1.3f}, {0.0f, -0.0f, 20.0f, -3.0f}, history);
-  token("a logit of NaN", {.vocab_size = 700}, {1, nan}, {}, true);
+  token("a logit of NaN", {.vocab_size = 700}, {1, nan}, {});
   token("a logit of infinity", {.vocab_size = 700, .temperature = 1}, {1, infinity}, {});
-  token("no logit", {.vocab_size = 3, .temperature = 1}, {-infinity, -infinity, -infinity}, {}, true);
+  token("no logit", {.vocab_size = 3, .temperature = 1}, {-infinity, -infinity, -infinity}, {});
   token("a history that is none", {.vocab_size = 700, .penalty = 1.3f}, {}, bad_history, true);
   token("a single token", {.vocab_size = 1, .temperature = 1}, {}, {});
   token("equal logits", {.vocab_size = 6, .temperature = 1, .top_k = 3, .top_p = 0.5f}, {1, 1, 1, 1, 1, 1}, {});

@@ -4,12 +4,9 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <string>
 
-#include "backend/check.h"
 #include "backend/cpu/sampling/sampler.h"
 #include "backend/error.h"
-#include "backend/invalid_logits.h"
 
 namespace diffqkv::cpu {
 namespace {
@@ -31,11 +28,11 @@ double philox_uniform(uint64_t seed, uint64_t step) {
   return static_cast<double>((uint64_t{counter[0]} << 21) | (counter[1] >> 11)) * 0x1p-53;
 }
 
-void check_history(const SampleParams& p) {
-  for (int64_t i = 0; i < p.history_len; ++i) {
-    if (p.history[i] < 0 || p.history[i] >= p.vocab_size) {
+void check_history(const SampleRow& row, int64_t vocab_size) {
+  for (int64_t i = 0; i < row.history_len; ++i) {
+    if (row.history[i] < 0 || row.history[i] >= vocab_size) {
       fail(ErrorCode::invalid_argument, "sample: history[%lld] is %d; it must be a token from 0 to %lld",
-           static_cast<long long>(i), p.history[i], static_cast<long long>(p.vocab_size - 1));
+           static_cast<long long>(i), row.history[i], static_cast<long long>(vocab_size - 1));
     }
   }
 }
@@ -43,34 +40,33 @@ void check_history(const SampleParams& p) {
 }  // namespace
 
 // The penalty applies once to each distinct token, however often it occurs.
-void Sampler::penalize(const SampleParams& p) {
-  logits_.assign(p.logits, p.logits + p.vocab_size);
-  if (p.repetition_penalty == 1) return;
-  seen_.assign((p.vocab_size + 63) / 64, 0);
-  for (int64_t i = 0; i < p.history_len; ++i) {
-    const int32_t token = p.history[i];
+void Sampler::penalize(const SampleRow& row) {
+  if (row.repetition_penalty == 1) return;
+  seen_.assign((logits_.size() + 63) / 64, 0);
+  for (int64_t i = 0; i < row.history_len; ++i) {
+    const int32_t token = row.history[i];
     uint64_t& word = seen_[token / 64];
     const uint64_t bit = uint64_t{1} << (token % 64);
     if (word & bit) continue;
     word |= bit;
     float& logit = logits_[token];
-    logit = logit > 0 ? logit / p.repetition_penalty : logit * p.repetition_penalty;
+    logit = logit > 0 ? logit / row.repetition_penalty : logit * row.repetition_penalty;
   }
 }
 
 // Of equal logits at the border, the lower tokens stay. Leaves candidates_ in order of tokens.
-void Sampler::keep_top_k(const SampleParams& p) {
+void Sampler::keep_top_k(int64_t top_k) {
   candidates_.clear();
-  const int32_t vocab_size = static_cast<int32_t>(p.vocab_size);
-  if (p.top_k == 0 || p.top_k >= p.vocab_size) {
+  const int32_t vocab_size = static_cast<int32_t>(logits_.size());
+  if (top_k == 0 || top_k >= vocab_size) {
     for (int32_t token = 0; token < vocab_size; ++token) candidates_.push_back({logits_[token], token, 0});
     return;
   }
   const auto by_token = [](const Candidate& a, const Candidate& b) { return a.token < b.token; };
-  if (p.top_k <= 4096) {
+  if (top_k <= 4096) {
     // A heap with the worst candidate on top. Tokens come in rising order, so an equal logit never
     // replaces one.
-    const size_t k = static_cast<size_t>(p.top_k);
+    const size_t k = static_cast<size_t>(top_k);
     for (int32_t token = 0; token < vocab_size; ++token) {
       if (candidates_.size() == k) {
         if (logits_[token] <= candidates_.front().logit) continue;
@@ -82,15 +78,14 @@ void Sampler::keep_top_k(const SampleParams& p) {
     }
   } else {
     for (int32_t token = 0; token < vocab_size; ++token) candidates_.push_back({logits_[token], token, 0});
-    std::nth_element(candidates_.begin(), candidates_.begin() + p.top_k, candidates_.end(), before);
-    candidates_.resize(static_cast<size_t>(p.top_k));
+    std::nth_element(candidates_.begin(), candidates_.begin() + top_k, candidates_.end(), before);
+    candidates_.resize(static_cast<size_t>(top_k));
   }
   std::sort(candidates_.begin(), candidates_.end(), by_token);
 }
 
 // If the largest logit is +inf, the candidates that equal it have weight 1, all others 0.
-void Sampler::compute_weights(const SampleParams& p, float largest) {
-  const double temperature = p.temperature;
+void Sampler::compute_weights(double temperature, float largest) {
   const int64_t count = static_cast<int64_t>(candidates_.size());
   Candidate* candidates = candidates_.data();
 #pragma omp parallel for schedule(static) if (count > 4096)
@@ -124,48 +119,57 @@ void Sampler::keep_top_p(double top_p) {
 }
 
 void Sampler::sample(const SampleParams& p) {
-  check_sample(p);
-  check_history(p);
-  penalize(p);
+  for (int64_t i = 0; i < p.num_rows; ++i) {
+    if (p.rows[i].draws != 0) sample_row(p, i);
+  }
+}
+
+void Sampler::sample_row(const SampleParams& p, int64_t i) {
+  const SampleRow& row = p.rows[i];
+  const float* logits = p.logits + i * p.vocab_size;
+  check_history(row, p.vocab_size);
+  logits_.assign(logits, logits + p.vocab_size);
+  penalize(row);
   int64_t best = 0;
   bool has_nan = false;
-  for (int64_t i = 0; i < p.vocab_size; ++i) {
-    has_nan |= std::isnan(logits_[i]);
-    if (logits_[i] > logits_[best]) best = i;
+  for (int64_t j = 0; j < p.vocab_size; ++j) {
+    has_nan |= std::isnan(logits_[j]);
+    if (logits_[j] > logits_[best]) best = j;
   }
+  p.out_tokens[i] = 0;
+  p.out_invalid[i] = 0;
   if (has_nan) {
     const auto nan = std::find_if(logits_.begin(), logits_.end(), [](float logit) { return std::isnan(logit); });
-    throw InvalidLogits("the logit of token " + std::to_string(nan - logits_.begin()) + " is NaN");
+    p.out_invalid[i] = 1 + static_cast<int32_t>(nan - logits_.begin());
+  } else if (logits_[best] == -std::numeric_limits<float>::infinity()) {
+    p.out_invalid[i] = SampleParams::kNoLogit;
+  } else {
+    p.out_tokens[i] = row.temperature == 0 ? static_cast<int32_t>(best) : draw(row, static_cast<int32_t>(best));
   }
-  const float largest = logits_[best];
-  if (largest == -std::numeric_limits<float>::infinity()) {
-    throw InvalidLogits("all " + std::to_string(p.vocab_size) + " logits are -Infinity");
-  }
-  if (p.temperature == 0) {
-    *p.out_token = static_cast<int32_t>(best);
-    return;
-  }
+}
 
-  keep_top_k(p);
-  compute_weights(p, largest);
-  if (p.top_p < 1) keep_top_p(p.top_p);
+// `best`: the most likely token.
+int32_t Sampler::draw(const SampleRow& row, int32_t best) {
+  keep_top_k(row.top_k);
+  compute_weights(row.temperature, logits_[best]);
+  if (row.top_p < 1) keep_top_p(row.top_p);
   // min-p is relative to the largest probability, whose weight is 1. The weights are in order of
   // tokens.
   double mass = 0;
   for (Candidate& c : candidates_) {
-    if (c.weight < static_cast<double>(p.min_p)) c.weight = 0;
+    if (c.weight < static_cast<double>(row.min_p)) c.weight = 0;
     mass += c.weight;
   }
-  const double drawn = philox_uniform(p.seed, p.step) * mass;
+  const double drawn = philox_uniform(row.seed, row.step) * mass;
   double sum = 0;
-  int32_t token = static_cast<int32_t>(best);
+  int32_t token = best;
   for (const Candidate& c : candidates_) {
     if (c.weight == 0) continue;
     sum += c.weight;
     token = c.token;
     if (sum > drawn) break;
   }
-  *p.out_token = token;
+  return token;
 }
 
 }  // namespace diffqkv::cpu

@@ -22,11 +22,14 @@ class Sampler {
     return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
   }
 
-  void penalize(const SampleParams& p);
-  void keep_top_k(const SampleParams& p);
-  void compute_weights(const SampleParams& p, float largest);
+  void sample_row(const SampleParams& p, int64_t i);
+  void penalize(const SampleRow& row);
+  int32_t draw(const SampleRow& row, int32_t best);
+  void keep_top_k(int64_t top_k);
+  void compute_weights(double temperature, float largest);
   void keep_top_p(double top_p);
 
+  // Of the row that is being sampled.
   std::vector<float> logits_;   // after the penalty
   std::vector<uint64_t> seen_;  // bit set of tokens in the history
   std::vector<Candidate> candidates_;
