@@ -151,6 +151,21 @@ void allow_all_shared_memory(const void* kernel, const char* name) {
   state.kernels_with_all_shared_memory.insert(kernel);
 }
 
+bool code_waits(const void* kernel, const char* name) {
+  constexpr int kHopper = 90;
+  Gpu& state = gpu(current_ordinal);
+  std::lock_guard lock(state.kernels_mutex);
+  const auto [known, is_new] = state.kernels_whose_code_waits.try_emplace(kernel, false);
+  if (is_new) {
+    cudaFuncAttributes attributes = {};
+    const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel);
+    if (status != cudaSuccess) state.kernels_whose_code_waits.erase(known);
+    check_cuda(status, name);
+    known->second = attributes.binaryVersion >= kHopper && attributes.ptxVersion >= kHopper;
+  }
+  return known->second;
+}
+
 void check_cuda(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
   const std::string text = cudaGetErrorString(status);

@@ -5,6 +5,7 @@
 #include <mutex>
 #include <shared_mutex>
 #include <string>
+#include <unordered_map>
 #include <unordered_set>
 #include <vector>
 
@@ -27,6 +28,7 @@ struct Gpu {
   std::string reason;  // of the loss
   std::mutex kernels_mutex;
   std::unordered_set<const void*> kernels_with_all_shared_memory;  // since the last reset
+  std::unordered_map<const void*, bool> kernels_whose_code_waits;
 };
 Gpu& gpu(int ordinal);
 

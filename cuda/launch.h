@@ -11,7 +11,14 @@ struct LaunchShape {
   unsigned grid[3] = {1, 1, 1};
   unsigned threads = 32;
   size_t shared_bytes = 0;
+  // All threads of the kernel call wait_for_previous_kernel: it may begin before the kernel before it has ended, where
+  // the GPU can do that (programmatic dependent launch).
+  bool waits = false;
 };
+
+// Whether the kernel's code for the calling thread's GPU waits: code for GPUs before Hopper, which newer GPUs can run too,
+// does not.
+bool code_waits(const void* kernel, const char* name);
 
 // Throws what `status` says, if it is an error: cudaErrorMemoryAllocation as ERR_OUT_OF_MEMORY, else an error of the
 // device, with `what` in front. Clears the runtime's last error.
@@ -35,6 +42,13 @@ void launch(const char* name, void (*kernel)(Parameters...), const LaunchShape& 
   config.blockDim = dim3{shape.threads};
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = stream;
+  cudaLaunchAttribute dependent = {};
+  dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  dependent.val.programmaticStreamSerializationAllowed = 1;
+  if (shape.waits && code_waits(reinterpret_cast<const void*>(kernel), name)) {
+    config.attrs = &dependent;
+    config.numAttrs = 1;
+  }
   check_cuda(launch_kernel(name, config, kernel, Parameters(arguments)...), name);
 }
 

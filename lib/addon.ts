@@ -171,6 +171,11 @@ export interface NativeBatchItem {
   sampling?: NativeSampling;
   /** Number of tokens that the generation has drawn before. Required with `sampling`. */
   draw?: number;
+  /**
+   * Whether the token drawn is likely to be appended, and one more to be drawn: then a GPU may
+   * compute that step ahead. Required with `sampling`.
+   */
+  continues?: boolean;
   /** [vocabSize]. Filled with the logits of the last token when all tokens are appended. */
   logits?: Float32Array;
   /** Ends this item with ABORT_ERR, before it begins or within a prompt. */

@@ -120,7 +120,8 @@ async function run(request: Run): Promise<GenerationResult> {
         ((doneTokens: number, totalTokens: number) =>
           onPrefillProgress({ doneTokens, totalTokens }));
       const next = (appended: Int32Array, draw: number): Promise<number> => {
-        const item = { session: used[native], tokens: appended, sampling, draw };
+        const continues = draw + 1 < limit;
+        const item = { session: used[native], tokens: appended, sampling, draw, continues };
         // Only the prompt is canceled midway. A single token is soon done, and completing it keeps
         // the cache in step with the tokens that were emitted.
         return scheduler.next(draw === 0 ? { ...item, signal: stop.signal, onProgress } : item);
@@ -129,7 +130,8 @@ async function run(request: Run): Promise<GenerationResult> {
       const result = await drawTokens({ prompt: tokens, next, output, limit, isStopped, emit });
       const last = result.tokens.at(-1);
       if (session !== undefined && last !== undefined) {
-        await scheduler.next({ session: used[native], tokens: Int32Array.of(last), draw: 0 });
+        const tokens = Int32Array.of(last);
+        await scheduler.next({ session: used[native], tokens, draw: 0, continues: false });
       }
       return result;
     });

@@ -17,6 +17,8 @@ export interface BatchRequest {
   sampling?: NativeSampling;
   /** Number of tokens that the generation has drawn before. */
   draw: number;
+  /** Whether one more token is likely to follow the one that is drawn. */
+  continues: boolean;
   /** Rejects the request with ABORT_ERR, before its step or within the prompt. */
   signal?: AbortSignal;
   /** Called after each chunk of a prompt. If it throws, the request rejects with that error. */
@@ -120,8 +122,9 @@ export class Scheduler {
   async #run(): Promise<void> {
     const batch = this.#nextBatch();
     const items = batch.map(
-      ({ session, tokens, done, sampling, draw, cancel }): NativeBatchItem => {
-        return { session, tokens: tokens.subarray(done), chunks: 'next', sampling, draw, cancel };
+      ({ tokens, done, session, sampling, draw, continues, cancel }): NativeBatchItem => {
+        const rest = tokens.subarray(done);
+        return { session, tokens: rest, chunks: 'next', sampling, draw, continues, cancel };
       },
     );
     try {

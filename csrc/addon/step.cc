@@ -40,6 +40,7 @@ BatchItem batch_item(const Fields& fields) {
   if (const auto sampling = fields.optional_object("sampling")) {
     item.sampling = sampling_options(*sampling);
     item.draw = static_cast<uint64_t>(fields.integer("draw", 0, kMaxSafeInteger));
+    item.continues = fields.boolean("continues");
   }
   item.wants_logits = fields.has("logits");
   if (item.wants_logits) {

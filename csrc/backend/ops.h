@@ -302,6 +302,7 @@ struct SampleRow {
   int64_t top_k = 0;  // 0: all
   float temperature = 0, top_p = 1, min_p = 0, repetition_penalty = 1;
   int64_t draws = 1;  // 0: nothing is drawn, read or written for this row
+  bool operator==(const SampleRow&) const = default;
 };
 static_assert(sizeof(SampleRow) == 64, "no padding");
 

@@ -1,9 +1,10 @@
 #include "model/batch.h"
 
 #include <algorithm>
-#include <array>
+#include <cstring>
 #include <span>
 #include <string>
+#include <utility>
 
 namespace diffqkv {
 namespace {
@@ -28,13 +29,19 @@ bool can_share_pass(const Session& a, const Session& b) {
          a.options().renormalize == b.options().renormalize;
 }
 
+constexpr size_t kSampledBytes = 2 * kDecodeBatch * sizeof(int32_t);  // of a slot
+
 class Batch {
  public:
   Batch(Model& model, const CancelFlag& cancel)
       : model_(model), backend_(*model.backend()), workspace_(model.workspace()), cancel_(cancel) {}
 
-  // Appends the tokens of one prompt, or one token of each of several sequences.
-  void run(Items items) {
+  // Appends the tokens of one prompt, or one token of each of several sequences. `ahead`, if the
+  // device has computed a step ahead: for some items, which it is used for if these are among them.
+  // `runs_ahead`: the next step, if there is one, has no items but these.
+  void run(Items items, std::optional<StepAhead> ahead = {}, bool runs_ahead = false) {
+    ahead_ = std::move(ahead);
+    runs_ahead_ = runs_ahead;
     for (RunningItem& running : items) {
       BatchItem& item = *running.item;
       guarded({&running, 1}, [&] {
@@ -106,12 +113,18 @@ class Batch {
     std::vector<int32_t> tokens;
     bool is_last = false;  // no tokens remain after it
     bool needs_logits = false;
+    // Of what the items draw, when that is under way.
+    int slot = 0;              // of Workspace::sampled
+    std::vector<size_t> rows;  // of each item
+    std::unique_ptr<Download> sampled;
   };
 
   void run_chunk(Items items) {
+    std::vector<size_t> rows_ahead = find_ahead(items);
     Pass pass = prepare(items);
     if (pass.items.empty()) return;
-    guarded(pass.items, [&] { forward(pass); });
+    const bool was_ahead = !rows_ahead.empty() && pass.items.size() == items.size();
+    if (!was_ahead) guarded(pass.items, [&] { forward(pass); });
     for (RunningItem& running : pass.items) {
       BatchItem& item = *running.item;
       if (item.error) continue;
@@ -121,10 +134,33 @@ class Batch {
         item.consumed += size;
       });
     }
-    if (pass.needs_logits) {
-      copy_logits(pass.items);
-      draw(pass.items);
+    if (!pass.needs_logits) return;
+    copy_logits(pass.items);
+    if (was_ahead) {
+      pass.slot = ahead_->slot;
+      pass.rows = std::move(rows_ahead);
+      pass.sampled = std::move(ahead_->sampled);
+    } else {
+      sample(pass);
     }
+    run_ahead(pass);
+    finish_draws(pass);
+  }
+
+  // For each item its row in the step ahead. Empty if it lacks an item.
+  std::vector<size_t> find_ahead(Items items) const {
+    std::vector<size_t> rows;
+    if (!ahead_) return rows;
+    for (const auto& [item, kv_len_before] : items) {
+      if (item->error || !item->sampling || item->wants_logits) return {};
+      const SampleRow sampling = sample_row(*item->sampling, item->draw);
+      const auto found = std::find_if(ahead_->rows.begin(), ahead_->rows.end(), [&](const StepAhead::Row& row) {
+        return row.revision == item->session->revision() && row.sampling == sampling;
+      });
+      if (found == ahead_->rows.end()) return {};
+      rows.push_back(static_cast<size_t>(found - ahead_->rows.begin()));
+    }
+    return rows;
   }
 
   Pass prepare(Items items) {
@@ -183,44 +219,86 @@ class Batch {
     }
   }
 
-  // Draws the next token of each item. Row i of the logits belongs to item i.
-  void draw(Items items) {
+  static bool draws(const BatchItem& item) { return item.sampling && !item.error; }
+
+  // Begins to draw the next token of each item. Row i of the logits belongs to item i.
+  void sample(Pass& pass) {
     SampleRow rows[kDecodeBatch];
-    std::array<RunningItem, kDecodeBatch> drawing;
-    size_t num_drawing = 0;
-    for (size_t i = 0; i < items.size(); i++) {
-      const BatchItem& item = *items[i].item;
+    for (size_t i = 0; i < pass.items.size(); i++) {
+      const BatchItem& item = *pass.items[i].item;
       rows[i].draws = 0;
-      if (!item.sampling || item.error) continue;
-      guarded(items.subspan(i, 1), [&] {
-        rows[i] = item.session->sample_row(*item.sampling, item.draw);
-        drawing[num_drawing++] = items[i];
-      });
+      pass.rows.push_back(i);
+      if (!draws(item)) continue;
+      guarded(Items(pass.items).subspan(i, 1), [&] { rows[i] = item.session->sample_row(*item.sampling, item.draw); });
     }
-    if (num_drawing == 0) return;
-    int32_t sampled[2][kDecodeBatch];
-    guarded({drawing.data(), num_drawing}, [&] { sample(rows, items.size(), sampled); });
-    for (size_t i = 0; i < items.size(); i++) {
-      BatchItem& item = *items[i].item;
-      if (rows[i].draws == 0 || item.error) continue;
-      guarded(items.subspan(i, 1), [&] {
-        if (sampled[1][i] != 0) fail_invalid_logits(sampled[1][i]);
-        item.token = sampled[0][i];
-      });
-    }
+    const bool any = std::any_of(rows, rows + pass.items.size(), [](const SampleRow& row) { return row.draws != 0; });
+    if (any) guarded(pass.items, [&] { enqueue_sample(rows, pass.items.size(), 0, &pass.sampled); });
   }
 
-  void sample(const SampleRow* rows, size_t num_rows, int32_t (&sampled)[2][kDecodeBatch]) {
+  // `download`: gets the slot of Workspace::sampled, if the device has downloads that do not wait.
+  void enqueue_sample(const SampleRow* rows, size_t num_rows, int slot, std::unique_ptr<Download>* download) {
     SampleParams p;
     p.logits = workspace_.logits.as<float>();
     p.rows = workspace_.sample_rows.as<SampleRow>();
-    p.out_tokens = workspace_.sampled.as<int32_t>();
+    p.out_tokens = workspace_.sampled_slot(slot);
     p.out_invalid = p.out_tokens + kDecodeBatch;
     p.num_rows = static_cast<int64_t>(num_rows);
     p.vocab_size = model_.config().vocab_size;
     backend_.upload(workspace_.sample_rows.data(), rows, num_rows * sizeof(SampleRow));
     backend_.sample(p);
-    backend_.download(sampled, workspace_.sampled.data(), sizeof sampled);
+    if (Replayer* replayer = backend_.replayer()) *download = replayer->start_download(p.out_tokens, kSampledBytes);
+  }
+
+  // Enqueues the step after this one, on the tokens that the device draws in this one. Whatever goes
+  // wrong here, that step will meet it when it is asked for.
+  void run_ahead(const Pass& pass) {
+    if (!runs_ahead_ || !pass.sampled || !can_replay(backend_, model_.config())) return;
+    try {
+      StepAhead next;
+      next.slot = pass.slot == 1 ? 2 : 1;
+      SampleRow rows[kDecodeBatch];
+      ForwardStep step;
+      for (size_t i = 0; i < pass.items.size(); i++) {
+        const BatchItem& item = *pass.items[i].item;
+        Session& session = *item.session;
+        if (!draws(item) || !item.continues || item.wants_logits || !session.is_ready_for_token()) continue;
+        const int32_t* token = workspace_.sampled_slot(pass.slot) + pass.rows[i];
+        if (step.sequences.empty()) step = step_for(session);
+        rows[next.rows.size()] = session.sample_row(*item.sampling, item.draw + 1, token);
+        next.rows.push_back({session.revision(), sample_row(*item.sampling, item.draw + 1)});
+        step.device_tokens.push_back(token);
+        step.sequences.push_back(session.prepare(1));
+      }
+      if (next.rows.empty()) return;
+      step.cancels.clear();
+      step.logits = true;
+      run_forward(backend_, model_.config(), model_.weights(), workspace_, step);
+      enqueue_sample(rows, next.rows.size(), next.slot, &next.sampled);
+      workspace_.ahead = std::move(next);
+    } catch (const std::exception&) {}
+  }
+
+  // Waits for the tokens that the items draw.
+  void finish_draws(Pass& pass) {
+    const auto has_drawn = [](const RunningItem& running) { return draws(*running.item); };
+    if (std::none_of(pass.items.begin(), pass.items.end(), has_drawn)) return;
+    int32_t sampled[2][kDecodeBatch];
+    guarded(pass.items, [&] {
+      if (pass.sampled) {
+        std::memcpy(sampled, pass.sampled->wait(), kSampledBytes);
+      } else {
+        backend_.download(sampled, workspace_.sampled_slot(pass.slot), kSampledBytes);
+      }
+    });
+    for (size_t i = 0; i < pass.items.size(); i++) {
+      BatchItem& item = *pass.items[i].item;
+      if (!draws(item)) continue;
+      guarded(Items(pass.items).subspan(i, 1), [&] {
+        const size_t row = pass.rows[i];
+        if (sampled[1][row] != 0) fail_invalid_logits(sampled[1][row]);
+        item.token = sampled[0][row];
+      });
+    }
   }
 
   // `invalid`: SampleParams::out_invalid of a row.
@@ -237,6 +315,8 @@ class Batch {
   Backend& backend_;
   Workspace& workspace_;
   const CancelFlag& cancel_;
+  std::optional<StepAhead> ahead_;
+  bool runs_ahead_ = false;
 };
 
 }  // namespace
@@ -268,7 +348,10 @@ void run_batch(Model& model, std::vector<BatchItem>& items, const CancelFlag& ca
     }
   }
   Batch batch(model, cancel);
-  for (std::vector<RunningItem>& group : decodes) batch.run(group);
+  std::optional<StepAhead> ahead = std::exchange(model.workspace().ahead, std::nullopt);
+  for (std::vector<RunningItem>& group : decodes) {
+    batch.run(group, decodes.size() == 1 ? std::move(ahead) : std::nullopt, decodes.size() == 1);
+  }
   for (std::vector<RunningItem>& prompt : prompts) batch.run(prompt);
 }
 

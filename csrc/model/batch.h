@@ -24,6 +24,7 @@ struct BatchItem {
   Chunks chunks = Chunks::next;
   std::optional<SamplingOptions> sampling;   // if set, the token that follows is drawn
   uint64_t draw = 0;                         // tokens that the generation has drawn before
+  bool continues = false;                    // the token drawn is likely to be appended, and one more to be drawn
   bool wants_logits = false;                 // of the last token
   std::shared_ptr<const CancelFlag> cancel;  // ends this item: before it begins, or within a prompt
 

@@ -35,7 +35,7 @@ class Graph {
       const ForwardSequence& sequence = step.sequences[i];
       host.tables[i] = sequence.cache->table();
       for (int64_t j = 0; j < sequence.num_tokens; j++, t++) {
-        host.numbers[t] = step.tokens[t];
+        host.numbers[t] = step.device_tokens.empty() ? step.tokens[t] : 0;
         host.numbers[n + t] = static_cast<int32_t>(sequence.pos + j);
         host.numbers[2 * n + t] = static_cast<int32_t>(sequence.pos + j + 1);
         host.numbers[3 * n + t] = static_cast<int32_t>(i);
@@ -45,7 +45,9 @@ class Graph {
     if (is_replayable()) max_kv_len_ = Replays::longest_kv_len(max_kv_len_);
     backend_.upload(ws_.steps.data(), &host, sizeof host.tables + 4 * n * sizeof(int32_t));
     tables_ = ws_.steps.as<const KvPage*>();
-    tokens_ = reinterpret_cast<const int32_t*>(tables_ + kDecodeBatch);
+    int32_t* const tokens = reinterpret_cast<int32_t*>(ws_.steps.as<const KvPage*>() + kDecodeBatch);
+    copy_device_tokens(tokens);
+    tokens_ = tokens;
     positions_ = tokens_ + n;
     kv_lens_ = tokens_ + 2 * n;
     sequences_ = tokens_ + 3 * n;
@@ -63,11 +65,17 @@ class Graph {
   }
 
  private:
-  // Whether all steps of this kind are the same calls: a step of one token for each sequence, whose
-  // host has nothing to upload in between.
   bool is_replayable() const {
-    return backend_.replayer() && num_tokens_ == static_cast<int64_t>(step_.sequences.size()) &&
-           !config_.is_dynamic() && !config_.key_lift.on_keys();
+    return num_tokens_ == static_cast<int64_t>(step_.sequences.size()) && can_replay(backend_, config_);
+  }
+
+  // Neighbors at once.
+  void copy_device_tokens(int32_t* to) {
+    const std::vector<const int32_t*>& from = step_.device_tokens;
+    for (size_t begin = 0, end = 0; begin < from.size(); begin = end) {
+      for (end = begin + 1; end < from.size() && from[end] == from[begin] + (end - begin);) end++;
+      backend_.copy(to + begin, from[begin], (end - begin) * sizeof(int32_t));
+    }
   }
 
   void check_cancels() const {
@@ -678,8 +686,12 @@ Workspace::Workspace(const std::shared_ptr<Backend>& backend, const Config& conf
   steps = Buffer(backend, kDecodeBatch * sizeof(KvPage*) + 4 * kPrefillChunk * sizeof(int32_t));
   logits = Buffer(backend, kDecodeBatch * config.vocab_size * sizeof(float));
   sample_rows = Buffer(backend, kDecodeBatch * sizeof(SampleRow));
-  sampled = Buffer(backend, 2 * kDecodeBatch * sizeof(int32_t));
+  sampled = Buffer(backend, 3 * 2 * kDecodeBatch * sizeof(int32_t));
   if (config.key_lift.on_keys()) lifted = LiftedKeys(backend, config, weights.dtype);
+}
+
+bool can_replay(Backend& backend, const Config& config) {
+  return backend.replayer() && !config.is_dynamic() && !config.key_lift.on_keys();
 }
 
 void run_forward(Backend& backend, const Config& config, const Weights& weights, Workspace& workspace,

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "backend/backend.h"
@@ -11,6 +12,7 @@
 #include "model/kv_cache.h"
 #include "model/lifted_keys.h"
 #include "model/replays.h"
+#include "model/step_ahead.h"
 #include "model/weights.h"
 
 namespace diffqkv {
@@ -63,9 +65,14 @@ struct Workspace {
   Buffer steps;
   Buffer logits;       // f32 [kDecodeBatch, vocab_size]
   Buffer sample_rows;  // SampleRow [kDecodeBatch]
-  Buffer sampled;      // i32 [2][kDecodeBatch]: out_tokens and out_invalid of SampleParams
+  // i32 [3][2][kDecodeBatch]: out_tokens and out_invalid of SampleParams; slot 0 is of steps that were
+  // asked for, the others in turn of steps ahead.
+  Buffer sampled;
   LiftedKeys lifted;
   Replays replays;
+  std::optional<StepAhead> ahead;
+
+  int32_t* sampled_slot(int slot) const { return sampled.as<int32_t>() + slot * 2 * kDecodeBatch; }
 };
 
 struct ForwardSequence {
@@ -79,6 +86,8 @@ struct ForwardStep {
   // the same cache types.
   std::vector<ForwardSequence> sequences;
   const int32_t* tokens = nullptr;  // host, [sum of num_tokens]
+  // Instead of `tokens`, if they are not empty: places of the tokens in device memory.
+  std::vector<const int32_t*> device_tokens;
   // Whether to write the logits of the last token of each sequence to Workspace::logits. If not,
   // only the caches are written.
   bool logits = false;
@@ -88,6 +97,10 @@ struct ForwardStep {
   // Any ends the pass: checked before each layer, or before a pass that may be replayed.
   std::vector<const std::atomic<bool>*> cancels;
 };
+
+// Whether steps of one token for each sequence are the same calls, so that they can be replayed: the
+// host has nothing to upload in between.
+bool can_replay(Backend& backend, const Config& config);
 
 // Writes the rows of the tokens in the caches. After an error earlier rows are unchanged.
 void run_forward(Backend& backend, const Config& config, const Weights& weights, Workspace& workspace,

@@ -116,6 +116,7 @@ void Session::adopt(const Session& other) {
   prefix_ = std::move(prefix);
   rope_length_ = other.rope_length_;
   prompt_length_ = other.prompt_length_;
+  change();
 }
 
 int64_t Session::begin(const int32_t* tokens, int64_t num_tokens) {
@@ -135,6 +136,7 @@ int64_t Session::begin(const int32_t* tokens, int64_t num_tokens) {
     prefix_.push_back(id);
   }
   tokens_.insert(tokens_.end(), tokens, tokens + found);
+  if (found > 0) change();
   kv_len_ = used + found;
   release_hidden();
   return found;
@@ -147,6 +149,7 @@ ForwardSequence Session::prepare(int64_t num_tokens) {
 
 void Session::commit(const int32_t* tokens, int64_t num_tokens) {
   tokens_.insert(tokens_.end(), tokens, tokens + num_tokens);
+  change();
   kv_len_ = kv_len() + num_tokens;
   PrefixCache& prefixes = model_->kv_pool().prefixes();
   while (uses_prefix_cache()) {
@@ -167,7 +170,7 @@ void Session::release_hidden() {
   cache_.forget(first_visible(kv_len()) - slack);
 }
 
-SampleRow Session::sample_row(const SamplingOptions& options, uint64_t draw) {
+SampleRow sample_row(const SamplingOptions& options, uint64_t draw) {
   SampleRow row;
   row.seed = options.seed;
   row.step = draw;
@@ -176,12 +179,18 @@ SampleRow Session::sample_row(const SamplingOptions& options, uint64_t draw) {
   row.top_p = options.top_p;
   row.min_p = options.min_p;
   row.repetition_penalty = options.repetition_penalty;
+  return row;
+}
+
+SampleRow Session::sample_row(const SamplingOptions& options, uint64_t draw, const int32_t* next_token) {
+  SampleRow row = diffqkv::sample_row(options, draw);
   check_sample_row(row);
   if (options.repetition_penalty != 1) {
     Backend& backend = *model_->backend();
     const int64_t count = static_cast<int64_t>(tokens_.size());
-    if (history_.bytes() < tokens_.size() * sizeof(int32_t)) {
-      const size_t needed = std::max<size_t>(1024, tokens_.size()) * sizeof(int32_t);
+    const size_t room = tokens_.size() + (next_token ? 1 : 0);
+    if (history_.bytes() < room * sizeof(int32_t)) {
+      const size_t needed = std::max<size_t>(1024, room) * sizeof(int32_t);
       Buffer larger(model_->backend(), std::max<size_t>(2 * history_.bytes(), needed));
       backend.synchronize();  // a queued kernel may still read the old buffer
       history_ = std::move(larger);
@@ -194,8 +203,18 @@ SampleRow Session::sample_row(const SamplingOptions& options, uint64_t draw) {
     }
     row.history = history_.as<int32_t>();
     row.history_len = count;
+    if (next_token) backend.copy(history_.as<int32_t>() + row.history_len++, next_token, sizeof(int32_t));
   }
   return row;
+}
+
+bool Session::is_ready_for_token() const {
+  return kv_len() < max_kv_len_ && kv_len() % kPageTokens != 0 && rope_length(1) == rope_length_ && !must_recompute(1);
+}
+
+void Session::change() {
+  static std::atomic<uint64_t> last{0};  // several devices have an executor each
+  revision_ = ++last;
 }
 
 void Session::truncate(int64_t kv_len) {
@@ -205,6 +224,7 @@ void Session::truncate(int64_t kv_len) {
   }
   cache_.keep(kv_len);
   tokens_.resize(kv_len);
+  change();
   prefix_.resize(std::min<size_t>(prefix_.size(), kv_len / kPageTokens));
   history_len_ = std::min(history_len_, kv_len);
   kv_len_ = kv_len;

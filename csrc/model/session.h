@@ -34,6 +34,9 @@ struct SamplingOptions {
   uint64_t seed = 0;
 };
 
+// A row of `sample` for the draw of this number. Its history is empty.
+SampleRow sample_row(const SamplingOptions& options, uint64_t draw);
+
 class Session {
  public:
   Session(std::shared_ptr<Model> model, const SessionOptions& options);
@@ -68,6 +71,8 @@ class Session {
   std::unique_ptr<Session> restarted(int64_t num_tokens) const;
   void adopt(const Session& other);
   const std::vector<int32_t>& tokens() const { return tokens_; }  // in the cache
+  // Of all sessions, only this one has this number, until its tokens change.
+  uint64_t revision() const { return revision_; }
 
   // Throws ERR_INVALID_ARGUMENT or ERR_KV_CACHE_FULL if the tokens cannot be appended.
   void check_tokens(const int32_t* tokens, int64_t num_tokens) const;
@@ -83,14 +88,18 @@ class Session {
   void commit(const int32_t* tokens, int64_t num_tokens);
   // How the next token is drawn. `draw` is the number of tokens that the generation has drawn before.
   // The repetition penalty applies to all tokens in the cache. Throws ERR_INVALID_ARGUMENT if an
-  // option is out of range.
-  SampleRow sample_row(const SamplingOptions& options, uint64_t draw);
+  // option is out of range. `next_token`: in device memory, a token that will follow those in the
+  // cache and is penalized too.
+  SampleRow sample_row(const SamplingOptions& options, uint64_t draw, const int32_t* next_token = nullptr);
+  // Whether the next token needs no page and no other frequencies of RoPE than the last one.
+  bool is_ready_for_token() const;
 
  private:
   PrefixCache::Id prefix_root();
   bool uses_prefix_cache() const;
   // The first row that a window reaches after kv_len rows, 0 if a layer has no window.
   int64_t first_visible(int64_t kv_len) const;
+  void change();          // of tokens_: gives it another revision
   void release_hidden();  // releases the pages before it, except some
 
   std::shared_ptr<Model> model_;
@@ -102,6 +111,7 @@ class Session {
   int64_t prompt_length_ = 0;
   Buffer history_;  // i32: the first history_len_ of tokens_, uploaded when a penalty needs them
   int64_t history_len_ = 0;
+  uint64_t revision_ = 0;
   std::vector<int32_t> tokens_;          // the tokens in the cache
   std::vector<PrefixCache::Id> prefix_;  // of the leading pages that the prefix cache has
   std::atomic<int64_t> kv_len_{0};

@@ -55,7 +55,8 @@ it('gives a step the tokens of at most 256 generations, in order of arrival, and
     return items.map(({ tokens }) => ({ consumed: tokens.length, token: tokens[0] as number }));
   });
   const session = { kvLen: 0 } as NativeSession;
-  const next = (...tokens: number[]) => scheduler.next({ session, tokens: Int32Array.from(tokens), draw: 0 });
+  const next = (...tokens: number[]) =>
+    scheduler.next({ session, tokens: Int32Array.from(tokens), draw: 0, continues: false });
   const order = Array.from({ length: 600 }, (_, i) => i);
   const prompts = [next(-1, -1), next(-2, -2)];
   expect(await Promise.all(order.map((i) => next(i)))).toEqual(order);

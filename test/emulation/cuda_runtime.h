@@ -167,15 +167,29 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream);
 cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
 
+struct cudaFuncAttributes {
+  int binaryVersion, ptxVersion;
+};
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* function);
 cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribute, int value);
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
 };
+enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization = 6 };
+union cudaLaunchAttributeValue {
+  int programmaticStreamSerializationAllowed;
+};
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  cudaLaunchAttributeValue val;
+};
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   size_t dynamicSmemBytes = 0;
   cudaStream_t stream = nullptr;
+  cudaLaunchAttribute* attrs = nullptr;
+  unsigned numAttrs = 0;
   const char* kernel_name = "a kernel";  // CUDA has no such member
 };
 
@@ -191,6 +205,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   launch.grid = {config->gridDim.x, config->gridDim.y, config->gridDim.z};
   launch.threads = config->blockDim.x * config->blockDim.y * config->blockDim.z;
   launch.shared_bytes = config->dynamicSmemBytes;
+  for (unsigned i = 0; i < config->numAttrs; ++i)
+    launch.dependent = config->attrs[i].val.programmaticStreamSerializationAllowed != 0;
   const auto values = std::make_shared<const std::tuple<Parameters...>>(std::forward<Arguments>(arguments)...);
   std::apply(
       [&](const Parameters&... value) {

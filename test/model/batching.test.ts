@@ -224,6 +224,7 @@ onEveryDevice((device) => {
             chunks: 'next' as const,
             sampling,
             draw: 0,
+            continues: false,
           })),
         });
       for (const tokens of [[3, 72, 5], [72], [72, 72, 5]]) {

@@ -3,6 +3,8 @@
 #include <atomic>
 #include <thread>
 
+#include <device/async.h>
+
 #include "calls/call.h"
 #include "check.h"
 #include "cuda_devices.h"
@@ -181,10 +183,69 @@ std::string check_launch_after_reset() {
   return "";
 }
 
+// ---- Dependent launches.
+
+__global__ void __launch_bounds__(64, 1) write_values(uint32_t* values) {
+  st_global(values + threadIdx.x, threadIdx.x);
+}
+
+enum class Early { nothing, reads_others, reads, reads_streaming, copies, writes, updates, ends };
+
+// Word i + 1 of what write_values has written becomes word i of `out`; `constants` are of neither.
+__global__ void __launch_bounds__(64, 1)
+    shift_values(const uint32_t* values, const uint32_t* constants, uint32_t* out, Early early) {
+  const uint32_t thread = threadIdx.x;
+  start_next_kernel();
+  if (early == Early::reads_others) ld_global(constants + thread);
+  if (early == Early::reads) ld_global(values + thread);
+  if (early == Early::reads_streaming) ld_global_nc(values + thread / 4 * 4);
+  if (early == Early::copies) cp_async_cg(dynamic_shared() + thread * 16, values);
+  if (early == Early::writes) st_global(out + thread, 0u);
+  if (early == Early::updates) atomicAdd(out + thread, 1u);
+  if (early == Early::ends && thread == 63) return;
+  wait_for_previous_kernel();
+  st_global(out + thread, ld_global(values + (thread + 1) % 64));
+}
+
+std::string check_dependent_launch(Early early, const char* expected) {
+  reset_gpu(0);
+  Memory<uint32_t> values(64), constants(std::vector<uint32_t>(64, 7)), out(64);
+  cudaStream_t stream;
+  cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+  LaunchShape shape;
+  shape.threads = 64;
+  // What a launch before the last one has written is there.
+  launch("write_values", write_values, shape, stream, constants.data());
+  launch("write_values", write_values, shape, stream, values.data());
+  shape.shared_bytes = 1024;
+  shape.waits = true;
+  launch("shift_values", shift_values, shape, stream, values.data(), constants.data(), out.data(), early);
+  const cudaError_t status = cudaStreamSynchronize(stream);
+  const std::string found = status == cudaSuccess ? "" : cudaGetErrorString(status);
+  if (status == cudaSuccess) cudaStreamDestroy(stream);
+  if (status == cudaSuccess && out.values()[5] != 6) return "another result";
+  reset_gpu(0);
+  if (gpu_shape().major < 9) expected = "";  // it is launched when the launch before has ended
+  const bool is_expected = *expected ? found.find(expected) != std::string::npos : found.empty();
+  return is_expected ? "" : "found: " + found;
+}
+
 }  // namespace
 
 std::vector<Check> launch_checks() {
+  const auto dependent = [](Early early, const char* expected) {
+    return [=] { return check_dependent_launch(early, expected); };
+  };
   return {
+      {"a dependent launch that waits first", dependent(Early::nothing, "")},
+      {"a dependent launch reads early what the launch before has not written", dependent(Early::reads_others, "")},
+      {"a dependent launch reads early", dependent(Early::reads, "that the launch before has written")},
+      {"a dependent launch reads early by ld_global_nc",
+       dependent(Early::reads_streaming, "that the launch before has")},
+      {"a dependent launch copies early", dependent(Early::copies, "that the launch before has written")},
+      {"a dependent launch writes early", dependent(Early::writes, "without waiting for the launch before")},
+      {"a dependent launch updates early", dependent(Early::updates, "without waiting for the launch before")},
+      {"a thread of a dependent launch ends early", dependent(Early::ends, "ends without waiting")},
       {"dynamic shared memory is limited as CUDA limits it", check_attribute},
       {"a launch tells its kernel's address and parameters", check_launch_parameters},
       {"a device launches with more shared memory than another allows itself meanwhile", check_interrupted_launch},

@@ -346,6 +346,7 @@ class Decoder {
     if (is_move && text.find('{') != std::string_view::npos)
       return arithmetic(in, name, *arithmetic_form("pack." + std::string(name.substr(4))), text);
     if (const Form* form = arithmetic_form(name)) return arithmetic(in, name, *form, text);
+    if (name == "griddepcontrol.wait") program_.waits_for_previous = true;
     if (const Form* form = warp_form(name)) return collective(in, *form, text);
     const MemoryInstruction memory = memory_instruction(name);
     if (!memory.handler) fail("an instruction that is not known: " + std::string(name));

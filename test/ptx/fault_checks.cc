@@ -300,6 +300,28 @@ std::vector<Case> threads_that_miss() {
   };
 }
 
+std::vector<Case> dependent_launches() {
+  return {
+      {"a load before griddepcontrol.wait", "reads global memory before", kPlain,
+       "ld.global.u32 %r10, [%rd2]; griddepcontrol.wait;"},
+      {"a store before griddepcontrol.wait", "writes global memory before", kPlain,
+       "st.global.u32 [%rd2], %r1; griddepcontrol.wait;"},
+      {"an atomic operation before griddepcontrol.wait", "writes global memory before", kPlain,
+       "atom.global.add.u32 %r10, [%rd2], 1; griddepcontrol.wait;"},
+      {"lanes that end without griddepcontrol.wait", "ends before", kPlain, R"(
+        setp.ge.u32 %p1, %r1, 16;
+        @%p1 bra END;
+        griddepcontrol.wait;
+      END:)"},
+      {"read-only loads and copies before griddepcontrol.wait, all else after it", "", kShared, R"(
+        griddepcontrol.launch_dependents;
+        ld.global.nc.u32 %r10, [%rd1+512];
+        griddepcontrol.wait;
+        ld.global.u32 %r10, [%rd2];
+        st.global.u32 [%rd2], %r10;)"},
+  };
+}
+
 std::vector<Case> unknown() {
   return {
       {"an instruction that is not known", "not known: add.sat.s32", kPlain, "add.sat.s32 %r10, %r1, %r1;"},
@@ -320,7 +342,7 @@ std::vector<Case> unknown() {
 
 std::vector<Check> fault_checks() {
   std::vector<Check> checks;
-  for (const auto& cases : {addresses(), copies(), races(), threads_that_miss(), unknown()})
+  for (const auto& cases : {addresses(), copies(), races(), threads_that_miss(), dependent_launches(), unknown()})
     for (const Case& c : cases) checks.push_back({c.name, [c] { return check_case(c); }});
   return checks;
 }

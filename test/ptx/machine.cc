@@ -85,6 +85,11 @@ uint32_t Block::shared_offset(Warp& warp, int lane, uint64_t address, uint32_t b
   return static_cast<uint32_t>(address - kSharedBase);
 }
 
+void Block::check_has_waited(Warp& warp, uint32_t lanes, const char* what) {
+  const uint32_t early = lanes & ~warp.waited;
+  if (early) fail(warp, std::countr_zero(early), std::string(what) + " before griddepcontrol.wait");
+}
+
 unsigned char* Block::local(Warp& warp, int lane, uint64_t address, uint32_t bytes, bool writes) {
   const uint32_t size = program_->local_bytes;
   if (address % bytes != 0) fail(warp, lane, "an access to local memory that is not aligned");
@@ -125,6 +130,7 @@ const unsigned char* Block::read(Warp& warp, int lane, Space space, uint64_t add
       if (address % bytes != 0)
         fail(warp, lane,
              "reads " + std::to_string(bytes) + " bytes at " + hexadecimal(address) + ", which is not aligned");
+      if (!read_only) check_has_waited(warp, uint32_t{1} << lane, "reads global memory");
       const std::string wrong = global_->read(thread, address, bytes, read_only);
       if (!wrong.empty()) fail(warp, lane, "reads global memory: " + wrong);
       return reinterpret_cast<const unsigned char*>(address);
@@ -154,6 +160,7 @@ void Block::write(Warp& warp, int lane, Space space, uint64_t address, uint32_t 
         fail(warp, lane,
              "writes " + std::to_string(bytes) + " bytes at " + hexadecimal(address) + ", which is not aligned");
       }
+      check_has_waited(warp, uint32_t{1} << lane, "writes global memory");
       const std::string wrong = global_->write(thread, address, bytes, value);
       if (!wrong.empty()) fail(warp, lane, "writes global memory: " + wrong);
       to = reinterpret_cast<unsigned char*>(address);
@@ -176,6 +183,7 @@ unsigned char* Block::update(Warp& warp, int lane, Space space, uint64_t address
     }
     case Space::global: {
       if (address % bytes != 0) fail(warp, lane, "an atomic operation at an address that is not aligned");
+      check_has_waited(warp, uint32_t{1} << lane, "writes global memory");
       const std::string wrong = global_->write(thread, address, bytes, nullptr);
       if (!wrong.empty()) fail(warp, lane, "an atomic operation on global memory: " + wrong);
       return reinterpret_cast<unsigned char*>(address);
@@ -276,6 +284,7 @@ void Block::reset(const std::array<unsigned, 3>& index) {
     warp.block = this;
     warp.index = i;
     warp.ready = kAllLanes;
+    warp.waited = program_->waits_for_previous ? 0 : kAllLanes;
     warp.groups[0] = kAllLanes;
     for (const Constant& constant : program_->constants) {
       if (!is_new) break;
@@ -423,6 +432,7 @@ void Block::run_lanes(Warp& warp, uint32_t group) {
         leave(lanes & ~active, pc + 1);
         return;
       case Flow::exit:
+        check_has_waited(warp, active, "ends");
         leave(lanes & ~active, pc + 1);
         warp.ready &= ~active;
         warp.done |= active;

@@ -47,6 +47,7 @@ struct Warp {
   uint32_t ready = 0, done = 0;
   uint32_t waiting = 0;     // lanes that have arrived at a collective operation
   uint32_t at_barrier = 0;  // and at a barrier
+  uint32_t waited = 0;      // lanes that have waited for the kernel before
 
   int first_thread() const { return index * kLanes; }
 };
@@ -114,6 +115,7 @@ class Block {
   bool collect(Warp& warp, const Instruction& in, uint32_t lanes, uint32_t pc);
   bool arrive(Warp& warp, const Instruction& in, uint32_t lanes, uint32_t pc);
   std::string deadlock() const;
+  void check_has_waited(Warp& warp, uint32_t lanes, const char* what);
   uint32_t shared_offset(Warp& warp, int lane, uint64_t address, uint32_t bytes, const char* what);
   unsigned char* local(Warp& warp, int lane, uint64_t address, uint32_t bytes, bool writes);
   Space resolve(Space space, uint64_t* address) const;

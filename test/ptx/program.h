@@ -102,6 +102,9 @@ struct Program {
   uint32_t num_words = 0;  // of a warp's rows
   uint32_t num_predicates = 0;
   uint32_t local_bytes = 0;  // of a thread
+  // It has griddepcontrol.wait: before that no thread may write global memory, or read of it but by ld.global.nc and
+  // cp.async, and none may end.
+  bool waits_for_previous = false;
 };
 
 struct Parameter {

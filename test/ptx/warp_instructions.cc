@@ -150,6 +150,7 @@ void movmatrix(Warp& warp, const Instruction&, const uint32_t* o, uint32_t) {
 }
 
 void fence(Warp& warp, const Instruction&, const uint32_t*, uint32_t lanes) { warp.block->fence(warp, lanes); }
+void wait_for_previous(Warp& warp, const Instruction&, const uint32_t*, uint32_t lanes) { warp.waited |= lanes; }
 void nothing(Warp&, const Instruction&, const uint32_t*, uint32_t) {}
 
 std::unordered_map<std::string, Form> make_forms() {
@@ -175,6 +176,8 @@ std::unordered_map<std::string, Form> make_forms() {
       {"movmatrix.sync.aligned.m8n8.trans.b16", {"ww", movmatrix, kCollective}},
       {"bar.sync", {"ww", nothing, Flow::barrier, 0}},
       {"barrier.sync", {"ww", nothing, Flow::barrier, 0}},
+      {"griddepcontrol.wait", {"", wait_for_previous, kMemory, 0}},
+      {"griddepcontrol.launch_dependents", {"", nothing, kMemory, 0}},
       {"membar.gl", {"", fence, kMemory, 0}},
       {"membar.sys", {"", fence, kMemory, 0}},
       {"membar.cta", {"", nothing, kMemory, 0}},

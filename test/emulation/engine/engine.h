@@ -14,6 +14,8 @@
 //     what follows the second by a barrier sees it (launch.h, global_memory.h).
 // - The bytes that a cp.async writes belong to it from its issue to the wait of its thread.
 // - A launch that writes what it reads by ld_global_nc, in whatever order, is a fault.
+// - A launch that need not wait for the launch before it (programmatic dependent launch) sees what that has written only
+//   after wait_for_previous. Until then a thread may read other memory and write none; and no thread ends without it.
 // - A warp-wide operation that not all lanes reach, a barrier that not all threads reach, and an access outside of what
 //   was allocated, or not aligned, are faults.
 //
@@ -73,6 +75,8 @@ struct AtomicUpdate {
 uint32_t atomic(uint32_t* p, const AtomicUpdate& update, Site site);
 // Of device scope.
 void fence();
+// Until all that the launch before has written is there. Nothing where the launch has waited for that anyway.
+void wait_for_previous();
 
 void async_copy(void* shared, const void* global, int valid_bytes, Site site);
 void async_commit();
@@ -111,6 +115,7 @@ struct Grid {
   unsigned grid[3];
   unsigned threads;
   size_t shared_bytes;
+  bool dependent = false;  // it begins while the launch before it may still run
 };
 // Empty, or what went wrong.
 std::string run_grid(const Grid& grid, const std::function<void()>& body);
@@ -126,6 +131,7 @@ struct KernelLaunch {
   std::array<unsigned, 3> grid;
   unsigned threads;
   size_t shared_bytes;
+  bool dependent = false;                   // as Grid::dependent
   std::vector<KernelParameter> parameters;  // in order; `body` owns the values
   std::function<void()> body;               // calls the kernel, as one thread of it
 };

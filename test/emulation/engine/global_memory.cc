@@ -191,6 +191,15 @@ std::optional<uint32_t> GlobalMemory::atomic(const Range& range, uint32_t* p, co
   return before;
 }
 
+bool GlobalMemory::is_of_previous(const Range& range, uintptr_t p, size_t bytes) const {
+  const uint32_t* const ids = range.shadow->written.find(p);
+  for (size_t i = 0; ids && i < bytes; ++i) {
+    const uint32_t id = get(ids + i);
+    if (id >= launch_->first_of_previous() && id < launch_->first()) return true;
+  }
+  return false;
+}
+
 void GlobalMemory::fence(int thread) {
   Thread& t = threads_[static_cast<size_t>(thread)];
   for (const Acquired& observed : t.observed) acquisitions_.push_back({thread, clock_.time(thread / 32), observed});

@@ -40,6 +40,8 @@ class GlobalMemory {
   std::optional<uint32_t> atomic(const Range& range, uint32_t* p, const AtomicUpdate& update, int thread,
                                  uint16_t site);
   void fence(int thread);
+  // Whether the launch before has written a byte of these.
+  bool is_of_previous(const Range& range, uintptr_t p, size_t bytes) const;
   const std::string& conflict() const { return conflict_; }
 
  private:

@@ -10,7 +10,21 @@ constexpr uint32_t kMaxChunks = 1 << 18;
 
 std::mutex only_one;
 uint32_t next_id = 1;  // 0 is nobody
+uint32_t first_of_last = 0;
 uint64_t num_launches = 0;
+
+// What the last launch has touched. Never destroyed.
+std::set<std::shared_ptr<Shadow>>& touched_by_last() {
+  static auto* const touched = new std::set<std::shared_ptr<Shadow>>;
+  return *touched;
+}
+
+void forget(const std::set<std::shared_ptr<Shadow>>& touched) {
+  for (const auto& shadow : touched) {
+    shadow->written.remove_pages();
+    shadow->streamed.remove_pages();
+  }
+}
 
 }  // namespace
 
@@ -22,18 +36,23 @@ std::atomic<Author*>* Launch::chunks() {
 
 Launch::Launch(const Grid& grid) : only_one_(only_one), grid_(grid) {
   if (next_id >= 0x80000000u) {
+    forget(touched_by_last());
+    touched_by_last().clear();
+    first_of_last = 0;
     free_number_pages();  // as no launch runs, that is all of them
     next_id = 1;
   }
   first_ = next_id;
+  first_of_previous_ = first_of_last;
   number_ = ++num_launches;
 }
 
 Launch::~Launch() {
-  for (const auto& shadow : touched_) {
-    shadow->written.remove_pages();
-    shadow->streamed.remove_pages();
-  }
+  std::set<std::shared_ptr<Shadow>>& last = touched_by_last();
+  for (const auto& shadow : touched_) last.erase(shadow);
+  forget(last);
+  last = std::move(touched_);
+  first_of_last = first_;
   next_id = first_ + std::min(num_chunks_.load(), kMaxChunks) * kChunk;
 }
 

@@ -19,7 +19,7 @@
 
 namespace diffqkv::emulated {
 
-// Who accessed global memory, when.
+// Who accessed global memory, when. A launch's numbers of authors stay in the tables until the next launch has ended.
 struct Author {
   int32_t block;  // its number in the grid
   uint16_t thread, site;
@@ -69,6 +69,7 @@ class Launch {
   const Grid& grid() const { return grid_; }
   // Authors have numbers from first() on; smaller ones are of earlier launches.
   uint32_t first() const { return first_; }
+  uint32_t first_of_previous() const { return first_of_previous_; }
   uint64_t number() const { return number_; }
   const Author& author(uint32_t id) const {
     return chunks()[(id - first_) / kChunk].load(std::memory_order_acquire)[(id - first_) % kChunk];
@@ -89,7 +90,7 @@ class Launch {
 
   std::unique_lock<std::mutex> only_one_;  // the numbers in the tables are of one launch at a time
   const Grid& grid_;
-  uint32_t first_ = 0;
+  uint32_t first_ = 0, first_of_previous_ = 0;
   uint64_t number_ = 0;
   std::atomic<uint32_t> num_chunks_{0};
   std::recursive_mutex atomics_mutex_;

@@ -24,6 +24,7 @@ void Machine::entry() {
 // Gives the processor to another fiber. `ended`: this one never runs again.
 void Machine::next(bool ended) {
   Fiber& from = current();
+  if (ended && !from.has_waited) stop("a thread ends without waiting for the launch before", from.site);
   if (ended) {
     from.done = true;
     Warp& warp = warp_of(running_);
@@ -182,6 +183,15 @@ const Range& Machine::global_range(const void* p, size_t bytes, const char* what
   return *range;
 }
 
+void Machine::check_early(const Range& range, uintptr_t p, size_t bytes, Access access, const char* what, Site site) {
+  if (current().has_waited) return;
+  if (access == Access::global_load && !global_.is_of_previous(range, p, bytes)) return;
+  stop_access(what, bytes,
+              access == Access::global_load ? "that the launch before has written, without waiting for it"
+                                            : "without waiting for the launch before",
+              reinterpret_cast<const void*>(p), site);
+}
+
 void Machine::log(const void* p, size_t bytes, Access access, Site site) {
   if (traffic_) traffic_->add(running_, {reinterpret_cast<uintptr_t>(p), static_cast<uint32_t>(bytes), access, site});
 }
@@ -212,6 +222,7 @@ void Machine::access(const void* p, size_t bytes, Access access, Site site) {
     if (!fine) stop_access(what, bytes, shared_.conflict(), p, site);
   } else {
     const Range& range = global_range(p, bytes, what, site);
+    check_early(range, at, bytes, access, what, site);
     if (access == Access::global_load) {
       if (!global_.load(range, at, bytes, running_)) stop_access(what, bytes, global_.conflict(), p, site);
       if (traffic_) traffic_->read_from(range.begin, bytes);
@@ -263,6 +274,7 @@ void Machine::copy(void* shared, const void* global, int valid_bytes, Site site)
   Shadow* shadow = nullptr;
   if (bytes > 0) {
     const Range& range = global_range(global, bytes, "read by cp.async of", site);
+    check_early(range, reinterpret_cast<uintptr_t>(global), bytes, Access::global_load, "read by cp.async of", site);
     if (!global_.load(range, reinterpret_cast<uintptr_t>(global), bytes, running_))
       stop_access("read by cp.async of", bytes, global_.conflict(), global, site);
     shadow = range.shadow.get();
@@ -341,6 +353,7 @@ std::string Machine::run_block(Launch* launch, const std::function<void()>& body
       fiber.thread.grid[axis] = static_cast<int>(grid.grid[axis]);
     }
     fiber.done = false, fiber.waits_for = "", fiber.site = {"", 0};
+    fiber.has_waited = !grid.dependent;
     fiber.copies.clear();
     fiber.group_sizes.clear();
     fiber.ended = fiber.closed = fiber.num_ended_groups = 0;

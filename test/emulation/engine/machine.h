@@ -43,6 +43,7 @@ struct Fiber {
   Thread thread;
   StackContext context;
   bool done = false;
+  bool has_waited = true;      // for the launch before, if this one is dependent
   const char* waits_for = "";  // what it stands at, for messages
   Site site = {"", 0};
   std::vector<Copy> copies;         // oldest first; those before `ended` have ended
@@ -80,6 +81,7 @@ class Machine {
   void warp_load(const void* p, Site site);
   uint32_t atomic(uint32_t* p, const AtomicUpdate& update, Site site);
   void fence() { global_.fence(running_); }
+  void wait_for_previous() { current().has_waited = true; }
   void copy(void* shared, const void* global, int valid_bytes, Site site);
   void commit();
   void wait(int newest);
@@ -97,6 +99,8 @@ class Machine {
   SharedAccess shared_access(uint16_t site) { return {clock_.time(running_ / 32), site, running_ / 32, running_ & 31}; }
   size_t shared_offset(const void* p, size_t bytes, const char* what, Site site);
   const Range& global_range(const void* p, size_t bytes, const char* what, Site site);
+  // Of a thread that has not waited for the launch before.
+  void check_early(const Range& range, uintptr_t p, size_t bytes, Access access, const char* what, Site site);
   void log(const void* p, size_t bytes, Access access, Site site);
   [[noreturn]] void stop_access(const char* what, size_t bytes, const std::string& conflict, const void* p, Site site);
   std::string deadlock();

@@ -22,11 +22,16 @@ size_t max_dynamic_shared(const void* function) {
 std::string run_kernel(const KernelLaunch& launch) {
   if (executor()) return executor()(launch);
   const auto& [x, y, z] = launch.grid;
-  return run_grid({launch.name, {x, y, z}, launch.threads, launch.shared_bytes}, launch.body);
+  return run_grid({launch.name, {x, y, z}, launch.threads, launch.shared_bytes, launch.dependent}, launch.body);
 }
 
 }  // namespace
 
+// The module has code for each GPU.
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  attributes->binaryVersion = attributes->ptxVersion = gpu_shape().major * 10 + gpu_shape().minor;
+  return answer(sticky());
+}
 cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribute, int value) {
   if (const cudaError_t fault = injected("cudaFuncSetAttribute")) return answer(fault);
   Device& d = device();
