@@ -23,7 +23,7 @@ constexpr int kWarps = kThreads / kWarpSize;
 struct GemvParams {
   const void* x;
   RowOutputs outputs;
-  DType x_dtype, weight_dtype, out_dtype;
+  DType x_dtype, weight_dtype;
   bool accumulate;
   int64_t num_tokens, in_features;
   int num_token_groups;   // of kGemvTokens
@@ -81,7 +81,8 @@ __device__ __forceinline__ void write_sums(const GemvParams& p, const Place& pla
       activate(p.activation, value);
       value[0] *= sum(1);
     }
-    put(place.output.out, p.out_dtype, (place.token + token) * place.output.out_features + row, value[0], p.accumulate);
+    put(place.output.out, place.output.dtype, (place.token + token) * place.output.out_features + row, value[0],
+        p.accumulate);
   }
 }
 
@@ -275,15 +276,10 @@ __global__ void __launch_bounds__(kThreads, 2) gemv_any(GemvParams p) {
 // fill the card, once.
 void launch_gemv(const char* name, void (*kernel)(GemvParams), const LinearParams& linear, Context& context,
                  int rows_per_unit, int64_t columns_per_warp, size_t shared_bytes) {
-  GemvParams p = {linear.x,
-                  {},
-                  linear.x_dtype,
-                  linear.weight.dtype,
-                  linear.out_dtype,
-                  linear.accumulate,
-                  linear.num_tokens,
-                  linear.in_features,
-                  static_cast<int>((linear.num_tokens + kGemvTokens - 1) / kGemvTokens),
+  GemvParams p = {linear.x,           {},
+                  linear.x_dtype,     linear.weight().dtype,
+                  linear.accumulate,  linear.num_tokens,
+                  linear.in_features, static_cast<int>((linear.num_tokens + kGemvTokens - 1) / kGemvTokens),
                   linear.activation};
   const int64_t wanted_warps = int64_t{context.num_multiprocessors} * 2 * kWarps;
   p.outputs = row_outputs(linear, rows_per_unit, kWarps, [&](int64_t units) {
@@ -305,7 +301,7 @@ void launch_gemv(const char* name, void (*kernel)(GemvParams), const LinearParam
 template <typename T>
 void gemv_tensor_launch(const LinearParams& p, Context& context) {
   constexpr size_t kSharedBytes = sizeof(float) * kWarps * 2 * kTileRows * kGemvTokens;
-  if (p.up.data) {
+  if (p.has_gate()) {
     return launch_gemv("gemv_gated", gemv_tensor<T, true, 2>, p, context, kTileRows, kPieceColumns, kSharedBytes);
   }
   // Half as many rows to a block where 16 would leave multiprocessors without one. A row's slices are the same.
@@ -320,7 +316,7 @@ constexpr size_t kPlainSharedBytes = sizeof(float) * kWarps * 2 * kGemvTokens;
 template <typename W, int kTokens>
 void gemv_plain_launch(const LinearParams& p, Context& context) {
   constexpr int64_t kColumns = int64_t{Weights<W>::kCount} * kWarpSize * 4;
-  if (p.up.data) {
+  if (p.has_gate()) {
     return launch_gemv("gemv_plain_gated", gemv_plain<W, true, kTokens>, p, context, 1, kColumns, kPlainSharedBytes);
   }
   launch_gemv("gemv_plain", gemv_plain<W, false, kTokens>, p, context, 2, kColumns, kPlainSharedBytes);
@@ -329,19 +325,21 @@ void gemv_plain_launch(const LinearParams& p, Context& context) {
 }  // namespace
 
 void gemv(const LinearParams& p, Context& context) {
-  bool aligned = rows_aligned(p.x, p.in_features, p.x_dtype) &&
-                 (!p.up.data || rows_aligned(p.up.data, p.in_features, p.weight.dtype));
-  for (int i = 0; i < p.num_outputs(); ++i)
-    aligned &= rows_aligned(p.output(i).weight.data, p.in_features, p.weight.dtype);
-  if (!aligned || (p.x_dtype != DType::f32 && p.x_dtype != p.weight.dtype)) {
-    if (p.up.data)
+  const DType weight_dtype = p.weight().dtype;
+  bool aligned = rows_aligned(p.x, p.in_features, p.x_dtype);
+  for (int i = 0; i < p.num_outputs; ++i) {
+    aligned &= rows_aligned(p.outputs[i].weight.data, p.in_features, weight_dtype) &&
+               rows_aligned(p.outputs[i].gate.data, p.in_features, weight_dtype);
+  }
+  if (!aligned || (p.x_dtype != DType::f32 && p.x_dtype != weight_dtype)) {
+    if (p.has_gate())
       return launch_gemv("gemv_any_gated", gemv_any<true>, p, context, 1, 4 * kWarpSize, kPlainSharedBytes);
     return launch_gemv("gemv_any", gemv_any<false>, p, context, 2, 4 * kWarpSize, kPlainSharedBytes);
   }
-  visit_float(p.weight.dtype, [&](auto w) {
+  visit_float(weight_dtype, [&](auto w) {
     using W = decltype(w);
     if constexpr (sizeof(W) == 2) {
-      if (p.x_dtype == p.weight.dtype) return gemv_tensor_launch<W>(p, context);
+      if (p.x_dtype == weight_dtype) return gemv_tensor_launch<W>(p, context);
     }
     if (p.num_tokens == 1) return gemv_plain_launch<W, 1>(p, context);
     gemv_plain_launch<W, kGemvTokens>(p, context);
