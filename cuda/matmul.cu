@@ -1,6 +1,6 @@
 // out (+)= x weight^T: few tokens by gemv or gemv_packed, all outputs in one launch, more by gemm,
 // an output each. The former also multiply f32 and mixed types, 8 tokens at a time, or 16 if the
-// weight is quantized.
+// weight is quantized. A norm of x is a launch of its own before.
 #include "linear.h"
 
 namespace diffqkv::cuda {
@@ -89,7 +89,7 @@ void apply_norm(LinearParams* p, Context& context) {
 void linear(LinearParams p, Context& context) {
   if (p.num_tokens <= 0 || p.all_features() <= 0 || (p.accumulate && p.in_features <= 0)) return;
   apply_norm(&p, context);
-  if (p.num_outputs > 1 && p.has_gate() && !suits_gemm(p)) {
+  if (!suits_gemm(p) && !has_row_outputs(p)) {
     for (int i = 0; i < p.num_outputs; ++i) linear(p.single(i), context);
     return;
   }
