@@ -35,7 +35,7 @@ constexpr int kWarps = kThreads / kWarpSize;
 struct GemvParams {
   const void* x;
   RowOutputs outputs;
-  DType x_dtype, weight_dtype, out_dtype;
+  DType x_dtype, weight_dtype;
   bool accumulate;
   int64_t num_tokens, in_features;
   int num_token_groups;   // of the tokens that share one reading
@@ -100,7 +100,8 @@ __device__ __forceinline__ void write_sums(const GemvParams& p, const Place& pla
       activate(p.activation, value);
       value[0] *= sum(1);
     }
-    put(place.output.out, p.out_dtype, (place.token + token) * place.output.out_features + row, value[0], p.accumulate);
+    put(place.output.out, place.output.dtype, (place.token + token) * place.output.out_features + row, value[0],
+        p.accumulate);
   }
 }
 
@@ -421,8 +422,7 @@ void launch_gemv(const char* name, void (*kernel)(GemvParams), const LinearParam
   GemvParams p = {linear.x,
                   {},
                   linear.x_dtype,
-                  linear.weight.dtype,
-                  linear.out_dtype,
+                  linear.weight().dtype,
                   linear.accumulate,
                   linear.num_tokens,
                   linear.in_features,
@@ -451,7 +451,7 @@ void launch_gemv(const char* name, void (*kernel)(GemvParams), const LinearParam
 
 template <typename T, int kTilesN, bool kStaged>
 void gemv_tensor_launch(const LinearParams& p, Context& context, Split split) {
-  if (p.up.data) return launch_gemv("gemv_gated", gemv_tensor<T, true, 2, kTilesN, kStaged>, p, context, split);
+  if (p.has_gate()) return launch_gemv("gemv_gated", gemv_tensor<T, true, 2, kTilesN, kStaged>, p, context, split);
   // Half as many rows to a block where 16 would leave multiprocessors without one. A row's slices are the same.
   if (p.all_features() <= int64_t{context.num_multiprocessors} * kTileRows)
     return launch_gemv("gemv", gemv_tensor<T, false, 1, kTilesN, kStaged>, p, context, split);
@@ -479,7 +479,7 @@ constexpr size_t kPlainSharedBytes = sums_bytes(1, 1);
 template <typename W, int kTokens>
 void gemv_plain_launch(const LinearParams& p, Context& context) {
   constexpr int64_t kColumns = int64_t{Weights<W>::kCount} * kWarpSize * 4;
-  if (p.up.data) {
+  if (p.has_gate()) {
     return launch_gemv("gemv_plain_gated", gemv_plain<W, true, kTokens>, p, context, {1, kColumns, kPlainSharedBytes});
   }
   launch_gemv("gemv_plain", gemv_plain<W, false, kTokens>, p, context, {2, kColumns, kPlainSharedBytes});
@@ -488,15 +488,16 @@ void gemv_plain_launch(const LinearParams& p, Context& context) {
 }  // namespace
 
 void gemv(const LinearParams& p, Context& context) {
-  if (!gemv_is_aligned(p) || (p.x_dtype != DType::f32 && p.x_dtype != p.weight.dtype)) {
-    if (p.up.data)
+  const DType weight_dtype = p.weight().dtype;
+  if (!gemv_is_aligned(p) || (p.x_dtype != DType::f32 && p.x_dtype != weight_dtype)) {
+    if (p.has_gate())
       return launch_gemv("gemv_any_gated", gemv_any<true>, p, context, {1, 4 * kWarpSize, kPlainSharedBytes});
     return launch_gemv("gemv_any", gemv_any<false>, p, context, {2, 4 * kWarpSize, kPlainSharedBytes});
   }
-  visit_float(p.weight.dtype, [&](auto w) {
+  visit_float(weight_dtype, [&](auto w) {
     using W = decltype(w);
     if constexpr (sizeof(W) == 2) {
-      if (p.x_dtype == p.weight.dtype)
+      if (p.x_dtype == weight_dtype)
         return p.num_tokens <= kGemvTokens ? gemv_tensor_of<W, 1>(p, context) : gemv_tensor_of<W, 2>(p, context);
     }
     if (p.num_tokens == 1) return gemv_plain_launch<W, 1>(p, context);

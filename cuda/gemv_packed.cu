@@ -36,7 +36,6 @@ constexpr int kBlockColumns = 32;  // whose sum is multiplied by a scale
 struct PackedGemvParams {
   const void* x;
   RowOutputs outputs;
-  DType out_dtype;
   bool accumulate;
   int64_t num_tokens, in_features;
   int64_t x_stride;       // elements, a multiple of 8; what a row has beyond in_features is 0
@@ -390,25 +389,24 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<X, C>) gemv
       activate(p.activation, value);
       value[0] *= sum(16 + i % kUnitRows);
     }
-    put(output.out, p.out_dtype, (first_token + token) * output.out_features + row, value[0], p.accumulate);
+    put(output.out, output.dtype, (first_token + token) * output.out_features + row, value[0], p.accumulate);
   }
 }
 
 template <typename X, DType kType, bool kGated, typename C>
 void launch_gemv(const LinearParams& linear, Context& context) {
   int group_log2 = 5;
-  while (1 << group_log2 < linear.weight.group_size) ++group_log2;
+  while (1 << group_log2 < linear.weight().group_size) ++group_log2;
   PackedGemvParams p = {linear.x,
                         {},
-                        linear.out_dtype,
                         linear.accumulate,
                         linear.num_tokens,
                         linear.in_features,
                         linear.x_stride ? linear.x_stride : linear.in_features,
                         weight_row_bytes(kType, linear.in_features),
-                        weight_row_groups(linear.in_features, linear.weight.group_size),
+                        weight_row_groups(linear.in_features, linear.weight().group_size),
                         group_log2,
-                        linear.weight.scale_dtype == DType::f16,
+                        linear.weight().scale_dtype == DType::f16,
                         static_cast<int>((linear.num_tokens + C::kTokens - 1) / C::kTokens),
                         linear.activation};
   constexpr int kUnitRows = kGated ? 16 : C::kRows;
@@ -432,7 +430,7 @@ void launch_gemv(const LinearParams& linear, Context& context) {
 
 template <typename X, DType kType, int kTilesN>
 void gemv_of_tokens(const LinearParams& p, Context& context) {
-  if (p.up.data) return launch_gemv<X, kType, true, Config<kType, 2, kTilesN>>(p, context);
+  if (p.has_gate()) return launch_gemv<X, kType, true, Config<kType, 2, kTilesN>>(p, context);
   // Half as many rows to a unit if 32 would leave multiprocessors without one.
   if (p.all_features() <= int64_t{context.num_multiprocessors} * 16) {
     return launch_gemv<X, kType, false, Config<kType, 1, kTilesN>>(p, context);
@@ -452,7 +450,7 @@ void gemv_of(const LinearParams& p, Context& context) {
 }  // namespace
 
 void gemv_packed(const LinearParams& p, Context& context) {
-  if (p.weight.dtype == DType::i4) return gemv_of<DType::i4>(p, context);
+  if (p.weight().dtype == DType::i4) return gemv_of<DType::i4>(p, context);
   gemv_of<DType::i8>(p, context);
 }
 
