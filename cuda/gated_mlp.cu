@@ -62,7 +62,7 @@ void gated_mlp(const GatedMlpParams& p, Context& context) {
   const auto in_bf16 = [](DType weight) { return weight == DType::bf16 || dtype_is_packed(weight); };
   const bool bf16_throughout = p.x_dtype == DType::bf16 && in_bf16(p.up.dtype) && in_bf16(p.down.dtype);
   const bool scales = p.x_dtype == DType::f16 && gemm_takes(p.x_dtype, p.down.dtype, p.out_dtype) &&
-                      p.num_tokens > gemv_tokens(p.down.dtype);
+                      p.num_tokens > gemv_tokens(DType::f32, p.down.dtype);
   const size_t elements = static_cast<size_t>(block_tokens * std::max<int64_t>(p.inner_size, 1));
   const size_t h_bytes = round_up_256(elements * (bf16_throughout ? 2 : 4));
   const size_t scaled_bytes = scales ? round_up_256(elements * 2) : 0;

@@ -10,9 +10,9 @@
 // A unit of work is 16 or 32 weight rows, the rows of one or two A tiles; gated, 16 rows of gate
 // and the same of up. It belongs to one warp or to several that split its columns, as many as give
 // every multiprocessor a block, and add up in shared memory. A warp copies its rows by cp.async
-// into a ring of its own of 8 KiB, kStages pieces of 64 bytes a row. All but one are under way, so
-// that a block of eight warps has 48 KiB in flight or more; a multiprocessor of an H200 needs about
-// 30 KiB. Nothing waits for other warps. An mma sums over one block of 32 columns in two steps, for
+// into a ring of its own of 8 KiB, kStages pieces of 64 bytes a row. A stage is filled again as
+// soon as it is multiplied, so a warp has 8 KiB under way when it waits: 64 KiB for a block. A
+// multiprocessor of an H200 needs about 36 KiB. Nothing waits for other warps. An mma sums over one block of 32 columns in two steps, for
 // which lane t of a quad needs 8 columns that follow each other, of x 16 bytes and of the weight a
 // word or two. They come from the ring, whose chunks are permuted so that no bank conflicts,
 // because 16 bytes straight from memory would be of another group in each lane. Loads of scales run
@@ -57,10 +57,10 @@ struct Config {
   static constexpr int kBlocks = kType == DType::i4 ? 4 : 2;  // of kBlockColumns, in a piece
   static constexpr int kColumns = kBlocks * kBlockColumns;    // of a piece
   static constexpr int kStageBytes = kRows * kPieceBytes;
-  static constexpr int kCopies = kStageBytes / 16 / kWarpSize;                // of a lane, in a stage
-  static constexpr int kScaleLoads = kRows * kBlocks / kWarpSize;             // of a lane, in a piece
-  static constexpr int kScaleBytes = kRows * kBlocks * sizeof(float);         // of a piece
-  static constexpr int kWarpBytes = kStages * kStageBytes + 2 * kScaleBytes;  // two pieces of scales
+  static constexpr int kCopies = kStageBytes / 16 / kWarpSize;         // of a lane, in a stage
+  static constexpr int kScaleLoads = kRows * kBlocks / kWarpSize;      // of a lane, in a piece
+  static constexpr int kScaleBytes = kRows * kBlocks * sizeof(float);  // of a piece
+  static constexpr int kWarpBytes = kStages * kStageBytes + kScaleBytes;
   static constexpr int kSharedBytes = kWarps * kWarpBytes;
   static_assert(kRows * kTokens * sizeof(float) <= kStages * kStageBytes, "the ring has room for a warp's sums");
   static_assert(kSharedBytes <= 99 * 1024);
@@ -245,7 +245,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<X, C>) gemv
   const int slice = warp & ((1 << output.slices_log2) - 1);
   const int64_t first_row = (first_unit + (warp >> output.slices_log2)) * kUnitRows;
   unsigned char* ring = dynamic_shared() + warp * C::kWarpBytes;
-  float* scale_pieces = reinterpret_cast<float*>(ring + C::kStages * C::kStageBytes);
+  float* piece_scales = reinterpret_cast<float*>(ring + C::kStages * C::kStageBytes);
 
   const int all_pieces = static_cast<int>((p.row_bytes + kPieceBytes - 1) / kPieceBytes);
   const int num_pieces =
@@ -255,7 +255,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<X, C>) gemv
   RingFiller<C, kGated> filler(p, output, first_row, slice);
   ScaleLoader<C, kGated> loader(p, output, first_row, slice);
 #pragma unroll
-  for (int piece = 0; piece < C::kStages - 1; ++piece) {
+  for (int piece = 0; piece < C::kStages; ++piece) {
     if (piece < num_pieces) filler.fill(ring, step_bytes);
     cp_async_commit_group();
   }
@@ -284,12 +284,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<X, C>) gemv
       }
     };
     load_blocks(0);
-    float* piece_scales = scale_pieces + piece % 2 * (C::kScaleBytes / static_cast<int>(sizeof(float)));
     loader.store(p, piece_scales, scales);
-    cp_async_wait_group<C::kStages - 2>();
-    __syncwarp();  // the copies of all lanes are there, and all lanes are done with the piece before
-    if (piece + C::kStages - 1 < num_pieces) filler.fill(ring, step_bytes);
-    cp_async_commit_group();
+    cp_async_wait_group<C::kStages - 1>();
+    __syncwarp();  // the copies and scales of all lanes are there
     if (piece + 1 < num_pieces) loader.load(p, scales, step_columns);
 
       // Two blocks at a time. For many tokens the loop is not unrolled: loads that were all moved
@@ -344,6 +341,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<X, C>) gemv
         }
       }
     }
+    __syncwarp();  // all lanes are done with the piece
+    if (piece + C::kStages < num_pieces) filler.fill(ring, step_bytes);
+    cp_async_commit_group();
     x += step_columns;
     x_left -= step_columns;
     place = next_stage<C>(place);

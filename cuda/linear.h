@@ -124,6 +124,22 @@ RowOutputs row_outputs(const LinearParams& p, int rows_per_unit, int num_warps, 
   return r;
 }
 
+// Whether rows of `row_size` elements that begin at p all begin at a multiple of 16 bytes.
+inline bool rows_aligned(const void* p, int64_t row_size, DType dtype) {
+  return reinterpret_cast<uintptr_t>(p) % 16 == 0 && row_size * static_cast<int64_t>(dtype_size(dtype)) % 16 == 0;
+}
+
+// Whether gemv has wide loads: all rows are aligned, and a column's number is an int. Normalized rows
+// are in scratch memory.
+inline bool gemv_is_aligned(const LinearParams& p) {
+  const DType weight_dtype = p.weight().dtype;
+  return p.in_features < 1 << 30 && rows_aligned(p.norm.weight ? nullptr : p.x, p.in_features, p.x_dtype) &&
+         std::all_of(p.outputs, p.outputs + p.num_outputs, [&](const LinearOutput& o) {
+           return rows_aligned(o.weight.data, p.in_features, weight_dtype) &&
+                  rows_aligned(o.gate.data, p.in_features, weight_dtype);
+         });
+}
+
 // What `linear` puts in x_scratch, aligned to 256 bytes. The normalized rows of x, if it has a norm.
 // With quantized weights rows of x must begin at multiples of 16 bytes. If they do not, a copy of them,
 // padded with zeros to a multiple of 8 elements.
@@ -133,14 +149,17 @@ size_t x_scratch_bytes(const LinearParams& p);
 // these rows.
 void apply_norm(LinearParams* p, Context& context);
 
-// Up to so many tokens share one reading of the weights.
-constexpr int kGemvTokens = 8, kPackedGemvTokens = 16;
-inline int gemv_tokens(DType weight) { return dtype_is_packed(weight) ? kPackedGemvTokens : kGemvTokens; }
+// Up to so many tokens share one reading of the weights: 16 if the tensor cores multiply them.
+constexpr int kGemvTokens = 8, kTensorGemvTokens = 16;
+inline int gemv_tokens(DType x, DType weight) {
+  return dtype_is_packed(weight) || (x == weight && x != DType::f32) ? kTensorGemvTokens : kGemvTokens;
+}
 
-// Any float types and sizes; weights are read once for every kGemvTokens tokens.
+// Any float types and sizes; weights are read once for every gemv_tokens tokens, or for every
+// kGemvTokens if rows are not aligned to 16 bytes.
 void gemv(const LinearParams& p, Context& context);
 // Weights of i8 or i4, any sizes and types of x and out; weights are read once for every
-// kPackedGemvTokens tokens.
+// kTensorGemvTokens tokens.
 void gemv_packed(const LinearParams& p, Context& context);
 // By tensor cores: x of a 16-bit type, the weight of that type, i8 or i4, out of x's type or f32.
 inline bool gemm_takes(DType x, DType weight, DType out) {
@@ -149,7 +168,9 @@ inline bool gemm_takes(DType x, DType weight, DType out) {
 void gemm(const LinearParams& p, const LinearOutput& output, Context& context);
 // Whether gemm suits, and not gemv or gemv_packed.
 inline bool suits_gemm(const LinearParams& p) {
-  return p.num_tokens > gemv_tokens(p.weight().dtype) &&
+  const DType weight_dtype = p.weight().dtype;
+  const bool shares = dtype_is_packed(weight_dtype) || gemv_is_aligned(p);
+  return p.num_tokens > (shares ? gemv_tokens(p.x_dtype, weight_dtype) : kGemvTokens) &&
          std::all_of(p.outputs, p.outputs + p.num_outputs,
                      [&](const LinearOutput& o) { return gemm_takes(p.x_dtype, o.weight.dtype, o.dtype); });
 }
@@ -162,11 +183,6 @@ void gated_activation_to_bf16(const GatedActivationParams& p, Context& context);
 // Throws unless x and out are f32, f16 or bf16, the weight one of these or i8 or i4, and
 // `accumulate` goes with an f32 output.
 void check_linear_types(const char* name, DType x, DType weight, DType out, bool accumulate);
-
-// Whether rows of `row_size` elements that begin at p all begin at a multiple of 16 bytes.
-inline bool rows_aligned(const void* p, int64_t row_size, DType dtype) {
-  return reinterpret_cast<uintptr_t>(p) % 16 == 0 && row_size * static_cast<int64_t>(dtype_size(dtype)) % 16 == 0;
-}
 
 // out[index] = value, or += value, where out is f32.
 __device__ __forceinline__ void put(void* out, DType dtype, int64_t index, float value, bool accumulate) {

@@ -1,6 +1,6 @@
-// out (+)= x weight^T: few tokens by gemv or gemv_packed, all outputs in one launch, more by gemm,
-// an output each. The former also multiply f32 and mixed types, 8 tokens at a time, or 16 if the
-// weight is quantized. A norm of x is a launch of its own before.
+// out (+)= x weight^T: up to 16 tokens by gemv or gemv_packed, all outputs in one launch, more by
+// gemm, an output each. The former also multiply f32 and mixed types, any number of tokens. A norm of
+// x is a launch of its own before.
 #include "linear.h"
 
 namespace diffqkv::cuda {

@@ -191,7 +191,7 @@ std::vector<Check> traffic_checks() {
     checks.push_back({"decode attention" + size, [dim] { return check_decode_saving(dim); }});
     checks.push_back({"prefill attention" + size, [dim] { return check_prefill_traffic(dim); }});
   }
-  for (const int64_t num_tokens : {1, 4, 8}) {
+  for (const int64_t num_tokens : {1, 4, 8, 16}) {
     checks.push_back(
         {"GEMV, " + std::to_string(num_tokens) + " tokens", [num_tokens] { return check_gemv_traffic(num_tokens); }});
   }

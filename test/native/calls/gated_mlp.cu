@@ -120,6 +120,8 @@ void add_ptx(CallList* calls) {
     }
     gated({dtype, 3, 264, 40, 24, true, Activation::silu, false}, kSmallGpu);
     gated({dtype, 6, 1032, 83, 40}, kSmallGpu);
+    gated({dtype, 2, 20488, 20, 16}, kTinyGpu);  // x does not fit in shared memory
+    gated({dtype, 12, 2056, 20, 16}, kTinyGpu);
     gated({dtype, 70, 387, 35, 40}, kTinyGpu);
     gated({dtype, 20, 264, 136, 72}, kSmallGpu);
     gated({dtype, 11, 264, 1100, 24}, kTinyGpu);
@@ -258,6 +260,7 @@ OperatorCalls gated_mlp_calls() {
                                      .packing = {kI8, 32}});
   seeded("f16", {kF16, 20, 128, 96, 64});
   seeded("few tokens", {kBf16, 2, 128, 96, 64});
+  seeded("several units of a block", {kBf16, 10, 264, 300, 64});
   seeded("many tokens", {kBf16, 40, 128, 96, 64});
   seeded("f32, few tokens", {kF32, 3, 64, 48, 32});
   add_small(&calls.small);

@@ -150,7 +150,7 @@ void reference(const MatmulParams& p, Context& context) {
 
 namespace {
 
-// From PTX: gemv_tensor<T, kGated, kHalves>, gemv_plain<W, kGated, kTokens>, gemv_any<kGated>, gemv_packed<X, kType,
+// From PTX: gemv_tensor<T, kGated, kHalves, kTilesN, kStaged>, gemv_plain<W, kGated, kTokens>, gemv_any<kGated>, gemv_packed<X, kType,
 // kGated, Config> and gemm_kernel<T, kWeight, Config, kGated, kAligned>, each at sizes that leave parts of tiles over.
 void add_ptx(CallList* calls) {
   const auto product = [&](const MatmulCase& c, const PlannedGpu& gpu, bool wide_x = false) {
@@ -166,6 +166,13 @@ void add_ptx(CallList* calls) {
       product({dtype, 2, 264, 24, accumulate}, kLargeGpu);
       product({dtype, 8, 4104, 21, accumulate}, kLargeGpu);
       product({dtype, 5, 1032, 203, accumulate}, kSmallGpu);
+      product({dtype, 3, 136, 150, accumulate}, kTinyGpu);
+      product({dtype, 13, 264, 35, accumulate}, kTinyGpu);
+      // x does not fit in shared memory.
+      product({dtype, 2, 20488, 35, accumulate}, kTinyGpu);
+      product({dtype, 16, 2056, 35, accumulate}, kTinyGpu);
+      product({dtype, 2, 60008, 9, accumulate}, kLargeGpu);
+      product({dtype, 9, 20488, 9, accumulate}, kLargeGpu);
       product({dtype, 20, 387, 51, accumulate}, kTinyGpu);
       product({dtype, 70, 515, 130, accumulate}, kTinyGpu);
       product({dtype, 20, 328, 320, accumulate}, kSmallGpu);
@@ -241,6 +248,7 @@ OperatorCalls matmul_calls() {
   seeded("GEMM, rows not aligned", {kBf16, 20, 131, 50});
   seeded("GEMM, large tiles", {kBf16, 260, 96, 1024});
   seeded("GEMV", {kBf16, 3, 264, 96, true});
+  seeded("GEMV, several units of a block", {kBf16, 9, 264, 1300});
   seeded("GEMM", {kBf16, 70, 200, 136});
   seeded("GEMM, accumulated", {kF16, 17, 72, 72, true});
   seeded("GEMV, i4", {.dtype = kBf16,
