@@ -1,7 +1,7 @@
 // out (+)= (activation(x gate^T) * (x up^T)) down^T, or activation(x up^T) down^T: one kernel for gate, up and the
-// activation, one for down; bound as gemv and gemm are. gemm has only silu in its epilogue, because the others, in each of
-// its unrolled elements, would be most of its code. They, and what has no gate, take a kernel for each product and one for
-// the activation.
+// activation, which with few tokens also forms the other products of x, and one for down; bound as gemv and gemm are. gemm
+// has only silu in its epilogue, because the others, in each of its unrolled elements, would be most of its code. They, and
+// what has no gate, take a kernel for each product and one for the activation.
 //
 // What lies between, h, is rounded at most once: to bf16 if x is bf16 and the weights are bf16 or
 // quantized, else it stays f32. f16 ends at 65,504, which activation(a) * b leaves easily: for
@@ -62,7 +62,7 @@ void gated_mlp(const GatedMlpParams& p, Context& context) {
   const auto in_bf16 = [](DType weight) { return weight == DType::bf16 || dtype_is_packed(weight); };
   const bool bf16_throughout = p.x_dtype == DType::bf16 && in_bf16(p.up.dtype) && in_bf16(p.down.dtype);
   const bool scales = p.x_dtype == DType::f16 && gemm_takes(p.x_dtype, p.down.dtype, p.out_dtype) &&
-                      p.num_tokens > gemv_tokens(p.down.dtype);
+                      p.num_tokens > gemv_tokens(DType::f32, p.down.dtype);
   const size_t elements = static_cast<size_t>(block_tokens * std::max<int64_t>(p.inner_size, 1));
   const size_t h_bytes = round_up_256(elements * (bf16_throughout ? 2 : 4));
   const size_t scaled_bytes = scales ? round_up_256(elements * 2) : 0;
@@ -71,19 +71,24 @@ void gated_mlp(const GatedMlpParams& p, Context& context) {
   const size_t product_bytes =
       p.gate.data && p.activation == Activation::silu ? 0 : round_up_256(elements * sizeof(float));
   const size_t products_bytes = (p.gate.data ? product_bytes : 0) + (bf16_throughout ? product_bytes : 0);
-  // A copy of x or of h, if a product needs one.
-  const auto copy_bytes = [&](const WeightView& weight, const void* x, DType dtype, int64_t width) {
-    LinearParams product;
-    product.weight = weight;
-    product.x = x;
-    product.x_dtype = dtype;
-    product.num_tokens = block_tokens;
-    product.in_features = width;
-    return x_scratch_bytes(product);
-  };
-  const size_t x_bytes =
-      std::max(copy_bytes(p.up, p.x, p.x_dtype, p.in_features), copy_bytes(p.down, nullptr, DType::f32, p.inner_size));
-  const size_t h_offset = round_up_256(x_bytes);
+  const DType h_dtype = bf16_throughout ? DType::bf16 : DType::f32;
+  LinearParams first;
+  first.x = p.x;
+  first.norm = p.norm;
+  first.x_dtype = p.x_dtype;
+  first.num_tokens = block_tokens;
+  first.in_features = p.in_features;
+  first.activation = p.activation;
+  first.add({{p.up, nullptr, p.inner_size}, p.gate, h_dtype});
+  for (int i = 0; i < p.num_others; ++i) first.add({p.others[i], {}, p.out_dtype});
+  LinearParams down;
+  down.x_dtype = DType::f32;
+  down.num_tokens = block_tokens;
+  down.in_features = p.inner_size;
+  down.accumulate = p.accumulate;
+  down.add({{p.down, p.out, p.out_features}, {}, p.out_dtype});
+  // Copies of x and then of h, if a product needs one.
+  const size_t h_offset = round_up_256(std::max(x_scratch_bytes(first), x_scratch_bytes(down)));
   char* x_scratch =
       static_cast<char*>(context.scratch(h_offset + h_bytes + products_bytes + scaled_bytes + scale_bytes));
   char* h = x_scratch + h_offset;
@@ -91,44 +96,46 @@ void gated_mlp(const GatedMlpParams& p, Context& context) {
   char* up_product = !bf16_throughout ? h : p.gate.data ? gate_product + product_bytes : gate_product;
   char* scaled_h = h + h_bytes + products_bytes;
 
+  first.x_scratch = down.x_scratch = x_scratch;
+  first.outputs[0].out = h;
+  down.x = h;
+  down.x_dtype = h_dtype;
+  // Rows of `size` elements of a tensor, from `token` on.
+  const auto rows = [](const void* data, int64_t token, int64_t size, DType dtype) {
+    const int64_t offset = token * size * static_cast<int64_t>(dtype_size(dtype));
+    return const_cast<char*>(static_cast<const char*>(data)) + offset;
+  };
   for (int64_t token = 0; token < p.num_tokens; token += block_tokens) {
     const int64_t num_tokens = std::min(block_tokens, p.num_tokens - token);
-    LinearParams gated;
-    gated.x = static_cast<const char*>(p.x) + token * p.in_features * static_cast<int64_t>(dtype_size(p.x_dtype));
-    gated.x_dtype = p.x_dtype;
-    gated.x_scratch = x_scratch;
-    gated.weight = p.up;
-    gated.out_dtype = bf16_throughout ? DType::bf16 : DType::f32;
-    gated.num_tokens = num_tokens;
-    gated.in_features = p.in_features;
-    gated.out_features = p.inner_size;
-    gated.activation = p.activation;
-    if (p.gate.data && (p.activation == Activation::silu || !suits_gemm(gated))) {
-      gated.weight = p.gate;
-      gated.up = p.up;
-      gated.out = h;
-      linear(gated, context);
+    first.x = rows(p.x, token, p.in_features, p.norm.weight ? DType::f32 : p.x_dtype);
+    first.num_tokens = num_tokens;
+    for (int i = 0; i < p.num_others; ++i)
+      first.outputs[1 + i].out = rows(p.others[i].out, token, p.others[i].out_features, p.out_dtype);
+    if (p.gate.data && (p.activation == Activation::silu || !suits_gemm(first))) {
+      linear(first, context);
     } else {
-      gated.out_dtype = DType::f32;
-      gated.out = up_product;
-      linear(gated, context);
+      LinearParams products = first;
+      apply_norm(&products, context);
+      const auto product = [&](LinearOutput output) {
+        LinearParams one = products;
+        one.num_outputs = 0;
+        one.add(output);
+        linear(one, context);
+      };
+      product({{p.up, up_product, p.inner_size}, {}, DType::f32});
+      if (p.gate.data) product({{p.gate, gate_product, p.inner_size}, {}, DType::f32});
+      for (int i = 0; i < p.num_others; ++i) product(first.outputs[1 + i]);
       GatedActivationParams activation;
+      activation.gate = p.gate.data ? gate_product : nullptr;
       activation.up = up_product;
       activation.out = h;
       activation.count = num_tokens * p.inner_size;
       activation.activation = p.activation;
-      if (p.gate.data) {
-        gated.weight = p.gate;
-        gated.out = gate_product;
-        linear(gated, context);
-        activation.gate = gate_product;
-      }
       bf16_throughout ? gated_activation_to_bf16(activation, context) : gated_activation(activation, context);
     }
 
-    LinearParams down;
-    down.x = h;
-    down.x_dtype = bf16_throughout ? DType::bf16 : DType::f32;
+    down.num_tokens = num_tokens;
+    down.outputs[0].out = rows(p.out, token, p.out_features, p.out_dtype);
     if (scales) {
       const ScaleRowsParams scaling = {reinterpret_cast<const float*>(h), reinterpret_cast<f16*>(scaled_h),
                                        reinterpret_cast<float*>(scaled_h + scaled_bytes), p.inner_size};
@@ -141,14 +148,6 @@ void gated_mlp(const GatedMlpParams& p, Context& context) {
       down.x_dtype = DType::f16;
       down.row_scale = scaling.row_scale;
     }
-    down.x_scratch = x_scratch;
-    down.weight = p.down;
-    down.out = static_cast<char*>(p.out) + token * p.out_features * static_cast<int64_t>(dtype_size(p.out_dtype));
-    down.out_dtype = p.out_dtype;
-    down.num_tokens = num_tokens;
-    down.in_features = p.inner_size;
-    down.out_features = p.out_features;
-    down.accumulate = p.accumulate;
     linear(down, context);
   }
 }

@@ -439,39 +439,42 @@ __global__ void __launch_bounds__(C::kThreads, 2) gemm_kernel(GemmParams p) {
 // ---- Launchers.
 
 template <typename C>
-int64_t num_blocks(const LinearParams& p) {
-  const int rows = p.up.data ? C::kN / 2 : C::kN;
-  return (p.num_tokens + C::kM - 1) / C::kM * ((p.out_features + rows - 1) / rows);
+int64_t num_blocks(const LinearParams& p, const LinearOutput& output) {
+  const int rows = output.gate.data ? C::kN / 2 : C::kN;
+  return (p.num_tokens + C::kM - 1) / C::kM * ((output.out_features + rows - 1) / rows);
 }
 
 template <typename T, DType kWeight, typename C, bool kAligned>
-void launch_gemm(const LinearParams& linear, Context& context) {
+void launch_gemm(const LinearParams& linear, const LinearOutput& output, Context& context) {
   constexpr bool kPacked = kWeight == DType::i8 || kWeight == DType::i4;
+  const bool gated = output.gate.data != nullptr;
+  const WeightView weight = gated ? output.gate : output.weight;
+  const WeightView up = gated ? output.weight : WeightView{};
   GemmParams p = {linear.x,
-                  linear.weight.data,
-                  linear.up.data,
-                  linear.out,
+                  weight.data,
+                  up.data,
+                  output.out,
                   linear.row_scale,
-                  linear.out_dtype == DType::f32,
+                  output.dtype == DType::f32,
                   linear.accumulate,
                   linear.num_tokens,
                   linear.in_features,
-                  linear.out_features,
+                  output.out_features,
                   static_cast<int>((linear.num_tokens + C::kM - 1) / C::kM)};
   if constexpr (kPacked) {
     if (linear.x_stride) p.in_features = linear.x_stride;
-    p.scales = static_cast<const uint16_t*>(linear.weight.scales);
-    p.up_scales = static_cast<const uint16_t*>(linear.up.scales);
-    p.f16_scales = linear.weight.scale_dtype == DType::f16;
+    p.scales = static_cast<const uint16_t*>(weight.scales);
+    p.up_scales = static_cast<const uint16_t*>(up.scales);
+    p.f16_scales = weight.scale_dtype == DType::f16;
     p.row_bytes = weight_row_bytes(kWeight, linear.in_features);
-    p.row_groups = static_cast<int>(weight_row_groups(linear.in_features, linear.weight.group_size));
-    p.group_log2 = linear.weight.group_size == 32 ? 5 : linear.weight.group_size == 64 ? 6 : 7;
+    p.row_groups = static_cast<int>(weight_row_groups(linear.in_features, weight.group_size));
+    p.group_log2 = weight.group_size == 32 ? 5 : weight.group_size == 64 ? 6 : 7;
   }
   LaunchShape shape;
-  shape.grid[0] = static_cast<unsigned>(num_blocks<C>(linear));
+  shape.grid[0] = static_cast<unsigned>(num_blocks<C>(linear, output));
   shape.threads = C::kThreads;
   shape.shared_bytes = kPacked ? C::packed_shared_bytes(packed_block_bytes(kWeight)) : C::kSharedBytes;
-  if (linear.up.data) {
+  if (gated) {
     return launch(kPacked ? "gemm_packed_gated" : "gemm_gated", gemm_kernel<T, kWeight, C, true, kAligned>, shape,
                   context.stream, p);
   }
@@ -479,32 +482,33 @@ void launch_gemm(const LinearParams& linear, Context& context) {
 }
 
 template <typename T, DType kWeight>
-void gemm_of(const LinearParams& p, Context& context) {
+void gemm_of(const LinearParams& p, const LinearOutput& output, Context& context) {
   const bool operands_aligned =
-      dtype_is_packed(kWeight) ||
-      (rows_aligned(p.x, p.in_features, p.x_dtype) && rows_aligned(p.weight.data, p.in_features, p.weight.dtype) &&
-       (!p.up.data || rows_aligned(p.up.data, p.in_features, p.weight.dtype)));
-  const bool aligned = operands_aligned && rows_aligned(p.out, p.out_features, p.out_dtype) && p.out_features % 8 == 0;
-  if (!aligned) return launch_gemm<T, kWeight, Small, false>(p, context);
+      dtype_is_packed(kWeight) || (rows_aligned(p.x, p.in_features, p.x_dtype) &&
+                                   rows_aligned(output.weight.data, p.in_features, output.weight.dtype) &&
+                                   rows_aligned(output.gate.data, p.in_features, output.weight.dtype));
+  const bool aligned =
+      operands_aligned && rows_aligned(output.out, output.out_features, output.dtype) && output.out_features % 8 == 0;
+  if (!aligned) return launch_gemm<T, kWeight, Small, false>(p, output, context);
   // The largest tile that leaves few multiprocessors idle.
   const int64_t wanted = context.num_multiprocessors - context.num_multiprocessors / 4;
-  if (num_blocks<Large>(p) >= wanted) return launch_gemm<T, kWeight, Large, true>(p, context);
-  if (num_blocks<Small>(p) >= wanted) return launch_gemm<T, kWeight, Small, true>(p, context);
-  launch_gemm<T, kWeight, Narrow, true>(p, context);
+  if (num_blocks<Large>(p, output) >= wanted) return launch_gemm<T, kWeight, Large, true>(p, output, context);
+  if (num_blocks<Small>(p, output) >= wanted) return launch_gemm<T, kWeight, Small, true>(p, output, context);
+  launch_gemm<T, kWeight, Narrow, true>(p, output, context);
 }
 
 template <typename T, DType kWeight>
-void gemm_of_weights(const LinearParams& p, Context& context) {
-  if (p.weight.dtype == DType::i8) return gemm_of<T, DType::i8>(p, context);
-  if (p.weight.dtype == DType::i4) return gemm_of<T, DType::i4>(p, context);
-  gemm_of<T, kWeight>(p, context);
+void gemm_of_weights(const LinearParams& p, const LinearOutput& output, Context& context) {
+  if (output.weight.dtype == DType::i8) return gemm_of<T, DType::i8>(p, output, context);
+  if (output.weight.dtype == DType::i4) return gemm_of<T, DType::i4>(p, output, context);
+  gemm_of<T, kWeight>(p, output, context);
 }
 
 }  // namespace
 
-void gemm(const LinearParams& p, Context& context) {
-  if (p.x_dtype == DType::bf16) return gemm_of_weights<bf16, DType::bf16>(p, context);
-  gemm_of_weights<f16, DType::f16>(p, context);
+void gemm(const LinearParams& p, const LinearOutput& output, Context& context) {
+  if (p.x_dtype == DType::bf16) return gemm_of_weights<bf16, DType::bf16>(p, output, context);
+  gemm_of_weights<f16, DType::f16>(p, output, context);
 }
 
 }  // namespace diffqkv::cuda

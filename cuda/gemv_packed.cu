@@ -10,9 +10,9 @@
 // A unit of work is 16 or 32 weight rows, the rows of one or two A tiles; gated, 16 rows of gate
 // and the same of up. It belongs to one warp or to several that split its columns, as many as give
 // every multiprocessor a block, and add up in shared memory. A warp copies its rows by cp.async
-// into a ring of its own of 8 KiB, kStages pieces of 64 bytes a row. All but one are under way, so
-// that a block of eight warps has 48 KiB in flight or more; a multiprocessor of an H200 needs about
-// 30 KiB. Nothing waits for other warps. An mma sums over one block of 32 columns in two steps, for
+// into a ring of its own of 8 KiB, kStages pieces of 64 bytes a row. A stage is filled again as
+// soon as it is multiplied, so a warp has 8 KiB under way when it waits: 64 KiB for a block. A
+// multiprocessor of an H200 needs about 36 KiB. Nothing waits for other warps. An mma sums over one block of 32 columns in two steps, for
 // which lane t of a quad needs 8 columns that follow each other, of x 16 bytes and of the weight a
 // word or two. They come from the ring, whose chunks are permuted so that no bank conflicts,
 // because 16 bytes straight from memory would be of another group in each lane. Loads of scales run
@@ -36,7 +36,6 @@ constexpr int kBlockColumns = 32;  // whose sum is multiplied by a scale
 struct PackedGemvParams {
   const void* x;
   RowOutputs outputs;
-  DType out_dtype;
   bool accumulate;
   int64_t num_tokens, in_features;
   int64_t x_stride;       // elements, a multiple of 8; what a row has beyond in_features is 0
@@ -58,10 +57,10 @@ struct Config {
   static constexpr int kBlocks = kType == DType::i4 ? 4 : 2;  // of kBlockColumns, in a piece
   static constexpr int kColumns = kBlocks * kBlockColumns;    // of a piece
   static constexpr int kStageBytes = kRows * kPieceBytes;
-  static constexpr int kCopies = kStageBytes / 16 / kWarpSize;                // of a lane, in a stage
-  static constexpr int kScaleLoads = kRows * kBlocks / kWarpSize;             // of a lane, in a piece
-  static constexpr int kScaleBytes = kRows * kBlocks * sizeof(float);         // of a piece
-  static constexpr int kWarpBytes = kStages * kStageBytes + 2 * kScaleBytes;  // two pieces of scales
+  static constexpr int kCopies = kStageBytes / 16 / kWarpSize;         // of a lane, in a stage
+  static constexpr int kScaleLoads = kRows * kBlocks / kWarpSize;      // of a lane, in a piece
+  static constexpr int kScaleBytes = kRows * kBlocks * sizeof(float);  // of a piece
+  static constexpr int kWarpBytes = kStages * kStageBytes + kScaleBytes;
   static constexpr int kSharedBytes = kWarps * kWarpBytes;
   static_assert(kRows * kTokens * sizeof(float) <= kStages * kStageBytes, "the ring has room for a warp's sums");
   static_assert(kSharedBytes <= 99 * 1024);
@@ -246,7 +245,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<X, C>) gemv
   const int slice = warp & ((1 << output.slices_log2) - 1);
   const int64_t first_row = (first_unit + (warp >> output.slices_log2)) * kUnitRows;
   unsigned char* ring = dynamic_shared() + warp * C::kWarpBytes;
-  float* scale_pieces = reinterpret_cast<float*>(ring + C::kStages * C::kStageBytes);
+  float* piece_scales = reinterpret_cast<float*>(ring + C::kStages * C::kStageBytes);
 
   const int all_pieces = static_cast<int>((p.row_bytes + kPieceBytes - 1) / kPieceBytes);
   const int num_pieces =
@@ -256,7 +255,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<X, C>) gemv
   RingFiller<C, kGated> filler(p, output, first_row, slice);
   ScaleLoader<C, kGated> loader(p, output, first_row, slice);
 #pragma unroll
-  for (int piece = 0; piece < C::kStages - 1; ++piece) {
+  for (int piece = 0; piece < C::kStages; ++piece) {
     if (piece < num_pieces) filler.fill(ring, step_bytes);
     cp_async_commit_group();
   }
@@ -285,12 +284,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<X, C>) gemv
       }
     };
     load_blocks(0);
-    float* piece_scales = scale_pieces + piece % 2 * (C::kScaleBytes / static_cast<int>(sizeof(float)));
     loader.store(p, piece_scales, scales);
-    cp_async_wait_group<C::kStages - 2>();
-    __syncwarp();  // the copies of all lanes are there, and all lanes are done with the piece before
-    if (piece + C::kStages - 1 < num_pieces) filler.fill(ring, step_bytes);
-    cp_async_commit_group();
+    cp_async_wait_group<C::kStages - 1>();
+    __syncwarp();  // the copies and scales of all lanes are there
     if (piece + 1 < num_pieces) loader.load(p, scales, step_columns);
 
       // Two blocks at a time. For many tokens the loop is not unrolled: loads that were all moved
@@ -345,6 +341,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<X, C>) gemv
         }
       }
     }
+    __syncwarp();  // all lanes are done with the piece
+    if (piece + C::kStages < num_pieces) filler.fill(ring, step_bytes);
+    cp_async_commit_group();
     x += step_columns;
     x_left -= step_columns;
     place = next_stage<C>(place);
@@ -386,29 +385,34 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<X, C>) gemv
       return total;
     };
     float value[1] = {sum(i % kUnitRows)};
+    const int64_t index = (first_token + token) * output.out_stride + row;
     if constexpr (kGated) {
-      activate(p.activation, value);
-      value[0] *= sum(16 + i % kUnitRows);
+      const float second = sum(16 + i % kUnitRows);
+      if (output.has_gate) {
+        activate(p.activation, value);
+        value[0] *= second;
+      } else {
+        put(output.out, output.dtype, index + output.out_features, second, false);
+      }
     }
-    put(output.out, p.out_dtype, (first_token + token) * output.out_features + row, value[0], p.accumulate);
+    put(output.out, output.dtype, index, value[0], p.accumulate);
   }
 }
 
 template <typename X, DType kType, bool kGated, typename C>
 void launch_gemv(const LinearParams& linear, Context& context) {
   int group_log2 = 5;
-  while (1 << group_log2 < linear.weight.group_size) ++group_log2;
+  while (1 << group_log2 < linear.weight().group_size) ++group_log2;
   PackedGemvParams p = {linear.x,
                         {},
-                        linear.out_dtype,
                         linear.accumulate,
                         linear.num_tokens,
                         linear.in_features,
                         linear.x_stride ? linear.x_stride : linear.in_features,
                         weight_row_bytes(kType, linear.in_features),
-                        weight_row_groups(linear.in_features, linear.weight.group_size),
+                        weight_row_groups(linear.in_features, linear.weight().group_size),
                         group_log2,
-                        linear.weight.scale_dtype == DType::f16,
+                        linear.weight().scale_dtype == DType::f16,
                         static_cast<int>((linear.num_tokens + C::kTokens - 1) / C::kTokens),
                         linear.activation};
   constexpr int kUnitRows = kGated ? 16 : C::kRows;
@@ -432,7 +436,7 @@ void launch_gemv(const LinearParams& linear, Context& context) {
 
 template <typename X, DType kType, int kTilesN>
 void gemv_of_tokens(const LinearParams& p, Context& context) {
-  if (p.up.data) return launch_gemv<X, kType, true, Config<kType, 2, kTilesN>>(p, context);
+  if (p.has_gate()) return launch_gemv<X, kType, true, Config<kType, 2, kTilesN>>(p, context);
   // Half as many rows to a unit if 32 would leave multiprocessors without one.
   if (p.all_features() <= int64_t{context.num_multiprocessors} * 16) {
     return launch_gemv<X, kType, false, Config<kType, 1, kTilesN>>(p, context);
@@ -452,7 +456,7 @@ void gemv_of(const LinearParams& p, Context& context) {
 }  // namespace
 
 void gemv_packed(const LinearParams& p, Context& context) {
-  if (p.weight.dtype == DType::i4) return gemv_of<DType::i4>(p, context);
+  if (p.weight().dtype == DType::i4) return gemv_of<DType::i4>(p, context);
   gemv_of<DType::i8>(p, context);
 }
 

@@ -1,8 +1,6 @@
-// out (+)= x weight^T: few tokens by gemv or gemv_packed, all outputs in one launch, more by gemm,
-// an output each. The former also multiply f32 and mixed types, 8 tokens at a time, or 16 if the
-// weight is quantized.
-#include <algorithm>
-
+// out (+)= x weight^T: up to 16 tokens by gemv or gemv_packed, all outputs in one launch, more by
+// gemm, an output each. The former also multiply f32 and mixed types, any number of tokens. A norm of
+// x is a launch of its own before.
 #include "linear.h"
 
 namespace diffqkv::cuda {
@@ -29,19 +27,25 @@ __global__ void __launch_bounds__(kThreads, 4) pad_rows(PadRowsParams p) {
 
 int64_t padded_row(const LinearParams& p) { return (p.in_features + 7) / 8 * 8; }
 
+size_t normed_bytes(const LinearParams& p) {
+  if (!p.norm.weight) return 0;
+  return (static_cast<size_t>(p.num_tokens * p.in_features) * dtype_size(p.x_dtype) + 255) / 256 * 256;
+}
+
+size_t padded_bytes(const LinearParams& p) {
+  const bool aligned = p.norm.weight || rows_aligned(p.x, 8, DType::f16);
+  if (!dtype_is_packed(p.weight().dtype) || (aligned && p.in_features % 8 == 0)) return 0;
+  return static_cast<size_t>(p.num_tokens * padded_row(p)) * dtype_size(p.x_dtype);
+}
+
 void gemm_each(const LinearParams& p, Context& context) {
-  for (int i = 0; i < p.num_outputs(); ++i) {
-    LinearParams one = p;
-    one.weight = p.output(i).weight;
-    one.out = p.output(i).out;
-    one.out_features = p.output(i).out_features;
-    one.num_others = 0;
-    if (one.out_features > 0) gemm(one, context);
+  for (int i = 0; i < p.num_outputs; ++i) {
+    if (p.outputs[i].out_features > 0) gemm(p, p.outputs[i], context);
   }
 }
 
 void linear_packed(LinearParams p, Context& context) {
-  if (x_scratch_bytes(p) > 0) {
+  if (padded_bytes(p) > 0) {
     p.x_stride = padded_row(p);
     const PadRowsParams pad = {p.x, p.x_scratch, p.num_tokens * p.x_stride, p.in_features, p.x_stride};
     LaunchShape shape;
@@ -64,14 +68,32 @@ void check_linear_types(const char* name, DType x, DType weight, DType out, bool
   }
 }
 
-size_t x_scratch_bytes(const LinearParams& p) {
-  if (!dtype_is_packed(p.weight.dtype) || (rows_aligned(p.x, 8, DType::f16) && p.in_features % 8 == 0)) return 0;
-  return static_cast<size_t>(p.num_tokens * padded_row(p)) * dtype_size(p.x_dtype);
+size_t x_scratch_bytes(const LinearParams& p) { return normed_bytes(p) + padded_bytes(p); }
+
+void apply_norm(LinearParams* p, Context& context) {
+  if (!p->norm.weight) return;
+  RmsNormParams norm;
+  norm.x = p->x;
+  norm.weight = p->norm.weight;
+  norm.out = p->x_scratch;
+  norm.out_dtype = p->x_dtype;
+  norm.num_tokens = p->num_tokens;
+  norm.hidden_size = p->in_features;
+  norm.eps = p->norm.eps;
+  rms_norm(norm, context);
+  p->x = p->x_scratch;
+  p->x_scratch = static_cast<char*>(p->x_scratch) + normed_bytes(*p);
+  p->norm = {};
 }
 
-void linear(const LinearParams& p, Context& context) {
+void linear(LinearParams p, Context& context) {
   if (p.num_tokens <= 0 || p.all_features() <= 0 || (p.accumulate && p.in_features <= 0)) return;
-  if (dtype_is_packed(p.weight.dtype)) return linear_packed(p, context);
+  apply_norm(&p, context);
+  if (!suits_gemm(p) && !has_row_outputs(p)) {
+    for (int i = 0; i < p.num_outputs; ++i) linear(p.single(i), context);
+    return;
+  }
+  if (dtype_is_packed(p.weight().dtype)) return linear_packed(p, context);
   if (suits_gemm(p) || p.row_scale) return gemm_each(p, context);
   gemv(p, context);
 }
@@ -80,16 +102,12 @@ void matmul(const MatmulParams& p, Context& context) {
   check_linear_types("matmul", p.x_dtype, p.weight.dtype, p.out_dtype, p.accumulate);
   LinearParams product;
   product.x = p.x;
-  product.weight = p.weight;
-  product.out = p.out;
+  product.norm = p.norm;
   product.x_dtype = p.x_dtype;
-  product.out_dtype = p.out_dtype;
   product.num_tokens = p.num_tokens;
   product.in_features = p.in_features;
-  product.out_features = p.out_features;
   product.accumulate = p.accumulate;
-  product.num_others = p.num_others;
-  std::copy_n(p.others, p.num_others, product.others);
+  for (int i = 0; i < p.num_outputs(); ++i) product.add({p.output(i), {}, p.out_dtype});
   const size_t scratch_bytes = x_scratch_bytes(product);
   if (scratch_bytes > 0) product.x_scratch = context.scratch(scratch_bytes);
   linear(product, context);

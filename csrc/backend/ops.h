@@ -93,6 +93,13 @@ struct QuantizeWeightParams {
   int64_t out_features = 0, in_features = 0, group_size = 32;
 };
 
+// A norm of x before it is multiplied. x is then f32. Each of its rows is normalized as by rms_norm,
+// with an f32 weight, and rounded to x_dtype; y = rms_norm(x) W^T.
+struct InputNorm {
+  const float* weight = nullptr;  // [in_features]; null: no norm, and x is of type x_dtype
+  float eps = 0;
+};
+
 struct MatmulOutput {
   WeightView weight;    // [out_features, in_features]
   void* out = nullptr;  // [num_tokens, out_features]
@@ -104,8 +111,9 @@ struct MatmulOutput {
 // layer are one call.
 struct MatmulParams {
   const void* x = nullptr;  // [num_tokens, in_features]
-  WeightView weight;        // [out_features, in_features]
-  void* out = nullptr;      // [num_tokens, out_features]
+  InputNorm norm = {};
+  WeightView weight;    // [out_features, in_features]
+  void* out = nullptr;  // [num_tokens, out_features]
   DType x_dtype = DType::f32, out_dtype = DType::f32;
   int64_t num_tokens = 0, in_features = 0, out_features = 0;
   bool accumulate = false;  // out must be f32
@@ -130,17 +138,21 @@ struct MatmulParams {
 
 // out (+)= (activation(x gate^T) * (x up^T)) down^T: a layer's FFN, and the MLP that augments Q.
 // Without a gate, out (+)= activation(x up^T) down^T. Gate and up have one type and group size; down
-// may have another.
+// may have another. `others` are products of the same x, of out's type and never accumulated, with
+// weights of the types and group size of gate and up: K, V and augmented Q of a layer are one call.
 struct GatedMlpParams {
   const void* x = nullptr;  // [num_tokens, in_features]
-  WeightView gate;          // [inner_size, in_features], or without data
-  WeightView up;            // [inner_size, in_features]
-  WeightView down;          // [out_features, inner_size]
-  void* out = nullptr;      // [num_tokens, out_features]
+  InputNorm norm = {};
+  WeightView gate;      // [inner_size, in_features], or without data
+  WeightView up;        // [inner_size, in_features]
+  WeightView down;      // [out_features, inner_size]
+  void* out = nullptr;  // [num_tokens, out_features]
   DType x_dtype = DType::f32, out_dtype = DType::f32;
   int64_t num_tokens = 0, in_features = 0, inner_size = 0, out_features = 0;
   Activation activation = Activation::silu;
   bool accumulate = false;  // out must be f32
+  MatmulOutput others[MatmulParams::kMaxOthers];
+  int num_others = 0;
 };
 
 // out = activation(gate) * up, elementwise, or activation(up) without a gate; all have the same

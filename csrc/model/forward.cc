@@ -97,7 +97,7 @@ class Graph {
       const int64_t first = layer < last ? 0 : n - num_last;
       const bool has_query = layer < last || step_.logits;
       const bool at_once = has_query && first == 0;  // the products with x of K, V and Q
-      normalize(w.input_norm, 0, n);
+      if (!w.input_norm.data()) convert_residual(0, n);
       if (config_.is_latent()) {
         latent_row(w, at_once);
       } else {
@@ -105,17 +105,16 @@ class Graph {
       }
       if (!has_query) return kv_append(layer, {});
       const int64_t count = n - first;
-      if (!at_once) project({query_output(w, first)}, first, count);
+      if (!at_once) query_products(w, {}, first, count);
       query(w, first, count);
       kv_append(layer, query_rotation(layer, first, count));
       attention(w, layer, first, count);
       if (config_.differential) subtract(w, first, count);
       if (config_.is_latent()) expand_values(w, first, count);
       attention_output(w, first, count);
-      normalize(w.ffn_norm, first, count);
+      if (!w.ffn_norm.data()) convert_residual(first, count);
       ffn(w, first, count);
     }
-    normalize(weights_.norm, n - num_last, num_last);
     logits(n - num_last, num_last);
   }
 
@@ -148,19 +147,15 @@ class Graph {
     backend_.embed(p);
   }
 
-  // normed = rms_norm(residual), for `count` rows from `first`. Without a weight, normed = residual.
-  void normalize(const Buffer& weight, int64_t first, int64_t count) {
-    if (!weight.data()) return convert_residual(first, count);
-    RmsNormParams p;
-    p.x = residual(first);
-    p.weight = weight.data();
-    p.out = row(ws_.normed, first, config_.hidden_size);
-    p.x_dtype = p.residual_dtype = p.weight_dtype = DType::f32;
-    p.out_dtype = dtype_;
-    p.num_tokens = count;
-    p.hidden_size = config_.hidden_size;
-    p.eps = static_cast<float>(config_.residual_eps);
-    backend_.rms_norm(p);
+  // x of the products that follow a norm: rows of residual, from `first` on. Without a norm, those
+  // of `converted`.
+  struct Input {
+    const void* x;
+    InputNorm norm;
+  };
+  Input input(const Buffer& norm, int64_t first) const {
+    if (!norm.data()) return {row(ws_.converted, first, config_.hidden_size), {}};
+    return {residual(first), {norm.as<float>(), static_cast<float>(config_.residual_eps)}};
   }
 
   // out[i] = scale * table[rows[i]], for `count` rows of `size` elements.
@@ -179,9 +174,9 @@ class Graph {
     backend_.embed(p);
   }
 
-  // normed = residual, in the type of the weights: the lookup of rows 0, 1, 2 and so on.
+  // converted = residual, in the type of the weights: the lookup of rows 0, 1, 2 and so on.
   void convert_residual(int64_t first, int64_t count) {
-    gather_rows(residual(first), DType::f32, ws_.rows, row(ws_.normed, first, config_.hidden_size), dtype_, count,
+    gather_rows(residual(first), DType::f32, ws_.rows, row(ws_.converted, first, config_.hidden_size), dtype_, count,
                 config_.hidden_size);
   }
 
@@ -244,12 +239,19 @@ class Graph {
     backend_.matmul(p);
   }
 
-  // Products of rows of normed with weights, for `count` rows from `first`. Outputs without a weight
-  // are left out.
-  void project(std::initializer_list<MatmulOutput> outputs, int64_t first, int64_t count) {
+  // Whether products with these weights may be one call.
+  static bool joins(const WeightView& a, const WeightView& b) {
+    return a.dtype == b.dtype && a.group_size == b.group_size && a.scale_dtype == b.scale_dtype;
+  }
+
+  // Products of hidden_size features with weights, for `count` rows. Outputs without a weight are
+  // left out.
+  void project(std::initializer_list<MatmulOutput> outputs, const Input& input, DType out_dtype, int64_t count) {
     MatmulParams p;
-    p.x = row(ws_.normed, first, config_.hidden_size);
-    p.x_dtype = p.out_dtype = dtype_;
+    p.x = input.x;
+    p.norm = input.norm;
+    p.x_dtype = dtype_;
+    p.out_dtype = out_dtype;
     p.num_tokens = count;
     p.in_features = config_.hidden_size;
     const auto flush = [&] {
@@ -259,10 +261,7 @@ class Graph {
     };
     for (const MatmulOutput& output : outputs) {
       if (!output.weight.data) continue;
-      const bool joins = p.weight.data && output.weight.dtype == p.weight.dtype &&
-                         output.weight.group_size == p.weight.group_size &&
-                         output.weight.scale_dtype == p.weight.scale_dtype && p.num_others < MatmulParams::kMaxOthers;
-      if (joins) {
+      if (p.weight.data && joins(output.weight, p.weight) && p.num_others < MatmulParams::kMaxOthers) {
         p.others[p.num_others++] = output;
         continue;
       }
@@ -274,7 +273,7 @@ class Graph {
     flush();
   }
 
-  // The product that Q begins with, for rows from `first` on. None if gated_mlp multiplies x.
+  // The product that Q begins with, for rows from `first` on. None if augmented Q is folded.
   MatmulOutput query_output(const LayerWeights& w, int64_t first) const {
     if (config_.is_latent()) {
       const Latent& latent = config_.latent;
@@ -286,11 +285,35 @@ class Graph {
     return {w.q.view(), row(config_.aug_q_size > 0 ? ws_.q_in : ws_.q, first, size), size};
   }
 
+  // The products with x that Q begins with, for `count` rows from `first`, and two others, which
+  // may be empty.
+  void query_products(const LayerWeights& w, const MatmulOutput (&others)[2], int64_t first, int64_t count) {
+    const Input x = input(w.input_norm, first);
+    if (config_.is_latent() || !weights_.folded) {
+      return project({others[0], others[1], query_output(w, first)}, x, dtype_, count);
+    }
+    GatedMlpParams p = augmented(w, row(ws_.q, first, config_.q_size()), count, config_.hidden_size);
+    p.x = x.x;
+    p.norm = x.norm;
+    for (const MatmulOutput& other : others) {
+      if (!other.weight.data) continue;
+      if (joins(other.weight, p.up)) {
+        p.others[p.num_others++] = other;
+      } else {
+        project({other}, x, dtype_, count);
+      }
+    }
+    backend_.gated_mlp(p);
+  }
+
   void keys_and_values(const LayerWeights& w, bool with_query) {
-    project({{w.k.view(), ws_.k.data(), config_.k_size()},
-             {w.v.view(), ws_.v.data(), config_.v_size()},
-             with_query ? query_output(w, 0) : MatmulOutput{}},
-            0, num_tokens_);
+    const MatmulOutput k = {w.k.view(), ws_.k.data(), config_.k_size()};
+    const MatmulOutput v = {w.v.view(), ws_.v.data(), config_.v_size()};
+    if (with_query) {
+      query_products(w, {k, v}, 0, num_tokens_);
+    } else {
+      project({k, v}, input(w.input_norm, 0), dtype_, num_tokens_);
+    }
     add_bias(ws_.k.data(), w.k_bias, dtype_, num_tokens_, config_.k_size());
     add_bias(ws_.v.data(), w.v_bias, dtype_, num_tokens_, config_.v_size());
     normalize_heads(ws_.k.data(), w.k_norm, num_tokens_, config_.k_size(), config_.rms_norm_eps);
@@ -303,10 +326,13 @@ class Graph {
   void latent_row(const LayerWeights& w, bool with_query) {
     const Latent& latent = config_.latent;
     const int64_t n = num_tokens_, size = config_.head_dim_k;
-    project({{w.latent.view(), ws_.latent.data(), latent.rank},
-             {w.rotary.view(), ws_.rotary.data(), latent.rope},
-             with_query ? query_output(w, 0) : MatmulOutput{}},
-            0, n);
+    const MatmulOutput vector = {w.latent.view(), ws_.latent.data(), latent.rank};
+    const MatmulOutput rotary = {w.rotary.view(), ws_.rotary.data(), latent.rope};
+    if (with_query) {
+      query_products(w, {vector, rotary}, 0, n);
+    } else {
+      project({vector, rotary}, input(w.input_norm, 0), dtype_, n);
+    }
     add_bias(ws_.latent.data(), w.latent_bias, dtype_, n, latent.rank);
     normalize_heads(ws_.latent.data(), w.latent_norm, n, latent.rank, kLatentEps);
     add_bias(ws_.rotary.data(), w.rotary_bias, dtype_, n, latent.rope);
@@ -400,10 +426,9 @@ class Graph {
     if (branch) add_branch(w.attention_out_norm, first, count);
   }
 
-  // out = W_down(silu(W_gate x) * W_up x) of augmented Q, for `count` rows.
-  void augment(const LayerWeights& w, const void* x, void* out, int64_t count, int64_t in_features) {
+  // out = W_down(silu(W_gate x) * W_up x) of augmented Q, for `count` rows. The caller sets x.
+  GatedMlpParams augmented(const LayerWeights& w, void* out, int64_t count, int64_t in_features) const {
     GatedMlpParams p;
-    p.x = x;
     p.gate = w.q_gate.view();
     p.up = w.q_up.view();
     p.down = w.q_down.view();
@@ -413,10 +438,10 @@ class Graph {
     p.in_features = in_features;
     p.inner_size = config_.aug_q_size;
     p.out_features = config_.q_size();
-    backend_.gated_mlp(p);
+    return p;
   }
 
-  // residual += W_down(act(W_gate x) * W_up x), for the rows x of normed, normalized if the
+  // residual += W_down(act(W_gate x) * W_up x), for x = rms_norm(residual), normalized if the
   // architecture does so.
   void ffn(const LayerWeights& w, int64_t first, int64_t count) {
     const bool branch = w.ffn_out_norm.data();
@@ -424,8 +449,10 @@ class Graph {
     if (config_.mlp_bias) {
       ffn_with_biases(w, first, count, out, !branch);
     } else {
+      const Input x = input(w.ffn_norm, first);
       GatedMlpParams p;
-      p.x = row(ws_.normed, first, config_.hidden_size);
+      p.x = x.x;
+      p.norm = x.norm;
       p.gate = w.gate.view();
       p.up = w.up.view();
       p.down = w.down.view();
@@ -442,17 +469,15 @@ class Graph {
     if (branch) add_branch(w.ffn_out_norm, first, count);
   }
 
-  // The same with biases: each product is a call of its own.
+  // The same with biases, which are calls of their own.
   void ffn_with_biases(const LayerWeights& w, int64_t first, int64_t count, float* out, bool accumulate) {
     const int64_t hidden = config_.hidden_size;
     const int64_t inner = config_.intermediate_size;
     const DType dtype = dtype_ == DType::bf16 ? DType::bf16 : DType::f32;
-    const auto inner_product = [&](const WeightBuffer& weight, const Buffer& bias, const Buffer& result) {
-      product(row(ws_.normed, first, hidden), weight.view(), result.data(), dtype_, dtype, count, hidden, inner);
-      add_bias(result.data(), bias, dtype, count, inner);
-    };
-    if (w.gate.data()) inner_product(w.gate, w.gate_bias, ws_.gate);
-    inner_product(w.up, w.up_bias, ws_.up);
+    project({{w.gate.view(), ws_.gate.data(), inner}, {w.up.view(), ws_.up.data(), inner}}, input(w.ffn_norm, first),
+            dtype, count);
+    if (w.gate.data()) add_bias(ws_.gate.data(), w.gate_bias, dtype, count, inner);
+    add_bias(ws_.up.data(), w.up_bias, dtype, count, inner);
     GatedActivationParams activation;
     activation.gate = w.gate.data() ? ws_.gate.data() : nullptr;
     activation.up = ws_.up.data();
@@ -465,17 +490,16 @@ class Graph {
     add_bias(out, w.down_bias, DType::f32, count, hidden);
   }
 
-  // Computes Q without RoPE, which kv_append applies.
+  // Computes Q from its products with x, without RoPE, which kv_append applies.
   void query(const LayerWeights& w, int64_t first, int64_t count) {
-    const int64_t hidden = config_.hidden_size;
     const int64_t size = config_.q_size();
     void* q = row(ws_.q, first, size);
     if (config_.is_latent()) {
       latent_query(w, count, q);
-    } else if (weights_.folded) {
-      augment(w, row(ws_.normed, first, hidden), q, count, hidden);
-    } else if (config_.aug_q_size > 0) {
-      augment(w, row(ws_.q_in, first, size), q, count, size);
+    } else if (config_.aug_q_size > 0 && !weights_.folded) {
+      GatedMlpParams p = augmented(w, q, count, size);
+      p.x = row(ws_.q_in, first, size);
+      backend_.gated_mlp(p);
     }
     add_bias(q, w.q_bias, dtype_, count, size);
     normalize_heads(q, w.q_norm, count, size, config_.rms_norm_eps);
@@ -602,8 +626,8 @@ class Graph {
   }
 
   void logits(int64_t first, int64_t count) {
-    product(row(ws_.normed, first, config_.hidden_size), weights_.output_matrix(), ws_.logits.data(), dtype_,
-            DType::f32, count, config_.hidden_size, config_.vocab_size);
+    project({{weights_.output_matrix(), ws_.logits.data(), config_.vocab_size}}, input(weights_.norm, first),
+            DType::f32, count);
     if (config_.logit_softcap == 0) return;
     SoftcapParams cap;
     cap.x = cap.out = ws_.logits.as<float>();
@@ -636,7 +660,6 @@ Workspace::Workspace(const std::shared_ptr<Backend>& backend, const Config& conf
     return Buffer(backend, kPrefillChunk * width * dtype_size(weights.dtype));
   };
   residual = Buffer(backend, kPrefillChunk * config.hidden_size * sizeof(float));
-  normed = activations(config.hidden_size);
   if (config.aug_q_size > 0 && !weights.folded) q_in = activations(config.q_size());
   q = activations(config.q_size());
   k = activations(config.k_size());
@@ -660,7 +683,10 @@ Workspace::Workspace(const std::shared_ptr<Backend>& backend, const Config& conf
   const Architecture& architecture = *config.architecture;
   if (architecture.attention_out_norm || architecture.ffn_out_norm)
     branch = Buffer(backend, kPrefillChunk * config.hidden_size * sizeof(float));
-  if (!architecture.input_norm || !architecture.ffn_norm) rows = numbers(kPrefillChunk, 0, 1);
+  if (!architecture.input_norm || !architecture.ffn_norm) {
+    rows = numbers(kPrefillChunk, 0, 1);
+    converted = activations(config.hidden_size);
+  }
   if (config.is_latent()) {
     const Latent& part = config.latent;
     const int64_t heads = config.num_q_heads, size = part.nope + part.rope;

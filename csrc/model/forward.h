@@ -32,7 +32,6 @@ struct Workspace {
   Buffer residual;  // [kPrefillChunk, hidden_size], f32
 
   // In the type of the weights.
-  Buffer normed;     // [kPrefillChunk, hidden_size]
   Buffer q_in;       // [kPrefillChunk, q_size]; only if augmented Q is not folded
   Buffer q;          // [kPrefillChunk, q_size]
   Buffer q_lifted;   // [kPrefillChunk, num_q_heads, head_dim_k]; only if Q absorbs the lift of K
@@ -50,7 +49,9 @@ struct Workspace {
   // f32 [kPrefillChunk, hidden_size]: what attention or FFN adds to the residual stream, if it is
   // normalized before.
   Buffer branch;
-  Buffer rows;  // i32 [kPrefillChunk]: 0, 1, 2 and so on; only if a layer has no norm before attention or FFN
+  // Only if a layer has no norm before attention or FFN: i32 [kPrefillChunk], 0, 1, 2 and so on; and
+  // [kPrefillChunk, hidden_size], the residual stream in the type of the weights.
+  Buffer rows, converted;
 
   // Of MLA: [kPrefillChunk, q_rank]; [kPrefillChunk, rank]; [kPrefillChunk, rope]; for all heads,
   // [kPrefillChunk, num_q_heads, max(nope + rope, v)], and the same with head_dim_k elements more;

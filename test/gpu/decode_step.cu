@@ -41,7 +41,6 @@ class DecodeStep {
         batch_(batch),
         norm_(std::vector<float>(static_cast<size_t>(model.hidden_size), 1.0f)),
         residual_(count_of({batch, model.hidden_size})),
-        normed_(activations(model.hidden_size)),
         q_(activations(q_size())),
         k_(activations(k_size())),
         v_(activations(v_size())),
@@ -67,16 +66,12 @@ class DecodeStep {
     embed_tokens(context);
     for (int64_t i = 0; i < m_.num_layers; ++i) {
       const Layer& layer = layers_[static_cast<size_t>(i)];
-      normalize(context);
-      keys_and_values(layer, context);
-      gated(layer.query, q_.data(), m_.aug_q_size, q_size(), false, context);
+      query_keys_values(layer, context);
       append(i, context);
       attend(i, context);
       add_product(attention_.data(), layer.o, q_size(), context);
-      normalize(context);
-      gated(layer.ffn, residual_.data(), m_.intermediate_size, m_.hidden_size, true, context);
+      ffn(layer, context);
     }
-    normalize(context);
     compute_logits(context);
     draw(context);
   }
@@ -165,33 +160,6 @@ class DecodeStep {
     embed(p, context);
   }
 
-  void normalize(Context& context) const {
-    RmsNormParams p;
-    p.x = residual_.data();
-    p.weight = norm_.data();
-    p.out = normed_.data();
-    p.out_dtype = kBf16;
-    p.num_tokens = batch_;
-    p.hidden_size = m_.hidden_size;
-    p.eps = 1e-5f;
-    rms_norm(p, context);
-  }
-
-  void keys_and_values(const Layer& layer, Context& context) const {
-    MatmulParams p;
-    p.x = normed_.data();
-    p.weight = {layer.k, kBf16};
-    p.out = k_.data();
-    p.x_dtype = kBf16;
-    p.out_dtype = kBf16;
-    p.num_tokens = batch_;
-    p.in_features = m_.hidden_size;
-    p.out_features = k_size();
-    p.others[0] = {{layer.v, kBf16}, v_.data(), v_size()};
-    p.num_others = 1;
-    matmul(p, context);
-  }
-
   // residual += x weight^T
   void add_product(const void* x, const void* weight, int64_t in, Context& context) const {
     MatmulParams p;
@@ -206,21 +174,39 @@ class DecodeStep {
     matmul(p, context);
   }
 
-  void gated(const Gated& weights, void* out, int64_t inner, int64_t out_features, bool accumulate,
-             Context& context) const {
+  InputNorm norm() const { return {norm_.data(), 1e-5f}; }
+
+  // Of the normalized residual stream.
+  GatedMlpParams gated(const Gated& weights, int64_t inner) const {
     GatedMlpParams p;
-    p.x = normed_.data();
+    p.x = residual_.data();
+    p.norm = norm();
     p.gate = {weights.gate, kBf16};
     p.up = {weights.up, kBf16};
     p.down = {weights.down, kBf16};
-    p.out = out;
     p.x_dtype = kBf16;
-    p.out_dtype = accumulate ? DType::f32 : kBf16;
     p.num_tokens = batch_;
     p.in_features = m_.hidden_size;
     p.inner_size = inner;
-    p.out_features = out_features;
-    p.accumulate = accumulate;
+    return p;
+  }
+
+  void query_keys_values(const Layer& layer, Context& context) const {
+    GatedMlpParams p = gated(layer.query, m_.aug_q_size);
+    p.out = q_.data();
+    p.out_dtype = kBf16;
+    p.out_features = q_size();
+    p.others[0] = {{layer.k, kBf16}, k_.data(), k_size()};
+    p.others[1] = {{layer.v, kBf16}, v_.data(), v_size()};
+    p.num_others = 2;
+    gated_mlp(p, context);
+  }
+
+  void ffn(const Layer& layer, Context& context) const {
+    GatedMlpParams p = gated(layer.ffn, m_.intermediate_size);
+    p.out = residual_.data();
+    p.out_features = m_.hidden_size;
+    p.accumulate = true;
     gated_mlp(p, context);
   }
 
@@ -282,7 +268,8 @@ class DecodeStep {
 
   void compute_logits(Context& context) const {
     MatmulParams p;
-    p.x = normed_.data();
+    p.x = residual_.data();
+    p.norm = norm();
     p.weight = {embedding_, kBf16};
     p.out = logits_.data();
     p.x_dtype = kBf16;
@@ -306,7 +293,7 @@ class DecodeStep {
   const Model m_;
   const int64_t kv_len_, batch_;
   const Memory<float> norm_, residual_;
-  const Memory<uint8_t> normed_, q_, k_, v_, attention_;
+  const Memory<uint8_t> q_, k_, v_, attention_;
   const Memory<float> logits_;
   const Memory<SampleRow> sample_rows_;  // greedy
   const Memory<int32_t> sampled_, tokens_, positions_, kv_lens_, sequences_;

@@ -113,6 +113,38 @@ std::string check_joined_products(const MatmulCase& c) {
   return "";
 }
 
+// Augmented Q and two products of its x, in one call, have the bits of each alone.
+std::string check_joined_mlp(const GatedMlpCase& c) {
+  for (const int multiprocessors : {1, 6, 132}) {
+    Call joined = gated_mlp_call(c), alone = gated_mlp_call(c);
+    std::string wrong = run_call(joined, nullptr, 0, nullptr, nullptr, multiprocessors);
+    GatedMlpParams p = std::get<GatedMlpParams>(alone.params);
+    const int num_others = std::exchange(p.num_others, 0);
+    set_operator(alone, gated_mlp, p);
+    if (wrong.empty()) wrong = run_call(alone, nullptr, 0, nullptr, nullptr, multiprocessors);
+    for (int i = 0; i < num_others && wrong.empty(); ++i) {
+      MatmulParams product;
+      product.x = p.x;
+      product.norm = p.norm;
+      product.weight = p.others[i].weight;
+      product.out = p.others[i].out;
+      product.x_dtype = p.x_dtype;
+      product.out_dtype = p.out_dtype;
+      product.num_tokens = p.num_tokens;
+      product.in_features = p.in_features;
+      product.out_features = p.others[i].out_features;
+      set_operator(alone, matmul, product);
+      wrong = run_call(alone, nullptr, 0, nullptr, nullptr, multiprocessors);
+    }
+    for (const char* out : {"out", "out2", "out3"}) {
+      if (wrong.empty() && alone.tensor(out).memory.values() != joined.tensor(out).memory.values())
+        wrong = std::string(out) + " has other bits";
+    }
+    if (!wrong.empty()) return std::to_string(multiprocessors) + " multiprocessors: " + wrong;
+  }
+  return "";
+}
+
 }  // namespace
 
 std::vector<Check> operator_checks() {
@@ -130,6 +162,23 @@ std::vector<Check> operator_checks() {
            [c] { return check_joined_products(c); }});
     }
   }
+  for (const DType dtype : {kF32, kF16, kBf16}) {
+    for (const DType weight : {dtype, kI8, kI4}) {
+      for (const int64_t in_features : {1032, 131}) {
+        GatedMlpCase c = {.dtype = dtype,
+                          .num_tokens = 2,
+                          .in_features = in_features,
+                          .inner_size = 200,
+                          .out_features = 40,
+                          .others = {72, 24},
+                          .has_norm = true};
+        if (weight != dtype) c.packing = {weight, 32};
+        checks.push_back({std::string("augmented Q of ") + dtype_name(dtype) + " by " + dtype_name(weight) +
+                              " with two products of " + std::to_string(in_features) + " features: as each alone",
+                          [c] { return check_joined_mlp(c); }});
+      }
+    }
+  }
   for (Check& check : kv_cache_checks()) checks.push_back(std::move(check));
   for (Check& check : selective_checks()) checks.push_back(std::move(check));
   return checks;
@@ -142,7 +191,7 @@ std::vector<Check> traffic_checks() {
     checks.push_back({"decode attention" + size, [dim] { return check_decode_saving(dim); }});
     checks.push_back({"prefill attention" + size, [dim] { return check_prefill_traffic(dim); }});
   }
-  for (const int64_t num_tokens : {1, 4, 8}) {
+  for (const int64_t num_tokens : {1, 4, 8, 16}) {
     checks.push_back(
         {"GEMV, " + std::to_string(num_tokens) + " tokens", [num_tokens] { return check_gemv_traffic(num_tokens); }});
   }

@@ -44,6 +44,7 @@ const FIGURES = [
   { what: 'loads in flight at the first wait', of: (loop) => loop.inFlightAtFirstWait ?? 0, more: 'better' },
   { what: 'loads in flight at most', of: (loop) => loop.inFlightAtMost ?? 0, more: 'better' },
   { what: 'loads in flight at least', of: (loop) => loop.inFlightAtLeast ?? 0, more: 'better' },
+  { what: 'copies in flight at the first wait', of: (loop) => loop.copiesInFlight ?? 0, more: 'better' },
   { what: 'moves from loads before the back-edge', of: (loop) => loop.carriedMoves ?? 0 },
   { what: 'spills', of: (loop) => loop.spills ?? 0 },
 ];
@@ -98,6 +99,7 @@ const COLUMNS = [
   ['first', (loop) => loop.inFlightAtFirstWait],
   ['most', (loop) => loop.inFlightAtMost],
   ['least', (loop) => loop.inFlightAtLeast],
+  ['copies', (loop) => loop.copiesInFlight],
   ['moves', (loop) => loop.carriedMoves],
   ['bars', (loop) => loop.barriers],
   ['spills', (loop) => loop.spills],
@@ -139,7 +141,8 @@ function checkSass({ disassembler, architecture, nvcc, builds, nameOf, table, wr
   console.log(
     `\nSASS: main loops for ${architecture}. first, most, least: loads in flight at the first wait for one, before`,
   );
-  console.log(`any wait, after any wait. moves: from loads before the back-edge.`);
+  console.log('any wait, after any wait. copies: LDGSTS in flight at the first wait for a group of them. moves: from');
+  console.log('loads before the back-edge.');
   console.log(formatRow(COLUMNS.map(([title]) => title)));
   const kernels = {};
   for (const { file, cubin } of builds) {

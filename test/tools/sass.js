@@ -239,6 +239,12 @@ function registers(instruction) {
   return { writes, reads };
 }
 
+/** The groups of copies that a wait leaves in flight; undefined if the instruction is no such wait. */
+function groupsLeft({ opcode, operands }) {
+  if (opcode !== 'DEPBAR.LE' || operands[0] !== 'SB0') return undefined;
+  return Number(operands[1]);
+}
+
 const isLoad = ({ name }) => name === 'LDG' || name === 'LD';
 const isWide = ({ opcode }) => /\.128\b/.test(opcode);
 
@@ -287,6 +293,39 @@ function loadsInFlight(body, own) {
 }
 
 /**
+ * The number of the loop's asynchronous copies (LDGSTS) that are in flight when the warp waits for
+ * a group of them for the first time in an iteration. LDGDEPBAR closes a group; DEPBAR.LE SB0, N
+ * waits until N groups are left. Copies of earlier iterations count, and the loop runs until it
+ * waits for its own, so the count is that of a long loop.
+ */
+function copiesInFlight(body, own) {
+  let closed = [];
+  let open = 0;
+  let first = 0;
+  const run = () => {
+    first = undefined;
+    for (const { instruction, left } of steps) {
+      if (instruction.name === 'LDGSTS') open++;
+      else if (instruction.name === 'LDGDEPBAR') {
+        closed.push(open);
+        open = 0;
+      } else {
+        first ??= closed.reduce((a, b) => a + b, open);
+        closed = left > 0 ? closed.slice(-left) : [];
+      }
+    }
+  };
+  const steps = body
+    .filter((instruction) => own.has(instruction))
+    .map((instruction) => ({ instruction, left: groupsLeft(instruction) }))
+    .filter(({ instruction, left }) => left !== undefined || /^LDG(STS|DEPBAR)$/.test(instruction.name));
+  const waits = steps.flatMap(({ left }) => left ?? []);
+  if (waits.length === 0) return 0;
+  for (let i = 0; i < Math.max(...waits) + 2; i++) run();
+  return first;
+}
+
+/**
  * Copies, for the next iteration, of a register that a global load of the same iteration wrote.
  * Nothing reads the copy before the back-edge. The warp waits for the load at the copy, so the load
  * is not a prefetch.
@@ -318,6 +357,7 @@ function carriedMoves(body, own) {
  * @property {number} inFlightAtFirstWait see loadsInFlight
  * @property {number} inFlightAtMost
  * @property {number} inFlightAtLeast
+ * @property {number} copiesInFlight see copiesInFlight
  * @property {number} carriedMoves see carriedMoves
  * @property {number} barriers
  * @property {number} spills loads and stores of local memory
@@ -358,6 +398,7 @@ function readSass(text) {
         inFlightAtFirstWait: atFirstWait,
         inFlightAtMost: atMost,
         inFlightAtLeast: atLeast,
+        copiesInFlight: copiesInFlight(body, own),
         carriedMoves: carriedMoves(body, own),
         barriers: count(({ name }) => name === 'BAR'),
         spills: count(({ name }) => name === 'LDL' || name === 'STL'),

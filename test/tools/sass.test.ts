@@ -18,6 +18,7 @@ interface MainLoop {
   inFlightAtFirstWait: number;
   inFlightAtMost: number;
   inFlightAtLeast: number;
+  copiesInFlight: number;
   carriedMoves: number;
   barriers: number;
   spills: number;
@@ -149,6 +150,21 @@ const TILES = `
   BRA \`(.L_x_6)
 `;
 
+// A ring of slots of two copies each, filled again after the product. WAIT leaves three groups in
+// flight.
+const RING = `
+.L_x_0:
+  DEPBAR.LE SB0, 0x3
+  LDS.128 R8, [R19]
+  LDS.128 R12, [R19+0x200]
+  HMMA.16816.F32.BF16 R28, R8, R16, R28
+  @P1 LDGSTS.E.BYPASS.LTC256B.128 [R19], desc[UR6][R14.64], P3
+  @P1 LDGSTS.E.BYPASS.LTC256B.128 [R19+0x200], desc[UR6][R14.64+0x40], P3
+  LDGDEPBAR
+  @!P0 BRA \`(.L_x_0)
+  EXIT
+`;
+
 const only = (text: string): Partial<MainLoop> => {
   const [found, ...others] = readSass(listing('kernel', text));
   expect(others).toEqual([]);
@@ -168,6 +184,7 @@ describe('the reader of SASS', () => {
       inFlightAtFirstWait: 3,
       inFlightAtMost: 3,
       inFlightAtLeast: 0,
+      copiesInFlight: 0,
       carriedMoves: 8,
       barriers: 0,
       spills: 0,
@@ -183,6 +200,21 @@ describe('the reader of SASS', () => {
   it('detects a prefetch that shares its scoreboard with a load that is waited for', () => {
     const shared = TWO_SETS.replaceAll('{sets 2}', '{sets 1}').replaceAll('{waits 0 2}', '{waits 0 1}');
     expect(only(shared)).toMatchObject({ inFlightAtFirstWait: 2, inFlightAtMost: 2, inFlightAtLeast: 0 });
+  });
+
+  it.each([
+    ['the slot that was multiplied', RING, 8],
+    ['two slots later', RING.replace('SB0, 0x3', 'SB0, 0x1'), 4],
+    ['with a wait for all', RING.replace('SB0, 0x3', 'SB0, 0x0'), 2],
+    [
+      'twice before a wait',
+      RING.replace('  LDGDEPBAR\n', '  LDGDEPBAR\n  LDGSTS.E.128 [R19], [R14.64]\n  LDGDEPBAR\n'),
+      7,
+    ],
+    ['with an empty group', RING.replace('  LDGDEPBAR\n', '  LDGDEPBAR\n  LDGDEPBAR\n'), 4],
+    ['with a wait for something else', RING.replace('DEPBAR.LE SB0', 'DEPBAR.LE SB1'), 0],
+  ])('counts the copies in flight of a ring that fills %s', (_, text, copies) => {
+    expect(only(text)).toMatchObject({ ldgsts: expect.any(Number), copiesInFlight: copies });
   });
 
   it.each([
@@ -241,6 +273,7 @@ describe('the comparison with the committed table', () => {
     inFlightAtFirstWait: 8,
     inFlightAtMost: 11,
     inFlightAtLeast: 2,
+    copiesInFlight: 8,
   };
   const compare = (change: Partial<MainLoop>) => compareLoops({ k: [loop] }, { k: [{ ...loop, ...change }] });
 
@@ -262,14 +295,15 @@ describe('the comparison with the committed table', () => {
     ['inFlightAtFirstWait', 7, 9],
     ['inFlightAtMost', 10, 12],
     ['inFlightAtLeast', 1, 3],
+    ['copiesInFlight', 7, 9],
   ])('%s: counts one fewer as worse and one more as better', (name, fewer, more) => {
     expect(compare({ [name]: fewer })).toMatchObject({
-      worse: [expect.stringContaining('loads in flight')],
+      worse: [expect.stringContaining('in flight at')],
       better: [],
     });
     expect(compare({ [name]: more })).toMatchObject({
       worse: [],
-      better: [expect.stringContaining('loads in flight')],
+      better: [expect.stringContaining('in flight at')],
     });
   });
 
@@ -330,7 +364,7 @@ describe('the check', () => {
     expect(Object.keys(kernels)).toEqual(['a.cu prefetch', 'a.cu tiles']);
     const { worse, printed } = check();
     expect({ worse, printed }).toEqual({ worse: 0, printed: expect.stringContaining('0 figures worse, 0 better') });
-    expect(printed).toMatch(/^ +0x40 +1 +16 +2 +8\.0 +- +- +3 +3 +3 +- +8 +- +-$/m);
+    expect(printed).toMatch(/^ +0x40 +1 +16 +2 +8\.0 +- +- +3 +3 +3 +- +- +8 +- +-$/m);
   });
 
   it('fails against a better table, and says where', () => {

@@ -16,6 +16,7 @@ enum ArenaSlot : int {
   kSlotInner,     // gated_mlp: the input of down
   kSlotGateSums,  // gated_gemv: x gate^T
   kSlotUpSums,    // gated_gemv: x up^T
+  kSlotNormed,    // the normalized rows of x
   kSlotOneDnn,    // scratchpad of a oneDNN primitive
   kNumSlots,
   kSlotAttention = kSlotX,      // scratch memory of the threads

@@ -284,6 +284,7 @@ struct MatmulCase {
   bool f32_out = false;
   Packing packing = {};
   std::vector<int64_t> others = {};  // out_features of the other outputs
+  bool has_norm = false;
 };
 Call matmul_call(const MatmulCase& c);
 // Adds random weights of standard deviation `scale`. Integers have one of 74 (i8) or 4.6 (i4). `dtype`: of weights that
@@ -291,6 +292,8 @@ Call matmul_call(const MatmulCase& c);
 WeightView add_weight(Call& call, const std::string& name, DType dtype, const Packing& packing, int64_t rows,
                       int64_t columns, float scale, uint64_t seed);
 std::string packing_text(const Packing& packing);
+// x and its norm, for a call of matmul or gated_mlp. Rows differ in size, which a norm takes out.
+void add_normed_x(Call& call, const void** x, InputNorm* norm, int64_t num_tokens, int64_t in_features);
 // The call of matmul or gated_mlp with x of f32, whatever the type of the weights.
 template <typename Params>
 Call with_wide_x(Call call, void (*launcher)(const Params&, Context&)) {
@@ -306,6 +309,8 @@ struct GatedMlpCase {
   Activation activation = Activation::silu;
   bool has_gate = true;
   Packing packing = {};
+  std::vector<int64_t> others = {};  // out_features of the other products of x
+  bool has_norm = false;
 };
 Call gated_mlp_call(const GatedMlpCase& c);
 

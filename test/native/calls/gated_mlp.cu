@@ -11,7 +11,11 @@ Call gated_mlp_call(const GatedMlpCase& c) {
   const float inner_scale = 1 / std::sqrt(static_cast<float>(c.inner_size));
   Call call;
   GatedMlpParams p;
-  p.x = add_random(call, "x", c.dtype, count_of({c.num_tokens, c.in_features}), 0.1f, 1);
+  if (c.has_norm) {
+    add_normed_x(call, &p.x, &p.norm, c.num_tokens, c.in_features);
+  } else {
+    p.x = add_random(call, "x", c.dtype, count_of({c.num_tokens, c.in_features}), 0.1f, 1);
+  }
   const auto weight = [&](const char* name, int64_t rows, int64_t columns, float scale, uint64_t seed) {
     return add_weight(call, name, c.dtype, c.packing, rows, columns, scale, seed);
   };
@@ -20,6 +24,15 @@ Call gated_mlp_call(const GatedMlpCase& c) {
   p.down = weight("down", c.out_features, c.inner_size, (c.has_gate ? 0.5f : 0.05f) * inner_scale, 4);
   p.out = add_output(call, "out", out_dtype, outputs, Comparison::values, c.out_features, c.dtype);
   if (c.accumulate) call.tensor("out").memory.upload(random_bytes(DType::f32, outputs, 0.1f, 5));
+  for (const int64_t size : c.others) {
+    const uint64_t i = static_cast<uint64_t>(p.num_others++);
+    const std::string number = std::to_string(i + 2), out = "out" + number;
+    MatmulOutput& other = p.others[i];
+    other.weight = weight(("weight" + number).c_str(), size, c.in_features, in_scale, 10 * i + 12);
+    other.out =
+        add_output(call, out.c_str(), out_dtype, count_of({c.num_tokens, size}), Comparison::values, size, c.dtype);
+    other.out_features = size;
+  }
   p.x_dtype = c.dtype;
   p.out_dtype = out_dtype;
   p.num_tokens = c.num_tokens;
@@ -52,7 +65,21 @@ __global__ void __launch_bounds__(kPlainThreads, 1) gated_element(GatedParams g)
 
 }  // namespace
 
-void reference(const GatedMlpParams& p, Context& context) {
+void reference(const GatedMlpParams& mlp, Context& context) {
+  GatedMlpParams p = mlp;
+  p.x = run_norm(p.x, p.norm, p.x_dtype, p.num_tokens, p.in_features, context);
+  for (int i = 0; i < p.num_others; ++i) {
+    MatmulParams other;
+    other.x = p.x;
+    other.weight = p.others[i].weight;
+    other.out = p.others[i].out;
+    other.x_dtype = p.x_dtype;
+    other.out_dtype = p.out_dtype;
+    other.num_tokens = p.num_tokens;
+    other.in_features = p.in_features;
+    other.out_features = p.others[i].out_features;
+    run_product(other, rounding_of(other.weight, p.x_dtype, p.num_tokens), context);
+  }
   const int64_t count = p.num_tokens * p.inner_size;
   const GatedParams g = {p, static_cast<float*>(context.scratch(static_cast<size_t>(count) * sizeof(float))),
                          rounding_of(p.up, p.x_dtype, p.num_tokens)};
@@ -93,6 +120,8 @@ void add_ptx(CallList* calls) {
     }
     gated({dtype, 3, 264, 40, 24, true, Activation::silu, false}, kSmallGpu);
     gated({dtype, 6, 1032, 83, 40}, kSmallGpu);
+    gated({dtype, 2, 20488, 20, 16}, kTinyGpu);  // x does not fit in shared memory
+    gated({dtype, 12, 2056, 20, 16}, kTinyGpu);
     gated({dtype, 70, 387, 35, 40}, kTinyGpu);
     gated({dtype, 20, 264, 136, 72}, kSmallGpu);
     gated({dtype, 11, 264, 1100, 24}, kTinyGpu);
@@ -141,6 +170,23 @@ void add_small(CallList* calls) {
       for (const auto& [name, activation] : kOtherActivations)
         add(type + ", " + name + ", " + tokens_text(tokens), {dtype, tokens, 128, 384, 72, false, activation});
       add(type + ", no gate, " + tokens_text(tokens), {dtype, tokens, 128, 384, 72, true, Activation::relu2, false});
+    }
+    for (const int64_t tokens : {1, 5, 12, 20}) {
+      for (const Packing& packing : {Packing{}, Packing{kI8, 32}, Packing{kI4, 64}}) {
+        for (const bool aligned : {true, false}) {
+          add(type + packing_text(packing) + ", with two products, " + (aligned ? "" : "rows not aligned, ") +
+                  tokens_text(tokens),
+              {.dtype = dtype,
+               .num_tokens = tokens,
+               .in_features = aligned ? 264 : 131,
+               .inner_size = 104,
+               .out_features = 72,
+               .activation = tokens == 12 ? Activation::gelu : Activation::silu,
+               .packing = packing,
+               .others = {24, 9},
+               .has_norm = aligned || tokens == 5});
+        }
+      }
     }
     for (const DType packed : {kI8, kI4}) {
       const std::string types = type + " by " + text_of(packed) + ", ";
@@ -214,6 +260,7 @@ OperatorCalls gated_mlp_calls() {
                                      .packing = {kI8, 32}});
   seeded("f16", {kF16, 20, 128, 96, 64});
   seeded("few tokens", {kBf16, 2, 128, 96, 64});
+  seeded("several units of a block", {kBf16, 10, 264, 300, 64});
   seeded("many tokens", {kBf16, 40, 128, 96, 64});
   seeded("f32, few tokens", {kF32, 3, 64, 48, 32});
   add_small(&calls.small);

@@ -44,11 +44,24 @@ std::string packing_text(const Packing& packing) {
                    ", scales of " + dtype_name(packing.scale_dtype);
 }
 
+void add_normed_x(Call& call, const void** x, InputNorm* norm, int64_t num_tokens, int64_t in_features) {
+  std::vector<uint8_t> values = random_bytes(DType::f32, count_of({num_tokens, in_features}), 3, 1);
+  float* const rows = reinterpret_cast<float*>(values.data());
+  for (int64_t i = 0; i < num_tokens * in_features; ++i) rows[i] *= static_cast<float>(i / in_features + 1);
+  *x = add_tensor(call, "x", DType::f32, values);
+  const void* const weight = add_random(call, "norm", DType::f32, count_of({in_features}), 0.1f, 8);
+  *norm = {static_cast<const float*>(weight), 1e-5f};
+}
+
 Call matmul_call(const MatmulCase& c) {
   const DType out_dtype = c.accumulate || c.f32_out ? DType::f32 : c.dtype;
   Call call;
   MatmulParams p;
-  p.x = add_random(call, "x", c.dtype, count_of({c.num_tokens, c.in_features}), 0.1f, 1);
+  if (c.has_norm) {
+    add_normed_x(call, &p.x, &p.norm, c.num_tokens, c.in_features);
+  } else {
+    p.x = add_random(call, "x", c.dtype, count_of({c.num_tokens, c.in_features}), 0.1f, 1);
+  }
   const auto add = [&](const std::string& number, int64_t out_features, uint64_t seed) {
     const size_t count = count_of({c.num_tokens, out_features});
     const std::string out = "out" + number;
@@ -93,22 +106,51 @@ __global__ void __launch_bounds__(kPlainThreads, 1) matmul_element(ProductParams
             before + dot(p.x, p.x_dtype, p.weight, product.rounding, t * p.in_features, row, p.in_features));
 }
 
+struct PlainNormParams {
+  const void* x;
+  InputNorm norm;
+  void* out;
+  DType dtype;
+  int64_t num_tokens, in_features;
+};
+
+__global__ void __launch_bounds__(kPlainThreads, 1) norm_row(PlainNormParams p) {
+  const int64_t t = output_index();
+  if (t >= p.num_tokens) return;
+  const float* const row = static_cast<const float*>(p.x) + t * p.in_features;
+  float sum = 0;
+  for (int64_t i = 0; i < p.in_features; ++i) sum += ld_global(row + i) * ld_global(row + i);
+  const float factor = 1.0f / sqrtf(sum / static_cast<float>(p.in_features) + p.norm.eps);
+  for (int64_t i = 0; i < p.in_features; ++i)
+    store_any(p.out, p.dtype, t * p.in_features + i, ld_global(row + i) * factor * ld_global(p.norm.weight + i));
+}
+
 }  // namespace
+
+const void* run_norm(const void* x, const InputNorm& norm, DType x_dtype, int64_t num_tokens, int64_t in_features,
+                     Context& context) {
+  if (!norm.weight) return x;
+  void* const rows = context.scratch(count_of({num_tokens, in_features}) * dtype_size(x_dtype));
+  run_over(num_tokens, norm_row, PlainNormParams{x, norm, rows, x_dtype, num_tokens, in_features}, context);
+  return rows;
+}
 
 void run_product(const MatmulParams& p, DType rounding, Context& context) {
   run_over(p.num_tokens * p.out_features, matmul_element, ProductParams{p, rounding}, context);
 }
 
 void reference(const MatmulParams& p, Context& context) {
+  const void* const x = run_norm(p.x, p.norm, p.x_dtype, p.num_tokens, p.in_features, context);
   for (int i = 0; i < p.num_outputs(); ++i) {
-    const MatmulParams one = p.single(i);
+    MatmulParams one = p.single(i);
+    one.x = x;
     run_product(one, rounding_of(one.weight, p.x_dtype, p.num_tokens), context);
   }
 }
 
 namespace {
 
-// From PTX: gemv_tensor<T, kGated, kHalves>, gemv_plain<W, kGated, kTokens>, gemv_any<kGated>, gemv_packed<X, kType,
+// From PTX: gemv_tensor<T, kGated, kHalves, kTilesN, kStaged>, gemv_plain<W, kGated, kTokens>, gemv_any<kGated>, gemv_packed<X, kType,
 // kGated, Config> and gemm_kernel<T, kWeight, Config, kGated, kAligned>, each at sizes that leave parts of tiles over.
 void add_ptx(CallList* calls) {
   const auto product = [&](const MatmulCase& c, const PlannedGpu& gpu, bool wide_x = false) {
@@ -124,6 +166,13 @@ void add_ptx(CallList* calls) {
       product({dtype, 2, 264, 24, accumulate}, kLargeGpu);
       product({dtype, 8, 4104, 21, accumulate}, kLargeGpu);
       product({dtype, 5, 1032, 203, accumulate}, kSmallGpu);
+      product({dtype, 3, 136, 150, accumulate}, kTinyGpu);
+      product({dtype, 13, 264, 35, accumulate}, kTinyGpu);
+      // x does not fit in shared memory.
+      product({dtype, 2, 20488, 35, accumulate}, kTinyGpu);
+      product({dtype, 16, 2056, 35, accumulate}, kTinyGpu);
+      product({dtype, 2, 60008, 9, accumulate}, kLargeGpu);
+      product({dtype, 9, 20488, 9, accumulate}, kLargeGpu);
       product({dtype, 20, 387, 51, accumulate}, kTinyGpu);
       product({dtype, 70, 515, 130, accumulate}, kTinyGpu);
       product({dtype, 20, 328, 320, accumulate}, kSmallGpu);
@@ -199,6 +248,7 @@ OperatorCalls matmul_calls() {
   seeded("GEMM, rows not aligned", {kBf16, 20, 131, 50});
   seeded("GEMM, large tiles", {kBf16, 260, 96, 1024});
   seeded("GEMV", {kBf16, 3, 264, 96, true});
+  seeded("GEMV, several units of a block", {kBf16, 9, 264, 1300});
   seeded("GEMM", {kBf16, 70, 200, 136});
   seeded("GEMM, accumulated", {kF16, 17, 72, 72, true});
   seeded("GEMV, i4", {.dtype = kBf16,
@@ -230,6 +280,25 @@ OperatorCalls matmul_calls() {
                          .out_features = 72,
                          .packing = {packed, 32},
                          .others = {9, 136}});
+      }
+    }
+    for (const int64_t tokens : {1, 5, 20}) {
+      const auto normed = [&](const std::string& name, const Packing& packing, int64_t in_features) {
+        calls.small.add("product of normalized rows, " + name + ", " + tokens_text(tokens), matmul_call,
+                        {.dtype = dtype,
+                         .num_tokens = tokens,
+                         .in_features = in_features,
+                         .out_features = 72,
+                         .f32_out = tokens == 5,
+                         .packing = packing,
+                         .others = {24, 9},
+                         .has_norm = true});
+      };
+      normed(text_of(dtype), {}, 264);
+      normed(text_of(dtype) + ", rows not aligned", {}, 131);
+      for (const DType packed : {kI8, kI4}) {
+        normed(text_of(dtype) + " by " + text_of(packed), {packed, 32}, 416);
+        normed(text_of(dtype) + " by " + text_of(packed) + ", rows not aligned", {packed, 64}, 131);
       }
     }
     for (const int64_t tokens : {1, 8, 9, 16}) {

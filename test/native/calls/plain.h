@@ -84,7 +84,10 @@ inline DType rounding_of(const WeightView& weight, DType x, int64_t num_tokens) 
   return weight.group_size > 0 && num_tokens > 16 ? x : DType::f32;
 }
 
-// The product of matmul with weights rounded to a type.
+// The rows of x normalized, in memory of num_tokens * in_features elements of x_dtype. x if there is no norm.
+const void* run_norm(const void* x, const InputNorm& norm, DType x_dtype, int64_t num_tokens, int64_t in_features,
+                     Context& context);
+// The product of matmul with weights rounded to a type, without its norm.
 void run_product(const MatmulParams& p, DType rounding, Context& context);
 
 // ---- The cache.

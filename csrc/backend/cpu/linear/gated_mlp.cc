@@ -28,6 +28,21 @@ void LinearLayers::gated_mlp(const GatedMlpParams& p) {
   };
   const bool bf16 = p.x_dtype == DType::bf16 && in_bf16(p.up) && in_bf16(p.down);
   const DType inner_dtype = bf16 ? DType::bf16 : DType::f32;
+  const void* const all_x = normalized(p.x, p.norm, p.x_dtype, p.num_tokens, p.in_features);
+  if (p.num_others > 0) {
+    MatmulParams others;
+    others.x = all_x;
+    others.weight = p.others[0].weight;
+    others.out = p.others[0].out;
+    others.x_dtype = p.x_dtype;
+    others.out_dtype = p.out_dtype;
+    others.num_tokens = p.num_tokens;
+    others.in_features = p.in_features;
+    others.out_features = p.others[0].out_features;
+    others.num_others = p.num_others - 1;
+    std::copy_n(p.others + 1, others.num_others, others.others);
+    matmul(others);
+  }
   const auto down = [&](const void* inner, DType dtype, int64_t first_token, int64_t num_tokens) {
     const int64_t row_bytes = p.out_features * static_cast<int64_t>(dtype_size(p.out_dtype));
     matmul({.x = inner,
@@ -46,9 +61,12 @@ void LinearLayers::gated_mlp(const GatedMlpParams& p) {
   void* inner = arena_.get(kSlotInner, block_tokens * p.inner_size * dtype_size(inner_dtype));
   for (int64_t token = 0; token < p.num_tokens; token += block_tokens) {
     const int64_t num_tokens = std::min(block_tokens, p.num_tokens - token);
-    const void* x = static_cast<const char*>(p.x) + token * p.in_features * static_cast<int64_t>(dtype_size(p.x_dtype));
+    const void* x =
+        static_cast<const char*>(all_x) + token * p.in_features * static_cast<int64_t>(dtype_size(p.x_dtype));
     GatedMlpParams block = p;
     block.x = x;
+    block.norm = {};
+    block.num_others = 0;
     block.num_tokens = num_tokens;
     if (is_gemv) {
       kernels_.gated_gemv(block, inner, inner_dtype, arena_);

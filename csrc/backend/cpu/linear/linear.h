@@ -27,6 +27,8 @@ class LinearLayers {
   bool multiplies_bf16(DType weight_dtype, bool by_gemv) const;
   // Whether oneDNN multiplies weights of this type by x: in bf16, by AMX.
   bool uses_onednn(DType weight_dtype, DType x_dtype, int64_t in_features) const;
+  // x, or its normalized rows in scratch memory, of type `dtype`.
+  const void* normalized(const void* x, const InputNorm& norm, DType dtype, int64_t num_tokens, int64_t in_features);
   // By oneDNN: inner = activation(x gate^T) * (x up^T), or activation(x up^T), all of them bf16,
   // rounded once.
   void gated_product_onednn(const GatedMlpParams& p, const void* x, int64_t num_tokens, void* inner);

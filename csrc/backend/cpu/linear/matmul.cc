@@ -160,12 +160,33 @@ int64_t LinearLayers::max_gemv_tokens(DType weight_dtype) const {
   return dtype_is_packed(weight_dtype) ? 32 : 16;  // it takes some tokens until panels are worth unpacking
 }
 
+const void* LinearLayers::normalized(const void* x, const InputNorm& norm, DType dtype, int64_t num_tokens,
+                                     int64_t in_features) {
+  if (!norm.weight) return x;
+  RmsNormParams p;
+  p.x = x;
+  p.weight = norm.weight;
+  p.out = arena_.get(kSlotNormed, num_tokens * in_features * dtype_size(dtype));
+  p.out_dtype = dtype;
+  p.num_tokens = num_tokens;
+  p.hidden_size = in_features;
+  p.eps = norm.eps;
+  kernels_.rms_norm(p, arena_);
+  return p.out;
+}
+
 void LinearLayers::matmul(const MatmulParams& p) {
   require_compute_type("matmul: x", p.x_dtype);
   require_weight_type("matmul: weight", p.weight.dtype);
   require_compute_type("matmul: out", p.out_dtype);
   if (p.accumulate) require_accumulator_type("matmul: out", p.out_dtype);
   if (p.num_tokens <= 0 || p.out_features <= 0) return;
+  if (p.norm.weight) {
+    MatmulParams product = p;
+    product.x = normalized(p.x, p.norm, p.x_dtype, p.num_tokens, p.in_features);
+    product.norm = {};
+    return matmul(product);
+  }
   if (p.num_tokens <= max_gemv_tokens(p.weight.dtype) || p.in_features == 0) return kernels_.gemv(p, arena_);
   if (p.num_others > 0) {
     for (int i = 0; i < p.num_outputs(); ++i) matmul(p.single(i));
