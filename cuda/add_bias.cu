@@ -10,6 +10,8 @@ constexpr int kVector = 4;
 
 template <typename T, int kElements>
 __global__ void __launch_bounds__(kThreads, 4) add_bias_kernel(AddBiasParams p) {
+  start_next_kernel();
+  wait_for_previous_kernel();
   using Vector = Elements<T, kElements>;
   using BiasVector = Elements<float, kElements>;
   const int64_t row = int64_t{blockIdx.x} * p.num_features;
@@ -31,6 +33,7 @@ void add_bias(const AddBiasParams& p, Context& context) {
   check_float_types("add_bias", {{"x", p.dtype}});
   if (p.num_tokens <= 0 || p.num_features <= 0) return;
   LaunchShape shape;
+  shape.waits = true;
   shape.grid[0] = static_cast<unsigned>(p.num_tokens);
   shape.threads = kThreads;
   visit_float(p.dtype, [&](auto element) {

@@ -10,6 +10,8 @@ constexpr int kThreads = 128;
 
 template <typename Table, typename Out, int kElements>
 __global__ void __launch_bounds__(kThreads, 8) embed_kernel(EmbedParams p, Finding* finding) {
+  start_next_kernel();
+  wait_for_previous_kernel();
   using TableVector = Elements<Table, kElements>;
   using OutVector = Elements<Out, kElements>;
   const int t = blockIdx.x;
@@ -38,6 +40,7 @@ void embed(const EmbedParams& p, Context& context) {
   check_float_types("embed", {{"table", p.table_dtype}, {"out", p.out_dtype}});
   if (p.num_tokens <= 0 || p.hidden_size <= 0) return;
   LaunchShape shape;
+  shape.waits = true;
   shape.grid[0] = static_cast<unsigned>(p.num_tokens);
   shape.threads = kThreads;
   visit_float(p.table_dtype, [&](auto table) {

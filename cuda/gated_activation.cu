@@ -31,6 +31,8 @@ __device__ __forceinline__ void activate_vector(const GatedActivationParams& p, 
 // Vectors of kElements, and what is left after the last whole one element by element. out may be gate or up.
 template <typename T, typename Out, int kElements>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor) gated_activation_kernel(GatedActivationParams p) {
+  start_next_kernel();
+  wait_for_previous_kernel();
   const int block = blockIdx.x, num_blocks = gridDim.x, thread = threadIdx.x;
   const int64_t first = int64_t{block} * kThreads + thread;
   const int64_t step = int64_t{num_blocks} * kThreads, num_vectors = p.count / kElements;
@@ -44,6 +46,7 @@ void launch_gated_activation(const GatedActivationParams& p, Context& context) {
   const int64_t blocks = std::min<int64_t>((vectors + kThreads - 1) / kThreads,
                                            int64_t{context.num_multiprocessors} * kBlocksPerMultiprocessor);
   LaunchShape shape;
+  shape.waits = true;
   shape.grid[0] = static_cast<unsigned>(blocks);
   shape.threads = kThreads;
   launch("gated_activation", gated_activation_kernel<T, Out, kElements>, shape, context.stream, p);

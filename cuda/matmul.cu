@@ -17,6 +17,8 @@ struct PadRowsParams {
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 4) pad_rows(PadRowsParams p) {
+  start_next_kernel();
+  wait_for_previous_kernel();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= p.count) return;
   const int64_t row = i / p.stride, column = i % p.stride;
@@ -49,6 +51,7 @@ void linear_packed(LinearParams p, Context& context) {
     p.x_stride = padded_row(p);
     const PadRowsParams pad = {p.x, p.x_scratch, p.num_tokens * p.x_stride, p.in_features, p.x_stride};
     LaunchShape shape;
+    shape.waits = true;
     shape.grid[0] = static_cast<unsigned>((pad.count + kThreads - 1) / kThreads);
     shape.threads = kThreads;
     const auto kernel = p.x_dtype == DType::f32 ? pad_rows<float> : pad_rows<bf16>;

@@ -25,6 +25,8 @@ __device__ __forceinline__ double block_sum(double x, double* shared) {
 
 template <int kElements>
 __global__ void __launch_bounds__(kThreads, 4) rms_norm_kernel(RmsNormParams p) {
+  start_next_kernel();
+  wait_for_previous_kernel();
   double* shared = reinterpret_cast<double*>(dynamic_shared());
   const int thread = threadIdx.x;
   const int64_t n = p.hidden_size, row = blockIdx.x * n;
@@ -94,6 +96,7 @@ void rms_norm(const RmsNormParams& p, Context& context) {
   if (p.accumulate) require_accumulator_type("rms_norm: out", p.out_dtype);
   if (p.num_tokens <= 0 || p.hidden_size <= 0) return;
   LaunchShape shape;
+  shape.waits = true;
   shape.grid[0] = static_cast<unsigned>(p.num_tokens);
   shape.threads = kThreads;
   shape.shared_bytes = kWarps * sizeof(double);
