@@ -1,7 +1,7 @@
 // out (+)= (activation(x gate^T) * (x up^T)) down^T, or activation(x up^T) down^T: one kernel for gate, up and the
-// activation, one for down; bound as gemv and gemm are. gemm has only silu in its epilogue, because the others, in each of
-// its unrolled elements, would be most of its code. They, and what has no gate, take a kernel for each product and one for
-// the activation.
+// activation, which with few tokens also forms the other products of x, and one for down; bound as gemv and gemm are. gemm
+// has only silu in its epilogue, because the others, in each of its unrolled elements, would be most of its code. They, and
+// what has no gate, take a kernel for each product and one for the activation.
 //
 // What lies between, h, is rounded at most once: to bf16 if x is bf16 and the weights are bf16 or
 // quantized, else it stays f32. f16 ends at 65,504, which activation(a) * b leaves easily: for

@@ -97,12 +97,17 @@ __device__ __forceinline__ void write_sums(const GemvParams& p, const Place& pla
       return total;
     };
     float value[1] = {sum(kGated ? 0 : i % kOutRows / kRows)};
+    const int64_t index = (place.token + token) * place.output.out_stride + row;
     if constexpr (kGated) {
-      activate(p.activation, value);
-      value[0] *= sum(1);
+      const float second = sum(1);
+      if (place.output.has_gate) {
+        activate(p.activation, value);
+        value[0] *= second;
+      } else {
+        put(place.output.out, place.output.dtype, index + place.output.out_features, second, false);
+      }
     }
-    put(place.output.out, place.output.dtype, (place.token + token) * place.output.out_features + row, value[0],
-        p.accumulate);
+    put(place.output.out, place.output.dtype, index, value[0], p.accumulate);
   }
 }
 

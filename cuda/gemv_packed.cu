@@ -414,11 +414,17 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<X, C>) gemv
       return total;
     };
     float value[1] = {sum(i % kUnitRows)};
+    const int64_t index = (first_token + token) * output.out_stride + row;
     if constexpr (kGated) {
-      activate(p.activation, value);
-      value[0] *= sum(16 + i % kUnitRows);
+      const float second = sum(16 + i % kUnitRows);
+      if (output.has_gate) {
+        activate(p.activation, value);
+        value[0] *= second;
+      } else {
+        put(output.out, output.dtype, index + output.out_features, second, false);
+      }
     }
-    put(output.out, output.dtype, (first_token + token) * output.out_features + row, value[0], p.accumulate);
+    put(output.out, output.dtype, index, value[0], p.accumulate);
   }
 }
 

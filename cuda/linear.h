@@ -50,12 +50,17 @@ struct LinearParams {
 };
 
 // An output as a kernel for few tokens has it. A unit of work is some rows of it. 2^slices_log2 warps share a unit.
+//
+// A kernel for outputs with a gate multiplies the same rows of two matrices. An output without one, beside them, has its
+// rows in two halves, which are the two matrices.
 struct RowOutput {
-  const unsigned char* weights[2];  // gate and up, or one twice
+  const unsigned char* weights[2];  // gate and up, the halves, or one twice
   const uint16_t* scales[2];        // of quantized weights
   void* out;
-  int64_t out_features;
+  int64_t out_features;  // rows of each of `weights`
+  int64_t out_stride;    // elements from row to row of out
   DType dtype;
+  bool has_gate;
   int slices_log2;
   int end_block;  // its blocks begin at the end of the output before
 };
@@ -79,8 +84,16 @@ struct RowOutputs {
   int num_blocks() const { return outputs[kMost - 1].end_block; }
 };
 
-// For blocks of num_warps warps. slices_log2 of an output is slices_of(its units), which must not depend on the other
-// outputs, so that an output has the same bits beside others and alone.
+// Whether a kernel for few tokens has all outputs in one launch.
+inline bool has_row_outputs(const LinearParams& p) {
+  return !p.has_gate() || std::all_of(p.outputs, p.outputs + p.num_outputs, [](const LinearOutput& o) {
+    return o.gate.data != nullptr || o.out_features % 2 == 0;
+  });
+}
+
+// For blocks of num_warps warps, and units of rows_per_unit rows of RowOutput::out_features. slices_log2 of an output is
+// slices_of(its units), which must not depend on the other outputs, so that an output has the same bits beside others and
+// alone. In halves it has as many units as it has alone, of twice the rows.
 template <typename SlicesOf>
 RowOutputs row_outputs(const LinearParams& p, int rows_per_unit, int num_warps, const SlicesOf& slices_of) {
   RowOutputs r = {};
@@ -89,15 +102,19 @@ RowOutputs row_outputs(const LinearParams& p, int rows_per_unit, int num_warps, 
     RowOutput& to = r.outputs[i];
     if (i < p.num_outputs && p.outputs[i].out_features > 0) {
       const LinearOutput& output = p.outputs[i];
-      const WeightView& first = output.gate.data ? output.gate : output.weight;
-      const int64_t units = (output.out_features + rows_per_unit - 1) / rows_per_unit;
+      to.has_gate = output.gate.data != nullptr;
+      const bool in_halves = p.has_gate() && !to.has_gate;
+      to.out_stride = output.out_features;
+      to.out_features = in_halves ? output.out_features / 2 : output.out_features;
+      const WeightView first = to.has_gate ? output.gate : output.weight;
+      const WeightView second = weight_rows(output.weight, p.in_features, in_halves ? to.out_features : 0);
       to.weights[0] = static_cast<const unsigned char*>(first.data);
-      to.weights[1] = static_cast<const unsigned char*>(output.weight.data);
+      to.weights[1] = static_cast<const unsigned char*>(second.data);
       to.scales[0] = static_cast<const uint16_t*>(first.scales);
-      to.scales[1] = static_cast<const uint16_t*>(output.weight.scales);
+      to.scales[1] = static_cast<const uint16_t*>(second.scales);
       to.out = output.out;
-      to.out_features = output.out_features;
       to.dtype = output.dtype;
+      const int64_t units = (to.out_features + rows_per_unit - 1) / rows_per_unit;
       to.slices_log2 = slices_of(units);
       const int64_t units_per_block = num_warps >> to.slices_log2;
       end += static_cast<int>((units + units_per_block - 1) / units_per_block);

@@ -1,5 +1,6 @@
 // out (+)= x weight^T: up to 16 tokens by gemv or gemv_packed, all outputs in one launch, more by
-// gemm, an output each. The former also multiply f32 and mixed types, any number of tokens.
+// gemm, an output each. The former also multiply f32 and mixed types, any number of tokens. They
+// normalize x in each of their blocks, if it is of few tokens; else its norm is a launch before.
 #include "linear.h"
 #include "stage_x.h"
 
@@ -100,7 +101,7 @@ void apply_norm(LinearParams* p, Context& context) {
 void linear(LinearParams p, Context& context) {
   if (p.num_tokens <= 0 || p.all_features() <= 0 || (p.accumulate && p.in_features <= 0)) return;
   if (p.norm.weight && !normalizes_x(p, context)) apply_norm(&p, context);
-  if (p.num_outputs > 1 && p.has_gate() && !suits_gemm(p)) {
+  if (!suits_gemm(p) && !has_row_outputs(p)) {
     for (int i = 0; i < p.num_outputs; ++i) linear(p.single(i), context);
     return;
   }
