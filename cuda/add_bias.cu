@@ -10,8 +10,8 @@ constexpr int kVector = 4;
 
 template <typename T, int kElements>
 __global__ void __launch_bounds__(kThreads, 4) add_bias_kernel(AddBiasParams p) {
-  start_next_kernel();
   wait_for_previous_kernel();
+  start_next_kernel();
   using Vector = Elements<T, kElements>;
   using BiasVector = Elements<float, kElements>;
   const int64_t row = int64_t{blockIdx.x} * p.num_features;

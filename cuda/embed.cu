@@ -10,8 +10,8 @@ constexpr int kThreads = 128;
 
 template <typename Table, typename Out, int kElements>
 __global__ void __launch_bounds__(kThreads, 8) embed_kernel(EmbedParams p, Finding* finding) {
-  start_next_kernel();
   wait_for_previous_kernel();
+  start_next_kernel();
   using TableVector = Elements<Table, kElements>;
   using OutVector = Elements<Out, kElements>;
   const int t = blockIdx.x;

@@ -31,8 +31,8 @@ __device__ __forceinline__ void activate_vector(const GatedActivationParams& p, 
 // Vectors of kElements, and what is left after the last whole one element by element. out may be gate or up.
 template <typename T, typename Out, int kElements>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor) gated_activation_kernel(GatedActivationParams p) {
-  start_next_kernel();
   wait_for_previous_kernel();
+  start_next_kernel();
   const int block = blockIdx.x, num_blocks = gridDim.x, thread = threadIdx.x;
   const int64_t first = int64_t{block} * kThreads + thread;
   const int64_t step = int64_t{num_blocks} * kThreads, num_vectors = p.count / kElements;

@@ -238,6 +238,8 @@ __global__ void __launch_bounds__(kThreads, 2) gemv_tensor(GemvParams p) {
   const int warp = warp_index(), g = lane_index() / 4, t = lane_index() % 4;
   unsigned char* const shared = dynamic_shared();
   Stream stream(p, shared + warp * kRingBytes);
+  wait_for_previous_kernel();  // constant weights need not wait
+  start_next_kernel();
   // Sums of this unit and of the one before, which other warps may still read.
   float* sums = reinterpret_cast<float*>(shared + kWarps * kRingBytes);
   int next_sums = kSumsBytes / static_cast<int>(sizeof(float));
@@ -341,6 +343,8 @@ struct alignas(16) Weights {
 // tokens stay 0.
 template <typename W, bool kGated, int kTokens>
 __global__ void __launch_bounds__(kThreads, 2) gemv_plain(GemvParams p) {
+  wait_for_previous_kernel();
+  start_next_kernel();
   constexpr int kElements = Weights<W>::kCount, kColumns = kElements * kWarpSize;
   constexpr int kLoads = kElements == 8 && kTokens > 1 ? 2 : 4;  // of each row, in flight
   const Place place(p, static_cast<int>(blockIdx.x), kGemvTokens);
@@ -393,6 +397,8 @@ __global__ void __launch_bounds__(kThreads, 2) gemv_plain(GemvParams p) {
 // Any types and any alignment, an element at once.
 template <bool kGated>
 __global__ void __launch_bounds__(kThreads, 2) gemv_any(GemvParams p) {
+  wait_for_previous_kernel();
+  start_next_kernel();
   const Place place(p, static_cast<int>(blockIdx.x), kGemvTokens);
   const int64_t row = (place.first_unit + place.unit) * (kGated ? 1 : 2);
   const int64_t x_row = place.token * p.in_features, own[2] = {row, kGated ? row : row + 1};
@@ -458,6 +464,7 @@ void launch_gemv(const char* name, void (*kernel)(GemvParams), const LinearParam
   p.num_blocks = p.outputs.num_blocks();
   const int blocks = p.num_blocks * p.num_token_groups;
   LaunchShape shape;
+  shape.waits = linear.weights_are_constant();
   shape.grid[0] = static_cast<unsigned>(split.max_blocks > 0 ? std::min(blocks, split.max_blocks) : blocks);
   shape.threads = kThreads;
   shape.shared_bytes = split.shared_bytes;

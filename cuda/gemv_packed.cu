@@ -264,6 +264,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<X, C>) gemv
     if (piece < num_pieces) filler.fill(ring, step_bytes);
     cp_async_commit_group();
   }
+  wait_for_previous_kernel();  // constant weights need not wait
+  start_next_kernel();
   uint16_t scales[C::kScaleLoads] = {};
   if (num_pieces > 0) loader.load(p, scales, step_columns);
 
@@ -469,6 +471,7 @@ void launch_gemv(const LinearParams& linear, Context& context) {
     return slices_log2;
   });
   LaunchShape shape;
+  shape.waits = linear.weights_are_constant();
   shape.grid[0] = static_cast<unsigned>(p.outputs.num_blocks() * p.num_token_groups);
   shape.threads = kThreads;
   const SharedPlan plan = plan_packed<C>(linear, context);

@@ -42,6 +42,11 @@ struct LinearParams {
   bool has_gate() const {
     return std::any_of(outputs, outputs + num_outputs, [](const LinearOutput& o) { return o.gate.data != nullptr; });
   }
+  bool weights_are_constant() const {
+    return std::all_of(outputs, outputs + num_outputs, [](const LinearOutput& o) {
+      return o.weight.is_constant && (o.gate.data == nullptr || o.gate.is_constant);
+    });
+  }
   int64_t all_features() const {
     int64_t sum = 0;
     for (int i = 0; i < num_outputs; ++i) sum += outputs[i].out_features;

@@ -18,8 +18,8 @@ struct PadRowsParams {
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 4) pad_rows(PadRowsParams p) {
-  start_next_kernel();
   wait_for_previous_kernel();
+  start_next_kernel();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= p.count) return;
   const int64_t row = i / p.stride, column = i % p.stride;

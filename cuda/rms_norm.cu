@@ -24,8 +24,8 @@ __device__ __forceinline__ double block_sum(double x, double* shared) {
 
 template <int kElements>
 __global__ void __launch_bounds__(kThreads, 4) rms_norm_kernel(RmsNormParams p) {
-  start_next_kernel();
   wait_for_previous_kernel();
+  start_next_kernel();
   double* shared = reinterpret_cast<double*>(dynamic_shared());
   const int thread = threadIdx.x;
   const int64_t n = p.hidden_size, row = blockIdx.x * n;

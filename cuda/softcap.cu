@@ -39,8 +39,8 @@ __device__ __forceinline__ void cap_vector(const SoftcapParams& p, int64_t i) {
 // Vectors of kElements, then one element at a time for the rest. out may be x.
 template <int kElements>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor) softcap_kernel(SoftcapParams p) {
-  start_next_kernel();
   wait_for_previous_kernel();
+  start_next_kernel();
   const int64_t first = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   const int64_t step = int64_t{gridDim.x} * kThreads, num_vectors = p.count / kElements;
   for (int64_t i = first; i < num_vectors; i += step) cap_vector<kElements>(p, i);

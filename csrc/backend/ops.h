@@ -57,6 +57,7 @@ struct WeightView {
   const void* scales = nullptr;     // i8 or i4: [out_features, weight_row_groups]
   int64_t group_size = 0;           // i8 or i4
   DType scale_dtype = DType::bf16;  // or f16
+  bool is_constant = false;         // no operator writes it: it may be read before earlier ones have ended
 };
 
 constexpr int64_t weight_row_bytes(DType dtype, int64_t in_features) {

@@ -21,7 +21,7 @@ struct WeightBuffer : Buffer {
   WeightBuffer(Buffer buffer, DType dtype) : Buffer(std::move(buffer)), dtype(dtype) {}
   WeightView view() const {
     const void* scales = group_size ? as<char>() + scales_offset : nullptr;
-    return {data(), dtype, scales, group_size, scale_dtype};
+    return {data(), dtype, scales, group_size, scale_dtype, true};
   }
 
   DType dtype = DType::f32;

@@ -23,7 +23,8 @@ __device__ __forceinline__ void wait_for_previous_kernel() {
 #endif
 }
 // Lets the blocks of the next kernel begin, if it is launched so, where they find room beside those of this one. It takes
-// effect when all blocks have called it or ended.
+// effect when all blocks have called it or ended. Called after wait_for_previous_kernel, so that only this kernel and the
+// next run at once.
 __device__ __forceinline__ void start_next_kernel() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" : : : "memory");

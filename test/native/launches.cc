@@ -190,13 +190,13 @@ __global__ void __launch_bounds__(64, 1) write_values(uint32_t* values) {
   st_global(values + thread, thread);
 }
 
-enum class Early { nothing, reads_others, reads, reads_streaming, copies, writes, updates, ends };
+enum class Early { nothing, starts_next, reads_others, reads, reads_streaming, copies, writes, updates, ends };
 
 // Word i + 1 of what write_values has written becomes word i of `out`; `constants` are of neither.
 __global__ void __launch_bounds__(64, 1)
     shift_values(const uint32_t* values, const uint32_t* constants, uint32_t* out, Early early) {
   const uint32_t thread = threadIdx.x;
-  start_next_kernel();
+  if (early == Early::starts_next) start_next_kernel();
   if (early == Early::reads_others) ld_global(constants + thread);
   if (early == Early::reads) ld_global(values + thread);
   if (early == Early::reads_streaming) ld_global_nc(values + thread / 4 * 4);
@@ -205,6 +205,7 @@ __global__ void __launch_bounds__(64, 1)
   if (early == Early::updates) atomicAdd(out + thread, 1u);
   if (early == Early::ends && thread == 63) return;
   wait_for_previous_kernel();
+  start_next_kernel();
   st_global(out + thread, ld_global(values + (thread + 1) % 64));
 }
 
@@ -245,6 +246,7 @@ std::vector<Check> launch_checks() {
       {"a dependent launch copies early", dependent(Early::copies, "that the launch before has written")},
       {"a dependent launch writes early", dependent(Early::writes, "without waiting for the launch before")},
       {"a dependent launch updates early", dependent(Early::updates, "without waiting for the launch before")},
+      {"a dependent launch lets the next begin early", dependent(Early::starts_next, "lets the next launch begin")},
       {"a thread of a dependent launch ends early", dependent(Early::ends, "ends without waiting")},
       {"dynamic shared memory is limited as CUDA limits it", check_attribute},
       {"a launch tells its kernel's address and parameters", check_launch_parameters},

@@ -308,15 +308,17 @@ std::vector<Case> dependent_launches() {
        "st.global.u32 [%rd2], %r1; griddepcontrol.wait;"},
       {"an atomic operation before griddepcontrol.wait", "writes global memory before", kPlain,
        "atom.global.add.u32 %r10, [%rd2], 1; griddepcontrol.wait;"},
+      {"the next kernel begins before griddepcontrol.wait", "lets the next kernel begin before", kPlain,
+       "griddepcontrol.launch_dependents; griddepcontrol.wait;"},
       {"lanes that end without griddepcontrol.wait", "ends before", kPlain, R"(
         setp.ge.u32 %p1, %r1, 16;
         @%p1 bra END;
         griddepcontrol.wait;
       END:)"},
       {"read-only loads and copies before griddepcontrol.wait, all else after it", "", kShared, R"(
-        griddepcontrol.launch_dependents;
         ld.global.nc.u32 %r10, [%rd1+512];
         griddepcontrol.wait;
+        griddepcontrol.launch_dependents;
         ld.global.u32 %r10, [%rd2];
         st.global.u32 [%rd2], %r10;)"},
   };

@@ -95,6 +95,7 @@ class Block {
   // All but the `newest` groups land; with -1 also what is in no group yet.
   void land_copies(Warp& warp, int lane, int newest);
   void fence(Warp& warp, uint32_t lanes);
+  void check_has_waited(Warp& warp, uint32_t lanes, const char* what);
   void synchronize_warp(Warp& warp, uint32_t lanes);
 
   const Program& program() const { return *program_; }
@@ -115,7 +116,6 @@ class Block {
   bool collect(Warp& warp, const Instruction& in, uint32_t lanes, uint32_t pc);
   bool arrive(Warp& warp, const Instruction& in, uint32_t lanes, uint32_t pc);
   std::string deadlock() const;
-  void check_has_waited(Warp& warp, uint32_t lanes, const char* what);
   uint32_t shared_offset(Warp& warp, int lane, uint64_t address, uint32_t bytes, const char* what);
   unsigned char* local(Warp& warp, int lane, uint64_t address, uint32_t bytes, bool writes);
   Space resolve(Space space, uint64_t* address) const;

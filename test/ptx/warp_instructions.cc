@@ -151,6 +151,9 @@ void movmatrix(Warp& warp, const Instruction&, const uint32_t* o, uint32_t) {
 
 void fence(Warp& warp, const Instruction&, const uint32_t*, uint32_t lanes) { warp.block->fence(warp, lanes); }
 void wait_for_previous(Warp& warp, const Instruction&, const uint32_t*, uint32_t lanes) { warp.waited |= lanes; }
+void start_next(Warp& warp, const Instruction&, const uint32_t*, uint32_t lanes) {
+  warp.block->check_has_waited(warp, lanes, "lets the next kernel begin");
+}
 void nothing(Warp&, const Instruction&, const uint32_t*, uint32_t) {}
 
 std::unordered_map<std::string, Form> make_forms() {
@@ -177,7 +180,7 @@ std::unordered_map<std::string, Form> make_forms() {
       {"bar.sync", {"ww", nothing, Flow::barrier, 0}},
       {"barrier.sync", {"ww", nothing, Flow::barrier, 0}},
       {"griddepcontrol.wait", {"", wait_for_previous, kMemory, 0}},
-      {"griddepcontrol.launch_dependents", {"", nothing, kMemory, 0}},
+      {"griddepcontrol.launch_dependents", {"", start_next, kMemory, 0}},
       {"membar.gl", {"", fence, kMemory, 0}},
       {"membar.sys", {"", fence, kMemory, 0}},
       {"membar.cta", {"", nothing, kMemory, 0}},

@@ -44,7 +44,7 @@ inline void __syncwarp(DIFFQKV_SITE) { warp_barrier(site); }
 inline void bar_sync(int barrier, int threads, DIFFQKV_SITE) { block_barrier(barrier, threads, site); }
 inline void __threadfence() { fence(); }
 inline void wait_for_previous_kernel() { wait_for_previous(); }
-inline void start_next_kernel() {}
+inline void start_next_kernel(DIFFQKV_SITE) { start_next(site); }
 
 inline uint32_t atomicAdd(uint32_t* p, uint32_t value, DIFFQKV_SITE) {
   return atomic(p, {AtomicUpdate::Op::add, value}, site);

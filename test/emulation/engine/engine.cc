@@ -21,6 +21,7 @@ void check_warp_load(const void* p, Site site) { machine->warp_load(p, site); }
 uint32_t atomic(uint32_t* p, const AtomicUpdate& update, Site site) { return machine->atomic(p, update, site); }
 void fence() { machine->fence(); }
 void wait_for_previous() { machine->wait_for_previous(); }
+void start_next(Site site) { machine->start_next(site); }
 void async_copy(void* shared, const void* global, int valid_bytes, Site site) {
   machine->copy(shared, global, valid_bytes, site);
 }

@@ -77,6 +77,8 @@ uint32_t atomic(uint32_t* p, const AtomicUpdate& update, Site site);
 void fence();
 // Until all that the launch before has written is there. Nothing where the launch has waited for that anyway.
 void wait_for_previous();
+// The next launch may begin. A thread that has not waited for the launch before would let it begin too early.
+void start_next(Site site);
 
 void async_copy(void* shared, const void* global, int valid_bytes, Site site);
 void async_commit();

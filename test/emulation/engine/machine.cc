@@ -183,6 +183,10 @@ const Range& Machine::global_range(const void* p, size_t bytes, const char* what
   return *range;
 }
 
+void Machine::start_next(Site site) {
+  if (!current().has_waited) stop("lets the next launch begin without waiting for the launch before", site);
+}
+
 void Machine::check_early(const Range& range, uintptr_t p, size_t bytes, Access access, const char* what, Site site) {
   if (current().has_waited) return;
   if (access == Access::global_load && !global_.is_of_previous(range, p, bytes)) return;

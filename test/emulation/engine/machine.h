@@ -82,6 +82,7 @@ class Machine {
   uint32_t atomic(uint32_t* p, const AtomicUpdate& update, Site site);
   void fence() { global_.fence(running_); }
   void wait_for_previous() { current().has_waited = true; }
+  void start_next(Site site);
   void copy(void* shared, const void* global, int valid_bytes, Site site);
   void commit();
   void wait(int newest);
