@@ -42,6 +42,7 @@ struct GemvParams {
   int num_blocks;         // of units, for each group of tokens
   Activation activation;  // where gated
   int x_pitch;            // of x in shared memory
+  InputNorm norm;         // of x, which is f32 then, if it is staged
 };
 
 // Where a warp works: on which rows, for which tokens. Blocks of the same rows for other tokens follow each other.
@@ -241,8 +242,16 @@ __global__ void __launch_bounds__(kThreads, 2) gemv_tensor(GemvParams p) {
   float* sums = reinterpret_cast<float*>(shared + kWarps * kRingBytes);
   int next_sums = kSumsBytes / static_cast<int>(sizeof(float));
   unsigned char* const staged_x = shared + kWarps * kRingBytes + 2 * kSumsBytes;
-  if constexpr (kStaged)
-    stage_x<kThreads>(p.x, static_cast<int>(p.num_tokens), static_cast<int>(p.in_features), staged_x, p.x_pitch);
+  if constexpr (kStaged) {
+    const StagedRows staged = {staged_x, p.x_pitch, reinterpret_cast<double*>(sums)};
+    const int num_tokens = static_cast<int>(p.num_tokens), row_size = static_cast<int>(p.in_features);
+    static_assert(kMaxNormedTokens <= 8 && kMaxNormedTokens * kWarps * sizeof(double) <= kSumsBytes);
+    if (kTilesN == 1 && p.norm.weight) {
+      stage_normed_rows<T, kThreads>(p.x, p.norm, num_tokens, row_size, staged);
+    } else {
+      stage_rows<kThreads>(p.x, num_tokens, row_size, staged);
+    }
+  }
 
   for (int index = static_cast<int>(blockIdx.x); index < p.num_blocks * p.num_token_groups;
        index += static_cast<int>(gridDim.x)) {
@@ -434,7 +443,8 @@ void launch_gemv(const char* name, void (*kernel)(GemvParams), const LinearParam
                   static_cast<int>((linear.num_tokens + split.tokens - 1) / split.tokens),
                   0,
                   linear.activation,
-                  split.x_pitch};
+                  split.x_pitch,
+                  linear.norm};
   const int64_t wanted_warps = int64_t{context.num_multiprocessors} * 2 * kWarps;
   p.outputs = row_outputs(linear, split.rows_per_unit, kWarps, [&](int64_t units) {
     const auto has_columns_for = [&](int slices) {
@@ -464,17 +474,24 @@ void gemv_tensor_launch(const LinearParams& p, Context& context, Split split) {
   launch_gemv("gemv", gemv_tensor<T, false, 2, kTilesN, kStaged>, p, context, split);
 }
 
+// 16 tokens are as many bytes as the weights of a unit that they multiply, and all blocks read them from the L2: staging is
+// worth a block of a multiprocessor. So it is for a norm, which is a launch less.
+SharedPlan plan_tensor(const LinearParams& p, int tiles_n, const Context& context) {
+  const size_t bytes = static_cast<size_t>(kWarps * kRingBytes + 2 * sums_bytes(kTileRows, tiles_n));
+  const bool prefers_x = tiles_n == 2 || p.norm.weight;
+  return plan_shared(bytes, staged_bytes(p.num_tokens, p.in_features, 8 * tiles_n), prefers_x,
+                     context.max_shared_bytes);
+}
+
 template <typename T, int kTilesN>
 void gemv_tensor_of(const LinearParams& p, Context& context) {
-  constexpr int kTokens = 8 * kTilesN;
-  Split split = {kTileRows, kPieceColumns, kWarps * kRingBytes + 2 * sums_bytes(kTileRows, kTilesN), kTokens};
-  split.x_pitch = staged_pitch(p.in_features);
-  // 16 tokens are as many bytes as the weights of a unit that they multiply, and all blocks read them from the L2.
-  const size_t x_bytes =
-      p.num_tokens <= kTokens ? static_cast<size_t>(p.num_tokens) * static_cast<size_t>(split.x_pitch) : SIZE_MAX / 4;
-  const SharedPlan plan = plan_shared(split.shared_bytes, x_bytes, kTilesN == 2, context.max_shared_bytes);
-  split.shared_bytes = plan.bytes;
-  split.max_blocks = context.num_multiprocessors * plan.blocks;
+  const SharedPlan plan = plan_tensor(p, kTilesN, context);
+  const Split split = {.rows_per_unit = kTileRows,
+                       .columns_per_warp = kPieceColumns,
+                       .shared_bytes = plan.bytes,
+                       .tokens = 8 * kTilesN,
+                       .max_blocks = context.num_multiprocessors * plan.blocks,
+                       .x_pitch = staged_pitch(p.in_features)};
   if (plan.staged) return gemv_tensor_launch<T, kTilesN, true>(p, context, split);
   gemv_tensor_launch<T, kTilesN, false>(p, context, split);
 }
@@ -491,6 +508,8 @@ void gemv_plain_launch(const LinearParams& p, Context& context) {
 }
 
 }  // namespace
+
+bool gemv_stages_x(const LinearParams& p, const Context& context) { return plan_tensor(p, 1, context).staged; }
 
 void gemv(const LinearParams& p, Context& context) {
   const DType weight_dtype = p.weight().dtype;

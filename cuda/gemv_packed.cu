@@ -24,6 +24,7 @@
 #include "activation.h"
 #include "linear.h"
 #include "packed_weights.h"
+#include "stage_x.h"
 
 namespace diffqkv::cuda {
 namespace {
@@ -32,6 +33,7 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
 constexpr int kPieceBytes = 64;    // of a row, in a stage
 constexpr int kBlockColumns = 32;  // whose sum is multiplied by a scale
+constexpr int kNormBytes = kMaxNormedTokens * kWarps * sizeof(double);
 
 struct PackedGemvParams {
   const void* x;
@@ -45,6 +47,8 @@ struct PackedGemvParams {
   bool f16_scales;        // else bf16
   int num_token_groups;   // of 8 kTilesN
   Activation activation;  // if gated
+  int x_pitch;            // of x in shared memory
+  InputNorm norm;         // of x, which is f32 then, if it is staged
 };
 
 // The shapes of a kernel. kTilesM: A tiles of 16 rows; kTilesN: B tiles of 8 tokens.
@@ -232,7 +236,8 @@ __device__ __forceinline__ int sum_index(int row, int token) {
 template <typename X, typename C>
 constexpr int kBlocksPerMultiprocessor = sizeof(X) == 4 && C::kTilesN == 2 ? 1 : 2;
 
-template <typename X, DType kType, bool kGated, typename C>
+// kStaged: x is in shared memory, and there is one group of tokens.
+template <typename X, DType kType, bool kGated, typename C, bool kStaged>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<X, C>) gemv_packed(PackedGemvParams p) {
   static_assert(!kGated || C::kTilesM == 2);
   using T = typename Fragments<X>::T;
@@ -262,12 +267,36 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<X, C>) gemv
   uint16_t scales[C::kScaleLoads] = {};
   if (num_pieces > 0) loader.load(p, scales, step_columns);
 
+  unsigned char* const staged_x = dynamic_shared() + C::kSharedBytes + kNormBytes;
+  if constexpr (kStaged) {
+    const StagedRows staged = {staged_x, p.x_pitch, reinterpret_cast<double*>(dynamic_shared() + C::kSharedBytes)};
+    if (C::kTilesN == 1 && p.norm.weight) {
+      stage_normed_rows<X, kThreads>(p.x, p.norm, static_cast<int>(p.num_tokens), static_cast<int>(p.in_features),
+                                     staged);
+    } else {
+      stage_rows<kThreads>(p.x, static_cast<int>(p.num_tokens), static_cast<int>(p.x_stride), staged);
+    }
+  }
+
   // The lane's columns of the first block, of tokens g and g + 8.
-  const X* x = static_cast<const X*>(p.x) + (first_token + g) * p.x_stride + slice * C::kColumns + 8 * t;
-  int x_left = static_cast<int>(p.x_stride) - slice * C::kColumns - 8 * t;
   const int64_t tokens_left = p.num_tokens - first_token - g;
+  int x_left = static_cast<int>(p.x_stride) - slice * C::kColumns - 8 * t;
+  const X* x;
+  int64_t tile_stride = 8 * p.x_stride;
+  if constexpr (kStaged) {
+    // A row of the mma without a token multiplies another token's x.
+    x = reinterpret_cast<const X*>(staged_x + (tokens_left > 0 ? g : 0) * p.x_pitch);
+    tile_stride = tokens_left > 8 ? 4 * p.x_pitch : 0;
+  } else {
+    x = static_cast<const X*>(p.x) + (first_token + g) * p.x_stride;
+  }
+  x += slice * C::kColumns + 8 * t;
   const auto load = [&](int tile, int b) {
-    return load_x(x + 8 * tile * p.x_stride + kBlockColumns * b, 8 * tile < tokens_left && kBlockColumns * b < x_left);
+    if constexpr (kStaged) {
+      return EightElements<X>{ld_shared(reinterpret_cast<const Words4*>(x + tile * tile_stride + kBlockColumns * b))};
+    } else {
+      return load_x(x + tile * tile_stride + kBlockColumns * b, 8 * tile < tokens_left && kBlockColumns * b < x_left);
+    }
   };
   float sums[C::kTilesM][C::kTilesN][4] = {};
   // Where the lane's elements of a block are, in row g: its number is in bits that an exclusive or
@@ -399,6 +428,16 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<X, C>) gemv
   }
 }
 
+// x is read by each warp: with more than a few tokens, it is as many bytes as the weights. Staging is worth a block of a
+// multiprocessor then. So it is for a norm, which is a launch less.
+template <typename C>
+SharedPlan plan_packed(const LinearParams& p, const Context& context) {
+  const bool prefers_x = p.num_tokens > 4 || p.norm.weight;
+  if (dtype_size(p.x_dtype) != 2) return {1, false, C::kSharedBytes};
+  const size_t x_bytes = kNormBytes + staged_bytes(p.num_tokens, p.in_features, C::kTokens);
+  return plan_shared(C::kSharedBytes, x_bytes, prefers_x, context.max_shared_bytes);
+}
+
 template <typename X, DType kType, bool kGated, typename C>
 void launch_gemv(const LinearParams& linear, Context& context) {
   int group_log2 = 5;
@@ -414,7 +453,9 @@ void launch_gemv(const LinearParams& linear, Context& context) {
                         group_log2,
                         linear.weight().scale_dtype == DType::f16,
                         static_cast<int>((linear.num_tokens + C::kTokens - 1) / C::kTokens),
-                        linear.activation};
+                        linear.activation,
+                        staged_pitch(linear.in_features),
+                        linear.norm};
   constexpr int kUnitRows = kGated ? 16 : C::kRows;
   // As few warps to a unit as give each multiprocessor a block, because the units of a block share
   // x. The choice must not depend on the number of tokens.
@@ -430,8 +471,13 @@ void launch_gemv(const LinearParams& linear, Context& context) {
   LaunchShape shape;
   shape.grid[0] = static_cast<unsigned>(p.outputs.num_blocks() * p.num_token_groups);
   shape.threads = kThreads;
-  shape.shared_bytes = C::kSharedBytes;
-  launch(kGated ? "gemv_packed_gated" : "gemv_packed", gemv_packed<X, kType, kGated, C>, shape, context.stream, p);
+  const SharedPlan plan = plan_packed<C>(linear, context);
+  shape.shared_bytes = plan.bytes;
+  const char* const name = kGated ? "gemv_packed_gated" : "gemv_packed";
+  if constexpr (sizeof(X) == 2) {
+    if (plan.staged) return launch(name, gemv_packed<X, kType, kGated, C, true>, shape, context.stream, p);
+  }
+  launch(name, gemv_packed<X, kType, kGated, C, false>, shape, context.stream, p);
 }
 
 template <typename X, DType kType, int kTilesN>
@@ -454,6 +500,12 @@ void gemv_of(const LinearParams& p, Context& context) {
 }
 
 }  // namespace
+
+bool gemv_packed_stages_x(const LinearParams& p, const Context& context) {
+  // The largest of both configurations.
+  if (p.weight().dtype == DType::i4) return plan_packed<Config<DType::i4, 2, 1>>(p, context).staged;
+  return plan_packed<Config<DType::i8, 2, 1>>(p, context).staged;
+}
 
 void gemv_packed(const LinearParams& p, Context& context) {
   if (p.weight().dtype == DType::i4) return gemv_of<DType::i4>(p, context);

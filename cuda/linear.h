@@ -148,6 +148,9 @@ size_t x_scratch_bytes(const LinearParams& p);
 // Normalizes x into x_scratch by a launch of its own, if it has a norm: p is then the same product of
 // these rows.
 void apply_norm(LinearParams* p, Context& context);
+// Whether the blocks of gemv and gemv_packed have room for the rows of x. Only then may x have a norm.
+bool gemv_stages_x(const LinearParams& p, const Context& context);
+bool gemv_packed_stages_x(const LinearParams& p, const Context& context);
 
 // Up to so many tokens share one reading of the weights: 16 if the tensor cores multiply them.
 constexpr int kGemvTokens = 8, kTensorGemvTokens = 16;

@@ -1,7 +1,8 @@
 // out (+)= x weight^T: up to 16 tokens by gemv or gemv_packed, all outputs in one launch, more by
-// gemm, an output each. The former also multiply f32 and mixed types, any number of tokens. A norm of
-// x is a launch of its own before.
+// gemm, an output each. The former also multiply f32 and mixed types, any number of tokens. They
+// normalize x in each of their blocks, if it is of few tokens; else its norm is a launch before.
 #include "linear.h"
+#include "stage_x.h"
 
 namespace diffqkv::cuda {
 namespace {
@@ -58,6 +59,17 @@ void linear_packed(LinearParams p, Context& context) {
   suits_gemm(p) || p.row_scale ? gemm_each(p, context) : gemv_packed(p, context);
 }
 
+// Whether the product's own kernel normalizes x: with few tokens, each of its blocks does.
+bool normalizes_x(const LinearParams& p, const Context& context) {
+  const DType weight_dtype = p.weight().dtype;
+  if (p.num_tokens > kMaxNormedTokens || p.row_scale || dtype_size(p.x_dtype) != 2 || p.in_features % 8 != 0 ||
+      !rows_aligned(p.x, p.in_features, DType::f32) || !rows_aligned(p.norm.weight, p.in_features, DType::f32)) {
+    return false;
+  }
+  if (dtype_is_packed(weight_dtype)) return gemv_packed_stages_x(p, context);
+  return p.x_dtype == weight_dtype && gemv_is_aligned(p) && gemv_stages_x(p, context);
+}
+
 }  // namespace
 
 void check_linear_types(const char* name, DType x, DType weight, DType out, bool accumulate) {
@@ -88,7 +100,7 @@ void apply_norm(LinearParams* p, Context& context) {
 
 void linear(LinearParams p, Context& context) {
   if (p.num_tokens <= 0 || p.all_features() <= 0 || (p.accumulate && p.in_features <= 0)) return;
-  apply_norm(&p, context);
+  if (p.norm.weight && !normalizes_x(p, context)) apply_norm(&p, context);
   if (!suits_gemm(p) && !has_row_outputs(p)) {
     for (int i = 0; i < p.num_outputs; ++i) linear(p.single(i), context);
     return;

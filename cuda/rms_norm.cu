@@ -1,9 +1,8 @@
 // h = x, or h = residual += x; out (+)= h / sqrt(mean(h^2) + eps) * weight. A block a token, a thread eight elements at
 // once where all rows are aligned to 16 bytes. A thread keeps h in registers, up to 4,096 of a token; what is beyond is
 // read again. Squares are summed in f32 by each thread, then in f64. Bound by memory, and at one token by the time of a launch.
-#include <cmath>
-
 #include "element_types.h"
+#include "norm_scale.h"
 #include "reductions.h"
 
 namespace diffqkv::cuda {
@@ -58,7 +57,7 @@ __global__ void __launch_bounds__(kThreads, 4) rms_norm_kernel(RmsNormParams p) 
     for (int j = 0; j < kElements; ++j) squares = __fmaf_rn(h[j], h[j], squares);
   });
   double total = block_sum(squares, shared);
-  if (!(total >= 1e-28 && total <= 1e38)) {  // squares that leave the range of f32
+  if (!squares_are_in_range(total)) {
     double exact = 0;
     for_each([&](int64_t i, float(&h)[kElements], bool is_kept) {
       if (!is_kept) load_any(h_data, h_dtype, row + i, h);
@@ -67,7 +66,7 @@ __global__ void __launch_bounds__(kThreads, 4) rms_norm_kernel(RmsNormParams p) 
     });
     total = block_sum(exact, shared);
   }
-  const float scale = static_cast<float>(1.0 / sqrt(total / static_cast<double>(n) + static_cast<double>(p.eps)));
+  const float scale = norm_scale(total, n, p.eps);
   for_each([&](int64_t i, float(&h)[kElements], bool is_kept) {
     if (!is_kept) load_any(h_data, h_dtype, row + i, h);
     float weight[kElements];
