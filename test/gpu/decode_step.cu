@@ -59,7 +59,7 @@ class DecodeStep {
 
   // Of one step: each weight and each cached row once.
   Work work() const { return {.bytes = static_cast<double>(weight_bytes_) + static_cast<double>(cached_bytes_)}; }
-  int64_t num_launches() const { return 9 * m_.num_layers + 3 + batch_; }
+  int64_t num_launches() const { return 7 * m_.num_layers + 2 + batch_; }
 
   void enqueue(int64_t step, Context& context) const {
     embed_tokens(context);
