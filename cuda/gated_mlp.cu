@@ -115,7 +115,7 @@ void gated_mlp(const GatedMlpParams& p, Context& context) {
       linear(first, context);
     } else {
       LinearParams products = first;
-      apply_norm(&products, context);
+      if (p.gate.data || p.num_others > 0) apply_norm(&products, context);
       const auto product = [&](LinearOutput output) {
         LinearParams one = products;
         one.num_outputs = 0;

@@ -60,7 +60,7 @@ class DecodeStep {
 
   // Of one step: each weight and each cached row once.
   Work work() const { return {.bytes = static_cast<double>(weight_bytes_) + static_cast<double>(cached_bytes_)}; }
-  int64_t num_launches() const { return 10 * m_.num_layers + 4; }
+  int64_t num_launches() const { return 7 * m_.num_layers + 3; }
 
   void enqueue(Context& context) const {
     embed_tokens(context);

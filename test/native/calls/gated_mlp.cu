@@ -173,19 +173,17 @@ void add_small(CallList* calls) {
     }
     for (const int64_t tokens : {1, 5, 12, 20}) {
       for (const Packing& packing : {Packing{}, Packing{kI8, 32}, Packing{kI4, 64}}) {
-        for (const bool aligned : {true, false}) {
-          add(type + packing_text(packing) + ", with two products, " + (aligned ? "" : "rows not aligned, ") +
-                  tokens_text(tokens),
-              {.dtype = dtype,
-               .num_tokens = tokens,
-               .in_features = aligned ? 264 : 131,
-               .inner_size = 104,
-               .out_features = 72,
-               .activation = tokens == 12 ? Activation::gelu : Activation::silu,
-               .packing = packing,
-               .others = {24, 9},
-               .has_norm = aligned || tokens == 5});
-        }
+        add(type + packing_text(packing) + ", with two products, " + tokens_text(tokens),
+            {.dtype = dtype,
+             .num_tokens = tokens,
+             .in_features = tokens == 5 || tokens == 12 ? 131 : 264,  // rows not aligned, or aligned
+             .inner_size = 104,
+             .out_features = 72,
+             .accumulate = tokens == 12,
+             .activation = tokens == 20 ? Activation::gelu : Activation::silu,
+             .packing = packing,
+             .others = {24, tokens == 12 ? 9 : 40},
+             .has_norm = tokens != 12});
       }
     }
     for (const DType packed : {kI8, kI4}) {

@@ -294,12 +294,10 @@ OperatorCalls matmul_calls() {
                          .others = {24, 9},
                          .has_norm = true});
       };
-      normed(text_of(dtype), {}, 264);
-      normed(text_of(dtype) + ", rows not aligned", {}, 131);
-      for (const DType packed : {kI8, kI4}) {
-        normed(text_of(dtype) + " by " + text_of(packed), {packed, 32}, 416);
-        normed(text_of(dtype) + " by " + text_of(packed) + ", rows not aligned", {packed, 64}, 131);
-      }
+      const int64_t in_features = tokens == 5 ? 131 : 416;  // rows not aligned, or aligned
+      normed(text_of(dtype), {}, in_features);
+      for (const DType packed : {kI8, kI4})
+        normed(text_of(dtype) + " by " + text_of(packed), {packed, 64}, in_features);
     }
     for (const int64_t tokens : {1, 8, 9, 16}) {
       calls.small.add("product, " + text_of(dtype) + ", " + tokens_text(tokens), matmul_call,
