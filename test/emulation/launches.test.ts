@@ -24,8 +24,8 @@ async function launchesOfStep(architecture: 'sigma' | 'llama', numLayers: number
 }
 
 (there ? it : it.skip).each([
-  ['llama', 8], // norm, Q + K + V, append, attention, O, norm, gate + up, down
-  ['sigma', 9], // norm, K + V + gate + up of Q, down of Q, append, attention, O, norm, gate + up, down
+  ['llama', 6], // norm + Q + K + V, append, attention, O, norm + gate + up, down
+  ['sigma', 7], // norm + K + V + gate + up of Q, down of Q, append, attention, O, norm + gate + up, down
 ] as const)('a decode step of %s launches %i kernels for each layer', async (architecture, perLayer) => {
   const [one, three] = [await launchesOfStep(architecture, 1), await launchesOfStep(architecture, 3)];
   expect((three - one) / 2).toBe(perLayer);
