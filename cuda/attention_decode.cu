@@ -21,9 +21,10 @@
 // first key that the query sees; keys of that tile before it are not read.
 //
 // A tile is kKeys keys. It comes in pieces: one K or V head of its keys, at most kSlotDims dims of
-// it; first all K heads, then all V heads. A piece of 16-bit elements fills a slot of 4 KiB, so one
-// ring serves all head counts and sizes. A piece of 8-bit elements is half as large; if K and V
-// both have 8 bits, slots are 2 KiB and twice as many.
+// it (of K of 8 bits 128); first all K heads, then all V heads. A slot has a piece in panels, as pages
+// have it (kv_page.h), so a panel of a page is copied as it is. A piece of 64 or 128 dims of 16 bits
+// fills a slot of 4 KiB, so one ring serves all head counts and sizes. If all pieces are half as
+// large, as of 8 bits, slots are 2 KiB and twice as many.
 //
 // Fragments are those of device/mma.h. Of each 8 query heads a lane has lane % 4 * 2 and the next
 // (index i, or i % 2, of the arrays of Attention); of each 16 keys or dims it has lane / 4 and
@@ -58,9 +59,7 @@ namespace {
 constexpr int kWarps = 4, kThreads = kWarps * kWarpSize;
 constexpr int kSlots = 5, kSlotBytes = 4096, kRingBytes = kSlots * kSlotBytes;
 
-__host__ __device__ __forceinline__ constexpr int slot_dims(int head_dim_vo) {
-  return head_dim_vo <= 32 ? 32 : head_dim_vo <= 64 ? 64 : 128;
-}
+__host__ __device__ __forceinline__ constexpr int slot_dims(int head_dim_vo) { return head_dim_vo <= 64 ? 64 : 128; }
 __host__ __device__ __forceinline__ constexpr int tile_keys(int head_dim_vo) {
   return kSlotBytes / 2 / slot_dims(head_dim_vo);
 }
@@ -143,15 +142,18 @@ enum class Format { wide, i8, f8e4m3 };  // wide: the 16-bit type of Q
 // K or V of a sequence. Contiguous: `rows` and `scales` are those of key 0. Paged: they are offsets
 // from a page's start.
 struct KeyRows {
-  uint64_t rows;          // address of the unit's first head
-  uint64_t scales;        // address of its scale; unused by formats without scales
-  int stride, num_heads;  // bytes from row to row; scales from row to row
+  uint64_t rows;    // address of the unit's first head
+  uint64_t scales;  // address of its scale; unused by formats without scales
+  int stride;       // contiguous: bytes from row to row
+  int head_bytes;   // from head to head
+  int scale_stride, scale_head_stride;
 };
 
-// The rows of a tile: addresses of its first key.
+// K and V of a tile. Contiguous: addresses of its first key. Paged: of the page, and the tile's first
+// token in it.
 struct TileRows {
   const unsigned char *k, *v;
-  const bf16 *k_scales, *v_scales;
+  int token;
 };
 
 struct Cache {
@@ -163,23 +165,22 @@ struct Cache {
   __device__ __forceinline__ KvPage page(int key) const {
     return table ? load_page(table + (key >> page_shift)) : KvPage{};
   }
+  __device__ __forceinline__ int token(int key) const { return table ? key & ((1 << page_shift) - 1) : key; }
   __device__ __forceinline__ TileRows rows(int key, const KvPage& page) const {
-    const int token = table ? key & ((1 << page_shift) - 1) : key;
-    const uint64_t k_start = reinterpret_cast<uint64_t>(page.k), v_start = reinterpret_cast<uint64_t>(page.v);
-    return {reinterpret_cast<const unsigned char*>(k_start + k.rows + static_cast<int64_t>(token) * k.stride),
-            reinterpret_cast<const unsigned char*>(v_start + v.rows + static_cast<int64_t>(token) * v.stride),
-            reinterpret_cast<const bf16*>(k_start + k.scales) + static_cast<int64_t>(token) * k.num_heads,
-            reinterpret_cast<const bf16*>(v_start + v.scales) + static_cast<int64_t>(token) * v.num_heads};
+    const int64_t row = table ? 0 : key;
+    return {reinterpret_cast<const unsigned char*>(reinterpret_cast<uint64_t>(page.k) + k.rows + row * k.stride),
+            reinterpret_cast<const unsigned char*>(reinterpret_cast<uint64_t>(page.v) + v.rows + row * v.stride),
+            table ? token(key) : 0};
+  }
+  __device__ __forceinline__ const bf16* k_scales(int key, const KvPage& page) const {
+    return reinterpret_cast<const bf16*>(reinterpret_cast<uint64_t>(page.k) + k.scales) +
+           static_cast<int64_t>(token(key)) * k.scale_stride;
+  }
+  __device__ __forceinline__ const bf16* v_scales(int key, const KvPage& page) const {
+    return reinterpret_cast<const bf16*>(reinterpret_cast<uint64_t>(page.v) + v.scales) +
+           static_cast<int64_t>(token(key)) * v.scale_stride;
   }
 };
-
-// Where the 16 bytes of `chunk` in `row` lie in a slot whose rows are kPitch bytes apart: neither 8
-// rows at one chunk nor what 8 lanes copy meet in a bank.
-template <int kPitch>
-__device__ __forceinline__ int place(int row, int chunk) {
-  constexpr int kChunks = kPitch < 128 ? kPitch / 16 : 8, kRowsPer128 = kPitch < 128 ? 128 / kPitch : 1;
-  return row * kPitch + ((chunk ^ (row / kRowsPer128 & (kChunks - 1))) << 4);
-}
 
 // kScaled: K or V, or both, are of 8 bits, as the formats say; else both are wide.
 template <int kDimVo, bool kScaled>
@@ -187,6 +188,9 @@ class PieceStream {
  public:
   static constexpr int kSlotDims = slot_dims(kDimVo), kKeys = tile_keys(kDimVo), kKeyTiles = kKeys / 16;
   static constexpr int kValueDims = kDimVo < kSlotDims ? kDimVo : kSlotDims, kValuePieces = kDimVo / kValueDims;
+
+  // Most dims of a piece of K.
+  __device__ __forceinline__ static constexpr int key_dims(bool is_wide) { return is_wide ? kSlotDims : 128; }
 
   __device__ __forceinline__ PieceStream(const Unit& unit, const Cache& cache, int dim_qk, Format k_format,
                                          Format v_format, unsigned char* ring)
@@ -198,18 +202,19 @@ class PieceStream {
         num_keys_(unit.end_key - unit.first_key),
         k_is_wide_(!kScaled || k_format == Format::wide),
         v_is_wide_(!kScaled || v_format == Format::wide),
+        small_slots_(kScaled && !k_is_wide_ && !v_is_wide_ && (kKeys == 16 || dim_qk <= 64)),
         ring_(ring),
         key_(unit.begin_key - unit.first_key + warp_index() * kKeys) {
     if (key_ < num_keys_) next_page_ = cache_.page(first_key_ + key_);
     start_tile();
 #pragma unroll 1  // copy_next() is long
-    for (int i = 0; i < (small_slots() ? 2 * kSlots : kSlots) - 1; ++i) copy_next();
+    for (int i = 0; i < (small_slots_ ? 2 * kSlots : kSlots) - 1; ++i) copy_next();
   }
 
   // The next piece, there for all lanes. What take() gave before is then no longer: its slot takes
   // the next copy.
   __device__ __forceinline__ const unsigned char* take() {
-    if (small_slots()) {
+    if (kScaled && small_slots_) {
       cp_async_wait_group<2 * kSlots - 2>();
     } else {
       cp_async_wait_group<kSlots - 2>();
@@ -222,9 +227,8 @@ class PieceStream {
   }
 
  private:
-  __device__ __forceinline__ bool small_slots() const { return kScaled && !k_is_wide_ && !v_is_wide_; }
   __device__ __forceinline__ int next_slot(int at) const {
-    const int next = at + (small_slots() ? kSlotBytes / 2 : kSlotBytes);
+    const int next = at + (kScaled && small_slots_ ? kSlotBytes / 2 : kSlotBytes);
     return next == kRingBytes ? 0 : next;
   }
 
@@ -232,7 +236,7 @@ class PieceStream {
   __device__ __forceinline__ void start_tile() {
     if (key_ >= num_keys_) return;
     const TileRows rows = cache_.rows(first_key_ + key_, next_page_);
-    k_ = rows.k, v_ = rows.v;
+    head_rows_ = rows.k, v_ = rows.v, token_ = rows.token;
     const int next_key = key_ + kWarps * kKeys;
     if (next_key < num_keys_) next_page_ = cache_.page(first_key_ + next_key);
   }
@@ -240,26 +244,17 @@ class PieceStream {
   // One copy group each time, empty past the end.
   __device__ __forceinline__ void copy_next() {
     if (key_ < num_keys_) {
-      unsigned char* const slot = ring_ + fill_;
-      if (head_ < num_k_heads_) {
-        const int left = dim_qk_ - dim_, dims = left < kSlotDims ? left : kSlotDims;
-        const int element = head_ * dim_qk_ + dim_;
-        if (k_is_wide_) {
-          copy_keys<2>(slot, k_ + element * 2, dims);
-        } else {
-          copy_keys<1>(slot, k_ + element, dims);
-        }
-        dim_ = left <= kSlotDims ? 0 : dim_ + kSlotDims;
-        head_ += dim_ == 0;
-      } else {
-        const int element = (head_ - num_k_heads_) * kDimVo + dim_;
-        if (v_is_wide_) {
-          copy_rows<kSlotDims * 2, kValueDims * 2>(slot, v_ + element * 2, cache_.v.stride);
-        } else {
-          copy_rows<kSlotDims, kValueDims>(slot, v_ + element, cache_.v.stride);
-        }
-        dim_ = kValuePieces > 1 && dim_ == 0 ? kValueDims : 0;
-        if (dim_ == 0 && ++head_ == num_heads_) {
+      const bool is_k = head_ < num_k_heads_;
+      const int element = is_k ? (k_is_wide_ ? 2 : 1) : (v_is_wide_ ? 2 : 1);
+      const int dims = is_k ? dim_qk_ : kDimVo, most = is_k ? key_dims(k_is_wide_) : kValueDims;
+      const int left = dims - dim_;
+      copy_piece(ring_ + fill_, dims * element, dim_ * element, (left < most ? left : most) * element,
+                 is_k ? cache_.k.stride : cache_.v.stride);
+      dim_ = left <= most ? 0 : dim_ + most;
+      if (dim_ == 0) {
+        head_rows_ += is_k ? cache_.k.head_bytes : cache_.v.head_bytes;
+        if (++head_ == num_k_heads_) head_rows_ = v_;
+        if (head_ == num_heads_) {
           head_ = 0, key_ += kWarps * kKeys;
           start_tile();
         }
@@ -269,51 +264,46 @@ class PieceStream {
     fill_ = next_slot(fill_);
   }
 
-  template <int kElementBytes>
-  __device__ __forceinline__ void copy_keys(unsigned char* slot, const unsigned char* from, int dims) const {
-    constexpr int kPitch = kSlotDims * kElementBytes;
-    if (dims == kSlotDims) {
-      copy_rows<kPitch, kPitch>(slot, from, cache_.k.stride);
-    } else {
-      constexpr int kStep = 32 * kElementBytes;
+  // `bytes` of each key's row_bytes, from `first` on, in panels; zeros for keys that are not seen.
+  __device__ __forceinline__ void copy_piece(unsigned char* slot, int row_bytes, int first, int bytes,
+                                             int stride) const {
 #pragma unroll 1
-      for (int at = 0; at < dims * kElementBytes; at += kStep) {
-        copy_rows<kPitch, kStep>(slot, from + at, cache_.k.stride, at / 16);
+    for (int at = first; at < first + bytes;) {
+      const int width = kv_panel(row_bytes, at).width;
+      if (width == 128) {
+        copy_panel<128>(slot, at, stride);
+      } else if (width == 64) {
+        copy_panel<64>(slot, at, stride);
+      } else {
+        copy_panel<32>(slot, at, stride);
       }
+      slot += kKeys * width, at += width;
     }
   }
 
-  // kBytes of each key, into the chunks from first_chunk on; zeros for keys that are not seen. At a
-  // time 4 rows by 128 bytes; 8 by 64 or 16 by 32 where rows are no multiple of more.
-  template <int kPitch, int kBytes>
-  __device__ __forceinline__ void copy_rows(unsigned char* slot, const unsigned char* from, int stride,
-                                            int first_chunk = 0) const {
-    constexpr int kLanes = kBytes % 128 == 0 ? 8 : kBytes % 64 == 0 ? 4 : 2, kRows = kWarpSize / kLanes;
-    const int chunk = lane_index() % kLanes, row = copied_row<kPitch, kLanes>(lane_index() / kLanes);
-    const unsigned char* at = from + static_cast<int64_t>(row) * stride + chunk * 16;
+  // 512 bytes at a time. A page has a panel as the slot has it.
+  template <int kWidth>
+  __device__ __forceinline__ void copy_panel(unsigned char* slot, int first_byte, int stride) const {
+    constexpr int kLanes = kWidth / 16, kRows = kWarpSize / kLanes;
+    const int row = lane_index() / kLanes;
+    unsigned char* const to = slot + lane_index() * 16;
+    const auto is_seen = [&](int pass) {
+      return static_cast<unsigned>(key_ + pass * kRows + row) < static_cast<unsigned>(num_keys_);
+    };
+    if (cache_.table) {
+      const unsigned char* const from =
+          head_rows_ + (first_byte << cache_.page_shift) + token_ * kWidth + lane_index() * 16;
 #pragma unroll
-    for (int pass = 0; pass < kKeys / kRows; ++pass, at += static_cast<int64_t>(kRows) * stride) {
-      const bool valid = static_cast<unsigned>(key_ + pass * kRows + row) < static_cast<unsigned>(num_keys_);
-#pragma unroll
-      for (int c = 0; c < kBytes / 16; c += kLanes) {
-        cp_async_cg(slot + place<kPitch>(pass * kRows + row, first_chunk + chunk + c), valid ? at + c * 16 : from,
-                    valid ? 16 : 0);
+      for (int pass = 0; pass < kKeys / kRows; ++pass) {
+        cp_async_cg(to + pass * 512, from + pass * 512, is_seen(pass) ? 16 : 0);
       }
-    }
-  }
-
-  // Which row the i-th kLanes lanes copy: where they copy less than a row, or 128 bytes of it, the
-  // rows of 8 lanes are such that place() puts what they copy on different banks.
-  template <int kPitch, int kLanes>
-  __device__ __forceinline__ static int copied_row(int i) {
-    if constexpr (kLanes == 8 || kLanes * 16 == kPitch) {
-      return i;
-    } else if constexpr (kLanes == 4) {
-      return i / 2 | (i & 1) << 2;
-    } else if constexpr (kPitch == 64) {
-      return (i & 9) | (i & 2) << 1 | (i & 4) >> 1;
     } else {
-      return (i & 8) | (i & 3) << 1 | (i & 4) >> 2;
+      const unsigned char* from = head_rows_ + first_byte + static_cast<int64_t>(row) * stride;
+#pragma unroll
+      for (int pass = 0; pass < kKeys / kRows; ++pass, from += static_cast<int64_t>(kRows) * stride) {
+        const int chunk = lane_index() % kLanes ^ panel_swizzle(kWidth, pass * kRows + row);
+        cp_async_cg(to + pass * 512, is_seen(pass) ? from + chunk * 16 : head_rows_, is_seen(pass) ? 16 : 0);
+      }
     }
   }
 
@@ -321,26 +311,35 @@ class PieceStream {
   int dim_qk_, num_k_heads_, num_heads_;
   int first_key_, num_keys_;  // that are seen
   bool k_is_wide_, v_is_wide_;
+  bool small_slots_;  // no piece needs more than half a slot
   unsigned char* ring_;
   int key_, head_ = 0, dim_ = 0;  // of the next copy; key_ counts from first_key_; V heads follow K heads
   KvPage next_page_ = {};
-  const unsigned char *k_ = nullptr, *v_ = nullptr;  // of the tile
-  int fill_ = 0, take_ = 0;                          // slots, as bytes of the ring
+  const unsigned char *head_rows_ = nullptr, *v_ = nullptr;  // of the next copy's head; of the tile
+  int token_ = 0;                                            // of the tile, in its page
+  int fill_ = 0, take_ = 0;                                  // slots, as bytes of the ring
 };
 
 // K or V of a unit from its first head on: addresses if contiguous, else offsets from a page's start.
 __device__ __forceinline__ KeyRows find_rows(const KvView& kv, int64_t first_row, int first_head, int64_t page_tokens) {
-  const int64_t row = kv.num_heads * kv.head_dim, element = kv.dtype == DType::bf16 || kv.dtype == DType::f16 ? 2 : 1;
+  const int element_bytes = kv.dtype == DType::bf16 || kv.dtype == DType::f16 ? 2 : 1;
+  const int num_heads = static_cast<int>(kv.num_heads);
   KeyRows r;
-  r.rows = page_tokens > 0 ? static_cast<uint64_t>(kv.page_offset) : reinterpret_cast<uint64_t>(kv.data);
-  r.scales = page_tokens > 0
-                 ? r.rows + static_cast<uint64_t>(page_tokens * row * element)
-                 : reinterpret_cast<uint64_t>(kv.scales) + static_cast<uint64_t>(first_row * kv.num_heads * 2);
-  if (page_tokens == 0) r.rows += static_cast<uint64_t>(first_row * row * element);
-  r.rows += static_cast<uint64_t>(first_head * kv.head_dim * element);
-  r.scales += static_cast<uint64_t>(first_head) * 2;
-  r.stride = static_cast<int>(row * element);
-  r.num_heads = static_cast<int>(kv.num_heads);
+  if (page_tokens > 0) {
+    const KvHeadLayout layout(kv.head_dim, element_bytes, page_tokens);
+    const uint64_t layer = static_cast<uint64_t>(kv.page_offset);
+    r.rows = layer + static_cast<uint64_t>(first_head * layout.bytes());
+    r.scales = layer + static_cast<uint64_t>(num_heads * layout.bytes() + first_head * layout.page_tokens * 2);
+    r.stride = 0, r.head_bytes = layout.bytes();
+    r.scale_stride = 1, r.scale_head_stride = layout.page_tokens;
+  } else {
+    r.head_bytes = static_cast<int>(kv.head_dim) * element_bytes;
+    r.stride = num_heads * r.head_bytes;
+    r.rows =
+        reinterpret_cast<uint64_t>(kv.data) + static_cast<uint64_t>(first_row * r.stride + first_head * r.head_bytes);
+    r.scales = reinterpret_cast<uint64_t>(kv.scales) + static_cast<uint64_t>((first_row * num_heads + first_head) * 2);
+    r.scale_stride = num_heads, r.scale_head_stride = 1;
+  }
   return r;
 }
 
@@ -430,15 +429,15 @@ struct Attention {
       if (!readers.any(n)) continue;
       float(&sum)[4] = s[n][tile];
       float c[4] = {sum[0], sum[1], sum[2], sum[3]};
-      const auto add_32_dims = [&](int pair) {
+      const auto add_32_dims = [&](int pair, int row_dims) {
         const int row = tile * 16 + lane_index() % 16, column = lane_index() / 16;
         uint32_t low[4], high[4], b[4];
         ldmatrix_x4(b, queries + n * 8 * query_pitch + pair * 64);
         if (!kScaled || format == Format::wide) {
-          ldmatrix_x4(low, piece + place<kSlotDims * 2>(row, pair * 4 + column));
-          ldmatrix_x4(high, piece + place<kSlotDims * 2>(row, pair * 4 + column + 2));
+          ldmatrix_x4(low, piece + place_in_panels(row_dims * 2, Pieces::kKeys, row, (pair * 4 + column) * 16));
+          ldmatrix_x4(high, piece + place_in_panels(row_dims * 2, Pieces::kKeys, row, (pair * 4 + column + 2) * 16));
         } else {
-          ldmatrix_x4(low, piece + place<kSlotDims>(row, pair * 2 + column));
+          ldmatrix_x4(low, piece + place_in_panels(row_dims, Pieces::kKeys, row, (pair * 2 + column) * 16));
           const WidenedBytes wide = widen<T>(format, low);
 #pragma unroll
           for (int j = 0; j < 2; ++j) {
@@ -451,9 +450,9 @@ struct Attention {
       };
       if (kTiles == 1 && dims == kSlotDims) {  // with more tiles it would not fit the registers
 #pragma unroll
-        for (int pair = 0; pair < kSlotDims / 32; ++pair) add_32_dims(pair);
+        for (int pair = 0; pair < kSlotDims / 32; ++pair) add_32_dims(pair, kSlotDims);
       } else {
-        for (int pair = 0; pair < dims / 32; ++pair) add_32_dims(pair);
+        for (int pair = 0; pair < dims / 32; ++pair) add_32_dims(pair, dims);
       }
 #pragma unroll
       for (int j = 0; j < 4; ++j) sum[j] = readers.has(n, j % 2) ? c[j] : sum[j];
@@ -490,24 +489,29 @@ struct Attention {
       return static_cast<unsigned>(first + key) < static_cast<unsigned>(num_keys);
     }
   };
+  // Of a tile's first key and the unit's first head.
+  struct TileScales {
+    const bf16 *k, *v;
+  };
   // Of the tile's keys that are seen; heads: column_heads. Two columns of one head make one load.
-  __device__ __forceinline__ static Scales load_scales(const TileRows& rows, const Cache& cache, Format k_format,
+  __device__ __forceinline__ static Scales load_scales(const TileScales& rows, const Cache& cache, Format k_format,
                                                        Format v_format, uint32_t heads, const Seen& seen) {
     constexpr bf16 kOne = {0x3f80};
     Scales scales;
 #pragma unroll
     for (int half = 0; half < kKeyTiles * 2; ++half) {
       const int key = half * 8 + lane_index() / 4;
-      const auto load_pair = [&](bf16(&first), bf16(&second), bool scaled, const bf16* row, uint32_t pair) {
+      const auto load_pair = [&](bf16(&first), bf16(&second), bool scaled, const bf16* tile, const KeyRows& strides,
+                                 uint32_t pair) {
         first = second = kOne;
         if (!scaled || !seen.has(key)) return;
-        first = second = ld_global(row + (pair & 0xffu));
-        if ((pair >> 8 & 0xffu) != (pair & 0xffu)) second = ld_global(row + (pair >> 8 & 0xffu));
+        const bf16* const row = tile + key * strides.scale_stride;
+        const int heads_of[2] = {static_cast<int>(pair & 0xffu), static_cast<int>(pair >> 8 & 0xffu)};
+        first = second = ld_global(row + heads_of[0] * strides.scale_head_stride);
+        if (heads_of[1] != heads_of[0]) second = ld_global(row + heads_of[1] * strides.scale_head_stride);
       };
-      load_pair(scales.k[0][half], scales.k[1][half], k_format != Format::wide, rows.k_scales + key * cache.k.num_heads,
-                heads);
-      load_pair(scales.v[0][half], scales.v[1][half], v_format != Format::wide, rows.v_scales + key * cache.v.num_heads,
-                heads >> 16);
+      load_pair(scales.k[0][half], scales.k[1][half], k_format != Format::wide, rows.k, cache.k, heads);
+      load_pair(scales.v[0][half], scales.v[1][half], v_format != Format::wide, rows.v, cache.v, heads >> 16);
     }
     return scales;
   }
@@ -621,12 +625,14 @@ struct Attention {
           const int row = tile * 16 + lane_index() / 16 * 8 + lane_index() % 8, column = lane_index() / 8 % 2;
 #pragma unroll
           for (int step = 0; step < kSteps; ++step) {
-            ldmatrix_x4_trans(a[step][tile], piece + place<kSlotDims * 2>(row, (first + step) * 2 + column));
+            ldmatrix_x4_trans(a[step][tile], piece + place_in_panels(Pieces::kValueDims * 2, Pieces::kKeys, row,
+                                                                     ((first + step) * 2 + column) * 16));
           }
         } else {
           const int row = tile * 16 + lane_index() % 16, column = lane_index() / 16;
           uint32_t words[4];
-          ldmatrix_x4_trans(words, piece + place<kSlotDims>(row, first + column));
+          ldmatrix_x4_trans(words,
+                            piece + place_in_panels(Pieces::kValueDims, Pieces::kKeys, row, (first + column) * 16));
           const WidenedBytes wide = widen<T>(format, words);
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
@@ -838,7 +844,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Readers first_v_readers = {unit.first_v_head * plan.q_heads_per_v_head - unit.first_head,
                                    plan.q_heads_per_v_head};
   uint32_t column_heads[kTiles] = {};
-  TileRows tile = {};
+  typename Warp::TileScales tile = {};
   const auto seen_of = [&](int key) {
     return typename Warp::Seen{key - unit.first_key, unit.end_key - unit.first_key};
   };
@@ -848,7 +854,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   typename Warp::Scales scales = {};  // of the first 8 query heads: asked for one tile ahead
   const auto start_tile = [&](int key) {
     if (!kScaled || key >= unit.end_key) return;
-    tile = cache.rows(key, cache.page(key));
+    const KvPage page = cache.page(key);
+    tile = {cache.k_scales(key, page), cache.v_scales(key, page)};
     scales = load_scales(0, key);
   };
   if constexpr (kScaled) {
@@ -858,6 +865,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
   }
 
+  const int most_dims = Pieces::key_dims(k_format == Format::wide);  // of a piece of K
   const int warp_key = unit.begin_key + warp * Pieces::kKeys;
   start_tile(warp_key);
 #pragma unroll 1
@@ -867,8 +875,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll 1
     for (int head = 0; head < unit.num_k_heads; ++head, k_readers.first += k_readers.count) {
 #pragma unroll 1
-      for (int dim = 0; dim < dim_qk; dim += Pieces::kSlotDims) {
-        const int dims = dim_qk - dim < Pieces::kSlotDims ? dim_qk - dim : Pieces::kSlotDims;
+      for (int dim = 0; dim < dim_qk; dim += most_dims) {
+        const int dims = dim_qk - dim < most_dims ? dim_qk - dim : most_dims;
         attention.add_scores(pieces.take(), k_format, dims, query_chunk + dim * 2, pitch, k_readers);
       }
     }

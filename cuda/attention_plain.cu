@@ -102,10 +102,12 @@ struct CacheRows {
   const T* elements;
   const bf16* scales;
   const KvPage* pages;
-  int num_heads, head, dim, page_tokens, first_key;
+  KvHeadLayout layout;
+  int num_heads, head, dim, first_key;
   int64_t page_offset, first_row;  // first_row: of the sequence, in a tensor
 
-  __device__ __forceinline__ CacheRows(const AttentionPrefillParams& a, const Row& row) {
+  __device__ __forceinline__ CacheRows(const AttentionPrefillParams& a, const Row& row)
+      : layout(kIsV ? a.v.head_dim : a.k.head_dim, sizeof(T), a.page_tokens) {
     const KvView& kv = kIsV ? a.v : a.k;
     elements = static_cast<const T*>(kv.data);
     scales = static_cast<const bf16*>(kv.scales);
@@ -113,15 +115,15 @@ struct CacheRows {
     num_heads = static_cast<int>(kv.num_heads);
     head = static_cast<int>(row.head * num_heads / a.num_q_heads);
     dim = static_cast<int>(kv.head_dim);
-    page_tokens = static_cast<int>(a.page_tokens);
     page_offset = kv.page_offset;
     first_key = row.first_key;
     first_row = row.batch * (kv.batch_stride / dim);
   }
 
   struct At {
-    const T* elements;
+    const T* elements;  // of the row, or of its head in a page
     float scale;
+    int token = 0;  // in the page
   };
   __device__ __forceinline__ At operator[](int index) const {
     constexpr bool kScaled = sizeof(T) == 1;
@@ -130,10 +132,14 @@ struct CacheRows {
       const int64_t row = first_row + static_cast<int64_t>(key) * num_heads + head;
       return {elements + row * dim, kScaled ? load_float(scales + row) : 1.0f};
     }
-    const KvPage page = load_page(pages + key / page_tokens);
-    const KvRows rows = rows_in_page(kIsV ? page.v : page.k, page_offset, key % page_tokens, page_tokens, num_heads,
-                                     dim * static_cast<int>(sizeof(T)));
-    return {reinterpret_cast<const T*>(rows.elements) + head * dim, kScaled ? load_float(rows.scales + head) : 1.0f};
+    const KvPage page = load_page(pages + key / layout.page_tokens);
+    const int token = key % layout.page_tokens;
+    const KvHead in_page = head_in_page(kIsV ? page.v : page.k, page_offset, layout, head, num_heads);
+    return {reinterpret_cast<const T*>(in_page.elements), kScaled ? load_float(in_page.scales + token) : 1.0f, token};
+  }
+  __device__ __forceinline__ float element(const At& at, int d) const {
+    const int byte = d * static_cast<int>(sizeof(T));
+    return load_float(at.elements + (pages ? layout.place(at.token, byte) : byte) / static_cast<int>(sizeof(T)));
   }
 };
 
@@ -159,7 +165,7 @@ __device__ __forceinline__ float write_scores(const PlainParams& p, const Row& r
     for (int d = lane; d < dim; d += kWarpSize) {
       const float q = ld_shared(&shared->q[d]);
 #pragma unroll
-      for (int n = 0; n < kKeysAtOnce; ++n) dots[n] = __fmaf_rn(q, load_float(keys[n].elements + d), dots[n]);
+      for (int n = 0; n < kKeysAtOnce; ++n) dots[n] = __fmaf_rn(q, k.element(keys[n], d), dots[n]);
     }
 #pragma unroll
     for (int n = 0; n < kKeysAtOnce; ++n) {
@@ -251,7 +257,7 @@ __device__ __forceinline__ Sums sum_values(const PlainParams& p, const Row& row,
       const float weight = ld_global(weights + j);
       if (p.top_k > 0 && weight == 0.0f) continue;  // 0 times infinity is not to be seen then
       const auto value = v[keys ? static_cast<int>(ld_global(keys + j)) : j];
-      some.products = __fmaf_rn(weight * value.scale, load_float(value.elements + d), some.products);
+      some.products = __fmaf_rn(weight * value.scale, v.element(value, d), some.products);
       some.weights += weight;
     }
     sums.products += some.products, sums.weights += some.weights;

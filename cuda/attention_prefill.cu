@@ -35,6 +35,7 @@
 #include "element_types.h"
 #include "finding.h"
 #include "kernels.h"
+#include "kv_page.h"
 #include "soft_cap.h"
 #include "softmax.h"
 
@@ -131,15 +132,39 @@ class CacheHead {
     start_ = static_cast<const unsigned char*>(ld_global(kIsV ? &page->v : &page->k)) + kv().page_offset;
   }
   __device__ __forceinline__ void seek_page_of(int key) { seek(key & -page_tokens()); }
-  // Of the tile at first_key, for which seek() was called last.
-  __device__ __forceinline__ const unsigned char* elements(int first_key) const {
-    return start_ + int64_t{row(first_key)} * (dims() * element_bytes());
+  // The rows of the tile at first_key, for which seek() was called last.
+  struct TileRows {
+    const unsigned char* head;  // of a page; else the tile's first row
+    int first_token;            // in the page
+    int stride;                 // bytes from row to row, if they are not in a page
+    // 16 bytes of a row.
+    __device__ __forceinline__ const unsigned char* at(const KvHeadLayout& layout, int row, int chunk) const {
+      return stride > 0 ? head + static_cast<int64_t>(row) * stride + chunk * 16
+                        : head + layout.place(first_token + row, chunk * 16);
+    }
+    // Of a page with panels of 128 bytes: the 16 bytes that are at the index `chunk` of a row, which
+    // is also where a tile of such rows has them.
+    __device__ __forceinline__ const unsigned char* at_place(const KvHeadLayout& layout, int row, int chunk) const {
+      return head + (chunk >> 3) * 128 * layout.page_tokens + (first_token + row) * 128 + (chunk & 7) * 16;
+    }
+  };
+  __device__ __forceinline__ TileRows rows(int first_key, const KvHeadLayout& layout) const {
+    if (p_.pages) return {start_ + head_ * layout.bytes(), first_key & (page_tokens() - 1), 0};
+    const int stride = num_heads() * layout.row_bytes;
+    return {start_ + int64_t{first_key} * stride + head_ * layout.row_bytes, 0, stride};
   }
-  __device__ __forceinline__ const bf16* scales(int first_key) const {
-    const bf16* const first =
-        p_.pages ? reinterpret_cast<const bf16*>(start_ + int64_t{page_tokens()} * num_heads() * dims())
-                 : static_cast<const bf16*>(kv().scales) + batch_ * (kv().batch_stride / dims());
-    return first + row(first_key);
+  __device__ __forceinline__ KvHeadLayout layout(int dims, int element_bytes) const {
+    return {dims, element_bytes, page_tokens()};
+  }
+  // The scale of a key of that tile.
+  __device__ __forceinline__ bf16 scale(int key) const {
+    if (p_.pages) {
+      const KvHeadLayout of_bytes = layout(dims(), 1);
+      const bf16* const first = reinterpret_cast<const bf16*>(start_ + int64_t{num_heads()} * of_bytes.bytes());
+      return ld_global(first + head_ * page_tokens() + (key & (page_tokens() - 1)));
+    }
+    const bf16* const first = static_cast<const bf16*>(kv().scales) + batch_ * (kv().batch_stride / dims());
+    return ld_global(first + int64_t{key} * num_heads() + head_);
   }
 
   __device__ __forceinline__ bool has_8_bits() const { return kQuantized && is_quantized(dtype()); }
@@ -151,9 +176,6 @@ class CacheHead {
   __device__ __forceinline__ int page_tokens() const { return static_cast<int>(p_.page_tokens); }
   __device__ __forceinline__ int dims() const { return static_cast<int>(kv().head_dim); }
   __device__ __forceinline__ int element_bytes() const { return has_8_bits() ? 1 : 2; }
-  __device__ __forceinline__ int row(int key) const {
-    return (p_.pages ? key & (page_tokens() - 1) : key) * num_heads() + head_;
-  }
 
   const AttentionPrefillParams& p_;
   int batch_, head_;
@@ -195,13 +217,18 @@ class TileFiller {
  private:
   __device__ __forceinline__ void copy(unsigned char* tile, int first_key, int dims) {
     const Walk walk(dims, 2);
-    const T* const from = reinterpret_cast<const T*>(head_.elements(first_key));
-    const int stride = head_.num_heads() * dims;
+    const KvHeadLayout layout = head_.layout(dims, 2);
+    const auto from = head_.rows(first_key, layout);
     for (int piece = worker_; piece < dims / 8; piece += num_workers_) {
       const int row = walk.row_of(piece), chunk = walk.chunk_of(piece);
       const bool valid = reads(first_key + row);
-      cp_async_cg(tile + row * dims * 2 + ((chunk ^ swizzle(row, dims)) << 4),
-                  valid ? from + row * stride + chunk * 8 : from, valid ? 16 : 0);
+      if (dims % 64 == 0 && from.stride == 0) {
+        cp_async_cg(tile + row * dims * 2 + (chunk << 4), valid ? from.at_place(layout, row, chunk) : from.head,
+                    valid ? 16 : 0);
+      } else {
+        cp_async_cg(tile + row * dims * 2 + ((chunk ^ swizzle(row, dims)) << 4),
+                    valid ? from.at(layout, row, chunk) : from.head, valid ? 16 : 0);
+      }
     }
     if (kQuantized && worker_ == 0) store_scale(tile_scales(tile, dims), 1.0f, 1.0f);
     if (first_key + kTileKeys < end_key_) head_.seek(first_key + kTileKeys);
@@ -209,18 +236,18 @@ class TileFiller {
 
   __device__ __forceinline__ void stage(int first_key, int dims) {
     const Walk walk(dims, 1);
-    const unsigned char* const from = head_.elements(first_key);
-    const int stride = head_.num_heads() * dims;
+    const KvHeadLayout layout = head_.layout(dims, 1);
+    const auto from = head_.rows(first_key, layout);
 #pragma unroll 1
     for (int piece = worker_; piece < dims / 16; piece += num_workers_) {
       const int row = walk.row_of(piece), chunk = walk.chunk_of(piece);
       const bool valid = reads(first_key + row);
-      cp_async_cg(staged_ + (piece * kWarpSize + lane_index()) * 16, valid ? from + row * stride + chunk * 16 : from,
+      cp_async_cg(staged_ + (piece * kWarpSize + lane_index()) * 16, valid ? from.at(layout, row, chunk) : from.head,
                   valid ? 16 : 0);
     }
     if (worker_ == 0) {
       const bool valid = reads(first_key + lane_index());
-      scale_ = valid ? ld_global(head_.scales(first_key) + lane_index() * head_.num_heads()) : bf16{0};
+      scale_ = valid ? head_.scale(first_key + lane_index()) : bf16{0};
     }
     if (first_key + kTileKeys < end_key_) head_.seek(first_key + kTileKeys);
   }

@@ -101,7 +101,7 @@ struct Keys {
 
 // Rows of one K or V head: those of a page, or as many of a contiguous cache.
 struct alignas(16) Segment {
-  const unsigned char* data;
+  const unsigned char* data;  // its first row; of a page, the head as KvHeadLayout has it
   const bf16* scales;
 };
 // A K or V head of a sequence, of elements of type E.
@@ -113,28 +113,33 @@ class CacheHead {
       : CacheHead(p, page_shift, tensor, batch, head, tensor == KvTensor::v ? p.v : p.k) {}
 
   __device__ __forceinline__ Segment segment(int index) const {
-    const int64_t tokens = int64_t{1} << page_shift_;
-    const unsigned char* data;
-    const bf16* scales = nullptr;
     if (pages_ != nullptr) {
       const KvPage page = load_page(pages_ + index);
-      const KvRows rows = rows_in_page(tensor_ == KvTensor::v ? page.v : page.k, page_offset_, 0,
-                                       static_cast<int>(tokens), static_cast<int>(num_heads_), row_bytes_);
-      data = rows.elements, scales = rows.scales;
-    } else {
-      data = data_ + index * tokens * pitch_;
-      if (kScaled) scales = scales_ + index * tokens * num_heads_;
+      const KvHead head =
+          head_in_page(tensor_ == KvTensor::v ? page.v : page.k, page_offset_, layout_, head_, num_heads_);
+      return {head.elements, kScaled ? head.scales : nullptr};
     }
-    return {data + head_ * row_bytes_, kScaled ? scales + head_ : nullptr};
+    const int64_t tokens = int64_t{1} << page_shift_;
+    return {data_ + index * tokens * pitch_ + head_ * layout_.row_bytes,
+            kScaled ? scales_ + index * tokens * num_heads_ + head_ : nullptr};
   }
-  __device__ __forceinline__ const unsigned char* row(const Segment& segment, int key) const {
-    return segment.data + row_index(key) * pitch_;
+  // A row: where its bytes are is row.at(layout(), byte).
+  struct Row {
+    const unsigned char* data;
+    int token;
+    __device__ __forceinline__ const unsigned char* at(const KvHeadLayout& layout, int byte) const {
+      return data + layout.place(token, byte);
+    }
+  };
+  __device__ __forceinline__ Row row(const Segment& segment, int key) const {
+    if (pages_ != nullptr) return {segment.data, row_index(key)};
+    return {segment.data + row_index(key) * pitch_, 0};
   }
+  __device__ __forceinline__ const KvHeadLayout& layout() const { return layout_; }
   __device__ __forceinline__ float scale(const Segment& segment, int key) const {
-    return load_float(segment.scales + row_index(key) * num_heads_);
+    return load_float(segment.scales + row_index(key) * (pages_ != nullptr ? 1 : num_heads_));
   }
   __device__ __forceinline__ int segment_of(int key) const { return key >> page_shift_; }
-  __device__ __forceinline__ int64_t pitch() const { return pitch_; }
 
  private:
   __device__ __forceinline__ CacheHead(const AttentionDecodeParams& p, int page_shift, KvTensor tensor, int64_t batch,
@@ -143,24 +148,27 @@ class CacheHead {
         scales_(static_cast<const bf16*>(kv.scales)),
         pages_(p.pages != nullptr ? ld_global(p.pages + (p.pages_shared ? 0 : batch)) : nullptr),
         page_offset_(kv.page_offset),
-        row_bytes_(kv.head_dim * kBytes),
+        layout_(kv.head_dim, kBytes, int64_t{1} << page_shift),
         pitch_(kv.num_heads * kv.head_dim * kBytes),
         head_(head),
         num_heads_(kv.num_heads),
         page_shift_(page_shift),
         tensor_(tensor) {
     if (pages_ != nullptr) return;
+    layout_.has_panels = false;
     data_ += batch * kv.batch_stride * kBytes;
     if (kScaled) scales_ += batch * (kv.batch_stride / kv.head_dim);
   }
-  __device__ __forceinline__ int64_t row_index(int key) const { return key & ((1 << page_shift_) - 1); }
+  __device__ __forceinline__ int row_index(int key) const { return key & ((1 << page_shift_) - 1); }
 
   static constexpr int kBytes = sizeof(E);
   static constexpr bool kScaled = kBytes == 1;
   const unsigned char* data_;
   const bf16* scales_;
   const KvPage* pages_;
-  int64_t page_offset_, row_bytes_, pitch_, head_, num_heads_;
+  int64_t page_offset_;
+  KvHeadLayout layout_;
+  int64_t pitch_, head_, num_heads_;
   int page_shift_;
   KvTensor tensor_;
 };
@@ -225,14 +233,14 @@ class KeyStream {
       unsigned char* const slot = ring_ + fill_ * kSlotBytes;
       const int row = lane_index() / kLanes, chunk = lane_index() % kLanes;
       const int byte = piece_dim_ * static_cast<int>(sizeof(K)), end_byte = dim_ * static_cast<int>(sizeof(K));
-      const unsigned char* const from = head_.row(ld_shared(segments_ + head_.segment_of(key_)), key_) + byte;
+      const Segment segment = ld_shared(segments_ + head_.segment_of(key_));
       if (byte + chunk * 16 < end_byte) {
-        const int64_t pitch = head_.pitch();
-        const unsigned char* at = from + row * pitch + chunk * 16;
 #pragma unroll
-        for (int first = 0; first < kTileKeys; first += kRows, at += kRows * pitch) {
+        for (int first = 0; first < kTileKeys; first += kRows) {
           const bool valid = reads(key_ + first + row);
-          cp_async_cg(slot + place(first + row, chunk), valid ? at : from, valid ? 16 : 0);
+          const unsigned char* const from =
+              valid ? head_.row(segment, key_ + first + row).at(head_.layout(), byte + chunk * 16) : segment.data;
+          cp_async_cg(slot + place(first + row, chunk), from, valid ? 16 : 0);
         }
       }
       piece_dim_ += kPieceDims;
@@ -456,8 +464,9 @@ struct ValuesShared {
   uint32_t warps[2][kWarps];  // two numbers of each warp
   union {
     struct {
-      const unsigned char* rows[kListRows];  // of V
+      const unsigned char* rows[kListRows];  // CacheHead::Row of V
       uint32_t weights[kListRows];           // at first the candidates' indices
+      uint8_t tokens[kListRows];             // CacheHead::Row::token
     } list;
     float sums[kThreads * 16];  // [rows at once][head_dim_vo]
   };
@@ -495,7 +504,7 @@ struct Gather {
     rows_at_once = kThreads / lanes, slot = thread / lanes, first_dim = thread % lanes * kElements;
   }
 
-  __device__ __forceinline__ void add(const ValuesShared* shared, int count) {
+  __device__ __forceinline__ void add(const ValuesShared* shared, const KvHeadLayout& layout, int count) {
     if (slot >= rows_at_once) return;
     for (int first = slot; first < count; first += rows_at_once * kAtOnce) {
       float weights[kAtOnce];
@@ -505,8 +514,9 @@ struct Gather {
         const int j = first + i * rows_at_once;
         weights[i] = j < count ? bit_cast<float>(ld_shared(&shared->list.weights[j])) : 0.0f;
         if (weights[i] == 0.0f) continue;  // 0 times infinity is not to be seen
-        parts[i] = ld_global(reinterpret_cast<const Elements<V, kElements>*>(ld_shared(&shared->list.rows[j])) +
-                             first_dim / kElements);
+        const typename CacheHead<V>::Row row = {ld_shared(&shared->list.rows[j]), ld_shared(&shared->list.tokens[j])};
+        parts[i] = ld_global(
+            reinterpret_cast<const Elements<V, kElements>*>(row.at(layout, first_dim * static_cast<int>(sizeof(V)))));
       }
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
@@ -600,11 +610,13 @@ __global__ void __launch_bounds__(kThreads, 2) attention_selective_values_kernel
       weight_sum += weight;
       const Segment segment = cache.segment(cache.segment_of(key));
       if (sizeof(V) == 1 && weight != 0.0f) weight *= cache.scale(segment, key);
-      st_shared(&shared->list.rows[i], cache.row(segment, key));
+      const typename CacheHead<V>::Row v_row = cache.row(segment, key);
+      st_shared(&shared->list.rows[i], v_row.data);
+      st_shared(&shared->list.tokens[i], static_cast<uint8_t>(v_row.token));
       st_shared(&shared->list.weights[i], bit_cast<uint32_t>(weight));
     }
     __syncthreads();
-    gather.add(shared, listed);
+    gather.add(shared, cache.layout(), listed);
     __syncthreads();
     listed = 0;
   };

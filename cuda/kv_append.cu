@@ -14,28 +14,53 @@ namespace {
 constexpr int kThreads = 256, kWarps = kThreads / kWarpSize;
 constexpr int kVector = 8;  // elements at once
 
+// K or V of one token in its page.
+struct TokenRows {
+  void* page;
+  const KvView& kv;
+  KvHeadLayout layout;
+  int element_bytes, token;  // token: in the page
+
+  __device__ __forceinline__ TokenRows(void* k_or_v, const KvView& view, int bytes, int page_tokens, int at)
+      : page(k_or_v), kv(view), layout(view.head_dim, bytes, page_tokens), element_bytes(bytes), token(at) {}
+  __device__ __forceinline__ KvHead head(int index) const {
+    return head_in_page(page, kv.page_offset, layout, index, kv.num_heads);
+  }
+  // Element d of a head.
+  template <typename T>
+  __device__ __forceinline__ T* element(const KvHead& head, int d) const {
+    return reinterpret_cast<T*>(head.elements + layout.place(token, d * static_cast<int>(sizeof(T))));
+  }
+  __device__ __forceinline__ unsigned char* element(int head_index, int d) const {
+    return head(head_index).elements + layout.place(token, d * element_bytes);
+  }
+};
+
 // The rows of a token, of one K or V head each. value(row, d): one element.
 template <typename Value>
-__device__ __forceinline__ void quantize_rows(int num_rows, int dim, DType dtype, const KvRows& to,
-                                              const Value& value) {
+__device__ __forceinline__ void quantize_rows(const TokenRows& to, const Value& value) {
+  const int num_rows = static_cast<int>(to.kv.num_heads), dim = static_cast<int>(to.kv.head_dim);
   for (int row = warp_index(); row < num_rows; row += kWarps) {
+    const KvHead head = to.head(row);
     const auto element = [&](int d) { return value(row, d); };
-    if (dtype == DType::i8) {
-      quantize_row(dim, element, reinterpret_cast<i8*>(to.elements) + row * dim, to.scales + row);
+    if (to.kv.dtype == DType::i8) {
+      quantize_row<i8>(
+          dim, element, [&](int d) { return to.element<i8>(head, d); }, head.scales + to.token);
     } else {
-      quantize_row(dim, element, reinterpret_cast<f8e4m3*>(to.elements) + row * dim, to.scales + row);
+      quantize_row<f8e4m3>(
+          dim, element, [&](int d) { return to.element<f8e4m3>(head, d); }, head.scales + to.token);
     }
   }
 }
 
-// out[i] = x[from + i] for i < count.
+// The rows are those of x from element `from` on.
 template <int kElements>
-__device__ __forceinline__ void copy_elements(const void* x, DType x_dtype, int64_t from, void* out, DType out_dtype,
-                                              int count) {
+__device__ __forceinline__ void copy_elements(const void* x, DType x_dtype, int64_t from, const TokenRows& to) {
+  const int dim = static_cast<int>(to.kv.head_dim), count = static_cast<int>(to.kv.num_heads) * dim;
   for (int i = static_cast<int>(threadIdx.x) * kElements; i < count; i += kThreads * kElements) {
     float values[kElements];
     load_any(x, x_dtype, from + i, values);
-    store_any(out, out_dtype, i, values);
+    store_any(to.element(i / dim, i % dim), to.kv.dtype, 0, values);
   }
 }
 
@@ -54,30 +79,27 @@ __global__ void __launch_bounds__(kThreads, 4)
   const KvPage* const pages = ld_global(p.pages + (p.sequences ? ld_global(p.sequences + t) : 0));
   const KvPage page = load_page(pages + position / page_tokens);
 
-  const KvRows v =
-      rows_in_page(page.v, p.v_cache.page_offset, token, page_tokens, num_v_heads, dim_vo * v_element_bytes);
+  const TokenRows v(page.v, p.v_cache, v_element_bytes, page_tokens, token);
   const int64_t v_from = static_cast<int64_t>(t) * num_v_heads * dim_vo;
   if (is_quantized(p.v_cache.dtype)) {
-    quantize_rows(num_v_heads, dim_vo, p.v_cache.dtype, v,
-                  [&](int row, int d) { return load_any(p.v, p.v_dtype, v_from + row * dim_vo + d); });
+    quantize_rows(v, [&](int row, int d) { return load_any(p.v, p.v_dtype, v_from + row * dim_vo + d); });
   } else {
-    copy_elements<kElements>(p.v, p.v_dtype, v_from, v.elements, p.v_cache.dtype, num_v_heads * dim_vo);
+    copy_elements<kElements>(p.v, p.v_dtype, v_from, v);
   }
 
-  const KvRows k =
-      rows_in_page(page.k, p.k_cache.page_offset, token, page_tokens, num_k_heads, dim_qk * k_element_bytes);
+  const TokenRows k(page.k, p.k_cache, k_element_bytes, page_tokens, token);
   const int64_t k_from = static_cast<int64_t>(t) * num_k_heads * dim_qk;
   if (is_quantized(p.k_cache.dtype)) {
-    quantize_rows(num_k_heads, dim_qk, p.k_cache.dtype, k, [&](int row, int d) {
+    quantize_rows(k, [&](int row, int d) {
       const int64_t head = k_from + row * dim_qk;
       return p.inv_freq ? rotated(p.k, p.k_dtype, head, dim_qk, d, position, p.inv_freq, p.rope_scale)
                         : load_any(p.k, p.k_dtype, head + d);
     });
   } else if (p.inv_freq) {
-    rotate_heads(p.k, p.k_dtype, k_from, k.elements, p.k_cache.dtype, 0, num_k_heads, dim_qk, position, p.inv_freq,
-                 p.rope_scale);
+    rotate_heads(p.k, p.k_dtype, k_from, num_k_heads, dim_qk, position, p.inv_freq, p.rope_scale,
+                 [&](int head, int d, float x) { store_any(k.element(head, d), p.k_cache.dtype, 0, x); });
   } else {
-    copy_elements<1>(p.k, p.k_dtype, k_from, k.elements, p.k_cache.dtype, num_k_heads * dim_qk);
+    copy_elements<1>(p.k, p.k_dtype, k_from, k);
   }
 }
 
@@ -91,7 +113,7 @@ void kv_append(const KvAppendParams& p, Context& context) {
   LaunchShape shape;
   shape.grid[0] = static_cast<unsigned>(p.num_tokens + p.q.num_tokens);
   shape.threads = kThreads;
-  const bool vectors = p.v_cache.num_heads * p.v_cache.head_dim % kVector == 0 && is_aligned<uint32_t, 4>(p.v);
+  const bool vectors = p.v_cache.head_dim % kVector == 0 && is_aligned<uint32_t, 4>(p.v);
   launch("kv_append", vectors ? kv_append_kernel<kVector> : kv_append_kernel<1>, shape, context.stream, p,
          static_cast<int>(dtype_size(p.k_cache.dtype)), static_cast<int>(dtype_size(p.v_cache.dtype)), context.finding);
 }

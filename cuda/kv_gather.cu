@@ -16,12 +16,13 @@ __global__ void __launch_bounds__(kThreads, 4) kv_gather_kernel(KvGatherParams p
   if (i >= p.num_keys * row_elements) return;
   const int key = static_cast<int>(i / row_elements), element = static_cast<int>(i % row_elements);
   const KvPage page = load_page(p.pages + key / page_tokens);
-  const KvRows rows =
-      rows_in_page(page.k, p.k.page_offset, key % page_tokens, page_tokens, num_heads, dim * sizeof(Cache));
+  const KvHeadLayout layout(dim, sizeof(Cache), page_tokens);
+  const int head = element / dim, byte = element % dim * static_cast<int>(sizeof(Cache)), token = key % page_tokens;
+  const KvHead rows = head_in_page(page.k, p.k.page_offset, layout, head, num_heads);
   float x[kElements];
-  load_elements(reinterpret_cast<const Cache*>(rows.elements) + element, x);
+  load_elements(reinterpret_cast<const Cache*>(rows.elements + layout.place(token, byte)), x);
   if constexpr (sizeof(Cache) == 1) {
-    const float scale = load_float(rows.scales + element / dim);
+    const float scale = load_float(rows.scales + token);
 #pragma unroll
     for (int n = 0; n < kElements; ++n) x[n] *= scale;
   }

@@ -12,9 +12,9 @@ __global__ void __launch_bounds__(kThreads, 8) quantize_kernel(QuantizeParams p)
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + warp_index();
   if (row >= p.num_rows) return;
   const int64_t first = row * p.head_dim;
-  quantize_row(
+  quantize_row<Out>(
       static_cast<int>(p.head_dim), [&](int d) { return load_any(p.x, p.x_dtype, first + d); },
-      static_cast<Out*>(p.out) + first, static_cast<bf16*>(p.scales) + row);
+      [&](int d) { return static_cast<Out*>(p.out) + first + d; }, static_cast<bf16*>(p.scales) + row);
 }
 
 }  // namespace

@@ -6,9 +6,9 @@
 
 namespace diffqkv::cuda {
 
-// By one warp: out[d] of value(d), f32, for d < dim; value is called twice for each d.
-template <typename Out, typename Value>
-__device__ __forceinline__ void quantize_row(int dim, const Value& value, Out* out, bf16* scale) {
+// By one warp: *out(d), an Out, of value(d), f32, for d < dim; value is called twice for each d.
+template <typename Out, typename Value, typename Address>
+__device__ __forceinline__ void quantize_row(int dim, const Value& value, const Address& out, bf16* scale) {
   constexpr float kLargest = __is_same(Out, i8) ? 127.0f : 448.0f;
   uint32_t top = 0;  // the largest magnitude, as bits: which order NaN above infinity, and that above all numbers
   for (int d = lane_index(); d < dim; d += kWarpSize) {
@@ -25,7 +25,7 @@ __device__ __forceinline__ void quantize_row(int dim, const Value& value, Out* o
   const uint32_t rounded_up = (bit_cast<uint32_t>(magnitude / kLargest) + 0xffffu) >> 16;
   const bf16 factor = {static_cast<uint16_t>(!finite ? 0x7fc0u : zero ? 0u : rounded_up)};
   for (int d = lane_index(); d < dim; d += kWarpSize) {
-    st_global(out + d, from_float<Out>(finite && !zero ? value(d) / to_float(factor) : 0.0f));
+    st_global(out(d), from_float<Out>(finite && !zero ? value(d) / to_float(factor) : 0.0f));
   }
   if (lane_index() == 0) st_global(scale, factor);
 }

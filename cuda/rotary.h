@@ -44,11 +44,12 @@ __device__ __forceinline__ float rotated(const void* x, DType x_dtype, int64_t f
   return d < half ? a * r.cos - b * r.sin : b * r.cos + a * r.sin;
 }
 
-// Rotates the heads of one token, whose first element is x[from], into out[to], which may be the same. All threads of the
-// block share the work; a thread keeps to one pair of dims, so that its angle is computed once.
-__device__ __forceinline__ void rotate_heads(const void* x, DType x_dtype, int64_t from, void* out, DType out_dtype,
-                                             int64_t to, int num_heads, int head_dim, int position,
-                                             const double* inv_freq, float scale) {
+// Rotates the heads of one token, whose first element is x[from]. store(head, d, value) gets each element of the result,
+// and may write it over x. All threads of the block share the work; a thread keeps to one pair of dims, so that its angle
+// is computed once.
+template <typename Store>
+__device__ __forceinline__ void rotate_heads(const void* x, DType x_dtype, int64_t from, int num_heads, int head_dim,
+                                             int position, const double* inv_freq, float scale, const Store& store) {
   const int thread = threadIdx.x, num_threads = blockDim.x;
   const int half = head_dim / 2, pairs_at_once = half < num_threads ? half : num_threads;
   const int heads_at_once = num_threads / pairs_at_once, first_head = thread / pairs_at_once;
@@ -58,8 +59,8 @@ __device__ __forceinline__ void rotate_heads(const void* x, DType x_dtype, int64
     for (int head = first_head; head < num_heads; head += heads_at_once) {
       const int i = head * head_dim + pair;
       const float a = load_any(x, x_dtype, from + i), b = load_any(x, x_dtype, from + i + half);
-      store_any(out, out_dtype, to + i, a * r.cos - b * r.sin);
-      store_any(out, out_dtype, to + i + half, b * r.cos + a * r.sin);
+      store(head, pair, a * r.cos - b * r.sin);
+      store(head, pair + half, b * r.cos + a * r.sin);
     }
   }
 }
@@ -69,8 +70,9 @@ __device__ __forceinline__ void rotate_token(const RopeParams& p, int t, Finding
   const int position = ld_global(p.positions + t);
   if (position < 0 && threadIdx.x == 0) report(finding, Finding::position, t, position, 0x7fffffff);
   const int64_t at = t * p.num_heads * p.head_dim;
-  rotate_heads(p.x, p.dtype, at, p.out, p.dtype, at, static_cast<int>(p.num_heads), static_cast<int>(p.head_dim),
-               position < 0 ? 0 : position, p.inv_freq, p.scale);
+  const int head_dim = static_cast<int>(p.head_dim);
+  rotate_heads(p.x, p.dtype, at, static_cast<int>(p.num_heads), head_dim, position < 0 ? 0 : position, p.inv_freq,
+               p.scale, [&](int head, int d, float x) { store_any(p.out, p.dtype, at + head * head_dim + d, x); });
 }
 
 }  // namespace diffqkv::cuda

@@ -207,10 +207,11 @@ struct QuantizeParams {
 
 // A page of a KV cache: the K and V rows of page_tokens tokens, for all layers, with K and V in
 // pools of their own. A layer's part of a page starts KvView::page_offset bytes after the start of
-// the page. It has the elements, [page_tokens, num_heads, head_dim], and for i8 and f8e4m3 after
-// them the scales, bf16 [page_tokens, num_heads]. Pages and offsets are multiples of 128 bytes.
-// page_tokens is 32, 64 or 128. Each sequence has a page table in device memory: token j is in
-// pages[j / page_tokens].
+// the page. It has the elements, and for i8 and f8e4m3 after them the scales, bf16. The order of both
+// is the backend's own: on the CPU [page_tokens, num_heads, head_dim] and [page_tokens, num_heads], on
+// CUDA as in cuda/kv_page.h. Only kv_append writes rows; a page is copied as a whole. Pages and
+// offsets are multiples of 128 bytes. page_tokens is 32, 64 or 128. Each sequence has a page table in
+// device memory: token j is in pages[j / page_tokens].
 struct KvPage {
   void* k;
   void* v;

@@ -10,11 +10,12 @@ LiftedKeys::LiftedKeys(std::shared_ptr<Backend> backend, const Config& config, D
       config_(&config),
       dtype_(dtype),
       cached_(backend_, kChunkKeys * config.k_size() * dtype_size(dtype)),
+      chunk_(backend_, kChunkKeys * config.num_k_heads * config.head_dim_qk * dtype_size(dtype)),
       pointer_(backend_, sizeof(KvPage*)) {}
 
 void LiftedKeys::begin(const KvCache& cache, int64_t kv_len) {
   constexpr int64_t kTokens = KvPool::kPageTokens;
-  const int64_t page_bytes = kTokens * config_->num_k_heads * config_->head_dim_qk * dtype_size(dtype_);
+  const int64_t page_bytes = kv_page_layer_bytes(dtype_, kTokens, config_->num_k_heads, config_->head_dim_qk);
   const size_t num_pages = static_cast<size_t>((kv_len + kTokens - 1) / kTokens);
   kv_len_ = kv_len;
   if (table_.bytes() < num_pages * sizeof(KvPage)) {
@@ -41,10 +42,8 @@ void LiftedKeys::begin(const KvCache& cache, int64_t kv_len) {
 
 void LiftedKeys::lift(const LayerWeights& weights, const Weights& model, const KvCache& cache, int64_t layer) {
   const int64_t heads = config_->num_k_heads;
-  const int64_t row_bytes = heads * config_->head_dim_qk * dtype_size(dtype_);
   for (int64_t key = 0; key < kv_len_; key += kChunkKeys) {
     const int64_t num_keys = std::min(kChunkKeys, kv_len_ - key);
-    void* lifted = keys_.as<char>() + key * row_bytes;
     KvGatherParams gather;
     gather.k = cache.k_view(layer);
     gather.pages = cache.table() + key / KvPool::kPageTokens;
@@ -57,7 +56,7 @@ void LiftedKeys::lift(const LayerWeights& weights, const Weights& model, const K
       MatmulParams p;
       p.x = cached_.data();
       p.weight = weights.k_lift.view();
-      p.out = lifted;
+      p.out = chunk_.data();
       p.x_dtype = p.out_dtype = dtype_;
       p.num_tokens = num_keys * heads;
       p.in_features = config_->head_dim_k;
@@ -69,7 +68,7 @@ void LiftedKeys::lift(const LayerWeights& weights, const Weights& model, const K
       p.gate = weights.k_lift_gate.view();
       p.up = weights.k_lift_up.view();
       p.down = weights.k_lift_down.view();
-      p.out = lifted;
+      p.out = chunk_.data();
       p.x_dtype = p.out_dtype = dtype_;
       p.num_tokens = num_keys * heads;
       p.in_features = config_->head_dim_k;
@@ -77,16 +76,17 @@ void LiftedKeys::lift(const LayerWeights& weights, const Weights& model, const K
       p.out_features = config_->head_dim_qk;
       backend_->gated_mlp(p);
     }
-    if (!config_->key_lift.before_rope) continue;
-    RopeParams p;
-    p.x = p.out = lifted;
+    KvAppendParams p;  // only it knows the device's layout of a page
+    p.k = chunk_.data();
+    p.k_cache = k_view();
+    p.pages = pages();
     p.positions = positions_.as<int32_t>() + key;
-    p.inv_freq = model.ropes[0].inv_freq.as<double>();
-    p.dtype = dtype_;
+    p.inv_freq = config_->key_lift.before_rope ? model.ropes[0].inv_freq.as<double>() : nullptr;
+    p.k_dtype = dtype_;
     p.num_tokens = num_keys;
-    p.num_heads = heads;
-    p.head_dim = config_->head_dim_qk;
-    backend_->rope(p);
+    p.max_kv_len = kv_len_;
+    p.page_tokens = KvPool::kPageTokens;
+    backend_->kv_append(p);
   }
 }
 

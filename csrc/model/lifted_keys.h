@@ -37,7 +37,8 @@ class LiftedKeys {
   DType dtype_ = DType::f32;
   int64_t kv_len_ = 0;
   Buffer cached_;     // [kChunkKeys, num_k_heads, head_dim_k]
-  Buffer keys_;       // [pages, page_tokens, num_k_heads, head_dim_qk]
+  Buffer chunk_;      // [kChunkKeys, num_k_heads, head_dim_qk]: lifted, without RoPE
+  Buffer keys_;       // pages
   Buffer positions_;  // i32 [pages * page_tokens]: 0, 1, 2, ...
   Buffer table_;
   Buffer pointer_;

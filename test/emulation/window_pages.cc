@@ -30,10 +30,10 @@ std::string name_of(const Case& c) {
 struct HostCache {
   DType dtype;
   int64_t heads;
+  std::vector<uint8_t> source;  // what kv_append gets: the elements, before they are quantized
   std::vector<uint8_t> elements, scales;
 
-  size_t element_bytes() const { return static_cast<size_t>(heads * kDim) * dtype_size(dtype); }  // of a key
-  size_t scale_bytes() const { return dtype_is_scaled(dtype) ? static_cast<size_t>(heads) * 2 : 0; }
+  DType source_dtype() const { return dtype_is_scaled(dtype) ? DType::f32 : dtype; }
 };
 
 std::vector<uint8_t> random_floats(DType dtype, size_t count, float mean, std::mt19937& random) {
@@ -45,43 +45,35 @@ std::vector<uint8_t> random_floats(DType dtype, size_t count, float mean, std::m
   return bytes;
 }
 
-HostCache random_cache(DType dtype, int64_t heads, size_t sequences, std::mt19937& random) {
-  HostCache cache = {dtype, heads, {}, {}};
-  const size_t keys = sequences * kKvLen;
-  if (dtype_is_scaled(dtype)) {
-    cache.elements.resize(keys * cache.element_bytes());
-    for (uint8_t& code : cache.elements) code = static_cast<uint8_t>(random() % 0x7f);  // not NaN in f8e4m3
-    cache.scales = random_floats(DType::bf16, keys * static_cast<size_t>(heads), 1, random);
-  } else {
-    cache.elements = random_floats(dtype, keys * static_cast<size_t>(heads * kDim), 0, random);
-  }
-  return cache;
-}
-
 Buffer uploaded(const std::shared_ptr<Backend>& backend, const void* data, size_t bytes) {
   Buffer buffer(backend, bytes);
   backend->upload(buffer.data(), data, bytes);
   return buffer;
 }
 
-// The part of one page: elements, then scales. Rows outside [begin, end) are 0xff, which is NaN in every type but i8.
-std::vector<uint8_t> page_bytes(const HostCache& cache, size_t sequence, int64_t page, int64_t page_tokens,
-                                int64_t begin, int64_t end) {
-  std::vector<uint8_t> bytes(
-      static_cast<size_t>(kPageOffset + kv_page_layer_bytes(cache.dtype, page_tokens, cache.heads, kDim)), 0xff);
-  for (int64_t j = 0; j < page_tokens; ++j) {
-    const int64_t key = page * page_tokens + j;
-    if (key < begin || key >= end) continue;
-    const size_t row = sequence * kKvLen + static_cast<size_t>(key);
-    uint8_t* const part = bytes.data() + kPageOffset;
-    std::memcpy(part + static_cast<size_t>(j) * cache.element_bytes(), &cache.elements[row * cache.element_bytes()],
-                cache.element_bytes());
-    if (cache.scale_bytes() == 0) continue;
-    uint8_t* const scales = part + static_cast<size_t>(page_tokens) * cache.element_bytes();
-    std::memcpy(scales + static_cast<size_t>(j) * cache.scale_bytes(), &cache.scales[row * cache.scale_bytes()],
-                cache.scale_bytes());
-  }
-  return bytes;
+HostCache random_cache(const std::shared_ptr<Backend>& backend, DType dtype, int64_t heads, size_t sequences,
+                       std::mt19937& random) {
+  HostCache cache = {dtype, heads, {}, {}, {}};
+  const size_t rows = sequences * kKvLen * static_cast<size_t>(heads);
+  cache.source = random_floats(cache.source_dtype(), rows * kDim, 0, random);
+  cache.elements = cache.source;
+  if (!dtype_is_scaled(dtype)) return cache;
+  const Buffer source = uploaded(backend, cache.source.data(), cache.source.size());
+  const Buffer elements(backend, rows * kDim), scales(backend, rows * 2);
+  QuantizeParams p;
+  p.x = source.data();
+  p.out = elements.data();
+  p.scales = scales.data();
+  p.x_dtype = cache.source_dtype();
+  p.out_dtype = dtype;
+  p.num_rows = static_cast<int64_t>(rows);
+  p.head_dim = kDim;
+  backend->quantize(p);
+  cache.elements.resize(elements.bytes());
+  cache.scales.resize(scales.bytes());
+  backend->download(cache.elements.data(), elements.data(), elements.bytes());
+  backend->download(cache.scales.data(), scales.data(), scales.bytes());
+  return cache;
 }
 
 std::vector<float> floats(const std::shared_ptr<Backend>& backend, const Buffer& buffer, DType dtype) {
@@ -107,8 +99,8 @@ std::string check(const std::shared_ptr<Backend>& backend, const Case& c) {
   if (c.shared) lens = {300, 203, 64};
   const size_t batch = lens.size();
   const size_t caches = c.shared ? 1 : batch;
-  const HostCache k = random_cache(c.k, kKHeads, caches, random);
-  const HostCache v = random_cache(c.v, kVHeads, caches, random);
+  const HostCache k = random_cache(backend, c.k, kKHeads, caches, random);
+  const HostCache v = random_cache(backend, c.v, kVHeads, caches, random);
   const int64_t q_len = std::max<int64_t>(c.q_len, 1);
   const size_t rows = batch * static_cast<size_t>(q_len * kQHeads);
   const std::vector<uint8_t> q = random_floats(c.q, rows * kDim, 0, random);
@@ -163,14 +155,45 @@ std::string check(const std::shared_ptr<Backend>& backend, const Case& c) {
       const int64_t last = std::min(first + c.page_tokens, kKvLen);
       KvPage entry = {nullptr, nullptr};
       if (std::count(seen.begin() + first, seen.begin() + last, 1) > 0) {
-        const std::vector<uint8_t> k_bytes = page_bytes(k, sequence, page, c.page_tokens, begin, end);
-        const std::vector<uint8_t> v_bytes = page_bytes(v, sequence, page, c.page_tokens, begin, end);
-        entry.k = on_device(k_bytes.data(), k_bytes.size());
-        entry.v = on_device(v_bytes.data(), v_bytes.size());
+        // 0xff is NaN in every type but i8.
+        const auto new_page = [&](const HostCache& cache) {
+          const int64_t bytes = kv_page_layer_bytes(cache.dtype, c.page_tokens, cache.heads, kDim);
+          const std::vector<uint8_t> nans(static_cast<size_t>(kPageOffset + bytes), 0xff);
+          return on_device(nans.data(), nans.size());
+        };
+        entry = {new_page(k), new_page(v)};
       }
       table.push_back(entry);
     }
     tables.push_back(static_cast<const KvPage*>(on_device(table.data(), table.size() * sizeof(KvPage))));
+
+    // Keys outside of [begin, end) are not written.
+    std::vector<int32_t> positions;
+    for (int64_t key = begin; key < end; ++key)
+      if (table[static_cast<size_t>(key / c.page_tokens)].k != nullptr) positions.push_back(static_cast<int32_t>(key));
+    if (positions.empty()) continue;
+    KvAppendParams append;
+    const auto source = [&](const HostCache& cache) {
+      const size_t row_bytes = static_cast<size_t>(cache.heads * kDim) * dtype_size(cache.source_dtype());
+      std::vector<uint8_t> rows;
+      for (const int32_t position : positions) {
+        const uint8_t* const row = &cache.source[(sequence * kKvLen + static_cast<size_t>(position)) * row_bytes];
+        rows.insert(rows.end(), row, row + row_bytes);
+      }
+      return on_device(rows.data(), rows.size());
+    };
+    append.k = source(k);
+    append.v = source(v);
+    append.k_dtype = k.source_dtype();
+    append.v_dtype = v.source_dtype();
+    append.k_cache = p.k;
+    append.v_cache = p.v;
+    append.pages = static_cast<const KvPage* const*>(on_device(&tables.back(), sizeof(tables.back())));
+    append.positions = static_cast<const int32_t*>(on_device(positions.data(), positions.size() * 4));
+    append.num_tokens = static_cast<int64_t>(positions.size());
+    append.max_kv_len = kKvLen;
+    append.page_tokens = c.page_tokens;
+    backend->kv_append(append);
   }
   const void* const device_tables = on_device(tables.data(), tables.size() * sizeof(tables[0]));
 

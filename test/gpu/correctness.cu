@@ -78,7 +78,7 @@ std::string quantized_pool_problem(const Call& call, const Bytes& pool, Bytes un
   const KvAppendParams& p = std::get<KvAppendParams>(call.params);
   const std::vector<float> rows = rotated_keys(p, context);
   const size_t dim = static_cast<size_t>(p.k_cache.head_dim), heads = static_cast<size_t>(p.k_cache.num_heads);
-  const size_t page_rows = static_cast<size_t>(p.page_tokens) * heads;
+  const KvHeadLayout layout(p.k_cache.head_dim, 1, p.page_tokens);
   const auto integers = [&](const char* name) {
     std::vector<int32_t> values(static_cast<size_t>(p.num_tokens));
     const Bytes bytes = call.tensor(name).memory.values();
@@ -93,16 +93,22 @@ std::string quantized_pool_problem(const Call& call, const Bytes& pool, Bytes un
     const size_t layer = static_cast<size_t>(static_cast<const uint8_t*>(table[position / page_tokens].k) - start +
                                              p.k_cache.page_offset);
     for (size_t head = 0; head < heads; ++head) {
-      const size_t row = position % page_tokens * heads + head;
-      const size_t codes_at = layer + row * dim, scale_at = layer + page_rows * dim + 2 * row;
+      const int in_page = static_cast<int>(position % page_tokens);
+      const size_t head_at = layer + head * static_cast<size_t>(layout.bytes());
+      const size_t scale_at =
+          layer + heads * static_cast<size_t>(layout.bytes()) + 2 * (head * page_tokens + static_cast<size_t>(in_page));
+      Bytes codes(dim);
+      for (size_t d = 0; d < dim; ++d) {
+        const size_t at = head_at + static_cast<size_t>(layout.place(in_page, static_cast<int>(d)));
+        codes[d] = untouched[at] = pool[at];
+      }
       const auto part = [&](size_t at, size_t size) { return Bytes(pool.begin() + at, pool.begin() + at + size); };
       const auto first = rows.begin() + static_cast<int64_t>((token * heads + head) * dim);
       const std::string problem = quantized_row_problem(p.k_cache.dtype, {first, first + p.k_cache.head_dim},
-                                                        floats_of_bytes(p.k_cache.dtype, part(codes_at, dim)),
+                                                        floats_of_bytes(p.k_cache.dtype, codes),
                                                         floats_of_bytes(DType::bf16, part(scale_at, 2))[0]);
       if (!problem.empty())
         return "K row " + std::to_string(head) + " of token " + std::to_string(token) + ": " + problem;
-      std::memcpy(&untouched[codes_at], &pool[codes_at], dim);
       std::memcpy(&untouched[scale_at], &pool[scale_at], 2);
     }
   }

@@ -137,7 +137,7 @@ __device__ __forceinline__ float cache_element(const AttentionParams& a, KvTenso
   if (a.pages) {
     const KvPage page = page_of(ld_global(a.pages + (a.pages_shared ? 0 : batch)), token, a.page_tokens);
     const Row row = cache_row(is_v ? page.v : page.k, kv, a.page_tokens, token, head);
-    const float x = load_code(row.elements, kv.dtype, d);
+    const float x = load_code(row.at(d), kv.dtype, 0);
     return is_quantized(kv.dtype) ? x * load_float(row.scale) : x;
   }
   const int64_t row = batch * (kv.batch_stride / kv.head_dim) + token * kv.num_heads + head;

@@ -64,8 +64,11 @@ namespace {
 
 template <typename Value>
 __device__ __forceinline__ void write_cache_row(int64_t dim, DType dtype, const Value& value, const Row& row) {
-  if (is_quantized(dtype)) return quantize_plainly(dim, dtype, value, row.elements, row.scale);
-  for (int64_t d = 0; d < dim; ++d) store_any(row.elements, dtype, d, value(d));
+  if (is_quantized(dtype)) {
+    return quantize_plainly(
+        dim, dtype, value, [&](int64_t d) { return row.at(d); }, row.scale);
+  }
+  for (int64_t d = 0; d < dim; ++d) store_any(row.at(d), dtype, 0, value(d));
 }
 
 __device__ __forceinline__ float key_element(const KvAppendParams& p, int64_t token, int64_t head, int64_t d) {

@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kPlainThreads, 1) kv_gather_element(KvGatherPa
   const int64_t i = output_index(), row = i / p.k.head_dim, key = row / p.k.num_heads;
   if (key >= p.num_keys) return;
   const Row from = cache_row(page_of(p.pages, key, p.page_tokens).k, p.k, p.page_tokens, key, row % p.k.num_heads);
-  const float x = load_code(from.elements, p.k.dtype, i % p.k.head_dim);
+  const float x = load_code(from.at(i % p.k.head_dim), p.k.dtype, 0);
   store_any(p.out, p.out_dtype, i, is_quantized(p.k.dtype) ? x * load_float(from.scale) : x);
 }
 

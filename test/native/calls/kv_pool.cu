@@ -1,7 +1,9 @@
 // Pools of pages of a KV cache, for the calls of all operators that work on one.
 #include <algorithm>
+#include <cstring>
 
 #include "calls/call.h"
+#include "kv_page.h"
 #include "random.h"
 
 namespace diffqkv::cuda {
@@ -19,30 +21,34 @@ struct PoolPlan {
   const Rows* rows;
 };
 
-void copy(uint8_t* to, const Memory<uint8_t>& from, size_t at, size_t bytes) {
-  check_cuda(cudaMemcpyAsync(to, from.data() + at, bytes, cudaMemcpyDeviceToDevice), "copy");
-}
-
 // The pages of all sequences, of which `order` says where each is in the pool.
 Memory<uint8_t> make_pool(const PoolPlan& plan, const PoolShape& shape, int64_t kv_len,
                           const std::vector<size_t>& order, size_t page_bytes) {
-  const size_t row = count_of({plan.heads, plan.dim}) * dtype_size(plan.dtype);
-  const size_t scale_row = static_cast<size_t>(plan.heads) * 2;
   Memory<uint8_t> pool(order.size() * page_bytes);
   if (plan.rows == nullptr) return pool;
+  const KvHeadLayout layout(plan.dim, static_cast<int>(dtype_size(plan.dtype)), shape.page_tokens);
+  const std::vector<uint8_t> elements = plan.rows->elements.values(), scales = plan.rows->scales.values();
+  std::vector<uint8_t> bytes(pool.size(), 0xff);
   auto place = order.begin();
   for (size_t b = 0; b < shape.lengths.size(); ++b) {
-    for (int64_t token = 0; token < shape.lengths[b]; token += shape.page_tokens, ++place) {
-      uint8_t* const layer = pool.data() + *place * page_bytes + plan.offset;
-      const size_t from = b * static_cast<size_t>(kv_len) + static_cast<size_t>(token);
-      const size_t count = static_cast<size_t>(std::min<int64_t>(shape.page_tokens, shape.lengths[b] - token));
-      copy(layer, plan.rows->elements, from * row, count * row);
-      if (!is_quantized(plan.dtype)) continue;
-      uint8_t* const scales = layer + static_cast<size_t>(shape.page_tokens) * row;
-      copy(scales, plan.rows->scales, from * scale_row, count * scale_row);
+    for (int64_t token = 0; token < shape.lengths[b]; ++token) {
+      const int in_page = static_cast<int>(token % shape.page_tokens);
+      uint8_t* const page = bytes.data() + *place * page_bytes;
+      for (int64_t head = 0; head < plan.heads; ++head) {
+        const size_t row =
+            (b * static_cast<size_t>(kv_len) + static_cast<size_t>(token)) * static_cast<size_t>(plan.heads) +
+            static_cast<size_t>(head);
+        const KvHead to = head_in_page(page, plan.offset, layout, head, plan.heads);
+        const uint8_t* const from = &elements[row * static_cast<size_t>(layout.row_bytes)];
+        for (int byte = 0; byte < layout.row_bytes; byte += 16)
+          std::memcpy(to.elements + layout.place(in_page, byte), from + byte,
+                      static_cast<size_t>(std::min(16, layout.row_bytes - byte)));
+        if (is_quantized(plan.dtype)) std::memcpy(to.scales + in_page, &scales[2 * row], 2);
+      }
+      if (in_page + 1 == shape.page_tokens || token + 1 == shape.lengths[b]) ++place;
     }
   }
-  check_cuda(cudaDeviceSynchronize(), "copy");
+  pool.upload(bytes);
   return pool;
 }
 

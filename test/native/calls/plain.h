@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "calls/call.h"
+#include "kv_page.h"
 
 namespace diffqkv::cuda {
 
@@ -92,9 +93,15 @@ void run_product(const MatmulParams& p, DType rounding, Context& context);
 
 // ---- The cache.
 
+// A row of one head in a page.
 struct Row {
-  unsigned char* elements;
-  bf16* scale;  // if the type has one
+  unsigned char* elements;  // of the head
+  bf16* scale;              // if the type has one
+  KvHeadLayout layout;
+  int token, element_bytes;
+  __device__ __forceinline__ unsigned char* at(int64_t d) const {
+    return elements + layout.place(token, static_cast<int>(d) * element_bytes);
+  }
 };
 
 __device__ __forceinline__ int64_t element_bytes(DType dtype) {
@@ -104,9 +111,10 @@ __device__ __forceinline__ int64_t element_bytes(DType dtype) {
 // page: the start of the page in K's or V's pool.
 __device__ __forceinline__ Row cache_row(void* page, const KvView& kv, int64_t page_tokens, int64_t token,
                                          int64_t head) {
-  const int64_t row = token % page_tokens * kv.num_heads + head, bytes = kv.head_dim * element_bytes(kv.dtype);
-  unsigned char* const layer = static_cast<unsigned char*>(page) + kv.page_offset;
-  return {layer + row * bytes, reinterpret_cast<bf16*>(layer + page_tokens * kv.num_heads * bytes) + row};
+  const int bytes = static_cast<int>(element_bytes(kv.dtype)), in_page = static_cast<int>(token % page_tokens);
+  const KvHeadLayout layout(kv.head_dim, bytes, page_tokens);
+  const KvHead rows = head_in_page(page, kv.page_offset, layout, head, kv.num_heads);
+  return {rows.elements, rows.scales + in_page, layout, in_page, bytes};
 }
 
 __device__ __forceinline__ KvPage page_of(const KvPage* table, int64_t token, int64_t page_tokens) {
@@ -120,9 +128,9 @@ __device__ __forceinline__ float load_code(const void* data, DType dtype, int64_
   return load_any(data, dtype, i);
 }
 
-// value(d) as codes and a scale, by the definition in ops.h.
-template <typename Value>
-__device__ __forceinline__ void quantize_plainly(int64_t dim, DType dtype, const Value& value, void* codes,
+// value(d) as codes, at code(d), and a scale, by the definition in ops.h.
+template <typename Value, typename Code>
+__device__ __forceinline__ void quantize_plainly(int64_t dim, DType dtype, const Value& value, const Code& code,
                                                  bf16* scale) {
   float top = 0;
   bool finite = true;
@@ -138,9 +146,9 @@ __device__ __forceinline__ void quantize_plainly(int64_t dim, DType dtype, const
   for (int64_t d = 0; d < dim; ++d) {
     const float x = finite && !zero ? value(d) / to_float(factor) : 0.0f;
     if (dtype == DType::i8) {
-      st_global(static_cast<i8*>(codes) + d, i8{static_cast<int8_t>(rintf(x))});
+      st_global(static_cast<i8*>(static_cast<void*>(code(d))), i8{static_cast<int8_t>(rintf(x))});
     } else {
-      st_global(static_cast<f8e4m3*>(codes) + d, to_f8e4m3(x));
+      st_global(static_cast<f8e4m3*>(static_cast<void*>(code(d))), to_f8e4m3(x));
     }
   }
 }

@@ -33,8 +33,8 @@ __global__ void __launch_bounds__(kPlainThreads, 1) quantize_row_of(QuantizePara
   const int64_t row = output_index(), first = row * p.head_dim;
   if (row >= p.num_rows) return;
   const auto value = [&](int64_t d) { return load_any(p.x, p.x_dtype, first + d); };
-  quantize_plainly(p.head_dim, p.out_dtype, value, static_cast<unsigned char*>(p.out) + first,
-                   static_cast<bf16*>(p.scales) + row);
+  const auto code = [&](int64_t d) { return static_cast<unsigned char*>(p.out) + first + d; };
+  quantize_plainly(p.head_dim, p.out_dtype, value, code, static_cast<bf16*>(p.scales) + row);
 }
 
 }  // namespace
