@@ -798,6 +798,8 @@ __device__ __forceinline__ void merge_warps(const AttentionDecodeParams& p, cons
 template <typename T, int kDimVo, int kTiles, bool kScaled>
 __global__ void __launch_bounds__(kThreads, 1)
     attention_decode_kernel(AttentionDecodeParams p, Plan plan, Finding* finding) {
+  wait_for_previous_kernel();
+  start_next_kernel();
   using Pieces = PieceStream<kDimVo, kScaled>;
   using Warp = Attention<T, kDimVo, kTiles, kScaled>;
   const Unit unit = find_unit(p, plan, finding);
@@ -1013,6 +1015,7 @@ template <typename T, int kDimVo, int kTiles, bool kScaled>
 void run(const AttentionDecodeParams& p, const Plan& plan, Context& context) {
   static_assert(kTiles * 8 * row_floats(kDimVo) * 4 <= kRingBytes);
   LaunchShape shape;
+  shape.waits = true;
   shape.grid[0] = static_cast<unsigned>(p.batch_size * plan.num_splits * plan.num_units);
   shape.threads = kThreads;
   shape.shared_bytes = shared_bytes(p.k.head_dim, kTiles);

@@ -67,6 +67,8 @@ __device__ __forceinline__ void copy_elements(const void* x, DType x_dtype, int6
 template <int kElements>
 __global__ void __launch_bounds__(kThreads, 4)
     kv_append_kernel(KvAppendParams p, int k_element_bytes, int v_element_bytes, Finding* finding) {
+  wait_for_previous_kernel();
+  start_next_kernel();
   if (blockIdx.x >= p.num_tokens) return rotate_token(p.q, static_cast<int>(blockIdx.x - p.num_tokens), finding);
   const int t = blockIdx.x, position = ld_global(p.positions + t), limit = static_cast<int>(p.max_kv_len);
   if (position < 0 || position >= limit) {  // nothing is written there
@@ -111,6 +113,7 @@ void kv_append(const KvAppendParams& p, Context& context) {
   if (p.q.num_tokens > 0) check_float_types("kv_append", {{"q", p.q.dtype}});
   if (p.num_tokens <= 0) return rope(p.q, context);
   LaunchShape shape;
+  shape.waits = true;
   shape.grid[0] = static_cast<unsigned>(p.num_tokens + p.q.num_tokens);
   shape.threads = kThreads;
   const bool vectors = p.v_cache.head_dim % kVector == 0 && is_aligned<uint32_t, 4>(p.v);

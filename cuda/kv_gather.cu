@@ -10,6 +10,8 @@ constexpr int kThreads = 256;
 
 template <typename Cache, int kElements>
 __global__ void __launch_bounds__(kThreads, 4) kv_gather_kernel(KvGatherParams p) {
+  wait_for_previous_kernel();
+  start_next_kernel();
   const int dim = static_cast<int>(p.k.head_dim), num_heads = static_cast<int>(p.k.num_heads);
   const int row_elements = num_heads * dim, page_tokens = static_cast<int>(p.page_tokens);
   const int64_t i = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kElements;
@@ -38,6 +40,7 @@ void kv_gather(const KvGatherParams& p, Context& context) {
   if (count <= 0) return;
   const bool vectors = p.k.head_dim % 8 == 0 && is_aligned<uint32_t, 4>(p.out);
   LaunchShape shape;
+  shape.waits = true;
   shape.grid[0] = static_cast<unsigned>((count / (vectors ? 8 : 1) + kThreads - 1) / kThreads);
   shape.threads = kThreads;
   visit_cache(p.k.dtype, [&](auto cache) {
