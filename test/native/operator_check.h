@@ -16,8 +16,9 @@ constexpr int kFewMultiprocessors = 6;  // so that there are few blocks to run i
 
 // Returns what is wrong. `left`: the bytes of all tensors afterwards, inputs as well, unless something is wrong.
 inline std::string run_call(Call& call, Counters* counters, uint64_t seed, std::vector<std::vector<uint8_t>>* left,
-                            size_t* scratch_bytes = nullptr, int multiprocessors = kFewMultiprocessors) {
-  CallContext context(multiprocessors, gpu_shape().max_shared_bytes);
+                            size_t* scratch_bytes = nullptr, int multiprocessors = kFewMultiprocessors,
+                            size_t shared_bytes = gpu_shape().max_shared_bytes) {
+  CallContext context(multiprocessors, shared_bytes);
   settings().seed = seed;
   settings().counters = counters;
   std::string wrong;

@@ -130,6 +130,38 @@ std::string check_joined_products(const MatmulCase& c) {
   return "";
 }
 
+// Few normalized rows are a launch less, if shared memory has room for them, with the same bits.
+std::string check_folded_norm(MatmulCase c) {
+  constexpr size_t kRoomForRing = 72 * 1024;
+  std::string wrong;
+  for (c.num_tokens = 4; c.num_tokens <= 8; ++c.num_tokens) {
+    Call folded = matmul_call(c), launched = matmul_call(c);
+    Counters one, two;
+    wrong += run_call(folded, &one, 0, nullptr, nullptr, 132);
+    wrong += run_call(launched, &two, 0, nullptr, nullptr, 132, kRoomForRing);
+    if (one.launches != 1 || two.launches != 2)
+      wrong += std::to_string(one.launches) + " and " + std::to_string(two.launches) + " launches; ";
+    if (folded.tensor("out").memory.values() != launched.tensor("out").memory.values()) wrong += "other bits; ";
+    if (!wrong.empty()) return std::to_string(c.num_tokens) + " tokens: " + wrong;
+  }
+  return "";
+}
+
+// How many tokens of a model's hidden size a product normalizes.
+std::string check_folded_tokens(DType weight, int64_t hidden_size, int64_t expected) {
+  for (const int64_t num_tokens : {int64_t{1}, expected, expected + 1}) {
+    MatmulCase c = {.dtype = DType::bf16, .num_tokens = num_tokens, .in_features = hidden_size, .out_features = 16};
+    if (weight != DType::bf16) c.packing = {weight, 32};
+    c.has_norm = true;
+    Call call = matmul_call(c);
+    Counters counters;
+    std::string wrong = count_traffic(call, &counters);
+    if (counters.launches != (num_tokens <= expected ? 1 : 2)) wrong += std::to_string(counters.launches) + " launches";
+    if (!wrong.empty()) return std::to_string(num_tokens) + " tokens: " + wrong;
+  }
+  return "";
+}
+
 // Augmented Q and two products of its x, in one call, have the bits of each alone.
 std::string check_joined_mlp(const GatedMlpCase& c) {
   for (const int multiprocessors : {1, 6, 132}) {
@@ -195,6 +227,25 @@ std::vector<Check> operator_checks() {
                           [c] { return check_joined_mlp(c); }});
       }
     }
+  }
+  for (const DType dtype : {kF16, kBf16}) {
+    for (const DType weight : {dtype, kI8, kI4}) {
+      MatmulCase c = {.dtype = dtype, .num_tokens = 4, .in_features = 1032, .out_features = 200, .has_norm = true};
+      if (weight != dtype) c.packing = {weight, 32};
+      checks.push_back({std::string("normalized rows of ") + dtype_name(dtype) + " by " + dtype_name(weight) +
+                            ": folded into the product",
+                        [c] { return check_folded_norm(c); }});
+    }
+  }
+  for (const DType weight : {kBf16, kI8, kI4}) {
+    const bool is_large = gpu_shape().max_shared_bytes > 200 * 1024;
+    const auto add = [&](int64_t hidden_size, int64_t small_expected) {
+      checks.push_back({std::string("a product of ") + std::to_string(hidden_size) + " features by " +
+                            dtype_name(weight) + ": how many tokens it normalizes",
+                        [=] { return check_folded_tokens(weight, hidden_size, is_large ? 8 : small_expected); }});
+    };
+    add(2048, weight == kBf16 ? 6 : weight == kI8 ? 8 : 7);
+    add(4096, weight == kI8 ? 4 : 3);
   }
   for (Check& check : kv_cache_checks()) checks.push_back(std::move(check));
   for (Check& check : selective_checks()) checks.push_back(std::move(check));

@@ -157,7 +157,8 @@ void add_ptx(CallList* calls) {
     const std::string name = "product of " + text_of(c.dtype) + (wide_x ? " by f32, " : ", ") +
                              std::to_string(c.num_tokens) + " x " + std::to_string(c.in_features) + " x " +
                              std::to_string(c.out_features) + (c.accumulate ? ", accumulated" : "") +
-                             packing_text(c.packing) + ", " + std::to_string(gpu.multiprocessors) + " multiprocessors";
+                             (c.has_norm ? ", normalized" : "") + packing_text(c.packing) + ", " +
+                             std::to_string(gpu.multiprocessors) + " multiprocessors";
     calls->add(
         name, [=] { return wide_x ? with_wide_x(matmul_call(c), matmul) : matmul_call(c); }, gpu);
   };
@@ -168,6 +169,14 @@ void add_ptx(CallList* calls) {
       product({dtype, 5, 1032, 203, accumulate}, kSmallGpu);
       product({dtype, 3, 136, 150, accumulate}, kTinyGpu);
       product({dtype, 13, 264, 35, accumulate}, kTinyGpu);
+      for (const int64_t out : {9, 150})
+        product({.dtype = dtype,
+                 .num_tokens = 3,
+                 .in_features = 264,
+                 .out_features = out,
+                 .accumulate = accumulate,
+                 .has_norm = true},
+                kSmallGpu);
       // x does not fit in shared memory.
       product({dtype, 2, 20488, 35, accumulate}, kTinyGpu);
       product({dtype, 16, 2056, 35, accumulate}, kTinyGpu);
@@ -203,6 +212,18 @@ void add_ptx(CallList* calls) {
         packed_product(tokens, 331, 45, {packed, 32}, kTinyGpu);
       }
       if (dtype == kF32) continue;
+      for (const int64_t out : {21, 300}) {
+        product({.dtype = dtype,
+                 .num_tokens = 2,
+                 .in_features = 264,
+                 .out_features = out,
+                 .packing = {packed, 32},
+                 .has_norm = true},
+                kSmallGpu);
+      }
+      for (const int64_t tokens : {3, 11})
+        packed_product(tokens, 20488, 20, {packed, 64}, kSmallGpu);  // x does not fit
+      for (const int64_t tokens : {3, 11}) packed_product(tokens, 12296, 100, {packed, 64}, kSmallGpu);
       for (const DType scales : {kBf16, kF16}) {
         packed_product(20, 387, 51, {packed, 32, scales}, kTinyGpu);
         packed_product(20, 328, 320, {packed, 64, scales}, kSmallGpu);
@@ -248,6 +269,11 @@ OperatorCalls matmul_calls() {
   seeded("GEMM, rows not aligned", {kBf16, 20, 131, 50});
   seeded("GEMM, large tiles", {kBf16, 260, 96, 1024});
   seeded("GEMV", {kBf16, 3, 264, 96, true});
+  seeded("GEMV of normalized rows",
+         {.dtype = kBf16, .num_tokens = 3, .in_features = 264, .out_features = 72, .has_norm = true});
+  seeded(
+      "GEMV of normalized rows, i8",
+      {.dtype = kF16, .num_tokens = 2, .in_features = 264, .out_features = 72, .packing = {kI8, 32}, .has_norm = true});
   seeded("GEMV, several units of a block", {kBf16, 9, 264, 1300});
   seeded("GEMM", {kBf16, 70, 200, 136});
   seeded("GEMM, accumulated", {kF16, 17, 72, 72, true});
