@@ -6,6 +6,7 @@
 #include "compare.h"
 #include "device_cases.h"
 #include "emulated_outputs.h"
+#include "kv_page.h"
 
 namespace diffqkv::cuda {
 namespace {

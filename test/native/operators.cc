@@ -94,6 +94,23 @@ std::string check_packed_gemv_traffic(DType packed, int64_t num_tokens) {
   return wrong;
 }
 
+// Augmented Q of a layer, with K and V and the norm of x, is two launches, which read each weight once.
+std::string check_layer_traffic(const Packing& packing, int64_t num_tokens) {
+  Call call = gated_mlp_call({.dtype = DType::bf16,
+                              .num_tokens = num_tokens,
+                              .in_features = 512,
+                              .inner_size = 384,
+                              .out_features = 256,
+                              .packing = packing,
+                              .others = {128, 64},
+                              .has_norm = true});
+  Counters c;
+  std::string wrong = count_traffic(call, &c);
+  for (const char* name : {"gate", "up", "down", "weight2", "weight3"})
+    wrong += within(name, read_from(c, call.tensor(name)) / bytes_of(call.tensor(name)), 1, 1);
+  return wrong + within("launches", static_cast<double>(c.launches), 2, 2);
+}
+
 // Each output of a product with several has the bits of that product alone.
 std::string check_joined_products(const MatmulCase& c) {
   for (const int multiprocessors : {1, 6, 132}) {
@@ -241,6 +258,12 @@ std::vector<Check> traffic_checks() {
     const std::string size = " x " + std::to_string(dim);
     checks.push_back({"decode attention" + size, [dim] { return check_decode_saving(dim); }});
     checks.push_back({"prefill attention" + size, [dim] { return check_prefill_traffic(dim); }});
+  }
+  for (const int64_t num_tokens : {1, 8}) {
+    for (const Packing& packing : {Packing{}, Packing{kI8, 32}, Packing{kI4, 32}}) {
+      checks.push_back({"augmented Q, K and V, " + std::to_string(num_tokens) + " tokens" + packing_text(packing),
+                        [packing, num_tokens] { return check_layer_traffic(packing, num_tokens); }});
+    }
   }
   for (const int64_t num_tokens : {1, 4, 8, 16}) {
     checks.push_back(

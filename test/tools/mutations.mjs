@@ -129,6 +129,12 @@ __device__ __forceinline__ void ldmatrix_x4_trans`,
     finds: /seeds: GEMV: .*not aligned/,
   },
   {
+    name: 'GEMV: an output beside one with a gate has its activation',
+    edits: edit('cuda/gemv.cu', '      if (place.output.has_gate) {', '      if (place.output.out_stride > 0) {'),
+    check: emulation('operators', 'as each alone'),
+    finds: /as each alone/,
+  },
+  {
     name: 'GEMV of quantized weights: no barrier of the warp after the wait for copies',
     edits: edit('cuda/gemv_packed.cu', '    __syncwarp();  // the copies', '    // the copies'),
     check: operators,
