@@ -24,10 +24,10 @@ const parts: [part: string, count: number, gpu: string][] = [
   ['launches', 14, 'small'],
   ['launches', 14, 'h200'],
   ['graphs', 7, 'small'],
-  ['operators', 122, 'small'],
-  ['traffic', 15, 'small'],
-  ['traffic', 15, 'h200'],
-  ['traffic', 15, 'rtx5090'],
+  ['operators', 156, 'small'],
+  ['traffic', 16, 'small'],
+  ['traffic', 16, 'h200'],
+  ['traffic', 16, 'rtx5090'],
 ];
 
 describe.each(parts)('%s: %i checks on %s', (part, count, gpu) => {
