@@ -5,8 +5,9 @@
 // Work split. A unit is the query heads that share K and V heads with each other: 8, with 1 K head
 // and 4 V heads, for 32/4/16. A unit with more query heads than a block has room for is split. A
 // block is one unit of one sequence, and one split of its keys. Each of its 4 warps processes every
-// fourth tile of keys, through a ring of cp.async slots of its own, so the main loop has no
-// barrier. Up to 64 KiB per block are in flight with 16-bit types. For each tile:
+// fourth tile of keys, through a ring of slots of its own, so the main loop has no barrier. Slots are
+// filled from pages by bulk copies, if the GPU has them, else by cp.async: 80 or 64 KiB per block are
+// in flight with 16-bit types. For each tile:
 //
 //   S^T = K Q^T      for each K head, by m16n8k16: 16 keys by 8 query heads
 //   P^T = 2^((S^T - m) |sm_scale| log2(e))   with the running max m of the columns; rounded, then
@@ -18,7 +19,7 @@
 // Then the warps merge. If there are several splits, each block writes O, m and d to scratch
 // memory, and the last block of a unit to arrive merges them: there is no second launch. Splits are
 // even over the keys that kv_lens and the window give. The first split starts at the tile of the
-// first key that the query sees; keys of that tile before it are not read.
+// first key that the query sees.
 //
 // A tile is kKeys keys. It comes in pieces: one K or V head of its keys, at most kSlotDims dims of
 // it (of K of 8 bits 128); first all K heads, then all V heads. A slot has a piece in panels, as pages
@@ -37,6 +38,7 @@
 // 4t + 3 are where 16-bit types have 2t, 2t + 1 and 2t + 8, 2t + 9. Q has them in the same order
 // (store_query). Of 16 dims of O, the rows g and g + 8 are 2g and 2g + 1.
 #include <device/async.h>
+#include <device/bulk.h>
 #include <device/mma.h>
 #include <algorithm>
 #include <bit>
@@ -58,6 +60,7 @@ namespace {
 
 constexpr int kWarps = 4, kThreads = kWarps * kWarpSize;
 constexpr int kSlots = 5, kSlotBytes = 4096, kRingBytes = kSlots * kSlotBytes;
+constexpr int kSmallSlotBytes = kSlotBytes / 2, kBarriers = kRingBytes / kSmallSlotBytes;  // of a warp's ring
 
 __host__ __device__ __forceinline__ constexpr int slot_dims(int head_dim_vo) { return head_dim_vo <= 64 ? 64 : 128; }
 __host__ __device__ __forceinline__ constexpr int tile_keys(int head_dim_vo) {
@@ -90,6 +93,15 @@ struct Plan {
   uint32_t* arrived;   // [unit]: splits that are done; 0 before and after
 };
 
+// Values that all lanes of a warp have are taken from one lane: the compiler then knows that they are
+// the same, keeps them in uniform registers, and sees that branches on them do not diverge.
+__device__ __forceinline__ int same_in_warp(int x) { return __shfl_sync(kAllLanes, x, 0); }
+template <typename T>
+__device__ __forceinline__ T* same_in_warp(T* p) {
+  const Words2 words = bit_cast<Words2>(p);
+  return bit_cast<T*>(Words2{{__shfl_sync(kAllLanes, words.w[0], 0), __shfl_sync(kAllLanes, words.w[1], 0)}});
+}
+
 // Which heads a block has, and which keys.
 struct Unit {
   int64_t batch;
@@ -99,12 +111,16 @@ struct Unit {
   int begin_key, first_key, end_key;  // of the split; begin_key: where the tile of first_key starts
 };
 
+__device__ __forceinline__ int batch_of(const Plan& plan) {
+  return static_cast<int>(blockIdx.x) / plan.num_units / plan.num_splits;
+}
+
 __device__ __forceinline__ Unit find_unit(const AttentionDecodeParams& p, const Plan& plan, Finding* finding) {
   Unit unit;
   const int block = blockIdx.x, part = block % plan.num_units, rest = block / plan.num_units;
   const int group = part / plan.parts, first = part % plan.parts * plan.unit_heads;
   unit.split_idx = rest % plan.num_splits;
-  unit.batch = rest / plan.num_splits;
+  unit.batch = batch_of(plan);
   unit.index = static_cast<int>(unit.batch) * plan.num_units + part;
   unit.first_head = group * plan.group_heads + first;
   unit.num_heads = plan.group_heads - first < plan.unit_heads ? plan.group_heads - first : plan.unit_heads;
@@ -116,7 +132,7 @@ __device__ __forceinline__ Unit find_unit(const AttentionDecodeParams& p, const 
 
   int kv_len = static_cast<int>(p.kv_len);
   if (p.kv_lens != nullptr) {
-    const int given = ld_global(p.kv_lens + unit.batch);
+    const int given = same_in_warp(ld_global(p.kv_lens + unit.batch));
     if ((given < 0 || given > kv_len) && part == 0 && unit.split_idx == 0 && threadIdx.x == 0) {
       report(finding, Finding::kv_len, static_cast<int>(unit.batch), given, kv_len);
     }
@@ -156,21 +172,25 @@ struct TileRows {
   int token;
 };
 
+template <bool kPaged>
 struct Cache {
   KeyRows k, v;
-  const KvPage* table;  // null: contiguous
-  int page_shift;       // log2(page_tokens), at least a tile
+  const KvPage* table;
+  int page_shift;  // log2(page_tokens), at least a tile
 
   // What rows() needs to have from memory; loaded early.
   __device__ __forceinline__ KvPage page(int key) const {
-    return table ? load_page(table + (key >> page_shift)) : KvPage{};
+    return kPaged ? load_page(table + (key >> page_shift)) : KvPage{};
   }
-  __device__ __forceinline__ int token(int key) const { return table ? key & ((1 << page_shift) - 1) : key; }
+  __device__ __forceinline__ static KvPage same_in_warp(const KvPage& page) {
+    return kPaged ? KvPage{cuda::same_in_warp(page.k), cuda::same_in_warp(page.v)} : KvPage{};
+  }
+  __device__ __forceinline__ int token(int key) const { return kPaged ? key & ((1 << page_shift) - 1) : key; }
   __device__ __forceinline__ TileRows rows(int key, const KvPage& page) const {
-    const int64_t row = table ? 0 : key;
+    const int64_t row = kPaged ? 0 : key;
     return {reinterpret_cast<const unsigned char*>(reinterpret_cast<uint64_t>(page.k) + k.rows + row * k.stride),
             reinterpret_cast<const unsigned char*>(reinterpret_cast<uint64_t>(page.v) + v.rows + row * v.stride),
-            table ? token(key) : 0};
+            kPaged ? token(key) : 0};
   }
   __device__ __forceinline__ const bf16* k_scales(int key, const KvPage& page) const {
     return reinterpret_cast<const bf16*>(reinterpret_cast<uint64_t>(page.k) + k.scales) +
@@ -182,18 +202,21 @@ struct Cache {
   }
 };
 
-// kScaled: K or V, or both, are of 8 bits, as the formats say; else both are wide.
-template <int kDimVo, bool kScaled>
+// kScaled: K or V, or both, are of 8 bits, as the formats say; else both are wide. Pages are read by
+// bulk copies if the GPU has them.
+template <int kDimVo, bool kScaled, bool kPaged>
 class PieceStream {
  public:
   static constexpr int kSlotDims = slot_dims(kDimVo), kKeys = tile_keys(kDimVo), kKeyTiles = kKeys / 16;
   static constexpr int kValueDims = kDimVo < kSlotDims ? kDimVo : kSlotDims, kValuePieces = kDimVo / kValueDims;
 
+  __device__ __forceinline__ static bool is_bulk() { return kPaged && has_bulk_copies(); }
   // Most dims of a piece of K.
   __device__ __forceinline__ static constexpr int key_dims(bool is_wide) { return is_wide ? kSlotDims : 128; }
 
-  __device__ __forceinline__ PieceStream(const Unit& unit, const Cache& cache, int dim_qk, Format k_format,
-                                         Format v_format, unsigned char* ring)
+  // For one warp of the block. barriers: kBarriers, used by bulk copies.
+  __device__ __forceinline__ PieceStream(const Unit& unit, int warp, const Cache<kPaged>& cache, int dim_qk,
+                                         Format k_format, Format v_format, unsigned char* ring, uint64_t* barriers)
       : cache_(cache),
         dim_qk_(dim_qk),
         num_k_heads_(unit.num_k_heads),
@@ -204,29 +227,79 @@ class PieceStream {
         v_is_wide_(!kScaled || v_format == Format::wide),
         small_slots_(kScaled && !k_is_wide_ && !v_is_wide_ && (kKeys == 16 || dim_qk <= 64)),
         ring_(ring),
-        key_(unit.begin_key - unit.first_key + warp_index() * kKeys) {
+        barriers_(barriers),
+        key_(unit.begin_key - unit.first_key + warp * kKeys) {
     if (key_ < num_keys_) next_page_ = cache_.page(first_key_ + key_);
     start_tile();
+    if (is_bulk()) {
+      if (lane_index() < kBarriers) {
+        mbarrier_init(barriers_ + lane_index(), 1);
+        fence_proxy_async();
+      }
+      __syncwarp();
+    }
 #pragma unroll 1  // copy_next() is long
     for (int i = 0; i < (small_slots_ ? 2 * kSlots : kSlots) - 1; ++i) copy_next();
   }
 
+  // A piece in its slot. The ring comes first in the sum: all else but the slot is known before the
+  // loop over the keys.
+  struct Piece {
+    unsigned char* ring;
+    int slot;
+    __device__ __forceinline__ unsigned char* at(int place) const { return ring + place + slot; }
+  };
+
   // The next piece, there for all lanes. What take() gave before is then no longer: its slot takes
   // the next copy.
-  __device__ __forceinline__ const unsigned char* take() {
+  __device__ __forceinline__ Piece take() {
+    if (is_bulk()) return take_bulk();
     if (kScaled && small_slots_) {
       cp_async_wait_group<2 * kSlots - 2>();
     } else {
       cp_async_wait_group<kSlots - 2>();
     }
     __syncwarp();
-    const unsigned char* slot = ring_ + take_;
+    const Piece piece = {ring_, take_};
     take_ = next_slot(take_);
     copy_next();
-    return slot;
+    return piece;
+  }
+
+  // A bulk copy has all keys of a tile, and rows that are not seen may be anything, as NaN. For K that
+  // does not matter. In a piece of V they become zeros.
+  __device__ __forceinline__ void clear_unseen(const Piece& piece, int first, int num_keys) {
+    if (!is_bulk() || (first >= 0 && first + kKeys <= num_keys)) return;
+    const int element = v_is_wide_ ? 2 : 1, row_bytes = kValueDims * element;
+    unsigned char* panel = piece.at(0);
+#pragma unroll 1
+    for (int at = 0; at < row_bytes;) {
+      const int width = kv_panel(row_bytes, at).width;
+#pragma unroll 1
+      for (int byte = lane_index() * 16; byte < kKeys * width; byte += kWarpSize * 16) {
+        if (static_cast<unsigned>(first + byte / width) < static_cast<unsigned>(num_keys)) continue;
+        st_shared(reinterpret_cast<Words4*>(panel + byte), Words4{});
+      }
+      panel += kKeys * width, at += width;
+    }
+    fence_proxy_async();  // before the slot's next copy
+    __syncwarp();
   }
 
  private:
+  // Every slot has a copy under way while the warp waits for the first.
+  __device__ __forceinline__ Piece take_bulk() {
+    __syncwarp();  // all lanes have read the piece before
+    copy_next();
+    const Piece piece = {ring_, take_};
+    uint64_t* const barrier = barrier_of(take_);
+    while (!mbarrier_try_wait_parity(barrier, parity_)) {}
+    take_ = next_slot(take_);
+    parity_ ^= take_ == 0;
+    return piece;
+  }
+
+  __device__ __forceinline__ uint64_t* barrier_of(unsigned slot) const { return barriers_ + slot / kSmallSlotBytes; }
   __device__ __forceinline__ int next_slot(int at) const {
     const int next = at + (kScaled && small_slots_ ? kSlotBytes / 2 : kSlotBytes);
     return next == kRingBytes ? 0 : next;
@@ -235,8 +308,9 @@ class PieceStream {
   // The page of the tile after this one is asked for now, and there when its turn comes.
   __device__ __forceinline__ void start_tile() {
     if (key_ >= num_keys_) return;
-    const TileRows rows = cache_.rows(first_key_ + key_, next_page_);
-    head_rows_ = rows.k, v_ = rows.v, token_ = rows.token;
+    const TileRows rows = cache_.rows(first_key_ + key_, cache_.same_in_warp(next_page_));
+    head_rows_ = rows.k, token_ = rows.token;
+    v_ = rows.v + (kPaged ? token_ * value_width(v_is_wide_) : 0);
     const int next_key = key_ + kWarps * kKeys;
     if (next_key < num_keys_) next_page_ = cache_.page(first_key_ + next_key);
   }
@@ -244,38 +318,68 @@ class PieceStream {
   // One copy group each time, empty past the end.
   __device__ __forceinline__ void copy_next() {
     if (key_ < num_keys_) {
-      const bool is_k = head_ < num_k_heads_;
-      const int element = is_k ? (k_is_wide_ ? 2 : 1) : (v_is_wide_ ? 2 : 1);
-      const int dims = is_k ? dim_qk_ : kDimVo, most = is_k ? key_dims(k_is_wide_) : kValueDims;
-      const int left = dims - dim_;
-      copy_piece(ring_ + fill_, dims * element, dim_ * element, (left < most ? left : most) * element,
-                 is_k ? cache_.k.stride : cache_.v.stride);
-      dim_ = left <= most ? 0 : dim_ + most;
-      if (dim_ == 0) {
-        head_rows_ += is_k ? cache_.k.head_bytes : cache_.v.head_bytes;
-        if (++head_ == num_k_heads_) head_rows_ = v_;
-        if (head_ == num_heads_) {
-          head_ = 0, key_ += kWarps * kKeys;
-          start_tile();
+      if (head_ < num_k_heads_) {
+        const int element = k_is_wide_ ? 2 : 1, left = dim_qk_ - dim_, most = key_dims(k_is_wide_);
+        copy_piece(dim_qk_ * element, dim_ * element, (left < most ? left : most) * element, 0, cache_.k.stride);
+        dim_ = left <= most ? 0 : dim_ + most;
+        if (dim_ == 0) {
+          head_rows_ += cache_.k.head_bytes;
+          if (++head_ == num_k_heads_) head_rows_ = v_;
+        }
+      } else {
+        const int first = kValuePieces == 1 ? 0 : dim_;
+        if (v_is_wide_) {
+          copy_piece(kDimVo * 2, first * 2, kValueDims * 2, value_width(true), cache_.v.stride);
+        } else {
+          copy_piece(kDimVo, first, kValueDims, value_width(false), cache_.v.stride);
+        }
+        if (kValuePieces > 1) dim_ = dim_ > 0 ? 0 : kValueDims;
+        if (dim_ == 0) {
+          head_rows_ += cache_.v.head_bytes;
+          if (++head_ == num_heads_) {
+            head_ = 0, key_ += kWarps * kKeys;
+            start_tile();
+          }
         }
       }
     }
-    cp_async_commit_group();
+    if (!is_bulk()) cp_async_commit_group();
     fill_ = next_slot(fill_);
   }
 
-  // `bytes` of each key's row_bytes, from `first` on, in panels; zeros for keys that are not seen.
-  __device__ __forceinline__ void copy_piece(unsigned char* slot, int row_bytes, int first, int bytes,
-                                             int stride) const {
+  // Of the first panel of V.
+  __device__ __forceinline__ static constexpr int value_width(bool is_wide) {
+    return kv_panel(kDimVo * (is_wide ? 2 : 1), 0).width;
+  }
+
+  // `bytes` of each key's row_bytes, from `first` on, in panels, into slot fill_. Without bulk copies
+  // zeros for keys that are not seen. Paged: head_rows_ is that of a head, plus token_ times `added`.
+  __device__ __forceinline__ void copy_piece(int row_bytes, int first, int bytes, int added, int stride) const {
+    unsigned char* slot = ring_ + fill_;
+    if (is_bulk()) {
+      // One panel or two.
+      const int width = kv_panel(row_bytes, first).width, rest = bytes - width;
+      if (lane_index() == 0) {
+        uint64_t* const barrier = barrier_of(fill_);
+        const unsigned char* const from = head_rows_ + (first << cache_.page_shift);
+        mbarrier_arrive_expect_tx(barrier, kKeys * bytes);
+        cp_async_bulk(slot, from + token_ * (width - added), kKeys * width, barrier);
+        if (rest > 0) {
+          cp_async_bulk(slot + kKeys * width, from + (width << cache_.page_shift) + token_ * (rest - added),
+                        kKeys * rest, barrier);
+        }
+      }
+      return;
+    }
 #pragma unroll 1
     for (int at = first; at < first + bytes;) {
       const int width = kv_panel(row_bytes, at).width;
       if (width == 128) {
-        copy_panel<128>(slot, at, stride);
+        copy_panel<128>(slot, at, added, stride);
       } else if (width == 64) {
-        copy_panel<64>(slot, at, stride);
+        copy_panel<64>(slot, at, added, stride);
       } else {
-        copy_panel<32>(slot, at, stride);
+        copy_panel<32>(slot, at, added, stride);
       }
       slot += kKeys * width, at += width;
     }
@@ -283,16 +387,16 @@ class PieceStream {
 
   // 512 bytes at a time. A page has a panel as the slot has it.
   template <int kWidth>
-  __device__ __forceinline__ void copy_panel(unsigned char* slot, int first_byte, int stride) const {
+  __device__ __forceinline__ void copy_panel(unsigned char* slot, int first_byte, int added, int stride) const {
     constexpr int kLanes = kWidth / 16, kRows = kWarpSize / kLanes;
     const int row = lane_index() / kLanes;
     unsigned char* const to = slot + lane_index() * 16;
     const auto is_seen = [&](int pass) {
       return static_cast<unsigned>(key_ + pass * kRows + row) < static_cast<unsigned>(num_keys_);
     };
-    if (cache_.table) {
+    if (kPaged) {
       const unsigned char* const from =
-          head_rows_ + (first_byte << cache_.page_shift) + token_ * kWidth + lane_index() * 16;
+          head_rows_ + (first_byte << cache_.page_shift) + token_ * (kWidth - added) + lane_index() * 16;
 #pragma unroll
       for (int pass = 0; pass < kKeys / kRows; ++pass) {
         cp_async_cg(to + pass * 512, from + pass * 512, is_seen(pass) ? 16 : 0);
@@ -307,25 +411,28 @@ class PieceStream {
     }
   }
 
-  Cache cache_;
+  Cache<kPaged> cache_;
   int dim_qk_, num_k_heads_, num_heads_;
   int first_key_, num_keys_;  // that are seen
   bool k_is_wide_, v_is_wide_;
   bool small_slots_;  // no piece needs more than half a slot
   unsigned char* ring_;
+  uint64_t* barriers_;            // [kBarriers]: that of a slot at its first byte / kSmallSlotBytes
   int key_, head_ = 0, dim_ = 0;  // of the next copy; key_ counts from first_key_; V heads follow K heads
   KvPage next_page_ = {};
   const unsigned char *head_rows_ = nullptr, *v_ = nullptr;  // of the next copy's head; of the tile
   int token_ = 0;                                            // of the tile, in its page
   int fill_ = 0, take_ = 0;                                  // slots, as bytes of the ring
+  int parity_ = 0;                                           // of the phase of take_'s slot
 };
 
 // K or V of a unit from its first head on: addresses if contiguous, else offsets from a page's start.
+template <bool kPaged>
 __device__ __forceinline__ KeyRows find_rows(const KvView& kv, int64_t first_row, int first_head, int64_t page_tokens) {
   const int element_bytes = kv.dtype == DType::bf16 || kv.dtype == DType::f16 ? 2 : 1;
   const int num_heads = static_cast<int>(kv.num_heads);
   KeyRows r;
-  if (page_tokens > 0) {
+  if (kPaged) {
     const KvHeadLayout layout(kv.head_dim, element_bytes, page_tokens);
     const uint64_t layer = static_cast<uint64_t>(kv.page_offset);
     r.rows = layer + static_cast<uint64_t>(first_head * layout.bytes());
@@ -343,11 +450,12 @@ __device__ __forceinline__ KeyRows find_rows(const KvView& kv, int64_t first_row
   return r;
 }
 
-__device__ __forceinline__ Cache find_cache(const AttentionDecodeParams& p, const Plan& plan, const Unit& unit) {
-  const int64_t page_tokens = p.pages ? p.page_tokens : 0;
-  return {find_rows(p.k, unit.batch * plan.k_batch_rows, unit.first_k_head, page_tokens),
-          find_rows(p.v, unit.batch * plan.v_batch_rows, unit.first_v_head, page_tokens),
-          p.pages ? ld_global(p.pages + (p.pages_shared ? 0 : unit.batch)) : nullptr, plan.page_shift};
+template <bool kPaged>
+__device__ __forceinline__ Cache<kPaged> find_cache(const AttentionDecodeParams& p, const Plan& plan, const Unit& unit,
+                                                    const KvPage* table) {
+  return {find_rows<kPaged>(p.k, unit.batch * plan.k_batch_rows, unit.first_k_head, p.page_tokens),
+          find_rows<kPaged>(p.v, unit.batch * plan.v_batch_rows, unit.first_v_head, p.page_tokens), table,
+          plan.page_shift};
 }
 
 __device__ __forceinline__ Format format_of(DType dtype) {
@@ -375,10 +483,12 @@ __device__ __forceinline__ WidenedBytes widen(Format format, const uint32_t (&wo
 __host__ __device__ __forceinline__ constexpr int row_floats(int head_dim_vo) { return head_dim_vo + 4; }
 
 // kTiles times 8 query heads; kScaled as in PieceStream.
-template <typename T, int kDimVo, int kTiles, bool kScaled>
+template <typename T, int kDimVo, int kTiles, bool kScaled, bool kPaged>
 struct Attention {
-  using Pieces = PieceStream<kDimVo, kScaled>;
-  static constexpr int kKeyTiles = Pieces::kKeyTiles, kDimTiles = kDimVo / 16, kSlotDims = Pieces::kSlotDims;
+  using Pieces = PieceStream<kDimVo, kScaled, kPaged>;
+  using Piece = typename Pieces::Piece;
+  static constexpr int kKeys = Pieces::kKeys, kKeyTiles = Pieces::kKeyTiles, kDimTiles = kDimVo / 16,
+                       kSlotDims = Pieces::kSlotDims;
   // P times V's scales may be below what f16 can hold, though its sum matters: each tile has a unit
   // of its own then.
   static constexpr bool kUnits = kScaled && __is_same(T, f16);
@@ -421,8 +531,8 @@ struct Attention {
   // S^T += K Q^T for a piece of a K head, in the columns of the query heads that read it: the
   // products of all 8 are formed, and those of the others dropped. queries: this lane's chunk of
   // the piece's first dims, see query_chunk.
-  __device__ __forceinline__ void add_scores(const unsigned char* piece, Format format, int dims,
-                                             const unsigned char* queries, int query_pitch, Readers readers) {
+  __device__ __forceinline__ void add_scores(const Piece& piece, Format format, int dims, const unsigned char* queries,
+                                             int query_pitch, Readers readers) {
 #pragma unroll
     for (int i = 0; i < kTiles * kKeyTiles; ++i) {
       const int n = i / kKeyTiles, tile = i % kKeyTiles;
@@ -434,10 +544,10 @@ struct Attention {
         uint32_t low[4], high[4], b[4];
         ldmatrix_x4(b, queries + n * 8 * query_pitch + pair * 64);
         if (!kScaled || format == Format::wide) {
-          ldmatrix_x4(low, piece + place_in_panels(row_dims * 2, Pieces::kKeys, row, (pair * 4 + column) * 16));
-          ldmatrix_x4(high, piece + place_in_panels(row_dims * 2, Pieces::kKeys, row, (pair * 4 + column + 2) * 16));
+          ldmatrix_x4(low, piece.at(place_in_panels(row_dims * 2, kKeys, row, (pair * 4 + column) * 16)));
+          ldmatrix_x4(high, piece.at(place_in_panels(row_dims * 2, kKeys, row, (pair * 4 + column + 2) * 16)));
         } else {
-          ldmatrix_x4(low, piece + place_in_panels(row_dims, Pieces::kKeys, row, (pair * 2 + column) * 16));
+          ldmatrix_x4(low, piece.at(place_in_panels(row_dims, kKeys, row, (pair * 2 + column) * 16)));
           const WidenedBytes wide = widen<T>(format, low);
 #pragma unroll
           for (int j = 0; j < 2; ++j) {
@@ -494,8 +604,9 @@ struct Attention {
     const bf16 *k, *v;
   };
   // Of the tile's keys that are seen; heads: column_heads. Two columns of one head make one load.
-  __device__ __forceinline__ static Scales load_scales(const TileScales& rows, const Cache& cache, Format k_format,
-                                                       Format v_format, uint32_t heads, const Seen& seen) {
+  __device__ __forceinline__ static Scales load_scales(const TileScales& rows, const Cache<kPaged>& cache,
+                                                       Format k_format, Format v_format, uint32_t heads,
+                                                       const Seen& seen) {
     constexpr bf16 kOne = {0x3f80};
     Scales scales;
 #pragma unroll
@@ -614,7 +725,7 @@ struct Attention {
   // alone. As the others' products are dropped, and not multiplied by zeros, a NaN or infinity
   // stays with the query heads that read it.
   template <int kFirstDim>
-  __device__ __forceinline__ void add_values(const unsigned char* piece, Format format, Readers readers) {
+  __device__ __forceinline__ void add_values(const Piece& piece, Format format, Readers readers) {
     constexpr int kSteps = kScaled ? 2 : 1;  // of 16 dims, loaded together
 #pragma unroll
     for (int first = 0; first < Pieces::kValueDims / 16; first += kSteps) {
@@ -625,14 +736,13 @@ struct Attention {
           const int row = tile * 16 + lane_index() / 16 * 8 + lane_index() % 8, column = lane_index() / 8 % 2;
 #pragma unroll
           for (int step = 0; step < kSteps; ++step) {
-            ldmatrix_x4_trans(a[step][tile], piece + place_in_panels(Pieces::kValueDims * 2, Pieces::kKeys, row,
-                                                                     ((first + step) * 2 + column) * 16));
+            ldmatrix_x4_trans(a[step][tile], piece.at(place_in_panels(Pieces::kValueDims * 2, kKeys, row,
+                                                                      ((first + step) * 2 + column) * 16)));
           }
         } else {
           const int row = tile * 16 + lane_index() % 16, column = lane_index() / 16;
           uint32_t words[4];
-          ldmatrix_x4_trans(words,
-                            piece + place_in_panels(Pieces::kValueDims, Pieces::kKeys, row, (first + column) * 16));
+          ldmatrix_x4_trans(words, piece.at(place_in_panels(Pieces::kValueDims, kKeys, row, (first + column) * 16)));
           const WidenedBytes wide = widen<T>(format, words);
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
@@ -795,17 +905,19 @@ __device__ __forceinline__ void merge_warps(const AttentionDecodeParams& p, cons
 // ---- The kernel
 
 // kTiles: room for that many times 8 query heads. kScaled: K or V, or both, are of 8 bits.
-template <typename T, int kDimVo, int kTiles, bool kScaled>
+template <typename T, int kDimVo, int kTiles, bool kScaled, bool kPaged>
 __global__ void __launch_bounds__(kThreads, 1)
     attention_decode_kernel(AttentionDecodeParams p, Plan plan, Finding* finding) {
   wait_for_previous_kernel();
   start_next_kernel();
-  using Pieces = PieceStream<kDimVo, kScaled>;
-  using Warp = Attention<T, kDimVo, kTiles, kScaled>;
+  using Pieces = PieceStream<kDimVo, kScaled, kPaged>;
+  using Warp = Attention<T, kDimVo, kTiles, kScaled, kPaged>;
+  // Under way while find_unit() waits for kv_lens.
+  const KvPage* const table = kPaged ? ld_global(p.pages + (p.pages_shared ? 0 : batch_of(plan))) : nullptr;
   const Unit unit = find_unit(p, plan, finding);
   if (unit.split_idx >= unit.used_splits) return;
   const int dim_qk = static_cast<int>(p.k.head_dim), pitch = query_pitch(dim_qk);
-  const int warp = warp_index();
+  const int warp = same_in_warp(warp_index());
   const Format k_format = kScaled ? format_of(p.k.dtype) : Format::wide;
   const Format v_format = kScaled ? format_of(p.v.dtype) : Format::wide;
 
@@ -827,10 +939,15 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   cp_async_commit_group();
 
-  const Cache cache = find_cache(p, plan, unit);
-  Pieces pieces(unit, cache, dim_qk, k_format, v_format, rings + warp * kRingBytes);
+  const Cache<kPaged> cache = find_cache<kPaged>(p, plan, unit, table);
+  uint64_t* const barriers = reinterpret_cast<uint64_t*>(rings + kWarps * kRingBytes);
+  Pieces pieces(unit, warp, cache, dim_qk, k_format, v_format, rings + warp * kRingBytes, barriers + warp * kBarriers);
   Warp attention;
-  cp_async_wait_group<kSlots - 1>();
+  if (pieces.is_bulk()) {
+    cp_async_wait_group<0>();
+  } else {
+    cp_async_wait_group<kSlots - 1>();
+  }
   if (plan.negate && k_format == Format::wide) {  // each thread its own copies
     for (int i = threadIdx.x; i < kTiles * dim_qk; i += kThreads) {
       Words4* const at = reinterpret_cast<Words4*>(queries + i / (dim_qk / 8) * pitch + i % (dim_qk / 8) * 16);
@@ -887,9 +1004,14 @@ __global__ void __launch_bounds__(kThreads, 1)
     Readers v_readers = first_v_readers;
 #pragma unroll 1
     for (int head = 0; head < unit.num_v_heads; ++head, v_readers.first += v_readers.count) {
-      attention.template add_values<0>(pieces.take(), v_format, v_readers);
+      const auto take_values = [&] {
+        const typename Pieces::Piece piece = pieces.take();
+        pieces.clear_unseen(piece, seen_of(key).first, seen_of(key).num_keys);
+        return piece;
+      };
+      attention.template add_values<0>(take_values(), v_format, v_readers);
       if constexpr (Pieces::kValuePieces == 2) {
-        attention.template add_values<Pieces::kValueDims>(pieces.take(), v_format, v_readers);
+        attention.template add_values<Pieces::kValueDims>(take_values(), v_format, v_readers);
       }
     }
   }
@@ -947,7 +1069,8 @@ int num_tiles(const AttentionDecodeParams& p, const Plan& plan) {
 }
 
 size_t shared_bytes(int64_t head_dim_qk, int num_tiles) {
-  return static_cast<size_t>(num_tiles * 8 * query_pitch(static_cast<int>(head_dim_qk)) + kWarps * kRingBytes);
+  return static_cast<size_t>(num_tiles * 8 * query_pitch(static_cast<int>(head_dim_qk)) + kWarps * kRingBytes +
+                             kWarps * kBarriers * static_cast<int>(sizeof(uint64_t)));
 }
 
 // A multiprocessor runs two blocks at once if it has the shared memory, with 1 KiB more for each:
@@ -1011,7 +1134,7 @@ Plan make_plan(const AttentionDecodeParams& p, Context& context) {
   return plan;
 }
 
-template <typename T, int kDimVo, int kTiles, bool kScaled>
+template <typename T, int kDimVo, int kTiles, bool kScaled, bool kPaged>
 void run(const AttentionDecodeParams& p, const Plan& plan, Context& context) {
   static_assert(kTiles * 8 * row_floats(kDimVo) * 4 <= kRingBytes);
   LaunchShape shape;
@@ -1019,30 +1142,35 @@ void run(const AttentionDecodeParams& p, const Plan& plan, Context& context) {
   shape.grid[0] = static_cast<unsigned>(p.batch_size * plan.num_splits * plan.num_units);
   shape.threads = kThreads;
   shape.shared_bytes = shared_bytes(p.k.head_dim, kTiles);
-  launch("attention_decode", attention_decode_kernel<T, kDimVo, kTiles, kScaled>, shape, context.stream, p, plan,
-         context.finding);
+  launch("attention_decode", attention_decode_kernel<T, kDimVo, kTiles, kScaled, kPaged>, shape, context.stream, p,
+         plan, context.finding);
 }
 
-template <typename T, int kDimVo>
+template <typename T, int kDimVo, bool kPaged>
 void run_tiles(const AttentionDecodeParams& p, const Plan& plan, Context& context) {
   const bool few = num_tiles(p, plan) == 1;
   if (is_scaled(p)) {
     constexpr int kMost = most_tiles(kDimVo, true);
-    few ? run<T, kDimVo, 1, true>(p, plan, context) : run<T, kDimVo, kMost, true>(p, plan, context);
+    few ? run<T, kDimVo, 1, true, kPaged>(p, plan, context) : run<T, kDimVo, kMost, true, kPaged>(p, plan, context);
   } else {
     constexpr int kMost = most_tiles(kDimVo, false);
-    few ? run<T, kDimVo, 1, false>(p, plan, context) : run<T, kDimVo, kMost, false>(p, plan, context);
+    few ? run<T, kDimVo, 1, false, kPaged>(p, plan, context) : run<T, kDimVo, kMost, false, kPaged>(p, plan, context);
   }
+}
+
+template <typename T, int kDimVo>
+void run_caches(const AttentionDecodeParams& p, const Plan& plan, Context& context) {
+  p.pages ? run_tiles<T, kDimVo, true>(p, plan, context) : run_tiles<T, kDimVo, false>(p, plan, context);
 }
 
 template <typename T>
 void run_sizes(const AttentionDecodeParams& p, const Plan& plan, Context& context) {
   switch (p.v.head_dim) {
-    case 32: return run_tiles<T, 32>(p, plan, context);
-    case 64: return run_tiles<T, 64>(p, plan, context);
-    case 96: return run_tiles<T, 96>(p, plan, context);
-    case 128: return run_tiles<T, 128>(p, plan, context);
-    default: return run_tiles<T, 256>(p, plan, context);
+    case 32: return run_caches<T, 32>(p, plan, context);
+    case 64: return run_caches<T, 64>(p, plan, context);
+    case 96: return run_caches<T, 96>(p, plan, context);
+    case 128: return run_caches<T, 128>(p, plan, context);
+    default: return run_caches<T, 256>(p, plan, context);
   }
 }
 

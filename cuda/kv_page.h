@@ -24,6 +24,7 @@ struct KvPanel {
   int start, width;  // bytes of the row
 };
 __host__ __device__ __forceinline__ constexpr KvPanel kv_panel(int row_bytes, int byte) {
+  if (row_bytes % 128 == 0) return {byte & ~127, 128};
   const int wide = row_bytes & ~127, end_of_64 = wide + (row_bytes & 64);
   return byte < wide ? KvPanel{byte & ~127, 128} : byte < end_of_64 ? KvPanel{wide, 64} : KvPanel{end_of_64, 32};
 }

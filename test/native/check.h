@@ -16,8 +16,9 @@ struct Check {
 };
 
 std::vector<Check> hazard_checks();
-std::vector<Check> race_checks();        // of those, races within a block
-std::vector<Check> block_race_checks();  // and between blocks
+std::vector<Check> race_checks();         // of those, races within a block
+std::vector<Check> block_race_checks();   // and between blocks
+std::vector<Check> bulk_hazard_checks();  // and of bulk copies
 std::vector<Check> device_layer_checks();
 std::vector<Check> counter_checks();
 std::vector<Check> launch_checks();

@@ -251,6 +251,12 @@ std::vector<Check> device_layer_checks() {
            return word(in, from, 1 + w) & mask;
          });
        }},
+      {"bulk copies",
+       [] {
+         return check_words("bulk copies", Input::bits, 3, [](const Words& in, size_t lane, int w) {
+           return in[lane / 32 * 32 * kIn + static_cast<size_t>(w) * 32 + (lane + 1) % 32];
+         });
+       }},
       {"shuffles",
        [] {
          return check_words("shuffles", Input::bits, 4, [](const Words& in, size_t lane, int w) {

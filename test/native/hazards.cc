@@ -233,6 +233,7 @@ std::vector<Check> hazard_checks() {
   std::vector<Check> checks = std::move(c.checks);
   for (Check& check : race_checks()) checks.push_back(std::move(check));
   for (Check& check : block_race_checks()) checks.push_back(std::move(check));
+  for (Check& check : bulk_hazard_checks()) checks.push_back(std::move(check));
   return checks;
 }
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include <device/async.h>
+#include <device/bulk.h>
 #include <device/memory.h>
 #include <device/mma.h>
 #include "bytes.h"
@@ -87,6 +88,36 @@ __global__ void __launch_bounds__(32, 1) try_cp_async(const uint32_t* in, uint32
     __syncthreads();
     const Words4 copied = ld_shared(rows + lane_index());
     for (int i = 0; i < 4; ++i) l.out[i] = copied.w[i];
+  });
+}
+
+// The warp copies its first 96 words in two bulk copies that share a phase, in turn with two phases of one barrier.
+// Without bulk copies, plain loads.
+__global__ void __launch_bounds__(32, 1) try_bulk_copies(const uint32_t* in, uint32_t* out) {
+  on_lane(in, out, [in](LaneWords& l) {
+    constexpr int kFirstBytes = 256, kBytes = 384;
+    uint64_t* const barrier = reinterpret_cast<uint64_t*>(dynamic_shared());
+    uint32_t* const words = reinterpret_cast<uint32_t*>(dynamic_shared() + 128);
+    const uint32_t* const from = in + blockIdx.x * 32 * kIn;
+    const int other = (lane_index() + 1) % 32;
+    if (!has_bulk_copies()) {
+      for (int i = 0; i < 3; ++i) l.out[i] = ld_global(from + i * 32 + other);
+      return;
+    }
+    if (lane_index() == 0) {
+      mbarrier_init(barrier, 1);
+      fence_proxy_async();
+    }
+    for (int turn = 0; turn < 2; ++turn) {
+      __syncwarp();
+      if (lane_index() == 0) {
+        mbarrier_arrive_expect_tx(barrier, kBytes);
+        cp_async_bulk(words, from, kFirstBytes, barrier);
+        cp_async_bulk(words + kFirstBytes / 4, from + kFirstBytes / 4, kBytes - kFirstBytes, barrier);
+      }
+      while (!mbarrier_try_wait_parity(barrier, turn)) {}
+      for (int i = turn; i < 3; i += 2) l.out[i] = ld_shared(words + i * 32 + other);
+    }
   });
 }
 
@@ -193,6 +224,7 @@ inline std::vector<Wrapper> wrappers() {
           {"ldmatrix x2 trans", try_ldmatrix<2, true>, Input::bits, true},
           {"movmatrix", try_movmatrix, Input::bits, true},
           {"cp.async", try_cp_async, Input::bits, true},
+          {"bulk copies", try_bulk_copies, Input::bits, true},
           {"shuffles", try_shuffles, Input::bits, true},
           {"votes", try_votes, Input::bits, true},
           {"reductions", try_reductions, Input::floats, true},

@@ -62,6 +62,10 @@ class SharedMemory {
   }
   size_t size() const { return size_; }
   unsigned char* data(uint32_t offset) { return data_.data() + offset; }
+  // What a bulk copy has written is ordered by the waits for it alone.
+  void forget_writers(uint32_t offset, uint32_t bytes) {
+    std::fill_n(writers_.begin() + offset / 4, bytes / 4, Stamp{});
+  }
   void set_state(uint32_t offset, uint32_t bytes, ByteState state) {
     std::memset(states_.data() + offset, static_cast<int>(state), bytes);
   }
@@ -70,7 +74,7 @@ class SharedMemory {
     for (uint32_t i = 0; i < bytes; ++i) {
       const ByteState state = static_cast<ByteState>(states_[offset + i]);
       if (state == ByteState::written || !(used >> i & 1)) continue;
-      return state == ByteState::unwritten ? "that nobody has written" : "to which a cp.async is under way";
+      return state == ByteState::unwritten ? "that nobody has written" : "to which a copy is under way";
     }
     return nullptr;
   }

@@ -348,6 +348,7 @@ class Decoder {
     if (const Form* form = arithmetic_form(name)) return arithmetic(in, name, *form, text);
     if (name == "griddepcontrol.wait") program_.waits_for_previous = true;
     if (const Form* form = warp_form(name)) return collective(in, *form, text);
+    if (const Form* form = bulk_form(name)) return collective(in, *form, text);
     const MemoryInstruction memory = memory_instruction(name);
     if (!memory.handler) fail("an instruction that is not known: " + std::string(name));
     access(in, memory, name, text);
@@ -407,9 +408,14 @@ class Decoder {
         operands[0] = source(all[i], 'w');
       } else if (letters[i] == 'a') {
         if (all[i].kind != Kind::address) fail("expected an address");
+        if (form.flow == Flow::memory && all[i].offset != 0) fail("an address with an offset");
         in.immediate = all[i].offset;
         if (all[i].has_base && all[i].reg.type != Class::bits32) fail("an address of another size");
         operands.push_back(all[i].has_base ? all[i].reg.at : constant(0, false));
+      } else if (letters[i] == 'g') {
+        if (all[i].kind != Kind::address || !all[i].has_base || all[i].reg.type != Class::bits64 || all[i].offset != 0)
+          fail("expected an address of 64 bits without an offset");
+        operands.push_back(all[i].reg.at);
       } else {
         operands.push_back(i < form.destinations ? destination(all[i], letters[i]) : source(all[i], letters[i]));
       }

@@ -89,7 +89,7 @@ std::vector<Case> copies() {
   return {
       {"cp.async: read before its wait", "under way", kShared, copy + "ld.shared.u32 %r10, [%r6];"},
       {"cp.async: written before its wait", "under way", kShared, copy + "st.shared.u32 [%r6], %r1;"},
-      {"cp.async: two to one place", "another is under way", kShared,
+      {"cp.async: two to one place", "a copy is under way", kShared,
        copy + "cp.async.cg.shared.global [%r6], [%rd3], 16;"},
       {"cp.async: not in a group when that is waited for", "under way", kShared, copy + R"(
         add.s32 %r7, %r6, 512;
@@ -119,6 +119,48 @@ std::vector<Case> copies() {
         cp.async.cg.shared.global [%r6], [%rd1+1024], 16, %r7;)"},
       {"cp.async: more than it copies", "more bytes than it copies", kShared,
        "mov.u32 %r5, shared; mov.u32 %r7, 17; cp.async.cg.shared.global [%r5], [%rd1], 16, %r7;"},
+  };
+}
+
+// Thread 0 copies 256 bytes in bulk, from %rd1 to %r6, on the mbarrier at %r5.
+std::string bulk_copy(const std::string& expected = "256", const std::string& arrivals = "1",
+                      const std::string& source = "%rd1") {
+  return R"(
+    mov.u32 %r5, shared;
+    add.s32 %r6, %r5, 128;
+    add.s64 %rd3, %rd1, 8;
+    setp.ne.u32 %p1, %r1, 0;
+    @%p1 bra ISSUED;
+    mbarrier.init.shared::cta.b64 [%r5], )" +
+         arrivals + R"(;
+    fence.proxy.async.shared::cta;
+    mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r5], )" +
+         expected + R"(;
+    cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r6], [)" +
+         source + R"(], 256, [%r5];
+    ISSUED:
+    bar.sync 0;)";
+}
+std::string wait_for(const std::string& parity) {
+  return R"(
+    WAIT:
+    mbarrier.try_wait.parity.shared::cta.b64 %p2, [%r5], )" +
+         parity + R"(;
+    @!%p2 bra WAIT;)";
+}
+
+std::vector<Case> bulk_copies() {
+  const std::string read = "shl.b32 %r7, %r1, 2; add.s32 %r7, %r7, %r6; ld.shared.u32 %r10, [%r7];";
+  return {
+      {"cp.async.bulk: read after its phase", "", kTwoWarps, bulk_copy() + wait_for("0") + read, 20},
+      {"cp.async.bulk: read before its phase", "under way", kTwoWarps, bulk_copy() + read},
+      {"cp.async.bulk: the other parity", "under way", kTwoWarps, bulk_copy() + wait_for("1") + read},
+      {"cp.async.bulk: written before its phase", "under way", kTwoWarps, bulk_copy() + "st.shared.u32 [%r6], %r1;"},
+      {"cp.async.bulk: fewer bytes than expected", "never completes", kShared, bulk_copy("272") + wait_for("0")},
+      {"cp.async.bulk: more bytes than expected", "more bytes", kShared, bulk_copy("240") + wait_for("0")},
+      {"an mbarrier of more arrivals", "never completes", kShared, bulk_copy("256", "2") + wait_for("0")},
+      {"an mbarrier that nobody began", "nobody began", kShared, "mov.u32 %r5, shared;" + wait_for("0")},
+      {"cp.async.bulk: from 8 modulo 16", "not aligned", kShared, bulk_copy("256", "1", "%rd3")},
   };
 }
 
@@ -344,7 +386,8 @@ std::vector<Case> unknown() {
 
 std::vector<Check> fault_checks() {
   std::vector<Check> checks;
-  for (const auto& cases : {addresses(), copies(), races(), threads_that_miss(), dependent_launches(), unknown()})
+  for (const auto& cases :
+       {addresses(), copies(), bulk_copies(), races(), threads_that_miss(), dependent_launches(), unknown()})
     for (const Case& c : cases) checks.push_back({c.name, [c] { return check_case(c); }});
   return checks;
 }

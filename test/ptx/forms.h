@@ -7,8 +7,8 @@
 
 namespace diffqkv::ptx {
 
-// Operands, in order, a letter each: p predicate, h 16 bits, w 32 bits, d 64 bits; a an address in shared memory, m a mask
-// of lanes. To the handler of a collective operation the mask comes first, all lanes if the text has none.
+// Operands, in order, a letter each: p predicate, h 16 bits, w 32 bits, d 64 bits; a an address in shared memory, g one
+// in global memory, m a mask of lanes. To the handler of a collective operation the mask comes first, all lanes if the text has none.
 struct Form {
   const char* operands = nullptr;
   Handler handler = nullptr;
@@ -19,6 +19,7 @@ struct Form {
 // Null if it is not known.
 const Form* arithmetic_form(std::string_view name);
 const Form* warp_form(std::string_view name);
+const Form* bulk_form(std::string_view name);
 
 // ld, st, atom, red, cp.async and their waits. `handler` stays null if the name is not known.
 struct MemoryInstruction {

@@ -145,7 +145,7 @@ void Block::write(Warp& warp, int lane, Space space, uint64_t address, uint32_t 
     case Space::shared: {
       const uint32_t offset = shared_offset(warp, lane, address, bytes, "writes");
       if (!shared_.idle(offset, bytes))
-        fail(warp, lane, "writes shared memory to which a cp.async is under way, at byte " + std::to_string(offset));
+        fail(warp, lane, "writes shared memory to which a copy is under way, at byte " + std::to_string(offset));
       to = shared_.data(offset);
       const std::string race = shared_.record_write(clocks_, warp.index, thread, offset, bytes, false);
       if (!race.empty() && std::memcmp(to, value, bytes) != 0)
@@ -215,7 +215,7 @@ void Block::begin_copy(Warp& warp, int lane, uint64_t shared, uint64_t global, u
     if (!wrong.empty()) fail(warp, lane, "cp.async reads global memory: " + wrong);
   }
   if (!shared_.idle(offset, bytes))
-    fail(warp, lane, "cp.async to where another is under way, byte " + std::to_string(offset));
+    fail(warp, lane, "cp.async to where a copy is under way, byte " + std::to_string(offset));
   const std::string race = shared_.record_write(clocks_, warp.index, thread, offset, bytes, false);
   if (!race.empty()) fail(warp, lane, "cp.async to shared memory at byte " + std::to_string(offset) + " " + race);
   // What was there is gone from now on, and what will be there is not there yet.
@@ -335,6 +335,9 @@ void Block::reset(const std::array<unsigned, 3>& index) {
     local_.assign(static_cast<size_t>(program_->local_bytes) * grid_->threads, 0xff);
     local_written_.assign(local_.size(), 0);
   }
+  mbarriers_.clear();
+  bulk_copies_.clear();
+  idle_waits_ = 0;
   copies_.resize(grid_->threads);
   for (AsyncCopies& own : copies_) {
     own.copies.clear();

@@ -74,6 +74,20 @@ struct AsyncCopies {
   std::vector<size_t> group_ends;
 };
 
+struct Mbarrier {
+  uint32_t offset;
+  uint32_t arrivals, pending;  // of a phase; of this one
+  int64_t bytes;               // that are still to come
+  uint32_t phase;
+};
+// A bulk copy that has not landed.
+struct BulkCopy {
+  uint32_t offset, bytes;
+  const unsigned char* from;
+  size_t barrier;  // index
+  uint32_t phase;
+};
+
 class Block {
  public:
   // Runs a block. Throws Fault, with the place.
@@ -94,6 +108,11 @@ class Block {
   void commit_copies(Warp& warp, int lane);
   // All but the `newest` groups land; with -1 also what is in no group yet.
   void land_copies(Warp& warp, int lane, int newest);
+  // bulk_copies.cc
+  void begin_mbarrier(Warp& warp, int lane, uint64_t address, uint32_t arrivals);
+  void arrive_expecting(Warp& warp, int lane, uint64_t address, uint32_t bytes);
+  bool try_wait(Warp& warp, int lane, uint64_t address, uint32_t parity);
+  void begin_bulk_copy(Warp& warp, int lane, uint64_t shared, uint64_t global, uint32_t bytes, uint64_t barrier);
   void fence(Warp& warp, uint32_t lanes);
   void check_has_waited(Warp& warp, uint32_t lanes, const char* what);
   void synchronize_warp(Warp& warp, uint32_t lanes);
@@ -119,6 +138,8 @@ class Block {
   uint32_t shared_offset(Warp& warp, int lane, uint64_t address, uint32_t bytes, const char* what);
   unsigned char* local(Warp& warp, int lane, uint64_t address, uint32_t bytes, bool writes);
   Space resolve(Space space, uint64_t* address) const;
+  Mbarrier& mbarrier_at(Warp& warp, int lane, uint64_t address);
+  void complete_if_due(Mbarrier* barrier);
 
   const Grid* grid_ = nullptr;
   const Program* program_ = nullptr;
@@ -133,6 +154,9 @@ class Block {
   SharedMemory shared_;
   std::vector<unsigned char> local_, local_written_;
   std::vector<AsyncCopies> copies_;
+  std::vector<Mbarrier> mbarriers_;
+  std::vector<BulkCopy> bulk_copies_;
+  uint32_t idle_waits_ = 0;  // for phases, one after the other
   Clocks clocks_;
   Dice dice_;
   int running_ = 0;  // warp

@@ -87,8 +87,11 @@ void ldmatrix_lanes(void* const* lanes) {
   const int num_matrices = static_cast<const LdmatrixLane*>(lanes[0])->num_matrices;
   for (int m = 0; m < num_matrices; ++m) {
     uint16_t matrix[8][8];
-    for (int row = 0; row < 8; ++row)
-      std::memcpy(matrix[row], static_cast<const LdmatrixLane*>(lanes[8 * m + row])->row, 16);
+    for (int row = 0; row < 8; ++row) {
+      const LdmatrixLane& l = *static_cast<const LdmatrixLane*>(lanes[8 * m + row]);
+      check_warp_row(l.row, l.site);
+      std::memcpy(matrix[row], l.row, 16);
+    }
     for (int lane = 0; lane < 32; ++lane) {
       const LdmatrixLane& l = *static_cast<const LdmatrixLane*>(lanes[lane]);
       l.r[m] = fragment_word(matrix, lane, l.transpose);

@@ -31,6 +31,7 @@ struct LdmatrixLane {
   const void* row;
   int num_matrices;
   bool transpose;
+  Site site;
 };
 void ldmatrix_lanes(void* const* lanes);
 void movmatrix_lanes(void* const* lanes);
@@ -38,7 +39,7 @@ void check_ldmatrix_row(const void* row, int num_matrices, Site site);
 
 inline void ldmatrix_any(uint32_t* r, const void* row, int num_matrices, bool transpose, Site site) {
   check_ldmatrix_row(row, num_matrices, site);
-  LdmatrixLane lane = {r, row, num_matrices, transpose};
+  LdmatrixLane lane = {r, row, num_matrices, transpose, site};
   warp_collective("ldmatrix", &lane, ldmatrix_lanes, site);
 }
 inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, DIFFQKV_SITE) { ldmatrix_any(r, row, 4, false, site); }

@@ -4,6 +4,7 @@
 #include <mutex>
 
 #include "engine/machine.h"
+#include "engine/runtime.h"
 
 namespace diffqkv::emulated {
 
@@ -18,6 +19,7 @@ void warp_barrier(Site site) { machine->warp_barrier(site); }
 void check_access(const void* p, size_t bytes, Access access, Site site) { machine->access(p, bytes, access, site); }
 void check_streaming_load(const void* p, Site site) { machine->streaming_load(p, site); }
 void check_warp_load(const void* p, Site site) { machine->warp_load(p, site); }
+void check_warp_row(const void* p, Site site) { machine->warp_row(p, site); }
 uint32_t atomic(uint32_t* p, const AtomicUpdate& update, Site site) { return machine->atomic(p, update, site); }
 void fence() { machine->fence(); }
 void wait_for_previous() { machine->wait_for_previous(); }
@@ -27,6 +29,14 @@ void async_copy(void* shared, const void* global, int valid_bytes, Site site) {
 }
 void async_commit() { machine->commit(); }
 void async_wait(int newest) { machine->wait(newest); }
+bool gpu_has_bulk_copies() { return gpu_shape().major >= 9; }
+void init_mbarrier(uint64_t* barrier, int arrivals, Site site) { machine->init_mbarrier(barrier, arrivals, site); }
+void arrive_expecting(uint64_t* barrier, int bytes, Site site) { machine->arrive_expecting(barrier, bytes, site); }
+bool try_wait(uint64_t* barrier, int parity, Site site) { return machine->try_wait(barrier, parity, site); }
+void bulk_copy(void* shared, const void* global, int bytes, uint64_t* barrier, Site site) {
+  machine->bulk_copy(shared, global, bytes, barrier, site);
+}
+void proxy_fence() { machine->proxy_fence(); }
 void fault(const std::string& message, Site site) { machine->stop(message, site); }
 void count_mma() {
   if (machine->traffic()) machine->traffic()->add_mma();

@@ -13,6 +13,10 @@
 //     address, later; then a fence of that other thread. The first fence covers what happened before it in its block, and
 //     what follows the second by a barrier sees it (launch.h, global_memory.h).
 // - The bytes that a cp.async writes belong to it from its issue to the wait of its thread.
+// - Bulk copies land late and in any order, while threads wait for a phase of an mbarrier. Their bytes may be read by
+//   threads that saw the phase of the copy complete, and by those that a barrier orders after one of them. What threads
+//   have written and a bulk copy writes over takes a fence_proxy_async of the writer in between. A phase that never
+//   completes, a copy that ends outside of its phase, and one that nobody waits for are faults (bulk_copies.h).
 // - A launch that writes what it reads by ld_global_nc, in whatever order, is a fault.
 // - A launch that need not wait for the launch before it (programmatic dependent launch) sees what that has written only
 //   after wait_for_previous. Until then a thread may read other memory and write none; and no thread ends without it.
@@ -65,6 +69,8 @@ void check_access(const void* p, size_t bytes, Access access, Site site);
 void check_streaming_load(const void* p, Site site);
 // 16 bytes of shared memory that one lane names and all lanes of the warp read.
 void check_warp_load(const void* p, Site site);
+// The same row, once all lanes have come.
+void check_warp_row(const void* p, Site site);
 
 struct AtomicUpdate {
   enum class Op { add, maximum, compare_exchange } op;
@@ -83,6 +89,14 @@ void start_next(Site site);
 void async_copy(void* shared, const void* global, int valid_bytes, Site site);
 void async_commit();
 void async_wait(int newest);
+
+// Barriers of bulk copies (mbarrier) and their copies, cuda/device/bulk.h.
+bool gpu_has_bulk_copies();
+void init_mbarrier(uint64_t* barrier, int arrivals, Site site);
+void arrive_expecting(uint64_t* barrier, int bytes, Site site);
+bool try_wait(uint64_t* barrier, int parity, Site site);
+void bulk_copy(void* shared, const void* global, int bytes, uint64_t* barrier, Site site);
+void proxy_fence();
 
 // Ends the kernel: a launch that fails, with this message, the kernel's name, block and thread.
 [[noreturn]] void fault(const std::string& message, Site site);

@@ -123,7 +123,7 @@ bool GlobalMemory::load_streaming(const Range& range, uintptr_t p, int thread, u
   for (size_t i = 0; ids && i < 16; ++i) {
     const uint32_t id = get(ids + i);
     if (id < launch_->first()) continue;
-    conflict_ = "by ld_global_nc that " + name_of(launch_->author(id)) + " writes in the same launch";
+    conflict_ = "by ld_global_nc or a bulk copy that " + name_of(launch_->author(id)) + " writes in the same launch";
     return false;
   }
   return true;
@@ -135,7 +135,8 @@ bool GlobalMemory::is_streamed(const Range& range, uintptr_t p, size_t bytes) {
   for (uintptr_t at = p / 16 * 16; at < p + bytes; at += 16) {
     const uint32_t* const id = streamed.find(at);
     if (!id || get(id) < launch_->first()) continue;
-    conflict_ = "that " + name_of(launch_->author(get(id))) + " reads by ld_global_nc in the same launch";
+    conflict_ =
+        "that " + name_of(launch_->author(get(id))) + " reads by ld_global_nc or a bulk copy in the same launch";
     return true;
   }
   return false;

@@ -45,7 +45,11 @@ void Machine::next(bool ended) {
 }
 
 int Machine::pick_warp() {
-  const int own = running_ / 32;
+  const int own = (running_ / 32 + (polling_ ? 1 : 0)) % num_warps_;
+  if (polling_ && seed_ != 0) {  // whoever is first may wait for any other
+    for (int i = static_cast<int>(dice_.below(static_cast<uint32_t>(num_warps_)));; i = (i + 1) % num_warps_)
+      if (warps_[i].ready) return i;
+  }
   if (seed_ == 0) {
     for (int i = 0; i < num_warps_; ++i) {
       const int warp = own + i < num_warps_ ? own + i : own + i - num_warps_;
@@ -76,8 +80,10 @@ int Machine::pick() {
   const int warp = pick_warp();
   if (warp < 0) return -1;
   const uint32_t ready = warps_[warp].ready;
-  if (seed_ == 0) return warp * 32 + __builtin_ctz(ready);
-  const uint32_t turn = dice_.below(32), turned = ready >> turn | (turn ? ready << (32 - turn) : 0);
+  const uint32_t first = polling_ ? static_cast<uint32_t>(running_ + 1) & 31 : 0;
+  polling_ = false;
+  const uint32_t turn = seed_ == 0 ? first : dice_.below(32),
+                 turned = ready >> turn | (turn ? ready << (32 - turn) : 0);
   return warp * 32 + static_cast<int>((__builtin_ctz(turned) + turn) & 31);
 }
 
@@ -116,6 +122,7 @@ void Machine::collective(const char* name, void* lane, void (*perform)(void* con
              text_of(warp.site),
          site);
   }
+  bulk_.idle_waits = 0;
   warp.lanes[index] = lane;
   warp.arrived |= 1u << index;
   if (warp.arrived != ~0u) return next(false);
@@ -136,6 +143,7 @@ void Machine::barrier(int index, int threads, Site site) {
   const int expected = whole ? num_fibers_ : threads;
   Barrier& barrier = barriers_[static_cast<size_t>(index)];
   current().waits_for = "a barrier", current().site = site;
+  bulk_.idle_waits = 0;
   if (expected % 32 != 0 || expected > num_fibers_)
     stop("a barrier of " + std::to_string(expected) + " threads in a block of " + std::to_string(num_fibers_), site);
   if (barrier.waiting.empty()) {
@@ -253,6 +261,13 @@ void Machine::warp_load(const void* p, Site site) {
   log(p, 16, Access::shared_load, site);
 }
 
+void Machine::warp_row(const void* p, Site site) {
+  const size_t offset = shared_offset(p, 16, "read of", site);
+  const int warp = running_ / 32;
+  if (!shared_.is_seen_by_warp(offset, {clock_.time(warp), sites_.id(site), warp, SharedAccess::kSeveralLanes}))
+    stop_access("read of", 16, shared_.conflict(), p, site);
+}
+
 uint32_t Machine::atomic(uint32_t* p, const AtomicUpdate& update, Site site) {
   const unsigned char* const at = reinterpret_cast<const unsigned char*>(p);
   if (std::less_equal<>()(shared_.data(), at) && std::less<>()(at, shared_.data() + shared_.bytes())) {
@@ -326,6 +341,126 @@ void Machine::wait(int newest) {
   }
 }
 
+// ---- Bulk copies.
+
+Mbarrier& Machine::mbarrier_at(uint64_t* barrier, const char* what, Site site) {
+  const size_t offset = shared_offset(barrier, 8, what, site);
+  for (Mbarrier& found : bulk_.barriers) {
+    if (found.offset != offset) continue;
+    // The barriers are words that atomics change.
+    if (!shared_.atomic(offset, 8, shared_access(sites_.id(site))))
+      stop_access(what, 8, shared_.conflict(), barrier, site);
+    return found;
+  }
+  stop(std::string(what) + " an mbarrier that nobody began, at byte " + std::to_string(offset), site);
+}
+
+void Machine::init_mbarrier(uint64_t* barrier, int arrivals, Site site) {
+  if (arrivals < 1 || arrivals >= 1 << 20) stop("an mbarrier of " + std::to_string(arrivals) + " arrivals", site);
+  access(barrier, 8, Access::shared_store, site);
+  const size_t offset = shared_offset(barrier, 8, "", site), phase = bulk_.phases.size();
+  for (const Mbarrier& other : bulk_.barriers)
+    if (other.offset == offset) stop("an mbarrier that is begun twice", site);
+  bulk_.phases.emplace_back();
+  bulk_.barriers.push_back({.offset = offset,
+                            .arrivals = arrivals,
+                            .pending = arrivals,
+                            .phase = phase,
+                            .last_phase = 0,
+                            .fiber = running_,
+                            .fences = bulk_.fences[static_cast<size_t>(running_)]});
+}
+
+void Machine::complete_if_due(Mbarrier* barrier) {
+  if (barrier->pending > 0 || barrier->bytes != 0) return;
+  barrier->last_phase = barrier->phase;
+  barrier->phase = bulk_.phases.size();
+  bulk_.phases.emplace_back();
+  barrier->pending = barrier->arrivals;
+  ++barrier->number;
+}
+
+void Machine::arrive_expecting(uint64_t* at, int bytes, Site site) {
+  Mbarrier& barrier = mbarrier_at(at, "arrival at", site);
+  if (bytes < 0 || bytes >= 1 << 20) stop("an arrival that expects " + std::to_string(bytes) + " bytes", site);
+  bulk_.idle_waits = 0;
+  --barrier.pending;
+  barrier.bytes += bytes;
+  if (barrier.pending == 0 && barrier.bytes < 0)
+    stop("bulk copies of more bytes than the phase of their mbarrier expects", site);
+  complete_if_due(&barrier);
+}
+
+void Machine::bulk_copy(void* shared, const void* global, int size, uint64_t* at, Site site) {
+  if (size <= 0 || size % 16 != 0) stop("a bulk copy of " + std::to_string(size) + " bytes, no multiple of 16", site);
+  if (reinterpret_cast<uintptr_t>(shared) % 16 != 0 || reinterpret_cast<uintptr_t>(global) % 16 != 0)
+    stop("a bulk copy that is not aligned to 16 bytes", site);
+  const size_t bytes = static_cast<size_t>(size);
+  const size_t offset = shared_offset(shared, bytes, "write by a bulk copy to", site);
+  const Range& range = global_range(global, bytes, "read by a bulk copy of", site);
+  Mbarrier& barrier = mbarrier_at(at, "bulk copy on", site);
+  if (bulk_.fences[static_cast<size_t>(barrier.fiber)] == barrier.fences)
+    stop("a bulk copy on an mbarrier, with no fence_proxy_async since it was begun", site);
+  // Nobody may write the source in this launch: the copy engine would need a fence of the writer.
+  const uint16_t site_id = sites_.id(site);
+  for (size_t i = 0; i < bytes; i += 16) {
+    if (!global_.load_streaming(range, reinterpret_cast<uintptr_t>(global) + i, running_, site_id))
+      stop_access("read by a bulk copy of", bytes, global_.conflict(), global, site);
+  }
+  if (!shared_.begin_bulk_copy(offset, bytes, barrier.phase, shared_access(site_id)))
+    stop_access("write by a bulk copy to", bytes, shared_.conflict(), shared, site);
+  bulk_.phases[barrier.phase].has_copies = true;
+  bulk_.phases[barrier.phase].site = site_id;
+  bulk_.idle_waits = 0;
+  if (traffic_) traffic_->read_from(range.begin, bytes);
+  log(global, bytes, Access::global_load, site);
+  const size_t index = static_cast<size_t>(&barrier - bulk_.barriers.data());
+  bulk_.pending.push_back({offset, bytes, global, index, barrier.phase, site_id});
+}
+
+void Machine::land(size_t index, Site site) {
+  const BulkCopy copy = bulk_.pending[index];
+  bulk_.pending.erase(bulk_.pending.begin() + static_cast<std::ptrdiff_t>(index));
+  std::memcpy(shared_.data() + copy.offset, copy.global, copy.bytes);
+  Mbarrier& barrier = bulk_.barriers[copy.barrier];
+  if (barrier.phase != copy.phase)
+    stop("a bulk copy (" + text_of(site_of(copy.site)) + ") that ends after the phase of its mbarrier", site);
+  barrier.bytes -= static_cast<int64_t>(copy.bytes);
+  if (barrier.pending == 0 && barrier.bytes < 0)
+    stop("bulk copies (" + text_of(site_of(copy.site)) + ") of more bytes than the phase of their mbarrier expects",
+         site);
+  complete_if_due(&barrier);
+}
+
+// Each failed wait lets one copy land: without a seed the newest, else any.
+bool Machine::try_wait(uint64_t* at, int parity, Site site) {
+  const Mbarrier& barrier = mbarrier_at(at, "wait for", site);
+  const auto is_complete = [&] { return (barrier.number & 1) != static_cast<uint32_t>(parity); };
+  if (!is_complete() && !bulk_.pending.empty()) {
+    bulk_.idle_waits = 0;
+    const size_t count = bulk_.pending.size();
+    land(seed_ == 0 ? count - 1 : dice_.below(static_cast<uint32_t>(count)), site);
+  }
+  if (is_complete()) {
+    bulk_.idle_waits = 0;
+    BulkPhase& phase = bulk_.phases[barrier.last_phase];
+    const size_t warp = static_cast<size_t>(running_ / 32);
+    if (phase.lanes[warp] == 0) phase.since[warp] = clock_.time(running_ / 32);
+    phase.lanes[warp] |= 1u << (running_ & 31);
+    return true;
+  }
+  if (++bulk_.idle_waits > 64 * num_fibers_) {
+    stop("a phase of an mbarrier that never completes: " + std::to_string(barrier.pending) + " arrivals and " +
+             std::to_string(barrier.bytes) + " bytes are missing",
+         site);
+  }
+  current().waits_for = "an mbarrier", current().site = site;
+  warp_of(running_).ready |= 1u << (running_ & 31);
+  polling_ = true;
+  next(false);
+  return false;
+}
+
 std::string Machine::run_block(Launch* launch, const std::function<void()>& body, int64_t number, uint64_t seed,
                                Traffic* traffic) {
   const Grid& grid = launch->grid();
@@ -346,6 +481,7 @@ std::string Machine::run_block(Launch* launch, const std::function<void()>& body
     shared_.forget();
   }
   clock_.start_block(num_warps_);
+  bulk_.start_block(num_fibers_);
   shared_.start_block(grid.shared_bytes, num_warps_);
   global_.start_block(launch, static_cast<int32_t>(number), num_fibers_);
   fault_.clear();
@@ -382,6 +518,13 @@ std::string Machine::run_block(Launch* launch, const std::function<void()>& body
     const Fiber& fiber = fibers_[i];
     for (size_t copy = fiber.ended; copy < fiber.copies.size(); ++copy) shared_.abandon_copy(fiber.copies[copy].offset);
   }
+  for (size_t i = 1; i < bulk_.phases.size() && fault_.empty(); ++i) {
+    const BulkPhase& phase = bulk_.phases[i];
+    if (phase.has_copies && !phase.is_seen())
+      fault_ = "a bulk copy (" + text_of(site_of(phase.site)) + ") that no thread waits for";
+  }
+  if (fault_.empty() && !bulk_.pending.empty())
+    fault_ = "a bulk copy (" + text_of(site_of(bulk_.pending[0].site)) + ") that ends after the phase of its mbarrier";
   if (fault_.empty()) return "";
   return std::string(grid.name) + ": " + fault_ + " in block (" + std::to_string(block[0]) + ", " +
          std::to_string(block[1]) + ", " + std::to_string(block[2]) + ")";

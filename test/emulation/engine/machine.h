@@ -6,6 +6,7 @@
 #include <optional>
 #include <vector>
 
+#include "engine/bulk_copies.h"
 #include "engine/clock.h"
 #include "engine/engine.h"
 #include "engine/fiber.h"
@@ -79,6 +80,7 @@ class Machine {
   void access(const void* p, size_t bytes, Access access, Site site);
   void streaming_load(const void* p, Site site);
   void warp_load(const void* p, Site site);
+  void warp_row(const void* p, Site site);
   uint32_t atomic(uint32_t* p, const AtomicUpdate& update, Site site);
   void fence() { global_.fence(running_); }
   void wait_for_previous() { current().has_waited = true; }
@@ -86,6 +88,11 @@ class Machine {
   void copy(void* shared, const void* global, int valid_bytes, Site site);
   void commit();
   void wait(int newest);
+  void init_mbarrier(uint64_t* barrier, int arrivals, Site site);
+  void arrive_expecting(uint64_t* barrier, int bytes, Site site);
+  bool try_wait(uint64_t* barrier, int parity, Site site);
+  void bulk_copy(void* shared, const void* global, int bytes, uint64_t* barrier, Site site);
+  void proxy_fence() { ++bulk_.fences[static_cast<size_t>(running_)]; }
   [[noreturn]] void stop(const std::string& message, Site site);
   unsigned char* shared() { return shared_.data(); }
   Traffic* traffic() { return traffic_; }
@@ -105,6 +112,9 @@ class Machine {
   void log(const void* p, size_t bytes, Access access, Site site);
   [[noreturn]] void stop_access(const char* what, size_t bytes, const std::string& conflict, const void* p, Site site);
   std::string deadlock();
+  Mbarrier& mbarrier_at(uint64_t* barrier, const char* what, Site site);
+  void complete_if_due(Mbarrier* barrier);
+  void land(size_t index, Site site);
 
   const std::function<void()>* body_ = nullptr;
   Stacks stacks_;
@@ -113,11 +123,13 @@ class Machine {
   std::vector<int> order_;  // warps, the one that runs ahead first
   std::array<Barrier, 16> barriers_;
   StackContext main_;
+  bool polling_ = false;  // the fiber that gives way to others has nothing to do before they go on
   int running_ = 0, num_done_ = 0, num_fibers_ = 0, num_warps_ = 0;
   uint64_t seed_ = 0;
   Dice dice_;
   BlockClock clock_;
-  SharedMemory shared_{clock_};
+  BulkCopies bulk_;
+  SharedMemory shared_{clock_, bulk_};
   GlobalMemory global_{clock_};
   RecentMemory recent_;
   SiteIds sites_;

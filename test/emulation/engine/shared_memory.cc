@@ -1,5 +1,6 @@
 #include "engine/shared_memory.h"
 
+#include <algorithm>
 #include <cstring>
 #include <new>
 
@@ -20,6 +21,14 @@ T* zeroed(size_t count) {
 void SharedMemory::start_block(size_t bytes, int num_warps) {
   for (const Atomics& atomics : atomics_) cells_[atomics.cell].write = 0;
   atomics_.clear();
+  for (const Region& region : bulk_regions_) {
+    Cell* const cell = cells_at(region.offset);
+    for (size_t i = 0; i < region.bytes >> shift_; ++i) {
+      if ((cell[i].write & kNever) == kNever) cell[i].write = 0;
+    }
+  }
+  bulk_regions_.clear();
+  writers_.clear();
   bytes_ = bytes;
   num_warps_ = static_cast<size_t>(num_warps);
   shift_ = 2;
@@ -41,6 +50,7 @@ void SharedMemory::forget() {
   std::memset(static_cast<void*>(cells_.get()), 0, (capacity_ + 16) * sizeof(Cell));
   std::memset(rows_.get(), 0, rows_capacity_ * sizeof(uint64_t));
   atomics_.clear();
+  bulk_regions_.clear();
 }
 
 bool SharedMemory::ordered(uint64_t record, uint64_t access) const {
@@ -59,7 +69,10 @@ bool SharedMemory::fail(const char* what, uint64_t record) {
   const std::string who = lane == SharedAccess::kSeveralLanes ? "warp " + std::to_string(warp_of(record))
                                                               : "thread " + std::to_string(warp_of(record) * 32 + lane);
   const std::string where = text_of(site_of(static_cast<uint16_t>(record >> 16)));
-  if (record & kCopying) {
+  if (record & kBulk) {
+    conflict_ = "that a bulk copy (" + text_of(site_of(bulk_.phases[index_of(record)].site)) +
+                ") may still write, as the thread has not seen its phase complete";
+  } else if (record & kCopying) {
     conflict_ = "that a cp.async of " + who + " (" + where + ") may still write, as that thread has not waited for it";
   } else {
     conflict_ = "that " + who + " " + what + " (" + where + ") with no barrier between them";
@@ -99,6 +112,9 @@ bool SharedMemory::after_write(const Cell& cell, uint64_t access) {
     conflict_ = "that nobody wrote";
     return false;
   }
+  if ((cell.write & kNever) == kNever && (cell.write & kBulk) != 0) {
+    return after_phase(bulk_.phases[index_of(cell.write)], access) || fail("copies", cell.write);
+  }
   if (cell.write & kCopying) return fail("copies", cell.write);
   if ((cell.write & kAtomics) == 0) return ordered(cell.write, access) || fail("wrote", cell.write);
   const Atomics& atomics = atomics_[index_of(cell.write)];
@@ -108,6 +124,16 @@ bool SharedMemory::after_write(const Cell& cell, uint64_t access) {
     if (last >= start() && !ordered(last, access)) return fail("changed by an atomic", last);
   }
   return true;
+}
+
+// Whether the access is by a thread that has seen the phase complete, or after one that has. If lanes of a warp access
+// together, one of them is enough: is_seen_by_warp() asks for the others.
+bool SharedMemory::after_phase(const BulkPhase& phase, uint64_t access) {
+  const size_t own = static_cast<size_t>(warp_of(access));
+  const uint64_t lane = lane_of(access);
+  const uint32_t lanes = lane == SharedAccess::kSeveralLanes ? ~0u : 1u << lane;
+  if ((phase.lanes[own] & lanes) != 0) return true;
+  return phase.is_seen_before(clock_.seen(static_cast<int>(own)));
 }
 
 bool SharedMemory::after_reads(const Cell& cell, uint64_t access) {
@@ -166,6 +192,12 @@ bool SharedMemory::store(size_t offset, size_t bytes, SharedAccess a) {
     if (cell->read >= all_synchronized && !after_reads(*cell, access)) return false;
     *cell = {access, 0};
   }
+  if (!bulk_.barriers.empty()) {
+    if (writers_.empty()) writers_.assign(bytes_ / 4 + 4, 0);
+    const uint64_t thread = (access >> 11 & 31) * 32 + lane_of(access);
+    for (size_t granule = offset / 4; granule <= (offset + bytes - 1) / 4; ++granule)
+      writers_[granule] = (thread + 1) | uint64_t{bulk_.fences[thread]} << 16;
+  }
   return true;
 }
 
@@ -191,6 +223,32 @@ bool SharedMemory::begin_copy(size_t offset, SharedAccess access) {
   if (!store(offset, 16, access)) return false;
   Cell* const cell = cells_at(offset);
   for (int i = 0; i < 16 >> shift_; ++i) cell[i].write = access.record | kNever | kCopying;
+  return true;
+}
+
+bool SharedMemory::is_seen_by_warp(size_t offset, SharedAccess access) {
+  const uint64_t write = cells_at(offset)->write;
+  if ((write & kNever) != kNever || (write & kBulk) == 0) return true;
+  const size_t warp = static_cast<size_t>(warp_of(access.record));
+  const BulkPhase& phase = bulk_.phases[index_of(write)];
+  return phase.lanes[warp] == ~0u || phase.is_seen_before(clock_.seen(static_cast<int>(warp))) || fail("copies", write);
+}
+
+bool SharedMemory::begin_bulk_copy(size_t offset, size_t bytes, size_t phase, SharedAccess access) {
+  for (size_t granule = offset / 4; !writers_.empty() && granule < (offset + bytes) / 4; ++granule) {
+    const uint64_t writer = writers_[granule], thread = (writer & 0xffff) - 1;
+    if (writer != 0 && writer >> 16 == bulk_.fences[thread]) {
+      conflict_ = "that thread " + std::to_string(thread) + " wrote, with no fence_proxy_async of that thread since";
+      return false;
+    }
+  }
+  for (size_t at = offset; at < offset + bytes; at += 16) {
+    if (!store(at, 16, access)) return false;
+    Cell* const cell = cells_at(at);
+    for (int i = 0; i < 16 >> shift_; ++i) cell[i].write = kNever | kBulk | phase << 5;
+  }
+  if (!writers_.empty()) std::fill_n(writers_.begin() + static_cast<std::ptrdiff_t>(offset / 4), bytes / 4, 0);
+  bulk_regions_.push_back({offset, bytes});
   return true;
 }
 

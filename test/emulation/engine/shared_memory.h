@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/bulk_copies.h"
 #include "engine/clock.h"
 
 namespace diffqkv::emulated {
@@ -27,7 +28,7 @@ struct SharedAccess {
 
 class SharedMemory {
  public:
-  explicit SharedMemory(const BlockClock& clock) : clock_(clock) {}
+  SharedMemory(const BlockClock& clock, const BulkCopies& bulk) : clock_(clock), bulk_(bulk) {}
   // For a block of so many warps. What the cells have of earlier blocks is older than the clock's start.
   void start_block(size_t bytes, int num_warps);
   // The cells forget everything: to be called when the clock is reset.
@@ -45,6 +46,10 @@ class SharedMemory {
   bool begin_copy(size_t offset, SharedAccess access);
   void end_copy(size_t offset, SharedAccess access);
   void abandon_copy(size_t offset);
+  // A bulk copy in a phase: from its issue on its bytes are the phase's.
+  bool begin_bulk_copy(size_t offset, size_t bytes, size_t phase, SharedAccess access);
+  // Whether all lanes of a warp that read 16 bytes together have seen the phase of the bulk copy there complete.
+  bool is_seen_by_warp(size_t offset, SharedAccess access);
   const std::string& conflict() const { return conflict_; }
 
  private:
@@ -58,7 +63,8 @@ class SharedMemory {
     uint64_t write;
     std::array<uint64_t, kMaxWarps> last;
   };
-  static constexpr uint64_t kFlags = 31, kManyWarps = 1, kCopying = 2, kAtomics = 4, kThread = 0xffe0, kWarp = 0xf800;
+  static constexpr uint64_t kFlags = 31, kManyWarps = 1, kCopying = 2, kAtomics = 4, kBulk = 8;
+  static constexpr uint64_t kThread = 0xffe0, kWarp = 0xf800;
   static constexpr uint64_t kNever = uint64_t{0xffffffffu} << 32;
   static int warp_of(uint64_t record) { return static_cast<int>(record >> 11 & 31); }
   static uint64_t lane_of(uint64_t record) { return record >> 5 & 63; }
@@ -74,6 +80,7 @@ class SharedMemory {
   void add_read(Cell* cell, uint64_t access);
   bool after_write(const Cell& cell, uint64_t access);
   bool after_reads(const Cell& cell, uint64_t access);
+  bool after_phase(const BulkPhase& phase, uint64_t access);
   bool fail(const char* what, uint64_t record);
   void split_granules();
 
@@ -84,6 +91,14 @@ class SharedMemory {
   using Zeroed = std::unique_ptr<T[], Free>;  // of calloc: pages that nothing touches cost nothing
 
   const BlockClock& clock_;
+  const BulkCopies& bulk_;
+  struct Region {
+    size_t offset, bytes;
+  };
+  std::vector<Region> bulk_regions_;  // that bulk copies of this block wrote
+  // Of each granule of 4 bytes its last writer and how many proxy fences that thread had made then, if the block has
+  // mbarriers: 1 + thread, and fences from bit 16 on. What was written before the first mbarrier counts as fenced.
+  std::vector<uint64_t> writers_;
   std::unique_ptr<unsigned char[]> storage_;
   unsigned char* data_ = nullptr;
   size_t bytes_ = 0, capacity_ = 0, rows_capacity_ = 0, num_warps_ = 1;
