@@ -37,6 +37,17 @@ function row(figure: Figure): string[] {
   ];
 }
 
+/** Rows of cells as aligned lines, with those of the first `names` columns at the left; no newline at the end. */
+export function alignTable(rows: readonly (readonly string[])[], names: number): string {
+  const columns = Math.max(...rows.map(({ length }) => length));
+  const widths = Array.from({ length: columns }, (_, i) => Math.max(...rows.map((row) => row[i]?.length ?? 0)));
+  const align = (cell: string, i: number) => {
+    const width = widths[i] as number;
+    return i < names ? cell.padEnd(width) : cell.padStart(width);
+  };
+  return rows.map((row) => row.map(align).join('  ').trimEnd()).join('\n');
+}
+
 /** The table, one line for each figure; no newline at the end. */
 export function formatTable(figures: readonly Figure[]): string {
   const rows = [HEADER, ...figures.map(row)];
