@@ -161,7 +161,7 @@ export function formatKernels(kernels: readonly StepKernel[]): string {
         megabytes(activations),
       ]),
     ],
-    2,
+    (column) => column < 2,
   );
 }
 
@@ -190,9 +190,9 @@ export function formatArithmetic(design: StepDesign): string {
     'of dependent launches; that of the design is in brackets.',
     `Design: ${designText(design)}`,
     '',
-    alignTable([['step', 'floor', 'launches', ...modeHeads, 'goal'], ...steps], 1),
+    alignTable([['step', 'floor', 'launches', ...modeHeads, 'goal'], ...steps], (column) => column === 0),
     '',
-    alignTable([['attention alone', 'floor', 'time', 'share', 'goal'], ...attention], 1),
+    alignTable([['attention alone', 'floor', 'time', 'share', 'goal'], ...attention], (column) => column === 0),
     '',
     'Why, by this design:',
     ...aimed.map((step) => explainGap(step.name, step.goal as number, modelStep(step, design), design)),
@@ -256,7 +256,7 @@ export async function runStep(argv: string[]): Promise<number> {
   }
   if (device !== null) return measure(device, values, argv);
   const unusable = listDevices().find(({ kind, usable }) => kind === 'cuda' && !usable);
-  if (unusable?.reason !== undefined) process.stderr.write(`bench step: the GPU cannot be used: ${unusable.reason}\n`);
+  if (unusable?.reason !== undefined) process.stderr.write(`bench step: no GPU to measure: ${unusable.reason}\n`);
   process.stdout.write(`${formatArithmetic(design)}\n`);
   if (values.json !== undefined) {
     const file = path.resolve(values.json);
