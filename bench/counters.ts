@@ -9,6 +9,7 @@ import { type Device, type DeviceId, listDevices, openDevice } from '../lib/inde
 import { type CountedCase, TensorSet, type Work } from './counters_case';
 import { countedCases } from './counters_cases';
 import { projectRoot } from './machine';
+import { alignTable } from './table';
 
 const MMA_FLOPS = 2 * 16 * 8 * 16; // m16n8k16
 const SECTOR_BYTES = 32;
@@ -143,16 +144,7 @@ export function formatCounters(rows: readonly CounterRow[]): string {
       ...beside('mmaOps'),
     ];
   });
-  const all = [header, ...cells];
-  const widths = header.map((_, column) => Math.max(...all.map((line) => line[column]?.length ?? 0)));
-  return all
-    .map((line) =>
-      line
-        .map((cell, i) => (i < 2 ? cell.padEnd(widths[i] as number) : cell.padStart(widths[i] as number)))
-        .join('  ')
-        .trimEnd(),
-    )
-    .join('\n');
+  return alignTable([header, ...cells], (column) => column < 2);
 }
 
 const USAGE = `Usage: bench counters [options]

@@ -6,13 +6,13 @@ import { parseArgs } from 'node:util';
 
 import { type DeviceInfo, listDevices } from '../lib/index';
 import type { Figure } from './figure';
-import { describeMachine, projectRoot } from './machine';
-import { overLimitReason } from './report_result';
+import { stopOnInterrupt } from './interrupt';
+import { describeMachine } from './machine';
+import { defaultFile, showOutcome } from './outcome';
 import type { Result } from './result';
 import { runSuites } from './run';
 import { type BenchKind, kindOf, type Suite } from './suite';
 import { SUITES } from './suites/index';
-import { formatTable } from './table';
 
 const OPTIONS = {
   device: { type: 'string' },
@@ -34,6 +34,10 @@ const COMMANDS: Record<string, { description: string; run: (argv: string[]) => P
   report: {
     description: 'report FILE: an HTML page of a result, with tables and plots',
     run: async (argv) => (await import('./report.js')).writeReport(argv),
+  },
+  step: {
+    description: 'a decode step on an H200, by arithmetic, or measured if there is a GPU; --help lists its options',
+    run: async (argv) => (await import('./step.js')).runStep(argv),
   },
   peers: {
     description: 'the same work by other programs, in the same run (only in a clone)',
@@ -104,13 +108,6 @@ function chooseDevice(id: string | undefined, kinds: readonly BenchKind[]): Devi
   return canMeasure(found) ? found : `it can measure ${shown}, not '${id}'`;
 }
 
-function defaultFile(name: string, device: DeviceInfo, quick: boolean): string {
-  const results = path.join(projectRoot, 'bench', 'results');
-  const suffix = device.kind === 'cpu' || name === device.kind ? '' : `-${device.kind}`;
-  if (!fs.existsSync(results)) return path.resolve(`diffqkv-bench-${name}${suffix}.json`);
-  return path.join(quick ? path.join(projectRoot, 'build', 'bench') : results, `${name}${suffix}.json`);
-}
-
 /**
  * Runs one suite, all suites or a command. Resolves to the exit status: 0; 1 for wrong arguments and, with --check, if a
  * target is missed or a cell is skipped; 130 if the run is stopped.
@@ -156,23 +153,7 @@ export async function runBench(argv: string[]): Promise<number> {
   } finally {
     stop.release();
   }
-  const shownFigures = result.figures.filter(isHeadline);
-  process.stdout.write(`${formatTable(shownFigures)}\n`);
-  const reasons = new Set(shownFigures.map(overLimitReason).filter((reason) => reason !== null));
-  for (const reason of reasons) process.stdout.write(`${reason}\n`);
-  for (const { name, skipped, note } of result.cells) {
-    if (skipped !== undefined) process.stdout.write(`skipped: ${name}: ${skipped}\n`);
-    if (note !== undefined) process.stdout.write(`${name}: ${note}\n`);
-  }
-  const shown = path.relative(process.cwd(), file) || file;
-  process.stderr.write(`written to ${shown}; \`bench report ${shown}\` makes a page of it\n`);
-  if (!result.complete) {
-    process.stderr.write('stopped before the end: --resume continues\n');
-    return 130;
-  }
-  const missed = result.figures.filter(({ target, met }) => target !== null && met !== true);
-  const skipped = result.cells.some((cell) => cell.skipped !== undefined);
-  return values.check && (missed.length > 0 || skipped) ? 1 : 0;
+  return showOutcome(result, { file, check: values.check, figures: result.figures.filter(isHeadline) });
 }
 
 /** The grid of ceet has hundreds of figures; the table only shows totals and savings. */
@@ -188,18 +169,6 @@ function warnIfBusy(): void {
   const { loadAverage, cores } = describeMachine();
   if (loadAverage <= cores / 4) return;
   process.stderr.write(`other programs use this machine (load ${loadAverage} on ${cores} cores): expect noise\n`);
-}
-
-/** The first Ctrl-C lets the run write its result; a second one ends it at once. */
-function stopOnInterrupt(): { signal: AbortSignal; release: () => void } {
-  const controller = new AbortController();
-  const onInterrupt = (): void => {
-    if (controller.signal.aborted) process.exit(130);
-    process.stderr.write('\nstopping: writing what has been measured\n');
-    controller.abort();
-  };
-  process.on('SIGINT', onInterrupt);
-  return { signal: controller.signal, release: () => process.removeListener('SIGINT', onInterrupt) };
 }
 
 if (require.main === module) {

@@ -54,6 +54,29 @@ export function sigma10bConfig(numLayers: number) {
 /** Number of layers of the whole Sigma-1.5B. */
 export const SIGMA_15B_LAYERS = 26;
 
+/** Number of layers of the whole Sigma-10B. */
+export const SIGMA_10B_LAYERS = 32;
+
+/** A config.json of the sizes of Llama 3 8B, in bf16. */
+export function llama8bConfig() {
+  return {
+    model_type: 'llama',
+    torch_dtype: 'bfloat16',
+    hidden_act: 'silu',
+    hidden_size: 4096,
+    intermediate_size: 14336,
+    num_hidden_layers: 32,
+    num_attention_heads: 32,
+    num_key_value_heads: 8,
+    head_dim: 128,
+    rope_theta: 500000,
+    rms_norm_eps: 1e-5,
+    vocab_size: 128256,
+    max_position_embeddings: 32768,
+    tie_word_embeddings: false,
+  };
+}
+
 /** Head counts and head sizes of one attention layer. */
 export interface HeadShape {
   numQHeads: number;

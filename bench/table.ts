@@ -37,13 +37,18 @@ function row(figure: Figure): string[] {
   ];
 }
 
+/** Rows of cells as aligned lines; no newline at the end. Columns of text are aligned at the left, others at the right. */
+export function alignTable(rows: readonly (readonly string[])[], isText: (column: number) => boolean): string {
+  const columns = Math.max(...rows.map(({ length }) => length));
+  const widths = Array.from({ length: columns }, (_, i) => Math.max(...rows.map((row) => row[i]?.length ?? 0)));
+  const align = (cell: string, column: number) => {
+    const width = widths[column] as number;
+    return isText(column) ? cell.padEnd(width) : cell.padStart(width);
+  };
+  return rows.map((row) => row.map(align).join('  ').trimEnd()).join('\n');
+}
+
 /** The table, one line for each figure; no newline at the end. */
 export function formatTable(figures: readonly Figure[]): string {
-  const rows = [HEADER, ...figures.map(row)];
-  const widths = HEADER.map((_, column) => Math.max(...rows.map((cells) => cells[column]?.length ?? 0)));
-  const align = (cell: string, column: number) => {
-    const width = widths[column] ?? 0;
-    return column === 0 || column >= 4 ? cell.padEnd(width) : cell.padStart(width);
-  };
-  return rows.map((cells) => cells.map(align).join('  ').trimEnd()).join('\n');
+  return alignTable([HEADER, ...figures.map(row)], (column) => column === 0 || column >= 4);
 }

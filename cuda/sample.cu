@@ -825,6 +825,8 @@ __device__ __forceinline__ uint32_t draw(const Row& row, uint32_t largest, Share
 }
 
 __global__ void __launch_bounds__(kMaxThreads, 2) sample_kernel(SampleParams p, Plan plan, Finding* finding) {
+  wait_for_previous_kernel();
+  start_next_kernel();
   Shared* shared = reinterpret_cast<Shared*>(dynamic_shared());
   const uint32_t index = blockIdx.x / plan.num_blocks, block = blockIdx.x % plan.num_blocks;
   const Row row = row_of(p, plan, index);
@@ -892,6 +894,7 @@ void sample(const SampleParams& p, Context& context) {
   // A small vocabulary needs fewer threads, whose barriers cost less.
   const int64_t num_pieces = (p.vocab_size + kPieceTokens - 1) / kPieceTokens;
   LaunchShape shape;
+  shape.waits = true;
   shape.threads = static_cast<unsigned>(std::min<int64_t>(num_pieces * kWarpSize, kMaxThreads));
   const Plan plan = plan_of(p, shape.threads, context);
   shape.grid[0] = static_cast<unsigned>(p.num_rows) * plan.num_blocks;

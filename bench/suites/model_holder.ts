@@ -3,11 +3,11 @@ import * as path from 'node:path';
 
 import { Model, type ModelConfig } from '../../lib/index';
 import { layerWeights } from '../arithmetic';
-import { sigma10bConfig, sigma15bConfig } from '../shapes';
+import { SIGMA_10B_LAYERS, SIGMA_15B_LAYERS, sigma10bConfig, sigma15bConfig } from '../shapes';
 import { type Bench, byKind, isTrial } from '../suite';
 
 export const PRESETS = { 'sigma-1.5b': sigma15bConfig, 'sigma-10b': sigma10bConfig };
-const LAYERS = { 'sigma-1.5b': 26, 'sigma-10b': 32 };
+const LAYERS = { 'sigma-1.5b': SIGMA_15B_LAYERS, 'sigma-10b': SIGMA_10B_LAYERS };
 type Preset = keyof typeof PRESETS;
 const BF16_BYTES = 2;
 const KEPT_BYTES = 2e9; // for caches, activations and the rest of the process

@@ -441,6 +441,7 @@ describe('runs', () => {
       'weight-types',
       'cpu',
       'compare',
+      'step',
     ])
       expect(help.stdout).toMatch(new RegExp(`^ {2}${name}\\b`, 'm'));
   });
