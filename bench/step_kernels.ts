@@ -36,7 +36,7 @@ export interface StepDesign {
   host: 'waits' | 'follows';
 }
 
-/** What the sources have now. launches.test.ts and step.test.ts compare its launches with those of the emulated device. */
+/** What the sources have now. launches.test.ts compares its launches and bytes with those of the emulated device. */
 export const BUILT: StepDesign = {
   normTokens: 8,
   keysAndValues: 'joined',

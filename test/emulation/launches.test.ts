@@ -111,13 +111,13 @@ function trafficOfStep(config: Record<string, unknown>, numLayers: number, kvLen
     expect((three - one) / 2).toBe(total(layerKernels(config, kvLens, BUILT), 'launches'));
   });
 
-  const sizes = { hidden_size: 512, intermediate_size: 1536, num_attention_heads: 8, head_dim: 64, vocab_size: 256 };
+  const sizes = { hidden_size: 384, intermediate_size: 1024, num_attention_heads: 8, head_dim: 64, vocab_size: 256 };
   const common = { tie_word_embeddings: true, max_position_embeddings: 256, rope_theta: 10000, rms_norm_eps: 1e-5 };
-  const sigma = { model_type: 'sigma', aug_q_dim: 768, num_key_heads: 1, num_value_heads: 4 };
+  const sigma = { model_type: 'sigma', aug_q_dim: 512, num_key_heads: 1, num_value_heads: 4 };
   const llama = { model_type: 'llama', num_key_value_heads: 2 };
   it.each([sigma, llama])('with the bytes of $model_type, and few more', async (architecture) => {
     const config = { ...sizes, ...common, ...architecture };
-    const kvLen = 128;
+    const kvLen = 64;
     const [one, two] = [await trafficOfStep(config, 1, kvLen), await trafficOfStep(config, 2, kvLen)];
     const listed = layerKernels(one.model, [kvLen], BUILT);
     expect(two.weightBytes - one.weightBytes).toBe(total(listed, 'weights'));
