@@ -9,7 +9,7 @@ import { projectRoot } from '../support/fixtures';
 
 const program = join(projectRoot, 'build-cmake', 'ptx_check');
 
-const numChecks = 0;
+const numChecks = 121;
 const seeds = 2;
 /**
  * The share of all kernel instructions that must run. The others are mostly unrolled loops that are
