@@ -466,7 +466,7 @@ struct ValuesShared {
     struct {
       const unsigned char* rows[kListRows];  // CacheHead::Row of V
       uint32_t weights[kListRows];           // at first the candidates' indices
-      uint8_t tokens[kListRows];             // CacheHead::Row::token
+      uint16_t tokens[kListRows];            // CacheHead::Row::token
     } list;
     float sums[kThreads * 16];  // [rows at once][head_dim_vo]
   };
@@ -612,7 +612,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_selective_values_kernel
       if (sizeof(V) == 1 && weight != 0.0f) weight *= cache.scale(segment, key);
       const typename CacheHead<V>::Row v_row = cache.row(segment, key);
       st_shared(&shared->list.rows[i], v_row.data);
-      st_shared(&shared->list.tokens[i], static_cast<uint8_t>(v_row.token));
+      st_shared(&shared->list.tokens[i], static_cast<uint16_t>(v_row.token));
       st_shared(&shared->list.weights[i], bit_cast<uint32_t>(weight));
     }
     __syncthreads();

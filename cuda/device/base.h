@@ -14,7 +14,7 @@ __device__ __forceinline__ void bar_sync(int barrier, int threads) {
   asm volatile("bar.sync %0, %1;" : : "r"(barrier), "r"(threads) : "memory");
 }
 
-// A kernel that is launched so (LaunchShape::dependent) begins while the kernel before it in the stream still runs. From
+// A kernel that is launched so (LaunchShape::waits) begins while the kernel before it in the stream still runs. From
 // here on that kernel has ended, and all that it and earlier ones have written is there. Each thread calls it, before it
 // reads what a kernel may have written, and before it writes.
 __device__ __forceinline__ void wait_for_previous_kernel() {
