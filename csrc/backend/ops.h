@@ -326,6 +326,12 @@ static_assert(sizeof(SampleRow) == 64, "no padding");
 // largest logit after the penalty, and of equal logits the lowest index. A token of a history that
 // is outside [0, vocab_size) is ERR_INVALID_ARGUMENT.
 //
+// A token's weight is exp((logit - largest logit) / temperature). On the CPU weights and their sums
+// are f64. On a GPU they are f32, within a relative error of 2^-21, and rounded down to a multiple of
+// 2^-44 (a smaller power for vocabularies above 2^18), with exact sums. So only a draw or a border of
+// top-p or min-p that is about so close to another token can differ. A draw depends on neither the
+// other rows nor the size of the GPU.
+//
 // No token can be drawn from a NaN, or if all logits are -infinity. That is not an error of the call:
 // out_invalid says so for the row, whose token is then 0.
 struct SampleParams {

@@ -49,9 +49,10 @@ export const harmless = [
   // How many threads and loads share the work.
   { text: 'context.num_multiprocessors' },
   { file: 'cuda/gemv.cu', text: 'const auto has_columns_for = ', whole: true },
-  { file: 'cuda/sample.cu', text: 'constexpr int kMaxThreads = 1024, kParts = 32;' },
+  { file: 'cuda/sample.cu', text: 'constexpr int kMaxThreads = 512, kParts = 32;' },
   { file: 'cuda/sample.cu', text: 'constexpr int kBatch = 4;' },
-  { file: 'cuda/sample.cu', text: 'const size_t warps = (vocab_size + 8 * kWarpSize - 1)' },
+  { file: 'cuda/sample.cu', text: 'constexpr uint32_t kMaxBlockPieces = 512;' },
+  { file: 'cuda/sample.cu', text: 'constexpr uint32_t kCutWidth = 1u << 14;' },
   { file: 'cuda/kv_append.cu', text: 'constexpr int kThreads = 256' },
   { file: 'cuda/rms_norm.cu', text: 'constexpr int kThreads = 256' },
 ];

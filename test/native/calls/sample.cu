@@ -154,6 +154,9 @@ OperatorCalls sample_calls() {
                                         {.vocab_size = 0},
                                         {.vocab_size = 5000, .temperature = 0.8f, .top_k = 40, .penalty = 1.1f}};
   calls.seeded.add("sampled tokens of several rows", [rows] { return rows_call(rows); });
+  const std::vector<SampleCase> all = {{.vocab_size = 9003, .temperature = 1, .penalty = 1.1f},
+                                       {.vocab_size = 9003, .temperature = 0.5f, .top_k = 3000, .top_p = 0.99f}};
+  calls.seeded.add("sampled tokens of rows that are not aligned", [all] { return rows_call(all); });
   calls.small.add("sampled token, all tokens", sample_call, {.vocab_size = 3000, .temperature = 1.5f});
   calls.small.add("sampled token, top-k", sample_call, {.vocab_size = 300, .temperature = 1, .top_k = 7});
   calls.small.add("sampled token, top-p", sample_call, {.vocab_size = 5000, .temperature = 1, .top_p = 0.95f});
