@@ -105,6 +105,12 @@ class CudaBackend : public Backend, public Replayer, private Context {
     Entered entered(*this);
     check_cuda(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, stream), "copy");
   }
+  uint64_t free_memory() override {
+    Entered entered(*this);
+    size_t free_bytes = 0, total = 0;
+    check_cuda(cudaMemGetInfo(&free_bytes, &total), "free_memory");
+    return free_bytes;
+  }
   void synchronize() override {
     Entered entered(*this);
     wait("synchronize");

@@ -85,6 +85,7 @@ class Backend {
   virtual void download(void* host_dst, const void* src, size_t bytes) = 0;  // waits
   virtual void copy(void* dst, const void* src, size_t bytes) = 0;
   virtual void synchronize() = 0;
+  virtual uint64_t free_memory() = 0;  // bytes of a GPU's memory that can be allocated; 0 on the CPU
   virtual std::unique_ptr<Event> record_event() = 0;
   virtual double elapsed_ms(const Event& start, const Event& stop) = 0;  // waits for stop
 

@@ -20,8 +20,6 @@ bool is_prompt(const BatchItem& item) { return item.tokens.size() > 1; }
 
 int64_t remaining(const BatchItem& item) { return static_cast<int64_t>(item.tokens.size()) - item.consumed; }
 
-int64_t chunk_size(const BatchItem& item) { return std::min(kPrefillChunk, remaining(item)); }
-
 // Whether two sessions can decode in one forward pass.
 bool can_share_pass(const Session& a, const Session& b) {
   return a.rope_length(1) == b.rope_length(1) && a.types() == b.types() &&
@@ -62,6 +60,8 @@ class Batch {
   }
 
  private:
+  int64_t chunk_size(const BatchItem& item) const { return std::min(workspace_.prefill_chunk, remaining(item)); }
+
   // An exception of `body` becomes the error of the items, and their sessions are restored.
   template <typename Body>
   static void guarded(Items items, Body&& body) {
@@ -83,8 +83,8 @@ class Batch {
     Session& session = *item.session;
     const std::unique_ptr<Session> fresh = session.restarted(static_cast<int64_t>(item.tokens.size()));
     const int64_t num_tokens = session.kv_len();
-    for (int64_t t = 0; t < num_tokens; t += kPrefillChunk) {
-      const int64_t size = std::min(kPrefillChunk, num_tokens - t);
+    for (int64_t t = 0; t < num_tokens; t += workspace_.prefill_chunk) {
+      const int64_t size = std::min(workspace_.prefill_chunk, num_tokens - t);
       ForwardStep step = step_for(*fresh);
       if (item.cancel) step.cancels.push_back(item.cancel.get());
       step.sequences = {fresh->prepare(size)};

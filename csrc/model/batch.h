@@ -14,7 +14,7 @@ namespace diffqkv {
 
 // How much of a prompt one step appends.
 enum class Chunks {
-  next,  // one chunk of kPrefillChunk tokens, so that other sequences decode before the next chunk
+  next,  // one chunk of Workspace::prefill_chunk tokens, so that other sequences decode before the next chunk
   all,
 };
 

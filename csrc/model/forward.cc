@@ -26,24 +26,24 @@ class Graph {
     // sequence.
     for (const ForwardSequence& sequence : step.sequences) num_tokens_ += sequence.num_tokens;
     const int64_t n = num_tokens_;
-    struct {
-      const KvPage* tables[kDecodeBatch];
-      int32_t numbers[4 * kPrefillChunk];
-    } host;
+    constexpr size_t kTableBytes = kDecodeBatch * sizeof(KvPage*);
+    std::vector<uint8_t> host(kTableBytes + 4 * n * sizeof(int32_t));
+    const KvPage** const tables = reinterpret_cast<const KvPage**>(host.data());
+    int32_t* const numbers = reinterpret_cast<int32_t*>(host.data() + kTableBytes);
     int64_t t = 0;
     for (size_t i = 0; i < step.sequences.size(); i++) {
       const ForwardSequence& sequence = step.sequences[i];
-      host.tables[i] = sequence.cache->table();
+      tables[i] = sequence.cache->table();
       for (int64_t j = 0; j < sequence.num_tokens; j++, t++) {
-        host.numbers[t] = step.device_tokens.empty() ? step.tokens[t] : 0;
-        host.numbers[n + t] = static_cast<int32_t>(sequence.pos + j);
-        host.numbers[2 * n + t] = static_cast<int32_t>(sequence.pos + j + 1);
-        host.numbers[3 * n + t] = static_cast<int32_t>(i);
+        numbers[t] = step.device_tokens.empty() ? step.tokens[t] : 0;
+        numbers[n + t] = static_cast<int32_t>(sequence.pos + j);
+        numbers[2 * n + t] = static_cast<int32_t>(sequence.pos + j + 1);
+        numbers[3 * n + t] = static_cast<int32_t>(i);
       }
       max_kv_len_ = std::max(max_kv_len_, sequence.pos + sequence.num_tokens);
     }
     if (is_replayable()) max_kv_len_ = Replays::longest_kv_len(max_kv_len_);
-    backend_.upload(ws_.steps.data(), &host, sizeof host.tables + 4 * n * sizeof(int32_t));
+    backend_.upload(ws_.steps.data(), host.data(), host.size());
     tables_ = ws_.steps.as<const KvPage*>();
     int32_t* const tokens = reinterpret_cast<int32_t*>(ws_.steps.as<const KvPage*>() + kDecodeBatch);
     copy_device_tokens(tokens);
@@ -655,11 +655,12 @@ class Graph {
 
 }  // namespace
 
-Workspace::Workspace(const std::shared_ptr<Backend>& backend, const Config& config, const Weights& weights) {
+Workspace::Workspace(const std::shared_ptr<Backend>& backend, const Config& config, const Weights& weights)
+    : prefill_chunk(prefill_chunk_for(backend->free_memory())) {
   const auto activations = [&](int64_t width) {
-    return Buffer(backend, kPrefillChunk * width * dtype_size(weights.dtype));
+    return Buffer(backend, prefill_chunk * width * dtype_size(weights.dtype));
   };
-  residual = Buffer(backend, kPrefillChunk * config.hidden_size * sizeof(float));
+  residual = Buffer(backend, prefill_chunk * config.hidden_size * sizeof(float));
   if (config.aug_q_size > 0 && !weights.folded) q_in = activations(config.q_size());
   q = activations(config.q_size());
   k = activations(config.k_size());
@@ -668,8 +669,8 @@ Workspace::Workspace(const std::shared_ptr<Backend>& backend, const Config& conf
   attention = activations(config.attention_size());
   if (config.mlp_bias) {
     const DType dtype = weights.dtype == DType::bf16 ? DType::bf16 : DType::f32;
-    gate = Buffer(backend, kPrefillChunk * config.intermediate_size * dtype_size(dtype));
-    up = Buffer(backend, kPrefillChunk * config.intermediate_size * dtype_size(dtype));
+    gate = Buffer(backend, prefill_chunk * config.intermediate_size * dtype_size(dtype));
+    up = Buffer(backend, prefill_chunk * config.intermediate_size * dtype_size(dtype));
   }
   // i32 [count]: 0, step, 2 * step and so on, from `first`.
   const auto numbers = [&](int64_t count, int32_t first, int32_t step) {
@@ -682,9 +683,9 @@ Workspace::Workspace(const std::shared_ptr<Backend>& backend, const Config& conf
   };
   const Architecture& architecture = *config.architecture;
   if (architecture.attention_out_norm || architecture.ffn_out_norm)
-    branch = Buffer(backend, kPrefillChunk * config.hidden_size * sizeof(float));
+    branch = Buffer(backend, prefill_chunk * config.hidden_size * sizeof(float));
   if (!architecture.input_norm || !architecture.ffn_norm) {
-    rows = numbers(kPrefillChunk, 0, 1);
+    rows = numbers(prefill_chunk, 0, 1);
     converted = activations(config.hidden_size);
   }
   if (config.is_latent()) {
@@ -695,21 +696,21 @@ Workspace::Workspace(const std::shared_ptr<Backend>& backend, const Config& conf
     rotary = activations(part.rope);
     heads_a = activations(heads * std::max(size, part.v));
     heads_b = activations(heads * (std::max(size, part.v) + config.head_dim_k));
-    cached_row = Buffer(backend, kPrefillChunk * config.head_dim_k * sizeof(float));
-    by_head = Buffer(backend, kPrefillChunk * heads * sizeof(int32_t));
-    by_token = Buffer(backend, kPrefillChunk * heads * sizeof(int32_t));
+    cached_row = Buffer(backend, prefill_chunk * config.head_dim_k * sizeof(float));
+    by_head = Buffer(backend, prefill_chunk * heads * sizeof(int32_t));
+    by_token = Buffer(backend, prefill_chunk * heads * sizeof(int32_t));
   }
   if (config.differential) {
     minuend = activations(config.o_size());
-    subtrahend = Buffer(backend, kPrefillChunk * config.o_size() * sizeof(float));
-    minuend_rows = numbers(kPrefillChunk * config.num_v_heads, 0, 2);
-    subtrahend_rows = numbers(kPrefillChunk * config.num_v_heads, 1, 2);
+    subtrahend = Buffer(backend, prefill_chunk * config.o_size() * sizeof(float));
+    minuend_rows = numbers(prefill_chunk * config.num_v_heads, 0, 2);
+    subtrahend_rows = numbers(prefill_chunk * config.num_v_heads, 1, 2);
   }
   if (config.is_dynamic()) {
     const size_t bytes = static_cast<size_t>(config.head_dim_qk / 2) * sizeof(double);
     dynamic_rope = {Buffer(backend, bytes), Buffer(backend, bytes)};
   }
-  steps = Buffer(backend, kDecodeBatch * sizeof(KvPage*) + 4 * kPrefillChunk * sizeof(int32_t));
+  steps = Buffer(backend, kDecodeBatch * sizeof(KvPage*) + 4 * prefill_chunk * sizeof(int32_t));
   logits = Buffer(backend, kDecodeBatch * config.vocab_size * sizeof(float));
   sample_rows = Buffer(backend, kDecodeBatch * sizeof(SampleRow));
   sampled = Buffer(backend, 3 * 2 * kDecodeBatch * sizeof(int32_t));

@@ -18,8 +18,13 @@
 namespace diffqkv {
 
 // Maximum number of tokens per forward pass. A longer prompt runs in chunks, which bounds the
-// workspace.
-inline constexpr int64_t kPrefillChunk = 512;
+// workspace. `free_bytes`: Backend::free_memory. 512 tokens keep the caches of a CPU busy; a GPU needs
+// more, if it has the memory.
+constexpr int64_t prefill_chunk_for(uint64_t free_bytes) {
+  constexpr uint64_t kGiB = uint64_t{1} << 30;
+  if (free_bytes >= 16 * kGiB) return 4096;
+  return free_bytes >= 6 * kGiB ? 2048 : 512;
+}
 // Maximum number of sequences that decode together. On the CPU a sequence gets the same bits in any
 // batch.
 inline constexpr int64_t kDecodeBatch = 16;
@@ -27,41 +32,44 @@ inline constexpr int64_t kDecodeBatch = 16;
 // Device memory for the activations of one chunk. Calls on a device run one after another, so the
 // sessions of a model share it.
 struct Workspace {
+  // The weights are in memory.
   Workspace(const std::shared_ptr<Backend>& backend, const Config& config, const Weights& weights);
 
-  Buffer residual;  // [kPrefillChunk, hidden_size], f32
+  const int64_t prefill_chunk;  // of prefill_chunk_for
+
+  Buffer residual;  // [prefill_chunk, hidden_size], f32
 
   // In the type of the weights.
-  Buffer q_in;       // [kPrefillChunk, q_size]; only if augmented Q is not folded
-  Buffer q;          // [kPrefillChunk, q_size]
-  Buffer q_lifted;   // [kPrefillChunk, num_q_heads, head_dim_k]; only if Q absorbs the lift of K
-  Buffer k;          // [kPrefillChunk, k_size]
-  Buffer v;          // [kPrefillChunk, v_size]
-  Buffer attention;  // [kPrefillChunk, attention_size]
-  // Of differential attention: [kPrefillChunk, o_size], the output of the heads a, then of o_proj's
+  Buffer q_in;       // [prefill_chunk, q_size]; only if augmented Q is not folded
+  Buffer q;          // [prefill_chunk, q_size]
+  Buffer q_lifted;   // [prefill_chunk, num_q_heads, head_dim_k]; only if Q absorbs the lift of K
+  Buffer k;          // [prefill_chunk, k_size]
+  Buffer v;          // [prefill_chunk, v_size]
+  Buffer attention;  // [prefill_chunk, attention_size]
+  // Of differential attention: [prefill_chunk, o_size], the output of the heads a, then of o_proj's
   // input; f32 of the same shape, -lambda times the output of the heads b; i32
-  // [kPrefillChunk * num_v_heads], the rows of the heads a and b.
+  // [prefill_chunk * num_v_heads], the rows of the heads a and b.
   Buffer minuend, subtrahend, minuend_rows, subtrahend_rows;
-  // [kPrefillChunk, intermediate_size], bf16 if the weights are, else f32, because products of f16
+  // [prefill_chunk, intermediate_size], bf16 if the weights are, else f32, because products of f16
   // may exceed its range. Only if the FFN has biases.
   Buffer gate, up;
 
-  // f32 [kPrefillChunk, hidden_size]: what attention or FFN adds to the residual stream, if it is
+  // f32 [prefill_chunk, hidden_size]: what attention or FFN adds to the residual stream, if it is
   // normalized before.
   Buffer branch;
-  // Only if a layer has no norm before attention or FFN: i32 [kPrefillChunk], 0, 1, 2 and so on; and
-  // [kPrefillChunk, hidden_size], the residual stream in the type of the weights.
+  // Only if a layer has no norm before attention or FFN: i32 [prefill_chunk], 0, 1, 2 and so on; and
+  // [prefill_chunk, hidden_size], the residual stream in the type of the weights.
   Buffer rows, converted;
 
-  // Of MLA: [kPrefillChunk, q_rank]; [kPrefillChunk, rank]; [kPrefillChunk, rope]; for all heads,
-  // [kPrefillChunk, num_q_heads, max(nope + rope, v)], and the same with head_dim_k elements more;
-  // f32 [kPrefillChunk, head_dim_k].
+  // Of MLA: [prefill_chunk, q_rank]; [prefill_chunk, rank]; [prefill_chunk, rope]; for all heads,
+  // [prefill_chunk, num_q_heads, max(nope + rope, v)], and the same with head_dim_k elements more;
+  // f32 [prefill_chunk, head_dim_k].
   Buffer q_a, latent, rotary, heads_a, heads_b, cached_row;
-  Buffer by_head, by_token;  // i32 [kPrefillChunk * num_q_heads]
+  Buffer by_head, by_token;  // i32 [prefill_chunk * num_q_heads]
 
   RopeBuffers dynamic_rope;  // of dynamic RoPE, for ForwardStep::rope_length
 
-  // Pointers to page tables [kDecodeBatch], then i32 [4][kPrefillChunk]: tokens, positions,
+  // Pointers to page tables [kDecodeBatch], then i32 [4][prefill_chunk]: tokens, positions,
   // kv_lens, sequences.
   Buffer steps;
   Buffer logits;       // f32 [kDecodeBatch, vocab_size]
@@ -83,7 +91,7 @@ struct ForwardSequence {
 };
 
 struct ForwardStep {
-  // One sequence of up to kPrefillChunk tokens, or up to kDecodeBatch sequences of one token, with
+  // One sequence of up to Workspace::prefill_chunk tokens, or up to kDecodeBatch sequences of one token, with
   // the same cache types.
   std::vector<ForwardSequence> sequences;
   const int32_t* tokens = nullptr;  // host, [sum of num_tokens]

@@ -4,6 +4,7 @@
 
 import { spawnSync } from 'node:child_process';
 import { listDevices } from '../../lib/index';
+import { randomCheckpoint } from '../support/checkpoints';
 import { builtIndex } from '../support/children';
 import { passSuites } from '../support/suites';
 
@@ -44,4 +45,38 @@ const listWith = (gpu: string) =>
     },
     600_000,
   );
+});
+
+/** The prompt's progress after each chunk, on a GPU with that much memory. */
+const prefill = (memoryMb: number, numTokens: number): number[] => {
+  const { config } = randomCheckpoint({
+    heads: [1, 1, 1],
+    headDim: 16,
+    hiddenSize: 16,
+    intermediateSize: 16,
+    numLayers: 1,
+  });
+  const script = `(async () => {
+    const { Model } = require(${JSON.stringify(builtIndex)});
+    const model = await Model.random(${JSON.stringify(config)}, { device: 'emulated', seed: 1 });
+    const session = await model.createSession({ maxKvLen: 4096 });
+    const done = [];
+    const tokens = new Array(${numTokens}).fill(1);
+    await model.generate(tokens, { session, maxTokens: 1, onPrefillProgress: (p) => void done.push(p.doneTokens) }).result;
+    console.log(JSON.stringify(done));
+  })()`;
+  const { stdout, stderr } = spawnSync(process.execPath, ['-e', script], {
+    env: { ...process.env, NODE_OPTIONS: '', DIFFQKV_EMULATED_MEMORY_MB: String(memoryMb) },
+    encoding: 'utf8',
+  });
+  expect(stderr).toBe('');
+  return JSON.parse(stdout);
+};
+
+(emulated ? describe : describe.skip)('DIFFQKV_EMULATED_MEMORY_MB', () => {
+  it('sets the tokens in a chunk of a prompt', () => {
+    expect(prefill(4096, 1030)).toEqual([512, 1024, 1030]);
+    expect(prefill(8192, 2050)).toEqual([2048, 2050]);
+    expect(prefill(20_480, 2050)).toEqual([2050]);
+  }, 120_000);
 });

@@ -44,6 +44,7 @@ class HostBackend final : public IdleBackend {
     if (bytes) memcpy(dst, src, bytes);
   }
   void synchronize() override {}
+  uint64_t free_memory() override { return 0; }
   std::unique_ptr<Event> record_event() override { return std::make_unique<Event>(); }
   double elapsed_ms(const Event&, const Event&) override { return 0; }
 

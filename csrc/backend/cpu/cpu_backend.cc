@@ -134,6 +134,7 @@ class CpuBackend : public Backend {
     parallel_memcpy(dst, src, bytes);
   }
   void synchronize() override {}
+  uint64_t free_memory() override { return 0; }
   std::unique_ptr<Event> record_event() override { return std::make_unique<CpuEvent>(); }
   double elapsed_ms(const Event& start, const Event& stop) override {
     const Clock::duration elapsed = static_cast<const CpuEvent&>(stop).time - static_cast<const CpuEvent&>(start).time;
