@@ -23,10 +23,10 @@ const parts: [part: string, count: number, gpu: string][] = [
   ['counters', 15, 'small'],
   ['launches', 5, 'small'],
   ['launches', 5, 'h200'],
-  ['operators', 122, 'small'],
-  ['traffic', 15, 'small'],
-  ['traffic', 15, 'h200'],
-  ['traffic', 15, 'rtx5090'],
+  ['operators', 156, 'small'],
+  ['traffic', 22, 'small'],
+  ['traffic', 22, 'h200'],
+  ['traffic', 22, 'rtx5090'],
 ];
 
 describe.each(parts)('%s: %i checks on %s', (part, count, gpu) => {
