@@ -43,14 +43,15 @@ class CudaEvent : public Event {
 
 class CudaRecording : public Recording {
  public:
-  CudaRecording(Gpu& gpu, uint64_t generation, uint64_t memory_moves, cudaGraphExec_t exec)
-      : exec(exec), memory_moves(memory_moves), gpu_(gpu), generation_(generation) {}
+  CudaRecording(Gpu& gpu, uint64_t generation, uint64_t memory_moves)
+      : memory_moves(memory_moves), gpu_(gpu), generation_(generation) {}
   // A graph that still runs is freed when it is done.
   ~CudaRecording() override {
+    if (exec == nullptr) return;
     std::shared_lock lock(gpu_.mutex);
     if (gpu_.generation == generation_) cudaGraphExecDestroy(exec);
   }
-  const cudaGraphExec_t exec;
+  cudaGraphExec_t exec = nullptr;
   const uint64_t memory_moves;  // of the backend, when it was recorded
 
  private:
@@ -107,6 +108,9 @@ class CudaBackend : public Backend, public Replayer, private Context {
   }
   uint64_t free_memory() override {
     Entered entered(*this);
+    // What the pool keeps counts as used.
+    check_cuda(cudaStreamSynchronize(stream), "free_memory");
+    if (pool_) check_cuda(cudaMemPoolTrimTo(pool_, 0), "free_memory");
     size_t free_bytes = 0, total = 0;
     check_cuda(cudaMemGetInfo(&free_bytes, &total), "free_memory");
     return free_bytes;
@@ -431,18 +435,18 @@ std::unique_ptr<Recording> CudaBackend::record(const std::function<void()>& call
     error = std::current_exception();
   }
   is_recording_ = false;
+  auto recording = std::make_unique<CudaRecording>(gpu_, generation_, memory_moves_);
   Entered entered(*this);
   cudaGraph_t graph = nullptr;
-  cudaGraphExec_t exec = nullptr;
   cudaError_t status = cudaStreamEndCapture(stream, &graph);
-  if (!error && status == cudaSuccess) status = cudaGraphInstantiate(&exec, graph, 0);
+  if (!error && status == cudaSuccess) status = cudaGraphInstantiate(&recording->exec, graph, 0);
   if (graph != nullptr) cudaGraphDestroy(graph);
   if (error) {
     cudaGetLastError();
     std::rethrow_exception(error);
   }
   check_cuda(status, "record");
-  return std::make_unique<CudaRecording>(gpu_, generation_, memory_moves_, exec);
+  return recording;
 }
 
 bool CudaBackend::replay(const Recording& recording) {

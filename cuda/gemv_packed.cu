@@ -12,11 +12,12 @@
 // every multiprocessor a block, and add up in shared memory. A warp copies its rows by cp.async
 // into a ring of its own of 8 KiB, kStages pieces of 64 bytes a row. A stage is filled again as
 // soon as it is multiplied, so a warp has 8 KiB under way when it waits: 64 KiB for a block. A
-// multiprocessor of an H200 needs about 36 KiB. Nothing waits for other warps. An mma sums over one block of 32 columns in two steps, for
-// which lane t of a quad needs 8 columns that follow each other, of x 16 bytes and of the weight a
-// word or two. They come from the ring, whose chunks are permuted so that no bank conflicts,
-// because 16 bytes straight from memory would be of another group in each lane. Loads of scales run
-// one piece ahead, in registers.
+// multiprocessor of an H200 needs about 36 KiB. Nothing waits for other warps.
+//
+// An mma sums over one block of 32 columns in two steps, for which lane t of a quad needs 8 columns
+// that follow each other, of x 16 bytes and of the weight a word or two. They come from the ring,
+// whose chunks are permuted so that no bank conflicts, because 16 bytes straight from memory would
+// be of another group in each lane. Loads of scales run one piece ahead, in registers.
 #include <algorithm>
 
 #include <device/async.h>

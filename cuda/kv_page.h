@@ -2,10 +2,10 @@
 // layer's part of a page is this device's own: only kv_append writes it.
 //
 // The rows of one head are adjacent: [head][token][dim], then the scales, bf16 [head][token]. If
-// elements have 1 or 2 bytes and rows are multiples of 32 bytes, which includes all that tensor cores
-// read, the rows of a head are cut into panels: [panel][token][width], 128 bytes wide, and at the end
-// 64 and 32 if the row has those left. Chunks of 16 bytes are swizzled in a panel as shared memory
-// needs them. So 16 or more tokens of a panel are one range of bytes that is copied as it is.
+// elements have 1 or 2 bytes and rows are multiples of 32 bytes, the rows of a head are cut into
+// panels: [panel][token][width], 128 bytes wide, and at the end 64 and 32 if the row has those
+// left. Chunks of 16 bytes are swizzled in a panel as shared memory needs them. So 16 or more
+// tokens of a panel are one range of bytes that is copied as it is.
 #pragma once
 
 #include <device/memory.h>

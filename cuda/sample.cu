@@ -572,7 +572,10 @@ __device__ __forceinline__ uint32_t draw_from_all(const Row& row, uint32_t large
   const Place place = find_place(
       left < kPieceTokens ? left : kPieceTokens, piece.before, wanted,
       [&](uint32_t i) {
-        return scaled(mass_of(weight_of(ld_shared(&shared->keys[i]), piece_key, row.scale), row.unit_bits), factor);
+        const uint32_t key = ld_shared(&shared->keys[i]);
+        const uint64_t mass = scaled(mass_of(weight_of(key, piece_key, row.scale), row.unit_bits), factor);
+        // A piece of little mass may have no token with any, each being rounded down.
+        return mass == 0 && key == piece_key ? uint64_t{1} : mass;
       },
       shared);
   return first + place.index;

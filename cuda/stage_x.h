@@ -20,7 +20,8 @@ inline int staged_pitch(int64_t in_features) { return static_cast<int>((in_featu
 // Of the rows of all tokens, if these share one reading of the weights, which is of `most_tokens`; else
 // more than there is.
 inline size_t staged_bytes(int64_t num_tokens, int64_t in_features, int most_tokens) {
-  if (num_tokens > most_tokens) return SIZE_MAX / 4;
+  constexpr int64_t kMostFeatures = int64_t{1} << 28;  // offsets in a row are int
+  if (num_tokens > most_tokens || in_features > kMostFeatures) return SIZE_MAX / 4;
   return static_cast<size_t>(num_tokens) * static_cast<size_t>(staged_pitch(in_features));
 }
 

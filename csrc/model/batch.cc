@@ -155,7 +155,7 @@ class Batch {
       if (item->error || !item->sampling || item->wants_logits) return {};
       const SampleRow sampling = sample_row(*item->sampling, item->draw);
       const auto found = std::find_if(ahead_->rows.begin(), ahead_->rows.end(), [&](const StepAhead::Row& row) {
-        return row.revision == item->session->revision() && row.sampling == sampling;
+        return row.revision == item->session->revision() && row.token == item->tokens[0] && row.sampling == sampling;
       });
       if (found == ahead_->rows.end()) return {};
       rows.push_back(static_cast<size_t>(found - ahead_->rows.begin()));
@@ -261,11 +261,12 @@ class Batch {
       for (size_t i = 0; i < pass.items.size(); i++) {
         const BatchItem& item = *pass.items[i].item;
         Session& session = *item.session;
-        if (!draws(item) || !item.continues || item.wants_logits || !session.is_ready_for_token()) continue;
+        if (!draws(item) || !item.continues || item.wants_logits) continue;
+        if (!session.is_ready_for_token(*item.sampling)) continue;
         const int32_t* token = workspace_.sampled_slot(pass.slot) + pass.rows[i];
         if (step.sequences.empty()) step = step_for(session);
         rows[next.rows.size()] = session.sample_row(*item.sampling, item.draw + 1, token);
-        next.rows.push_back({session.revision(), sample_row(*item.sampling, item.draw + 1)});
+        next.rows.push_back({session.revision(), i, -1, sample_row(*item.sampling, item.draw + 1)});
         step.device_tokens.push_back(token);
         step.sequences.push_back(session.prepare(1));
       }
@@ -299,6 +300,8 @@ class Batch {
         item.token = sampled[0][row];
       });
     }
+    if (!workspace_.ahead) return;
+    for (StepAhead::Row& row : workspace_.ahead->rows) row.token = pass.items[row.item].item->token.value_or(-1);
   }
 
   // `invalid`: SampleParams::out_invalid of a row.

@@ -18,28 +18,38 @@ void Replays::run(Backend& backend, const Key& key, const std::function<void()>&
   const auto found =
       std::find_if(entries_.begin(), entries_.end(), [&](const Entry& entry) { return entry.key == key; });
   if (found == entries_.end()) {
+    calls();
     entries_.push_front({key, nullptr});
     if (entries_.size() > kMostRecordings) entries_.pop_back();
-    return calls();
+    return;
   }
   entries_.splice(entries_.begin(), entries_, found);
   std::unique_ptr<Recording>& recording = entries_.front().recording;
-  std::string failure;
-  if (!recording || !replayer->replay(*recording)) {
-    try {
-      recording = replayer->record(calls);
-      if (!replayer->replay(*recording)) failure = "the device cannot replay what it has recorded";
-    } catch (const std::exception& error) {
-      failure = error.what();
-    }
-  }
-  if (!failure.empty()) {
-    entries_.clear();
+  if (recording) {
+    if (replayer->replay(*recording)) return count(true, "");
+    // Scratch memory has moved. It may have to grow again.
+    recording.reset();
     calls();
+    return count(false, "");
   }
+  std::string failure;
+  try {
+    recording = replayer->record(calls);
+  } catch (const Error& error) {
+    // There may be more memory for the next step.
+    if (error.code() != ErrorCode::out_of_memory) failure = error.what();
+  }
+  if (recording && replayer->replay(*recording)) return count(true, "");
+  recording.reset();
+  calls();
+  count(false, failure);
+}
+
+void Replays::count(bool replayed, const std::string& failure) {
+  if (!failure.empty()) entries_.clear();
   std::lock_guard lock(mutex_);
   counts_.failure = failure;
-  counts_.replayed += failure.empty();
+  counts_.replayed += replayed;
   counts_.recordings = static_cast<uint64_t>(
       std::count_if(entries_.begin(), entries_.end(), [](const Entry& entry) { return entry.recording != nullptr; }));
 }

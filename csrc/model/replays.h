@@ -44,6 +44,8 @@ class Replays {
   Counts counts() const;  // any thread
 
  private:
+  void count(bool replayed, const std::string& failure);
+
   struct Entry {
     Key key;
     std::unique_ptr<Recording> recording;

@@ -208,7 +208,8 @@ SampleRow Session::sample_row(const SamplingOptions& options, uint64_t draw, con
   return row;
 }
 
-bool Session::is_ready_for_token() const {
+bool Session::is_ready_for_token(const SamplingOptions& options) const {
+  if (options.repetition_penalty != 1 && history_.bytes() <= tokens_.size() * sizeof(int32_t)) return false;
   return kv_len() < max_kv_len_ && kv_len() % kPageTokens != 0 && rope_length(1) == rope_length_ && !must_recompute(1);
 }
 

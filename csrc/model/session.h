@@ -91,8 +91,9 @@ class Session {
   // option is out of range. `next_token`: in device memory, a token that will follow those in the
   // cache and is penalized too.
   SampleRow sample_row(const SamplingOptions& options, uint64_t draw, const int32_t* next_token = nullptr);
-  // Whether the next token needs no page and no other frequencies of RoPE than the last one.
-  bool is_ready_for_token() const;
+  // Whether the next token needs no page, no other frequencies of RoPE than the last one, and no memory
+  // for its history.
+  bool is_ready_for_token(const SamplingOptions& options) const;
 
  private:
   PrefixCache::Id prefix_root();

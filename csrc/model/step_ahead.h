@@ -14,6 +14,8 @@ namespace diffqkv {
 struct StepAhead {
   struct Row {
     uint64_t revision = 0;  // Session::revision after the step before
+    size_t item = 0;        // of the step before, which has drawn the token
+    int32_t token = -1;     // that it is computed on, once the host knows it
     SampleRow sampling;     // without the history
   };
   std::vector<Row> rows;

@@ -128,11 +128,11 @@ function work() {
     arrow(left + 46, 268, left + 46, 244),
     text(left, 284, 'multiplied now', { size: 12 }),
     line(left + 96, 252, left + 456, 252, { width: 2 }),
-    middle(left + 276, 270, '4 slots on their way by cp.async: 16 KiB a warp, 64 KiB a block', { size: 12 }),
+    middle(left + 276, 270, 'the others are on their way: 16 KiB a warp, 64 KiB a block', { size: 12 }),
     text(
       left,
       316,
-      'take(): wait until the oldest copy has landed, hand out its slot, and start the next copy into the slot handed out before.',
+      'take(): wait until the oldest copy has landed, hand out its slot, and start the next copy into the slot handed out before, or, if copies are bulk copies, start it first.',
       { size: 12 },
     ),
     text(left, 336, 'A warp waits for its own copies alone: the loop over the keys has no barrier of the block.', {

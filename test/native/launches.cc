@@ -4,6 +4,7 @@
 #include <thread>
 
 #include <device/async.h>
+#include <device/bulk.h>
 
 #include "calls/call.h"
 #include "check.h"
@@ -190,7 +191,18 @@ __global__ void __launch_bounds__(64, 1) write_values(uint32_t* values) {
   st_global(values + thread, thread);
 }
 
-enum class Early { nothing, starts_next, reads_others, reads, reads_streaming, copies, writes, updates, ends };
+enum class Early {
+  nothing,
+  starts_next,
+  reads_others,
+  reads,
+  reads_streaming,
+  copies,
+  copies_in_bulk,
+  writes,
+  updates,
+  ends
+};
 
 // Word i + 1 of what write_values has written becomes word i of `out`; `constants` are of neither.
 __global__ void __launch_bounds__(64, 1)
@@ -201,6 +213,14 @@ __global__ void __launch_bounds__(64, 1)
   if (early == Early::reads) ld_global(values + thread);
   if (early == Early::reads_streaming) ld_global_nc(values + thread / 4 * 4);
   if (early == Early::copies) cp_async_cg(dynamic_shared() + thread * 16, values);
+  if (early == Early::copies_in_bulk && thread == 0) {
+    uint64_t* const barrier = reinterpret_cast<uint64_t*>(dynamic_shared());
+    mbarrier_init(barrier, 1);
+    fence_proxy_async();
+    mbarrier_arrive_expect_tx(barrier, 64);
+    cp_async_bulk(dynamic_shared() + 64, values, 64, barrier);
+    while (!mbarrier_try_wait_parity(barrier, 0)) {}
+  }
   if (early == Early::writes) st_global(out + thread, 0u);
   if (early == Early::updates) atomicAdd(out + thread, 1u);
   if (early == Early::ends && thread == 63) return;
@@ -244,6 +264,8 @@ std::vector<Check> launch_checks() {
       {"a dependent launch reads early by ld_global_nc",
        dependent(Early::reads_streaming, "that the launch before has")},
       {"a dependent launch copies early", dependent(Early::copies, "that the launch before has written")},
+      {"a dependent launch copies early in bulk",
+       dependent(Early::copies_in_bulk, has_bulk_copies() ? "that the launch before has written" : "")},
       {"a dependent launch writes early", dependent(Early::writes, "without waiting for the launch before")},
       {"a dependent launch updates early", dependent(Early::updates, "without waiting for the launch before")},
       {"a dependent launch lets the next begin early", dependent(Early::starts_next, "lets the next launch begin")},

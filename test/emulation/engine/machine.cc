@@ -398,6 +398,7 @@ void Machine::bulk_copy(void* shared, const void* global, int size, uint64_t* at
   const size_t bytes = static_cast<size_t>(size);
   const size_t offset = shared_offset(shared, bytes, "write by a bulk copy to", site);
   const Range& range = global_range(global, bytes, "read by a bulk copy of", site);
+  check_early(range, reinterpret_cast<uintptr_t>(global), bytes, Access::global_load, "read by a bulk copy of", site);
   Mbarrier& barrier = mbarrier_at(at, "bulk copy on", site);
   if (bulk_.fences[static_cast<size_t>(barrier.fiber)] == barrier.fences)
     stop("a bulk copy on an mbarrier, with no fence_proxy_async since it was begun", site);
