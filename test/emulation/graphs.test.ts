@@ -166,7 +166,8 @@ const generate = async (model: Model, maxTokens = 12): Promise<number[]> =>
         }),
       ),
     );
-    expect(on?.graphs).toEqual({ recorded: 2, replayed: expect.any(Number), failure: null });
+    expect(on?.graphs.failure).toBeNull();
+    expect(on?.graphs.recorded).toBeGreaterThan(0);
     expect(on?.graphs.replayed).toBeGreaterThan(30);
     expect(off?.graphs).toEqual({ recorded: 0, replayed: 0, failure: 'DIFFQKV_CUDA_GRAPHS is 0' });
     expect(on?.tokens).toEqual(off?.tokens);

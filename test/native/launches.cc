@@ -265,7 +265,7 @@ std::vector<Check> launch_checks() {
        dependent(Early::reads_streaming, "that the launch before has")},
       {"a dependent launch copies early", dependent(Early::copies, "that the launch before has written")},
       {"a dependent launch copies early in bulk",
-       dependent(Early::copies_in_bulk, has_bulk_copies() ? "that the launch before has written" : "")},
+       dependent(Early::copies_in_bulk, "that the launch before has written")},
       {"a dependent launch writes early", dependent(Early::writes, "without waiting for the launch before")},
       {"a dependent launch updates early", dependent(Early::updates, "without waiting for the launch before")},
       {"a dependent launch lets the next begin early", dependent(Early::starts_next, "lets the next launch begin")},
