@@ -91,8 +91,8 @@ struct ForwardSequence {
 };
 
 struct ForwardStep {
-  // One sequence of up to Workspace::prefill_chunk tokens, or up to kDecodeBatch sequences of one token, with
-  // the same cache types.
+  // One sequence of up to Workspace::prefill_chunk tokens, or up to kDecodeBatch sequences of one
+  // token, with the same cache types.
   std::vector<ForwardSequence> sequences;
   const int32_t* tokens = nullptr;  // host, [sum of num_tokens]
   // Instead of `tokens`, if they are not empty: places of the tokens in device memory.
