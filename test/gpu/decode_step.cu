@@ -31,6 +31,14 @@ struct Layer {
   Gated query, ffn;
 };
 
+WeightView constant(const void* data) {
+  WeightView view;
+  view.data = data;
+  view.dtype = kBf16;
+  view.is_constant = true;
+  return view;
+}
+
 size_t round_up(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
 class DecodeStep {
@@ -75,6 +83,8 @@ class DecodeStep {
     compute_logits(context);
     draw(context);
   }
+
+  std::vector<float> logits() const { return logits_.values(); }
 
  private:
   int64_t q_size() const { return m_.heads.q * m_.head_dim; }
@@ -164,7 +174,7 @@ class DecodeStep {
   void add_product(const void* x, const void* weight, int64_t in, Context& context) const {
     MatmulParams p;
     p.x = x;
-    p.weight = {weight, kBf16};
+    p.weight = constant(weight);
     p.out = residual_.data();
     p.x_dtype = kBf16;
     p.num_tokens = batch_;
@@ -181,9 +191,9 @@ class DecodeStep {
     GatedMlpParams p;
     p.x = residual_.data();
     p.norm = norm();
-    p.gate = {weights.gate, kBf16};
-    p.up = {weights.up, kBf16};
-    p.down = {weights.down, kBf16};
+    p.gate = constant(weights.gate);
+    p.up = constant(weights.up);
+    p.down = constant(weights.down);
     p.x_dtype = kBf16;
     p.num_tokens = batch_;
     p.in_features = m_.hidden_size;
@@ -196,8 +206,8 @@ class DecodeStep {
     p.out = q_.data();
     p.out_dtype = kBf16;
     p.out_features = q_size();
-    p.others[0] = {{layer.k, kBf16}, k_.data(), k_size()};
-    p.others[1] = {{layer.v, kBf16}, v_.data(), v_size()};
+    p.others[0] = {constant(layer.k), k_.data(), k_size()};
+    p.others[1] = {constant(layer.v), v_.data(), v_size()};
     p.num_others = 2;
     gated_mlp(p, context);
   }
@@ -270,7 +280,7 @@ class DecodeStep {
     MatmulParams p;
     p.x = residual_.data();
     p.norm = norm();
-    p.weight = {embedding_, kBf16};
+    p.weight = constant(embedding_);
     p.out = logits_.data();
     p.x_dtype = kBf16;
     p.num_tokens = batch_;
@@ -307,13 +317,45 @@ class DecodeStep {
   std::optional<Memory<const KvPage*>> tables_;
 };
 
-Case step_case(const Model& model, int64_t kv_len, int64_t batch) {
+// What `calls` enqueue, as a graph. They have run before, so that they need no more memory.
+class Graph {
+ public:
+  Graph(cudaStream_t stream, const std::function<void()>& calls) : stream_(stream) {
+    check_cuda(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
+    calls();
+    cudaGraph_t graph = nullptr;
+    check_cuda(cudaStreamEndCapture(stream_, &graph), "cudaStreamEndCapture");
+    const cudaError_t status = cudaGraphInstantiate(&exec_, graph, 0);
+    cudaGraphDestroy(graph);
+    check_cuda(status, "cudaGraphInstantiate");
+  }
+  ~Graph() { cudaGraphExecDestroy(exec_); }
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+  void launch() const { check_cuda(cudaGraphLaunch(exec_, stream_), "cudaGraphLaunch"); }
+
+ private:
+  const cudaStream_t stream_;
+  cudaGraphExec_t exec_ = nullptr;
+};
+
+Case step_case(const Model& model, int64_t kv_len, int64_t batch, bool as_graph) {
   const std::string name = std::string("decode step of ") + model.name + ", kv " + std::to_string(kv_len) + ", batch " +
-                           std::to_string(batch);
+                           std::to_string(batch) + (as_graph ? ", as a graph" : "");
   return {name, [=]() -> Result {
             const DecodeStep step(model, kv_len, batch);
             TimingContext context(device_shape());
-            const Timing timing = measure(context, [&](int64_t) { step.enqueue(context); });
+            std::optional<Graph> graph;
+            if (as_graph) {
+              step.enqueue(context);
+              context.finish();
+              const std::vector<float> launched = step.logits();
+              graph.emplace(context.stream, [&] { step.enqueue(context); });
+              graph->launch();
+              context.finish();
+              if (step.logits() != launched) return {"a graph has other logits than launches"};
+            }
+            const Timing timing = measure(context, [&](int64_t) { graph ? graph->launch() : step.enqueue(context); });
             context.finish();
             driver::Fields fields = timing_fields(timing, step.work());
             fields.push_back({"launches", std::to_string(step.num_launches())});
@@ -325,11 +367,16 @@ Case step_case(const Model& model, int64_t kv_len, int64_t batch) {
 }  // namespace
 
 std::vector<Case> decode_step_timings(bool small) {
-  if (small) return {step_case(kTiny, 100, 1), step_case(kTiny, 100, 2)};
   std::vector<Case> cases;
-  for (const Model& model : {kSigma10B, kSigma15B}) {
-    for (const int64_t kv_len : {4096, 32768}) cases.push_back(step_case(model, kv_len, 1));
-    cases.push_back(step_case(model, 4096, 8));
+  for (const bool as_graph : {false, true}) {
+    if (small) {
+      for (const int64_t batch : {1, 2}) cases.push_back(step_case(kTiny, 100, batch, as_graph));
+      continue;
+    }
+    for (const Model& model : {kSigma10B, kSigma15B}) {
+      for (const int64_t kv_len : {4096, 32768}) cases.push_back(step_case(model, kv_len, 1, as_graph));
+      cases.push_back(step_case(model, 4096, 8, as_graph));
+    }
   }
   return cases;
 }

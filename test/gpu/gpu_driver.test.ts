@@ -76,6 +76,7 @@ if (!existsSync(program)) {
       expect.arrayContaining([
         'small: limit: device read',
         expect.stringContaining('decode step of'),
+        expect.stringContaining('as a graph'),
         expect.stringContaining('decode attention'),
         expect.stringContaining('prefill attention'),
         expect.stringContaining('FFN'),
