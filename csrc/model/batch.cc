@@ -151,11 +151,12 @@ class Batch {
   std::vector<size_t> find_ahead(Items items) const {
     std::vector<size_t> rows;
     if (!ahead_) return rows;
-    for (const auto& [item, kv_len_before] : items) {
-      if (item->error || !item->sampling || item->wants_logits) return {};
-      const SampleRow sampling = sample_row(*item->sampling, item->draw);
+    for (const RunningItem& running : items) {
+      const BatchItem& item = *running.item;
+      if (item.error || !item.sampling || item.wants_logits) return {};
+      const SampleRow sampling = sample_row(*item.sampling, item.draw);
       const auto found = std::find_if(ahead_->rows.begin(), ahead_->rows.end(), [&](const StepAhead::Row& row) {
-        return row.revision == item->session->revision() && row.token == item->tokens[0] && row.sampling == sampling;
+        return row.revision == item.session->revision() && row.token == item.tokens[0] && row.sampling == sampling;
       });
       if (found == ahead_->rows.end()) return {};
       rows.push_back(static_cast<size_t>(found - ahead_->rows.begin()));
