@@ -143,8 +143,11 @@ class Batch {
     } else {
       sample(pass);
     }
-    run_ahead(pass);
+    std::optional<StepAhead> next = run_ahead(pass);
     finish_draws(pass);
+    if (!next) return;
+    for (StepAhead::Row& row : next->rows) row.token = pass.items[row.item].item->token.value_or(-1);
+    workspace_.ahead = std::move(next);
   }
 
   // For each item its row in the step ahead. Empty if it lacks an item.
@@ -252,8 +255,8 @@ class Batch {
 
   // Enqueues the step after this one, on the tokens that the device draws in this one. Whatever goes
   // wrong here, that step will meet it when it is asked for.
-  void run_ahead(const Pass& pass) {
-    if (!runs_ahead_ || !pass.sampled || !can_replay(backend_, model_.config())) return;
+  std::optional<StepAhead> run_ahead(const Pass& pass) {
+    if (!runs_ahead_ || !pass.sampled || !can_replay(backend_, model_.config())) return {};
     try {
       StepAhead next;
       next.slot = pass.slot == 1 ? 2 : 1;
@@ -271,13 +274,15 @@ class Batch {
         step.device_tokens.push_back(token);
         step.sequences.push_back(session.prepare(1));
       }
-      if (next.rows.empty()) return;
+      if (next.rows.empty()) return {};
       step.cancels.clear();
       step.logits = true;
       run_forward(backend_, model_.config(), model_.weights(), workspace_, step);
       enqueue_sample(rows, next.rows.size(), next.slot, &next.sampled);
-      workspace_.ahead = std::move(next);
-    } catch (const std::exception&) {}
+      return next;
+    } catch (const std::exception&) {
+      return {};
+    }
   }
 
   // Waits for the tokens that the items draw.
@@ -301,8 +306,6 @@ class Batch {
         item.token = sampled[0][row];
       });
     }
-    if (!workspace_.ahead) return;
-    for (StepAhead::Row& row : workspace_.ahead->rows) row.token = pass.items[row.item].item->token.value_or(-1);
   }
 
   // `invalid`: SampleParams::out_invalid of a row.
