@@ -11,11 +11,14 @@ __device__ __forceinline__ float warp_sum(float x) {
   for (int mask = 16; mask > 0; mask /= 2) x += __shfl_xor_sync(kAllLanes, x, mask);
   return x;
 }
-__device__ __forceinline__ double warp_sum(double x) {
+// double or uint64_t.
+template <typename T>
+__device__ __forceinline__ T warp_sum(T x) {
+  static_assert(sizeof(T) == sizeof(Words2));
 #pragma unroll
   for (int mask = 16; mask > 0; mask /= 2) {
     const Words2 words = bit_cast<Words2>(x);
-    x += bit_cast<double>(
+    x += bit_cast<T>(
         Words2{{__shfl_xor_sync(kAllLanes, words.w[0], mask), __shfl_xor_sync(kAllLanes, words.w[1], mask)}});
   }
   return x;

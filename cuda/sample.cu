@@ -171,16 +171,6 @@ __device__ __forceinline__ uint64_t shuffle_up(uint64_t x, int delta) {
   return bit_cast<uint64_t>(
       Words2{{__shfl_up_sync(kAllLanes, words.w[0], delta), __shfl_up_sync(kAllLanes, words.w[1], delta)}});
 }
-using cuda::warp_sum;  // of float, beside that of integers
-__device__ __forceinline__ uint64_t warp_sum(uint64_t x) {
-#pragma unroll
-  for (int mask = 16; mask > 0; mask /= 2) {
-    const Words2 words = bit_cast<Words2>(x);
-    x += bit_cast<uint64_t>(
-        Words2{{__shfl_xor_sync(kAllLanes, words.w[0], mask), __shfl_xor_sync(kAllLanes, words.w[1], mask)}});
-  }
-  return x;
-}
 
 // Every thread gets the sums, the same bits. What was written to memory before is seen after.
 template <typename T, int kCount>

@@ -398,20 +398,16 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
     for (const std::function<void()>& work : works) work();
   });
 }
-cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+template <typename T>
+cudaError_t destroy(std::set<T*> Device::*all, T* one) {
   Device& d = device();
   std::lock_guard lock(d.mutex);
-  if (d.graphs.erase(graph) == 0) return answer(cudaErrorInvalidValue);
-  delete graph;
+  if ((d.*all).erase(one) == 0) return answer(cudaErrorInvalidValue);
+  delete one;
   return answer(d.sticky);
 }
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
-  Device& d = device();
-  std::lock_guard lock(d.mutex);
-  if (d.graph_execs.erase(exec) == 0) return answer(cudaErrorInvalidValue);
-  delete exec;
-  return answer(d.sticky);
-}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return destroy(&Device::graphs, graph); }
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) { return destroy(&Device::graph_execs, exec); }
 
 uint64_t set_fault(Fault fault) {
   Device& d = device();
