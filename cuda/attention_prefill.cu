@@ -142,8 +142,8 @@ class CacheHead {
       return stride > 0 ? head + static_cast<int64_t>(row) * stride + chunk * 16
                         : head + layout.place(first_token + row, chunk * 16);
     }
-    // Of a page with panels of 128 bytes: the 16 bytes that are at the index `chunk` of a row, which
-    // is also where a tile of such rows has them.
+    // Of a page with panels of 128 bytes: the 16 bytes at the index `chunk` of a row. A tile of such
+    // rows has them at the same index.
     __device__ __forceinline__ const unsigned char* at_place(const KvHeadLayout& layout, int row, int chunk) const {
       return head + (chunk >> 3) * 128 * layout.page_tokens + (first_token + row) * 128 + (chunk & 7) * 16;
     }

@@ -98,8 +98,8 @@ __device__ __forceinline__ Scale scale_of(float temperature) {
 }
 
 // exp((logit - largest logit) / temperature) within a relative error of 2^-21; less than 2^-126 is 0. The difference and
-// its product with the scale are in two parts, because an error of the exponent of 2 is one of the result. Also if the
-// largest logit is +inf: those that equal it weigh 1, all others 0.
+// its product with the scale are in two parts, because an error of the exponent of 2 is one of the result. If the largest
+// logit is +inf, the tokens that have it weigh 1, and all others weigh 0.
 __device__ __forceinline__ float weight_of(uint32_t key, uint32_t largest, const Scale& scale) {
   if (key == largest) return 1.0f;
   const float a = logit_of(key), b = logit_of(largest), difference = a - b;
@@ -433,7 +433,8 @@ __device__ __forceinline__ void mark_history(const Row& row, uint32_t first, uin
   }
 }
 
-// Keys of 8 tokens from `first` on, after the penalty of those that have a bit in `penalized`; kNoKey after the vocabulary.
+// Loads the keys of 8 tokens from `first` on. Tokens with a bit in `penalized` are penalized. A token after the vocabulary
+// has kNoKey.
 __device__ __forceinline__ void load_keys(const Row& row, uint32_t first, uint32_t penalized,
                                           uint32_t (&keys)[kLaneTokens]) {
   float logits[kLaneTokens] = {};
