@@ -19,6 +19,11 @@ const LEEWAY = 0.005; // of bytes and sectors, for a few words of bookkeeping
 export interface DeviceCounters {
   /** Bytes read from global memory. Bytes that several lanes of a warp read in one access count once. */
   bytesRead: number;
+  /**
+   * Bytes of the 32-byte sectors that a launch reads, each sector once, summed over launches: what memory sends if the L2
+   * cache keeps what a launch has read.
+   */
+  distinctBytesRead: number;
   /** Bytes written to global memory, counted in the same way. */
   bytesWritten: number;
   /** 32-byte sectors of global memory that were read or written, counted per warp access. */
@@ -44,11 +49,12 @@ const counting = (): Counting => (require(process.env.DIFFQKV_MODULE as string) 
 export interface CounterRow extends DeviceCounters {
   kernel: string;
   shape: string;
-  ideal: Pick<DeviceCounters, 'bytesRead' | 'bytesWritten' | 'sectors' | 'mmaOps'>;
+  ideal: Pick<DeviceCounters, 'bytesRead' | 'distinctBytesRead' | 'bytesWritten' | 'sectors' | 'mmaOps'>;
 }
 
 const COUNTERS = [
   { key: 'bytesRead', name: 'bytes read', leeway: LEEWAY },
+  { key: 'distinctBytesRead', name: 'distinct bytes read', leeway: LEEWAY },
   { key: 'bytesWritten', name: 'bytes written', leeway: LEEWAY },
   { key: 'sectors', name: 'sectors', leeway: LEEWAY },
   { key: 'bankConflicts', name: 'bank conflicts', leeway: 0 },
@@ -56,7 +62,13 @@ const COUNTERS = [
 ] as const;
 
 function idealOf({ bytesRead, bytesWritten, flops }: Work): CounterRow['ideal'] {
-  return { bytesRead, bytesWritten, sectors: (bytesRead + bytesWritten) / SECTOR_BYTES, mmaOps: flops / MMA_FLOPS };
+  return {
+    bytesRead,
+    distinctBytesRead: bytesRead,
+    bytesWritten,
+    sectors: (bytesRead + bytesWritten) / SECTOR_BYTES,
+    mmaOps: flops / MMA_FLOPS,
+  };
 }
 
 async function count(device: Device, { kernel, shape, work, prepare }: CountedCase): Promise<CounterRow> {
@@ -131,13 +143,14 @@ const times = (value: number, ideal: number): string => (ideal === 0 ? '' : `x${
 
 /** One line for each row, with the ratio of each count to the ideal; no newline at the end. */
 export function formatCounters(rows: readonly CounterRow[]): string {
-  const header = ['kernel', 'shape', 'read', '', 'written', '', 'sectors', '', 'conflicts', 'mma', ''];
+  const header = ['kernel', 'shape', 'read', '', 'distinct', '', 'written', '', 'sectors', '', 'conflicts', 'mma', ''];
   const cells = rows.map((row) => {
     const beside = (key: keyof CounterRow['ideal']) => [String(row[key]), times(row[key], row.ideal[key])];
     return [
       row.kernel,
       row.shape,
       ...beside('bytesRead'),
+      ...beside('distinctBytesRead'),
       ...beside('bytesWritten'),
       ...beside('sectors'),
       String(row.bankConflicts),

@@ -51,6 +51,7 @@ describe('the comparison of counters', () => {
 
   it.each([
     ['bytesRead', 'bytes read'],
+    ['distinctBytesRead', 'distinct bytes read'],
     ['bytesWritten', 'bytes written'],
     ['sectors', 'sectors'],
   ] as const)('lets %s grow by at most half a percent', (key, words) => {
@@ -125,7 +126,7 @@ describe('the counters of the CUDA kernels', () => {
 
   it('start at 0 and count only the emulated device until they stop', async () => {
     const { counters, startCounting, stopCounting } = emulation();
-    const none = { bytesRead: 0, bytesWritten: 0, sectors: 0, bankConflicts: 0, mmaOps: 0 };
+    const none = { bytesRead: 0, distinctBytesRead: 0, bytesWritten: 0, sectors: 0, bankConflicts: 0, mmaOps: 0 };
     stopCounting();
     expect(counters()).toBeNull();
     startCounting();
@@ -135,7 +136,9 @@ describe('the counters of the CUDA kernels', () => {
       using device = await openDevice(id);
       const x = device.tensor('f32', [64], values);
       await (await kernels.gatedActivation({ gate: x, up: x })).read();
-      expect(counters()).toEqual(id === 'cpu' ? none : expect.objectContaining({ bytesRead: 512, bytesWritten: 256 }));
+      expect(counters()).toEqual(
+        id === 'cpu' ? none : expect.objectContaining({ bytesRead: 512, distinctBytesRead: 256, bytesWritten: 256 }),
+      );
     }
     startCounting();
     expect(counters()).toEqual(none);

@@ -63,21 +63,25 @@ function launchedKernel(architecture: Architecture, n: number): Promise<string |
 }
 
 interface Traffic {
+  /** What all threads ask for. */
   bytes: number;
+  /** What memory moves: each sector that a launch reads, once. */
+  distinctBytes: number;
   model: ModelConfig;
   weightBytes: number;
 }
 
-/** The bytes that the kernels of a step with `kvLen` keys ask for. */
+/** The bytes of the kernels of a step with `kvLen` keys. */
 function trafficOfStep(config: Record<string, unknown>, numLayers: number, kvLen: number): Promise<Traffic> {
   return withModel({ ...config, num_hidden_layers: numLayers }, async (model) => {
     const session = await model.createSession({ maxKvLen: kvLen });
     await session.prefill(Array.from({ length: kvLen - 1 }, (_, i) => i));
     emulation().startCounting();
     await session.decode(4);
-    const { bytesRead, bytesWritten } = emulation().counters() as DeviceCounters;
+    const { bytesRead, distinctBytesRead, bytesWritten } = emulation().counters() as DeviceCounters;
     emulation().stopCounting();
-    return { bytes: bytesRead + bytesWritten, model: model.config, weightBytes: model.weightBytes };
+    const [bytes, distinctBytes] = [bytesRead + bytesWritten, distinctBytesRead + bytesWritten];
+    return { bytes, distinctBytes, model: model.config, weightBytes: model.weightBytes };
   });
 }
 
@@ -125,6 +129,9 @@ function trafficOfStep(config: Record<string, unknown>, numLayers: number, kvLen
     // Each block of a product reads x again, which the L2 cache serves on a GPU.
     expect((two.bytes - one.bytes) / bytes).toBeGreaterThan(1);
     expect((two.bytes - one.bytes) / bytes).toBeLessThan(1.1);
+    const floorOfLayer = total(listed, 'weights') + total(listed, 'cache');
+    expect((two.distinctBytes - one.distinctBytes) / floorOfLayer).toBeGreaterThan(1);
+    expect((two.distinctBytes - one.distinctBytes) / floorOfLayer).toBeLessThan(1.03);
     const step = stepKernels(one.model, [kvLen], BUILT);
     const floor = total(step, 'weights') + total(step, 'cache');
     expect(floor / stepBytes(one.model, one.weightBytes, [kvLen])).toBeCloseTo(1, 3);

@@ -59,6 +59,7 @@ Napi::Value counters(const Napi::CallbackInfo& info) {
     Napi::Object result = Napi::Object::New(info.Env());
     const auto set = [&](const char* name, uint64_t value) { result.Set(name, static_cast<double>(value)); };
     set("bytesRead", c.read_bytes);
+    set("distinctBytesRead", c.distinct_read_bytes);
     set("bytesWritten", c.written_bytes);
     set("sectors", c.read_sectors + c.written_sectors);
     set("bankConflicts", c.bank_conflicts);

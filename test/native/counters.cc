@@ -67,6 +67,7 @@ std::string check_copy(int stride, uint64_t sectors) {
   const Counters c = counted(8, 128, 0, copy_words, &wrong, in.data(), out.data(), stride);
   return expect(wrong, {{"read_bytes", {c.read_bytes, 4096}},
                         {"read_sectors", {c.read_sectors, sectors}},
+                        {"distinct_read_bytes", {c.distinct_read_bytes, 32 * sectors}},
                         {"written_bytes", {c.written_bytes, 4096}},
                         {"written_sectors", {c.written_sectors, 128}},
                         {"launches", {c.launches, 1}},
@@ -105,6 +106,13 @@ std::vector<Check> counter_checks() {
          std::string wrong;
          const Counters c = counted(1, 32, 0, broadcast, &wrong, in.data(), out.data());
          return expect(wrong, {{"read_bytes", {c.read_bytes, 4}}, {"read_sectors", {c.read_sectors, 1}}});
+       }},
+      {"a word for all blocks",
+       [] {
+         Memory<uint32_t> in(1), out(32);
+         std::string wrong;
+         const Counters c = counted(3, 32, 0, broadcast, &wrong, in.data(), out.data());
+         return expect(wrong, {{"read_bytes", {c.read_bytes, 12}}, {"distinct_read_bytes", {c.distinct_read_bytes, 32}}});
        }},
       {"16 bytes a lane",
        [] {

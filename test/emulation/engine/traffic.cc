@@ -11,6 +11,7 @@ void add_counters(Counters* to, const Counters& from) {
   to->launches += from.launches, to->mma += from.mma;
   to->read_bytes += from.read_bytes, to->written_bytes += from.written_bytes, to->atomics += from.atomics;
   to->read_sectors += from.read_sectors, to->written_sectors += from.written_sectors;
+  to->distinct_read_bytes += from.distinct_read_bytes;
   to->shared_accesses += from.shared_accesses, to->bank_conflicts += from.bank_conflicts;
   for (const auto& [line, count] : from.conflicts_by_line) to->conflicts_by_line[line] += count;
   for (const auto& [allocation, bytes] : from.read_bytes_by_allocation)
@@ -47,6 +48,9 @@ void Traffic::count(Access access, Site site, std::vector<Part>& parts) {
     bytes += part_end > end ? part_end - std::max(end, part.address) : 0;
     end = std::max(end, part_end);
     const uintptr_t first = std::max(part.address / 32, next_sector), last = (part_end - 1) / 32;
+    if (access == Access::global_load) {
+      for (uintptr_t sector = first; sector <= last; ++sector) note_read(sector);
+    }
     if (last >= first) sectors += last - first + 1, next_sector = last + 1;
   }
   if (access == Access::global_load) {
@@ -54,6 +58,13 @@ void Traffic::count(Access access, Site site, std::vector<Part>& parts) {
   } else {
     counters_.written_bytes += bytes, counters_.written_sectors += sectors;
   }
+}
+
+void Traffic::note_read(uintptr_t sector) {
+  auto bit = read_[sector / kRegionSectors][sector % kRegionSectors];
+  if (bit) return;
+  bit = true;
+  counters_.distinct_read_bytes += 32;
 }
 
 // 32 banks of 4 bytes. A warp's access goes in phases of 128 bytes: all lanes at up to 4 bytes each, 16 lanes at 8, 8 lanes

@@ -1,6 +1,8 @@
 // What counting needs: the accesses of a warp's lanes since they last stood together, matched to warp-wide accesses.
 #pragma once
 
+#include <bitset>
+#include <unordered_map>
 #include <vector>
 
 #include "engine/engine.h"
@@ -35,7 +37,10 @@ class Traffic {
   };
   void count(Access access, Site site, std::vector<Part>& parts);
   void count_shared(Site site, const std::vector<Part>& parts);
+  void note_read(uintptr_t sector);
 
+  static constexpr uintptr_t kRegionSectors = 1024;
+  std::unordered_map<uintptr_t, std::bitset<kRegionSectors>> read_;  // by the number of the region: its sectors
   std::vector<std::vector<Entry>> lanes_;
   Counters counters_;
 };
