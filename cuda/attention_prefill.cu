@@ -142,16 +142,26 @@ class CacheHead {
       return stride > 0 ? head + static_cast<int64_t>(row) * stride + chunk * 16
                         : head + layout.place(first_token + row, chunk * 16);
     }
-    // Of a page with panels of 128 bytes: the 16 bytes at the index `chunk` of a row. A tile of such
-    // rows has them at the same index.
-    __device__ __forceinline__ const unsigned char* at_place(const KvHeadLayout& layout, int row, int chunk) const {
-      return head + (chunk >> 3) * 128 * layout.page_tokens + (first_token + row) * 128 + (chunk & 7) * 16;
+  };
+  // The same of rows of whole panels of 128 bytes, by the place of 16 bytes in the tile. A page has
+  // them in the order of the tile.
+  struct TilePanels {
+    const unsigned char* start;
+    int row_stride, panel_stride;  // bytes
+    int swizzle;                   // 7 if the rows are not swizzled, else 0
+    __device__ __forceinline__ uint32_t offset(int row, int place) const {
+      return row * row_stride + (place >> 3) * panel_stride + ((place & 7) ^ (row & swizzle)) * 16;
     }
   };
   __device__ __forceinline__ TileRows rows(int first_key, const KvHeadLayout& layout) const {
     if (p_.pages) return {start_ + head_ * layout.bytes(), first_key & (page_tokens() - 1), 0};
     const int stride = num_heads() * layout.row_bytes;
     return {start_ + int64_t{first_key} * stride + head_ * layout.row_bytes, 0, stride};
+  }
+  __device__ __forceinline__ TilePanels panels(int first_key, const KvHeadLayout& layout) const {
+    const TileRows tile = rows(first_key, layout);
+    if (p_.pages) return {tile.head + tile.first_token * 128, 128, 128 * layout.page_tokens, 0};
+    return {tile.head, tile.stride, 128, 7};
   }
   __device__ __forceinline__ KvHeadLayout layout(int dims, int element_bytes) const {
     return {dims, element_bytes, page_tokens()};
@@ -218,14 +228,19 @@ class TileFiller {
   __device__ __forceinline__ void copy(unsigned char* tile, int first_key, int dims) {
     const Walk walk(dims, 2);
     const KvHeadLayout layout = head_.layout(dims, 2);
-    const auto from = head_.rows(first_key, layout);
-    for (int piece = worker_; piece < dims / 8; piece += num_workers_) {
-      const int row = walk.row_of(piece), chunk = walk.chunk_of(piece);
-      const bool valid = reads(first_key + row);
-      if (dims % 64 == 0 && from.stride == 0) {
-        cp_async_cg(tile + row * dims * 2 + (chunk << 4), valid ? from.at_place(layout, row, chunk) : from.head,
+    if (dims % 64 == 0) {
+      const auto from = head_.panels(first_key, layout);
+      for (int piece = worker_; piece < dims / 8; piece += num_workers_) {
+        const int row = walk.row_of(piece), place = walk.chunk_of(piece);
+        const bool valid = reads(first_key + row);
+        cp_async_cg(tile + row * dims * 2 + place * 16, from.start + (valid ? from.offset(row, place) : 0u),
                     valid ? 16 : 0);
-      } else {
+      }
+    } else {
+      const auto from = head_.rows(first_key, layout);
+      for (int piece = worker_; piece < dims / 8; piece += num_workers_) {
+        const int row = walk.row_of(piece), chunk = walk.chunk_of(piece);
+        const bool valid = reads(first_key + row);
         cp_async_cg(tile + row * dims * 2 + ((chunk ^ swizzle(row, dims)) << 4),
                     valid ? from.at(layout, row, chunk) : from.head, valid ? 16 : 0);
       }
