@@ -112,7 +112,8 @@ std::vector<Check> counter_checks() {
          Memory<uint32_t> in(1), out(32);
          std::string wrong;
          const Counters c = counted(3, 32, 0, broadcast, &wrong, in.data(), out.data());
-         return expect(wrong, {{"read_bytes", {c.read_bytes, 12}}, {"distinct_read_bytes", {c.distinct_read_bytes, 32}}});
+         return expect(wrong,
+                       {{"read_bytes", {c.read_bytes, 12}}, {"distinct_read_bytes", {c.distinct_read_bytes, 32}}});
        }},
       {"16 bytes a lane",
        [] {

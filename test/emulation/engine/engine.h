@@ -113,7 +113,7 @@ struct Counters {
   uint64_t launches = 0, mma = 0;
   uint64_t read_bytes = 0, written_bytes = 0, atomics = 0;  // global memory
   uint64_t read_sectors = 0, written_sectors = 0;
-  uint64_t distinct_read_bytes = 0;  // of the sectors that a launch reads, each once: what memory sends if L2 keeps them
+  uint64_t distinct_read_bytes = 0;  // of the sectors that a launch reads, each once: what memory sends
   uint64_t shared_accesses = 0, bank_conflicts = 0;
   std::map<std::string, uint64_t> conflicts_by_line;         // "file:line"
   std::map<const void*, uint64_t> read_bytes_by_allocation;  // by its first byte
