@@ -84,14 +84,25 @@ void reference(const LogProbsParams& p, Context&) {
 
 OperatorCalls log_probs_calls() {
   OperatorCalls calls;
-  calls.small.add("log_probs", [] { return random_call(3, 3000, 0); });
-  calls.small.add("log_probs, rows not aligned", [] { return random_call(3, 601, 0); });
-  calls.sigma.add("Sigma: log_probs", [] { return random_call(64, kSigmaVocabSize, 0); });
-  calls.ptx.add("log_probs of impossible tokens", log_probs_call,
-                {.tokens = {0, 1}, .vocab_size = 3, .first_logits = {-kInfinity, 1, 2}});
-  calls.ptx.add_rejected("log_probs of a token that is none", [] {
-    return log_probs_call({.tokens = {0, 700}, .vocab_size = 700});
-  });
+  calls.seeded.add("log_probs, the most likely tokens", [] { return random_call(2, 5000, 20); });
+  calls.seeded.add("log_probs of rows that are not aligned", [] { return random_call(3, 2601, 3); });
+  calls.small.add("log_probs", [] { return random_call(3, 10000, 0); });
+  calls.sigma.add("Sigma: log_probs of 64 rows", [] { return random_call(64, kSigmaVocabSize, 0); });
+  calls.sigma.add("Sigma: log_probs, the most likely tokens", [] { return random_call(16, kSigmaVocabSize, 20); });
+
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const auto logits = [&](const std::string& name, const std::vector<float>& first, int64_t vocab_size = 700) {
+    calls.ptx.add("log_probs: " + name, log_probs_call,
+                  {std::vector<int32_t>(2, vocab_size > 1), vocab_size, std::min<int64_t>(vocab_size, 20), first});
+  };
+  logits("a logit of NaN", {1, nan});
+  logits("a logit of infinity", {1, kInfinity});
+  logits("no logit", {-kInfinity, -kInfinity, -kInfinity}, 3);
+  logits("an impossible token", {-kInfinity, 1, 2, 4}, 4);
+  logits("equal logits of both signs", {0.0f, -0.0f, 0.0f, -0.0f, 9, 9, 9, -9});
+  logits("a single token", {3}, 1);
+  calls.ptx.add_rejected("log_probs of a token that is none", [] { return log_probs_call({{0, 700}, 700}); });
+  calls.ptx.add_rejected("log_probs of a negative token", [] { return log_probs_call({{-1, 0}, 700}); });
   return calls;
 }
 
