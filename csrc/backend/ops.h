@@ -307,9 +307,9 @@ struct AttentionDecodeParams : AttentionParams {
   bool renormalize = false;
 };
 
-// How the token of one row is drawn, in device memory. check_sample_row (check.h) has the ranges; the
-// operator does not check them.
-// A number that is added to the logit of a token.
+// A number that is added to the logit of a token; -infinity forbids the token, whatever its logit is.
+// Below: how the token of one row is drawn, in device memory. check_sample_row (check.h) has the ranges;
+// the operator does not check them.
 struct LogitBias {
   int32_t token = 0;
   float bias = 0;
@@ -318,7 +318,7 @@ struct LogitBias {
 struct SampleRow {
   const int32_t* history = nullptr;  // [history_len]: tokens that are penalized
   int64_t history_len = 0;
-  const LogitBias* biases = nullptr;  // [num_biases], of different tokens
+  const LogitBias* biases = nullptr;  // [num_biases], in rising order of tokens
   int64_t num_biases = 0;
   // [ceil(vocab_size / 32)]: bit t % 32 of word t / 32 says whether token t can be drawn. Null: all can.
   const uint32_t* allowed = nullptr;
@@ -361,11 +361,11 @@ struct SampleParams {
 // finite logit gives NaN. A token outside [0, vocab_size) is ERR_INVALID_ARGUMENT.
 struct LogProbsParams {
   static constexpr int64_t kMaxTopN = 20;
-  const float* logits = nullptr;       // [num_rows, vocab_size]
-  const int32_t* tokens = nullptr;     // [num_rows]
-  float* out = nullptr;                // [num_rows]
-  int32_t* out_top_tokens = nullptr;   // [num_rows, top_n], not read if top_n is 0
-  float* out_top = nullptr;            // [num_rows, top_n]
+  const float* logits = nullptr;                    // [num_rows, vocab_size]
+  const int32_t* tokens = nullptr;                  // [num_rows]
+  float* out = nullptr;                             // [num_rows]
+  int32_t* out_top_tokens = nullptr;                // [num_rows, top_n], not read if top_n is 0
+  float* out_top = nullptr;                         // [num_rows, top_n]
   int64_t num_rows = 0, vocab_size = 0, top_n = 0;  // top_n <= min(vocab_size, kMaxTopN)
 };
 

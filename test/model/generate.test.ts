@@ -38,6 +38,7 @@ onEveryDevice((device) => {
       text,
       tokens,
       finishReason: 'length',
+      stopSequence: null,
       usage: { promptTokens: first.tokens.length, completionTokens: tokens.length },
       timings: { prefillMs: expect.any(Number), decodeMs: expect.any(Number), tokensPerSecond: expect.any(Number) },
     });
