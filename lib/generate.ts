@@ -3,6 +3,7 @@ import type { ChatMessage } from './chat';
 import { checkCallback, checkObject, DiffqkvError, invalid, invalidArgument } from './errors';
 import { type GeneratedToken, Generation, type GenerationResult } from './generation';
 import { callOrder, native } from './internal';
+import { LogprobRecorder } from './logprobs';
 import type { Model } from './model';
 import { resolveSampling, type SamplingOptions } from './sampling';
 import type { Scheduler } from './scheduler';
@@ -25,6 +26,12 @@ export interface GenerateOptions extends SamplingOptions {
    * units together. Requires a tokenizer.
    */
   stop?: string | readonly string[];
+  /**
+   * Adds the log probability of each token, and those of so many of the most likely tokens: an
+   * integer from 0 to 20. They are of the model's own distribution, before penalties, biases, masks
+   * and the temperature. Default: none.
+   */
+  logprobs?: number;
   /**
    * Stops the generation within one chunk of the prompt or one token. `result` then has
    * finishReason 'abort'.
@@ -102,6 +109,7 @@ async function run(request: Run): Promise<GenerationResult> {
     );
   }
   const sampling = resolveSampling(options);
+  const logprobs = new LogprobRecorder(model, options.logprobs);
   const encode = readPrompt(model, prompt, options.chat);
   if (isAborted(signal)) stop.abort();
   const stopListening = onAbort(signal, () => stop.abort());
@@ -121,13 +129,16 @@ async function run(request: Run): Promise<GenerationResult> {
           onPrefillProgress({ doneTokens, totalTokens }));
       const next = (appended: Int32Array, draw: number): Promise<number> => {
         const continues = draw + 1 < limit;
-        const item = { session: used[native], tokens: appended, sampling, draw, continues };
+        const { count, record } = logprobs;
+        const drawn = { sampling, draw, continues, logprobs: count, onResult: record };
+        const item = { session: used[native], tokens: appended, ...drawn };
         // Only the prompt is canceled midway. A single token is soon done, and completing it keeps
         // the cache in step with the tokens that were emitted.
         return scheduler.next(draw === 0 ? { ...item, signal: stop.signal, onProgress } : item);
       };
       const isStopped = () => stop.signal.aborted;
-      const result = await drawTokens({ prompt: tokens, next, output, limit, isStopped, emit });
+      const request = { prompt: tokens, next, logprobs, output, limit, isStopped, emit };
+      const result = await drawTokens(request);
       const last = result.tokens.at(-1);
       if (session !== undefined && last !== undefined) {
         const tokens = Int32Array.of(last);
@@ -149,6 +160,7 @@ interface DrawRequest {
    * Appends tokens to the session and draws the next one. `draw` counts the tokens drawn before.
    */
   next(tokens: Int32Array, draw: number): Promise<number>;
+  logprobs: LogprobRecorder;
   output: Output;
   /** Maximum number of tokens. Below 1, only the prompt is appended. */
   limit: number;
@@ -158,7 +170,7 @@ interface DrawRequest {
 
 /** Draws tokens until the output, the limit or a signal ends the generation. */
 async function drawTokens(request: DrawRequest): Promise<GenerationResult> {
-  const { prompt, next, output, limit, isStopped, emit } = request;
+  const { prompt, next, logprobs, output, limit, isStopped, emit } = request;
   const tokens: number[] = [];
   const texts: string[] = [];
   const startMs = performance.now();
@@ -170,6 +182,7 @@ async function drawTokens(request: DrawRequest): Promise<GenerationResult> {
       text: texts.join(''),
       tokens,
       finishReason,
+      ...logprobs.ofResult(tokens.length),
       usage: { promptTokens: prompt.length, completionTokens: tokens.length },
       timings: {
         prefillMs: firstTokenMs - startMs,
@@ -196,7 +209,7 @@ async function drawTokens(request: DrawRequest): Promise<GenerationResult> {
     const isLast = abort || tokens.length === limit;
     const { text, stopped } = output.push(token, { isLast });
     texts.push(text);
-    emit({ token, text });
+    emit({ token, text, ...logprobs.ofToken(tokens.length - 1) });
     if (stopped) return result('stop');
     if (abort) return result('abort');
     if (tokens.length === limit) break;

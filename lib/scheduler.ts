@@ -19,6 +19,12 @@ export interface BatchRequest {
   draw: number;
   /** Whether one more token is likely to follow the one that is drawn. */
   continues: boolean;
+  /** These are those of {@link NativeBatchItem}. */
+  logprobs?: number;
+  rows?: NativeBatchItem['rows'];
+  targets?: Int32Array;
+  /** Called with the result of each step of the request that has no error. */
+  onResult?: (result: NativeBatchResult) => void;
   /** Rejects the request with ABORT_ERR, before its step or within the prompt. */
   signal?: AbortSignal;
   /** Called after each chunk of a prompt. If it throws, the request rejects with that error. */
@@ -122,9 +128,20 @@ export class Scheduler {
   async #run(): Promise<void> {
     const batch = this.#nextBatch();
     const items = batch.map(
-      ({ tokens, done, session, sampling, draw, continues, cancel }): NativeBatchItem => {
+      ({ tokens, done, session, sampling, draw, continues, cancel, ...more }): NativeBatchItem => {
         const rest = tokens.subarray(done);
-        return { session, tokens: rest, chunks: 'next', sampling, draw, continues, cancel };
+        const targets = more.targets?.subarray(done);
+        const rows = { logprobs: more.logprobs, rows: more.rows, targets };
+        return {
+          session,
+          tokens: rest,
+          chunks: 'next',
+          sampling,
+          draw,
+          continues,
+          cancel,
+          ...rows,
+        };
       },
     );
     try {
@@ -169,6 +186,7 @@ export class Scheduler {
       void this.#fail(request, translate(result.error));
       return;
     }
+    request.onResult?.(result);
     try {
       request.onProgress?.(request.done, request.tokens.length);
     } catch (error) {

@@ -357,15 +357,15 @@ struct SampleParams {
 };
 
 // Log probabilities: log(softmax(logits)) of one token of each row, and of the top_n most likely
-// tokens, the most likely first, of equal ones the lowest index first. A row with a NaN or without a
-// finite logit gives NaN. A token outside [0, vocab_size) is ERR_INVALID_ARGUMENT.
+// tokens, the most likely first, of equal ones the lowest index first. A row with a NaN or +infinity, or
+// without a finite logit, gives NaN. A token outside [0, vocab_size) is ERR_INVALID_ARGUMENT.
 struct LogProbsParams {
   static constexpr int64_t kMaxTopN = 20;
-  const float* logits = nullptr;       // [num_rows, vocab_size]
-  const int32_t* tokens = nullptr;     // [num_rows]
-  float* out = nullptr;                // [num_rows]
-  int32_t* out_top_tokens = nullptr;   // [num_rows, top_n], not read if top_n is 0
-  float* out_top = nullptr;            // [num_rows, top_n]
+  const float* logits = nullptr;                    // [num_rows, vocab_size]
+  const int32_t* tokens = nullptr;                  // [num_rows]
+  float* out = nullptr;                             // [num_rows]
+  int32_t* out_top_tokens = nullptr;                // [num_rows, top_n], not read if top_n is 0
+  float* out_top = nullptr;                         // [num_rows, top_n]
   int64_t num_rows = 0, vocab_size = 0, top_n = 0;  // top_n <= min(vocab_size, kMaxTopN)
 };
 
