@@ -183,6 +183,15 @@ export interface NativeBatchItem {
    * compute that step ahead. Required with `sampling`.
    */
   continues?: boolean;
+  /** If set, the result has `logprobs`, with so many of the most likely tokens: 0 to 20. */
+  logprobs?: number;
+  /**
+   * What the result has of the tokens in `rows`, in place of a token drawn. All tokens are computed,
+   * whatever the prefix cache has.
+   */
+  rows?: 'logProbs' | 'lastHidden' | 'allHidden';
+  /** Of 'logProbs': for each token the one whose log probability is computed. */
+  targets?: Int32Array;
   /** [vocabSize]. Filled with the logits of the last token when all tokens are appended. */
   logits?: Float32Array;
   /** Ends this item with ABORT_ERR, before it begins or within a prompt. */
@@ -201,6 +210,13 @@ export interface NativeBatchResult {
   consumed: number;
   /** The token drawn; absent if tokens remain to be appended or `sampling` is undefined. */
   token?: number;
+  /** Of the token drawn and of the most likely ones, before penalties, masks and the temperature. */
+  logprobs?: { logprob: number; topTokens: number[]; topLogprobs: number[] };
+  /**
+   * Of the tokens appended. 'logProbs': their log probabilities. 'lastHidden': the hidden state
+   * after the last of all tokens; absent if tokens remain. 'allHidden': the sum of the hidden states.
+   */
+  rows?: Float64Array;
   /** The error of this item; its session is as before the step. */
   error?: unknown;
 }

@@ -4,6 +4,7 @@ import { checkCallback, checkObject, DiffqkvError, invalid, invalidArgument } fr
 import { type GeneratedToken, Generation, type GenerationResult } from './generation';
 import { callOrder, native } from './internal';
 import { LogitBiases } from './logit_bias';
+import { LogprobRecorder } from './logprobs';
 import type { Model } from './model';
 import { resolveSampling, type SamplingOptions } from './sampling';
 import type { Scheduler } from './scheduler';
@@ -27,6 +28,12 @@ export interface GenerateOptions extends SamplingOptions {
    * units together. Requires a tokenizer.
    */
   stop?: string | readonly string[];
+  /**
+   * Adds the log probability of each token, and those of so many of the most likely tokens: an
+   * integer from 0 to 20. They are of the model's own distribution, before penalties, biases, masks
+   * and the temperature. Default: none.
+   */
+  logprobs?: number;
   /**
    * Stops the generation within one chunk of the prompt or one token. `result` then has
    * finishReason 'abort'.
@@ -106,6 +113,7 @@ async function run(request: Run): Promise<GenerationResult> {
   }
   const sampling = resolveSampling(options);
   const biases = LogitBiases.create(options, model.config.vocabSize);
+  const logprobs = new LogprobRecorder(model, options.logprobs);
   const encode = readPrompt(model, prompt, options.chat);
   if (isAborted(signal)) stop.abort();
   const stopListening = onAbort(signal, () => stop.abort());
@@ -127,7 +135,8 @@ async function run(request: Run): Promise<GenerationResult> {
         // A step that depends on the token that this one draws cannot be computed ahead.
         const continues = draw + 1 < limit && biases === undefined && constraint === undefined;
         const inputs = { allowed: constraint?.allowed, biases: biases?.current };
-        const step = { tokens: appended, sampling, ...inputs, draw, continues };
+        const outputs = { logprobs: logprobs.count, onResult: logprobs.record };
+        const step = { tokens: appended, sampling, ...inputs, draw, continues, ...outputs };
         const item = { session: used[native], ...step };
         // Only the prompt is canceled midway. A single token is soon done, and completing it keeps
         // the cache in step with the tokens that were emitted.
@@ -138,7 +147,8 @@ async function run(request: Run): Promise<GenerationResult> {
         return token;
       };
       const isStopped = () => stop.signal.aborted;
-      const result = await drawTokens({ prompt: tokens, next, output, limit, isStopped, emit });
+      const request = { prompt: tokens, next, logprobs, output, limit, isStopped, emit };
+      const result = await drawTokens(request);
       const last = result.tokens.at(-1);
       if (session !== undefined && last !== undefined) {
         const tokens = Int32Array.of(last);
@@ -160,6 +170,7 @@ interface DrawRequest {
    * Appends tokens to the session and draws the next one. `draw` counts the tokens drawn before.
    */
   next(tokens: Int32Array, draw: number): Promise<number>;
+  logprobs: LogprobRecorder;
   output: Output;
   /** Maximum number of tokens. Below 1, only the prompt is appended. */
   limit: number;
@@ -169,7 +180,7 @@ interface DrawRequest {
 
 /** Draws tokens until the output, the limit or a signal ends the generation. */
 async function drawTokens(request: DrawRequest): Promise<GenerationResult> {
-  const { prompt, next, output, limit, isStopped, emit } = request;
+  const { prompt, next, logprobs, output, limit, isStopped, emit } = request;
   const tokens: number[] = [];
   const texts: string[] = [];
   const startMs = performance.now();
@@ -182,6 +193,7 @@ async function drawTokens(request: DrawRequest): Promise<GenerationResult> {
       tokens,
       finishReason,
       stopSequence: output.stopSequence,
+      ...logprobs.ofResult(tokens.length),
       usage: { promptTokens: prompt.length, completionTokens: tokens.length },
       timings: {
         prefillMs: firstTokenMs - startMs,
@@ -208,7 +220,7 @@ async function drawTokens(request: DrawRequest): Promise<GenerationResult> {
     const isLast = abort || tokens.length === limit;
     const { text, stopped } = output.push(token, { isLast });
     texts.push(text);
-    emit({ token, text });
+    emit({ token, text, ...logprobs.ofToken(tokens.length - 1) });
     if (stopped) return result('stop');
     if (abort) return result('abort');
     if (tokens.length === limit) break;

@@ -1,4 +1,5 @@
 import { deferred } from './deferred';
+import type { GeneratedLogprob, TokenLogprob } from './logprobs';
 import { checkReceiver } from './receiver';
 
 /** One token of a generation. */
@@ -10,6 +11,10 @@ export interface GeneratedToken {
    * text may become a stop string.
    */
   text: string;
+  /** With the option `logprobs`: the log probability of the token. */
+  logprob?: number;
+  /** With the option `logprobs`: the most likely tokens in its place, the most likely first. */
+  topLogprobs?: TokenLogprob[];
 }
 
 /** The outcome of a generation. */
@@ -26,6 +31,8 @@ export interface GenerationResult {
   finishReason: 'stop' | 'length' | 'abort';
   /** The stop string that was found; null if none was. */
   stopSequence: string | null;
+  /** With the option `logprobs`: one for each of `tokens`. */
+  logprobs?: GeneratedLogprob[];
   /** Numbers of tokens. */
   usage: {
     /** Tokens of the prompt, including special tokens, excluding earlier tokens of `session`. */

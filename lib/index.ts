@@ -7,6 +7,7 @@ export {
   listDevices,
   openDevice,
 } from './device';
+export type { EmbedOptions } from './embed';
 export { DiffqkvError, type ErrorCode } from './errors';
 export type { GenerateOptions, PrefillProgress, Prompt } from './generate';
 export type { GeneratedToken, Generation, GenerationResult } from './generation';
@@ -17,6 +18,7 @@ export {
   kernels,
   type SelectiveV,
 } from './kernels';
+export type { GeneratedLogprob, TokenLogprob } from './logprobs';
 export {
   type DecodeGraphs,
   defaultModelDirectory,
@@ -27,7 +29,9 @@ export {
   type ModelOptions,
   type WeightBytesByPart,
 } from './model';
+export type { TextOrTokens } from './row_pass';
 export type { SamplingOptions } from './sampling';
+export type { Score, ScoreOptions } from './score';
 export { Session, type SessionOptions } from './session';
 export { type DType, type Float16ArrayLike, Tensor, type TensorData } from './tensor';
 export {

@@ -7,6 +7,7 @@ import type {
   NativeWeightBytes,
 } from './addon';
 import { Device, type DeviceId, openDevice } from './device';
+import { type EmbedOptions, embed } from './embed';
 import {
   awaitNative,
   callNative,
@@ -27,8 +28,10 @@ import { endProcess, native } from './internal';
 import { packageRoot } from './paths';
 import { presets } from './presets';
 import { checkReceiver } from './receiver';
+import type { TextOrTokens } from './row_pass';
 import { checkSeed } from './sampling';
 import { Scheduler } from './scheduler';
+import { type Score, type ScoreOptions, score } from './score';
 import { nativeSessionOptions, Session, type SessionOptions } from './session';
 import type { DType } from './tensor';
 import { Tokenizer } from './tokenizer';
@@ -325,6 +328,27 @@ export class Model implements Disposable {
    */
   generate(prompt: Prompt, options?: GenerateOptions): Generation {
     return generate(this, this.#scheduler, prompt, options);
+  }
+
+  /**
+   * Resolves to the log probability of every token of a text after the first, given those before it:
+   * those of the model's own distribution, within rounding equal to those of decoding. The text is
+   * computed in chunks, and generations continue between them. It uses no session of the caller, and
+   * a KV cache for the text while it runs. Rejects with ERR_INVALID_ARGUMENT, ERR_KV_CACHE_FULL if
+   * the text is longer than the context, ERR_UNSUPPORTED_MODEL if a logit is NaN, ABORT_ERR,
+   * ERR_OUT_OF_MEMORY, ERR_DISPOSED.
+   */
+  async score(text: TextOrTokens, options?: ScoreOptions): Promise<Score> {
+    return score(this, this.#scheduler, text, options);
+  }
+
+  /**
+   * Resolves to an embedding of each text, [hiddenSize]: from the hidden states after the final norm,
+   * added in float64. It does not depend on what else is computed. Texts get special tokens as
+   * prompts do. Rejects like {@link Model.score}.
+   */
+  async embed(texts: readonly TextOrTokens[], options?: EmbedOptions): Promise<Float32Array[]> {
+    return embed(this, this.#scheduler, texts, options);
   }
 
   /**

@@ -22,6 +22,12 @@ export interface BatchRequest {
   biases?: NativeBatchItem['biases'];
   /** Whether one more token is likely to follow the one that is drawn. */
   continues: boolean;
+  /** These are those of {@link NativeBatchItem}. */
+  logprobs?: number;
+  rows?: NativeBatchItem['rows'];
+  targets?: Int32Array;
+  /** Called with the result of each step of the request that has no error. */
+  onResult?: (result: NativeBatchResult) => void;
   /** Rejects the request with ABORT_ERR, before its step or within the prompt. */
   signal?: AbortSignal;
   /** Called after each chunk of a prompt. If it throws, the request rejects with that error. */
@@ -125,10 +131,20 @@ export class Scheduler {
   async #run(): Promise<void> {
     const batch = this.#nextBatch();
     const items = batch.map(
-      ({ tokens, done, session, sampling, draw, allowed, biases, continues, cancel }) => {
-        const item: NativeBatchItem = { session, tokens: tokens.subarray(done), chunks: 'next' };
-        return Object.assign(item, { sampling, draw, allowed, biases, continues, cancel });
-      },
+      (request): NativeBatchItem => ({
+        session: request.session,
+        tokens: request.tokens.subarray(request.done),
+        chunks: 'next',
+        sampling: request.sampling,
+        draw: request.draw,
+        continues: request.continues,
+        allowed: request.allowed,
+        biases: request.biases,
+        logprobs: request.logprobs,
+        rows: request.rows,
+        targets: request.targets?.subarray(request.done),
+        cancel: request.cancel,
+      }),
     );
     try {
       const results = batch.length > 0 ? await awaitNative(() => this.#step(items)) : [];
@@ -172,6 +188,7 @@ export class Scheduler {
       void this.#fail(request, translate(result.error));
       return;
     }
+    request.onResult?.(result);
     try {
       request.onProgress?.(request.done, request.tokens.length);
     } catch (error) {

@@ -68,6 +68,29 @@ Chunks chunks(const Fields& fields) {
   fail(ErrorCode::invalid_argument, "chunks is \"%s\"; it must be \"next\" or \"all\"", name.c_str());
 }
 
+RowOutput row_output(const Fields& fields) {
+  const std::string name = fields.text("rows");
+  if (name == "logProbs") return RowOutput::log_probs;
+  if (name == "lastHidden") return RowOutput::last_hidden;
+  if (name == "allHidden") return RowOutput::all_hidden;
+  fail(ErrorCode::invalid_argument, "rows is \"%s\"; it must be \"logProbs\", \"lastHidden\" or \"allHidden\"",
+       name.c_str());
+}
+
+// After the tokens.
+void read_rows(const Fields& fields, BatchItem& item) {
+  item.rows = row_output(fields);
+  if (item.sampling || item.wants_logits) {
+    fail(ErrorCode::invalid_argument, "rows is given with sampling or logits; use two steps");
+  }
+  if (item.rows != RowOutput::log_probs) return;
+  item.targets = fields.tokens("targets");
+  if (item.targets.size() != item.tokens.size()) {
+    fail(ErrorCode::invalid_argument, "targets has %zu tokens; it must have %zu, as many as tokens",
+         item.targets.size(), item.tokens.size());
+  }
+}
+
 BatchItem batch_item(const Fields& fields) {
   BatchItem item;
   item.session = fields.instance<SessionObject>("session").session(fields.env());
@@ -82,6 +105,7 @@ BatchItem batch_item(const Fields& fields) {
     if (const auto biases = fields.optional_object("biases", "biases.")) {
       item.biases = logit_biases(*biases, vocab_size);
     }
+    item.num_top_log_probs = fields.optional_integer("logprobs", 0, LogProbsParams::kMaxTopN);
   }
   item.wants_logits = fields.has("logits");
   if (item.wants_logits) {
@@ -91,14 +115,36 @@ BatchItem batch_item(const Fields& fields) {
       fail(ErrorCode::invalid_argument, "logits must be a Float32Array of vocabSize = %zu elements", vocab_size);
     }
   }
+  if (fields.has("rows")) read_rows(fields, item);
   if (fields.has("cancel")) item.cancel = fields.instance<CancelObject>("cancel").flag();
   return item;
+}
+
+Napi::Object js_log_probs(Napi::Env env, const TokenLogProbs& log_probs) {
+  const auto count = static_cast<uint32_t>(log_probs.top.size());
+  Napi::Array tokens = Napi::Array::New(env, count);
+  Napi::Array values = Napi::Array::New(env, count);
+  for (uint32_t i = 0; i < count; ++i) {
+    tokens.Set(i, Napi::Number::New(env, log_probs.top_tokens[i]));
+    values.Set(i, Napi::Number::New(env, static_cast<double>(log_probs.top[i])));
+  }
+  Napi::Object result = Napi::Object::New(env);
+  result.Set("logprob", Napi::Number::New(env, static_cast<double>(log_probs.log_prob)));
+  result.Set("topTokens", tokens);
+  result.Set("topLogprobs", values);
+  return result;
 }
 
 Napi::Object js_result(Napi::Env env, const BatchItem& item) {
   Napi::Object result = Napi::Object::New(env);
   result.Set("consumed", Napi::Number::New(env, static_cast<double>(item.consumed)));
   if (item.token) result.Set("token", Napi::Number::New(env, *item.token));
+  if (item.log_probs) result.Set("logprobs", js_log_probs(env, *item.log_probs));
+  if (!item.row_values.empty() && !item.error) {
+    Napi::Float64Array values = Napi::Float64Array::New(env, item.row_values.size());
+    std::copy(item.row_values.begin(), item.row_values.end(), values.Data());
+    result.Set("rows", values);
+  }
   if (item.error) result.Set("error", Napi::Value(env, js_error(env, item.error)));
   return result;
 }

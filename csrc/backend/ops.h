@@ -357,8 +357,8 @@ struct SampleParams {
 };
 
 // Log probabilities: log(softmax(logits)) of one token of each row, and of the top_n most likely
-// tokens, the most likely first, of equal ones the lowest index first. A row with a NaN or without a
-// finite logit gives NaN. A token outside [0, vocab_size) is ERR_INVALID_ARGUMENT.
+// tokens, the most likely first, of equal ones the lowest index first. A row with a NaN or +infinity, or
+// without a finite logit, gives NaN. A token outside [0, vocab_size) is ERR_INVALID_ARGUMENT.
 struct LogProbsParams {
   static constexpr int64_t kMaxTopN = 20;
   const float* logits = nullptr;                    // [num_rows, vocab_size]

@@ -6,6 +6,7 @@
 #include <string>
 #include <utility>
 
+#include "model/row_values.h"
 #include "model/sample_inputs.h"
 
 namespace diffqkv {
@@ -18,7 +19,7 @@ struct RunningItem {
 
 using Items = std::span<RunningItem>;
 
-bool is_prompt(const BatchItem& item) { return item.tokens.size() > 1; }
+bool is_prompt(const BatchItem& item) { return item.tokens.size() > 1 || item.rows != RowOutput::none; }
 
 // Whether a mask or biases change what the item draws. The next step's are not known in advance.
 bool has_sample_inputs(const BatchItem& item) { return !item.allowed.empty() || !item.biases.empty(); }
@@ -51,7 +52,8 @@ class Batch {
         const auto num_tokens = static_cast<int64_t>(item.tokens.size());
         item.session->check_tokens(item.tokens.data(), num_tokens);
         if (item.session->must_recompute(num_tokens)) recompute(item);
-        item.consumed = item.session->begin(item.tokens.data(), num_tokens);
+        const auto prefixes = item.rows == RowOutput::none ? Session::Prefixes::use : Session::Prefixes::skip;
+        item.consumed = item.session->begin(item.tokens.data(), num_tokens, prefixes);
       });
     }
     bool has_more = true;
@@ -141,15 +143,18 @@ class Batch {
     }
     if (!pass.needs_logits) return;
     copy_logits(pass.items);
+    DrawnLogProbs log_probs(model_);
     if (was_ahead) {
       pass.slot = ahead_->slot;
       pass.rows = std::move(rows_ahead);
       pass.sampled = std::move(ahead_->sampled);
     } else {
       sample(pass);
+      enqueue_log_probs(pass, log_probs);
     }
     std::optional<StepAhead> next = run_ahead(pass);
     finish_draws(pass);
+    read_log_probs(pass, log_probs);
     if (!next) return;
     for (StepAhead::Row& row : next->rows) row.token = pass.items[row.item].item->token.value_or(-1);
     workspace_.ahead = std::move(next);
@@ -162,6 +167,7 @@ class Batch {
     for (const RunningItem& running : items) {
       const BatchItem& item = *running.item;
       if (item.error || !item.sampling || item.wants_logits || has_sample_inputs(item)) return {};
+      if (item.num_top_log_probs) return {};
       const SampleRow sampling = sample_row(*item.sampling, item.draw);
       const auto found = std::find_if(ahead_->rows.begin(), ahead_->rows.end(), [&](const StepAhead::Row& row) {
         return row.revision == item.session->revision() && row.token == item.tokens[0] && row.sampling == sampling;
@@ -197,13 +203,18 @@ class Batch {
   }
 
   void forward(const Pass& pass) {
-    const BatchItem& first = *pass.items[0].item;
+    BatchItem& first = *pass.items[0].item;
     ForwardStep step = step_for(*first.session);
     // The flag of an item must not end the pass of several items.
     if (first.cancel && is_prompt(first)) step.cancels.push_back(first.cancel.get());
     step.sequences = pass.sequences;
     step.tokens = pass.tokens.data();
     step.logits = pass.needs_logits;
+    if (first.rows != RowOutput::last_hidden || pass.is_last) step.rows = first.rows;
+    if (step.rows == RowOutput::log_probs) {
+      demand_row_buffers(model_);
+      step.targets = first.targets.data() + first.consumed;
+    }
     run_forward(backend_, model_.config(), model_.weights(), workspace_, step);
     // Otherwise a GPU would be sent all chunks at once, and an abort could not stop them.
     if (!pass.is_last) backend_.synchronize();
@@ -212,6 +223,7 @@ class Batch {
       const int64_t end = first.session->kv_len() + chunk_size(first);
       fail(ErrorCode::aborted, "the prefill was aborted at token %lld", static_cast<long long>(end));
     }
+    add_row_values(model_, step.rows, chunk_size(first), first.row_values);
   }
 
   const float* logits_row(size_t row) const {
@@ -252,6 +264,25 @@ class Batch {
     });
   }
 
+  void enqueue_log_probs(Pass& pass, DrawnLogProbs& log_probs) {
+    for (size_t i = 0; i < pass.items.size(); i++) {
+      const BatchItem& item = *pass.items[i].item;
+      if (!draws(item) || !item.num_top_log_probs) continue;
+      const int32_t* token = workspace_.sampled_slot(pass.slot) + pass.rows[i];
+      guarded(Items(pass.items).subspan(i, 1),
+              [&] { log_probs.enqueue(pass.rows[i], token, *item.num_top_log_probs); });
+    }
+  }
+
+  void read_log_probs(Pass& pass, DrawnLogProbs& log_probs) {
+    for (size_t i = 0; i < pass.items.size(); i++) {
+      BatchItem& item = *pass.items[i].item;
+      if (!item.token || !item.num_top_log_probs) continue;
+      guarded(Items(pass.items).subspan(i, 1),
+              [&] { item.log_probs = log_probs.read(pass.rows[i], *item.num_top_log_probs); });
+    }
+  }
+
   // `download`: gets the slot of Workspace::sampled, if the device has downloads that do not wait.
   void enqueue_sample(const SampleRow* rows, size_t num_rows, int slot, std::unique_ptr<Download>* download) {
     SampleParams p;
@@ -270,6 +301,9 @@ class Batch {
   // wrong here, that step will meet it when it is asked for.
   std::optional<StepAhead> run_ahead(const Pass& pass) {
     if (!runs_ahead_ || !pass.sampled || !can_replay(backend_, model_.config())) return {};
+    // Reading log probabilities waits for all that is enqueued.
+    const auto has_log_probs = [](const RunningItem& running) { return running.item->num_top_log_probs.has_value(); };
+    if (std::any_of(pass.items.begin(), pass.items.end(), has_log_probs)) return {};
     try {
       StepAhead next;
       next.slot = pass.slot == 1 ? 2 : 1;

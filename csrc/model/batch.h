@@ -8,6 +8,7 @@
 #include <optional>
 #include <vector>
 
+#include "model/drawn_log_probs.h"
 #include "model/session.h"
 
 namespace diffqkv {
@@ -28,13 +29,19 @@ struct BatchItem {
   uint64_t draw = 0;                         // tokens that the generation has drawn before
   bool continues = false;                    // the token drawn is likely to be appended, and one more to be drawn
   bool wants_logits = false;                 // of the last token
+  std::optional<int64_t> num_top_log_probs;  // if set, log_probs is computed of the token drawn, with so many others
+  // An item with rows draws nothing and is computed as a whole, whatever the prefix cache has.
+  RowOutput rows = RowOutput::none;
+  std::vector<int32_t> targets;              // RowOutput::log_probs: for each of `tokens`
   std::shared_ptr<const CancelFlag> cancel;  // ends this item: before it begins, or within a prompt
 
   // Results. `token` and `logits` are set when all tokens are in the cache.
   int64_t consumed = 0;  // tokens appended, including those found in the prefix cache
   std::optional<int32_t> token;
-  std::vector<float> logits;  // [vocab_size]
-  std::exception_ptr error;   // if set, the session is as before the step and `consumed` is 0
+  std::optional<TokenLogProbs> log_probs;
+  std::vector<float> logits;       // [vocab_size]
+  std::vector<double> row_values;  // of add_row_values, for the tokens of this step
+  std::exception_ptr error;        // if set, the session is as before the step and `consumed` is 0
 };
 
 // Runs on the executor thread. Each item has a different session of `model`. Items of one token run

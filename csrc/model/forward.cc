@@ -8,7 +8,8 @@
 // By architecture, a norm is missing (x = h), or there is one more: h += rms_norm(W_o ...).
 //
 // In the last layer, K and V are computed for all tokens and the rest only for the last token, whose
-// logits are needed. In the chunks of a prompt before the last chunk, no logits are needed.
+// logits are needed, or for those of a RowOutput. In the chunks of a prompt before the last chunk, no
+// logits are needed.
 #include "model/forward.h"
 
 #include <algorithm>
@@ -66,7 +67,8 @@ class Graph {
 
  private:
   bool is_replayable() const {
-    return num_tokens_ == static_cast<int64_t>(step_.sequences.size()) && can_replay(backend_, config_);
+    return num_tokens_ == static_cast<int64_t>(step_.sequences.size()) && step_.rows == RowOutput::none &&
+           can_replay(backend_, config_);
   }
 
   // Neighbors at once.
@@ -91,11 +93,13 @@ class Graph {
     const int64_t n = num_tokens_;
     const int64_t num_last = static_cast<int64_t>(step_.sequences.size());
     const int64_t last = config_.num_layers - 1;
+    const bool has_all_rows = step_.rows == RowOutput::log_probs || step_.rows == RowOutput::all_hidden;
+    const int64_t first_output = has_all_rows ? 0 : n - num_last;
     for (int64_t layer = 0; layer <= last; layer++) {
       if (!is_replayable()) check_cancels();
       const LayerWeights& w = weights_.layers[layer];
-      const int64_t first = layer < last ? 0 : n - num_last;
-      const bool has_query = layer < last || step_.logits;
+      const int64_t first = layer < last ? 0 : first_output;
+      const bool has_query = layer < last || step_.logits || step_.rows != RowOutput::none;
       const bool at_once = has_query && first == 0;  // the products with x of K, V and Q
       if (!w.input_norm.data()) convert_residual(0, n);
       if (config_.is_latent()) {
@@ -115,7 +119,12 @@ class Graph {
       if (!w.ffn_norm.data()) convert_residual(first, count);
       ffn(w, first, count);
     }
-    logits(n - num_last, num_last);
+    switch (step_.rows) {
+      case RowOutput::none: return logits(ws_.logits, first_output, num_last);
+      case RowOutput::log_probs: return log_probs();
+      case RowOutput::last_hidden:
+      case RowOutput::all_hidden: return final_norm(first_output, n - first_output);
+    }
   }
 
   void upload_dynamic_rope() {
@@ -625,15 +634,42 @@ class Graph {
     }
   }
 
-  void logits(int64_t first, int64_t count) {
-    project({{weights_.output_matrix(), ws_.logits.data(), config_.vocab_size}}, input(weights_.norm, first),
-            DType::f32, count);
+  void logits(const Buffer& out, int64_t first, int64_t count) {
+    project({{weights_.output_matrix(), out.data(), config_.vocab_size}}, input(weights_.norm, first), DType::f32,
+            count);
     if (config_.logit_softcap == 0) return;
     SoftcapParams cap;
-    cap.x = cap.out = ws_.logits.as<float>();
+    cap.x = cap.out = out.as<float>();
     cap.count = count * config_.vocab_size;
     cap.cap = static_cast<float>(config_.logit_softcap);
     backend_.softcap(cap);
+  }
+
+  // Some rows at a time, so that the logits of all are never in memory together.
+  void log_probs() {
+    backend_.upload(ws_.row_targets.data(), step_.targets, num_tokens_ * sizeof(int32_t));
+    for (int64_t first = 0; first < num_tokens_; first += kScoredRows) {
+      check_cancels();
+      LogProbsParams p;
+      p.num_rows = std::min(kScoredRows, num_tokens_ - first);
+      p.vocab_size = config_.vocab_size;
+      logits(ws_.row_logits, first, p.num_rows);
+      p.logits = ws_.row_logits.as<float>();
+      p.tokens = ws_.row_targets.as<int32_t>() + first;
+      p.out = ws_.row_log_probs.as<float>() + first;
+      backend_.log_probs(p);
+    }
+  }
+
+  void final_norm(int64_t first, int64_t count) {
+    RmsNormParams p;
+    p.x = p.out = residual(first);
+    p.weight = weights_.norm.data();
+    p.x_dtype = p.weight_dtype = p.out_dtype = DType::f32;
+    p.num_tokens = count;
+    p.hidden_size = config_.hidden_size;
+    p.eps = static_cast<float>(config_.residual_eps);
+    backend_.rms_norm(p);
   }
 
   Backend& backend_;

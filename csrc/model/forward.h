@@ -29,6 +29,17 @@ constexpr int64_t prefill_chunk_for(uint64_t free_bytes) {
 // batch.
 inline constexpr int64_t kDecodeBatch = 16;
 
+// Maximum number of rows of logits that are in memory at once when all tokens of a chunk have some.
+inline constexpr int64_t kScoredRows = 64;
+
+// What a pass of one sequence writes about its tokens, besides the caches and the logits.
+enum class RowOutput {
+  none,
+  log_probs,    // of ForwardStep::targets, to Workspace::row_log_probs
+  last_hidden,  // the last hidden state, after the final norm, to the last row of Workspace::residual
+  all_hidden,   // those of all tokens, to Workspace::residual
+};
+
 // Device memory for the activations of one chunk. Calls on a device run one after another, so the
 // sessions of a model share it.
 struct Workspace {
@@ -78,6 +89,10 @@ struct Workspace {
   // i32 [3][2][kDecodeBatch]: out_tokens and out_invalid of SampleParams; slot 0 is of steps that were
   // asked for, the others in turn of steps ahead.
   Buffer sampled;
+  // Of DrawnLogProbs, on first use.
+  Buffer drawn_log_probs;
+  // Of RowOutput::log_probs, on first use: f32 [kScoredRows, vocab_size]; i32 and f32 [prefill_chunk].
+  Buffer row_logits, row_targets, row_log_probs;
   LiftedKeys lifted;
   Replays replays;
   std::optional<StepAhead> ahead;
@@ -101,7 +116,9 @@ struct ForwardStep {
   // Whether to write the logits of the last token of each sequence to Workspace::logits. If not,
   // only the caches are written.
   bool logits = false;
-  int64_t rope_length = 0;  // Session::rope_length, of all sequences
+  RowOutput rows = RowOutput::none;
+  const int32_t* targets = nullptr;  // host, [num_tokens]: for each token the one whose log probability is computed
+  int64_t rope_length = 0;           // Session::rope_length, of all sequences
   int64_t selective_top_k = 0;
   bool renormalize = false;
   // Any ends the pass: checked before each layer, or before a pass that may be replayed.

@@ -119,14 +119,14 @@ void Session::adopt(const Session& other) {
   change();
 }
 
-int64_t Session::begin(const int32_t* tokens, int64_t num_tokens) {
+int64_t Session::begin(const int32_t* tokens, int64_t num_tokens, Prefixes use) {
   check_tokens(tokens, num_tokens);
   rope_length_ = rope_length(num_tokens);
   if (num_tokens > 1 || rope_length_ == 0) prompt_length_ = rope_length_;
   PrefixCache& prefixes = model_->kv_pool().prefixes();
   const int64_t used = kv_len();
   const bool whole_pages = used % kPageTokens == 0 && static_cast<int64_t>(prefix_.size()) == used / kPageTokens;
-  if (!uses_prefix_cache() || !whole_pages) return 0;
+  if (use == Prefixes::skip || !uses_prefix_cache() || !whole_pages) return 0;
   PrefixCache::Id id = prefix_.empty() ? prefix_root() : prefix_.back();
   int64_t found = 0;
   for (; found + kPageTokens < num_tokens; found += kPageTokens) {

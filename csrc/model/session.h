@@ -76,12 +76,14 @@ class Session {
 
   // Throws ERR_INVALID_ARGUMENT or ERR_KV_CACHE_FULL if the tokens cannot be appended.
   void check_tokens(const int32_t* tokens, int64_t num_tokens) const;
+  enum class Prefixes { use, skip };
   // The parts of a step, for run_batch (batch.h). If one fails, run_batch truncates the session.
   //
   // Checks the tokens and the room for them: ERR_INVALID_ARGUMENT, ERR_KV_CACHE_FULL. Then appends
   // the pages that the prefix cache has for them, except the page of the last token, and returns
-  // the number of tokens in those pages.
-  int64_t begin(const int32_t* tokens, int64_t num_tokens);
+  // the number of tokens in those pages. Prefixes::skip: all tokens are to be computed, so none are
+  // appended.
+  int64_t begin(const int32_t* tokens, int64_t num_tokens, Prefixes use = Prefixes::use);
   // Makes room for num_tokens more and returns the session's part of a forward pass.
   ForwardSequence prepare(int64_t num_tokens);
   // Counts the tokens as cached, after a forward pass.

@@ -2,7 +2,7 @@
 // second session.
 
 import { Model } from '../../lib/index';
-import { randomCheckpoint, temporaryDirectories, writeCheckpoint } from '../support/checkpoints';
+import { knownLogits, randomCheckpoint, temporaryDirectories, writeCheckpoint } from '../support/checkpoints';
 import { argmax } from '../support/compare';
 import { onEveryDevice, reduced } from '../support/devices';
 import { philox4x32, type Sampling, sample, uniform } from './reference_sampling';
@@ -72,28 +72,10 @@ const settings: [string, Partial<Sampling>][] = [
 const directories = temporaryDirectories();
 afterAll(() => directories.cleanUp());
 
-/**
- * A checkpoint whose logits are `logits` after any token, times almost 1: the hidden state is always
- * the same, and a logit is a single product.
- */
+/** The directory of a {@link knownLogits}. */
 function checkpointOf(logits: readonly number[]): string {
-  const vocabSize = logits.length;
-  const hiddenSize = 8;
-  const checkpoint = randomCheckpoint({
-    ...{ architecture: 'llama', heads: [1, 1, 1], headDim: 8, hiddenSize, intermediateSize: 8 },
-    ...{ numLayers: 1, vocabSize, tied: false },
-  });
-  const set = (name: string, value: (i: number) => number): void =>
-    void (checkpoint.tensors.get(name) as { data: Float32Array }).data.forEach((_, i, data) => {
-      data[i] = value(i);
-    });
-  set('model.embed_tokens.weight', () => 1);
-  set('model.layers.0.self_attn.o_proj.weight', () => 0);
-  set('model.layers.0.mlp.down_proj.weight', () => 0);
-  set('model.norm.weight', () => 1);
-  set('lm_head.weight', (i) => (i % hiddenSize === 0 ? (logits[i / hiddenSize] as number) : 0));
   const directory = directories.make();
-  writeCheckpoint(directory, checkpoint);
+  writeCheckpoint(directory, knownLogits(logits));
   return directory;
 }
 

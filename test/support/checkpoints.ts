@@ -130,6 +130,29 @@ export function randomCheckpoint(spec: CheckpointSpec = {}): Checkpoint {
 }
 
 /**
+ * A checkpoint whose logits are `logits` after any token, times almost 1: the hidden state is always
+ * the same, and a logit is a single product.
+ */
+export function knownLogits(logits: readonly number[]): Checkpoint {
+  const vocabSize = logits.length;
+  const hiddenSize = 8;
+  const checkpoint = randomCheckpoint({
+    ...{ architecture: 'llama', heads: [1, 1, 1], headDim: 8, hiddenSize, intermediateSize: 8 },
+    ...{ numLayers: 1, vocabSize, tied: false },
+  });
+  const set = (name: string, value: (i: number) => number): void =>
+    void (checkpoint.tensors.get(name) as CheckpointTensor).data.forEach((_, i, data) => {
+      data[i] = value(i);
+    });
+  set('model.embed_tokens.weight', () => 1);
+  set('model.layers.0.self_attn.o_proj.weight', () => 0);
+  set('model.layers.0.mlp.down_proj.weight', () => 0);
+  set('model.norm.weight', () => 1);
+  set('lm_head.weight', (i) => (i % hiddenSize === 0 ? (logits[i / hiddenSize] as number) : 0));
+  return checkpoint;
+}
+
+/**
  * A safetensors file from its parts: header length (default: the actual one), header text, data.
  */
 export function safetensorsFile(header: string | Uint8Array, data: Uint8Array, headerLength?: bigint): Uint8Array {

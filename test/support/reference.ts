@@ -325,6 +325,24 @@ export function logSumExp(values: Numbers): number {
   return softmax(Array.from(values)).logSumExp;
 }
 
+/**
+ * The logarithm of softmax(logits). NaN throughout if a logit is NaN or +Infinity, or if none is finite.
+ */
+export function logProbs(logits: Numbers): Float64Array {
+  let largest = Number.NEGATIVE_INFINITY;
+  for (const x of logits) largest = Math.max(x, largest);
+  let sum = 0;
+  for (const x of logits) sum += Math.exp(x - largest);
+  return Float64Array.from(logits, (x) => x - largest - Math.log(sum));
+}
+
+/** The `count` tokens of the largest logits, the largest first, of equal ones the lowest token first. */
+export function topTokens(logits: Numbers, count: number): number[] {
+  const order = Array.from(logits, (_, token) => token);
+  order.sort((a, b) => (logits[b] as number) - (logits[a] as number) || a - b);
+  return order.slice(0, count);
+}
+
 /** A quantized weight: integers, i8 or eight i4 in each 32-bit word, and scales of groups. */
 export interface PackedWeight {
   values: Int8Array | Int32Array; // i8 [rows, padded columns], or i32 [rows, padded columns / 8]

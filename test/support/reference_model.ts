@@ -26,11 +26,29 @@ export interface CheckpointTensor {
   data: Float32Array;
 }
 
-/** Logits of the last `numLogits` tokens (default 1), one array per token. */
+interface ModelOptions {
+  /** Default 1. */
+  numLogits?: number;
+  selectiveV?: SelectiveV;
+}
+
+/** Logits of the last `numLogits` tokens, one array per token. */
 export function modelLogits(
   checkpoint: Checkpoint,
   tokens: readonly number[],
-  options: { numLogits?: number; selectiveV?: SelectiveV } = {},
+  options: ModelOptions = {},
+): Float64Array[] {
+  const states = modelStates(checkpoint, tokens, options);
+  const { tensors, config } = checkpoint;
+  const head = (tensors.get('lm_head.weight') ?? tensors.get('model.embed_tokens.weight')) as CheckpointTensor;
+  return states.map((state) => matmul(state, head.data, 1, config.hidden_size as number, head.shape[0] as number));
+}
+
+/** The hidden states of the same tokens after the final norm. */
+export function modelStates(
+  checkpoint: Checkpoint,
+  tokens: readonly number[],
+  options: ModelOptions = {},
 ): Float64Array[] {
   const config = checkpoint.config as Record<string, number> & {
     rope_scaling?: Llama3RopeScaling;
@@ -127,7 +145,5 @@ export function modelLogits(
   }
   const numLogits = options.numLogits ?? 1;
   const last = rmsNorm(h.subarray(h.length - numLogits * hiddenSize), weight('model.norm.weight'), eps).out;
-  const head = checkpoint.tensors.has('lm_head.weight') ? 'lm_head.weight' : 'model.embed_tokens.weight';
-  const logits = matmul(last, weight(head), numLogits, hiddenSize, rows(head));
-  return Array.from({ length: numLogits }, (_, i) => logits.slice(i * rows(head), (i + 1) * rows(head)));
+  return Array.from({ length: numLogits }, (_, i) => last.slice(i * hiddenSize, (i + 1) * hiddenSize));
 }
