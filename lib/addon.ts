@@ -176,6 +176,12 @@ export interface NativeBatchItem {
    * compute that step ahead. Required with `sampling`.
    */
   continues?: boolean;
+  /**
+   * `tokens` are the token to append and proposals for those that follow, at most 16 together. They
+   * are decode steps in one pass. A proposal is appended only if it is the token drawn before it.
+   * Requires `sampling`, without `logits`.
+   */
+  verifies?: boolean;
   /** [vocabSize]. Filled with the logits of the last token when all tokens are appended. */
   logits?: Float32Array;
   /** Ends this item with ABORT_ERR, before it begins or within a prompt. */
@@ -187,6 +193,8 @@ export interface NativeBatchResult {
   consumed: number;
   /** The token drawn; absent if tokens remain to be appended or `sampling` is undefined. */
   token?: number;
+  /** Of `verifies`, instead of `token`: the token drawn after each one that was appended. */
+  drawn?: number[];
   /** The error of this item; its session is as before the step. */
   error?: unknown;
 }
@@ -299,6 +307,8 @@ export interface NativeSession {
   readonly maxKvLen: number;
   readonly kCacheBytes: number;
   readonly vCacheBytes: number;
+  /** The tokens in the cache. */
+  tokens(): Promise<Int32Array>;
   truncate(options: { kvLen: number }): Promise<void>;
   fork(): Promise<NativeSession>;
   dispose(): void;

@@ -7,6 +7,7 @@ import type { Model } from './model';
 import { resolveSampling, type SamplingOptions } from './sampling';
 import type { Scheduler } from './scheduler';
 import { checkTokens, Session } from './session';
+import { resolveSpeculative, Speculation, type SpeculativeOptions } from './speculative';
 import { resolveStop, StopFilter, StopTokens } from './stop';
 import type { EncodeChatOptions, TokenStream } from './tokenizer';
 
@@ -44,6 +45,11 @@ export interface GenerateOptions extends SamplingOptions {
    * unchanged.
    */
   onPrefillProgress?: (progress: PrefillProgress) => void;
+  /**
+   * Speculative decoding: several tokens are proposed and verified in one step. The tokens are the
+   * same as without. Default: off.
+   */
+  speculative?: SpeculativeOptions;
 }
 
 /** How much of the prompt is in the cache. */
@@ -102,6 +108,7 @@ async function run(request: Run): Promise<GenerationResult> {
     );
   }
   const sampling = resolveSampling(options);
+  const settings = resolveSpeculative(model, options.speculative);
   const encode = readPrompt(model, prompt, options.chat);
   if (isAborted(signal)) stop.abort();
   const stopListening = onAbort(signal, () => stop.abort());
@@ -127,17 +134,38 @@ async function run(request: Run): Promise<GenerationResult> {
         return scheduler.next(draw === 0 ? { ...item, signal: stop.signal, onProgress } : item);
       };
       const isStopped = () => stop.signal.aborted;
-      const result = await drawTokens({ prompt: tokens, next, output, limit, isStopped, emit });
-      const last = result.tokens.at(-1);
-      if (session !== undefined && last !== undefined) {
-        const tokens = Int32Array.of(last);
-        await scheduler.next({ session: used[native], tokens, draw: 0, continues: false });
+      const maxLength = used.kvLen + tokens.length + Math.max(limit, 0);
+      const { signal } = stop;
+      const { endTokens } = output;
+      const context = { scheduler, session: used[native], sampling, limit, next };
+      const speculation =
+        settings &&
+        (await Speculation.create({ ...context, settings, maxLength, signal, endTokens }));
+      try {
+        const draw: typeof next = (...step) => speculation?.next(...step) ?? next(...step);
+        const request = { prompt: tokens, next: draw, output, limit, isStopped, emit };
+        const result = await drawTokens(request);
+        const last = result.tokens.at(-1);
+        if (session !== undefined && last !== undefined && !(await speculation?.rewind())) {
+          const tokens = Int32Array.of(last);
+          await scheduler.next({ session: used[native], tokens, draw: 0, continues: false });
+        }
+        return speculation === undefined ? result : { ...result, speculative: speculation.counts };
+      } finally {
+        speculation?.dispose();
       }
-      return result;
     });
   };
+  const countedWork = async () => {
+    scheduler.numGenerations++;
+    try {
+      return await work();
+    } finally {
+      scheduler.numGenerations--;
+    }
+  };
   try {
-    return await inTurn(model, session, stop, work);
+    return await inTurn(model, session, stop, countedWork);
   } finally {
     stopListening();
   }
@@ -209,13 +237,13 @@ async function drawTokens(request: DrawRequest): Promise<GenerationResult> {
 /** Decodes tokens to text and detects end-of-text tokens and stop strings. */
 class Output {
   /** Null, which no token is, for a tokenizer without an end-of-text token. */
-  readonly #endTokens: Set<number | null>;
+  readonly endTokens: ReadonlySet<number | null>;
   readonly #stream: TokenStream | null;
   readonly #filter: StopFilter;
   readonly #stopTokens: StopTokens;
 
   constructor({ config, tokenizer }: Model, stops: string[], filter: StopFilter) {
-    this.#endTokens = new Set([...config.eosTokenIds, tokenizer?.eosTokenId ?? null]);
+    this.endTokens = new Set([...config.eosTokenIds, tokenizer?.eosTokenId ?? null]);
     this.#stream = tokenizer?.stream({ continued: true }) ?? null;
     this.#filter = filter;
     this.#stopTokens = new StopTokens(tokenizer, stops);
@@ -223,7 +251,7 @@ class Output {
 
   /** `isLast`: no token follows, so no text is withheld. */
   push(token: number, { isLast }: { isLast: boolean }): { text: string; stopped: boolean } {
-    let isEnd = this.#endTokens.has(token);
+    let isEnd = this.endTokens.has(token);
     const piece = isEnd ? '' : (this.#stream?.push(token) ?? '');
     isEnd ||= piece === '' && this.#stopTokens.has(token);
     let text = this.#filter.push(piece);

@@ -1,5 +1,6 @@
 import { deferred } from './deferred';
 import { checkReceiver } from './receiver';
+import type { SpeculativeCounts } from './speculative';
 
 /** One token of a generation. */
 export interface GeneratedToken {
@@ -40,6 +41,8 @@ export interface GenerationResult {
     /** (completionTokens - 1) per second of decodeMs; 0 if there are fewer than two tokens. */
     tokensPerSecond: number;
   };
+  /** What speculative decoding did; only with the option `speculative`. */
+  speculative?: SpeculativeCounts;
 }
 
 /**

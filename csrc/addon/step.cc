@@ -42,6 +42,7 @@ BatchItem batch_item(const Fields& fields) {
     item.draw = static_cast<uint64_t>(fields.integer("draw", 0, kMaxSafeInteger));
     item.continues = fields.boolean("continues");
   }
+  if (fields.has("verifies")) item.verifies = fields.boolean("verifies");
   item.wants_logits = fields.has("logits");
   if (item.wants_logits) {
     const ArrayView view = fields.array("logits");
@@ -58,6 +59,11 @@ Napi::Object js_result(Napi::Env env, const BatchItem& item) {
   Napi::Object result = Napi::Object::New(env);
   result.Set("consumed", Napi::Number::New(env, static_cast<double>(item.consumed)));
   if (item.token) result.Set("token", Napi::Number::New(env, *item.token));
+  if (!item.drawn.empty()) {
+    Napi::Array drawn = Napi::Array::New(env, item.drawn.size());
+    for (uint32_t i = 0; i < item.drawn.size(); ++i) drawn.Set(i, Napi::Number::New(env, item.drawn[i]));
+    result.Set("drawn", drawn);
+  }
   if (item.error) result.Set("error", Napi::Value(env, js_error(env, item.error)));
   return result;
 }

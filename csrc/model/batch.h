@@ -22,22 +22,29 @@ struct BatchItem {
   std::shared_ptr<Session> session;
   std::vector<int32_t> tokens;  // to append to the session; one token is a decode step
   Chunks chunks = Chunks::next;
-  std::optional<SamplingOptions> sampling;   // if set, the token that follows is drawn
-  uint64_t draw = 0;                         // tokens that the generation has drawn before
-  bool continues = false;                    // the token drawn is likely to be appended, and one more to be drawn
-  bool wants_logits = false;                 // of the last token
+  std::optional<SamplingOptions> sampling;  // if set, the token that follows is drawn
+  uint64_t draw = 0;                        // tokens that the generation has drawn before
+  bool continues = false;                   // the token drawn is likely to be appended, and one more to be drawn
+  bool wants_logits = false;                // of the last token
+  // `tokens` are the token to append and proposals for those that follow it, up to kDecodeBatch
+  // together. Each is a row of a decode pass, so the logits after it are those of a decode step. The
+  // rows are drawn with `draw`, draw + 1 and so on, and a row counts if the token that was drawn
+  // before it is its own. Requires `sampling`, without `wants_logits`.
+  bool verifies = false;
   std::shared_ptr<const CancelFlag> cancel;  // ends this item: before it begins, or within a prompt
 
   // Results. `token` and `logits` are set when all tokens are in the cache.
   int64_t consumed = 0;  // tokens appended, including those found in the prefix cache
   std::optional<int32_t> token;
-  std::vector<float> logits;  // [vocab_size]
-  std::exception_ptr error;   // if set, the session is as before the step and `consumed` is 0
+  std::vector<int32_t> drawn;  // of `verifies`, instead of `token`: what followed each token appended
+  std::vector<float> logits;   // [vocab_size]
+  std::exception_ptr error;    // if set, the session is as before the step and `consumed` is 0
 };
 
-// Runs on the executor thread. Each item has a different session of `model`. Items of one token run
-// together, up to kDecodeBatch in one forward pass, then the prompts one after another. An error of
-// one item does not affect the others. `cancel` ends all items with ErrorCode::aborted.
+// Runs on the executor thread. Each item has a different session of `model`. Items of one token and
+// those that verify run together, up to kDecodeBatch rows in one forward pass, then the prompts one
+// after another. An error of one item does not affect the others. `cancel` ends all items with
+// ErrorCode::aborted.
 void run_batch(Model& model, std::vector<BatchItem>& items, const CancelFlag& cancel);
 
 }  // namespace diffqkv
