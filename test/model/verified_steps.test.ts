@@ -18,7 +18,7 @@ const drawn: NativeSampling = { ...greedy, temperature: 1, repetitionPenalty: 1.
 
 const random = (spec: CheckpointSpec) => () => {
   const directory = directories.make();
-  writeCheckpoint(directory, randomCheckpoint({ heads: [4, 1, 2], ...spec }));
+  writeCheckpoint(directory, randomCheckpoint({ heads: [4, 1, 2], tied: false, ...spec }));
   return directory;
 };
 const written = (folder: string, changes: Record<string, unknown>) => () =>
