@@ -1,6 +1,6 @@
 import { native } from './internal';
 import type { Model } from './model';
-import { MAX_ROWS, type Scheduler } from './scheduler';
+import { type BatchRequest, MAX_ROWS, type Scheduler } from './scheduler';
 import type { Session } from './session';
 import type { Proposer, ProposerContext } from './speculative';
 
@@ -35,18 +35,19 @@ export class DraftModel implements Proposer {
   async propose(tokens: readonly number[], count: number, draw: number): Promise<number[]> {
     const { signal, endTokens } = this.#context;
     // The last proposal is not appended.
-    const room = this.#session.maxKvLen - tokens.length + 1;
+    const max = Math.min(count, this.#session.maxKvLen - tokens.length + 1);
     const proposals: number[] = [];
-    if (room < 1) return proposals;
+    if (max < 1) return proposals;
     try {
       const missing = await this.#keepCommon(tokens);
-      let token = await this.#append(missing, draw);
+      let token = await this.#append(missing, draw, max > 1);
       for (;;) {
         proposals.push(token);
-        const isDone = proposals.length === Math.min(count, room) || endTokens.has(token);
+        const isDone = proposals.length === max || endTokens.has(token);
         if (isDone || signal.aborted) return proposals;
         const appended = token;
-        token = await this.#next([token], draw + proposals.length);
+        const continues = proposals.length + 1 < max;
+        token = await this.#next([token], draw + proposals.length, continues);
         this.#proposed.push(appended);
       }
     } catch (error) {
@@ -71,8 +72,11 @@ export class DraftModel implements Proposer {
     return tokens.slice(common);
   }
 
-  /** Appends tokens of the sequence, and resolves to the token that follows them. */
-  async #append(tokens: number[], draw: number): Promise<number> {
+  /**
+   * Appends tokens of the sequence, and resolves to the token that follows them. `continues`: that
+   * token will be appended too.
+   */
+  async #append(tokens: number[], draw: number, continues: boolean): Promise<number> {
     let rest = tokens;
     let token = -1;
     while (rest.length > 0) {
@@ -80,8 +84,8 @@ export class DraftModel implements Proposer {
       const isPrompt = rest.length > Math.min(MAX_ROWS, draw);
       const drawn =
         isPrompt || rest.length === 1
-          ? [await this.#next(rest, draw)]
-          : await this.#scheduler.verify(this.#request(rest, draw - rest.length + 1));
+          ? [await this.#next(rest, draw, continues)]
+          : await this.#scheduler.verify(this.#request(rest, draw - rest.length + 1, continues));
       token = drawn.at(-1) as number;
       const count = isPrompt ? rest.length : drawn.length;
       this.#length += count;
@@ -90,15 +94,15 @@ export class DraftModel implements Proposer {
     return token;
   }
 
-  #next(tokens: number[], draw: number): Promise<number> {
-    const request = this.#request(tokens, draw);
+  #next(tokens: number[], draw: number, continues: boolean): Promise<number> {
+    const request = this.#request(tokens, draw, continues);
     const { signal } = this.#context;
     return this.#scheduler.next(tokens.length > 1 ? { ...request, signal } : request);
   }
 
-  #request(tokens: number[], draw: number) {
+  #request(tokens: number[], draw: number, continues: boolean): BatchRequest {
     const { sampling } = this.#context;
     const session = this.#session[native];
-    return { session, tokens: Int32Array.from(tokens), sampling, draw, continues: false };
+    return { session, tokens: Int32Array.from(tokens), sampling, draw, continues };
   }
 }

@@ -150,7 +150,7 @@ export class Speculation {
 
   /** Like the `next` of the context. `tokens`: the prompt, then the token that the last call gave. */
   async next(tokens: Int32Array, draw: number): Promise<number> {
-    if (draw === 0) this.#tokens.push(...tokens);
+    if (draw === 0) for (const token of tokens) this.#tokens.push(token);
     if (this.#queue.length === 0) this.#queue = await this.#step(tokens, draw);
     const token = this.#queue.shift() as number;
     this.#tokens.push(token);

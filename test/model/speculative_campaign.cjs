@@ -31,7 +31,8 @@ function sampling(i) {
 /**
  * Generates prompts `first` to first + count of `total`, `together` at once, without and with each of `speculative`, which are
  * options by name. Returns, for each name, greedy and drawn: the number of prompts, of those with
- * another result, of tokens after the first, and the sums of the counts.
+ * another result, of tokens after the first, the sums of the counts, and how many times as fast each
+ * prompt was decoded as without.
  */
 async function compare(model, options) {
   const { first: begin = 0, count, total = count, together, maxTokens, speculative, onProgress = () => {} } = options;
@@ -42,7 +43,7 @@ async function compare(model, options) {
     const drawn = sampling(i).temperature > 0 ? 'drawn' : 'greedy';
     let row = rows.find((one) => one.name === name && one.drawn === drawn);
     if (row === undefined) {
-      row = { name, drawn, prompts: 0, different: 0, tokens: 0, steps: 0, proposed: 0, accepted: 0 };
+      row = { name, drawn, prompts: 0, different: 0, tokens: 0, steps: 0, proposed: 0, accepted: 0, speedups: [] };
       rows.push(row);
     }
     return row;
@@ -66,6 +67,7 @@ async function compare(model, options) {
         row.steps += result.speculative.steps;
         row.proposed += result.speculative.proposedTokens;
         row.accepted += result.speculative.acceptedTokens;
+        if (result.tokens.length > 1) row.speedups.push(expected[j].timings.decodeMs / result.timings.decodeMs);
       });
     }
     onProgress(Math.min(first + together, end) - begin);
