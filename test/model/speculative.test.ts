@@ -172,7 +172,7 @@ onEveryDevice((device) => {
       const run = (count: number, speculative?: SpeculativeOptions) =>
         Promise.all(
           Array.from({ length: count }, (_, i) =>
-            generate({ maxTokens: 12, temperature: i % 2, seed: i, speculative }, [...prompt, i]),
+            generate({ maxTokens: onCpu() ? 12 : 6, temperature: i % 2, seed: i, speculative }, [...prompt, i]),
           ),
         );
       for (const count of onCpu() ? [5, 9] : [3]) {

@@ -2,13 +2,13 @@
 // decode steps do, whatever was proposed.
 
 import type { NativeSampling } from '../../lib/addon';
-import { Model, type Session, type SessionOptions } from '../../lib/index';
+import { Model, type ModelOptions, type Session, type SessionOptions } from '../../lib/index';
 import { native } from '../../lib/internal';
 import { variantFields, writeArchitecture } from '../support/architectures';
 import { type CheckpointSpec, randomCheckpoint, temporaryDirectories, writeCheckpoint } from '../support/checkpoints';
 import { firstBitDifference, logitError, modelTolerances } from '../support/compare';
 import { onEveryDevice, reduced } from '../support/devices';
-import { Random } from '../support/numbers';
+import { type FloatType, Random } from '../support/numbers';
 
 const directories = temporaryDirectories();
 afterAll(() => directories.cleanUp());
@@ -29,19 +29,26 @@ interface Case {
   name: string;
   directory: () => string;
   options?: SessionOptions;
+  /** Default: in f32. */
+  load?: ModelOptions;
+  /** Left out of reduced runs. */
+  isMore?: boolean;
   /** Fewer tokens than proposed are verified where the frequencies of RoPE change. */
   changesRope?: boolean;
 }
 
 const cases: Case[] = [
   { name: 'f32', directory: random({}) },
+  { name: 'bf16', directory: random({ type: 'BF16' }), load: {} },
+  { name: 'f16 with i8 weights', directory: random({ type: 'F16' }), load: { weightType: 'i8' }, isMore: true },
+  { name: 'bf16 with i4 weights', directory: random({ type: 'BF16' }), load: { weightType: 'i4' } },
   { name: 'an i8 and f8e4m3 cache', directory: random({}), options: { kType: 'i8', vType: 'f8e4m3' } },
   { name: 'selective V', directory: random({}), options: { selectiveV: { topK: 3 } } },
   { name: 'a window whose pages are released', directory: written('mistral', { sliding_window: 40 }) },
   { name: 'LongRoPE', directory: written('phi3', variantFields('phi3', 'longrope')), changesRope: true },
   { name: 'dynamic RoPE', directory: written('llama-rope', variantFields('llama-rope', 'dynamic')), changesRope: true },
   { name: 'latent attention', directory: written('youtu', {}) },
-  { name: 'differential attention', directory: written('diffllama', {}) },
+  { name: 'differential attention', directory: written('diffllama', {}), isMore: true },
   {
     name: 'lifted keys',
     directory: random({
@@ -51,6 +58,7 @@ const cases: Case[] = [
   },
   {
     name: 'a lift that Q absorbs',
+    isMore: true,
     directory: random({ ...lift, keyLift: { kind: 'linear', position: 'after_rope' } }),
   },
 ];
@@ -81,47 +89,50 @@ onEveryDevice((device) => {
     return result?.drawn as number[];
   }
 
-  const sameLogits = (a: Float32Array, b: Float32Array) => {
+  const sameLogits = (a: Float32Array, b: Float32Array, type: FloatType) => {
     if (onCpu()) expect(firstBitDifference(a, b)).toBe(-1);
-    else expect(logitError(a, Float64Array.from(b))).toBeLessThanOrEqual(modelTolerances.f32);
+    else expect(logitError(a, Float64Array.from(b))).toBeLessThanOrEqual(modelTolerances[type]);
   };
 
-  describe.each(cases)('$name', ({ directory, options, changesRope }) => {
-    const samplings: [string, NativeSampling][] = [
-      ['drawn with a repetition penalty', drawn],
-      ['greedy', greedy],
-    ];
-    it.each(samplings.slice(0, reduced ? 1 : 2))('draws as decode steps do: %s', async (_, sampling) => {
-      const model = await Model.load(directory(), { device: device(), dtype: 'f32', prefixCacheBytes: 1 << 20 });
-      const plain = await model.createSession({ ...options, maxKvLen: 200 });
-      // Crosses the frequencies' length in the first steps (24 or 32), or a page of 64 tokens.
-      await plain.prefill(new Random(3).tokens(changesRope ? 20 : 58, 64));
-      const session = await plain.fork();
-      const count = onCpu() ? 80 : reduced ? 8 : 20;
-      const expected = [5];
-      while (expected.length <= count) {
-        expected.push(await decode(plain, expected.at(-1) as number, sampling, expected.length - 1));
-      }
-      const { kvLen } = session;
-      const sizes = [3, 2, 16, 1, 7];
-      for (let step = 0, done = 0; done < count; step++) {
-        const size = Math.min(sizes[step % sizes.length] as number, count - done);
-        const tokens = expected.slice(done, done + size);
-        const wrong = step % 3 === 1 ? size : 1 + ((step * 5) % size);
-        if (wrong < size) tokens[wrong] = ((tokens[wrong] as number) + 1) % 64;
-        const found = await verify(session, tokens, sampling, done);
-        expect(found).toEqual(expected.slice(done + 1, done + 1 + found.length));
-        if (changesRope) expect(found.length).toBeLessThanOrEqual(Math.min(wrong, size));
-        else expect(found.length).toBe(Math.min(wrong, size));
-        done += found.length;
-        expect(session.kvLen).toBe(kvLen + done);
-      }
-      expect(session.kvCacheBytes).toEqual(plain.kvCacheBytes);
-      expect(await session[native].tokens()).toEqual(await plain[native].tokens());
-      sameLogits(await session.decode(9), await plain.decode(9));
-      model.dispose();
-    });
-  });
+  describe.each(cases.filter(({ isMore }) => !(isMore && reduced)))(
+    '$name',
+    ({ directory, options, load = { dtype: 'f32' }, changesRope }) => {
+      const samplings: [string, NativeSampling][] = [
+        ['drawn with a repetition penalty', drawn],
+        ['greedy', greedy],
+      ];
+      it.each(samplings.slice(0, reduced ? 1 : 2))('draws as decode steps do: %s', async (_, sampling) => {
+        const model = await Model.load(directory(), { device: device(), prefixCacheBytes: 1 << 20, ...load });
+        const plain = await model.createSession({ ...options, maxKvLen: 200 });
+        // Crosses the frequencies' length in the first steps (24 or 32), or a page of 64 tokens.
+        await plain.prefill(new Random(3).tokens(changesRope ? 20 : 58, 64));
+        const session = await plain.fork();
+        const count = onCpu() ? 80 : reduced ? 8 : 20;
+        const expected = [5];
+        while (expected.length <= count) {
+          expected.push(await decode(plain, expected.at(-1) as number, sampling, expected.length - 1));
+        }
+        const { kvLen } = session;
+        const sizes = [3, 2, 16, 1, 7];
+        for (let step = 0, done = 0; done < count; step++) {
+          const size = Math.min(sizes[step % sizes.length] as number, count - done);
+          const tokens = expected.slice(done, done + size);
+          const wrong = step % 3 === 1 ? size : 1 + ((step * 5) % size);
+          if (wrong < size) tokens[wrong] = ((tokens[wrong] as number) + 1) % 64;
+          const found = await verify(session, tokens, sampling, done);
+          expect(found).toEqual(expected.slice(done + 1, done + 1 + found.length));
+          if (changesRope) expect(found.length).toBeLessThanOrEqual(Math.min(wrong, size));
+          else expect(found.length).toBe(Math.min(wrong, size));
+          done += found.length;
+          expect(session.kvLen).toBe(kvLen + done);
+        }
+        expect(session.kvCacheBytes).toEqual(plain.kvCacheBytes);
+        expect(await session[native].tokens()).toEqual(await plain[native].tokens());
+        sameLogits(await session.decode(9), await plain.decode(9), model.dtype as FloatType);
+        model.dispose();
+      });
+    },
+  );
 
   describe('on a small model', () => {
     let model: Model;
