@@ -30,6 +30,7 @@ export interface GenerateCommand {
   selectiveV?: number;
   renormalize?: boolean;
   weightType?: string;
+  speculative?: string;
   device: string;
   threads?: number;
   json?: boolean;
@@ -66,9 +67,16 @@ async function run(command: GenerateCommand, prompt: string, signal: AbortSignal
         ...bars,
       }),
     );
+    let draft: Model | undefined;
     try {
       const { maxTokens, temperature, topK, topP, minP, repetitionPenalty, seed, stop } = command;
       const session = await model.createSession(sessionOptions(command));
+      const { speculative } = command;
+      if (speculative !== undefined && speculative !== 'ngram') {
+        draft = await withLoadingBars((bars) =>
+          Model.load(speculative, { device, signal, ...bars }),
+        );
+      }
       const prefill = new ProgressBar('prompt', tokens);
       const generation = model.generate(
         command.chat ? [{ role: 'user', content: prompt }] : prompt,
@@ -81,6 +89,7 @@ async function run(command: GenerateCommand, prompt: string, signal: AbortSignal
           repetitionPenalty,
           seed,
           stop,
+          speculative: speculative === undefined ? undefined : { draft },
           signal,
           session,
           onPrefillProgress: ({ doneTokens, totalTokens }) => {
@@ -92,6 +101,7 @@ async function run(command: GenerateCommand, prompt: string, signal: AbortSignal
       );
       return await write(generation, command.json === true).finally(() => prefill.clear());
     } finally {
+      draft?.dispose();
       model.dispose();
     }
   } finally {
@@ -127,12 +137,15 @@ async function write(generation: Generation, json: boolean): Promise<string> {
     process.stdout.write(text);
     last = text;
   }
-  const { usage, timings, finishReason } = await generation.result;
+  const { usage, timings, finishReason, speculative } = await generation.result;
   if (!last.endsWith('\n')) process.stdout.write('\n');
   const rate = timings.tokensPerSecond.toFixed(0);
+  const accepted =
+    speculative &&
+    `${speculative.acceptedTokens} of ${speculative.proposedTokens} proposals accepted, `;
   return (
     `${usage.promptTokens} prompt tokens in ${timings.prefillMs.toFixed(0)} ms, ` +
     `${usage.completionTokens} tokens in ${timings.decodeMs.toFixed(0)} ms (${rate} tokens/s), ` +
-    `${finishReason}\n`
+    `${accepted ?? ''}${finishReason}\n`
   );
 }

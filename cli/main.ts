@@ -84,6 +84,11 @@ program
   )
   .option('--renormalize', 'with --selective-v: scale the weights of the rows to sum 1')
   .option('--weight-type <type>', 'quantize the matrices as they are loaded: i8 or i4')
+  .option(
+    '--speculative <how>',
+    'verify several proposed tokens in one step, for the same text: ngram proposes what followed ' +
+      'before; a directory or hub id is a draft model',
+  )
   .option('--device <id>', 'auto, cpu, cuda or cuda:N', 'auto')
   .option(
     '--threads <n>',

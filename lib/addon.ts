@@ -186,6 +186,12 @@ export interface NativeBatchItem {
   /** If set, the result has `logprobs`, with so many of the most likely tokens: 0 to 20. */
   logprobs?: number;
   /**
+   * `tokens` are the token to append and proposals for those that follow, at most 16 together. They
+   * are decode steps in one pass. A proposal is appended only if it is the token drawn before it.
+   * Requires `sampling`, without a mask, biases, logits, log probabilities or rows.
+   */
+  verifies?: boolean;
+  /**
    * What the result has of the tokens in `rows`, in place of a token drawn. All tokens are computed,
    * whatever the prefix cache has.
    */
@@ -210,6 +216,8 @@ export interface NativeBatchResult {
   consumed: number;
   /** The token drawn; absent if tokens remain to be appended or `sampling` is undefined. */
   token?: number;
+  /** Of `verifies`, instead of `token`: the token drawn after each one that was appended. */
+  drawn?: number[];
   /** Of the token drawn and of the most likely ones, before penalties, masks and the temperature. */
   logprobs?: { logprob: number; topTokens: number[]; topLogprobs: number[] };
   /**
@@ -329,6 +337,8 @@ export interface NativeSession {
   readonly maxKvLen: number;
   readonly kCacheBytes: number;
   readonly vCacheBytes: number;
+  /** The tokens in the cache. */
+  tokens(): Promise<Int32Array>;
   truncate(options: { kvLen: number }): Promise<void>;
   fork(): Promise<NativeSession>;
   dispose(): void;

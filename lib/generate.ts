@@ -9,6 +9,7 @@ import type { Model } from './model';
 import { resolveSampling, type SamplingOptions } from './sampling';
 import type { Scheduler } from './scheduler';
 import { checkTokens, Session } from './session';
+import { resolveSpeculative, Speculation, type SpeculativeOptions } from './speculative';
 import { resolveStop, StopFilter, StopTokens } from './stop';
 import type { TokenConstraint } from './token_constraint';
 import type { EncodeChatOptions, TokenStream } from './tokenizer';
@@ -53,6 +54,11 @@ export interface GenerateOptions extends SamplingOptions {
    * unchanged.
    */
   onPrefillProgress?: (progress: PrefillProgress) => void;
+  /**
+   * Speculative decoding: several tokens are proposed and verified in one step. The tokens are the
+   * same as without. Default: off.
+   */
+  speculative?: SpeculativeOptions;
 }
 
 /** How much of the prompt is in the cache. */
@@ -114,6 +120,14 @@ async function run(request: Run): Promise<GenerationResult> {
   const sampling = resolveSampling(options);
   const biases = LogitBiases.create(options, model.config.vocabSize);
   const logprobs = new LogprobRecorder(model, options.logprobs);
+  const settings = resolveSpeculative(model, options.speculative);
+  const isPlain = biases === undefined && constraint === undefined && logprobs.count === undefined;
+  if (settings !== undefined && !isPlain) {
+    throw invalidArgument(
+      'speculative cannot be combined with logitBias, frequencyPenalty, presencePenalty, logprobs ' +
+        'or responseFormat: omit speculative',
+    );
+  }
   const encode = readPrompt(model, prompt, options.chat);
   if (isAborted(signal)) stop.abort();
   const stopListening = onAbort(signal, () => stop.abort());
@@ -147,18 +161,38 @@ async function run(request: Run): Promise<GenerationResult> {
         return token;
       };
       const isStopped = () => stop.signal.aborted;
-      const request = { prompt: tokens, next, logprobs, output, limit, isStopped, emit };
-      const result = await drawTokens(request);
-      const last = result.tokens.at(-1);
-      if (session !== undefined && last !== undefined) {
-        const tokens = Int32Array.of(last);
-        await scheduler.next({ session: used[native], tokens, draw: 0, continues: false });
+      const maxLength = used.kvLen + tokens.length + Math.max(limit, 0);
+      const { signal } = stop;
+      const { endTokens } = output;
+      const context = { scheduler, session: used[native], sampling, limit, next };
+      const speculation =
+        settings &&
+        (await Speculation.create({ ...context, settings, maxLength, signal, endTokens }));
+      try {
+        const draw: typeof next = (...step) => speculation?.next(...step) ?? next(...step);
+        const request = { prompt: tokens, next: draw, logprobs, output, limit, isStopped, emit };
+        const result = await drawTokens(request);
+        const last = result.tokens.at(-1);
+        if (session !== undefined && last !== undefined && !(await speculation?.rewind())) {
+          const tokens = Int32Array.of(last);
+          await scheduler.next({ session: used[native], tokens, draw: 0, continues: false });
+        }
+        return speculation === undefined ? result : { ...result, speculative: speculation.counts };
+      } finally {
+        speculation?.dispose();
       }
-      return result;
     });
   };
+  const countedWork = async () => {
+    scheduler.numGenerations++;
+    try {
+      return await work();
+    } finally {
+      scheduler.numGenerations--;
+    }
+  };
   try {
-    return await inTurn(model, session, stop, work);
+    return await inTurn(model, session, stop, countedWork);
   } finally {
     stopListening();
   }
@@ -233,7 +267,7 @@ async function drawTokens(request: DrawRequest): Promise<GenerationResult> {
 /** Decodes tokens to text and detects end-of-text tokens and stop strings. */
 class Output {
   /** Null, which no token is, for a tokenizer without an end-of-text token. */
-  readonly #endTokens: Set<number | null>;
+  readonly endTokens: ReadonlySet<number | null>;
   readonly #stream: TokenStream | null;
   readonly #filter: StopFilter;
   readonly #stopTokens: StopTokens;
@@ -241,7 +275,7 @@ class Output {
   stopSequence: string | null = null;
 
   constructor({ config, tokenizer }: Model, stops: string[], filter: StopFilter) {
-    this.#endTokens = new Set([...config.eosTokenIds, tokenizer?.eosTokenId ?? null]);
+    this.endTokens = new Set([...config.eosTokenIds, tokenizer?.eosTokenId ?? null]);
     this.#stream = tokenizer?.stream({ continued: true }) ?? null;
     this.#filter = filter;
     this.#stopTokens = new StopTokens(tokenizer, stops);
@@ -249,7 +283,7 @@ class Output {
 
   /** `isLast`: no token follows, so no text is withheld. */
   push(token: number, { isLast }: { isLast: boolean }): { text: string; stopped: boolean } {
-    const isEndToken = this.#endTokens.has(token);
+    const isEndToken = this.endTokens.has(token);
     const piece = isEndToken ? '' : (this.#stream?.push(token) ?? '');
     const stopToken = piece === '' ? this.#stopTokens.match(token) : null;
     const isEnd = isEndToken || stopToken !== null;

@@ -1,6 +1,7 @@
 import { deferred } from './deferred';
 import type { GeneratedLogprob, TokenLogprob } from './logprobs';
 import { checkReceiver } from './receiver';
+import type { SpeculativeCounts } from './speculative';
 
 /** One token of a generation. */
 export interface GeneratedToken {
@@ -49,6 +50,8 @@ export interface GenerationResult {
     /** (completionTokens - 1) per second of decodeMs; 0 if there are fewer than two tokens. */
     tokensPerSecond: number;
   };
+  /** What speculative decoding did; only with the option `speculative`. */
+  speculative?: SpeculativeCounts;
 }
 
 /**

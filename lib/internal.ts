@@ -13,6 +13,12 @@ export const native: unique symbol = Symbol('diffqkv.native');
 export const callOrder: unique symbol = Symbol('diffqkv.callOrder');
 
 /**
+ * The key of the accessor to the Scheduler of a Model.
+ * @internal
+ */
+export const scheduler: unique symbol = Symbol('diffqkv.scheduler');
+
+/**
  * The key of the method that ends the process of a Tokenizer when its model is disposed of. A later
  * `encode` starts it again.
  * @internal

@@ -24,7 +24,7 @@ import { explain } from './explain';
 import { type GenerateOptions, generate, type Prompt } from './generate';
 import type { Generation } from './generation';
 import { modelDirectory } from './hub/index';
-import { endProcess, native } from './internal';
+import { endProcess, native, scheduler } from './internal';
 import { packageRoot } from './paths';
 import { presets } from './presets';
 import { checkReceiver } from './receiver';
@@ -292,6 +292,11 @@ export class Model implements Disposable {
    */
   static [Symbol.hasInstance](value: unknown): value is Model {
     return typeof value === 'object' && value !== null && #native in value;
+  }
+
+  /** @internal */
+  get [scheduler](): Scheduler {
+    return this.#scheduler;
   }
 
   /** @internal */

@@ -11,7 +11,7 @@ import { aborted, awaitNative, callNative, translate } from './errors';
 /** Tokens to append to a session, and whether to draw the token that follows them. */
 export interface BatchRequest {
   session: NativeSession;
-  /** One token is a decoding step; more are a prompt. */
+  /** One token is a decoding step; more are a prompt, or proposals of {@link Scheduler.verify}. */
   tokens: Int32Array;
   /** If undefined, no token is drawn, and -1 is returned. */
   sampling?: NativeSampling;
@@ -35,10 +35,11 @@ export interface BatchRequest {
 }
 
 interface PendingRequest extends BatchRequest {
+  verifies: boolean;
   cancel: NativeBatchItem['cancel'];
   /** Tokens that are in the session. */
   done: number;
-  settle(outcome: { token: number } | { error: unknown }): void;
+  settle(outcome: { drawn: number[] } | { error: unknown }): void;
 }
 
 // Starting a generation takes time on the event loop: it encodes the prompt and creates a session.
@@ -75,8 +76,11 @@ export class Gate {
   }
 }
 
-// Each item of a step takes time on the event loop. The model computes 16 tokens at a time, so a
-// larger step would save nothing.
+/** Tokens of decoding steps that the model computes in one pass over its weights. */
+export const MAX_ROWS = 16;
+
+// Each item of a step takes time on the event loop. The model computes MAX_ROWS tokens at a time, so
+// a larger step would save nothing.
 const MAX_STEP_ITEMS = 256;
 
 /**
@@ -87,6 +91,8 @@ const MAX_STEP_ITEMS = 256;
 export class Scheduler {
   /** Where generations wait before they start. */
   readonly gate = new Gate();
+  /** Generations that have started and not ended. */
+  numGenerations = 0;
   readonly #step: (items: NativeBatchItem[]) => Promise<NativeBatchResult[]>;
   #pending: PendingRequest[] = [];
   #running = false;
@@ -97,15 +103,29 @@ export class Scheduler {
 
   /** Resolves to the token drawn. If it rejects, the session is unchanged. */
   async next(request: BatchRequest): Promise<number> {
+    const [token] = await this.#request(request, false);
+    return token as number;
+  }
+
+  /**
+   * `tokens` are the token to append and proposals for those that follow it, at most MAX_ROWS
+   * together. Resolves to the tokens drawn: one more than the proposals that were drawn and
+   * therefore appended. If it rejects, the session is unchanged.
+   */
+  verify(request: BatchRequest): Promise<number[]> {
+    return this.#request(request, true);
+  }
+
+  async #request(request: BatchRequest, verifies: boolean): Promise<number[]> {
     const { signal } = request;
     throwIfAborted(signal);
     const cancel = signal === undefined ? undefined : callNative(() => addon().createCancel());
     let stopListening = () => {};
     try {
-      return await new Promise<number>((resolve, reject) => {
+      return await new Promise<number[]>((resolve, reject) => {
         const settle: PendingRequest['settle'] = (outcome) =>
-          'error' in outcome ? reject(outcome.error) : resolve(outcome.token);
-        const pending: PendingRequest = { ...request, cancel, done: 0, settle };
+          'error' in outcome ? reject(outcome.error) : resolve(outcome.drawn);
+        const pending: PendingRequest = { ...request, verifies, cancel, done: 0, settle };
         stopListening = onAbort(signal, () => {
           cancel?.cancel();
           const index = this.#pending.indexOf(pending);
@@ -140,6 +160,7 @@ export class Scheduler {
         continues: request.continues,
         allowed: request.allowed,
         biases: request.biases,
+        verifies: request.verifies,
         logprobs: request.logprobs,
         rows: request.rows,
         targets: request.targets?.subarray(request.done),
@@ -164,7 +185,7 @@ export class Scheduler {
     const later: PendingRequest[] = [];
     let hasPrompt = false;
     for (const request of this.#pending) {
-      const isPrompt = request.tokens.length - request.done > 1;
+      const isPrompt = request.tokens.length - request.done > 1 && !request.verifies;
       if ((isPrompt && hasPrompt) || batch.length === MAX_STEP_ITEMS) {
         later.push(request);
         continue;
@@ -195,8 +216,8 @@ export class Scheduler {
       void this.#fail(request, error);
       return;
     }
-    if (request.done === request.tokens.length) {
-      request.settle({ token: result.token ?? -1 });
+    if (request.verifies || request.done === request.tokens.length) {
+      request.settle({ drawn: result.drawn ?? [result.token ?? -1] });
       return;
     }
     this.#pending.unshift(request); // the rest of the prompt comes before later prompts

@@ -1,5 +1,8 @@
 #include "addon/session.h"
 
+#include <algorithm>
+#include <vector>
+
 #include "addon/fields.h"
 #include "addon/model.h"
 
@@ -49,8 +52,8 @@ Napi::Function SessionObject::define(Napi::Env env) {
        InstanceAccessor<&SessionObject::number<&Session::max_kv_len>>("maxKvLen"),
        InstanceAccessor<&SessionObject::number<&Session::k_cache_bytes>>("kCacheBytes"),
        InstanceAccessor<&SessionObject::number<&Session::v_cache_bytes>>("vCacheBytes"),
-       InstanceMethod<&SessionObject::truncate>("truncate"), InstanceMethod<&SessionObject::fork>("fork"),
-       InstanceMethod<&SessionObject::dispose_js>("dispose")});
+       InstanceMethod<&SessionObject::tokens>("tokens"), InstanceMethod<&SessionObject::truncate>("truncate"),
+       InstanceMethod<&SessionObject::fork>("fork"), InstanceMethod<&SessionObject::dispose_js>("dispose")});
 }
 
 SessionObject::SessionObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
@@ -86,6 +89,21 @@ Napi::Value SessionObject::truncate(const Napi::CallbackInfo& info) {
     int64_t length = Fields(info).integer("kvLen", 0, kMaxTokens);
     auto job = std::make_unique<Job>(info.Env());
     job->run = [session = session_, length](Job&) { session->truncate(length); };
+    return device_->executor->submit(std::move(job));
+  });
+}
+
+Napi::Value SessionObject::tokens(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    check(info.Env());
+    auto job = std::make_unique<Job>(info.Env());
+    auto copy = std::make_shared<std::vector<int32_t>>();
+    job->run = [session = session_, copy](Job&) { *copy = session->tokens(); };
+    job->resolve = [copy](Job& job) -> Napi::Value {
+      Napi::Int32Array tokens = Napi::Int32Array::New(job.env, copy->size());
+      std::copy(copy->begin(), copy->end(), tokens.Data());
+      return tokens;
+    };
     return device_->executor->submit(std::move(job));
   });
 }

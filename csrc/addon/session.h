@@ -37,6 +37,7 @@ class SessionObject final : public Napi::ObjectWrap<SessionObject>, public Resou
   // A getter for a method of Session that returns a number.
   template <auto value>
   Napi::Value number(const Napi::CallbackInfo& info);
+  Napi::Value tokens(const Napi::CallbackInfo& info);
   Napi::Value truncate(const Napi::CallbackInfo& info);
   Napi::Value fork(const Napi::CallbackInfo& info);
   Napi::Value dispose_js(const Napi::CallbackInfo& info);

@@ -107,6 +107,7 @@ BatchItem batch_item(const Fields& fields) {
     }
     item.num_top_log_probs = fields.optional_integer("logprobs", 0, LogProbsParams::kMaxTopN);
   }
+  if (fields.has("verifies")) item.verifies = fields.boolean("verifies");
   item.wants_logits = fields.has("logits");
   if (item.wants_logits) {
     const ArrayView view = fields.array("logits");
@@ -144,6 +145,11 @@ Napi::Object js_result(Napi::Env env, const BatchItem& item) {
     Napi::Float64Array values = Napi::Float64Array::New(env, item.row_values.size());
     std::copy(item.row_values.begin(), item.row_values.end(), values.Data());
     result.Set("rows", values);
+  }
+  if (!item.drawn.empty()) {
+    Napi::Array drawn = Napi::Array::New(env, item.drawn.size());
+    for (uint32_t i = 0; i < item.drawn.size(); ++i) drawn.Set(i, Napi::Number::New(env, item.drawn[i]));
+    result.Set("drawn", drawn);
   }
   if (item.error) result.Set("error", Napi::Value(env, js_error(env, item.error)));
   return result;

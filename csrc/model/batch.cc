@@ -15,14 +15,33 @@ namespace {
 struct RunningItem {
   BatchItem* item;
   int64_t kv_len_before;
+  // Of the pass that is under way.
+  int64_t num_tokens = 0;  // that the pass computes
+  size_t first_row = 0;    // of the logits
 };
 
 using Items = std::span<RunningItem>;
 
-bool is_prompt(const BatchItem& item) { return item.tokens.size() > 1 || item.rows != RowOutput::none; }
+bool is_prompt(const BatchItem& item) {
+  return (item.tokens.size() > 1 && !item.verifies) || item.rows != RowOutput::none;
+}
 
 // Whether a mask or biases change what the item draws. The next step's are not known in advance.
 bool has_sample_inputs(const BatchItem& item) { return !item.allowed.empty() || !item.biases.empty(); }
+
+// Rows of the logits that the item needs at most.
+int64_t max_rows(const BatchItem& item) { return item.verifies ? static_cast<int64_t>(item.tokens.size()) : 1; }
+
+void check_verifies(const BatchItem& item) {
+  if (!item.verifies) return;
+  const bool has_more = item.wants_logits || item.num_top_log_probs || item.rows != RowOutput::none;
+  if (item.tokens.size() > kDecodeBatch || !item.sampling || has_more || has_sample_inputs(item)) {
+    fail(ErrorCode::invalid_argument,
+         "verifies is set for %zu tokens; it requires at most %lld, and sampling without a mask, biases, logits, "
+         "log probabilities or rows",
+         item.tokens.size(), static_cast<long long>(kDecodeBatch));
+  }
+}
 
 int64_t remaining(const BatchItem& item) { return static_cast<int64_t>(item.tokens.size()) - item.consumed; }
 
@@ -49,9 +68,9 @@ class Batch {
     for (RunningItem& running : items) {
       BatchItem& item = *running.item;
       guarded({&running, 1}, [&] {
-        const auto num_tokens = static_cast<int64_t>(item.tokens.size());
-        item.session->check_tokens(item.tokens.data(), num_tokens);
-        if (item.session->must_recompute(num_tokens)) recompute(item);
+        item.session->check_tokens(item.tokens.data(), static_cast<int64_t>(item.tokens.size()));
+        const int64_t num_tokens = item.verifies ? 1 : static_cast<int64_t>(item.tokens.size());
+        if (item.session->must_recompute(num_tokens)) recompute(item, num_tokens);
         const auto prefixes = item.rows == RowOutput::none ? Session::Prefixes::use : Session::Prefixes::skip;
         item.consumed = item.session->begin(item.tokens.data(), num_tokens, prefixes);
       });
@@ -61,7 +80,7 @@ class Batch {
       run_chunk(items);
       has_more = std::any_of(items.begin(), items.end(), [](const RunningItem& running) {
         const BatchItem& item = *running.item;
-        return !item.error && item.chunks == Chunks::all && remaining(item) > 0;
+        return !item.error && !item.verifies && item.chunks == Chunks::all && remaining(item) > 0;
       });
     }
   }
@@ -75,23 +94,25 @@ class Batch {
     try {
       body();
     } catch (...) {
-      for (const auto& [item, kv_len_before] : items) {
+      for (const RunningItem& running : items) {
+        BatchItem* item = running.item;
         if (item->error) continue;
         item->error = std::current_exception();
-        item->session->truncate(kv_len_before);
+        item->session->truncate(running.kv_len_before);
         item->consumed = 0;
+        item->drawn.clear();
       }
     }
   }
 
-  // Computes the cache of a session again, with the frequencies for the length after the step. Runs in
-  // this step as a whole, also with Chunks::next.
-  void recompute(const BatchItem& item) {
+  // Computes the cache of a session again, with the frequencies for num_tokens more. Runs in this step
+  // as a whole, also with Chunks::next.
+  void recompute(const BatchItem& item, int64_t num_tokens) {
     Session& session = *item.session;
-    const std::unique_ptr<Session> fresh = session.restarted(static_cast<int64_t>(item.tokens.size()));
-    const int64_t num_tokens = session.kv_len();
-    for (int64_t t = 0; t < num_tokens; t += workspace_.prefill_chunk) {
-      const int64_t size = std::min(workspace_.prefill_chunk, num_tokens - t);
+    const std::unique_ptr<Session> fresh = session.restarted(num_tokens);
+    const int64_t kv_len = session.kv_len();
+    for (int64_t t = 0; t < kv_len; t += workspace_.prefill_chunk) {
+      const int64_t size = std::min(workspace_.prefill_chunk, kv_len - t);
       ForwardStep step = step_for(*fresh);
       if (item.cancel) step.cancels.push_back(item.cancel.get());
       step.sequences = {fresh->prepare(size)};
@@ -122,7 +143,7 @@ class Batch {
     bool needs_logits = false;
     // Of what the items draw, when that is under way.
     int slot = 0;              // of Workspace::sampled
-    std::vector<size_t> rows;  // of each item
+    std::vector<size_t> rows;  // of each item, the first one
     std::unique_ptr<Download> sampled;
   };
 
@@ -134,11 +155,10 @@ class Batch {
     if (!was_ahead) guarded(pass.items, [&] { forward(pass); });
     for (RunningItem& running : pass.items) {
       BatchItem& item = *running.item;
-      if (item.error) continue;
+      if (item.error || item.verifies) continue;
       guarded({&running, 1}, [&] {
-        const int64_t size = chunk_size(item);
-        item.session->commit(item.tokens.data() + item.consumed, size);
-        item.consumed += size;
+        item.session->commit(item.tokens.data() + item.consumed, running.num_tokens);
+        item.consumed += running.num_tokens;
       });
     }
     if (!pass.needs_logits) return;
@@ -167,7 +187,7 @@ class Batch {
     for (const RunningItem& running : items) {
       const BatchItem& item = *running.item;
       if (item.error || !item.sampling || item.wants_logits || has_sample_inputs(item)) return {};
-      if (item.num_top_log_probs) return {};
+      if (item.num_top_log_probs || item.verifies) return {};
       const SampleRow sampling = sample_row(*item.sampling, item.draw);
       const auto found = std::find_if(ahead_->rows.begin(), ahead_->rows.end(), [&](const StepAhead::Row& row) {
         return row.revision == item.session->revision() && row.token == item.tokens[0] && row.sampling == sampling;
@@ -191,15 +211,41 @@ class Batch {
       BatchItem& item = *running.item;
       if (item.error) continue;
       guarded({&running, 1}, [&] {
-        pass.sequences.push_back(item.session->prepare(chunk_size(item)));
+        running.first_row = pass.sequences.size();
+        running.num_tokens = item.verifies ? add_rows(item, pass) : add_chunk(item, pass);
         const auto begin = item.tokens.begin() + item.consumed;
-        pass.tokens.insert(pass.tokens.end(), begin, begin + chunk_size(item));
+        pass.tokens.insert(pass.tokens.end(), begin, begin + running.num_tokens);
         pass.items.push_back(running);
-        pass.is_last = chunk_size(item) == remaining(item);
+        pass.is_last = item.verifies || running.num_tokens == remaining(item);
         pass.needs_logits = pass.needs_logits || (pass.is_last && (item.sampling || item.wants_logits));
       });
     }
     return pass;
+  }
+
+  int64_t add_chunk(const BatchItem& item, Pass& pass) const {
+    pass.sequences.push_back(item.session->prepare(chunk_size(item)));
+    return chunk_size(item);
+  }
+
+  // Each token is a sequence of its own over the same cache. Fewer tokens if those before it get other
+  // frequencies of RoPE in a decode step, and one if there is no room for more.
+  static int64_t add_rows(const BatchItem& item, Pass& pass) {
+    Session& session = *item.session;
+    auto count = static_cast<int64_t>(item.tokens.size());
+    while (count > 1 && session.rope_length(count) != session.rope_length(1)) count--;
+    ForwardSequence row;
+    try {
+      row = session.prepare(count);
+    } catch (const Error& error) {
+      if (error.code() != ErrorCode::kv_cache_full && error.code() != ErrorCode::out_of_memory) throw;
+      if (count == 1) throw;
+      count = 1;
+      row = session.prepare(count);
+    }
+    row.num_tokens = 1;
+    for (int64_t i = 0; i < count; i++, row.pos++) pass.sequences.push_back(row);
+    return count;
   }
 
   void forward(const Pass& pass) {
@@ -230,37 +276,45 @@ class Batch {
     return workspace_.logits.as<float>() + static_cast<int64_t>(row) * model_.config().vocab_size;
   }
 
-  // Row i of the logits belongs to item i.
   void copy_logits(Items items) {
     for (size_t i = 0; i < items.size(); i++) {
       BatchItem& item = *items[i].item;
       if (!item.wants_logits || item.error) continue;
-      guarded(items.subspan(i, 1),
-              [&] { backend_.download(item.logits.data(), logits_row(i), item.logits.size() * sizeof(float)); });
+      guarded(items.subspan(i, 1), [&] {
+        const float* row = logits_row(items[i].first_row);
+        backend_.download(item.logits.data(), row, item.logits.size() * sizeof(float));
+      });
     }
   }
 
   static bool draws(const BatchItem& item) { return item.sampling && !item.error; }
 
-  // Begins to draw the next token of each item. Row i of the logits belongs to item i.
+  // Begins to draw the next token of each item, or those that an item verifies.
   void sample(Pass& pass) {
     SampleRow rows[kDecodeBatch];
     SampleInputs inputs;
-    for (size_t i = 0; i < pass.items.size(); i++) {
-      const BatchItem& item = *pass.items[i].item;
-      rows[i].draws = 0;
-      pass.rows.push_back(i);
+    const size_t num_rows = pass.sequences.size();
+    for (size_t row = 0; row < num_rows; row++) rows[row].draws = 0;
+    for (RunningItem& running : pass.items) {
+      const BatchItem& item = *running.item;
+      pass.rows.push_back(running.first_row);
       if (!draws(item)) continue;
-      guarded(Items(pass.items).subspan(i, 1), [&] {
-        rows[i] = item.session->sample_row(*item.sampling, item.draw);
-        inputs.add(rows[i], item.allowed, item.biases);
+      guarded({&running, 1}, [&] {
+        SampleRow* first = rows + running.first_row;
+        if (item.verifies) {
+          const std::span tokens(item.tokens.data(), static_cast<size_t>(running.num_tokens));
+          item.session->sample_rows(*item.sampling, item.draw, tokens, first);
+        } else {
+          *first = item.session->sample_row(*item.sampling, item.draw);
+          inputs.add(*first, item.allowed, item.biases);
+        }
       });
     }
-    const bool any = std::any_of(rows, rows + pass.items.size(), [](const SampleRow& row) { return row.draws != 0; });
+    const bool any = std::any_of(rows, rows + num_rows, [](const SampleRow& row) { return row.draws != 0; });
     if (!any) return;
     guarded(pass.items, [&] {
       inputs.upload(model_.backend(), workspace_.sample_inputs);
-      enqueue_sample(rows, pass.items.size(), 0, &pass.sampled);
+      enqueue_sample(rows, num_rows, 0, &pass.sampled);
     });
   }
 
@@ -301,9 +355,12 @@ class Batch {
   // wrong here, that step will meet it when it is asked for.
   std::optional<StepAhead> run_ahead(const Pass& pass) {
     if (!runs_ahead_ || !pass.sampled || !can_replay(backend_, model_.config())) return {};
-    // Reading log probabilities waits for all that is enqueued.
-    const auto has_log_probs = [](const RunningItem& running) { return running.item->num_top_log_probs.has_value(); };
-    if (std::any_of(pass.items.begin(), pass.items.end(), has_log_probs)) return {};
+    // Reading log probabilities waits for all that is enqueued. How many tokens an item that verifies
+    // appends is not known.
+    const auto waits = [](const RunningItem& running) {
+      return running.item->num_top_log_probs.has_value() || running.item->verifies;
+    };
+    if (std::any_of(pass.items.begin(), pass.items.end(), waits)) return {};
     try {
       StepAhead next;
       next.slot = pass.slot == 1 ? 2 : 1;
@@ -351,9 +408,23 @@ class Batch {
       guarded(Items(pass.items).subspan(i, 1), [&] {
         const size_t row = pass.rows[i];
         if (sampled[1][row] != 0) fail_invalid_logits(item, sampled[1][row]);
+        if (item.verifies) return accept(pass.items[i], sampled[0] + row, sampled[1] + row);
         item.token = sampled[0][row];
       });
     }
+  }
+
+  // Appends the tokens of an item that verifies, up to the first one that was not drawn. `tokens`,
+  // `invalid`: of its rows; invalid logits after the first row are met again by the next step.
+  static void accept(const RunningItem& running, const int32_t* tokens, const int32_t* invalid) {
+    BatchItem& item = *running.item;
+    Session& session = *item.session;
+    int64_t count = 1;
+    while (count < running.num_tokens && item.tokens[count] == tokens[count - 1] && invalid[count] == 0) count++;
+    item.drawn.assign(tokens, tokens + count);
+    session.commit(item.tokens.data(), count);
+    item.consumed = count;
+    if (count < running.num_tokens) session.truncate(session.kv_len());  // releases pages without tokens
   }
 
   // `invalid`: SampleParams::out_invalid of a row.
@@ -390,14 +461,16 @@ void run_batch(Model& model, std::vector<BatchItem>& items, const CancelFlag& ca
     const RunningItem running{&item, item.session->kv_len()};
     try {
       if (item.cancel && item.cancel->load()) fail(ErrorCode::aborted, "the call was aborted before it began");
+      check_verifies(item);
       if (item.wants_logits) item.logits.resize(static_cast<size_t>(model.config().vocab_size));
       if (is_prompt(item)) {
         prompts.push_back({running});
         continue;
       }
       const auto group = std::find_if(decodes.begin(), decodes.end(), [&](const std::vector<RunningItem>& others) {
-        return static_cast<int64_t>(others.size()) < kDecodeBatch &&
-               can_share_pass(*item.session, *others[0].item->session);
+        int64_t num_rows = max_rows(item);
+        for (const RunningItem& other : others) num_rows += max_rows(*other.item);
+        return num_rows <= kDecodeBatch && can_share_pass(*item.session, *others[0].item->session);
       });
       if (group != decodes.end()) {
         group->push_back(running);

@@ -30,6 +30,11 @@ struct BatchItem {
   bool continues = false;                    // the token drawn is likely to be appended, and one more to be drawn
   bool wants_logits = false;                 // of the last token
   std::optional<int64_t> num_top_log_probs;  // if set, log_probs is computed of the token drawn, with so many others
+  // `tokens` are the token to append and proposals for those that follow it, up to kDecodeBatch
+  // together. Each is a row of a decode pass, so the logits after it are those of a decode step. The
+  // rows are drawn with `draw`, draw + 1 and so on, and a row counts if the token that was drawn
+  // before it is its own. Requires `sampling`, without a mask, biases, logits or log probabilities.
+  bool verifies = false;
   // An item with rows draws nothing and is computed as a whole, whatever the prefix cache has.
   RowOutput rows = RowOutput::none;
   std::vector<int32_t> targets;              // RowOutput::log_probs: for each of `tokens`
@@ -38,15 +43,17 @@ struct BatchItem {
   // Results. `token` and `logits` are set when all tokens are in the cache.
   int64_t consumed = 0;  // tokens appended, including those found in the prefix cache
   std::optional<int32_t> token;
+  std::vector<int32_t> drawn;  // of `verifies`, instead of `token`: what followed each token appended
   std::optional<TokenLogProbs> log_probs;
   std::vector<float> logits;       // [vocab_size]
   std::vector<double> row_values;  // of add_row_values, for the tokens of this step
   std::exception_ptr error;        // if set, the session is as before the step and `consumed` is 0
 };
 
-// Runs on the executor thread. Each item has a different session of `model`. Items of one token run
-// together, up to kDecodeBatch in one forward pass, then the prompts one after another. An error of
-// one item does not affect the others. `cancel` ends all items with ErrorCode::aborted.
+// Runs on the executor thread. Each item has a different session of `model`. Items of one token and
+// those that verify run together, up to kDecodeBatch rows in one forward pass, then the prompts one
+// after another. An error of one item does not affect the others. `cancel` ends all items with
+// ErrorCode::aborted.
 void run_batch(Model& model, std::vector<BatchItem>& items, const CancelFlag& cancel);
 
 }  // namespace diffqkv

@@ -186,26 +186,45 @@ SampleRow Session::sample_row(const SamplingOptions& options, uint64_t draw, con
   SampleRow row = diffqkv::sample_row(options, draw);
   check_sample_row(row);
   if (options.repetition_penalty != 1) {
-    Backend& backend = *model_->backend();
-    const int64_t count = static_cast<int64_t>(tokens_.size());
-    const size_t room = tokens_.size() + (next_token ? 1 : 0);
-    if (history_.bytes() < room * sizeof(int32_t)) {
-      const size_t needed = std::max<size_t>(1024, room) * sizeof(int32_t);
-      Buffer larger(model_->backend(), std::max<size_t>(2 * history_.bytes(), needed));
-      backend.synchronize();  // a queued kernel may still read the old buffer
-      history_ = std::move(larger);
-      history_len_ = 0;
-    }
-    if (history_len_ < count) {
-      backend.upload(history_.as<int32_t>() + history_len_, tokens_.data() + history_len_,
-                     (count - history_len_) * sizeof(int32_t));
-      history_len_ = count;
-    }
+    upload_history(next_token ? 1 : 0);
     row.history = history_.as<int32_t>();
-    row.history_len = count;
-    if (next_token) backend.copy(history_.as<int32_t>() + row.history_len++, next_token, sizeof(int32_t));
+    row.history_len = history_len_;
+    if (next_token) model_->backend()->copy(history_.as<int32_t>() + row.history_len++, next_token, sizeof(int32_t));
   }
   return row;
+}
+
+void Session::sample_rows(const SamplingOptions& options, uint64_t draw, std::span<const int32_t> tokens,
+                          SampleRow* rows) {
+  const bool has_history = options.repetition_penalty != 1;
+  check_sample_row(diffqkv::sample_row(options, draw));
+  if (has_history) {
+    upload_history(tokens.size());
+    model_->backend()->upload(history_.as<int32_t>() + history_len_, tokens.data(), tokens.size_bytes());
+  }
+  for (size_t i = 0; i < tokens.size(); i++) {
+    rows[i] = diffqkv::sample_row(options, draw + i);
+    if (!has_history) continue;
+    rows[i].history = history_.as<int32_t>();
+    rows[i].history_len = history_len_ + static_cast<int64_t>(i) + 1;
+  }
+}
+
+void Session::upload_history(size_t num_following) {
+  Backend& backend = *model_->backend();
+  const int64_t count = static_cast<int64_t>(tokens_.size());
+  const size_t room = tokens_.size() + num_following;
+  if (history_.bytes() < room * sizeof(int32_t)) {
+    const size_t needed = std::max<size_t>(1024, room) * sizeof(int32_t);
+    Buffer larger(model_->backend(), std::max<size_t>(2 * history_.bytes(), needed));
+    backend.synchronize();  // a queued kernel may still read the old buffer
+    history_ = std::move(larger);
+    history_len_ = 0;
+  }
+  if (history_len_ == count) return;
+  backend.upload(history_.as<int32_t>() + history_len_, tokens_.data() + history_len_,
+                 (count - history_len_) * sizeof(int32_t));
+  history_len_ = count;
 }
 
 bool Session::is_ready_for_token(const SamplingOptions& options) const {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "model/kv_cache.h"
@@ -93,6 +94,9 @@ class Session {
   // option is out of range. `next_token`: in device memory, a token that will follow those in the
   // cache and is penalized too.
   SampleRow sample_row(const SamplingOptions& options, uint64_t draw, const int32_t* next_token = nullptr);
+  // How a token is drawn after each of `tokens`, which will follow those in the cache: the first with
+  // `draw`, the next with draw + 1 and so on. rows: [tokens.size()].
+  void sample_rows(const SamplingOptions& options, uint64_t draw, std::span<const int32_t> tokens, SampleRow* rows);
   // Whether the next token needs no page, no other frequencies of RoPE than the last one, and no memory
   // for its history.
   bool is_ready_for_token(const SamplingOptions& options) const;
@@ -102,8 +106,9 @@ class Session {
   bool uses_prefix_cache() const;
   // The first row that a window reaches after kv_len rows, 0 if a layer has no window.
   int64_t first_visible(int64_t kv_len) const;
-  void change();          // of tokens_: gives it another revision
-  void release_hidden();  // releases the pages before it, except some
+  void upload_history(size_t num_following);  // of tokens_, with room for more
+  void change();                              // of tokens_: gives it another revision
+  void release_hidden();                      // releases the pages before it, except some
 
   std::shared_ptr<Model> model_;
   SessionOptions options_;

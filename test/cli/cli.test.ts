@@ -99,6 +99,15 @@ describe('generate', () => {
     expect({ status, stdout }).toEqual({ status: 0, stdout: (first.text as string).split('$')[0] });
   });
 
+  it('writes the same text with --speculative, and counts proposals', async () => {
+    const args = ['generate', '--prompt', first.prompt as string, '--max-tokens', '40', '--speculative'];
+    for (const how of ['ngram', tldrDirectory]) {
+      const { status, stdout, stderr } = await cli([...args, how]);
+      expect({ status, stdout }).toEqual({ status: 0, stdout: `${first.text}\n`.replace(/\n\n$/, '\n') });
+      expect(stderr).toMatch(/ \d+ of \d+ proposals accepted, length\n$/);
+    }
+  });
+
   it.each<[string, string[], string]>([
     ['no such directory', ['generate', '--prompt', 'x', '--model', '/nowhere/at/all'], 'ERR_INVALID_CHECKPOINT'],
     ['no such device', ['generate', '--prompt', 'x', '--device', 'cuda:77'], 'ERR_DEVICE_UNAVAILABLE'],
@@ -114,6 +123,11 @@ describe('generate', () => {
     ['a seed with a fraction', ['generate', '--prompt', 'x', '--seed', '1.5'], 'ERR_INVALID_ARGUMENT'],
     ['a seed past 64 bits', ['generate', '--prompt', 'x', '--seed', '18446744073709551616'], 'ERR_INVALID_ARGUMENT'],
     ['--chat without a template', ['generate', '--prompt', 'x', '--chat'], 'ERR_UNSUPPORTED_MODEL'],
+    [
+      'no such draft model',
+      ['generate', '--prompt', 'x', '--speculative', '/nowhere/at/all'],
+      'ERR_INVALID_CHECKPOINT',
+    ],
     ['a prompt longer than the context', ['generate', '--prompt', 'word '.repeat(3000)], 'ERR_KV_CACHE_FULL'],
     ['an unknown option', ['generate', '--frobnicate'], 'ERR_INVALID_ARGUMENT'],
     ['an unknown command', ['frobnicate'], 'ERR_INVALID_ARGUMENT'],

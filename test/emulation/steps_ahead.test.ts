@@ -150,6 +150,35 @@ interface Item {
     session.dispose();
   });
 
+  it('is dropped if proposals are verified, and computed again after the next step', async () => {
+    const session = await started([1, 2, 3]);
+    const expected = await expectedAfter(session, 4, penalized, 6);
+    const first = { session, token: 4, draw: 0, sampling: penalized };
+    await step(first); // and one ahead
+    const proposals = [expected[0], expected[1], 77].map(Number);
+    const verifies = {
+      session: session[native],
+      tokens: Int32Array.from(proposals),
+      chunks: 'next' as const,
+      sampling: penalized,
+      draw: 1,
+      continues: true,
+      verifies: true,
+    };
+    let drawn: number[] | undefined;
+    const verify = async () => {
+      const [result] = await model[native].step({ items: [verifies] });
+      drawn = result?.drawn;
+    };
+    expect(await passes(verify)).toBeLessThanOrEqual(1);
+    expect(drawn).toEqual(expected.slice(1, 3));
+    const next = { session, sampling: penalized };
+    expect(await step({ ...next, token: expected[2] as number, draw: 3 })).toEqual([expected[3]]);
+    expect(await passes(() => step({ ...next, token: expected[3] as number, draw: 4 }))).toBe(1);
+    expect(await step({ ...next, token: expected[4] as number, draw: 5 })).toEqual([expected[5]]);
+    session.dispose();
+  });
+
   it('is dropped if the session changes, and kept if it is forked', async () => {
     const session = await started([1, 2, 3, 4, 5]);
     const changed = async (one: Session, continues: boolean) => {
@@ -228,6 +257,7 @@ interface Item {
         temperature: 1,
         seed: i,
         signal: controller.signal,
+        speculative: [undefined, { ngram: 1 }, { draft: model }][i % 3],
       });
       const way = random.integer(0, 3);
       if (way === 0) controller.abort();

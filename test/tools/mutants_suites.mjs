@@ -96,8 +96,9 @@ const rowwise = [...rowwiseOperators, 'kv_append', 'tensor', 'fixtures'];
 const kvCache = ['quantize', 'kv_append', 'latent', 'kv_cache', 'kv_types'];
 const linear = ['augmented_q', 'quantize', 'matmul', 'quantized_weights', 'threads', 'fixtures'];
 const models = [
-  ...['latent', 'fixtures', 'abort', 'errors_models', 'batching', 'generate', 'kv_cache', 'session_order'],
-  ...['checkpoint_errors', 'key_and_value_sizes', 'device_choice', 'quantized_models', 'changed_files', 'logit_bias'],
+  ...['latent', 'fixtures', 'abort', 'errors_models', 'batching', 'verified_steps', 'generate', 'kv_cache'],
+  ...['session_order', 'checkpoint_errors', 'key_and_value_sizes', 'device_choice', 'quantized_models'],
+  ...['changed_files', 'logit_bias'],
 ];
 const loading = ['architecture_configs', 'architectures', 'packed_checkpoints', 'tensor_names', 'folder_messages'];
 const contexts = ['longrope', 'dynamic_rope', 'window_pages'];

@@ -6,6 +6,7 @@ import { operators } from './suites.mjs';
 const processes = ['tokenizer_child', 'tokenizer_process', 'tokenizer_thread'];
 const text = ['decoder', 'decoder_pattern', 'tokenizer', 'tokenizer_client'];
 const generation = ['abort', 'call_order', 'generate', 'generation', 'model', 'scheduler', 'session', 'stop'];
+const speculation = ['draft_model', 'prompt_lookup', 'speculative'];
 const folders = ['chat', 'explain', 'files'];
 /** Tests of operators at sizes that are the same to lib/ as those of others. */
 const otherSizes = ['attention_window', 'kv_append', 'kv_types', 'large_scores', 'quantized_weights'];
@@ -58,11 +59,12 @@ export const parts = {
       ...['fixtures', 'tensor_names'],
     ],
   },
+  speculation: { mutate: files(speculation), tests: ['proposers', 'speculative'] },
   calls: {
     mutate: [
       'lib/*.ts',
       '!lib/index.ts',
-      ...files([...processes, ...text, ...generation, ...folders]).map((f) => `!${f}`),
+      ...files([...processes, ...text, ...generation, ...speculation, ...folders]).map((f) => `!${f}`),
     ],
     tests: [
       ...operators.filter((name) => !otherSizes.includes(name)),
