@@ -29,6 +29,7 @@ export {
 } from './model';
 export type { SamplingOptions } from './sampling';
 export { Session, type SessionOptions } from './session';
+export type { LoadSessionOptions } from './session_file';
 export { type DType, type Float16ArrayLike, Tensor, type TensorData } from './tensor';
 export {
   type DecodeOptions,
