@@ -56,6 +56,13 @@ onEveryDevice((device) => {
     return session;
   };
 
+  /** A loaded session saves the file that it was loaded from. */
+  async function expectSameFile(loaded: Session): Promise<void> {
+    const again = join(folder, 'again');
+    await loaded.save(again);
+    expect(readFileSync(again).equals(readFileSync(file))).toBe(true);
+  }
+
   /** Both continue in the same way: alone, in a batch, and after changes. */
   async function expectEqual(model: Model, saved: Session, loaded: Session): Promise<void> {
     expect([loaded.kvLen, loaded.maxKvLen, loaded.kvCacheBytes]).toEqual([
@@ -89,9 +96,7 @@ onEveryDevice((device) => {
         const session = await prefilled(model, 70, { kType, vType });
         await session.save(file);
         const loaded = await model.loadSession(file);
-        const again = join(folder, 'again');
-        await loaded.save(again);
-        expect(readFileSync(again).equals(readFileSync(file))).toBe(true);
+        await expectSameFile(loaded);
         expect(readdirSync(folder).sort()).toEqual(['again', 'session']);
         await expectEqual(model, session, loaded);
         await device().synchronize();
@@ -149,7 +154,9 @@ onEveryDevice((device) => {
           t += size;
         }
         await session.save(file);
-        await expectEqual(model, session, await model.loadSession(file));
+        const loaded = await model.loadSession(file);
+        await expectSameFile(loaded);
+        await expectEqual(model, session, loaded);
       },
       { dtype: 'f32' },
     ),
@@ -312,6 +319,36 @@ onEveryDevice((device) => {
       }
       await device().synchronize();
       expect(model.kvCache.pages).toBe(0);
+    });
+  });
+
+  it('rejects a file that was cut or changed, and frees its pages', async () => {
+    await withModel(plain, async (model) => {
+      const session = await prefilled(model, 70);
+      await session.save(file);
+      session.dispose();
+      const good = readFileSync(file);
+      const bodyStart = 16 + good.readUInt32LE(12) + 32;
+      const rejects = async (bytes: Uint8Array, message: RegExp): Promise<void> => {
+        writeFileSync(file, bytes);
+        await expectCode(() => model.loadSession(file), sessionFile, message);
+      };
+      for (const at of [16, bodyStart - 1, bodyStart, good.length - 100, good.length - 33, good.length - 1]) {
+        const bytes = Buffer.from(good);
+        bytes[at] = (bytes[at] as number) ^ 1;
+        await rejects(bytes, /was changed: its contents do not have the hash/);
+      }
+      for (const length of [bodyStart, bodyStart + 10, good.length - 32, good.length - 1]) {
+        await rejects(good.subarray(0, length), /truncated or changed/);
+      }
+      for (const length of [17, bodyStart - 1]) {
+        await rejects(good.subarray(0, length), /its header has \d+ bytes: it was truncated or changed/);
+      }
+      await rejects(good.subarray(0, 15), /not a saved session/);
+      await device().synchronize();
+      expect(model.kvCache.pages).toBe(0);
+      writeFileSync(file, good);
+      (await model.loadSession(file)).dispose();
     });
   });
 
