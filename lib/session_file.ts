@@ -9,8 +9,8 @@
 //   pages      as csrc/model/kv_image.h has them
 //   32 bytes   SHA-256 of everything before
 //
-// The first hash tells a changed header before its contents are believed. Pages are written and read
-// in pieces, so that neither the event loop nor the memory is taken by a long session.
+// The first hash detects a changed header before its contents are used. Pages are written and read in
+// pieces, so that a long session neither blocks the event loop nor is in memory twice.
 
 import { createHash, type Hash, randomBytes } from 'node:crypto';
 import { type FileHandle, open, rename, unlink } from 'node:fs/promises';

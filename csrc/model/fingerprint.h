@@ -8,10 +8,10 @@
 
 namespace diffqkv {
 
-// The bytes that a saved session's model is recognized by, to be hashed. They are a text of what
-// config.json determines beyond the shapes, the sizes of all weights in device memory, the tables of
-// RoPE, and samples of each weight: all of it up to 4 KiB, else 8 evenly spaced pieces of 512 bytes.
-// So a model whose other bytes alone differ is not told apart. Executor thread only.
+// The bytes to hash for the model's fingerprint: a text of the settings that the weights do not show,
+// then the size and samples of each weight and table of RoPE in device memory. The samples are all
+// bytes up to 4 KiB, else 8 evenly spaced pieces of 512 bytes. Models that differ only in other bytes
+// have the same fingerprint. Executor thread only.
 std::vector<uint8_t> fingerprint_material(const Model& model);
 
 }  // namespace diffqkv

@@ -93,7 +93,7 @@ void KvImage::write(uint64_t offset, const uint8_t* from, size_t bytes) {
   });
 }
 
-// Where the rows of a page are is known to kv_append alone. So it writes zero rows over a page of ones.
+// Only kv_append knows where the rows of a page are. So it writes zero rows over a page of ones.
 void KvImage::make_masks() {
   const std::shared_ptr<Backend>& backend = model_.backend();
   const auto filled = [&](size_t bytes, uint8_t value) {

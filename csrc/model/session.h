@@ -127,7 +127,7 @@ class Session {
   Buffer history_;  // i32: the first history_len_ of tokens_, uploaded when a penalty needs them
   int64_t history_len_ = 0;
   uint64_t revision_ = 0;
-  // The cache has pages of a file. Others must not read them: the file may have been written by anyone.
+  // The cache has pages of a file, which anyone may have written. No other session may read them.
   bool is_restored_ = false;
   std::vector<int32_t> tokens_;          // the tokens in the cache
   std::vector<PrefixCache::Id> prefix_;  // of the leading pages that the prefix cache has
