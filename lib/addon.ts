@@ -136,6 +136,11 @@ export interface NativeModel {
   readonly kvCache: NativeKvCache;
   readonly decodeGraphs: NativeDecodeGraphs | null;
   createSession(options: NativeSessionOptions): Promise<NativeSession>;
+  /** The bytes whose hash tells models apart; see csrc/model/fingerprint.h. */
+  fingerprint(): Promise<Uint8Array>;
+  pageLayout(types: { kType: NativeDType; vType: NativeDType }): NativePageLayout;
+  /** A session whose pages are undefined until `writePages` has written all of them. */
+  restoreSession(options: Omit<NativeSavedSession, 'pageBytes'>): Promise<NativeSession>;
   /**
    * One batch step, the only call that runs the model. Each item has a different session of this
    * model. The results are in the order of the items. `cancel` ends all items with ABORT_ERR.
@@ -145,6 +150,14 @@ export interface NativeModel {
     cancel?: NativeCancel;
   }): Promise<NativeBatchResult[]>;
   dispose(): void;
+}
+
+/** How the device stores K and V of 64 tokens of all layers. */
+export interface NativePageLayout {
+  /** The order of the elements. Devices with the same name can read each other's pages. */
+  name: string;
+  /** Bytes of a page. */
+  bytes: number;
 }
 
 export interface NativeKvCache {
@@ -341,7 +354,27 @@ export interface NativeSession {
   tokens(): Promise<Int32Array>;
   truncate(options: { kvLen: number }): Promise<void>;
   fork(): Promise<NativeSession>;
+  /** What a file has beside the pages. */
+  saved(): Promise<NativeSavedSession>;
+  /** Fills `array` with the bytes of the pages from `offset` on. */
+  readPages(options: { offset: number; array: Uint8Array }): Promise<void>;
+  writePages(options: { offset: number; array: Uint8Array }): Promise<void>;
   dispose(): void;
+}
+
+/** See SavedSession in csrc/model/session.h. */
+export interface NativeSavedSession {
+  maxKvLen: number;
+  kType: NativeDType;
+  vType: NativeDType;
+  selectiveV?: NativeSelectiveV;
+  tokens: Int32Array;
+  ropeLength: number;
+  promptLength: number;
+  /** Tokens before it have no pages, because no window reaches them. */
+  first: number;
+  /** Bytes of all pages. */
+  pageBytes: number;
 }
 
 export interface NativeAddon {

@@ -14,6 +14,7 @@ export type ErrorCode =
   | 'ERR_INVALID_CHECKPOINT'
   | 'ERR_UNSUPPORTED_MODEL'
   | 'ERR_KV_CACHE_FULL'
+  | 'ERR_SESSION_FILE'
   | 'ERR_DISPOSED'
   | 'ERR_MODEL_NOT_FOUND'
   | 'ERR_ACCESS_DENIED'
@@ -35,6 +36,7 @@ export type ErrorCode =
  * | ERR_INVALID_CHECKPOINT | a file is missing or malformed, a tensor has the wrong shape |
  * | ERR_UNSUPPORTED_MODEL | an unsupported architecture, format, dtype or feature; NaN logits |
  * | ERR_KV_CACHE_FULL | maxKvLen or the model's kvCacheBytes is exceeded; the cache is unchanged |
+ * | ERR_SESSION_FILE | a session's file cannot be written or read, was changed, or is of another model |
  * | ERR_DISPOSED | use after dispose |
  * | ERR_MODEL_NOT_FOUND | no such model or revision on the hub, or offline and not downloaded |
  * | ERR_ACCESS_DENIED | the hub requires another access token, or that its license is accepted |

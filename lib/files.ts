@@ -20,6 +20,22 @@ export async function withRegularFile<T>(
   }
 }
 
+/** Reads from `position` until `bytes` is full or the file ends. Resolves to the bytes read. */
+export async function fill(
+  handle: FileHandle,
+  bytes: Uint8Array,
+  position: number,
+): Promise<number> {
+  let length = 0;
+  while (length < bytes.length) {
+    const rest = bytes.length - length;
+    const { bytesRead } = await handle.read(bytes, length, rest, position + length);
+    if (bytesRead === 0) break;
+    length += bytesRead;
+  }
+  return length;
+}
+
 /**
  * Reads a regular file of a checkpoint of at most `maxBytes`. Resolves to null if it does not
  * exist. Rejects with ERR_INVALID_CHECKPOINT if it is something else, such as a FIFO, if it is
@@ -33,13 +49,7 @@ export async function readRegularFile(file: string, maxBytes: number): Promise<B
       }
       // Threads share the memory.
       const buffer = Buffer.from(new SharedArrayBuffer(size));
-      let length = 0;
-      while (length < size) {
-        const { bytesRead } = await handle.read(buffer, length, size - length, length);
-        if (bytesRead === 0) break;
-        length += bytesRead;
-      }
-      return buffer.subarray(0, length);
+      return buffer.subarray(0, await fill(handle, buffer, 0));
     });
     if (bytes === null) throw invalidCheckpoint(file, 'not a regular file');
     return bytes;

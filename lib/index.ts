@@ -33,6 +33,7 @@ export type { TextOrTokens } from './row_pass';
 export type { SamplingOptions } from './sampling';
 export type { Score, ScoreOptions } from './score';
 export { Session, type SessionOptions } from './session';
+export type { LoadSessionOptions } from './session_file';
 export type { SpeculativeCounts, SpeculativeOptions } from './speculative';
 export { type DType, type Float16ArrayLike, Tensor, type TensorData } from './tensor';
 export {

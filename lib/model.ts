@@ -33,6 +33,7 @@ import { checkSeed } from './sampling';
 import { Scheduler } from './scheduler';
 import { type Score, type ScoreOptions, score } from './score';
 import { nativeSessionOptions, Session, type SessionOptions } from './session';
+import { type LoadSessionOptions, loadNativeSession } from './session_file';
 import type { DType } from './tensor';
 import { Tokenizer } from './tokenizer';
 
@@ -312,6 +313,19 @@ export class Model implements Disposable {
     const nativeOptions = nativeSessionOptions(options);
     const session = await awaitNative(() => this.#native.createSession(nativeOptions));
     return Session.create(this, session);
+  }
+
+  /**
+   * Creates a session from a file that `session.save` wrote, with the tokens, cache types and
+   * selective V of the saved one. It continues with the same bits on the same device. The prefix cache
+   * neither gives it pages nor takes them. Rejects with ERR_SESSION_FILE if the file cannot be read,
+   * was truncated or changed, or was saved by another version of the format, another kind of device
+   * or another model: one with other settings, types or weights, as far as samples of all weights
+   * show. Also rejects with ERR_KV_CACHE_FULL if its pages exceed kvCacheBytes,
+   * ERR_INVALID_ARGUMENT, ERR_OUT_OF_MEMORY, ABORT_ERR or ERR_DISPOSED.
+   */
+  async loadSession(file: string, options: LoadSessionOptions = {}): Promise<Session> {
+    return Session.create(this, await loadNativeSession(this, file, options));
   }
 
   /** Current use of the KV cache by all sessions of this model. */

@@ -6,6 +6,7 @@ import { callOrder, native } from './internal';
 import { checkSelectiveV, type SelectiveV } from './kernels';
 import type { Model } from './model';
 import { checkReceiver } from './receiver';
+import { saveSession } from './session_file';
 import type { DType } from './tensor';
 
 /** Options of {@link Model.createSession}. */
@@ -144,6 +145,20 @@ export class Session implements Disposable {
   async fork(): Promise<Session> {
     const fork = await this.#order.call(() => this.#native.fork());
     return new Session(this.model, fork);
+  }
+
+  /**
+   * Writes the tokens and the cache to a file, from which `model.loadSession` makes a session that
+   * continues with the same bits. The file is written under another name in its directory, synced and
+   * renamed, so `file` has its old contents or the new ones; only its owner may read it. Later calls
+   * on the session do not wait for the file. They do not change what is saved, but the first one that
+   * appends tokens may need one page more. `signal` makes the call reject with ABORT_ERR within 1 MiB.
+   * Also rejects with ERR_SESSION_FILE if the file cannot be written, for example on a full disk,
+   * ERR_INVALID_ARGUMENT, ERR_OUT_OF_MEMORY or ERR_DISPOSED. After any error `file` is as before.
+   */
+  async save(file: string, options: { signal?: AbortSignal } = {}): Promise<void> {
+    checkObject('options', options);
+    return saveSession(this, file, options.signal);
   }
 
   /**

@@ -103,6 +103,9 @@ Napi::Function ModelObject::define(Napi::Env env) {
        InstanceAccessor<&ModelObject::kv_cache>("kvCache"),
        InstanceAccessor<&ModelObject::decode_graphs>("decodeGraphs"),
        InstanceMethod<&ModelObject::create_session>("createSession"), InstanceMethod<&ModelObject::step>("step"),
+       InstanceMethod<&ModelObject::fingerprint>("fingerprint"),
+       InstanceMethod<&ModelObject::page_layout>("pageLayout"),
+       InstanceMethod<&ModelObject::restore_session>("restoreSession"),
        InstanceMethod<&ModelObject::dispose_js>("dispose")});
 }
 

@@ -43,6 +43,10 @@ class ModelObject final : public Napi::ObjectWrap<ModelObject>, public Resource 
   Napi::Value decode_graphs(const Napi::CallbackInfo& info);
   Napi::Value create_session(const Napi::CallbackInfo& info);
   Napi::Value step(const Napi::CallbackInfo& info);  // in step.cc
+  // In saved_session.cc.
+  Napi::Value fingerprint(const Napi::CallbackInfo& info);
+  Napi::Value page_layout(const Napi::CallbackInfo& info);
+  Napi::Value restore_session(const Napi::CallbackInfo& info);
   Napi::Value dispose_js(const Napi::CallbackInfo& info);
 
   std::shared_ptr<Model> model_;

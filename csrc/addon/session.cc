@@ -53,7 +53,10 @@ Napi::Function SessionObject::define(Napi::Env env) {
        InstanceAccessor<&SessionObject::number<&Session::k_cache_bytes>>("kCacheBytes"),
        InstanceAccessor<&SessionObject::number<&Session::v_cache_bytes>>("vCacheBytes"),
        InstanceMethod<&SessionObject::tokens>("tokens"), InstanceMethod<&SessionObject::truncate>("truncate"),
-       InstanceMethod<&SessionObject::fork>("fork"), InstanceMethod<&SessionObject::dispose_js>("dispose")});
+       InstanceMethod<&SessionObject::fork>("fork"), InstanceMethod<&SessionObject::saved>("saved"),
+       InstanceMethod<&SessionObject::read_pages>("readPages"),
+       InstanceMethod<&SessionObject::write_pages>("writePages"),
+       InstanceMethod<&SessionObject::dispose_js>("dispose")});
 }
 
 SessionObject::SessionObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
@@ -79,6 +82,22 @@ Napi::Value SessionObject::create(const Napi::CallbackInfo& info, const std::sha
   auto job = std::make_unique<Job>(info.Env());
   auto session = std::make_shared<std::shared_ptr<Session>>();
   job->run = [model, options, session](Job&) { *session = std::make_shared<Session>(model, options); };
+  resolve_with_session(*job, device, model_object, session);
+  return device->executor->submit(std::move(job));
+}
+
+Napi::Value SessionObject::restore(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device,
+                                   Napi::Object model_object, const std::shared_ptr<Model>& model) {
+  const Fields fields(info);
+  SavedSession saved;
+  saved.options = session_options(fields);
+  if (fields.array("tokens").length > 0) saved.tokens = fields.tokens("tokens");
+  saved.rope_length = fields.integer("ropeLength", 0, kMaxTokens);
+  saved.prompt_length = fields.integer("promptLength", 0, kMaxTokens);
+  saved.first = fields.integer("first", 0, kMaxTokens);
+  auto job = std::make_unique<Job>(info.Env());
+  auto session = std::make_shared<std::shared_ptr<Session>>();
+  job->run = [model, saved = std::move(saved), session](Job&) { *session = Session::restore(model, saved); };
   resolve_with_session(*job, device, model_object, session);
   return device->executor->submit(std::move(job));
 }

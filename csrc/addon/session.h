@@ -26,6 +26,9 @@ class SessionObject final : public Napi::ObjectWrap<SessionObject>, public Resou
   // model.createSession({ maxKvLen, kType, vType, selectiveV })
   static Napi::Value create(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device,
                             Napi::Object model_object, const std::shared_ptr<Model>& model);
+  // model.restoreSession({ maxKvLen, kType, vType, selectiveV, tokens, ropeLength, promptLength, first })
+  static Napi::Value restore(const Napi::CallbackInfo& info, const std::shared_ptr<DeviceContext>& device,
+                             Napi::Object model_object, const std::shared_ptr<Model>& model);
   std::shared_ptr<Session> session(Napi::Env env);  // throws ERR_DISPOSED
 
  private:
@@ -40,6 +43,10 @@ class SessionObject final : public Napi::ObjectWrap<SessionObject>, public Resou
   Napi::Value tokens(const Napi::CallbackInfo& info);
   Napi::Value truncate(const Napi::CallbackInfo& info);
   Napi::Value fork(const Napi::CallbackInfo& info);
+  // In saved_session.cc.
+  Napi::Value saved(const Napi::CallbackInfo& info);
+  Napi::Value read_pages(const Napi::CallbackInfo& info);
+  Napi::Value write_pages(const Napi::CallbackInfo& info);
   Napi::Value dispose_js(const Napi::CallbackInfo& info);
 
   std::shared_ptr<Session> session_;

@@ -58,6 +58,17 @@ void KvCache::forget(int64_t first) {
   count_pages();
 }
 
+void KvCache::prepare_from(int64_t first, int64_t kv_len) {
+  pages_.resize(static_cast<size_t>(first / KvPool::kPageTokens));
+  first_page_ = static_cast<int64_t>(pages_.size());
+  try {
+    prepare(first, kv_len);
+  } catch (...) {
+    keep(0);
+    throw;
+  }
+}
+
 void KvCache::append(std::shared_ptr<KvPage> page) {
   reserve_table(pages_.size() + 1);
   pages_.push_back(std::move(page));

@@ -23,6 +23,9 @@ class KvCache {
   // Releases the pages before that of row `first`. Their places in the table remain.
   void forget(int64_t first);
   int64_t first() const { return first_page_ * KvPool::kPageTokens; }  // the first row not forgotten
+  // Makes rows [first, kv_len) of an empty cache writable, as if those before `first`, a multiple of
+  // kPageTokens, had been forgotten. Throws like prepare; the cache is empty then.
+  void prepare_from(int64_t first, int64_t kv_len);
   void append(std::shared_ptr<KvPage> page);
   // Replaces all rows by the first kv_len rows of `other`.
   void share(const KvCache& other, int64_t kv_len);

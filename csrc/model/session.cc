@@ -79,6 +79,7 @@ PrefixCache::Id Session::prefix_root() {
 
 // The pages of a long context with dynamic RoPE have frequencies of that length only.
 bool Session::uses_prefix_cache() const {
+  if (is_restored_) return false;
   return model_->kv_pool().prefixes().enabled() && !(model_->config().is_dynamic() && rope_length_ > 0);
 }
 
@@ -116,6 +117,7 @@ void Session::adopt(const Session& other) {
   prefix_ = std::move(prefix);
   rope_length_ = other.rope_length_;
   prompt_length_ = other.prompt_length_;
+  is_restored_ = other.is_restored_;
   change();
 }
 
@@ -248,6 +250,7 @@ void Session::truncate(int64_t kv_len) {
   prefix_.resize(std::min<size_t>(prefix_.size(), kv_len / kPageTokens));
   history_len_ = std::min(history_len_, kv_len);
   kv_len_ = kv_len;
+  if (kv_len == 0) is_restored_ = false;
 }
 
 std::unique_ptr<Session> Session::fork() {
@@ -257,8 +260,48 @@ std::unique_ptr<Session> Session::fork() {
   copy->prompt_length_ = prompt_length_;
   copy->tokens_ = tokens_;
   copy->prefix_ = prefix_;
+  copy->is_restored_ = is_restored_;
   copy->kv_len_ = kv_len();
   return copy;
+}
+
+SavedSession Session::saved() const {
+  SavedSession saved{.options = options_,
+                     .tokens = tokens_,
+                     .rope_length = rope_length_,
+                     .prompt_length = prompt_length_,
+                     .first = cache_.first()};
+  saved.options.max_kv_len = max_kv_len_;
+  saved.options.k_type = types().k;
+  saved.options.v_type = types().v;
+  return saved;
+}
+
+std::unique_ptr<Session> Session::restore(std::shared_ptr<Model> model, const SavedSession& saved) {
+  auto session = std::make_unique<Session>(std::move(model), saved.options);
+  const auto num_tokens = static_cast<int64_t>(saved.tokens.size());
+  if (num_tokens > 0) session->check_tokens(saved.tokens.data(), num_tokens);
+  const Config& config = session->model_->config();
+  const int64_t limit = config.widest_window > 0 ? num_tokens : 0;
+  if (saved.first < 0 || saved.first > limit || saved.first % kPageTokens != 0) {
+    fail(ErrorCode::invalid_argument, "the first cached token is %lld; it must be a multiple of %lld from 0 to %lld",
+         ll(saved.first), ll(kPageTokens), ll(limit));
+  }
+  for (const int64_t length : {saved.rope_length, saved.prompt_length}) {
+    const int64_t original = config.original_context;
+    const int64_t most = config.is_dynamic() ? kMaxPositions : original + 1;
+    if (length == 0 || (original > 0 && length > original && length <= most)) continue;
+    fail(ErrorCode::invalid_argument, "the context length that selects RoPE is %lld, which this model does not have",
+         ll(length));
+  }
+  session->cache_.prepare_from(saved.first, num_tokens);
+  session->tokens_ = saved.tokens;
+  session->rope_length_ = saved.rope_length;
+  session->prompt_length_ = saved.prompt_length;
+  session->is_restored_ = num_tokens > 0;
+  session->change();
+  session->kv_len_ = num_tokens;
+  return session;
 }
 
 }  // namespace diffqkv

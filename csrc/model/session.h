@@ -35,6 +35,14 @@ struct SamplingOptions {
   uint64_t seed = 0;
 };
 
+// What a saved session has beside the pages of its cache.
+struct SavedSession {
+  SessionOptions options;  // all of them given
+  std::vector<int32_t> tokens;
+  int64_t rope_length = 0, prompt_length = 0;  // Session::rope_length_ and prompt_length_
+  int64_t first = 0;                           // KvCache::first
+};
+
 // A row of `sample` for the draw of this number. Its history is empty.
 SampleRow sample_row(const SamplingOptions& options, uint64_t draw);
 
@@ -57,6 +65,12 @@ class Session {
   void truncate(int64_t kv_len);
   // The copy shares the pages in use. Whichever session writes to a shared page copies it first.
   std::unique_ptr<Session> fork();
+
+  SavedSession saved() const;
+  // A session whose pages have undefined contents until they are written (KvImage). Throws
+  // ERR_INVALID_ARGUMENT if no session of this model can be so, ERR_KV_CACHE_FULL, ERR_OUT_OF_MEMORY.
+  static std::unique_ptr<Session> restore(std::shared_ptr<Model> model, const SavedSession& saved);
+  KvCache& cache() { return cache_; }
 
   // The context length that selects the frequencies of RoPE for num_tokens more: 0 up to
   // original_context. Above it, LongRoPE has one set of frequencies, and dynamic RoPE one for each
@@ -120,6 +134,8 @@ class Session {
   Buffer history_;  // i32: the first history_len_ of tokens_, uploaded when a penalty needs them
   int64_t history_len_ = 0;
   uint64_t revision_ = 0;
+  // The cache has pages of a file, which anyone may have written. No other session may read them.
+  bool is_restored_ = false;
   std::vector<int32_t> tokens_;          // the tokens in the cache
   std::vector<PrefixCache::Id> prefix_;  // of the leading pages that the prefix cache has
   std::atomic<int64_t> kv_len_{0};

@@ -246,33 +246,65 @@ void check_no_other_tensors(const Config& config, const Checkpoint& checkpoint) 
   }
 }
 
+using Buffers = std::vector<const Buffer*>;
+
+// The weights of a layer, by the parts of WeightBytes.
+struct LayerBuffers {
+  Buffers attention, augmented_q, ffn, other;
+};
+
+LayerBuffers layer_buffers(const LayerWeights& l) {
+  return {.attention = {&l.q,      &l.k,        &l.v,         &l.o,           &l.q_bias,    &l.k_bias,
+                        &l.v_bias, &l.o_bias,   &l.k_lift,    &l.k_lift_gate, &l.k_lift_up, &l.k_lift_down,
+                        &l.q_a,    &l.q_a_bias, &l.latent,    &l.latent_bias, &l.rotary,    &l.rotary_bias,
+                        &l.absorb, &l.expand,   &l.lambda_q1, &l.lambda_k1,   &l.lambda_q2, &l.lambda_k2},
+          .augmented_q = {&l.q_gate, &l.q_up, &l.q_down},
+          .ffn = {&l.gate, &l.up, &l.down, &l.gate_bias, &l.up_bias, &l.down_bias},
+          .other = {&l.input_norm, &l.attention_out_norm, &l.ffn_norm, &l.ffn_out_norm, &l.q_norm, &l.k_norm,
+                    &l.q_a_norm, &l.latent_norm, &l.difference_norm}};
+}
+
+Buffers rope_buffers(const Weights& weights) {
+  Buffers buffers;
+  for (const auto* list : {&weights.ropes, &weights.long_ropes}) {
+    for (const RopeBuffers& rope : *list) buffers.insert(buffers.end(), {&rope.inv_freq, &rope.k_inv_freq});
+  }
+  return buffers;
+}
+
+uint64_t sum_bytes(const Buffers& buffers) {
+  uint64_t total = 0;
+  for (const Buffer* buffer : buffers) total += buffer->bytes();
+  return total;
+}
+
 }  // namespace
 
 WeightBytes Weights::bytes() const {
-  const auto sum = [](std::initializer_list<const Buffer*> buffers) {
-    uint64_t total = 0;
-    for (const Buffer* buffer : buffers) total += buffer->bytes();
-    return total;
-  };
   WeightBytes r;
   r.embedding = embed.bytes();
   r.output = lm_head.bytes();
   r.attention = place_latent.bytes() + place_rotary.bytes();
-  r.other = norm.bytes();
-  for (const auto* list : {&ropes, &long_ropes}) {
-    for (const RopeBuffers& rope : *list) r.other += rope.inv_freq.bytes() + rope.k_inv_freq.bytes();
-  }
-  for (const LayerWeights& l : layers) {
-    r.attention += sum({&l.q,      &l.k,        &l.v,         &l.o,           &l.q_bias,    &l.k_bias,
-                        &l.v_bias, &l.o_bias,   &l.k_lift,    &l.k_lift_gate, &l.k_lift_up, &l.k_lift_down,
-                        &l.q_a,    &l.q_a_bias, &l.latent,    &l.latent_bias, &l.rotary,    &l.rotary_bias,
-                        &l.absorb, &l.expand,   &l.lambda_q1, &l.lambda_k1,   &l.lambda_q2, &l.lambda_k2});
-    r.augmented_q += sum({&l.q_gate, &l.q_up, &l.q_down});
-    r.ffn += sum({&l.gate, &l.up, &l.down, &l.gate_bias, &l.up_bias, &l.down_bias});
-    r.other += sum({&l.input_norm, &l.attention_out_norm, &l.ffn_norm, &l.ffn_out_norm, &l.q_norm, &l.k_norm,
-                    &l.q_a_norm, &l.latent_norm, &l.difference_norm});
+  r.other = norm.bytes() + sum_bytes(rope_buffers(*this));
+  for (const LayerWeights& layer : layers) {
+    const LayerBuffers parts = layer_buffers(layer);
+    r.attention += sum_bytes(parts.attention);
+    r.augmented_q += sum_bytes(parts.augmented_q);
+    r.ffn += sum_bytes(parts.ffn);
+    r.other += sum_bytes(parts.other);
   }
   return r;
+}
+
+std::vector<const Buffer*> Weights::buffers() const {
+  Buffers all{&embed, &lm_head, &norm, &place_latent, &place_rotary};
+  const auto add = [&](const Buffers& some) { all.insert(all.end(), some.begin(), some.end()); };
+  add(rope_buffers(*this));
+  for (const LayerWeights& layer : layers) {
+    const LayerBuffers parts = layer_buffers(layer);
+    for (const Buffers* part : {&parts.attention, &parts.augmented_q, &parts.ffn, &parts.other}) add(*part);
+  }
+  return all;
 }
 
 uint64_t count_parameters(const Config& config) {

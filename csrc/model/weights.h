@@ -112,6 +112,8 @@ struct Weights {
 
   WeightView output_matrix() const { return lm_head.data() ? lm_head.view() : embed.view(); }
   WeightBytes bytes() const;
+  // All of them, in an order that depends on nothing but the model's shape. Some are empty.
+  std::vector<const Buffer*> buffers() const;
 };
 
 // Number of parameters in the checkpoint, before folding. Tied embeddings count once.

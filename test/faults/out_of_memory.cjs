@@ -5,11 +5,15 @@
 // Runs with test/faults/fail_allocation.cc preloaded.
 //   node --expose-gc out_of_memory.cjs NAME MODEL_DIRECTORY TRIALS
 // TRIALS: how many allocations are tried at most
-const { openSync, readSync, writeSync } = require('node:fs');
+const { mkdtempSync, openSync, readdirSync, readSync, rmSync, writeSync } = require('node:fs');
+const { tmpdir } = require('node:os');
+const { join } = require('node:path');
 const assert = require('node:assert');
 const { Model, kernels, openDevice } = require('../../dist/lib/index.js');
 
 const [name, directory, trials] = process.argv.slice(2);
+const folder = mkdtempSync(join(tmpdir(), 'diffqkv-memory-'));
+process.on('exit', () => rmSync(folder, { recursive: true }));
 const file = openSync(process.env.FAIL_ALLOCATION_FILE, 'r+');
 
 /** `first`: the number of the allocation that fails, from 1; 0: none. */
@@ -157,6 +161,31 @@ const ways = {
       held.dispose();
       model.dispose();
       model.device.dispose();
+    },
+  },
+  save: {
+    start: async () => {
+      const model = await Model.load(directory, { device: 'cpu' });
+      const session = await model.createSession({ vType: 'i8' });
+      await session.prefill(tokens(100));
+      return { model, session };
+    },
+    work: async (state) => {
+      await state.session.save(join(folder, 'session'));
+      state.loaded = await state.model.loadSession(join(folder, 'session'));
+      return state.loaded.decode(3);
+    },
+    after: async ({ model, session, loaded }, expected) => {
+      same(readdirSync(folder).filter((name) => name !== 'session'), []);
+      same(session.kvLen, 100);
+      same(await session.decode(3), expected);
+      session.dispose();
+      loaded?.dispose();
+      await model.device.synchronize();
+      same(model.kvCache.pages, 0);
+      model.dispose();
+      model.device.dispose();
+      rmSync(join(folder, 'session'), { force: true });
     },
   },
   generate: {

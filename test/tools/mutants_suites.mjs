@@ -98,7 +98,7 @@ const linear = ['augmented_q', 'quantize', 'matmul', 'quantized_weights', 'threa
 const models = [
   ...['latent', 'fixtures', 'abort', 'errors_models', 'batching', 'verified_steps', 'generate', 'kv_cache'],
   ...['session_order', 'checkpoint_errors', 'key_and_value_sizes', 'device_choice', 'quantized_models'],
-  ...['changed_files', 'logit_bias'],
+  ...['changed_files', 'logit_bias', 'saved_sessions'],
 ];
 const loading = ['architecture_configs', 'architectures', 'packed_checkpoints', 'tensor_names', 'folder_messages'];
 const contexts = ['longrope', 'dynamic_rope', 'window_pages'];

@@ -1,14 +1,15 @@
 // npm run test:soak [-- --minutes N] [--workers N] [--seed N] [--device ID] [--memory any]: runs
-// worker threads on the built package that load, generate, abort, fork, truncate, dispose and drop
-// references at random (test/tools/soak/worker.mjs). The workers are terminated at random. Every
+// worker threads on the built package that load, generate, abort, fork, truncate, save, dispose and
+// drop references at random (test/tools/soak/worker.mjs). The workers are terminated at random. Every
 // operation that is not cut off must return the same bits as when it runs by itself. No worker may
 // crash, hang or fail in another way. Native memory (resident memory minus V8's heaps) must not
 // grow. It is sampled every 15 s after all workers have released everything. The median of the last
 // third of the run may be at most 24 MB above that of the first third. The first 30 s do not count.
 // A run under two and a half minutes has too few samples, so its memory is not checked.
 
-import { readdirSync } from 'node:fs';
+import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { createRequire } from 'node:module';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
@@ -39,6 +40,9 @@ const directories = readdirSync(fixtures, { withFileTypes: true })
   .map(({ name }) => join(fixtures, name));
 const expected = await expectations([defaultModelDirectory, ...directories], values.device);
 
+const folder = mkdtempSync(join(tmpdir(), 'diffqkv-soak-')); // of saved sessions
+process.on('exit', () => rmSync(folder, { recursive: true, force: true }));
+
 const counts = {};
 const calms = []; // { at, native, resident }
 let state = Number(values.seed);
@@ -56,7 +60,7 @@ function stop(text) {
 
 function start() {
   const worker = new Worker(join(root, 'test', 'tools', 'soak', 'worker.mjs'), {
-    workerData: { ...expected, seed: random(2 ** 24) },
+    workerData: { ...expected, seed: random(2 ** 24), folder },
   });
   worker.on('message', ({ done, failed }) => {
     lastWord = Date.now();

@@ -5,7 +5,17 @@ import { operators } from './suites.mjs';
 
 const processes = ['tokenizer_child', 'tokenizer_process', 'tokenizer_thread'];
 const text = ['decoder', 'decoder_pattern', 'tokenizer', 'tokenizer_client'];
-const generation = ['abort', 'call_order', 'generate', 'generation', 'model', 'scheduler', 'session', 'stop'];
+const generation = [
+  'abort',
+  'call_order',
+  'generate',
+  'generation',
+  'model',
+  'scheduler',
+  'session',
+  'session_file',
+  'stop',
+];
 const speculation = ['draft_model', 'prompt_lookup', 'speculative'];
 const folders = ['chat', 'explain', 'files'];
 /** Tests of operators at sizes that are the same to lib/ as those of others. */
@@ -50,6 +60,7 @@ export const parts = {
         'generate',
         'batching',
         'session_order',
+        'saved_sessions',
         'kv_cache',
         'stop',
         'abort',

@@ -3,6 +3,7 @@
 // done: action }, { calm: heap } if asked to pause, { failed: text }.
 
 import { createRequire } from 'node:module';
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
@@ -59,7 +60,7 @@ async function unless(codes, promise) {
 }
 const cutOff = ['ERR_DISPOSED', 'ABORT_ERR'];
 
-async function work({ models, product, deviceId, seed }) {
+async function work({ models, product, deviceId, seed, folder }) {
   let state = seed;
   const random = (limit) => {
     state = (Math.imul(state, 1103515245) + 12345) >>> 0;
@@ -141,6 +142,20 @@ async function work({ models, product, deviceId, seed }) {
       await session.truncate(100);
       equal(await session.decode(9), expected.logits, 'a session after truncate');
       session.dispose();
+    },
+    async save() {
+      const { model, expected } = pick();
+      const session = await model.createSession();
+      await session.prefill(tokens(100));
+      const file = join(folder, `${random(4)}`); // other workers replace it meanwhile
+      const controller = new AbortController();
+      if (random(3) === 0) setTimeout(() => controller.abort(), random(5));
+      await unless(cutOff, session.save(file, controller));
+      // The file may be of another model, or none may exist yet.
+      const loaded = await unless(['ERR_SESSION_FILE', 'ABORT_ERR'], model.loadSession(file, controller));
+      if (loaded) equal(await loaded.decode(9), expected.logits, 'a loaded session');
+      session.dispose();
+      loaded?.dispose();
     },
     async disposeSession() {
       const session = await pick().model.createSession();
