@@ -300,6 +300,11 @@ export interface NativeSession {
   readonly kCacheBytes: number;
   readonly vCacheBytes: number;
   truncate(options: { kvLen: number }): Promise<void>;
+  /**
+   * Truncates to the longest common prefix of the session's tokens and `tokens` without the last
+   * one, whose logits are to be computed. Resolves to its length.
+   */
+  keepPrefix(options: { tokens: Int32Array }): Promise<number>;
   fork(): Promise<NativeSession>;
   dispose(): void;
 }

@@ -1,6 +1,13 @@
 import { isAborted, onAbort } from './abort';
 import type { ChatMessage } from './chat';
-import { checkCallback, checkObject, DiffqkvError, invalid, invalidArgument } from './errors';
+import {
+  awaitNative,
+  checkCallback,
+  checkObject,
+  DiffqkvError,
+  invalid,
+  invalidArgument,
+} from './errors';
 import { type GeneratedToken, Generation, type GenerationResult } from './generation';
 import { callOrder, native } from './internal';
 import type { Model } from './model';
@@ -31,17 +38,19 @@ export interface GenerateOptions extends SamplingOptions {
    */
   signal?: AbortSignal;
   /**
-   * Continue this session: the prompt is appended to its cache, without a begin-of-text token if
-   * the cache is not empty. The generation starts after earlier calls on the session, and later
-   * calls run after its end. The session is not disposed of. Afterwards its cache also has the
-   * prompt and all of `result.tokens`. If the generation was aborted within the prompt, the cache
-   * is unchanged.
+   * Continue this session. A prompt of text or tokens is appended to its cache, without a
+   * begin-of-text token if the cache is not empty. A prompt of messages is the whole conversation:
+   * the tokens in the cache that it begins with are kept, those after the first difference are
+   * dropped, and only the rest of the prompt is computed. The generation starts after earlier calls
+   * on the session, and later calls run after its end. The session is not disposed of. Afterwards
+   * its cache also has the prompt and all of `result.tokens`. If the generation failed or was
+   * aborted within the prompt, nothing of it is appended.
    */
   session?: Session;
   /**
    * Called after each chunk of the prompt. The generation does not wait for a promise that it
-   * returns. If it throws, the generation fails with that error and the cache of `session` is
-   * unchanged.
+   * returns. If it throws, the generation fails with that error and nothing is appended to
+   * `session`.
    */
   onPrefillProgress?: (progress: PrefillProgress) => void;
 }
@@ -71,26 +80,29 @@ export function generate(
   prompt: Prompt,
   options: GenerateOptions = {},
 ): Generation {
-  return new Generation((emit, stop) => run({ model, scheduler, prompt, options, emit, stop }));
+  return new Generation(async (emit, stop) =>
+    generateTokens({ model, scheduler, prompt, isWhole: isChat(prompt), options, emit, stop }),
+  );
 }
 
-interface Run {
+/** A generation, as the producer of a {@link Generation} runs it. */
+export interface GenerateRequest {
   model: Model;
   scheduler: Scheduler;
   prompt: Prompt;
+  /** The prompt is all that the session is to have: the session keeps what it begins with. */
+  isWhole: boolean;
   options: GenerateOptions;
   emit(token: GeneratedToken): void;
   stop: AbortController;
 }
 
-async function run(request: Run): Promise<GenerationResult> {
-  const { model, scheduler, prompt, options, emit, stop } = request;
+/** Generates tokens and emits each. Rejects like {@link Model.generate} fails. */
+export async function generateTokens(request: GenerateRequest): Promise<GenerationResult> {
+  const { model, scheduler, prompt, isWhole, options, emit, stop } = request;
   checkObject('options', options);
-  const { maxTokens = 256, session, signal, onPrefillProgress } = options;
-  const isCount = Number.isSafeInteger(maxTokens) && maxTokens >= 1;
-  if (!isCount && maxTokens !== Number.POSITIVE_INFINITY) {
-    throw invalid('maxTokens', 'an integer of at least 1, or Infinity', maxTokens);
-  }
+  const { session, signal, onPrefillProgress } = options;
+  const maxTokens = checkMaxTokens(options.maxTokens);
   if (session !== undefined && !(session instanceof Session)) {
     throw invalid('session', 'a session', session);
   }
@@ -107,18 +119,24 @@ async function run(request: Run): Promise<GenerationResult> {
   const stopListening = onAbort(signal, () => stop.abort());
   const work = async () => {
     await scheduler.gate.wait();
-    const tokens = await encode(session !== undefined && session.kvLen > 0);
+    const tokens = await encode(!isWhole && session !== undefined && session.kvLen > 0);
     const output = new Output(model, stops, await StopFilter.create(stops));
     return withSession(model, session, tokens.length + maxTokens, async (used) => {
-      const room = used.maxKvLen - used.kvLen - tokens.length;
-      if (room < 0 && !stop.signal.aborted) throw promptTooLong(used, tokens.length);
+      const start = isWhole ? 0 : used.kvLen;
+      const room = used.maxKvLen - start - tokens.length;
+      if (room < 0 && !stop.signal.aborted) throw promptTooLong(used, tokens.length, start);
       // The last token is appended to a session of the caller, so it needs room there. In a session
       // of this generation it is not.
       const limit = Math.min(maxTokens, session === undefined ? room + 1 : room);
+      const cachedTokens =
+        isWhole && session !== undefined ? await keepPrefix(session, tokens, stop) : 0;
       const onProgress =
         onPrefillProgress &&
         ((doneTokens: number, totalTokens: number) =>
-          onPrefillProgress({ doneTokens, totalTokens }));
+          onPrefillProgress({
+            doneTokens: cachedTokens + doneTokens,
+            totalTokens: cachedTokens + totalTokens,
+          }));
       const next = (appended: Int32Array, draw: number): Promise<number> => {
         const continues = draw + 1 < limit;
         const item = { session: used[native], tokens: appended, sampling, draw, continues };
@@ -127,7 +145,15 @@ async function run(request: Run): Promise<GenerationResult> {
         return scheduler.next(draw === 0 ? { ...item, signal: stop.signal, onProgress } : item);
       };
       const isStopped = () => stop.signal.aborted;
-      const result = await drawTokens({ prompt: tokens, next, output, limit, isStopped, emit });
+      const result = await drawTokens({
+        prompt: tokens,
+        cachedTokens,
+        next,
+        output,
+        limit,
+        isStopped,
+        emit,
+      });
       const last = result.tokens.at(-1);
       if (session !== undefined && last !== undefined) {
         const tokens = Int32Array.of(last);
@@ -143,8 +169,30 @@ async function run(request: Run): Promise<GenerationResult> {
   }
 }
 
+/** Checks the option and fills in the default. Throws ERR_INVALID_ARGUMENT. */
+export function checkMaxTokens(maxTokens = 256): number {
+  const isCount = Number.isSafeInteger(maxTokens) && maxTokens >= 1;
+  if (isCount || maxTokens === Number.POSITIVE_INFINITY) return maxTokens;
+  throw invalid('maxTokens', 'an integer of at least 1, or Infinity', maxTokens);
+}
+
+/**
+ * Truncates the session to the tokens that `prompt` begins with, without the last one of `prompt`,
+ * and resolves to their number. A generation that is stopped does not use the session.
+ */
+async function keepPrefix(
+  session: Session,
+  prompt: Int32Array,
+  stop: AbortController,
+): Promise<number> {
+  if (stop.signal.aborted) return 0;
+  return awaitNative(() => session[native].keepPrefix({ tokens: prompt }));
+}
+
 interface DrawRequest {
   prompt: Int32Array;
+  /** Number of tokens of the prompt, at its start, that the session has already. */
+  cachedTokens: number;
   /**
    * Appends tokens to the session and draws the next one. `draw` counts the tokens drawn before.
    */
@@ -158,7 +206,7 @@ interface DrawRequest {
 
 /** Draws tokens until the output, the limit or a signal ends the generation. */
 async function drawTokens(request: DrawRequest): Promise<GenerationResult> {
-  const { prompt, next, output, limit, isStopped, emit } = request;
+  const { prompt, cachedTokens, next, output, limit, isStopped, emit } = request;
   const tokens: number[] = [];
   const texts: string[] = [];
   const startMs = performance.now();
@@ -170,7 +218,7 @@ async function drawTokens(request: DrawRequest): Promise<GenerationResult> {
       text: texts.join(''),
       tokens,
       finishReason,
-      usage: { promptTokens: prompt.length, completionTokens: tokens.length },
+      usage: { promptTokens: prompt.length, cachedTokens, completionTokens: tokens.length },
       timings: {
         prefillMs: firstTokenMs - startMs,
         decodeMs,
@@ -182,7 +230,7 @@ async function drawTokens(request: DrawRequest): Promise<GenerationResult> {
   let token = 0;
   let promptAborted = false;
   try {
-    token = await next(prompt, 0);
+    token = await next(prompt.subarray(cachedTokens), 0);
   } catch (error) {
     if ((error as { code?: string }).code !== 'ABORT_ERR') throw error;
     promptAborted = true;
@@ -273,8 +321,12 @@ async function withSession<T>(
   }
 }
 
-/** ERR_KV_CACHE_FULL for a prompt that does not fit into the session. */
-function promptTooLong({ model, kvLen, maxKvLen }: Session, promptTokens: number): DiffqkvError {
+/** ERR_KV_CACHE_FULL for a prompt that does not fit behind the first `kvLen` tokens of the session. */
+function promptTooLong(
+  { model, maxKvLen }: Session,
+  promptTokens: number,
+  kvLen: number,
+): DiffqkvError {
   const context = model.config.maxPositionEmbeddings;
   const used = kvLen === 0 ? '' : `, ${kvLen} of them in use`;
   const remedies = ['use a shorter prompt'];
@@ -291,6 +343,11 @@ function promptTooLong({ model, kvLen, maxKvLen }: Session, promptTokens: number
   );
 }
 
+/** Whether a prompt is messages. */
+function isChat(prompt: Prompt): prompt is readonly ChatMessage[] {
+  return Array.isArray(prompt) && typeof prompt[0] === 'object';
+}
+
 /**
  * Checks the prompt and copies it, so that the caller may change it. The returned function encodes
  * it. `continues`: the session has a begin-of-text token already, so none is added.
@@ -303,11 +360,10 @@ function readPrompt(
   if (typeof prompt !== 'string' && !Array.isArray(prompt)) {
     throw invalid('prompt', 'a string, an array of tokens or an array of messages', prompt);
   }
-  const isChat = typeof prompt !== 'string' && typeof prompt[0] === 'object';
-  if (chat !== undefined && !isChat) {
+  if (chat !== undefined && !isChat(prompt)) {
     throw invalidArgument('chat requires a prompt of messages: omit chat, or pass messages');
   }
-  if (typeof prompt !== 'string' && !isChat) {
+  if (typeof prompt !== 'string' && !isChat(prompt)) {
     const tokens = checkTokens(prompt as readonly number[], config.vocabSize);
     return async () => tokens;
   }
@@ -317,7 +373,7 @@ function readPrompt(
     );
   }
   // The template reads the messages before this returns.
-  const encoded = isChat ? tokenizer.encodeChat(prompt as readonly ChatMessage[], chat) : null;
+  const encoded = isChat(prompt) ? tokenizer.encodeChat(prompt, chat) : null;
   encoded?.catch(() => {}); // the returned function reports the error
   return async (continues) => {
     const tokens =

@@ -1,4 +1,5 @@
 export type { ChatMessage, ChatTemplateOptions } from './chat';
+export { Chat, type ChatOptions, type SendOptions } from './conversation';
 export {
   Device,
   type DeviceId,

@@ -6,6 +6,7 @@ import type {
   NativeModelOptions,
   NativeWeightBytes,
 } from './addon';
+import { Chat, type ChatOptions } from './conversation';
 import { Device, type DeviceId, openDevice } from './device';
 import {
   awaitNative,
@@ -325,6 +326,15 @@ export class Model implements Disposable {
    */
   generate(prompt: Prompt, options?: GenerateOptions): Generation {
     return generate(this, this.#scheduler, prompt, options);
+  }
+
+  /**
+   * Creates a chat: a conversation and a session that keeps it in the KV cache. Rejects like
+   * `createSession`, with ERR_UNSUPPORTED_MODEL if the checkpoint has no chat template, and with
+   * ERR_INVALID_ARGUMENT if the template rejects the system message.
+   */
+  async createChat(options: ChatOptions = {}): Promise<Chat> {
+    return Chat.create(this, this.#scheduler, options);
   }
 
   /**

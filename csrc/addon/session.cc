@@ -1,5 +1,7 @@
 #include "addon/session.h"
 
+#include <algorithm>
+
 #include "addon/fields.h"
 #include "addon/model.h"
 
@@ -49,8 +51,8 @@ Napi::Function SessionObject::define(Napi::Env env) {
        InstanceAccessor<&SessionObject::number<&Session::max_kv_len>>("maxKvLen"),
        InstanceAccessor<&SessionObject::number<&Session::k_cache_bytes>>("kCacheBytes"),
        InstanceAccessor<&SessionObject::number<&Session::v_cache_bytes>>("vCacheBytes"),
-       InstanceMethod<&SessionObject::truncate>("truncate"), InstanceMethod<&SessionObject::fork>("fork"),
-       InstanceMethod<&SessionObject::dispose_js>("dispose")});
+       InstanceMethod<&SessionObject::truncate>("truncate"), InstanceMethod<&SessionObject::keep_prefix>("keepPrefix"),
+       InstanceMethod<&SessionObject::fork>("fork"), InstanceMethod<&SessionObject::dispose_js>("dispose")});
 }
 
 SessionObject::SessionObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
@@ -86,6 +88,22 @@ Napi::Value SessionObject::truncate(const Napi::CallbackInfo& info) {
     int64_t length = Fields(info).integer("kvLen", 0, kMaxTokens);
     auto job = std::make_unique<Job>(info.Env());
     job->run = [session = session_, length](Job&) { session->truncate(length); };
+    return device_->executor->submit(std::move(job));
+  });
+}
+
+Napi::Value SessionObject::keep_prefix(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    check(info.Env());
+    auto tokens = std::make_shared<const std::vector<int32_t>>(Fields(info).tokens("tokens"));
+    auto kept = std::make_shared<int64_t>(0);
+    auto job = std::make_unique<Job>(info.Env());
+    job->run = [session = session_, tokens, kept](Job&) {
+      const std::vector<int32_t>& cached = session->tokens();
+      *kept = std::mismatch(cached.begin(), cached.end(), tokens->begin(), tokens->end() - 1).first - cached.begin();
+      session->truncate(*kept);
+    };
+    job->resolve = [kept](Job& job) -> Napi::Value { return Napi::Number::New(job.env, static_cast<double>(*kept)); };
     return device_->executor->submit(std::move(job));
   });
 }

@@ -38,6 +38,8 @@ class SessionObject final : public Napi::ObjectWrap<SessionObject>, public Resou
   template <auto value>
   Napi::Value number(const Napi::CallbackInfo& info);
   Napi::Value truncate(const Napi::CallbackInfo& info);
+  // Truncates to the longest common prefix with `tokens` without its last one. Resolves to its length.
+  Napi::Value keep_prefix(const Napi::CallbackInfo& info);
   Napi::Value fork(const Napi::CallbackInfo& info);
   Napi::Value dispose_js(const Napi::CallbackInfo& info);
 

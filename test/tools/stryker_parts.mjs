@@ -5,7 +5,17 @@ import { operators } from './suites.mjs';
 
 const processes = ['tokenizer_child', 'tokenizer_process', 'tokenizer_thread'];
 const text = ['decoder', 'decoder_pattern', 'tokenizer', 'tokenizer_client'];
-const generation = ['abort', 'call_order', 'generate', 'generation', 'model', 'scheduler', 'session', 'stop'];
+const generation = [
+  'abort',
+  'call_order',
+  'conversation',
+  'generate',
+  'generation',
+  'model',
+  'scheduler',
+  'session',
+  'stop',
+];
 const folders = ['chat', 'explain', 'files'];
 /** Tests of operators at sizes that are the same to lib/ as those of others. */
 const otherSizes = ['attention_window', 'kv_append', 'kv_types', 'large_scores', 'quantized_weights'];
@@ -47,6 +57,8 @@ export const parts = {
       ...[
         'call_messages',
         'generate',
+        'chat',
+        'session_prefix',
         'batching',
         'session_order',
         'kv_cache',
