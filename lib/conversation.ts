@@ -2,13 +2,13 @@ import { isAborted, onAbort } from './abort';
 import { CallOrder } from './call_order';
 import { type ChatMessage, checkMessages } from './chat';
 import { DiffqkvError, invalid, invalidArgument } from './errors';
-import { checkMaxTokens, type GenerateOptions, generateTokens } from './generate';
+import { checkMaxTokens, GENERATE_OPTIONS, type GenerateOptions, generateTokens } from './generate';
 import { type GeneratedToken, Generation, type GenerationResult } from './generation';
 import type { Model } from './model';
 import { type OptionNames, readOptions } from './options';
 import { checkReceiver } from './receiver';
 import type { Scheduler } from './scheduler';
-import type { Session, SessionOptions } from './session';
+import { SESSION_OPTIONS, type Session, type SessionOptions } from './session';
 import type { EncodeChatOptions, Tokenizer } from './tokenizer';
 
 /** Options of {@link Model.createChat}: those of its session, and what the conversation begins with. */
@@ -44,24 +44,11 @@ const CHAT_OPTIONS: OptionNames<ChatOptions> = {
   documents: true,
   templateOptions: true,
   parseSpecial: true,
-  maxKvLen: true,
-  kType: true,
-  vType: true,
-  selectiveV: true,
+  ...SESSION_OPTIONS,
 };
 
-const SEND_OPTIONS: OptionNames<SendOptions> = {
-  maxTokens: true,
-  temperature: true,
-  topK: true,
-  topP: true,
-  minP: true,
-  repetitionPenalty: true,
-  seed: true,
-  stop: true,
-  signal: true,
-  onPrefillProgress: true,
-};
+const { session: _session, chat: _chat, ...sendOptions } = GENERATE_OPTIONS;
+const SEND_OPTIONS: OptionNames<SendOptions> = sendOptions;
 
 /** How the messages of a chat become tokens. */
 interface Encoding {

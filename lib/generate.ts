@@ -1,21 +1,15 @@
 import { isAborted, onAbort } from './abort';
 import type { ChatMessage } from './chat';
-import {
-  awaitNative,
-  checkCallback,
-  checkObject,
-  DiffqkvError,
-  invalid,
-  invalidArgument,
-} from './errors';
+import { awaitNative, checkCallback, DiffqkvError, invalid, invalidArgument } from './errors';
 import { type GeneratedToken, Generation, type GenerationResult } from './generation';
 import { callOrder, native } from './internal';
 import type { Model } from './model';
+import { type OptionNames, readOptions } from './options';
 import { resolveSampling, type SamplingOptions } from './sampling';
 import type { Scheduler } from './scheduler';
 import { checkTokens, Session } from './session';
 import { resolveStop, StopFilter, StopTokens } from './stop';
-import type { EncodeChatOptions, TokenStream } from './tokenizer';
+import { ENCODE_CHAT_OPTIONS, type EncodeChatOptions, type TokenStream } from './tokenizer';
 
 /** Options of {@link Model.generate}: how tokens are drawn and when to stop. */
 export interface GenerateOptions extends SamplingOptions {
@@ -54,6 +48,22 @@ export interface GenerateOptions extends SamplingOptions {
    */
   onPrefillProgress?: (progress: PrefillProgress) => void;
 }
+
+/** The names of {@link GenerateOptions}. */
+export const GENERATE_OPTIONS: OptionNames<GenerateOptions> = {
+  maxTokens: true,
+  temperature: true,
+  topK: true,
+  topP: true,
+  minP: true,
+  repetitionPenalty: true,
+  seed: true,
+  chat: true,
+  stop: true,
+  signal: true,
+  session: true,
+  onPrefillProgress: true,
+};
 
 /** How much of the prompt is in the cache. */
 export interface PrefillProgress {
@@ -99,8 +109,8 @@ export interface GenerateRequest {
 
 /** Generates tokens and emits each. Rejects like {@link Model.generate} fails. */
 export async function generateTokens(request: GenerateRequest): Promise<GenerationResult> {
-  const { model, scheduler, prompt, isWhole, options, emit, stop } = request;
-  checkObject('options', options);
+  const { model, scheduler, prompt, isWhole, emit, stop } = request;
+  const options = readOptions('options', request.options, GENERATE_OPTIONS);
   const { session, signal, onPrefillProgress } = options;
   const maxTokens = checkMaxTokens(options.maxTokens);
   if (session !== undefined && !(session instanceof Session)) {
@@ -360,6 +370,7 @@ function readPrompt(
   if (typeof prompt !== 'string' && !Array.isArray(prompt)) {
     throw invalid('prompt', 'a string, an array of tokens or an array of messages', prompt);
   }
+  if (chat !== undefined) readOptions('chat', chat, ENCODE_CHAT_OPTIONS);
   if (chat !== undefined && !isChat(prompt)) {
     throw invalidArgument('chat requires a prompt of messages: omit chat, or pass messages');
   }

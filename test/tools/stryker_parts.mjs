@@ -79,7 +79,7 @@ export const parts = {
     tests: [
       ...operators.filter((name) => !otherSizes.includes(name)),
       ...['messages', 'errors_kernels', 'errors_devices', 'errors_models', 'device_choice', 'receivers', 'threads'],
-      ...['native_module', 'generate', 'ceilings'],
+      ...['native_module', 'generate', 'ceilings', 'options'],
     ],
   },
   processes: {
