@@ -1,3 +1,6 @@
+// Disposable and Symbol.dispose, also if the program's `lib` lacks them.
+/// <reference lib="esnext.disposable" preserve="true" />
+
 export type { ChatMessage, ChatTemplateOptions } from './chat';
 export { Chat, type ChatOptions, type SendOptions } from './conversation';
 export {
@@ -39,3 +42,10 @@ export {
   Tokenizer,
   type TokenStream,
 } from './tokenizer';
+
+declare global {
+  // These are empty only in a program that has neither the types of Node nor those of the DOM, with
+  // whose declarations they merge.
+  interface AbortSignal {}
+  interface AbortController {}
+}
