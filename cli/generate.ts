@@ -3,6 +3,7 @@ import { text as readAll } from 'node:stream/consumers';
 import {
   type DType,
   defaultModelDirectory,
+  type GenerateOptions,
   type Generation,
   Model,
   type ModelOptions,
@@ -56,60 +57,77 @@ async function readPrompt(signal: AbortSignal): Promise<string> {
 }
 
 async function run(command: GenerateCommand, prompt: string, signal: AbortSignal): Promise<string> {
-  const { threads } = command;
-  const device = await openDevice(command.device as Parameters<typeof openDevice>[0], { threads });
+  const { model, dispose } = await loadModel(command, signal);
+  let draft: Model | undefined;
+  try {
+    const session = await model.createSession(sessionOptions(command));
+    const { speculative } = command;
+    if (speculative !== undefined && speculative !== 'ngram') {
+      const { device } = model;
+      draft = await withLoadingBars((bars) => Model.load(speculative, { device, signal, ...bars }));
+    }
+    const { onPrefillProgress, clear } = promptBar();
+    const generation = model.generate(command.chat ? [{ role: 'user', content: prompt }] : prompt, {
+      ...generateOptions(command),
+      speculative: speculative === undefined ? undefined : { draft },
+      signal,
+      session,
+      onPrefillProgress,
+    });
+    return await write(generation, command.json === true).finally(clear);
+  } finally {
+    draft?.dispose();
+    dispose();
+  }
+}
+
+/** Loads the model of a command on its device. `dispose` disposes of both. */
+export async function loadModel(
+  { model: source, device: id, threads, weightType }: GenerateCommand,
+  signal: AbortSignal,
+): Promise<{ model: Model; dispose(): void }> {
+  const device = await openDevice(id as Parameters<typeof openDevice>[0], { threads });
   try {
     const model = await withLoadingBars((bars) =>
-      Model.load(command.model ?? defaultModelDirectory, {
+      Model.load(source ?? defaultModelDirectory, {
         device,
-        weightType: command.weightType as ModelOptions['weightType'],
+        weightType: weightType as ModelOptions['weightType'],
         signal,
         ...bars,
       }),
     );
-    let draft: Model | undefined;
-    try {
-      const { maxTokens, temperature, topK, topP, minP, repetitionPenalty, seed, stop } = command;
-      const session = await model.createSession(sessionOptions(command));
-      const { speculative } = command;
-      if (speculative !== undefined && speculative !== 'ngram') {
-        draft = await withLoadingBars((bars) =>
-          Model.load(speculative, { device, signal, ...bars }),
-        );
-      }
-      const prefill = new ProgressBar('prompt', tokens);
-      const generation = model.generate(
-        command.chat ? [{ role: 'user', content: prompt }] : prompt,
-        {
-          maxTokens,
-          temperature,
-          topK,
-          topP,
-          minP,
-          repetitionPenalty,
-          seed,
-          stop,
-          speculative: speculative === undefined ? undefined : { draft },
-          signal,
-          session,
-          onPrefillProgress: ({ doneTokens, totalTokens }) => {
-            // No bar for a prompt of one chunk.
-            if (doneTokens < totalTokens) prefill.update(doneTokens, totalTokens);
-            else prefill.clear();
-          },
-        },
-      );
-      return await write(generation, command.json === true).finally(() => prefill.clear());
-    } finally {
-      draft?.dispose();
+    const dispose = () => {
       model.dispose();
-    }
-  } finally {
+      device.dispose();
+    };
+    return { model, dispose };
+  } catch (error) {
     device.dispose();
+    throw error;
   }
 }
 
-function sessionOptions({
+/** How the command's tokens are drawn and when they end. */
+export function generateOptions(command: GenerateCommand): GenerateOptions {
+  const { maxTokens, temperature, topK, topP, minP, repetitionPenalty, seed, stop } = command;
+  return { maxTokens, temperature, topK, topP, minP, repetitionPenalty, seed, stop };
+}
+
+/** A bar for the progress of a prompt, if it has more than one chunk. */
+export function promptBar(): Required<Pick<GenerateOptions, 'onPrefillProgress'>> & {
+  clear(): void;
+} {
+  const bar = new ProgressBar('prompt', tokens);
+  return {
+    onPrefillProgress: ({ doneTokens, totalTokens }) => {
+      if (doneTokens < totalTokens) bar.update(doneTokens, totalTokens);
+      else bar.clear();
+    },
+    clear: () => bar.clear(),
+  };
+}
+
+export function sessionOptions({
   kType,
   vType,
   selectiveV,

@@ -1,4 +1,5 @@
-const INTERRUPTED = 130; // 128 + SIGINT
+/** The exit status after Ctrl-C: 128 + SIGINT. */
+export const INTERRUPTED = 130;
 
 /**
  * Calls `work` with a signal that Ctrl-C aborts. A second Ctrl-C ends the process. Resolves to the

@@ -35,7 +35,7 @@ const hubHelp = `
 The cache is the one of Python's huggingface_hub. Environment: HF_TOKEN, HF_ENDPOINT, HF_HUB_CACHE,
 HF_HOME, HF_HUB_OFFLINE, HF_HUB_DOWNLOAD_TIMEOUT (seconds).`;
 
-program
+const generateCommand = program
   .command('generate')
   .description('generate text: write it to stdout as it is generated, timings to stderr')
   .option(
@@ -100,6 +100,28 @@ program
     const { generate } = await import('./generate.js');
     process.exitCode = await generate(options);
   });
+
+const chatCommand = program
+  .command('chat')
+  .description('chat with a model in the terminal; without one, each line of stdin is a message')
+  .requiredOption('--model <model>', 'a directory or hub id, org/name[@revision]')
+  .option('--system <text>', 'the system prompt')
+  .option('--messages <file>', 'continue the conversation of this file, which /save has written')
+  .option(
+    '--max-kv-len <n>',
+    "maximum number of tokens of the conversation in the cache (default: the model's context)",
+    number('--max-kv-len'),
+  )
+  .action(async (options) => {
+    const { chat } = await import('./chat.js');
+    process.exitCode = await chat(options);
+  });
+// The other options are those of `generate`.
+for (const option of generateCommand.options) {
+  if (!['--model', '--prompt', '--chat', '--json'].includes(option.long as string)) {
+    chatCommand.addOption(option);
+  }
+}
 
 program
   .command('pull')

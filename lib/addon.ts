@@ -353,6 +353,11 @@ export interface NativeSession {
   /** The tokens in the cache. */
   tokens(): Promise<Int32Array>;
   truncate(options: { kvLen: number }): Promise<void>;
+  /**
+   * Truncates to the longest common prefix of the session's tokens and `tokens` without the last
+   * one, whose logits are to be computed. Resolves to its length.
+   */
+  keepPrefix(options: { tokens: Int32Array }): Promise<number>;
   fork(): Promise<NativeSession>;
   /** What a file has beside the pages. */
   saved(): Promise<NativeSavedSession>;

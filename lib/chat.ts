@@ -6,6 +6,7 @@ import {
   invalidCheckpoint,
   unsupportedModel,
 } from './errors';
+import type { OptionNames } from './options';
 import { TemplateError, withoutLimit } from './template/fuel';
 import { Converter } from './template/input';
 import { Template } from './template/template';
@@ -56,6 +57,15 @@ export interface ChatTemplateOptions {
    */
   templateOptions?: Readonly<Record<string, unknown>>;
 }
+
+/** The names of {@link ChatTemplateOptions}. */
+export const CHAT_TEMPLATE_OPTIONS: OptionNames<ChatTemplateOptions> = {
+  tools: true,
+  documents: true,
+  addGenerationPrompt: true,
+  continueFinalMessage: true,
+  templateOptions: true,
+};
 
 /** The chat templates of a checkpoint by name. */
 export interface ChatTemplateSources {

@@ -1,13 +1,7 @@
 import { addon, type NativeDevice, type NativeDeviceInfo } from './addon';
-import {
-  awaitNative,
-  callNative,
-  checkInteger,
-  checkObject,
-  DiffqkvError,
-  invalid,
-} from './errors';
+import { awaitNative, callNative, checkInteger, DiffqkvError, invalid } from './errors';
 import { native } from './internal';
+import { readOptions } from './options';
 import { checkReceiver } from './receiver';
 import { type DType, Tensor, type TensorData } from './tensor';
 
@@ -156,8 +150,7 @@ export async function openDevice(
   options: DeviceOptions = {},
 ): Promise<Device> {
   if (typeof id !== 'string') throw invalid('device id', "'auto', 'cpu', 'cuda' or 'cuda:N'", id);
-  checkObject('options', options);
-  const { threads } = options;
+  const { threads } = readOptions('options', options, { threads: true });
   if (threads !== undefined) checkInteger('threads', threads, 1, MAX_THREADS);
   if (id !== 'auto') return Device.open(id, null, { threads });
   const gpus = listDevices().filter(({ kind }) => kind === 'cuda');

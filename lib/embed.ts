@@ -1,6 +1,7 @@
 import { throwIfAborted } from './abort';
-import { checkBoolean, checkObject, invalid } from './errors';
+import { checkBoolean, invalid } from './errors';
 import type { Model } from './model';
+import { readOptions } from './options';
 import { readText, runRowPass, type TextOrTokens } from './row_pass';
 import type { Scheduler } from './scheduler';
 
@@ -24,8 +25,8 @@ export async function embed(
   texts: readonly TextOrTokens[],
   options: EmbedOptions = {},
 ): Promise<Float32Array[]> {
-  checkObject('options', options);
-  const { pooling = 'last', normalize = true, signal } = options;
+  const names = { pooling: true, normalize: true, signal: true } as const;
+  const { pooling = 'last', normalize = true, signal } = readOptions('options', options, names);
   if (pooling !== 'last' && pooling !== 'mean') {
     throw invalid('pooling', "'last' or 'mean'", pooling);
   }

@@ -1,18 +1,19 @@
 import { isAborted, onAbort } from './abort';
 import type { ChatMessage } from './chat';
-import { checkCallback, checkObject, DiffqkvError, invalid, invalidArgument } from './errors';
+import { awaitNative, checkCallback, DiffqkvError, invalid, invalidArgument } from './errors';
 import { type GeneratedToken, Generation, type GenerationResult } from './generation';
 import { callOrder, native } from './internal';
 import { LogitBiases } from './logit_bias';
 import { LogprobRecorder } from './logprobs';
 import type { Model } from './model';
+import { type OptionNames, readOptions } from './options';
 import { resolveSampling, type SamplingOptions } from './sampling';
 import type { Scheduler } from './scheduler';
 import { checkTokens, Session } from './session';
 import { resolveSpeculative, Speculation, type SpeculativeOptions } from './speculative';
 import { resolveStop, StopFilter, StopTokens } from './stop';
 import type { TokenConstraint } from './token_constraint';
-import type { EncodeChatOptions, TokenStream } from './tokenizer';
+import { ENCODE_CHAT_OPTIONS, type EncodeChatOptions, type TokenStream } from './tokenizer';
 
 /** Options of {@link Model.generate}: how tokens are drawn and when to stop. */
 export interface GenerateOptions extends SamplingOptions {
@@ -41,17 +42,19 @@ export interface GenerateOptions extends SamplingOptions {
    */
   signal?: AbortSignal;
   /**
-   * Continue this session: the prompt is appended to its cache, without a begin-of-text token if
-   * the cache is not empty. The generation starts after earlier calls on the session, and later
-   * calls run after its end. The session is not disposed of. Afterwards its cache also has the
-   * prompt and all of `result.tokens`. If the generation was aborted within the prompt, the cache
-   * is unchanged.
+   * Continue this session. A prompt of text or tokens is appended to its cache, without a
+   * begin-of-text token if the cache is not empty. A prompt of messages is the whole conversation:
+   * the tokens in the cache that it begins with are kept, those after the first difference are
+   * dropped, and only the rest of the prompt is computed. The generation starts after earlier calls
+   * on the session, and later calls run after its end. The session is not disposed of. Afterwards
+   * its cache also has the prompt and all of `result.tokens`. If the generation failed or was
+   * aborted within the prompt, nothing of it is appended.
    */
   session?: Session;
   /**
    * Called after each chunk of the prompt. The generation does not wait for a promise that it
-   * returns. If it throws, the generation fails with that error and the cache of `session` is
-   * unchanged.
+   * returns. If it throws, the generation fails with that error and nothing is appended to
+   * `session`.
    */
   onPrefillProgress?: (progress: PrefillProgress) => void;
   /**
@@ -60,6 +63,27 @@ export interface GenerateOptions extends SamplingOptions {
    */
   speculative?: SpeculativeOptions;
 }
+
+/** The names of {@link GenerateOptions}. */
+export const GENERATE_OPTIONS: OptionNames<GenerateOptions> = {
+  maxTokens: true,
+  temperature: true,
+  topK: true,
+  topP: true,
+  minP: true,
+  repetitionPenalty: true,
+  seed: true,
+  chat: true,
+  stop: true,
+  signal: true,
+  session: true,
+  onPrefillProgress: true,
+  speculative: true,
+  logprobs: true,
+  logitBias: true,
+  frequencyPenalty: true,
+  presencePenalty: true,
+};
 
 /** How much of the prompt is in the cache. */
 export interface PrefillProgress {
@@ -86,27 +110,30 @@ export function generate(
   prompt: Prompt,
   options: GenerateOptions = {},
 ): Generation {
-  return new Generation((emit, stop) => run({ model, scheduler, prompt, options, emit, stop }));
+  return new Generation(async (emit, stop) =>
+    generateTokens({ model, scheduler, prompt, isWhole: isChat(prompt), options, emit, stop }),
+  );
 }
 
-interface Run {
+/** A generation, as the producer of a {@link Generation} runs it. */
+export interface GenerateRequest {
   model: Model;
   scheduler: Scheduler;
   prompt: Prompt;
+  /** The prompt is all that the session is to have: the session keeps what it begins with. */
+  isWhole: boolean;
   options: GenerateOptions;
   constraint?: TokenConstraint;
   emit(token: GeneratedToken): void;
   stop: AbortController;
 }
 
-async function run(request: Run): Promise<GenerationResult> {
-  const { model, scheduler, prompt, options, constraint, emit, stop } = request;
-  checkObject('options', options);
-  const { maxTokens = 256, session, signal, onPrefillProgress } = options;
-  const isCount = Number.isSafeInteger(maxTokens) && maxTokens >= 1;
-  if (!isCount && maxTokens !== Number.POSITIVE_INFINITY) {
-    throw invalid('maxTokens', 'an integer of at least 1, or Infinity', maxTokens);
-  }
+/** Generates tokens and emits each. Rejects like {@link Model.generate} fails. */
+export async function generateTokens(request: GenerateRequest): Promise<GenerationResult> {
+  const { model, scheduler, prompt, isWhole, constraint, emit, stop } = request;
+  const options = readOptions('options', request.options, GENERATE_OPTIONS);
+  const { session, signal, onPrefillProgress } = options;
+  const maxTokens = checkMaxTokens(options.maxTokens);
   if (session !== undefined && !(session instanceof Session)) {
     throw invalid('session', 'a session', session);
   }
@@ -133,18 +160,24 @@ async function run(request: Run): Promise<GenerationResult> {
   const stopListening = onAbort(signal, () => stop.abort());
   const work = async () => {
     await scheduler.gate.wait();
-    const tokens = await encode(session !== undefined && session.kvLen > 0);
+    const tokens = await encode(!isWhole && session !== undefined && session.kvLen > 0);
     const output = new Output(model, stops, await StopFilter.create(stops));
     return withSession(model, session, tokens.length + maxTokens, async (used) => {
-      const room = used.maxKvLen - used.kvLen - tokens.length;
-      if (room < 0 && !stop.signal.aborted) throw promptTooLong(used, tokens.length);
+      const start = isWhole ? 0 : used.kvLen;
+      const room = used.maxKvLen - start - tokens.length;
+      if (room < 0 && !stop.signal.aborted) throw promptTooLong(used, tokens.length, start);
       // The last token is appended to a session of the caller, so it needs room there. In a session
       // of this generation it is not.
       const limit = Math.min(maxTokens, session === undefined ? room + 1 : room);
+      const cachedTokens =
+        isWhole && session !== undefined ? await keepPrefix(session, tokens, stop) : 0;
       const onProgress =
         onPrefillProgress &&
         ((doneTokens: number, totalTokens: number) =>
-          onPrefillProgress({ doneTokens, totalTokens }));
+          onPrefillProgress({
+            doneTokens: cachedTokens + doneTokens,
+            totalTokens: cachedTokens + totalTokens,
+          }));
       const next = async (appended: Int32Array, draw: number): Promise<number> => {
         // A step that depends on the token that this one draws cannot be computed ahead.
         const continues = draw + 1 < limit && biases === undefined && constraint === undefined;
@@ -161,7 +194,7 @@ async function run(request: Run): Promise<GenerationResult> {
         return token;
       };
       const isStopped = () => stop.signal.aborted;
-      const maxLength = used.kvLen + tokens.length + Math.max(limit, 0);
+      const maxLength = start + tokens.length + Math.max(limit, 0);
       const { signal } = stop;
       const { endTokens } = output;
       const context = { scheduler, session: used[native], sampling, limit, next };
@@ -170,8 +203,8 @@ async function run(request: Run): Promise<GenerationResult> {
         (await Speculation.create({ ...context, settings, maxLength, signal, endTokens }));
       try {
         const draw: typeof next = (...step) => speculation?.next(...step) ?? next(...step);
-        const request = { prompt: tokens, next: draw, logprobs, output, limit, isStopped, emit };
-        const result = await drawTokens(request);
+        const drawing = { next: draw, logprobs, output, limit, isStopped, emit };
+        const result = await drawTokens({ prompt: tokens, cachedTokens, ...drawing });
         const last = result.tokens.at(-1);
         if (session !== undefined && last !== undefined && !(await speculation?.rewind())) {
           const tokens = Int32Array.of(last);
@@ -198,8 +231,30 @@ async function run(request: Run): Promise<GenerationResult> {
   }
 }
 
+/** Checks the option and fills in the default. Throws ERR_INVALID_ARGUMENT. */
+export function checkMaxTokens(maxTokens = 256): number {
+  const isCount = Number.isSafeInteger(maxTokens) && maxTokens >= 1;
+  if (isCount || maxTokens === Number.POSITIVE_INFINITY) return maxTokens;
+  throw invalid('maxTokens', 'an integer of at least 1, or Infinity', maxTokens);
+}
+
+/**
+ * Truncates the session to the tokens that `prompt` begins with, without the last one of `prompt`,
+ * and resolves to their number. A generation that is stopped does not use the session.
+ */
+async function keepPrefix(
+  session: Session,
+  prompt: Int32Array,
+  stop: AbortController,
+): Promise<number> {
+  if (stop.signal.aborted) return 0;
+  return awaitNative(() => session[native].keepPrefix({ tokens: prompt }));
+}
+
 interface DrawRequest {
   prompt: Int32Array;
+  /** Number of tokens of the prompt, at its start, that the session has already. */
+  cachedTokens: number;
   /**
    * Appends tokens to the session and draws the next one. `draw` counts the tokens drawn before.
    */
@@ -214,7 +269,7 @@ interface DrawRequest {
 
 /** Draws tokens until the output, the limit or a signal ends the generation. */
 async function drawTokens(request: DrawRequest): Promise<GenerationResult> {
-  const { prompt, next, logprobs, output, limit, isStopped, emit } = request;
+  const { prompt, cachedTokens, next, logprobs, output, limit, isStopped, emit } = request;
   const tokens: number[] = [];
   const texts: string[] = [];
   const startMs = performance.now();
@@ -228,7 +283,7 @@ async function drawTokens(request: DrawRequest): Promise<GenerationResult> {
       finishReason,
       stopSequence: output.stopSequence,
       ...logprobs.ofResult(tokens.length),
-      usage: { promptTokens: prompt.length, completionTokens: tokens.length },
+      usage: { promptTokens: prompt.length, cachedTokens, completionTokens: tokens.length },
       timings: {
         prefillMs: firstTokenMs - startMs,
         decodeMs,
@@ -240,7 +295,7 @@ async function drawTokens(request: DrawRequest): Promise<GenerationResult> {
   let token = 0;
   let promptAborted = false;
   try {
-    token = await next(prompt, 0);
+    token = await next(prompt.subarray(cachedTokens), 0);
   } catch (error) {
     if ((error as { code?: string }).code !== 'ABORT_ERR') throw error;
     promptAborted = true;
@@ -335,8 +390,12 @@ async function withSession<T>(
   }
 }
 
-/** ERR_KV_CACHE_FULL for a prompt that does not fit into the session. */
-function promptTooLong({ model, kvLen, maxKvLen }: Session, promptTokens: number): DiffqkvError {
+/** ERR_KV_CACHE_FULL for a prompt that does not fit behind the first `kvLen` tokens of the session. */
+function promptTooLong(
+  { model, maxKvLen }: Session,
+  promptTokens: number,
+  kvLen: number,
+): DiffqkvError {
   const context = model.config.maxPositionEmbeddings;
   const used = kvLen === 0 ? '' : `, ${kvLen} of them in use`;
   const remedies = ['use a shorter prompt'];
@@ -353,6 +412,11 @@ function promptTooLong({ model, kvLen, maxKvLen }: Session, promptTokens: number
   );
 }
 
+/** Whether a prompt is messages. */
+function isChat(prompt: Prompt): prompt is readonly ChatMessage[] {
+  return Array.isArray(prompt) && typeof prompt[0] === 'object';
+}
+
 /**
  * Checks the prompt and copies it, so that the caller may change it. The returned function encodes
  * it. `continues`: the session has a begin-of-text token already, so none is added.
@@ -365,11 +429,11 @@ function readPrompt(
   if (typeof prompt !== 'string' && !Array.isArray(prompt)) {
     throw invalid('prompt', 'a string, an array of tokens or an array of messages', prompt);
   }
-  const isChat = typeof prompt !== 'string' && typeof prompt[0] === 'object';
-  if (chat !== undefined && !isChat) {
+  if (chat !== undefined) readOptions('chat', chat, ENCODE_CHAT_OPTIONS);
+  if (chat !== undefined && !isChat(prompt)) {
     throw invalidArgument('chat requires a prompt of messages: omit chat, or pass messages');
   }
-  if (typeof prompt !== 'string' && !isChat) {
+  if (typeof prompt !== 'string' && !isChat(prompt)) {
     const tokens = checkTokens(prompt as readonly number[], config.vocabSize);
     return async () => tokens;
   }
@@ -379,7 +443,7 @@ function readPrompt(
     );
   }
   // The template reads the messages before this returns.
-  const encoded = isChat ? tokenizer.encodeChat(prompt as readonly ChatMessage[], chat) : null;
+  const encoded = isChat(prompt) ? tokenizer.encodeChat(prompt, chat) : null;
   encoded?.catch(() => {}); // the returned function reports the error
   return async (continues) => {
     const tokens =

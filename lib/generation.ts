@@ -36,8 +36,16 @@ export interface GenerationResult {
   logprobs?: GeneratedLogprob[];
   /** Numbers of tokens. */
   usage: {
-    /** Tokens of the prompt, including special tokens, excluding earlier tokens of `session`. */
+    /**
+     * Tokens of the prompt, including special tokens. Earlier tokens of `session` count only if the
+     * prompt is messages, of which they are the beginning.
+     */
     promptTokens: number;
+    /**
+     * How many of `promptTokens` were in the cache of `session` and were not computed again. 0
+     * unless the prompt is messages. Pages of the prefix cache do not count.
+     */
+    cachedTokens: number;
     /** The length of `tokens`. */
     completionTokens: number;
   };

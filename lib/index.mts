@@ -1,6 +1,7 @@
 // The exports for ES modules. Both kinds of import share one implementation, so that their objects
 // are the same.
 export {
+  Chat,
   defaultModelDirectory,
   Device,
   DiffqkvError,

@@ -1,4 +1,8 @@
+// Disposable and Symbol.dispose, also if the program's `lib` lacks them.
+/// <reference lib="esnext.disposable" preserve="true" />
+
 export type { ChatMessage, ChatTemplateOptions } from './chat';
+export { Chat, type ChatOptions, type SendOptions } from './conversation';
 export {
   Device,
   type DeviceId,
@@ -44,3 +48,10 @@ export {
   Tokenizer,
   type TokenStream,
 } from './tokenizer';
+
+declare global {
+  // These are empty only in a program that has neither the types of Node nor those of the DOM, with
+  // whose declarations they merge.
+  interface AbortSignal {}
+  interface AbortController {}
+}

@@ -5,11 +5,11 @@ import {
   checkGroupSize,
   checkInteger,
   checkNotNull,
-  checkObject,
   invalid,
   invalidArgument,
 } from './errors';
 import { native } from './internal';
+import { type OptionNames, readOptions } from './options';
 import { type DType, Tensor } from './tensor';
 
 /**
@@ -89,6 +89,48 @@ export interface AttentionDecodeArguments extends Omit<AttentionPrefillArguments
  */
 export type Activation = 'silu' | 'gelu' | 'gelu_tanh' | 'relu' | 'relu2';
 
+const ATTENTION = {
+  q: true,
+  k: true,
+  v: true,
+  kScales: true,
+  vScales: true,
+  smScale: true,
+  softcap: true,
+  window: true,
+  kvLens: true,
+  out: true,
+  lse: true,
+} as const;
+
+const ARGUMENTS: {
+  [name in keyof typeof kernels]: OptionNames<Parameters<(typeof kernels)[name]>[0]>;
+} = {
+  attentionPrefill: { ...ATTENTION, causal: true },
+  attentionDecode: { ...ATTENTION, numSplits: true, selectiveV: true },
+  quantize: { x: true, dtype: true, out: true, scales: true },
+  quantizeWeight: { weight: true, type: true, groupSize: true },
+  augmentedQ: {
+    x: true,
+    gate: true,
+    gateScales: true,
+    up: true,
+    upScales: true,
+    down: true,
+    downScales: true,
+    groupSize: true,
+    activation: true,
+    out: true,
+  },
+  matmul: { x: true, weight: true, weightScales: true, groupSize: true, out: true },
+  rmsNorm: { x: true, weight: true, eps: true, residual: true, out: true, accumulate: true },
+  rope: { x: true, positions: true, theta: true, out: true },
+  addBias: { x: true, bias: true, out: true },
+  gatedActivation: { gate: true, up: true, activation: true, out: true },
+  softcap: { x: true, cap: true, out: true },
+  embed: { table: true, tokens: true, scale: true, out: true },
+};
+
 /**
  * The operators of the model. Each resolves to its output: `out` if given, else a new tensor of the
  * dtype of the first input (`quantize`: of `dtype`). Tensors are row-major, on one device, and f32,
@@ -105,11 +147,11 @@ export const kernels = {
    * -softcap.
    */
   async attentionPrefill(args: AttentionPrefillArguments): Promise<Tensor> {
-    checkObject('arguments', args);
-    const { q, v, causal = false, out } = args;
+    const given = readOptions('arguments', args, ARGUMENTS.attentionPrefill);
+    const { q, v, causal = false, out } = given;
     const [b, l, h] = axes('q', q, 4);
     return run({ q }, out, q?.dtype, [b, l, h, axes('v', v, 4)[3]], (device, to) =>
-      device.attentionPrefill({ ...attentionInputs(args), out: to, causal }),
+      device.attentionPrefill({ ...attentionInputs(given), out: to, causal }),
     );
   },
 
@@ -118,13 +160,13 @@ export const kernels = {
    * Resolves to out, [batch, numQHeads, headDimVo].
    */
   async attentionDecode(args: AttentionDecodeArguments): Promise<Tensor> {
-    checkObject('arguments', args);
-    const { q, v, numSplits = 0, selectiveV, out } = args;
+    const given = readOptions('arguments', args, ARGUMENTS.attentionDecode);
+    const { q, v, numSplits = 0, selectiveV, out } = given;
     const selective = checkSelectiveV(selectiveV);
     const [b, h] = axes('q', q, 3);
     return run({ q }, out, q?.dtype, [b, h, axes('v', v, 4)[3]], (device, to) =>
       device.attentionDecode({
-        ...attentionInputs(args),
+        ...attentionInputs(given),
         out: to,
         numSplits,
         selectiveV: selective,
@@ -150,15 +192,17 @@ export const kernels = {
     /** bf16, with the shape of x without its last axis. */
     scales: Tensor;
   }> {
-    checkObject('arguments', args);
-    const { x, dtype, out, scales: given } = args;
+    const given = readOptions('arguments', args, ARGUMENTS.quantize);
+    const { x, dtype, out, scales: givenScales } = given;
     nativeTensor('x', x);
     if (dtype !== 'i8' && dtype !== 'f8e4m3') throw invalid('dtype', "'i8' or 'f8e4m3'", dtype);
     optionalTensor('out', out);
     if (out !== undefined && out.dtype !== dtype)
       throw invalid('the type of out', `${dtype}, as dtype`, out.dtype);
     const scales =
-      given === undefined ? Tensor.create(x.device, 'bf16', x.shape.slice(0, -1), null) : given;
+      givenScales === undefined
+        ? Tensor.create(x.device, 'bf16', x.shape.slice(0, -1), null)
+        : givenScales;
     try {
       const values = await run({ x }, out, dtype, x.shape, (device, to) =>
         device.quantize({
@@ -169,7 +213,7 @@ export const kernels = {
       );
       return { values, scales };
     } catch (error) {
-      if (given === undefined) scales.dispose();
+      if (givenScales === undefined) scales.dispose();
       throw error;
     }
   },
@@ -191,8 +235,8 @@ export const kernels = {
     /** bf16 [out, in / groupSize], rounded up. */
     scales: Tensor;
   }> {
-    checkObject('arguments', args);
-    const { weight, type, groupSize = 32 } = args;
+    const given = readOptions('arguments', args, ARGUMENTS.quantizeWeight);
+    const { weight, type, groupSize = 32 } = given;
     if (type !== 'i8' && type !== 'i4') throw invalid('type', "'i8' or 'i4'", type);
     checkGroupSize('groupSize', groupSize);
     const [rows, columns] = axes('weight', weight, 2) as [number, number];
@@ -240,9 +284,9 @@ export const kernels = {
     activation?: Activation;
     out?: Tensor;
   }): Promise<Tensor> {
-    checkObject('arguments', args);
-    const { x, gate, gateScales, up, upScales, down, downScales, out } = args;
-    const { groupSize = 32, activation = 'silu' } = args;
+    const given = readOptions('arguments', args, ARGUMENTS.augmentedQ);
+    const { x, gate, gateScales, up, upScales, down, downScales, out } = given;
+    const { groupSize = 32, activation = 'silu' } = given;
     checkGroupSize('groupSize', groupSize);
     return run({ x }, out, x?.dtype, [axes('x', x, 2)[0], axes('down', down, 2)[0]], (device, to) =>
       device.gatedMlp({
@@ -274,8 +318,8 @@ export const kernels = {
     groupSize?: number;
     out?: Tensor;
   }): Promise<Tensor> {
-    checkObject('arguments', args);
-    const { x, weight, weightScales, groupSize = 32, out } = args;
+    const given = readOptions('arguments', args, ARGUMENTS.matmul);
+    const { x, weight, weightScales, groupSize = 32, out } = given;
     checkGroupSize('groupSize', groupSize);
     return run(
       { x },
@@ -307,8 +351,8 @@ export const kernels = {
     out?: Tensor;
     accumulate?: boolean;
   }): Promise<Tensor> {
-    checkObject('arguments', args);
-    const { x, weight, eps, residual, out, accumulate = false } = args;
+    const given = readOptions('arguments', args, ARGUMENTS.rmsNorm);
+    const { x, weight, eps, residual, out, accumulate = false } = given;
     checkBoolean('accumulate', accumulate);
     if (accumulate && out === undefined)
       throw invalid('out', 'a tensor if accumulate is true', out);
@@ -331,8 +375,7 @@ export const kernels = {
    * least 1. `out` has the dtype of x and may be x.
    */
   async rope(args: { x: Tensor; positions: Tensor; theta: number; out?: Tensor }): Promise<Tensor> {
-    checkObject('arguments', args);
-    const { x, positions, theta, out } = args;
+    const { x, positions, theta, out } = readOptions('arguments', args, ARGUMENTS.rope);
     return run({ x }, out, x?.dtype, x?.shape, (device, to) =>
       device.rope({
         x: nativeTensor('x', x),
@@ -348,8 +391,7 @@ export const kernels = {
    * [features]. `out` may be x.
    */
   async addBias(args: { x: Tensor; bias: Tensor; out?: Tensor }): Promise<Tensor> {
-    checkObject('arguments', args);
-    const { x, bias, out } = args;
+    const { x, bias, out } = readOptions('arguments', args, ARGUMENTS.addBias);
     return run({ x }, out, x?.dtype, x?.shape, (device, to) =>
       device.addBias({ x: nativeTensor('x', x), bias: nativeTensor('bias', bias), out: to }),
     );
@@ -366,8 +408,8 @@ export const kernels = {
     activation?: Activation;
     out?: Tensor;
   }): Promise<Tensor> {
-    checkObject('arguments', args);
-    const { gate, up, activation = 'silu', out } = args;
+    const given = readOptions('arguments', args, ARGUMENTS.gatedActivation);
+    const { gate, up, activation = 'silu', out } = given;
     return run({ up }, out, up?.dtype, up?.shape, (device, to) =>
       device.gatedActivation({
         gate: optionalTensor('gate', gate),
@@ -383,8 +425,7 @@ export const kernels = {
    * and the output are f32 of one shape, and `cap` is positive. `out` may be x.
    */
   async softcap(args: { x: Tensor; cap: number; out?: Tensor }): Promise<Tensor> {
-    checkObject('arguments', args);
-    const { x, cap, out } = args;
+    const { x, cap, out } = readOptions('arguments', args, ARGUMENTS.softcap);
     return run({ x }, out, 'f32', x?.shape, (device, to) =>
       device.softcap({ x: nativeTensor('x', x), out: to, cap }),
     );
@@ -400,8 +441,7 @@ export const kernels = {
     scale?: number;
     out?: Tensor;
   }): Promise<Tensor> {
-    checkObject('arguments', args);
-    const { table, tokens, scale = 1, out } = args;
+    const { table, tokens, scale = 1, out } = readOptions('arguments', args, ARGUMENTS.embed);
     return run(
       { table },
       out,
@@ -520,8 +560,8 @@ async function run(
 /** Checks `selectiveV` and fills in its default. */
 export function checkSelectiveV(selectiveV: SelectiveV | undefined): NativeSelectiveV | undefined {
   if (selectiveV === undefined) return undefined;
-  checkObject('selectiveV', selectiveV);
-  const { topK, renormalize = false } = selectiveV;
+  const names = { topK: true, renormalize: true } as const;
+  const { topK, renormalize = false } = readOptions('selectiveV', selectiveV, names);
   checkInteger('selectiveV.topK', topK, 1);
   checkBoolean('selectiveV.renormalize', renormalize);
   return { topK, renormalize };

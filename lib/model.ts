@@ -6,6 +6,7 @@ import type {
   NativeModelOptions,
   NativeWeightBytes,
 } from './addon';
+import { Chat, type ChatOptions } from './conversation';
 import { Device, type DeviceId, openDevice } from './device';
 import { type EmbedOptions, embed } from './embed';
 import {
@@ -25,6 +26,7 @@ import { type GenerateOptions, generate, type Prompt } from './generate';
 import type { Generation } from './generation';
 import { modelDirectory } from './hub/index';
 import { endProcess, native, scheduler } from './internal';
+import { type OptionNames, readOptions } from './options';
 import { packageRoot } from './paths';
 import { presets } from './presets';
 import { checkReceiver } from './receiver';
@@ -96,6 +98,16 @@ export interface ModelOptions {
   prefixCacheBytes?: number;
 }
 
+const MODEL_OPTIONS: OptionNames<ModelOptions> = {
+  device: true,
+  dtype: true,
+  weightType: true,
+  weightGroupSize: true,
+  quantizeLmHead: true,
+  kvCacheBytes: true,
+  prefixCacheBytes: true,
+};
+
 /** Use of the KV cache by all sessions of a model. */
 export interface KvCacheUsage {
   /** Tokens per page. */
@@ -138,6 +150,13 @@ export interface LoadOptions extends ModelOptions {
    */
   signal?: AbortSignal;
 }
+
+const LOAD_OPTIONS: OptionNames<LoadOptions> = {
+  ...MODEL_OPTIONS,
+  onProgress: true,
+  onDownload: true,
+  signal: true,
+};
 
 /** Directory of the embedded model, a small Sigma model that writes help pages of commands. */
 export const defaultModelDirectory: string = join(packageRoot, 'models', 'sigma-tldr');
@@ -210,9 +229,9 @@ export class Model implements Disposable {
     if (typeof source !== 'string' || source === '') {
       throw invalid('source', 'a path or the id of a model', source);
     }
-    checkObject('options', options);
-    const { onProgress, onDownload, signal } = options;
-    const nativeOptions = nativeModelOptions(options);
+    const given = readOptions('options', options, LOAD_OPTIONS);
+    const { onProgress, onDownload, signal } = given;
+    const nativeOptions = nativeModelOptions(given);
     checkCallback('onProgress', onProgress);
     checkCallback('onDownload', onDownload);
     throwIfAborted(signal);
@@ -243,7 +262,7 @@ export class Model implements Disposable {
       }
     };
     try {
-      return await Model.#onDevice(options.device, load);
+      return await Model.#onDevice(given.device, load);
     } catch (error) {
       throw await explain(directory, error);
     }
@@ -261,10 +280,10 @@ export class Model implements Disposable {
     options: ModelOptions & { seed?: number | bigint } = {},
   ): Promise<Model> {
     const json = configJson(config);
-    checkObject('options', options);
-    const seed = checkSeed(options.seed === undefined ? 0 : options.seed);
-    const nativeOptions = nativeModelOptions(options);
-    return Model.#onDevice(options.device, async (where) => {
+    const given = readOptions('options', options, { ...MODEL_OPTIONS, seed: true });
+    const seed = checkSeed(given.seed === undefined ? 0 : given.seed);
+    const nativeOptions = nativeModelOptions(given);
+    return Model.#onDevice(given.device, async (where) => {
       const model = await awaitNative(() =>
         where.device[native].randomModel({ config: json, ...nativeOptions, seed }),
       );
@@ -368,6 +387,15 @@ export class Model implements Disposable {
    */
   async embed(texts: readonly TextOrTokens[], options?: EmbedOptions): Promise<Float32Array[]> {
     return embed(this, this.#scheduler, texts, options);
+  }
+
+  /**
+   * Creates a chat: a conversation and a session that keeps it in the KV cache. Rejects like
+   * `createSession`, with ERR_UNSUPPORTED_MODEL if the checkpoint has no chat template, and with
+   * ERR_INVALID_ARGUMENT if the template rejects the system message.
+   */
+  async createChat(options: ChatOptions = {}): Promise<Chat> {
+    return Chat.create(this, this.#scheduler, options);
   }
 
   /**

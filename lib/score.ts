@@ -1,6 +1,6 @@
 import { throwIfAborted } from './abort';
-import { checkObject } from './errors';
 import type { Model } from './model';
+import { readOptions } from './options';
 import { readText, runRowPass, type TextOrTokens } from './row_pass';
 import type { Scheduler } from './scheduler';
 
@@ -28,8 +28,7 @@ export async function score(
   text: TextOrTokens,
   options: ScoreOptions = {},
 ): Promise<Score> {
-  checkObject('options', options);
-  const { signal } = options;
+  const { signal } = readOptions('options', options, { signal: true });
   throwIfAborted(signal);
   const encode = readText(model, 'text', text);
   await scheduler.gate.wait();

@@ -1,10 +1,11 @@
 import { throwIfAborted, withCancel } from './abort';
 import type { NativeBatchItem, NativeCancel, NativeSession, NativeSessionOptions } from './addon';
 import { CallOrder } from './call_order';
-import { callNative, checkInteger, checkNotNull, checkObject, invalid } from './errors';
+import { callNative, checkInteger, checkNotNull, invalid } from './errors';
 import { callOrder, native } from './internal';
 import { checkSelectiveV, type SelectiveV } from './kernels';
 import type { Model } from './model';
+import { type OptionNames, readOptions } from './options';
 import { checkReceiver } from './receiver';
 import { saveSession } from './session_file';
 import type { DType } from './tensor';
@@ -26,6 +27,14 @@ export interface SessionOptions {
   /** Read only the V rows of the highest scores of each query, in prefill too. Default: all. */
   selectiveV?: SelectiveV;
 }
+
+/** The names of {@link SessionOptions}. */
+export const SESSION_OPTIONS: OptionNames<SessionOptions> = {
+  maxKvLen: true,
+  kType: true,
+  vType: true,
+  selectiveV: true,
+};
 
 /**
  * One sequence of a model, with its KV cache. Created by {@link Model.createSession}. Calls and
@@ -98,8 +107,7 @@ export class Session implements Disposable {
     tokens: readonly number[] | Int32Array | Uint32Array,
     options: { signal?: AbortSignal } = {},
   ): Promise<Float32Array> {
-    checkObject('options', options);
-    const { signal } = options;
+    const { signal } = readOptions('options', options, { signal: true });
     const list = checkTokens(tokens, this.model.config.vocabSize);
     throwIfAborted(signal);
     return this.#order.call(
@@ -157,8 +165,8 @@ export class Session implements Disposable {
    * ERR_INVALID_ARGUMENT, ERR_OUT_OF_MEMORY or ERR_DISPOSED. After any error `file` is as before.
    */
   async save(file: string, options: { signal?: AbortSignal } = {}): Promise<void> {
-    checkObject('options', options);
-    return saveSession(this, file, options.signal);
+    const { signal } = readOptions('options', options, { signal: true });
+    return saveSession(this, file, signal);
   }
 
   /**
@@ -199,8 +207,7 @@ export function checkTokens(
 
 /** Checks session options and converts them for the addon, which checks the cache types. */
 export function nativeSessionOptions(options: SessionOptions): NativeSessionOptions {
-  checkObject('options', options);
-  const { maxKvLen, kType, vType, selectiveV } = options;
+  const { maxKvLen, kType, vType, selectiveV } = readOptions('options', options, SESSION_OPTIONS);
   if (maxKvLen !== undefined) checkInteger('maxKvLen', maxKvLen, 1, 2 ** 31 - 1);
   checkNotNull('kType', 'an element type', kType);
   checkNotNull('vType', 'an element type', vType);

@@ -23,18 +23,11 @@ import type {
   NativeSelectiveV,
   NativeSession,
 } from './addon';
-import {
-  aborted,
-  awaitNative,
-  callNative,
-  checkInteger,
-  checkObject,
-  DiffqkvError,
-  invalid,
-} from './errors';
+import { aborted, awaitNative, callNative, checkInteger, DiffqkvError, invalid } from './errors';
 import { fill, withRegularFile } from './files';
 import { callOrder, native } from './internal';
 import type { Model } from './model';
+import { readOptions } from './options';
 import type { Session } from './session';
 
 const MAGIC = Buffer.from('DQKVSESS');
@@ -127,15 +120,15 @@ export async function loadNativeSession(
   file: string,
   options: LoadSessionOptions,
 ): Promise<NativeSession> {
-  checkObject('options', options);
-  const { maxKvLen, signal } = options;
+  const names = { maxKvLen: true, signal: true } as const;
+  const { maxKvLen, signal } = readOptions('options', options, names);
   if (maxKvLen !== undefined) checkInteger('maxKvLen', maxKvLen, 1, 2 ** 30);
   const path = checkFile(file);
   throwIfAborted(signal);
   const { pageTokens } = model.kvCache; // throws ERR_DISPOSED
   try {
     const session = await withRegularFile(path, (handle, size) =>
-      readSession(new Reader(path, handle, size), model, pageTokens, options),
+      readSession(new Reader(path, handle, size), model, pageTokens, { maxKvLen, signal }),
     );
     if (session === null) throw sessionFile(path, 'not a regular file');
     return session;

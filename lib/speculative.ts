@@ -1,8 +1,9 @@
 import type { NativeSampling, NativeSession } from './addon';
 import { DraftModel } from './draft_model';
-import { awaitNative, checkInteger, checkObject, invalid, invalidArgument } from './errors';
+import { awaitNative, checkInteger, invalid, invalidArgument } from './errors';
 import { scheduler as schedulerOf } from './internal';
 import type { Model } from './model';
+import { readOptions } from './options';
 import { PromptLookup } from './prompt_lookup';
 import { MAX_ROWS, type Scheduler } from './scheduler';
 
@@ -78,8 +79,8 @@ export function resolveSpeculative(
   options: SpeculativeOptions | undefined,
 ): SpeculativeSettings | undefined {
   if (options === undefined) return undefined;
-  checkObject('speculative', options);
-  const { ngram, draft, maxTokens = 8 } = options;
+  const names = { ngram: true, draft: true, maxTokens: true } as const;
+  const { ngram, draft, maxTokens = 8 } = readOptions('speculative', options, names);
   checkInteger('speculative.maxTokens', maxTokens, 1, MAX_ROWS - 1);
   if (draft === undefined) {
     const length = ngram ?? 3;

@@ -2,6 +2,7 @@ import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { isAborted, onAbort, throwIfAborted } from './abort';
 import {
+  CHAT_TEMPLATE_OPTIONS,
   type ChatMessage,
   ChatTemplate,
   type ChatTemplateOptions,
@@ -13,7 +14,6 @@ import {
   aborted,
   checkBoolean,
   checkInteger,
-  checkObject,
   DiffqkvError,
   invalid,
   invalidArgument,
@@ -23,6 +23,7 @@ import {
 import { otherVocabulary } from './explain';
 import { readRegularFile } from './files';
 import { endProcess } from './internal';
+import { type OptionNames, readOptions } from './options';
 import { checkReceiver } from './receiver';
 import { TokenizerClient } from './tokenizer_client';
 import type { EncodeCall } from './tokenizer_process';
@@ -77,6 +78,12 @@ export interface EncodeChatOptions extends ChatTemplateOptions {
    */
   parseSpecial?: boolean;
 }
+
+/** The names of {@link EncodeChatOptions}. */
+export const ENCODE_CHAT_OPTIONS: OptionNames<EncodeChatOptions> = {
+  ...CHAT_TEMPLATE_OPTIONS,
+  parseSpecial: true,
+};
 
 // The largest tokenizer.json of the models on the Hugging Face Hub has about 33 MB.
 const MAX_TOKENIZER_BYTES = 64 * 2 ** 20;
@@ -165,8 +172,7 @@ export class Tokenizer {
     options: { signal?: AbortSignal } = {},
   ): Promise<Tokenizer | null> {
     if (typeof directory !== 'string') throw invalid('directory', 'a path', directory);
-    checkObject('options', options);
-    const { signal } = options;
+    const { signal } = readOptions('options', options, { signal: true });
     throwIfAborted(signal);
     const file = join(directory, 'tokenizer.json');
     const configFile = join(directory, 'tokenizer_config.json');
@@ -252,10 +258,9 @@ export class Tokenizer {
     messages: readonly ChatMessage[],
     options: EncodeChatOptions = {},
   ): Promise<number[]> {
-    checkObject('options', options);
-    const { parseSpecial = false } = options;
+    const { parseSpecial = false, ...given } = readOptions('options', options, ENCODE_CHAT_OPTIONS);
     checkBoolean('parseSpecial', parseSpecial);
-    const parts = this.#template(messages).renderParts(messages, options);
+    const parts = this.#template(messages).renderParts(messages, given);
     const literalSpans: number[] = [];
     let end = 0;
     for (const { text, fromUser } of parts) {
@@ -276,7 +281,7 @@ export class Tokenizer {
       throw invalid('tokens', 'an array of token ids', tokens);
     }
     checkInteger('the length of tokens', tokens.length, 0, 2 ** 32 - 1);
-    const stream = this.stream(options);
+    const stream = this.stream(readOptions('options', options, { skipSpecialTokens: true }));
     return Array.from(tokens, (token) => stream.push(token)).join('') + stream.flush();
   }
 
@@ -285,8 +290,8 @@ export class Tokenizer {
    * ERR_INVALID_ARGUMENT unless the token is an integer of at least 0.
    */
   stream(options: StreamOptions = {}): TokenStream {
-    checkObject('options', options);
-    const { skipSpecialTokens = true, continued = false } = options;
+    const names = { skipSpecialTokens: true, continued: true } as const;
+    const { skipSpecialTokens = true, continued = false } = readOptions('options', options, names);
     checkBoolean('skipSpecialTokens', skipSpecialTokens);
     checkBoolean('continued', continued);
     const decoder = createDecoder(this.#decoderConfig, { continued });
@@ -310,8 +315,8 @@ export class Tokenizer {
    * ERR_INVALID_CHECKPOINT if the template has a syntax error or exceeds a limit.
    */
   applyChatTemplate(messages: readonly ChatMessage[], options: ChatTemplateOptions = {}): string {
-    checkObject('options', options);
-    return this.#template(messages).render(messages, options);
+    const given = readOptions('options', options, CHAT_TEMPLATE_OPTIONS);
+    return this.#template(messages).render(messages, given);
   }
 
   /** @internal */
@@ -351,8 +356,8 @@ checkReceiver(Tokenizer, 'a tokenizer');
 /** Checks the arguments of `encode` and `encodeAsync`. */
 function encodeCall(text: string, options: EncodeOptions): EncodeCall {
   if (typeof text !== 'string') throw invalid('text', 'a string', text);
-  checkObject('options', options);
-  const { addSpecialTokens = true, parseSpecial = true } = options;
+  const names = { addSpecialTokens: true, parseSpecial: true } as const;
+  const { addSpecialTokens = true, parseSpecial = true } = readOptions('options', options, names);
   checkBoolean('addSpecialTokens', addSpecialTokens);
   checkBoolean('parseSpecial', parseSpecial);
   return { text, addSpecialTokens, literalSpans: parseSpecial ? [] : [0, text.length] };

@@ -53,8 +53,8 @@ Napi::Function SessionObject::define(Napi::Env env) {
        InstanceAccessor<&SessionObject::number<&Session::k_cache_bytes>>("kCacheBytes"),
        InstanceAccessor<&SessionObject::number<&Session::v_cache_bytes>>("vCacheBytes"),
        InstanceMethod<&SessionObject::tokens>("tokens"), InstanceMethod<&SessionObject::truncate>("truncate"),
-       InstanceMethod<&SessionObject::fork>("fork"), InstanceMethod<&SessionObject::saved>("saved"),
-       InstanceMethod<&SessionObject::read_pages>("readPages"),
+       InstanceMethod<&SessionObject::keep_prefix>("keepPrefix"), InstanceMethod<&SessionObject::fork>("fork"),
+       InstanceMethod<&SessionObject::saved>("saved"), InstanceMethod<&SessionObject::read_pages>("readPages"),
        InstanceMethod<&SessionObject::write_pages>("writePages"),
        InstanceMethod<&SessionObject::dispose_js>("dispose")});
 }
@@ -123,6 +123,22 @@ Napi::Value SessionObject::tokens(const Napi::CallbackInfo& info) {
       std::copy(copy->begin(), copy->end(), tokens.Data());
       return tokens;
     };
+    return device_->executor->submit(std::move(job));
+  });
+}
+
+Napi::Value SessionObject::keep_prefix(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    check(info.Env());
+    auto tokens = std::make_shared<const std::vector<int32_t>>(Fields(info).tokens("tokens"));
+    auto kept = std::make_shared<int64_t>(0);
+    auto job = std::make_unique<Job>(info.Env());
+    job->run = [session = session_, tokens, kept](Job&) {
+      const std::vector<int32_t>& cached = session->tokens();
+      *kept = std::mismatch(cached.begin(), cached.end(), tokens->begin(), tokens->end() - 1).first - cached.begin();
+      session->truncate(*kept);
+    };
+    job->resolve = [kept](Job& job) -> Napi::Value { return Napi::Number::New(job.env, static_cast<double>(*kept)); };
     return device_->executor->submit(std::move(job));
   });
 }

@@ -42,6 +42,8 @@ class SessionObject final : public Napi::ObjectWrap<SessionObject>, public Resou
   Napi::Value number(const Napi::CallbackInfo& info);
   Napi::Value tokens(const Napi::CallbackInfo& info);
   Napi::Value truncate(const Napi::CallbackInfo& info);
+  // Truncates to the longest common prefix with `tokens` without its last one. Resolves to its length.
+  Napi::Value keep_prefix(const Napi::CallbackInfo& info);
   Napi::Value fork(const Napi::CallbackInfo& info);
   // In saved_session.cc.
   Napi::Value saved(const Napi::CallbackInfo& info);

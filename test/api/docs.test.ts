@@ -26,6 +26,7 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { delimiter, join } from 'node:path';
+import { writeChatModel } from '../support/chat_model';
 import { randomCheckpoint, writeCheckpoint } from '../support/checkpoints';
 import { builtCli, builtIndex } from '../support/children';
 import { projectRoot } from '../support/fixtures';
@@ -100,6 +101,9 @@ beforeAll(() => {
   // A Llama checkpoint to convert.
   mkdirSync(join(directory, 'LLAMA'));
   writeCheckpoint(join(directory, 'LLAMA'), randomCheckpoint({ architecture: 'llama', heads: [8, 8, 8] }));
+  // Stands for the model on the hub: an existing path is never an id.
+  mkdirSync(join(directory, 'Qwen'));
+  writeChatModel(join(directory, 'Qwen', 'Qwen3-0.6B'));
 
   for (const program of programs) writeFileSync(join(directory, `${program.file}.mts`), moduleText(program));
   const compilerOptions = {

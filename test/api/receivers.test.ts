@@ -1,8 +1,12 @@
 // Methods and properties that are called on another `this`.
 
 import { defaultModelDirectory, Model, Tokenizer } from '../../lib/index';
-import { randomCheckpoint } from '../support/checkpoints';
+import { writeChatModel } from '../support/chat_model';
+import { randomCheckpoint, temporaryDirectories } from '../support/checkpoints';
 import { errorOf } from '../support/devices';
+
+const directories = temporaryDirectories();
+afterAll(() => directories.cleanUp());
 
 it('rejects a foreign `this` with ERR_INVALID_ARGUMENT in every method and accessor', async () => {
   const model = await Model.random(randomCheckpoint({}).config, { device: 'cpu' });
@@ -11,8 +15,10 @@ it('rejects a foreign `this` with ERR_INVALID_ARGUMENT in every method and acces
   const tensor = device.tensor('f32', [2]);
   const generation = model.generate([1], { maxTokens: 1 });
   const tokenizer = (await Tokenizer.fromDirectory(defaultModelDirectory)) as Tokenizer;
+  const chatty = await Model.load(writeChatModel(directories.make()), { device });
+  const chat = await chatty.createChat();
   const names: string[] = [];
-  for (const [name, object] of Object.entries({ model, device, session, tensor, generation, tokenizer })) {
+  for (const [name, object] of Object.entries({ model, device, session, tensor, generation, tokenizer, chat })) {
     const prototype = Object.getPrototypeOf(object);
     for (const key of Reflect.ownKeys(prototype)) {
       if (key === 'constructor') continue;
@@ -32,7 +38,7 @@ it('rejects a foreign `this` with ERR_INVALID_ARGUMENT in every method and acces
         ]);
         // Methods that return promises reject instead of throwing.
         const returnsPromise =
-          /\.(createSession|loadSession|save|prefill|truncate|fork|read|readInto|write|synchronize|time|encodeAsync|encodeChat)$|session\.decode$/;
+          /\.(createSession|createChat|loadSession|score|embed|save|reset|prefill|truncate|fork|read|readInto|write|synchronize|time|encodeAsync|encodeChat)$|session\.decode$/;
         expect([names.at(-1), result instanceof Promise]).toEqual([
           names.at(-1),
           returnsPromise.test(`${name}.${String(key)}`),
@@ -44,5 +50,6 @@ it('rejects a foreign `this` with ERR_INVALID_ARGUMENT in every method and acces
   expect(names.length).toBeGreaterThan(25);
   expect(session.prefill.name).toBe('prefill');
   expect((await generation.result).tokens.length).toBe(1);
+  chatty.dispose();
   model.dispose();
 });

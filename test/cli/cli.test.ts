@@ -51,7 +51,7 @@ describe('generate', () => {
     expect(JSON.parse(stdout)).toMatchObject({
       tokens: first.greedy.slice(0, 10),
       finishReason: 'length',
-      usage: { promptTokens: 12, completionTokens: 10 },
+      usage: { promptTokens: 12, cachedTokens: 0, completionTokens: 10 },
     });
   });
 

@@ -193,7 +193,7 @@ describe('a generation', () => {
       maxTokens: 4,
       onPrefillProgress: (one) => void progress.push(one),
     }).result;
-    expect(usage).toEqual({ promptTokens: 3, completionTokens: 4 });
+    expect(usage).toEqual({ promptTokens: 3, cachedTokens: 0, completionTokens: 4 });
     expect(progress.at(-1)).toEqual({ doneTokens: 3, totalTokens: 3 });
     expect(timings.prefillMs).toBeGreaterThan(0);
     expect(timings.decodeMs).toBeGreaterThan(0);

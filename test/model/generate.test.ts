@@ -39,7 +39,7 @@ onEveryDevice((device) => {
       tokens,
       finishReason: 'length',
       stopSequence: null,
-      usage: { promptTokens: first.tokens.length, completionTokens: tokens.length },
+      usage: { promptTokens: first.tokens.length, cachedTokens: 0, completionTokens: tokens.length },
       timings: { prefillMs: expect.any(Number), decodeMs: expect.any(Number), tokensPerSecond: expect.any(Number) },
     });
     const { prefillMs, decodeMs, tokensPerSecond } = result.timings;
@@ -144,7 +144,7 @@ onEveryDevice((device) => {
       // With the eleventh token as the prompt, the twelfth follows, and so on.
       const b = await model.generate([first.greedy[10] as number], { session, maxTokens: 10 }).result;
       expect([...a.tokens, first.greedy[10], ...b.tokens]).toEqual(first.greedy.slice(0, 21));
-      expect(b.usage).toEqual({ promptTokens: 1, completionTokens: 10 });
+      expect(b.usage).toEqual({ promptTokens: 1, cachedTokens: 0, completionTokens: 10 });
       session.dispose();
     });
 

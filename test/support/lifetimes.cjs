@@ -92,6 +92,14 @@ const ways = {
     console.log('{}');
     process.exit(0);
   },
+  async unawaited() {
+    const model = await Model.load(directory, { device: deviceId });
+    let numTokens = 0;
+    model.generate('# tar\n', { maxTokens: 60 }).result.then(({ tokens }) => {
+      numTokens = tokens.length;
+    });
+    process.on('exit', () => assert.strictEqual(numTokens, 60));
+  },
   async workers() {
     for (let round = 0; round < 12; round++) {
       const worker = new Worker(__filename, { workerData: { name: 'inWorker', directory } });
@@ -121,6 +129,40 @@ const ways = {
     });
     assert.strictEqual(code, 0);
   },
+};
+
+/** Work of seconds, during which process.exit(3) or an error that nobody handles ends the process. */
+const work = {
+  load: () => {
+    for (let i = 0; i < 20; i++) void Model.load(directory, { device: deviceId });
+  },
+  generate: (model) => {
+    for (let i = 0; i < 50; i++) model.generate('# tar\n', { maxTokens: 900 });
+  },
+  prefill: async (model) => {
+    const sessions = await Promise.all(Array.from({ length: 100 }, () => model.createSession()));
+    for (const session of sessions) void session.prefill(long);
+  },
+  kernels: ({ device }) => {
+    const x = device.tensor('f32', [2048, 2048]);
+    for (let i = 0; i < 500; i++) void kernels.matmul({ x, weight: x });
+  },
+  encode: (model) => void model.tokenizer.encodeAsync('word '.repeat(2e7)),
+};
+for (const [kind, start] of Object.entries(work)) {
+  ways[`${kind}ThenExit`] = async () => {
+    await start(await Model.load(directory, { device: deviceId }));
+    await sleep(50);
+    process.on('exit', () => console.log(JSON.stringify({ exitedAt: Date.now() })));
+    process.exit(3);
+  };
+}
+ways.generateThenThrow = async () => {
+  work.generate(await Model.load(directory, { device: deviceId }));
+  await sleep(50);
+  process.on('exit', () => console.log(JSON.stringify({ exitedAt: Date.now() })));
+  void Promise.reject(new Error('nobody handles this'));
+  await new Promise(() => {});
 };
 
 ways[name]().then(

@@ -8,6 +8,7 @@ const text = ['decoder', 'decoder_pattern', 'tokenizer', 'tokenizer_client'];
 const generation = [
   'abort',
   'call_order',
+  'conversation',
   'generate',
   'generation',
   'model',
@@ -58,6 +59,8 @@ export const parts = {
       ...[
         'call_messages',
         'generate',
+        'chat',
+        'session_prefix',
         'batching',
         'session_order',
         'saved_sessions',
@@ -80,7 +83,7 @@ export const parts = {
     tests: [
       ...operators.filter((name) => !otherSizes.includes(name)),
       ...['messages', 'errors_kernels', 'errors_devices', 'errors_models', 'device_choice', 'receivers', 'threads'],
-      ...['native_module', 'generate', 'ceilings'],
+      ...['native_module', 'generate', 'ceilings', 'options'],
     ],
   },
   processes: {
