@@ -257,7 +257,7 @@ interface Item {
         temperature: 1,
         seed: i,
         signal: controller.signal,
-        speculative: [undefined, { ngram: 1 }, { draft: model }][i % 3],
+        speculative: [undefined, undefined, { ngram: 1 }, { draft: model }][i % 4],
       });
       const way = random.integer(0, 3);
       if (way === 0) controller.abort();
