@@ -18,3 +18,9 @@ export const callOrder: unique symbol = Symbol('diffqkv.callOrder');
  * @internal
  */
 export const endProcess: unique symbol = Symbol('diffqkv.endProcess');
+
+/**
+ * The key of the accessor to the GrammarCompiler of a Tokenizer.
+ * @internal
+ */
+export const grammars: unique symbol = Symbol('diffqkv.grammars');

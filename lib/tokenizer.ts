@@ -22,7 +22,8 @@ import {
 } from './errors';
 import { otherVocabulary } from './explain';
 import { readRegularFile } from './files';
-import { endProcess } from './internal';
+import { GrammarCompiler } from './grammar/compiler';
+import { endProcess, grammars } from './internal';
 import { checkReceiver } from './receiver';
 import { TokenizerClient } from './tokenizer_client';
 import type { EncodeCall } from './tokenizer_process';
@@ -108,6 +109,7 @@ export class Tokenizer {
   readonly #chatTemplate: ChatTemplate | null;
   readonly #directory: string;
   #prependsBos = false;
+  #grammars: GrammarCompiler | undefined;
 
   /** The largest token id plus one. */
   readonly vocabSize: number;
@@ -317,6 +319,18 @@ export class Tokenizer {
   /** @internal */
   [endProcess](): void {
     this.#client.close();
+    this.#grammars?.close();
+  }
+
+  /** @internal */
+  get [grammars](): GrammarCompiler {
+    this.#grammars ??= new GrammarCompiler({
+      text: this.#text,
+      ranges: this.#ranges,
+      specialTexts: this.#specialTexts,
+      decoder: this.#decoderConfig,
+    });
+    return this.#grammars;
   }
 
   #template(messages: readonly ChatMessage[]): ChatTemplate {
