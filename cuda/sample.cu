@@ -1,4 +1,4 @@
-// Draws tokens: repetition penalty, temperature, top-k, top-p, min-p, one uniform number (ops.h). Logits become keys,
+// Draws tokens: repetition penalty, biases, mask, temperature, top-k, top-p, min-p, one uniform number (ops.h). Logits become keys,
 // whole numbers in the order of the logits. Nothing is sorted but what is left at the end.
 //
 // Several blocks read a row, once. A warp takes 256 tokens, a piece: it writes their largest key and, if all tokens can be
@@ -352,6 +352,9 @@ __device__ __forceinline__ SampleRow load_row(const SampleRow* from) {
   SampleRow row;
   row.history = ld_global(&from->history);
   row.history_len = ld_global(&from->history_len);
+  row.biases = ld_global(&from->biases);
+  row.num_biases = ld_global(&from->num_biases);
+  row.allowed = ld_global(&from->allowed);
   row.seed = ld_global(&from->seed);
   row.step = ld_global(&from->step);
   row.top_k = ld_global(&from->top_k);
@@ -433,6 +436,44 @@ __device__ __forceinline__ void mark_history(const Row& row, uint32_t first, uin
   }
 }
 
+// Of 8 tokens from `first` on, a multiple of 8.
+__device__ __forceinline__ uint32_t marks_of(uint32_t word, uint32_t first) { return word >> first % 32 & 0xff; }
+
+// How many biases are of tokens below `token`.
+__device__ __forceinline__ int64_t biases_below(const SampleRow& s, int32_t token) {
+  int64_t low = 0, high = s.num_biases;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (ld_global(&s.biases[middle].token) < token) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+// One thread. Biases are in rising order of tokens.
+__device__ __forceinline__ void check_biases(const Row& row, Finding* finding) {
+  const SampleRow& s = row.settings;
+  const int32_t limit = static_cast<int32_t>(row.vocab_size);
+  const int64_t bad = ld_global(&s.biases[0].token) < 0 ? 0 : biases_below(s, limit);
+  if (bad == s.num_biases) return;
+  report(finding, Finding::token, static_cast<int>(bad), ld_global(&s.biases[bad].token), limit);
+}
+
+// Adds the biases of 8 tokens from `first` on.
+__device__ __forceinline__ void add_biases(const SampleRow& s, uint32_t first, float (&logits)[kLaneTokens]) {
+  for (int64_t i = biases_below(s, static_cast<int32_t>(first)); i < s.num_biases; ++i) {
+    const uint32_t place = static_cast<uint32_t>(ld_global(&s.biases[i].token)) - first;
+    if (place >= kLaneTokens) return;
+    const float bias = ld_global(&s.biases[i].bias);
+#pragma unroll
+    for (uint32_t j = 0; j < kLaneTokens; ++j)
+      if (j == place) logits[j] = bias == -infinity() ? bias : logits[j] + bias;
+  }
+}
+
 // Loads the keys of 8 tokens from `first` on. Tokens with a bit in `penalized` are penalized. A token after the vocabulary
 // has kNoKey.
 __device__ __forceinline__ void load_keys(const Row& row, uint32_t first, uint32_t penalized,
@@ -454,14 +495,18 @@ __device__ __forceinline__ void load_keys(const Row& row, uint32_t first, uint32
   const float penalty = row.settings.repetition_penalty;
 #pragma unroll
   for (uint32_t j = 0; j < kLaneTokens; ++j) {
-    float logit = logits[j];
-    if (penalized >> j & 1) logit = logit > 0 ? logit / penalty : logit * penalty;
-    keys[j] = first + j < row.vocab_size ? key_of(logit) : kNoKey;
+    if (penalized >> j & 1) logits[j] = logits[j] > 0 ? logits[j] / penalty : logits[j] * penalty;
+  }
+  if (row.settings.num_biases > 0) add_biases(row.settings, first, logits);
+  uint32_t allowed = ~0u;
+  if (row.settings.allowed != nullptr && first < row.vocab_size)
+    allowed = marks_of(ld_global(row.settings.allowed + first / 32), first);
+#pragma unroll
+  for (uint32_t j = 0; j < kLaneTokens; ++j) {
+    const uint32_t key = allowed >> j & 1 ? key_of(logits[j]) : kMinusInfinityKey;
+    keys[j] = first + j < row.vocab_size ? key : kNoKey;
   }
 }
-
-// Of 8 tokens from `first` on, a multiple of 8.
-__device__ __forceinline__ uint32_t marks_of(uint32_t word, uint32_t first) { return word >> first % 32 & 0xff; }
 
 // One warp.
 __device__ __forceinline__ void read_piece(const Row& row, uint32_t piece, uint32_t penalized) {
@@ -499,6 +544,7 @@ __device__ __forceinline__ void read_vocabulary(const Row& row, uint32_t block, 
     for (uint32_t i = threadIdx.x; i < (end - begin) * kPieceWords; i += blockDim.x)
       st_global(row.scratch.penalized + begin * kPieceWords + i, ld_shared(marks + i));
   }
+  if (row.settings.num_biases > 0 && block == 0 && threadIdx.x == 0) check_biases(row, finding);
   const uint32_t num_warps = blockDim.x / kWarpSize;
   for (uint32_t piece = begin + warp_index(); piece < end; piece += num_warps) {
     const uint32_t first = lane_index() * kLaneTokens;  // in the piece
@@ -812,7 +858,7 @@ __device__ __forceinline__ uint32_t draw(const Row& row, uint32_t largest, Share
   uint32_t cut = kNoKey;
   if (row.vocab_size > kFew)
     cut = row.has_top_k ? cut_for_top_k(row, largest, shared) : cut_for_weights(row, largest, total, shared);
-  if (cut == kNoKey) cut = kNoKey + 1;
+  if (cut <= kMinusInfinityKey) cut = kMinusInfinityKey + 1;  // what is left out weighs 0
   const uint32_t count = list_candidates(row, cut, shared);
   return count <= kFew ? draw_from_few(row, count, largest, total, shared)
                        : draw_from_many(row, count, cut, largest, total, shared);

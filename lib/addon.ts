@@ -172,6 +172,13 @@ export interface NativeBatchItem {
   /** Number of tokens that the generation has drawn before. Required with `sampling`. */
   draw?: number;
   /**
+   * [ceil(vocabSize / 32)]. Bit t % 32 of word t / 32 says whether token t can be drawn. If
+   * undefined, all can.
+   */
+  allowed?: Uint32Array;
+  /** Numbers that are added to the logits of tokens before the draw. */
+  biases?: NativeBiases;
+  /**
    * Whether the token drawn is likely to be appended, and one more to be drawn: then a GPU may
    * compute that step ahead. Required with `sampling`.
    */
@@ -180,6 +187,13 @@ export interface NativeBatchItem {
   logits?: Float32Array;
   /** Ends this item with ABORT_ERR, before it begins or within a prompt. */
   cancel?: NativeCancel;
+}
+
+export interface NativeBiases {
+  /** In rising order. */
+  tokens: Int32Array;
+  /** Of each token: finite, or -Infinity, which forbids it. */
+  values: Float32Array;
 }
 
 export interface NativeBatchResult {

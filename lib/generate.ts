@@ -3,11 +3,13 @@ import type { ChatMessage } from './chat';
 import { checkCallback, checkObject, DiffqkvError, invalid, invalidArgument } from './errors';
 import { type GeneratedToken, Generation, type GenerationResult } from './generation';
 import { callOrder, native } from './internal';
+import { LogitBiases } from './logit_bias';
 import type { Model } from './model';
 import { resolveSampling, type SamplingOptions } from './sampling';
 import type { Scheduler } from './scheduler';
 import { checkTokens, Session } from './session';
 import { resolveStop, StopFilter, StopTokens } from './stop';
+import type { TokenConstraint } from './token_constraint';
 import type { EncodeChatOptions, TokenStream } from './tokenizer';
 
 /** Options of {@link Model.generate}: how tokens are drawn and when to stop. */
@@ -79,12 +81,13 @@ interface Run {
   scheduler: Scheduler;
   prompt: Prompt;
   options: GenerateOptions;
+  constraint?: TokenConstraint;
   emit(token: GeneratedToken): void;
   stop: AbortController;
 }
 
 async function run(request: Run): Promise<GenerationResult> {
-  const { model, scheduler, prompt, options, emit, stop } = request;
+  const { model, scheduler, prompt, options, constraint, emit, stop } = request;
   checkObject('options', options);
   const { maxTokens = 256, session, signal, onPrefillProgress } = options;
   const isCount = Number.isSafeInteger(maxTokens) && maxTokens >= 1;
@@ -102,6 +105,7 @@ async function run(request: Run): Promise<GenerationResult> {
     );
   }
   const sampling = resolveSampling(options);
+  const biases = LogitBiases.create(options, model.config.vocabSize);
   const encode = readPrompt(model, prompt, options.chat);
   if (isAborted(signal)) stop.abort();
   const stopListening = onAbort(signal, () => stop.abort());
@@ -119,12 +123,19 @@ async function run(request: Run): Promise<GenerationResult> {
         onPrefillProgress &&
         ((doneTokens: number, totalTokens: number) =>
           onPrefillProgress({ doneTokens, totalTokens }));
-      const next = (appended: Int32Array, draw: number): Promise<number> => {
-        const continues = draw + 1 < limit;
-        const item = { session: used[native], tokens: appended, sampling, draw, continues };
+      const next = async (appended: Int32Array, draw: number): Promise<number> => {
+        // A step that depends on the token that this one draws cannot be computed ahead.
+        const continues = draw + 1 < limit && biases === undefined && constraint === undefined;
+        const inputs = { allowed: constraint?.allowed, biases: biases?.current };
+        const step = { tokens: appended, sampling, ...inputs, draw, continues };
+        const item = { session: used[native], ...step };
         // Only the prompt is canceled midway. A single token is soon done, and completing it keeps
         // the cache in step with the tokens that were emitted.
-        return scheduler.next(draw === 0 ? { ...item, signal: stop.signal, onProgress } : item);
+        const withSignal = draw === 0 ? { ...item, signal: stop.signal, onProgress } : item;
+        const token = await scheduler.next(withSignal);
+        biases?.accept(token);
+        await constraint?.accept(token);
+        return token;
       };
       const isStopped = () => stop.signal.aborted;
       const result = await drawTokens({ prompt: tokens, next, output, limit, isStopped, emit });
@@ -170,6 +181,7 @@ async function drawTokens(request: DrawRequest): Promise<GenerationResult> {
       text: texts.join(''),
       tokens,
       finishReason,
+      stopSequence: output.stopSequence,
       usage: { promptTokens: prompt.length, completionTokens: tokens.length },
       timings: {
         prefillMs: firstTokenMs - startMs,
@@ -213,6 +225,8 @@ class Output {
   readonly #stream: TokenStream | null;
   readonly #filter: StopFilter;
   readonly #stopTokens: StopTokens;
+  /** The stop string that was found. */
+  stopSequence: string | null = null;
 
   constructor({ config, tokenizer }: Model, stops: string[], filter: StopFilter) {
     this.#endTokens = new Set([...config.eosTokenIds, tokenizer?.eosTokenId ?? null]);
@@ -223,14 +237,16 @@ class Output {
 
   /** `isLast`: no token follows, so no text is withheld. */
   push(token: number, { isLast }: { isLast: boolean }): { text: string; stopped: boolean } {
-    let isEnd = this.#endTokens.has(token);
-    const piece = isEnd ? '' : (this.#stream?.push(token) ?? '');
-    isEnd ||= piece === '' && this.#stopTokens.has(token);
+    const isEndToken = this.#endTokens.has(token);
+    const piece = isEndToken ? '' : (this.#stream?.push(token) ?? '');
+    const stopToken = piece === '' ? this.#stopTokens.match(token) : null;
+    const isEnd = isEndToken || stopToken !== null;
     let text = this.#filter.push(piece);
     if (isEnd || isLast) {
       text += this.#filter.push(this.#stream?.flush() ?? '') + this.#filter.flush();
     }
-    return { text, stopped: isEnd || this.#filter.stopped };
+    this.stopSequence = stopToken ?? this.#filter.matched;
+    return { text, stopped: isEnd || this.#filter.matched !== null };
   }
 }
 

@@ -24,6 +24,8 @@ export interface GenerationResult {
    * iteration was left early.
    */
   finishReason: 'stop' | 'length' | 'abort';
+  /** The stop string that was found; null if none was. */
+  stopSequence: string | null;
   /** Numbers of tokens. */
   usage: {
     /** Tokens of the prompt, including special tokens, excluding earlier tokens of `session`. */

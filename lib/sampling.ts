@@ -4,8 +4,8 @@ import { invalid } from './errors';
 
 /**
  * How the next token is drawn from the logits. The steps are applied in this order: repetition
- * penalty, temperature, topK, topP, minP, then one random number. A value out of range is
- * ERR_INVALID_ARGUMENT.
+ * penalty, logitBias with frequencyPenalty and presencePenalty, temperature, topK, topP, minP, then
+ * one random number. A value out of range is ERR_INVALID_ARGUMENT.
  */
 export interface SamplingOptions {
   /**
@@ -29,6 +29,21 @@ export interface SamplingOptions {
    * one (arXiv 1909.05858). From 1e-6 to 1e6. Default 1: no penalty.
    */
   repetitionPenalty?: number;
+  /**
+   * Numbers that are added to the logits of tokens, by token: from -1e6 to 1e6, or -Infinity, which
+   * forbids the token. Default: none.
+   */
+  logitBias?: Readonly<Record<number, number>> | ReadonlyMap<number, number>;
+  /**
+   * Is subtracted from the logit of a token for each time that this generation has drawn it, from
+   * -2 to 2. Default 0: off.
+   */
+  frequencyPenalty?: number;
+  /**
+   * Is subtracted from the logit of each token that this generation has drawn, from -2 to 2.
+   * Default 0: off.
+   */
+  presencePenalty?: number;
   /**
    * Key of the Philox-4x32-10 generator: an integer from 0 to 2^64 - 1. The same seed gives the
    * same tokens on the same device. Default: random.
@@ -92,6 +107,22 @@ export function checkSeed(seed: number | bigint): bigint {
     if (value >= 0n && value <= MAX_SEED) return value;
   }
   throw invalid('seed', 'an integer from 0 to 2^64 - 1 (a bigint above 2^53 - 1)', seed);
+}
+
+/** Throws ERR_INVALID_ARGUMENT unless `value` is a number in [min, max]. `note` completes the message. */
+export function checkNumber(
+  name: string,
+  value: unknown,
+  min: number,
+  max: number,
+  note: string,
+): void {
+  check(
+    name,
+    value,
+    () => (value as number) >= min && (value as number) <= max,
+    `a number from ${min} to ${max} ${note}`,
+  );
 }
 
 function check(name: string, value: unknown, isValid: () => boolean, expected: string): void {

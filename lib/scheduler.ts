@@ -17,6 +17,9 @@ export interface BatchRequest {
   sampling?: NativeSampling;
   /** Number of tokens that the generation has drawn before. */
   draw: number;
+  /** Which tokens can be drawn, and what is added to their logits. Not changed before this returns. */
+  allowed?: NativeBatchItem['allowed'];
+  biases?: NativeBatchItem['biases'];
   /** Whether one more token is likely to follow the one that is drawn. */
   continues: boolean;
   /** Rejects the request with ABORT_ERR, before its step or within the prompt. */
@@ -122,9 +125,9 @@ export class Scheduler {
   async #run(): Promise<void> {
     const batch = this.#nextBatch();
     const items = batch.map(
-      ({ tokens, done, session, sampling, draw, continues, cancel }): NativeBatchItem => {
-        const rest = tokens.subarray(done);
-        return { session, tokens: rest, chunks: 'next', sampling, draw, continues, cancel };
+      ({ tokens, done, session, sampling, draw, allowed, biases, continues, cancel }) => {
+        const item: NativeBatchItem = { session, tokens: tokens.subarray(done), chunks: 'next' };
+        return Object.assign(item, { sampling, draw, allowed, biases, continues, cancel });
       },
     );
     try {

@@ -42,8 +42,7 @@ export class StopFilter {
   readonly #trie: Trie;
   #node = 0; // the longest node that the text ends with
   #withheld = '';
-  /** A stop string was found: `push` and `flush` return '' from now on. */
-  stopped = false;
+  #matched: string | null = null;
 
   private constructor(trie: Trie) {
     this.#trie = trie;
@@ -53,9 +52,14 @@ export class StopFilter {
     return new StopFilter(await Trie.create(stops));
   }
 
+  /** The stop string that was found, if any. After that, `push` and `flush` return ''. */
+  get matched(): string | null {
+    return this.#matched;
+  }
+
   /** Returns the text before a stop string, or before text that may become one. */
   push(text: string): string {
-    if (this.stopped || text === '') return '';
+    if (this.#matched !== null || text === '') return '';
     const { lengths, matches } = this.#trie;
     const all = this.#withheld + text;
     // If the text completes several stop strings, the one that begins first counts.
@@ -63,12 +67,12 @@ export class StopFilter {
     for (let i = this.#withheld.length; i < all.length; i++) {
       this.#node = this.#trie.step(this.#node, all.charCodeAt(i));
       const match = matches[this.#node] as number;
-      if (match === 0) continue;
-      this.stopped = true;
-      begin = Math.min(begin, i + 1 - match);
+      if (match === 0 || i + 1 - match >= begin) continue;
+      begin = i + 1 - match;
+      this.#matched = all.slice(begin, i + 1);
     }
-    if (!this.stopped) begin = all.length - (lengths[this.#node] as number);
-    this.#withheld = this.stopped ? '' : all.slice(begin);
+    if (this.#matched === null) begin = all.length - (lengths[this.#node] as number);
+    this.#withheld = this.#matched === null ? all.slice(begin) : '';
     return all.slice(0, begin);
   }
 
@@ -168,10 +172,11 @@ export class StopTokens {
     this.#stops = new Set(stops);
   }
 
-  /** Whether `token`, which gave no text, is a special token whose text is a stop string. */
-  has(token: number): boolean {
-    if (this.#stops.size === 0 || this.#tokenizer === null) return false;
-    if (this.#tokenizer.decode([token]) !== '') return false; // part of a character
-    return this.#stops.has(this.#tokenizer.decode([token], { skipSpecialTokens: false }));
+  /** The stop string that is the text of `token`, if `token` is special; else null. */
+  match(token: number): string | null {
+    if (this.#stops.size === 0 || this.#tokenizer === null) return null;
+    if (this.#tokenizer.decode([token]) !== '') return null; // part of a character
+    const text = this.#tokenizer.decode([token], { skipSpecialTokens: false });
+    return this.#stops.has(text) ? text : null;
   }
 }

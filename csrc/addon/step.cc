@@ -25,6 +25,42 @@ SamplingOptions sampling_options(const Fields& fields) {
   return options;
 }
 
+std::vector<uint32_t> allowed_tokens(const Fields& fields, int64_t vocab_size) {
+  const ArrayView view = fields.array("allowed");
+  const auto num_words = static_cast<size_t>((vocab_size + 31) / 32);
+  if (view.type != napi_uint32_array || view.length != num_words) {
+    fail(ErrorCode::invalid_argument, "allowed must be a Uint32Array of ceil(vocabSize / 32) = %zu elements",
+         num_words);
+  }
+  const auto* words = static_cast<const uint32_t*>(view.data);
+  return {words, words + num_words};
+}
+
+std::vector<LogitBias> logit_biases(const Fields& fields, int64_t vocab_size) {
+  const ArrayView tokens = fields.array("tokens");
+  const ArrayView values = fields.array("values");
+  if (tokens.type != napi_int32_array || values.type != napi_float32_array || tokens.length != values.length) {
+    fail(ErrorCode::invalid_argument,
+         "biases.tokens must be an Int32Array and biases.values a Float32Array of the same length");
+  }
+  std::vector<LogitBias> biases(tokens.length);
+  int64_t lowest = 0;
+  for (size_t i = 0; i < biases.size(); ++i) {
+    biases[i] = {static_cast<const int32_t*>(tokens.data)[i], static_cast<const float*>(values.data)[i]};
+    const auto& [token, bias] = biases[i];
+    if (token < lowest || token >= vocab_size) {
+      fail(ErrorCode::invalid_argument, "biases.tokens[%zu] is %d; it must be from %lld (above the one before) to %lld",
+           i, token, static_cast<long long>(lowest), static_cast<long long>(vocab_size - 1));
+    }
+    lowest = int64_t{token} + 1;
+    if (!(bias < std::numeric_limits<float>::infinity())) {
+      fail(ErrorCode::invalid_argument, "biases.values[%zu] is %g; it must be finite, or -Infinity to forbid the token",
+           i, bias);
+    }
+  }
+  return biases;
+}
+
 Chunks chunks(const Fields& fields) {
   const std::string name = fields.text("chunks");
   if (name == "next") return Chunks::next;
@@ -41,6 +77,11 @@ BatchItem batch_item(const Fields& fields) {
     item.sampling = sampling_options(*sampling);
     item.draw = static_cast<uint64_t>(fields.integer("draw", 0, kMaxSafeInteger));
     item.continues = fields.boolean("continues");
+    const int64_t vocab_size = item.session->model()->config().vocab_size;
+    if (fields.has("allowed")) item.allowed = allowed_tokens(fields, vocab_size);
+    if (const auto biases = fields.optional_object("biases", "biases.")) {
+      item.biases = logit_biases(*biases, vocab_size);
+    }
   }
   item.wants_logits = fields.has("logits");
   if (item.wants_logits) {

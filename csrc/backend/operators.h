@@ -22,7 +22,8 @@
 #define DIFFQKV_OTHER_OPERATORS(X) \
   X(matmul, MatmulParams)          \
   X(gated_mlp, GatedMlpParams)     \
-  X(sample, SampleParams)
+  X(sample, SampleParams)          \
+  X(log_probs, LogProbsParams)
 
 #define DIFFQKV_OPERATORS(X) \
   DIFFQKV_ISA_OPERATORS(X)   \

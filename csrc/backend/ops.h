@@ -307,24 +307,35 @@ struct AttentionDecodeParams : AttentionParams {
   bool renormalize = false;
 };
 
-// How the token of one row is drawn, in device memory. check_sample_row (check.h) has the ranges; the
-// operator does not check them.
+// A number that is added to the logit of a token; -infinity forbids the token, whatever its logit is.
+// Below: how the token of one row is drawn, in device memory. check_sample_row (check.h) has the ranges;
+// the operator does not check them.
+struct LogitBias {
+  int32_t token = 0;
+  float bias = 0;
+};
+
 struct SampleRow {
   const int32_t* history = nullptr;  // [history_len]: tokens that are penalized
   int64_t history_len = 0;
+  const LogitBias* biases = nullptr;  // [num_biases], in rising order of tokens
+  int64_t num_biases = 0;
+  // [ceil(vocab_size / 32)]: bit t % 32 of word t / 32 says whether token t can be drawn. Null: all can.
+  const uint32_t* allowed = nullptr;
   uint64_t seed = 0, step = 0;
   int64_t top_k = 0;  // 0: all
   float temperature = 0, top_p = 1, min_p = 0, repetition_penalty = 1;
   int64_t draws = 1;  // 0: nothing is drawn, read or written for this row
   bool operator==(const SampleRow&) const = default;
 };
-static_assert(sizeof(SampleRow) == 64, "no padding");
+static_assert(sizeof(SampleRow) == 88, "no padding");
 
 // Draws the next token of each row. In this order: repetition penalty over `history` (logit /
-// penalty if the logit is positive, else logit * penalty), temperature, top-k, top-p, min-p, then one
-// uniform number from Philox-4x32-10 keyed by seed at counter `step`. Temperature 0 selects the
-// largest logit after the penalty, and of equal logits the lowest index. A token of a history that
-// is outside [0, vocab_size) is ERR_INVALID_ARGUMENT.
+// penalty if the logit is positive, else logit * penalty), biases, -infinity for tokens that are not
+// allowed, temperature, top-k, top-p, min-p, then one uniform number from Philox-4x32-10 keyed by
+// seed at counter `step`. Temperature 0 selects the largest of these logits, and of equal logits the
+// lowest index. A token of a history or a bias that is outside [0, vocab_size) is
+// ERR_INVALID_ARGUMENT.
 //
 // A token's weight is exp((logit - largest logit) / temperature). On the CPU weights and their sums
 // are f64. On a GPU they are f32, within a relative error of 2^-21, and rounded down to a multiple of
@@ -343,6 +354,19 @@ struct SampleParams {
   int32_t* out_invalid = nullptr;
   int64_t num_rows = 0, vocab_size = 0;
   static constexpr int32_t kNoLogit = -1;
+};
+
+// Log probabilities: log(softmax(logits)) of one token of each row, and of the top_n most likely
+// tokens, the most likely first, of equal ones the lowest index first. A row with a NaN or without a
+// finite logit gives NaN. A token outside [0, vocab_size) is ERR_INVALID_ARGUMENT.
+struct LogProbsParams {
+  static constexpr int64_t kMaxTopN = 20;
+  const float* logits = nullptr;                    // [num_rows, vocab_size]
+  const int32_t* tokens = nullptr;                  // [num_rows]
+  float* out = nullptr;                             // [num_rows]
+  int32_t* out_top_tokens = nullptr;                // [num_rows, top_n], not read if top_n is 0
+  float* out_top = nullptr;                         // [num_rows, top_n]
+  int64_t num_rows = 0, vocab_size = 0, top_n = 0;  // top_n <= min(vocab_size, kMaxTopN)
 };
 
 }  // namespace diffqkv

@@ -6,6 +6,8 @@
 #include <string>
 #include <utility>
 
+#include "model/sample_inputs.h"
+
 namespace diffqkv {
 namespace {
 
@@ -17,6 +19,9 @@ struct RunningItem {
 using Items = std::span<RunningItem>;
 
 bool is_prompt(const BatchItem& item) { return item.tokens.size() > 1; }
+
+// Whether a mask or biases change what the item draws. The next step's are not known in advance.
+bool has_sample_inputs(const BatchItem& item) { return !item.allowed.empty() || !item.biases.empty(); }
 
 int64_t remaining(const BatchItem& item) { return static_cast<int64_t>(item.tokens.size()) - item.consumed; }
 
@@ -156,7 +161,7 @@ class Batch {
     if (!ahead_) return rows;
     for (const RunningItem& running : items) {
       const BatchItem& item = *running.item;
-      if (item.error || !item.sampling || item.wants_logits) return {};
+      if (item.error || !item.sampling || item.wants_logits || has_sample_inputs(item)) return {};
       const SampleRow sampling = sample_row(*item.sampling, item.draw);
       const auto found = std::find_if(ahead_->rows.begin(), ahead_->rows.end(), [&](const StepAhead::Row& row) {
         return row.revision == item.session->revision() && row.token == item.tokens[0] && row.sampling == sampling;
@@ -228,15 +233,23 @@ class Batch {
   // Begins to draw the next token of each item. Row i of the logits belongs to item i.
   void sample(Pass& pass) {
     SampleRow rows[kDecodeBatch];
+    SampleInputs inputs;
     for (size_t i = 0; i < pass.items.size(); i++) {
       const BatchItem& item = *pass.items[i].item;
       rows[i].draws = 0;
       pass.rows.push_back(i);
       if (!draws(item)) continue;
-      guarded(Items(pass.items).subspan(i, 1), [&] { rows[i] = item.session->sample_row(*item.sampling, item.draw); });
+      guarded(Items(pass.items).subspan(i, 1), [&] {
+        rows[i] = item.session->sample_row(*item.sampling, item.draw);
+        inputs.add(rows[i], item.allowed, item.biases);
+      });
     }
     const bool any = std::any_of(rows, rows + pass.items.size(), [](const SampleRow& row) { return row.draws != 0; });
-    if (any) guarded(pass.items, [&] { enqueue_sample(rows, pass.items.size(), 0, &pass.sampled); });
+    if (!any) return;
+    guarded(pass.items, [&] {
+      inputs.upload(model_.backend(), workspace_.sample_inputs);
+      enqueue_sample(rows, pass.items.size(), 0, &pass.sampled);
+    });
   }
 
   // `download`: gets the slot of Workspace::sampled, if the device has downloads that do not wait.
@@ -266,6 +279,7 @@ class Batch {
         const BatchItem& item = *pass.items[i].item;
         Session& session = *item.session;
         if (!draws(item) || !item.continues || item.wants_logits) continue;
+        if (has_sample_inputs(item)) return {};
         if (!session.is_ready_for_token(*item.sampling)) continue;
         const int32_t* token = workspace_.sampled_slot(pass.slot) + pass.rows[i];
         if (step.sequences.empty()) step = step_for(session);
@@ -302,14 +316,20 @@ class Batch {
       if (!draws(item)) continue;
       guarded(Items(pass.items).subspan(i, 1), [&] {
         const size_t row = pass.rows[i];
-        if (sampled[1][row] != 0) fail_invalid_logits(sampled[1][row]);
+        if (sampled[1][row] != 0) fail_invalid_logits(item, sampled[1][row]);
         item.token = sampled[0][row];
       });
     }
   }
 
   // `invalid`: SampleParams::out_invalid of a row.
-  [[noreturn]] void fail_invalid_logits(int32_t invalid) const {
+  [[noreturn]] void fail_invalid_logits(const BatchItem& item, int32_t invalid) const {
+    if (invalid == SampleParams::kNoLogit && has_sample_inputs(item)) {
+      fail(ErrorCode::invalid_argument,
+           "no token can be drawn: the mask of allowed tokens and the biases leave none of the %lld logits above "
+           "-Infinity; allow at least one token",
+           static_cast<long long>(model_.config().vocab_size));
+    }
     const std::string what = invalid == SampleParams::kNoLogit
                                  ? "all " + std::to_string(model_.config().vocab_size) + " logits are -Infinity"
                                  : "the logit of token " + std::to_string(invalid - 1) + " is NaN";

@@ -23,6 +23,8 @@ struct BatchItem {
   std::vector<int32_t> tokens;  // to append to the session; one token is a decode step
   Chunks chunks = Chunks::next;
   std::optional<SamplingOptions> sampling;   // if set, the token that follows is drawn
+  std::vector<uint32_t> allowed;             // SampleRow::allowed; empty: all tokens
+  std::vector<LogitBias> biases;             // SampleRow::biases
   uint64_t draw = 0;                         // tokens that the generation has drawn before
   bool continues = false;                    // the token drawn is likely to be appended, and one more to be drawn
   bool wants_logits = false;                 // of the last token

@@ -72,8 +72,9 @@ struct Workspace {
   // Pointers to page tables [kDecodeBatch], then i32 [4][prefill_chunk]: tokens, positions,
   // kv_lens, sequences.
   Buffer steps;
-  Buffer logits;       // f32 [kDecodeBatch, vocab_size]
-  Buffer sample_rows;  // SampleRow [kDecodeBatch]
+  Buffer logits;         // f32 [kDecodeBatch, vocab_size]
+  Buffer sample_rows;    // SampleRow [kDecodeBatch]
+  Buffer sample_inputs;  // of SampleInputs::upload
   // i32 [3][2][kDecodeBatch]: out_tokens and out_invalid of SampleParams; slot 0 is of steps that were
   // asked for, the others in turn of steps ahead.
   Buffer sampled;

@@ -12,16 +12,24 @@ import { Random } from '../support/numbers';
 const directories = temporaryDirectories();
 afterAll(() => directories.cleanUp());
 
+interface Filtered {
+  texts: string[];
+  matched: string | null;
+}
+
 /** Texts out of `pieces`, by searching all the text after each piece. */
-function expectedTexts(pieces: readonly string[], stops: readonly string[]): { texts: string[]; stopped: boolean } {
+function expectedTexts(pieces: readonly string[], stops: readonly string[]): Filtered {
   const texts: string[] = [];
   let all = '';
   let sent = 0;
   for (const piece of pieces) {
     all += piece;
-    const begins = stops.map((stop) => all.indexOf(stop)).filter((at) => at >= 0);
-    const stopped = begins.length > 0;
-    let end = stopped ? Math.min(...begins) : all.length;
+    // Of stop strings that begin together the shortest, which is complete first.
+    const found = stops.filter((stop) => all.includes(stop));
+    found.sort((a, b) => all.indexOf(a) - all.indexOf(b) || a.length - b.length);
+    const [matched = null] = found;
+    const stopped = matched !== null;
+    let end = stopped ? all.indexOf(matched) : all.length;
     // Withholds the longest end of the text with which a stop string begins.
     for (let at = 0; !stopped && at < all.length; at++) {
       if (!stops.some((stop) => stop.startsWith(all.slice(at)))) continue;
@@ -30,19 +38,19 @@ function expectedTexts(pieces: readonly string[], stops: readonly string[]): { t
     }
     texts.push(all.slice(sent, end));
     sent = end;
-    if (stopped) return { texts, stopped };
+    if (stopped) return { texts, matched };
   }
-  return { texts: [...texts, all.slice(sent)], stopped: false };
+  return { texts: [...texts, all.slice(sent)], matched: null };
 }
 
-async function filteredTexts(pieces: readonly string[], stops: readonly string[]) {
+async function filteredTexts(pieces: readonly string[], stops: readonly string[]): Promise<Filtered> {
   const filter = await StopFilter.create(stops);
   const texts: string[] = [];
   for (const piece of pieces) {
     texts.push(filter.push(piece));
-    if (filter.stopped) return { texts, stopped: true };
+    if (filter.matched !== null) return { texts, matched: filter.matched };
   }
-  return { texts: [...texts, filter.flush()], stopped: filter.stopped };
+  return { texts: [...texts, filter.flush()], matched: filter.matched };
 }
 
 describe('the stop filter', () => {
@@ -62,7 +70,7 @@ describe('the stop filter', () => {
       const pieces = Array.from({ length: 8 }, () => text(below(5), letters));
       const expected = expectedTexts(pieces, stops);
       expect({ stops, pieces, ...(await filteredTexts(pieces, stops)) }).toEqual({ stops, pieces, ...expected });
-      if (expected.stopped) stopped++;
+      if (expected.matched !== null) stopped++;
     }
     expect(stopped).toBeGreaterThan(1000);
     expect(stopped).toBeLessThan(4900);
@@ -81,7 +89,7 @@ describe('the stop filter', () => {
   it('takes up to 65,536 UTF-16 units, and names the limit beyond', async () => {
     const most = Array.from({ length: 8192 }, (_, i) => String(i).padStart(8, '@'));
     const filter = await StopFilter.create(resolveStop(most));
-    expect([filter.push('text @@@@@@81'), filter.push('91x'), filter.stopped]).toEqual(['text ', '', true]);
+    expect([filter.push('text @@@@@@81'), filter.push('91x'), filter.matched]).toEqual(['text ', '', '@@@@@@81']);
     const long = await StopFilter.create(resolveStop('x'.repeat(65_536)));
     expect([long.push('x'.repeat(65_535)), long.push('y').length]).toEqual(['', 65_536]);
     for (const stop of [[...most, 'x'], 'x'.repeat(65_537), new Array(200_000).fill('x')]) {
@@ -105,16 +113,17 @@ describe('a generation', () => {
     list[0] = text.slice(0, 2);
     list[1] = 5 as unknown as string;
     const result = await generation.result;
-    expect([result.finishReason, result.text]).toEqual(['stop', text.slice(0, text.indexOf(text.slice(10, 14)))]);
+    const stop = text.slice(10, 14);
+    expect(result).toMatchObject({ finishReason: 'stop', text: text.slice(0, text.indexOf(stop)), stopSequence: stop });
   });
 
   it('does not take a part of a character for a special token', () => {
     const tokenizer = model.tokenizer as Tokenizer;
     const [part = 0] = tokenizer.encode('\u{10ffff}', { addSpecialTokens: false });
     expect([tokenizer.stream().push(part), tokenizer.decode([part])]).toEqual(['', '\ufffd']);
-    expect(new StopTokens(tokenizer, ['\ufffd']).has(part)).toBe(false);
-    expect(new StopTokens(tokenizer, ['\ufffd', '<|end_of_text|>']).has(4095)).toBe(true);
-    expect(new StopTokens(null, ['<|end_of_text|>']).has(4095)).toBe(false);
+    expect(new StopTokens(tokenizer, ['\ufffd']).match(part)).toBeNull();
+    expect(new StopTokens(tokenizer, ['\ufffd', '<|end_of_text|>']).match(4095)).toBe('<|end_of_text|>');
+    expect(new StopTokens(null, ['<|end_of_text|>']).match(4095)).toBeNull();
   });
 
   it('stops at the end-of-text token of the tokenizer, and at the special token of a stop string', async () => {
@@ -125,6 +134,9 @@ describe('a generation', () => {
       expected = await model.generate('# tar\n', { ...options, seed: ++seed }).result;
     }
     expect(expected.tokens.at(-1)).toBe(4095);
+    expect(expected.stopSequence).toBeNull();
+    const named = await model.generate('# tar\n', { ...options, seed, stop: '<|end_of_text|>' }).result;
+    expect(named).toMatchObject({ tokens: expected.tokens, stopSequence: '<|end_of_text|>' });
 
     const directory = directories.make();
     cpSync(tldrDirectory, directory, { recursive: true });
@@ -146,11 +158,12 @@ describe('a generation', () => {
     const generate = (stop: string[]) => endless.generate('# tar\n', { ...options, seed, stop }).result;
     const { text, tokens } = expected;
     const through = await generate(['<|end_of_text', '@@@']);
+    expect(through.stopSequence).toBeNull();
     expect(through.tokens.slice(0, tokens.length)).toEqual(tokens);
     expect(through.tokens.length).toBeGreaterThan(tokens.length);
     // A withheld start of another stop string is released.
     const stopped = await generate([`${text.slice(-2)}@@@`, '<|end_of_text|>']);
-    expect(stopped).toMatchObject({ finishReason: 'stop', text, tokens });
+    expect(stopped).toMatchObject({ finishReason: 'stop', text, tokens, stopSequence: '<|end_of_text|>' });
     endless.dispose();
   });
 });

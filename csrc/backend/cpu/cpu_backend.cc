@@ -17,6 +17,7 @@
 #include "backend/backend.h"
 #include "backend/cpu/cpu_isa.h"
 #include "backend/cpu/linear/linear.h"
+#include "backend/cpu/sampling/log_probs.h"
 #include "backend/cpu/sampling/sampler.h"
 #include "backend/cpu/system/control_group.h"
 #include "backend/cpu/system/memory.h"
@@ -150,6 +151,10 @@ class CpuBackend : public Backend {
   void sample(const SampleParams& p) override {
     cpu::use_threads(threads_);
     sampler_.sample(p);
+  }
+  void log_probs(const LogProbsParams& p) override {
+    cpu::use_threads(threads_);
+    cpu::log_probs(p);
   }
 
  private:

@@ -1,5 +1,6 @@
 // Calls of sample, whose plain form runs on the host.
 #include <algorithm>
+#include <bit>
 #include <limits>
 #include <numeric>
 
@@ -13,10 +14,43 @@ struct SampleCase {
   float temperature = 0;
   int64_t top_k = 0;
   float top_p = 1, min_p = 0, penalty = 1;
+  std::vector<uint32_t> allowed = {};  // SampleRow::allowed; empty: null
+  std::vector<LogitBias> biases = {};
 };
 
-SampleRow row_of(const SampleCase& c, const int32_t* history, size_t history_len) {
+// The mask that allows one token in `step` from `first` to last - 1. It also has all bits beyond the vocabulary.
+std::vector<uint32_t> mask_of(int64_t vocab_size, int64_t first, int64_t last, int64_t step = 1) {
+  std::vector<uint32_t> words(static_cast<size_t>((vocab_size + 31) / 32), 0);
+  for (int64_t token = 0; token < static_cast<int64_t>(words.size()) * 32; ++token) {
+    const bool is_allowed = token >= vocab_size || (token >= first && token < last && (token - first) % step == 0);
+    if (is_allowed) words[static_cast<size_t>(token / 32)] |= 1u << token % 32;
+  }
+  return words;
+}
+
+// A bias of one token in `step` from `first` to last - 1, from -2 to 2.
+std::vector<LogitBias> biases_of(int32_t first, int32_t last, int32_t step = 1) {
+  std::vector<LogitBias> biases;
+  for (int32_t token = first; token < last; token += step)
+    biases.push_back({token, static_cast<float>(token * 37 % 17 - 8) / 4});
+  return biases;
+}
+
+SampleRow row_of(Call& call, const SampleCase& c, const int32_t* history, size_t history_len) {
   SampleRow row;
+  if (!c.allowed.empty()) {
+    const std::vector<int32_t> words(c.allowed.begin(), c.allowed.end());
+    row.allowed = reinterpret_cast<const uint32_t*>(add_integers(call, "allowed", words));
+  }
+  if (!c.biases.empty()) {
+    std::vector<int32_t> words;
+    for (const LogitBias& bias : c.biases) {
+      words.push_back(bias.token);
+      words.push_back(std::bit_cast<int32_t>(bias.bias));
+    }
+    row.biases = reinterpret_cast<const LogitBias*>(add_integers(call, "biases", words));
+    row.num_biases = static_cast<int64_t>(c.biases.size());
+  }
   row.history = history;
   row.history_len = static_cast<int64_t>(history_len);
   row.seed = 11;
@@ -43,7 +77,7 @@ Call rows_call(const std::vector<SampleCase>& cases) {
   const int32_t* history = add_integers(call, "history", {3, 5, 5, 0});
   std::vector<SampleRow> rows;
   for (size_t i = 0; i < num_rows; ++i) {
-    rows.push_back(row_of(cases[i], history, 4));
+    rows.push_back(row_of(call, cases[i], history, 4));
     rows[i].seed += i;
     rows[i].draws = cases[i].vocab_size > 0;
   }
@@ -61,7 +95,7 @@ Call call_of(const SampleCase& c, const std::vector<float>& first_logits, const 
     std::vector<float> values = floats_of_bytes(kF32, logits.memory.values());
     std::copy(first_logits.begin(), first_logits.end(), values.begin());
     logits.memory.upload(bytes_of_floats(kF32, values));
-    const SampleRow row = row_of(c, add_integers(call, "other integers", history), history.size());
+    const SampleRow row = row_of(call, c, add_integers(call, "other integers", history), history.size());
     p.rows = call.sample_rows.emplace_back(std::vector<SampleRow>{row}).data();
   });
 }
@@ -95,6 +129,15 @@ Sampled sampled(const SampleRow& row, const std::vector<float>& given) {
   for (const int32_t token : history) {
     double& logit = logits[static_cast<size_t>(token)];
     logit = static_cast<double>(static_cast<float>(logit > 0 ? logit / penalty : logit * penalty));
+  }
+  for (const LogitBias& bias : download(row.biases, row.num_biases)) {
+    double& logit = logits[static_cast<size_t>(bias.token)];
+    logit = std::isinf(bias.bias) ? static_cast<double>(bias.bias) : static_cast<float>(logit) + bias.bias;
+  }
+  if (row.allowed != nullptr) {
+    const std::vector<uint32_t> words = download(row.allowed, static_cast<int64_t>((logits.size() + 31) / 32));
+    for (size_t i = 0; i < logits.size(); ++i)
+      if ((words[i / 32] >> i % 32 & 1) == 0) logits[i] = -std::numeric_limits<double>::infinity();
   }
   for (size_t i = 0; i < logits.size(); ++i) {
     if (std::isnan(logits[i])) return {0, 1 + static_cast<int32_t>(i)};
@@ -157,6 +200,19 @@ OperatorCalls sample_calls() {
   const std::vector<SampleCase> all = {{.vocab_size = 9003, .temperature = 1, .penalty = 1.1f},
                                        {.vocab_size = 9003, .temperature = 0.5f, .top_k = 3000, .top_p = 0.99f}};
   calls.seeded.add("sampled tokens of rows that are not aligned", [all] { return rows_call(all); });
+  const std::vector<SampleCase> limited = {
+      {.vocab_size = 9003, .allowed = mask_of(9003, 1200, 1300)},
+      {.vocab_size = 9003, .temperature = 1, .penalty = 1.1f, .biases = biases_of(0, 9003, 5)},
+      {.vocab_size = 9003},
+      {.vocab_size = 9003, .temperature = 2, .allowed = mask_of(9003, 1, 9003, 3)},
+      {.vocab_size = 9003,
+       .temperature = 1,
+       .top_k = 40,
+       .penalty = 1.2f,
+       .allowed = mask_of(9003, 5, 9003, 1700),
+       .biases = biases_of(0, 9)},
+      {.vocab_size = 9003, .temperature = 2, .top_p = 0.9f, .allowed = mask_of(9003, 0, 4000, 2)}};
+  calls.seeded.add("sampled tokens of rows with masks and biases", [limited] { return rows_call(limited); });
   calls.small.add("sampled token, all tokens", sample_call, {.vocab_size = 3000, .temperature = 1.5f});
   calls.small.add("sampled token, top-k", sample_call, {.vocab_size = 300, .temperature = 1, .top_k = 7});
   calls.small.add("sampled token, top-p", sample_call, {.vocab_size = 5000, .temperature = 1, .top_p = 0.95f});
@@ -167,6 +223,9 @@ OperatorCalls sample_calls() {
   calls.sigma.add("Sigma: sampled token, all tokens", sample_call, {.vocab_size = vocab, .temperature = 1});
   calls.sigma.add("Sigma: sampled token, top-k 40, top-p 0.9", sample_call,
                   {.vocab_size = vocab, .temperature = 0.8f, .top_k = 40, .top_p = 0.9f});
+  calls.sigma.add(
+      "Sigma: sampled token, mask and biases", sample_call,
+      {.vocab_size = vocab, .temperature = 1, .allowed = mask_of(vocab, 0, vocab, 7), .biases = biases_of(0, 2000)});
   calls.sigma.add("Sigma: sampled token, top-p 0.9", sample_call,
                   {.vocab_size = vocab, .temperature = 1, .top_p = 0.9f, .penalty = 1.1f});
 
@@ -181,6 +240,19 @@ OperatorCalls sample_calls() {
   token("a logit of infinity", {.vocab_size = 700, .temperature = 1}, {1, infinity}, {});
   token("no logit", {.vocab_size = 3, .temperature = 1}, {-infinity, -infinity, -infinity}, {});
   token("a history that is none", {.vocab_size = 700, .penalty = 1.3f}, {}, bad_history, true);
+  token("a mask without tokens", {.vocab_size = 700, .temperature = 1, .allowed = mask_of(700, 0, 0)}, {}, history);
+  token("a forbidden logit of NaN", {.vocab_size = 700, .allowed = mask_of(700, 2, 700)}, {1, nan}, {});
+  token("forbidden logits of infinity",
+        {.vocab_size = 700, .temperature = 1, .allowed = mask_of(700, 1, 700), .biases = {{2, -infinity}}},
+        {infinity, 1, infinity}, {});
+  token(
+      "equal biased logits",
+      {.vocab_size = 6, .temperature = 1, .top_k = 3, .allowed = mask_of(6, 1, 6), .biases = {{0, 9}, {2, -1}, {5, 1}}},
+      {1, 1, 2, 1, 1, 0}, {});
+  token("a bias of no token", {.vocab_size = 700, .biases = {{5, 1}, {700, 1}, {701, 1}}}, {}, history, true);
+  token("a bias of a negative token", {.vocab_size = 700, .biases = {{-1, 1}, {5, 1}}}, {}, history, true);
+  token("fewer allowed tokens than top-k, of many",
+        {.vocab_size = 9000, .temperature = 1, .top_k = 5000, .allowed = mask_of(9000, 0, 9000, 4)}, {}, {});
   token("a single token", {.vocab_size = 1, .temperature = 1}, {}, {});
   token("equal logits", {.vocab_size = 6, .temperature = 1, .top_k = 3, .top_p = 0.5f}, {1, 1, 1, 1, 1, 1}, {});
   token("cold", {.vocab_size = 3000, .temperature = 0.05f, .top_p = 0.9f}, {}, history);

@@ -1,4 +1,4 @@
-// Draws a token: repetition penalty, temperature, top-k, top-p, min-p, one uniform number (ops.h).
+// Draws a token: repetition penalty, biases, mask, temperature, top-k, top-p, min-p, one uniform number (ops.h).
 // Greedy is one pass over the logits. Top-k keeps a heap. Top-p sorts only as many candidates as
 // its mass needs. Bound by exp if nothing restricts the vocabulary.
 #include <algorithm>
@@ -10,6 +10,8 @@
 
 namespace diffqkv::cpu {
 namespace {
+
+constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
 // Philox-4x32-10: J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011. The
 // first 53 of 128 bits make a float64 in [0, 1).
@@ -28,13 +30,15 @@ double philox_uniform(uint64_t seed, uint64_t step) {
   return static_cast<double>((uint64_t{counter[0]} << 21) | (counter[1] >> 11)) * 0x1p-53;
 }
 
-void check_history(const SampleRow& row, int64_t vocab_size) {
-  for (int64_t i = 0; i < row.history_len; ++i) {
-    if (row.history[i] < 0 || row.history[i] >= vocab_size) {
-      fail(ErrorCode::invalid_argument, "sample: history[%lld] is %d; it must be a token from 0 to %lld",
-           static_cast<long long>(i), row.history[i], static_cast<long long>(vocab_size - 1));
-    }
-  }
+void check_token(const char* name, int64_t index, int32_t token, int64_t vocab_size) {
+  if (token >= 0 && token < vocab_size) return;
+  fail(ErrorCode::invalid_argument, "sample: %s[%lld] is %d; it must be a token from 0 to %lld", name,
+       static_cast<long long>(index), token, static_cast<long long>(vocab_size - 1));
+}
+
+void check_tokens(const SampleRow& row, int64_t vocab_size) {
+  for (int64_t i = 0; i < row.history_len; ++i) check_token("history", i, row.history[i], vocab_size);
+  for (int64_t i = 0; i < row.num_biases; ++i) check_token("biases", i, row.biases[i].token, vocab_size);
 }
 
 }  // namespace
@@ -54,12 +58,43 @@ void Sampler::penalize(const SampleRow& row) {
   }
 }
 
-// Of equal logits at the border, the lower tokens stay. Leaves candidates_ in order of tokens.
+void Sampler::add_biases(const SampleRow& row) {
+  for (int64_t i = 0; i < row.num_biases; ++i) {
+    const LogitBias& bias = row.biases[i];
+    float& logit = logits_[bias.token];
+    logit = bias.bias == kMinusInfinity ? kMinusInfinity : logit + bias.bias;
+  }
+}
+
+void Sampler::forbid(const uint32_t* allowed) {
+  if (allowed == nullptr) return;
+  const size_t vocab_size = logits_.size();
+  for (size_t first = 0; first < vocab_size; first += 32) {
+    const uint32_t word = allowed[first / 32];
+    if (word == UINT32_MAX) continue;
+    const size_t count = std::min<size_t>(32, vocab_size - first);
+    if (word == 0) {
+      std::fill_n(logits_.data() + first, count, kMinusInfinity);
+      continue;
+    }
+    for (size_t i = 0; i < count; ++i) {
+      if ((word >> i & 1) == 0) logits_[first + i] = kMinusInfinity;
+    }
+  }
+}
+
+// Of equal logits at the border, the lower tokens stay. Leaves candidates_ in order of tokens, without
+// those of -infinity, whose weight is 0.
 void Sampler::keep_top_k(int64_t top_k) {
   candidates_.clear();
   const int32_t vocab_size = static_cast<int32_t>(logits_.size());
+  const auto list_all = [&] {
+    for (int32_t token = 0; token < vocab_size; ++token) {
+      if (logits_[token] != kMinusInfinity) candidates_.push_back({logits_[token], token, 0});
+    }
+  };
   if (top_k == 0 || top_k >= vocab_size) {
-    for (int32_t token = 0; token < vocab_size; ++token) candidates_.push_back({logits_[token], token, 0});
+    list_all();
     return;
   }
   const auto by_token = [](const Candidate& a, const Candidate& b) { return a.token < b.token; };
@@ -68,6 +103,7 @@ void Sampler::keep_top_k(int64_t top_k) {
     // replaces one.
     const size_t k = static_cast<size_t>(top_k);
     for (int32_t token = 0; token < vocab_size; ++token) {
+      if (logits_[token] == kMinusInfinity) continue;
       if (candidates_.size() == k) {
         if (logits_[token] <= candidates_.front().logit) continue;
         std::pop_heap(candidates_.begin(), candidates_.end(), before);
@@ -77,7 +113,8 @@ void Sampler::keep_top_k(int64_t top_k) {
       std::push_heap(candidates_.begin(), candidates_.end(), before);
     }
   } else {
-    for (int32_t token = 0; token < vocab_size; ++token) candidates_.push_back({logits_[token], token, 0});
+    list_all();
+    if (static_cast<int64_t>(candidates_.size()) <= top_k) return;
     std::nth_element(candidates_.begin(), candidates_.begin() + top_k, candidates_.end(), before);
     candidates_.resize(static_cast<size_t>(top_k));
   }
@@ -127,9 +164,11 @@ void Sampler::sample(const SampleParams& p) {
 void Sampler::sample_row(const SampleParams& p, int64_t i) {
   const SampleRow& row = p.rows[i];
   const float* logits = p.logits + i * p.vocab_size;
-  check_history(row, p.vocab_size);
+  check_tokens(row, p.vocab_size);
   logits_.assign(logits, logits + p.vocab_size);
   penalize(row);
+  add_biases(row);
+  forbid(row.allowed);
   int64_t best = 0;
   bool has_nan = false;
   for (int64_t j = 0; j < p.vocab_size; ++j) {
@@ -141,7 +180,7 @@ void Sampler::sample_row(const SampleParams& p, int64_t i) {
   if (has_nan) {
     const auto nan = std::find_if(logits_.begin(), logits_.end(), [](float logit) { return std::isnan(logit); });
     p.out_invalid[i] = 1 + static_cast<int32_t>(nan - logits_.begin());
-  } else if (logits_[best] == -std::numeric_limits<float>::infinity()) {
+  } else if (logits_[best] == kMinusInfinity) {
     p.out_invalid[i] = SampleParams::kNoLogit;
   } else {
     p.out_tokens[i] = row.temperature == 0 ? static_cast<int32_t>(best) : draw(row, static_cast<int32_t>(best));
