@@ -2,15 +2,23 @@ import { isAborted, onAbort } from './abort';
 import type { ChatMessage } from './chat';
 import { checkCallback, checkObject, DiffqkvError, invalid, invalidArgument } from './errors';
 import { type GeneratedToken, Generation, type GenerationResult } from './generation';
-import { callOrder, native } from './internal';
+import type { Constraint } from './grammar/compiler';
+import { grammarSource, type ResponseFormat } from './grammar/format';
+import { callOrder, grammars, native, toolTemplate } from './internal';
 import { LogitBiases } from './logit_bias';
 import type { Model } from './model';
 import { resolveSampling, type SamplingOptions } from './sampling';
 import type { Scheduler } from './scheduler';
 import { checkTokens, Session } from './session';
 import { resolveStop, StopFilter, StopTokens } from './stop';
-import type { TokenConstraint } from './token_constraint';
-import type { EncodeChatOptions, TokenStream } from './tokenizer';
+import type { EncodeChatOptions, Tokenizer, TokenStream } from './tokenizer';
+import {
+  TOOL_CALL_TOKENS,
+  type ToolCall,
+  type ToolCallDelta,
+  type ToolCallParser,
+} from './tool_calls';
+import { resolveTools, type ToolChoice } from './tools';
 
 /** Options of {@link Model.generate}: how tokens are drawn and when to stop. */
 export interface GenerateOptions extends SamplingOptions {
@@ -27,6 +35,25 @@ export interface GenerateOptions extends SamplingOptions {
    * units together. Requires a tokenizer.
    */
   stop?: string | readonly string[];
+  /**
+   * What the text must be. Only tokens that keep it possible are drawn, and the generation ends with
+   * finishReason 'stop' when the text is complete. If `maxTokens`, `stop` or `signal` ends it
+   * before, the text is unfinished. Default: any text. Requires a tokenizer.
+   */
+  responseFormat?: ResponseFormat;
+  /**
+   * Descriptions of the functions that the model may call: `{ type: 'function', function: { name,
+   * description, parameters } }`, or only the inner object. `parameters` is a JSON schema. A prompt
+   * of messages shows them to the model. Another prompt must have them already. Calls are taken out
+   * of the text in the format of the checkpoint's chat template: Hermes and Qwen, Llama 3, Mistral
+   * or Gemma. With another template they stay text. Default: `chat.tools`.
+   */
+  tools?: readonly object[];
+  /**
+   * Whether the model calls functions of `tools`. Default 'auto'. 'required' and a name make the
+   * whole text an array of calls, so they cannot be combined with `responseFormat`.
+   */
+  toolChoice?: ToolChoice;
   /**
    * Stops the generation within one chunk of the prompt or one token. `result` then has
    * finishReason 'abort'.
@@ -81,13 +108,12 @@ interface Run {
   scheduler: Scheduler;
   prompt: Prompt;
   options: GenerateOptions;
-  constraint?: TokenConstraint;
   emit(token: GeneratedToken): void;
   stop: AbortController;
 }
 
 async function run(request: Run): Promise<GenerationResult> {
-  const { model, scheduler, prompt, options, constraint, emit, stop } = request;
+  const { model, scheduler, prompt, options, emit, stop } = request;
   checkObject('options', options);
   const { maxTokens = 256, session, signal, onPrefillProgress } = options;
   const isCount = Number.isSafeInteger(maxTokens) && maxTokens >= 1;
@@ -104,15 +130,19 @@ async function run(request: Run): Promise<GenerationResult> {
       'stop requires a tokenizer, and the model has no tokenizer.json: omit stop',
     );
   }
+  const { tools = options.chat?.tools, toolChoice, responseFormat } = options;
+  const template = model.tokenizer?.[toolTemplate] ?? null;
+  const toolUse = resolveTools({ tools, toolChoice, responseFormat, template });
+  const constrain = readResponseFormat(model, toolUse.format ?? responseFormat);
   const sampling = resolveSampling(options);
   const biases = LogitBiases.create(options, model.config.vocabSize);
-  const encode = readPrompt(model, prompt, options.chat);
+  const encode = readPrompt(model, prompt, options);
   if (isAborted(signal)) stop.abort();
   const stopListening = onAbort(signal, () => stop.abort());
   const work = async () => {
     await scheduler.gate.wait();
     const tokens = await encode(session !== undefined && session.kvLen > 0);
-    const output = new Output(model, stops, await StopFilter.create(stops));
+    const output = new Output(model, stops, await StopFilter.create(stops), toolUse.parser);
     return withSession(model, session, tokens.length + maxTokens, async (used) => {
       const room = used.maxKvLen - used.kvLen - tokens.length;
       if (room < 0 && !stop.signal.aborted) throw promptTooLong(used, tokens.length);
@@ -123,7 +153,9 @@ async function run(request: Run): Promise<GenerationResult> {
         onPrefillProgress &&
         ((doneTokens: number, totalTokens: number) =>
           onPrefillProgress({ doneTokens, totalTokens }));
+      let constraint: Constraint | undefined;
       const next = async (appended: Int32Array, draw: number): Promise<number> => {
+        constraint ??= await constrain?.(stop.signal);
         // A step that depends on the token that this one draws cannot be computed ahead.
         const continues = draw + 1 < limit && biases === undefined && constraint === undefined;
         const inputs = { allowed: constraint?.allowed, biases: biases?.current };
@@ -138,7 +170,9 @@ async function run(request: Run): Promise<GenerationResult> {
         return token;
       };
       const isStopped = () => stop.signal.aborted;
-      const result = await drawTokens({ prompt: tokens, next, output, limit, isStopped, emit });
+      const isComplete = () => constraint?.isFinished ?? false;
+      const request = { prompt: tokens, next, isComplete, output, limit, isStopped, emit };
+      const result = await drawTokens(request).finally(() => constraint?.dispose());
       const last = result.tokens.at(-1);
       if (session !== undefined && last !== undefined) {
         const tokens = Int32Array.of(last);
@@ -160,6 +194,8 @@ interface DrawRequest {
    * Appends tokens to the session and draws the next one. `draw` counts the tokens drawn before.
    */
   next(tokens: Int32Array, draw: number): Promise<number>;
+  /** Whether the token that was drawn completes the text. */
+  isComplete(): boolean;
   output: Output;
   /** Maximum number of tokens. Below 1, only the prompt is appended. */
   limit: number;
@@ -169,7 +205,7 @@ interface DrawRequest {
 
 /** Draws tokens until the output, the limit or a signal ends the generation. */
 async function drawTokens(request: DrawRequest): Promise<GenerationResult> {
-  const { prompt, next, output, limit, isStopped, emit } = request;
+  const { prompt, next, isComplete, output, limit, isStopped, emit } = request;
   const tokens: number[] = [];
   const texts: string[] = [];
   const startMs = performance.now();
@@ -177,10 +213,12 @@ async function drawTokens(request: DrawRequest): Promise<GenerationResult> {
   let lastTokenMs = startMs;
   const result = (finishReason: GenerationResult['finishReason']): GenerationResult => {
     const decodeMs = lastTokenMs - firstTokenMs;
+    const { toolCalls } = output;
     return {
       text: texts.join(''),
+      toolCalls,
       tokens,
-      finishReason,
+      finishReason: finishReason === 'stop' && toolCalls.length > 0 ? 'tool_calls' : finishReason,
       stopSequence: output.stopSequence,
       usage: { promptTokens: prompt.length, completionTokens: tokens.length },
       timings: {
@@ -203,13 +241,14 @@ async function drawTokens(request: DrawRequest): Promise<GenerationResult> {
   lastTokenMs = firstTokenMs;
   if (promptAborted) return result('abort');
   while (tokens.length < limit) {
+    const completed = isComplete();
     const abort = isStopped();
     tokens.push(token);
-    const isLast = abort || tokens.length === limit;
-    const { text, stopped } = output.push(token, { isLast });
+    const isLast = completed || abort || tokens.length === limit;
+    const { text, toolCalls, stopped } = output.push(token, { isLast });
     texts.push(text);
-    emit({ token, text });
-    if (stopped) return result('stop');
+    emit(toolCalls.length > 0 ? { token, text, toolCalls } : { token, text });
+    if (stopped || completed) return result('stop');
     if (abort) return result('abort');
     if (tokens.length === limit) break;
     token = await next(Int32Array.of(token), tokens.length);
@@ -218,36 +257,73 @@ async function drawTokens(request: DrawRequest): Promise<GenerationResult> {
   return result('length');
 }
 
+/** The tokens that end a text. */
+function endTokensOf({ config, tokenizer }: Pick<Model, 'config' | 'tokenizer'>): number[] {
+  const ofTokenizer = tokenizer?.eosTokenId ?? null;
+  return ofTokenizer === null ? config.eosTokenIds : [...config.eosTokenIds, ofTokenizer];
+}
+
 /** Decodes tokens to text and detects end-of-text tokens and stop strings. */
 class Output {
-  /** Null, which no token is, for a tokenizer without an end-of-text token. */
-  readonly #endTokens: Set<number | null>;
+  readonly #endTokens: ReadonlySet<number>;
   readonly #stream: TokenStream | null;
   readonly #filter: StopFilter;
   readonly #stopTokens: StopTokens;
+  readonly #parser: ToolCallParser | undefined;
+  readonly #tokenizer: Tokenizer | null;
   /** The stop string that was found. */
   stopSequence: string | null = null;
 
-  constructor({ config, tokenizer }: Model, stops: string[], filter: StopFilter) {
-    this.#endTokens = new Set([...config.eosTokenIds, tokenizer?.eosTokenId ?? null]);
+  constructor(model: Model, stops: string[], filter: StopFilter, parser?: ToolCallParser) {
+    const { tokenizer } = model;
+    this.#tokenizer = tokenizer;
+    this.#parser = parser;
+    this.#endTokens = new Set(endTokensOf(model));
     this.#stream = tokenizer?.stream({ continued: true }) ?? null;
     this.#filter = filter;
     this.#stopTokens = new StopTokens(tokenizer, stops);
   }
 
   /** `isLast`: no token follows, so no text is withheld. */
-  push(token: number, { isLast }: { isLast: boolean }): { text: string; stopped: boolean } {
+  push(token: number, { isLast }: { isLast: boolean }): Pushed {
     const isEndToken = this.#endTokens.has(token);
-    const piece = isEndToken ? '' : (this.#stream?.push(token) ?? '');
+    let piece = isEndToken ? '' : (this.#stream?.push(token) ?? '');
     const stopToken = piece === '' ? this.#stopTokens.match(token) : null;
+    if (piece === '' && this.#parser !== undefined) piece = this.#toolCallToken(token);
     const isEnd = isEndToken || stopToken !== null;
     let text = this.#filter.push(piece);
     if (isEnd || isLast) {
       text += this.#filter.push(this.#stream?.flush() ?? '') + this.#filter.flush();
     }
     this.stopSequence = stopToken ?? this.#filter.matched;
-    return { text, stopped: isEnd || this.#filter.matched !== null };
+    const stopped = isEnd || this.#filter.matched !== null;
+    if (this.#parser === undefined) return { text, toolCalls: [], stopped };
+    const parts = [this.#parser.push(text)];
+    if (stopped || isLast) parts.push(this.#parser.flush());
+    return {
+      text: parts.map((part) => part.text).join(''),
+      toolCalls: parts.flatMap((part) => part.toolCalls),
+      stopped,
+    };
   }
+
+  /** The calls that are whole. */
+  get toolCalls(): ToolCall[] {
+    return this.#parser?.calls ?? [];
+  }
+
+  /** The text of a special token that is part of calls, else ''. */
+  #toolCallToken(token: number): string {
+    const text = this.#tokenizer?.decode([token], { skipSpecialTokens: false }) ?? '';
+    return TOOL_CALL_TOKENS.includes(text) ? text : '';
+  }
+}
+
+/** What a token adds to the output. */
+interface Pushed {
+  text: string;
+  toolCalls: ToolCallDelta[];
+  stopped: boolean;
 }
 
 /**
@@ -270,6 +346,26 @@ async function inTurn<T>(
   } finally {
     endTurn();
   }
+}
+
+/**
+ * Checks the response format. The returned function starts a constraint; undefined without a
+ * format.
+ */
+function readResponseFormat(
+  { config, tokenizer }: Model,
+  format: ResponseFormat | undefined,
+): ((signal: AbortSignal) => Promise<Constraint>) | undefined {
+  if (format === undefined) return undefined;
+  const source = grammarSource(format);
+  if (tokenizer === null) {
+    throw invalidArgument(
+      'responseFormat requires a tokenizer, and the model has no tokenizer.json: omit it',
+    );
+  }
+  const { vocabSize } = config;
+  const endTokens = endTokensOf({ config, tokenizer });
+  return (signal) => tokenizer[grammars].compile(source, { vocabSize, endTokens, signal });
 }
 
 /** Calls `work` with the given session, or with a temporary one for at most `length` tokens. */
@@ -314,7 +410,7 @@ function promptTooLong({ model, kvLen, maxKvLen }: Session, promptTokens: number
 function readPrompt(
   { config, tokenizer }: Model,
   prompt: Prompt,
-  chat: EncodeChatOptions | undefined,
+  { chat, tools }: GenerateOptions,
 ): (continues: boolean) => Promise<Int32Array> {
   if (typeof prompt !== 'string' && !Array.isArray(prompt)) {
     throw invalid('prompt', 'a string, an array of tokens or an array of messages', prompt);
@@ -333,7 +429,8 @@ function readPrompt(
     );
   }
   // The template reads the messages before this returns.
-  const encoded = isChat ? tokenizer.encodeChat(prompt as readonly ChatMessage[], chat) : null;
+  const shown = tools === undefined ? chat : { ...chat, tools };
+  const encoded = isChat ? tokenizer.encodeChat(prompt as readonly ChatMessage[], shown) : null;
   encoded?.catch(() => {}); // the returned function reports the error
   return async (continues) => {
     const tokens =

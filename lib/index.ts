@@ -10,6 +10,7 @@ export {
 export { DiffqkvError, type ErrorCode } from './errors';
 export type { GenerateOptions, PrefillProgress, Prompt } from './generate';
 export type { GeneratedToken, Generation, GenerationResult } from './generation';
+export type { ResponseFormat } from './grammar/format';
 export {
   type Activation,
   type AttentionDecodeArguments,
@@ -38,3 +39,5 @@ export {
   Tokenizer,
   type TokenStream,
 } from './tokenizer';
+export type { ToolCall, ToolCallDelta } from './tool_calls';
+export type { ToolChoice } from './tools';

@@ -24,3 +24,10 @@ export const endProcess: unique symbol = Symbol('diffqkv.endProcess');
  * @internal
  */
 export const grammars: unique symbol = Symbol('diffqkv.grammars');
+
+/**
+ * The key of the accessor to the source of the chat template of a Tokenizer for conversations with
+ * tools, or null.
+ * @internal
+ */
+export const toolTemplate: unique symbol = Symbol('diffqkv.toolTemplate');

@@ -23,7 +23,7 @@ import {
 import { otherVocabulary } from './explain';
 import { readRegularFile } from './files';
 import { GrammarCompiler } from './grammar/compiler';
-import { endProcess, grammars } from './internal';
+import { endProcess, grammars, toolTemplate } from './internal';
 import { checkReceiver } from './receiver';
 import { TokenizerClient } from './tokenizer_client';
 import type { EncodeCall } from './tokenizer_process';
@@ -320,6 +320,11 @@ export class Tokenizer {
   [endProcess](): void {
     this.#client.close();
     this.#grammars?.close();
+  }
+
+  /** @internal */
+  get [toolTemplate](): string | null {
+    return this.#chatTemplate?.toolSource ?? null;
   }
 
   /** @internal */

@@ -4,6 +4,7 @@ import { onAbort, throwIfAborted } from '../abort';
 import { checkThreadSpace } from '../address_space';
 import { aborted, DiffqkvError, invalidArgument } from '../errors';
 import { packageRoot } from '../paths';
+import type { TokenConstraint } from '../token_constraint';
 import type { GrammarSource } from './format';
 import type { GrammarAnswer, GrammarRequest, GrammarState, Vocabulary } from './thread';
 
@@ -19,16 +20,12 @@ interface Limits {
   idle: number;
 }
 
-/** Restricts the tokens that are drawn. */
-export interface Constraint {
-  /** Bit t % 32 of word t / 32: whether token t may be drawn next. ceil(vocabSize / 32) words. */
+/** A grammar that restricts the tokens of a generation. */
+export interface Constraint extends TokenConstraint {
   readonly allowed: Uint32Array;
   /** Whether the text is complete: nothing but the end may follow. */
   readonly isFinished: boolean;
-  /**
-   * Says that `token` was drawn. Resolves when `allowed` and `isFinished` tell what follows. Rejects
-   * like {@link GrammarCompiler.compile}.
-   */
+  /** Rejects like {@link GrammarCompiler.compile}. */
   accept(token: number): Promise<void>;
   dispose(): void;
 }

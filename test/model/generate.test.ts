@@ -36,8 +36,10 @@ onEveryDevice((device) => {
     expect(tokens).toEqual(first.greedy);
     expect(result).toEqual({
       text,
+      toolCalls: [],
       tokens,
       finishReason: 'length',
+      stopSequence: null,
       usage: { promptTokens: first.tokens.length, completionTokens: tokens.length },
       timings: { prefillMs: expect.any(Number), decodeMs: expect.any(Number), tokensPerSecond: expect.any(Number) },
     });
