@@ -54,12 +54,12 @@ export class LogitBiases {
     const count = (this.#counts.get(token) ?? 0) + 1;
     this.#counts.set(token, count);
     const given = this.#given.get(token) ?? 0;
-    const value = given - this.#frequencyPenalty * count - this.#presencePenalty;
-    this.#values[this.#place(token)] = value;
+    const index = this.#indexOf(token); // may replace #values
+    this.#values[index] = given - this.#frequencyPenalty * count - this.#presencePenalty;
   }
 
   /** The index of a token, which is inserted if it is absent. */
-  #place(token: number): number {
+  #indexOf(token: number): number {
     let low = 0;
     let high = this.#length;
     while (low < high) {

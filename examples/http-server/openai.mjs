@@ -33,6 +33,9 @@ const OPTIONS = {
   top_p: 'topP',
   seed: 'seed',
   stop: 'stop',
+  logit_bias: 'logitBias',
+  presence_penalty: 'presencePenalty',
+  frequency_penalty: 'frequencyPenalty',
   top_k: 'topK',
   min_p: 'minP',
   repetition_penalty: 'repetitionPenalty',
@@ -46,9 +49,6 @@ const OFF = {
   suffix: '',
   logprobs: false,
   top_logprobs: 0,
-  logit_bias: {},
-  presence_penalty: 0,
-  frequency_penalty: 0,
   tools: [],
   functions: [],
   response_format: { type: 'text' },
@@ -62,8 +62,9 @@ export function toApiError(error, directory) {
     console.error(error); // for whoever runs the server; clients have no business with it
     return new ApiError(500, 'the server failed', { code: error?.code === 'ERR_INTERNAL' ? error.code : null });
   }
-  const [param, option] = Object.entries(OPTIONS).find(([, name]) => error.message.startsWith(`${name} must `)) ?? [];
-  const text = param ? param + error.message.slice(option.length) : error.message;
+  const [subject] = error.message.split(' must ');
+  const [param, option] = Object.entries(OPTIONS).find(([, name]) => new RegExp(`\\b${name}\\b`).test(subject)) ?? [];
+  const text = param ? error.message.replace(option, param) : error.message;
   const message = directory === undefined ? text : text.replaceAll(directory, 'the model');
   return new ApiError(status, message, { code: error.code, param, headers });
 }

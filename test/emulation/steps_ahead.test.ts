@@ -1,6 +1,6 @@
 // Steps that a GPU computes before anyone has asked for them: nobody can tell, but by the time.
 
-import type { NativeSampling } from '../../lib/addon';
+import type { NativeBiases, NativeSampling } from '../../lib/addon';
 import { type DeviceId, listDevices, Model, type Session } from '../../lib/index';
 import { native } from '../../lib/internal';
 import { randomCheckpoint } from '../support/checkpoints';
@@ -20,6 +20,8 @@ interface Item {
   sampling: NativeSampling;
   /** Default true. */
   continues?: boolean;
+  allowed?: Uint32Array;
+  biases?: NativeBiases;
 }
 
 (there ? describe : describe.skip)('a step ahead', () => {
@@ -34,12 +36,11 @@ interface Item {
 
   async function step(...items: Item[]): Promise<number[]> {
     const results = await model[native].step({
-      items: items.map(({ session, token, draw, sampling, continues = true }) => ({
+      items: items.map(({ session, token, continues = true, ...item }) => ({
         session: session[native],
         tokens: Int32Array.of(token),
         chunks: 'next' as const,
-        sampling,
-        draw,
+        ...item,
         continues,
       })),
     });
@@ -123,6 +124,29 @@ interface Item {
       expect(await step({ ...item, session })).toEqual(expected);
       await session.truncate(3);
     }
+    session.dispose();
+  });
+
+  it('is dropped if a mask or biases are asked for, and not computed while there are some', async () => {
+    const session = await started([1, 2, 3]);
+    const first = { session, token: 4, draw: 0, sampling: greedy };
+    const [token = 0] = await step({ ...first, continues: false });
+    const [next = 0] = await step({ ...first, token, draw: 1, continues: false });
+    await session.truncate(3);
+    const allowed = new Uint32Array(Math.ceil(model.config.vocabSize / 32)).fill(0xffffffff);
+    allowed[next >> 5] = (allowed[next >> 5] as number) & ~(1 << (next & 31));
+    const biases = { tokens: Int32Array.of(next), values: Float32Array.of(Number.NEGATIVE_INFINITY) };
+    const drawn: number[][] = [];
+    for (const limits of [{ allowed }, { biases }]) {
+      expect(await step(first)).toEqual([token]); // the next step is under way
+      const item = { ...first, token, draw: 1, ...limits };
+      expect(await passes(async () => void drawn.push(await step(item)))).toBe(1);
+      const other = { ...first, token: drawn.at(-1)?.[0] as number, draw: 2, continues: false };
+      expect(await passes(() => step(other))).toBe(1);
+      await session.truncate(3);
+    }
+    expect(drawn[1]).toEqual(drawn[0]);
+    expect(drawn[0]).not.toEqual([next]);
     session.dispose();
   });
 

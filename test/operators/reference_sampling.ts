@@ -7,6 +7,10 @@ export interface Sampling {
   minP: number; // 0: off
   repetitionPenalty: number; // 1: off
   seed: bigint;
+  /** Added to the logits of tokens; -Infinity forbids a token. */
+  biases?: ReadonlyMap<number, number>;
+  /** Bit t % 32 of word t / 32: whether token t can be drawn. */
+  allowed?: Uint32Array;
 }
 
 /** Philox-4x32-10 (Salmon et al., SC 2011): four 32-bit words from a counter of four and a key of two. */
@@ -49,6 +53,14 @@ export function sample(
   for (const token of new Set(history)) {
     const score = scores[token] as number;
     scores[token] = score > 0 ? score / repetitionPenalty : score * repetitionPenalty;
+  }
+  for (const [token, bias] of sampling.biases ?? []) {
+    scores[token] = bias === Number.NEGATIVE_INFINITY ? bias : (scores[token] as number) + bias;
+  }
+  const { allowed } = sampling;
+  if (allowed !== undefined) {
+    const isAllowed = (token: number) => (((allowed[token >> 5] as number) >>> (token & 31)) & 1) !== 0;
+    for (const token of scores.keys()) if (!isAllowed(token)) scores[token] = Number.NEGATIVE_INFINITY;
   }
   // Most likely first; of equal ones the lower token first.
   let kept = scores.map((score, token) => ({ score, token })).sort((a, b) => b.score - a.score || a.token - b.token);

@@ -256,7 +256,11 @@ it('rejects invalid requests with a status, a code and the parameter', async () 
     [{ stream_options: { include_usage: true } }, 400, 'stream_options', null],
     [{ n: 2 }, 400, 'n', 'unsupported_parameter'],
     [{ logprobs: 3 }, 400, 'logprobs', 'unsupported_parameter'],
-    [{ logit_bias: { 5: 1 } }, 400, 'logit_bias', 'unsupported_parameter'],
+    [{ logit_bias: [5] }, 400, 'logit_bias', 'ERR_INVALID_ARGUMENT'],
+    [{ logit_bias: { 4096: 1 } }, 400, 'logit_bias', 'ERR_INVALID_ARGUMENT'],
+    [{ logit_bias: { 5: '1' } }, 400, 'logit_bias', 'ERR_INVALID_ARGUMENT'],
+    [{ presence_penalty: 3 }, 400, 'presence_penalty', 'ERR_INVALID_ARGUMENT'],
+    [{ frequency_penalty: '1' }, 400, 'frequency_penalty', 'ERR_INVALID_ARGUMENT'],
     [{ tools: [{}] }, 400, 'tools', 'unsupported_parameter'],
     [{ tool_choice: 'required' }, 400, 'tool_choice', 'unsupported_parameter'],
     [{ tool_choice: { type: 'function' } }, 400, 'tool_choice', 'unsupported_parameter'],
@@ -290,7 +294,7 @@ it('rejects invalid requests with a status, a code and the parameter', async () 
   expect(await raw('/v1/completions', post(Uint8Array.of(0xff, 0xfe)))).toEqual([400, 'invalid_json', null]);
   expect(await raw('/v1/completions', post(''))).toEqual([400, 'invalid_json', null]);
   const deep = `${'['.repeat(9000)}${']'.repeat(9000)}`;
-  for (const name of ['tools', 'tool_choice', 'response_format', 'logit_bias', 'n']) {
+  for (const name of ['tools', 'tool_choice', 'response_format', 'n']) {
     const body = `{"model": "sigma-tldr", "prompt": "a", "${name}": ${deep}}`;
     expect(await raw('/v1/completions', post(body))).toEqual([400, 'unsupported_parameter', null]);
   }

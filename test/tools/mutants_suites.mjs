@@ -97,7 +97,7 @@ const kvCache = ['quantize', 'kv_append', 'latent', 'kv_cache', 'kv_types'];
 const linear = ['augmented_q', 'quantize', 'matmul', 'quantized_weights', 'threads', 'fixtures'];
 const models = [
   ...['latent', 'fixtures', 'abort', 'errors_models', 'batching', 'generate', 'kv_cache', 'session_order'],
-  ...['checkpoint_errors', 'key_and_value_sizes', 'device_choice', 'quantized_models', 'changed_files'],
+  ...['checkpoint_errors', 'key_and_value_sizes', 'device_choice', 'quantized_models', 'changed_files', 'logit_bias'],
 ];
 const loading = ['architecture_configs', 'architectures', 'packed_checkpoints', 'tensor_names', 'folder_messages'];
 const contexts = ['longrope', 'dynamic_rope', 'window_pages'];
@@ -118,7 +118,7 @@ const table = [
   [/cpu\/linear\//, everyIsa(linear)],
   [/cpu\/rowwise\/convert/, [cpu(['threads', ...linear]), avx2(linear)]],
   [/cpu\/rowwise\//, [cpu([...rowwise, 'threads']), baseline(rowwise), avx2(rowwise)]],
-  [/cpu\/sampling\//, [cpu(['sample', 'generate']), baseline(['sample'])]],
+  [/cpu\/sampling\//, [cpu(['sample', 'logit_bias', 'generate']), baseline(['sample'])]],
   [/cpu\/system\//, [cpu(['control_group', 'device_choice', 'threads', 'fixtures', 'behavior'])]],
   [/backend\/cpu\//, everyIsa([...rowwise, ...linear, 'sample', ...attention, 'threads'])],
   [/csrc\/backend\/dtype/, [cpu(['quantize', 'errors_kernels', 'tensor', 'kv_types', ...models, ...loading])]],
@@ -136,13 +136,13 @@ const table = [
   ],
   [/csrc\/model\//, [cpu([...models, ...contexts, ...loading, 'checkpoint_shapes'])]],
   [/csrc\/addon\/(resource|executor|tensor)/, [cpu([...wrongCalls, 'threads', ...models, 'behavior'])]],
-  [/csrc\/addon\//, [cpu([...wrongCalls, 'sample', 'threads', ...models, ...contexts])]],
+  [/csrc\/addon\//, [cpu([...wrongCalls, 'sample', 'logit_bias', 'threads', ...models, ...contexts])]],
   [/cuda\/attention_selective/, [emulated(['attention_decode', 'kv_types', 'latent']), ...emulation]],
   [/cuda\/attention_prefill/, [emulated([...prefill, 'large_scores', 'kv_types', 'attention_window']), ...emulation]],
   [/cuda\/(attention|softmax)/, [emulated(attention), ...emulation]],
   [/cuda\/kv_/, [emulated(kvCache), ...emulation]],
   [/cuda\/quantize/, [emulated(['quantize', 'quantized_weights', 'kv_types']), ...emulation]],
-  [/cuda\/sample/, [emulated(['sample']), ...emulation]],
+  [/cuda\/sample/, [emulated(['sample', 'logit_bias']), ...emulation]],
   [RegExp(`cuda/(${rowwiseOperators.join('|')}|activation)`), [emulated(rowwise), ...emulation]],
   [/cuda\/(rotary)/, [emulated(['rope', 'kv_append', 'kv_types']), ...emulation]],
   [/cuda\/(gem[mv]|matmul|gated_mlp|linear|packed_weights)/, [emulated(linear), ...emulation]],

@@ -218,6 +218,9 @@ OperatorCalls sample_calls() {
   calls.small.add("sampled token, top-p", sample_call, {.vocab_size = 5000, .temperature = 1, .top_p = 0.95f});
   calls.small.add("sampled token, min-p", sample_call, {.vocab_size = 5000, .temperature = 2, .min_p = 0.1f});
 
+  calls.small.add("sampled token, fewer allowed tokens than top-k", sample_call,
+                  {.vocab_size = 9000, .temperature = 1, .top_k = 5000, .allowed = mask_of(9000, 0, 9000, 4)});
+
   const int64_t vocab = kSigmaVocabSize;
   calls.sigma.add("Sigma: greedy token", sample_call, {.vocab_size = vocab});
   calls.sigma.add("Sigma: sampled token, all tokens", sample_call, {.vocab_size = vocab, .temperature = 1});
@@ -251,8 +254,6 @@ OperatorCalls sample_calls() {
       {1, 1, 2, 1, 1, 0}, {});
   token("a bias of no token", {.vocab_size = 700, .biases = {{5, 1}, {700, 1}, {701, 1}}}, {}, history, true);
   token("a bias of a negative token", {.vocab_size = 700, .biases = {{-1, 1}, {5, 1}}}, {}, history, true);
-  token("fewer allowed tokens than top-k, of many",
-        {.vocab_size = 9000, .temperature = 1, .top_k = 5000, .allowed = mask_of(9000, 0, 9000, 4)}, {}, {});
   token("a single token", {.vocab_size = 1, .temperature = 1}, {}, {});
   token("equal logits", {.vocab_size = 6, .temperature = 1, .top_k = 3, .top_p = 0.5f}, {1, 1, 1, 1, 1, 1}, {});
   token("cold", {.vocab_size = 3000, .temperature = 0.05f, .top_p = 0.9f}, {}, history);
