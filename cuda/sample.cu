@@ -1,5 +1,5 @@
-// Draws tokens: repetition penalty, biases, mask, temperature, top-k, top-p, min-p, one uniform number (ops.h). Logits become keys,
-// whole numbers in the order of the logits. Nothing is sorted but what is left at the end.
+// Draws tokens: repetition penalty, biases, mask, temperature, top-k, top-p, min-p, one uniform number (ops.h). Logits
+// become keys, whole numbers in the order of the logits. Nothing is sorted but what is left at the end.
 //
 // Several blocks read a row, once. A warp takes 256 tokens, a piece: it writes their largest key and, if all tokens can be
 // drawn, the sum of their weights; each of its lanes writes the largest key of its 8 tokens. The last block of the row to

@@ -193,6 +193,42 @@ __device__ __forceinline__ void ldmatrix_x4_trans`,
     finds: /top 4097 of 4,200 equal tokens are the first ones/,
   },
   {
+    name: 'sample, CPU: biases come before the repetition penalty',
+    edits: edit(
+      'csrc/backend/cpu/sampling/sample.cc',
+      'penalize(row);\n  add_biases(row);',
+      'add_biases(row);\n  penalize(row);',
+    ),
+    check: tests('logit_bias', 'cpu', 'reference'),
+    finds: /greedy with a repetition penalty, biases of all tokens/,
+  },
+  {
+    name: 'sample, CUDA: the first bias of 8 tokens is passed over',
+    edits: edit('cuda/sample.cu', 'biases[middle].token) < token', 'biases[middle].token) <= token'),
+    check: tests('logit_bias', 'emulated', 'reference'),
+    finds: /temperature 2, some biases/,
+  },
+  {
+    name: 'sample, CUDA: the mask is of the next 8 tokens',
+    edits: edit(
+      'cuda/sample.cu',
+      'row.settings.allowed + first / 32), first)',
+      'row.settings.allowed + first / 32), first + 8)',
+    ),
+    check: tests('logit_bias', 'emulated', 'reference'),
+    finds: /temperature 2, a mask of every third token/,
+  },
+  {
+    name: 'batch: a step ahead serves an item that has a mask',
+    edits: edit(
+      'csrc/model/batch.cc',
+      ' || has_sample_inputs(item)) return {};\n      const SampleRow',
+      ') return {};\n      const SampleRow',
+    ),
+    check: tests('steps_ahead', 'emulated', 'mask'),
+    finds: /is dropped if a mask or biases are asked for/,
+  },
+  {
     name: 'sample, CUDA: top-p keeps one more token if the mass is reached exactly',
     edits: edit('cuda/sample.cu', '? mass + 1 : mass;', '? mass + 1 : mass + 1;'),
     check: tests('sample', 'emulated', 'known logits'),
