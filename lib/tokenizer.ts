@@ -27,6 +27,7 @@ import { endProcess, grammars, toolTemplate } from './internal';
 import { checkReceiver } from './receiver';
 import { TokenizerClient } from './tokenizer_client';
 import type { EncodeCall } from './tokenizer_process';
+import { withParsedArguments } from './tools';
 
 /**
  * Decodes token by token. The joined results of `push` and `flush` are what `decode` returns for
@@ -247,7 +248,8 @@ export class Tokenizer {
   /**
    * Formats a conversation with the checkpoint's chat template and resolves to its tokens. Only
    * the template's own text gives control tokens: what comes from the arguments stays text. Roles
-   * that chat templates know, such as `user`, count as text of the template. Rejects like
+   * that chat templates know, such as `user`, count as text of the template. If the arguments of a
+   * call in `tool_calls` are JSON as text, the template sees the value. Rejects like
    * `applyChatTemplate` and `encodeAsync`.
    */
   async encodeChat(
@@ -257,7 +259,8 @@ export class Tokenizer {
     checkObject('options', options);
     const { parseSpecial = false } = options;
     checkBoolean('parseSpecial', parseSpecial);
-    const parts = this.#template(messages).renderParts(messages, options);
+    const template = this.#template(messages);
+    const parts = template.renderParts(withParsedArguments(messages), options);
     const literalSpans: number[] = [];
     let end = 0;
     for (const { text, fromUser } of parts) {

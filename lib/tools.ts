@@ -1,3 +1,4 @@
+import type { ChatMessage } from './chat';
 import { checkObject, invalid, invalidArgument } from './errors';
 import type { ResponseFormat } from './grammar/format';
 import { forcedCalls, ToolCallParser, toolCallFormat } from './tool_calls';
@@ -58,6 +59,26 @@ export function resolveTools(request: ToolRequest): ToolUse {
     parser: new ToolCallParser(forcedCalls, wanted),
     format: { type: 'json_schema', schema: schemaOfCalls(callable, toolChoice !== 'required') },
   };
+}
+
+/**
+ * Messages for a chat template, which writes the arguments of a call as JSON. They are objects there,
+ * and text in the OpenAI API and in the results of a generation.
+ */
+export function withParsedArguments(messages: readonly ChatMessage[]): ChatMessage[] {
+  const parsed = (call: object): object => {
+    const called = (call as { function?: { arguments?: unknown } } | null)?.function;
+    if (typeof called?.arguments !== 'string') return call;
+    try {
+      return { ...call, function: { ...called, arguments: JSON.parse(called.arguments) } };
+    } catch {
+      return call; // no JSON: the template sees the text
+    }
+  };
+  return messages.map((message) => {
+    const { tool_calls: calls } = message;
+    return Array.isArray(calls) ? { ...message, tool_calls: calls.map(parsed) } : message;
+  });
 }
 
 function checkChoice(choice: unknown): void {
