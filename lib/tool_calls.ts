@@ -5,8 +5,11 @@ import { readPythonCalls } from './tool_calls_python';
 export interface ToolCall {
   /** Chosen at random, unless the model gives one. */
   id: string;
+  /** The only kind of call. */
   type: 'function';
+  /** What is called. */
   function: {
+    /** The name of a function of `tools`. */
     name: string;
     /** A JSON object as text. */
     arguments: string;
@@ -20,9 +23,17 @@ export interface ToolCall {
 export interface ToolCallDelta {
   /** Position of the call among those of the generation. */
   index: number;
+  /** The id of the call, in its first part. */
   id?: string;
+  /** 'function' in the first part. */
   type?: 'function';
-  function: { name?: string; arguments: string };
+  /** What is called. */
+  function: {
+    /** The name of the function, in the first part. */
+    name?: string;
+    /** A piece of the arguments. */
+    arguments: string;
+  };
 }
 
 /** What a piece of text is after calls were taken out of it. */

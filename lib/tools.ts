@@ -7,7 +7,14 @@ import { forcedCalls, ToolCallParser, toolCallFormat } from './tool_calls';
  * Whether the model calls functions. `auto`: if it wants to. `none`: what looks like a call is text.
  * `required`: it must call one or more. `{ name }`: it must call this one.
  */
-export type ToolChoice = 'auto' | 'none' | 'required' | { name: string };
+export type ToolChoice =
+  | 'auto'
+  | 'none'
+  | 'required'
+  | {
+      /** Name of a function of `tools`. */
+      name: string;
+    };
 
 /** How tools shape a generation. */
 export interface ToolUse {
@@ -120,13 +127,19 @@ function schemaOfCalls(functions: readonly ToolFunction[], isSingle: boolean) {
   return { type: 'array', items: { anyOf: calls }, minItems: 1, ...maxItems };
 }
 
+// The grammar library accepts no deeper JSON.
+const MAX_DEPTH = 128;
+
 /** A copy of a schema that becomes a part of another one, at `path`. */
-function moveRefs(value: unknown, path: string): unknown {
-  if (Array.isArray(value)) return value.map((item) => moveRefs(item, path));
+function moveRefs(value: unknown, path: string, depth = 0): unknown {
   if (typeof value !== 'object' || value === null) return value;
+  if (depth === MAX_DEPTH) {
+    throw invalidArgument(`the parameters of a tool are nested more than ${MAX_DEPTH} levels deep`);
+  }
+  if (Array.isArray(value)) return value.map((item) => moveRefs(item, path, depth + 1));
   const entries = Object.entries(value).map(([key, item]) => {
     const isRef = key === '$ref' && typeof item === 'string' && item.startsWith('#');
-    return [key, isRef ? path + item.slice(1) : moveRefs(item, path)];
+    return [key, isRef ? path + item.slice(1) : moveRefs(item, path, depth + 1)];
   });
   return Object.fromEntries(entries);
 }

@@ -12,10 +12,28 @@ import { checkObject, invalid, invalidArgument } from '../errors';
  *   `start`.
  */
 export type ResponseFormat =
-  | { type: 'json_object' }
-  | { type: 'json_schema'; schema: Readonly<Record<string, unknown>> | boolean }
-  | { type: 'regex'; pattern: string }
-  | { type: 'grammar'; grammar: string };
+  | {
+      /** A JSON object. */
+      type: 'json_object';
+    }
+  | {
+      /** JSON of a schema. */
+      type: 'json_schema';
+      /** The schema. */
+      schema: Readonly<Record<string, unknown>> | boolean;
+    }
+  | {
+      /** A match of a regular expression. */
+      type: 'regex';
+      /** The regular expression. */
+      pattern: string;
+    }
+  | {
+      /** A text of a grammar. */
+      type: 'grammar';
+      /** The grammar. */
+      grammar: string;
+    };
 
 /** A response format in the terms of the grammar library. */
 export interface GrammarSource {
