@@ -123,7 +123,9 @@ async function failure(error: unknown): Promise<GrammarFailure> {
     () => true,
     () => false,
   );
-  const code = error instanceof DiffqkvError ? error.code : 'ERR_INTERNAL';
+  // WebAssembly reserves address space, and throws a RangeError if there is none.
+  const otherwise = error instanceof RangeError ? 'ERR_OUT_OF_MEMORY' : 'ERR_INTERNAL';
+  const code = error instanceof DiffqkvError ? error.code : otherwise;
   if (!isLoaded) return { scope: 'library', code, message };
   return { scope: error instanceof GrammarError ? 'grammar' : 'thread', code, message };
 }

@@ -7,6 +7,7 @@ const processes = ['tokenizer_child', 'tokenizer_process', 'tokenizer_thread'];
 const text = ['decoder', 'decoder_pattern', 'tokenizer', 'tokenizer_client'];
 const generation = ['abort', 'call_order', 'generate', 'generation', 'model', 'scheduler', 'session', 'stop'];
 const folders = ['chat', 'explain', 'files'];
+const structured = ['grammar/compiler', 'grammar/format', 'tool_calls', 'tool_calls_python', 'tools'];
 /** Tests of operators at sizes that are the same to lib/ as those of others. */
 const otherSizes = ['attention_window', 'kv_append', 'kv_types', 'large_scores', 'quantized_weights'];
 const files = (names) => names.map((name) => `lib/${name}.ts`);
@@ -62,7 +63,7 @@ export const parts = {
     mutate: [
       'lib/*.ts',
       '!lib/index.ts',
-      ...files([...processes, ...text, ...generation, ...folders]).map((f) => `!${f}`),
+      ...files([...processes, ...text, ...generation, ...folders, ...structured]).map((f) => `!${f}`),
     ],
     tests: [
       ...operators.filter((name) => !otherSizes.includes(name)),
@@ -70,6 +71,7 @@ export const parts = {
       ...['native_module', 'generate', 'ceilings'],
     ],
   },
+  structured: { mutate: files(structured), tests: ['grammar', 'tool_calls', 'structured', 'receivers'] },
   processes: {
     mutate: files(processes),
     tests: ['tokenizer_messages', 'tokenizer', 'tokenizer_process', 'forged_tokens'],
