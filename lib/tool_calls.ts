@@ -21,7 +21,7 @@ export interface ToolCall {
  * `arguments` of all parts together are those of the call.
  */
 export interface ToolCallDelta {
-  /** Position of the call among those of the generation. */
+  /** Position of the call among those of the generation, including broken ones. */
   index: number;
   /** The id of the call, in its first part. */
   id?: string;
@@ -107,8 +107,9 @@ const FORMATS: readonly ToolCallFormat[] = [
     beginsAtStart: ['```json', '{', '['],
     *read(input, begin, sink) {
       if (begin === '```tool_code') {
-        const code = yield* readUntil(input, '```');
-        for (const call of readPythonCalls(code) ?? malformed()) {
+        const calls = readPythonCalls(yield* readUntil(input, '```')) ?? malformed();
+        if (!calls.every(({ name }) => sink.has(name))) malformed();
+        for (const call of calls) {
           sink.begin(call.name);
           sink.add(call.arguments);
           sink.end();
@@ -181,6 +182,8 @@ class Input {
 
 /** Receives the calls as they are read. */
 interface Sink {
+  /** Whether there is such a function. */
+  has(name: string): boolean;
   /** Throws Malformed if there is no such function. */
   begin(name: string, id?: string): void;
   /** More of the arguments. */
@@ -240,7 +243,8 @@ export class ToolCallParser {
       const begin: string | undefined = yield* this.#readText(isStart);
       if (begin !== undefined) isStart = yield* this.#readCalls(begin);
     }
-    this.#text += input.read;
+    // Nor is whitespace after calls part of the text.
+    if (input.read.trim() !== '' || this.calls.length === 0) this.#text += input.read;
     input.read = '';
   }
 
@@ -290,6 +294,7 @@ export class ToolCallParser {
   }
 
   readonly #sink: Sink = {
+    has: (name) => this.#names.has(name),
     begin: (name, id = this.#format.newId()) => {
       if (!this.#names.has(name)) malformed();
       const index = this.#nextIndex++;

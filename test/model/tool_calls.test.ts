@@ -1,5 +1,7 @@
 // Calls of functions in generated text (lib/tool_calls.ts), in the formats of public models.
 
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { type ToolCallDelta, ToolCallParser, toolCallFormat } from '../../lib/tool_calls';
 import { readPythonCalls } from '../../lib/tool_calls_python';
 
@@ -81,7 +83,7 @@ const wellFormed: [Family, string, string, unknown[]][] = [
   [
     'gemma',
     "I look.\n```tool_code\ndefault_api.weather(city='Paris')\nadd(a=1, b=[2, {'c': '}\"'},],)\n```\n",
-    'I look.\n',
+    'I look.',
     [paris, sum],
   ],
   ['gemma', `\`\`\`json\n[${PARIS}, ${SUM}]\n\`\`\``, '', [paris, sum]],
@@ -118,6 +120,7 @@ describe('text that has no call', () => {
     ['mistral', `[TOOL_CALLS]${'weather '.repeat(100)}`],
     ['gemma', '```tool_code\nimport os\n```'],
     ['gemma', '```python\nweather(city="Paris")\n```'],
+    ['gemma', '```tool_code\nweather(city="Paris")\nunknown()\n```'],
     ['gemma', '[1, 2]'],
   ])('%s: %j stays text', (family, text) => {
     for (const size of [Number.POSITIVE_INFINITY, 1, 5]) {
@@ -166,6 +169,17 @@ it('a template has one format, or none', () => {
   expect(toolCallFormat('<tool_call>\n<function=name>')).toBeUndefined(); // Qwen3-Coder's XML
   const formats = Object.values(TEMPLATES).map(toolCallFormat);
   expect(new Set(formats).size).toBe(4);
+});
+
+it.each([
+  ['qwen', '<tool_call>'],
+  ['mistral', '[TOOL_CALLS]'],
+  ['llama', '<|python_tag|>'],
+  ['gemma', '```tool_code'],
+  ['phi', undefined],
+])('the template %s', (name, begin) => {
+  const template = readFileSync(join(__dirname, 'chat_templates', `${name}.jinja`), 'utf8');
+  expect(toolCallFormat(template)?.begins[0]).toBe(begin);
 });
 
 describe('Python calls', () => {
