@@ -4,6 +4,7 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type ToolCallDelta, ToolCallParser, toolCallFormat } from '../../lib/tool_calls';
 import { readPythonCalls } from '../../lib/tool_calls_python';
+import { randomIntegers } from '../tools/json_schemas';
 
 const TEMPLATES = {
   hermes: '{%- if tools %}<tools></tools>return within <tool_call></tool_call>{% endif %}',
@@ -162,6 +163,35 @@ describe('streaming', () => {
     parser.push('[TOOL_CALLS][{"id": "abcdefghi", "name": "add", "arguments": {}}, {"name": "add", "arguments": {}}]');
     expect(parser.calls.map(({ id }) => id)).toEqual(['abcdefghi', expect.stringMatching(/^[a-zA-Z0-9]{9}$/)]);
   });
+});
+
+it('any text gives the same however it is split, and loses nothing but calls and whitespace', () => {
+  const pieces = [
+    ...[
+      '<tool_call>',
+      '</tool_call>',
+      '[TOOL_CALLS]',
+      '[ARGS]',
+      '[CALL_ID]',
+      '<|python_tag|>',
+      '```',
+      'tool_code',
+      'json',
+    ],
+    ...['{', '}', '[', ']', '"', ':', ',', ';', '(', ')', '=', '\\', ' ', '\n', 'weather', 'add', 'a', '1', 'true'],
+    ...['"name"', '"arguments"', '"parameters"', '"weather"', '{}', '{"a": 1}', PARIS, SUM],
+  ];
+  const below = randomIntegers(4);
+  const words = (text: string) => text.replace(/\s+/g, '');
+  for (let i = 0; i < 500; i++) {
+    const text = Array.from({ length: 1 + below(12) }, () => pieces[below(pieces.length)]).join('');
+    for (const family of Object.keys(TEMPLATES) as Family[]) {
+      const whole = parse(family, text);
+      const split = parse(family, text, 1 + below(3));
+      expect([family, text, split.text, split.calls]).toEqual([family, text, whole.text, whole.calls]);
+      if (whole.calls.length === 0) expect([family, text, words(whole.text)]).toEqual([family, text, words(text)]);
+    }
+  }
 });
 
 it('a template has one format, or none', () => {
