@@ -1,4 +1,5 @@
 import { readFileSync } from 'node:fs';
+import { DiffqkvError } from './errors';
 
 const PAGE_BYTES = 4096; // at least; larger pages make the result too large
 
@@ -16,4 +17,20 @@ export function addressSpaceLeft(): number {
   } catch {
     return Number.POSITIVE_INFINITY;
   }
+}
+
+const THREAD_BYTES = 64 * 2 ** 20;
+
+/**
+ * Throws ERR_OUT_OF_MEMORY if there is no address space for a thread, because V8 ends the process if
+ * it cannot reserve that. `user` says what the thread is for.
+ */
+export function checkThreadSpace(user: string): void {
+  const left = addressSpaceLeft();
+  if (left >= THREAD_BYTES) return;
+  throw new DiffqkvError(
+    'ERR_OUT_OF_MEMORY',
+    `the address space has ${left} bytes left, and a thread for ${user} needs ` +
+      `${THREAD_BYTES}: raise the limit (ulimit -v)`,
+  );
 }

@@ -94,6 +94,11 @@ export class ChatTemplate {
     this.#specialTokens = specialTokens;
   }
 
+  /** The source of the template for conversations with tools. */
+  get toolSource(): string {
+    return this.#sources.toolUse ?? this.#sources.default;
+  }
+
   /**
    * Returns the text of the conversation in the format of the model's training data, including
    * special tokens. Throws ERR_INVALID_ARGUMENT if the template rejects the messages,

@@ -503,3 +503,41 @@ export function createDecoder(
         .join(''),
   };
 }
+
+const BYTES_OF_TOKENS = new Set([
+  'ByteLevel',
+  'ByteFallback',
+  'Fuse',
+  'Strip',
+  'Replace',
+  'Metaspace',
+]);
+
+/**
+ * Returns a function for the bytes that a token adds to a text that has begun. Throws
+ * ERR_UNSUPPORTED_MODEL if they depend on other tokens, as with WordPiece.
+ */
+export function tokenBytes(config: DecoderConfig | null): (piece: string) => Uint8Array {
+  const steps = config === null ? [] : stepsOf(config);
+  const other = steps.find(({ type }) => !BYTES_OF_TOKENS.has(type));
+  if (steps.length === 0 || other !== undefined) {
+    throw new DiffqkvError(
+      'ERR_UNSUPPORTED_MODEL',
+      `the bytes of a token depend on other tokens with ${
+        other === undefined ? 'no decoder' : `a decoder of type ${other.type}`
+      }: omit responseFormat`,
+    );
+  }
+  if (steps.some(({ type }) => type === 'ByteLevel')) return bytesOf;
+  const hasByteTokens = steps.some(({ type }) => type === 'ByteFallback');
+  return (piece) => {
+    const byte = hasByteTokens ? byteToken(piece) : null;
+    if (byte !== null) return Uint8Array.of(byte);
+    const decoder = createDecoder(config, { continued: true });
+    return Buffer.from(decoder.push(piece) + decoder.flush());
+  };
+}
+
+function stepsOf(config: DecoderConfig): DecoderConfig[] {
+  return config.type === 'Sequence' ? (config.decoders ?? []).flatMap(stepsOf) : [config];
+}

@@ -2,7 +2,9 @@ import { isAborted, onAbort } from './abort';
 import type { ChatMessage } from './chat';
 import { awaitNative, checkCallback, DiffqkvError, invalid, invalidArgument } from './errors';
 import { type GeneratedToken, Generation, type GenerationResult } from './generation';
-import { callOrder, native } from './internal';
+import type { Constraint } from './grammar/compiler';
+import { grammarSource, type ResponseFormat } from './grammar/format';
+import { callOrder, grammars, native, toolTemplate } from './internal';
 import { LogitBiases } from './logit_bias';
 import { LogprobRecorder } from './logprobs';
 import type { Model } from './model';
@@ -12,8 +14,19 @@ import type { Scheduler } from './scheduler';
 import { checkTokens, Session } from './session';
 import { resolveSpeculative, Speculation, type SpeculativeOptions } from './speculative';
 import { resolveStop, StopFilter, StopTokens } from './stop';
-import type { TokenConstraint } from './token_constraint';
-import { ENCODE_CHAT_OPTIONS, type EncodeChatOptions, type TokenStream } from './tokenizer';
+import {
+  ENCODE_CHAT_OPTIONS,
+  type EncodeChatOptions,
+  type Tokenizer,
+  type TokenStream,
+} from './tokenizer';
+import {
+  TOOL_CALL_TOKENS,
+  type ToolCall,
+  type ToolCallDelta,
+  type ToolCallParser,
+} from './tool_calls';
+import { resolveTools, type ToolChoice } from './tools';
 
 /** Options of {@link Model.generate}: how tokens are drawn and when to stop. */
 export interface GenerateOptions extends SamplingOptions {
@@ -36,6 +49,25 @@ export interface GenerateOptions extends SamplingOptions {
    * and the temperature. Default: none.
    */
   logprobs?: number;
+  /**
+   * What the text must be. Only tokens that keep it possible are drawn, and the generation ends with
+   * finishReason 'stop' when the text is complete. If `maxTokens`, `stop` or `signal` ends it
+   * before, the text is unfinished. Default: any text. Requires a tokenizer.
+   */
+  responseFormat?: ResponseFormat;
+  /**
+   * Descriptions of the functions that the model may call: `{ type: 'function', function: { name,
+   * description, parameters } }`, or only the inner object. `parameters` is a JSON schema. A prompt
+   * of messages shows them to the model. Another prompt must have them already. Calls are taken out
+   * of the text in the format of the checkpoint's chat template: Hermes and Qwen, Llama 3, Mistral
+   * or Gemma. With another template they stay text. Default: `chat.tools`.
+   */
+  tools?: readonly object[];
+  /**
+   * Whether the model calls functions of `tools`. Default 'auto'. 'required' and a name make the
+   * whole text an array of calls, so they cannot be combined with `responseFormat`.
+   */
+  toolChoice?: ToolChoice;
   /**
    * Stops the generation within one chunk of the prompt or one token. `result` then has
    * finishReason 'abort'.
@@ -83,6 +115,9 @@ export const GENERATE_OPTIONS: OptionNames<GenerateOptions> = {
   logitBias: true,
   frequencyPenalty: true,
   presencePenalty: true,
+  responseFormat: true,
+  tools: true,
+  toolChoice: true,
 };
 
 /** How much of the prompt is in the cache. */
@@ -123,14 +158,13 @@ export interface GenerateRequest {
   /** The prompt is all that the session is to have: the session keeps what it begins with. */
   isWhole: boolean;
   options: GenerateOptions;
-  constraint?: TokenConstraint;
   emit(token: GeneratedToken): void;
   stop: AbortController;
 }
 
 /** Generates tokens and emits each. Rejects like {@link Model.generate} fails. */
 export async function generateTokens(request: GenerateRequest): Promise<GenerationResult> {
-  const { model, scheduler, prompt, isWhole, constraint, emit, stop } = request;
+  const { model, scheduler, prompt, isWhole, emit, stop } = request;
   const options = readOptions('options', request.options, GENERATE_OPTIONS);
   const { session, signal, onPrefillProgress } = options;
   const maxTokens = checkMaxTokens(options.maxTokens);
@@ -144,24 +178,28 @@ export async function generateTokens(request: GenerateRequest): Promise<Generati
       'stop requires a tokenizer, and the model has no tokenizer.json: omit stop',
     );
   }
+  const { tools = options.chat?.tools, toolChoice, responseFormat } = options;
+  const template = model.tokenizer?.[toolTemplate] ?? null;
+  const toolUse = resolveTools({ tools, toolChoice, responseFormat, template });
+  const constrain = readResponseFormat(model, toolUse.format ?? responseFormat);
   const sampling = resolveSampling(options);
   const biases = LogitBiases.create(options, model.config.vocabSize);
   const logprobs = new LogprobRecorder(model, options.logprobs);
   const settings = resolveSpeculative(model, options.speculative);
-  const isPlain = biases === undefined && constraint === undefined && logprobs.count === undefined;
+  const isPlain = biases === undefined && constrain === undefined && logprobs.count === undefined;
   if (settings !== undefined && !isPlain) {
     throw invalidArgument(
-      'speculative cannot be combined with logitBias, frequencyPenalty, presencePenalty, logprobs ' +
-        'or responseFormat: omit speculative',
+      'speculative cannot be combined with logitBias, frequencyPenalty, presencePenalty, logprobs, ' +
+        'responseFormat, or a toolChoice that requires a call: omit speculative',
     );
   }
-  const encode = readPrompt(model, prompt, options.chat);
+  const encode = readPrompt(model, prompt, options);
   if (isAborted(signal)) stop.abort();
   const stopListening = onAbort(signal, () => stop.abort());
   const work = async () => {
     await scheduler.gate.wait();
     const tokens = await encode(!isWhole && session !== undefined && session.kvLen > 0);
-    const output = new Output(model, stops, await StopFilter.create(stops));
+    const output = new Output(model, stops, await StopFilter.create(stops), toolUse.parser);
     return withSession(model, session, tokens.length + maxTokens, async (used) => {
       const start = isWhole ? 0 : used.kvLen;
       const room = used.maxKvLen - start - tokens.length;
@@ -178,7 +216,9 @@ export async function generateTokens(request: GenerateRequest): Promise<Generati
             doneTokens: cachedTokens + doneTokens,
             totalTokens: cachedTokens + totalTokens,
           }));
+      let constraint: Constraint | undefined;
       const next = async (appended: Int32Array, draw: number): Promise<number> => {
+        constraint ??= await constrain?.(stop.signal);
         // A step that depends on the token that this one draws cannot be computed ahead.
         const continues = draw + 1 < limit && biases === undefined && constraint === undefined;
         const inputs = { allowed: constraint?.allowed, biases: biases?.current };
@@ -203,7 +243,8 @@ export async function generateTokens(request: GenerateRequest): Promise<Generati
         (await Speculation.create({ ...context, settings, maxLength, signal, endTokens }));
       try {
         const draw: typeof next = (...step) => speculation?.next(...step) ?? next(...step);
-        const drawing = { next: draw, logprobs, output, limit, isStopped, emit };
+        const isComplete = () => constraint?.isFinished ?? false;
+        const drawing = { next: draw, isComplete, logprobs, output, limit, isStopped, emit };
         const result = await drawTokens({ prompt: tokens, cachedTokens, ...drawing });
         const last = result.tokens.at(-1);
         if (session !== undefined && last !== undefined && !(await speculation?.rewind())) {
@@ -212,6 +253,7 @@ export async function generateTokens(request: GenerateRequest): Promise<Generati
         }
         return speculation === undefined ? result : { ...result, speculative: speculation.counts };
       } finally {
+        constraint?.dispose();
         speculation?.dispose();
       }
     });
@@ -259,6 +301,8 @@ interface DrawRequest {
    * Appends tokens to the session and draws the next one. `draw` counts the tokens drawn before.
    */
   next(tokens: Int32Array, draw: number): Promise<number>;
+  /** Whether the token that was drawn completes the text. */
+  isComplete(): boolean;
   logprobs: LogprobRecorder;
   output: Output;
   /** Maximum number of tokens. Below 1, only the prompt is appended. */
@@ -269,7 +313,8 @@ interface DrawRequest {
 
 /** Draws tokens until the output, the limit or a signal ends the generation. */
 async function drawTokens(request: DrawRequest): Promise<GenerationResult> {
-  const { prompt, cachedTokens, next, logprobs, output, limit, isStopped, emit } = request;
+  const { prompt, cachedTokens, next, isComplete, logprobs, output, limit, isStopped, emit } =
+    request;
   const tokens: number[] = [];
   const texts: string[] = [];
   const startMs = performance.now();
@@ -277,10 +322,12 @@ async function drawTokens(request: DrawRequest): Promise<GenerationResult> {
   let lastTokenMs = startMs;
   const result = (finishReason: GenerationResult['finishReason']): GenerationResult => {
     const decodeMs = lastTokenMs - firstTokenMs;
+    const { toolCalls } = output;
     return {
       text: texts.join(''),
+      toolCalls,
       tokens,
-      finishReason,
+      finishReason: finishReason === 'stop' && toolCalls.length > 0 ? 'tool_calls' : finishReason,
       stopSequence: output.stopSequence,
       ...logprobs.ofResult(tokens.length),
       usage: { promptTokens: prompt.length, cachedTokens, completionTokens: tokens.length },
@@ -304,13 +351,15 @@ async function drawTokens(request: DrawRequest): Promise<GenerationResult> {
   lastTokenMs = firstTokenMs;
   if (promptAborted) return result('abort');
   while (tokens.length < limit) {
+    const completed = isComplete();
     const abort = isStopped();
     tokens.push(token);
-    const isLast = abort || tokens.length === limit;
-    const { text, stopped } = output.push(token, { isLast });
+    const isLast = completed || abort || tokens.length === limit;
+    const { text, toolCalls, stopped } = output.push(token, { isLast });
     texts.push(text);
-    emit({ token, text, ...logprobs.ofToken(tokens.length - 1) });
-    if (stopped) return result('stop');
+    const parts = toolCalls.length > 0 ? { toolCalls } : {};
+    emit({ token, text, ...parts, ...logprobs.ofToken(tokens.length - 1) });
+    if (stopped || completed) return result('stop');
     if (abort) return result('abort');
     if (tokens.length === limit) break;
     token = await next(Int32Array.of(token), tokens.length);
@@ -319,36 +368,73 @@ async function drawTokens(request: DrawRequest): Promise<GenerationResult> {
   return result('length');
 }
 
+/** The tokens that end a text. */
+function endTokensOf({ config, tokenizer }: Pick<Model, 'config' | 'tokenizer'>): number[] {
+  const ofTokenizer = tokenizer?.eosTokenId ?? null;
+  return ofTokenizer === null ? config.eosTokenIds : [...config.eosTokenIds, ofTokenizer];
+}
+
 /** Decodes tokens to text and detects end-of-text tokens and stop strings. */
 class Output {
-  /** Null, which no token is, for a tokenizer without an end-of-text token. */
-  readonly endTokens: ReadonlySet<number | null>;
+  readonly endTokens: ReadonlySet<number>;
   readonly #stream: TokenStream | null;
   readonly #filter: StopFilter;
   readonly #stopTokens: StopTokens;
+  readonly #parser: ToolCallParser | undefined;
+  readonly #tokenizer: Tokenizer | null;
   /** The stop string that was found. */
   stopSequence: string | null = null;
 
-  constructor({ config, tokenizer }: Model, stops: string[], filter: StopFilter) {
-    this.endTokens = new Set([...config.eosTokenIds, tokenizer?.eosTokenId ?? null]);
+  constructor(model: Model, stops: string[], filter: StopFilter, parser?: ToolCallParser) {
+    const { tokenizer } = model;
+    this.#tokenizer = tokenizer;
+    this.#parser = parser;
+    this.endTokens = new Set(endTokensOf(model));
     this.#stream = tokenizer?.stream({ continued: true }) ?? null;
     this.#filter = filter;
     this.#stopTokens = new StopTokens(tokenizer, stops);
   }
 
   /** `isLast`: no token follows, so no text is withheld. */
-  push(token: number, { isLast }: { isLast: boolean }): { text: string; stopped: boolean } {
+  push(token: number, { isLast }: { isLast: boolean }): Pushed {
     const isEndToken = this.endTokens.has(token);
-    const piece = isEndToken ? '' : (this.#stream?.push(token) ?? '');
+    let piece = isEndToken ? '' : (this.#stream?.push(token) ?? '');
     const stopToken = piece === '' ? this.#stopTokens.match(token) : null;
+    if (piece === '' && this.#parser !== undefined) piece = this.#toolCallToken(token);
     const isEnd = isEndToken || stopToken !== null;
     let text = this.#filter.push(piece);
     if (isEnd || isLast) {
       text += this.#filter.push(this.#stream?.flush() ?? '') + this.#filter.flush();
     }
     this.stopSequence = stopToken ?? this.#filter.matched;
-    return { text, stopped: isEnd || this.#filter.matched !== null };
+    const stopped = isEnd || this.#filter.matched !== null;
+    if (this.#parser === undefined) return { text, toolCalls: [], stopped };
+    const parts = [this.#parser.push(text)];
+    if (stopped || isLast) parts.push(this.#parser.flush());
+    return {
+      text: parts.map((part) => part.text).join(''),
+      toolCalls: parts.flatMap((part) => part.toolCalls),
+      stopped,
+    };
   }
+
+  /** The calls that are whole. */
+  get toolCalls(): ToolCall[] {
+    return this.#parser?.calls ?? [];
+  }
+
+  /** The text of a special token that is part of calls, else ''. */
+  #toolCallToken(token: number): string {
+    const text = this.#tokenizer?.decode([token], { skipSpecialTokens: false }) ?? '';
+    return TOOL_CALL_TOKENS.includes(text) ? text : '';
+  }
+}
+
+/** What a token adds to the output. */
+interface Pushed {
+  text: string;
+  toolCalls: ToolCallDelta[];
+  stopped: boolean;
 }
 
 /**
@@ -371,6 +457,26 @@ async function inTurn<T>(
   } finally {
     endTurn();
   }
+}
+
+/**
+ * Checks the response format. The returned function starts a constraint; undefined without a
+ * format.
+ */
+function readResponseFormat(
+  { config, tokenizer }: Model,
+  format: ResponseFormat | undefined,
+): ((signal: AbortSignal) => Promise<Constraint>) | undefined {
+  if (format === undefined) return undefined;
+  const source = grammarSource(format);
+  if (tokenizer === null) {
+    throw invalidArgument(
+      'responseFormat requires a tokenizer, and the model has no tokenizer.json: omit it',
+    );
+  }
+  const { vocabSize } = config;
+  const endTokens = endTokensOf({ config, tokenizer });
+  return (signal) => tokenizer[grammars].compile(source, { vocabSize, endTokens, signal });
 }
 
 /** Calls `work` with the given session, or with a temporary one for at most `length` tokens. */
@@ -424,7 +530,7 @@ function isChat(prompt: Prompt): prompt is readonly ChatMessage[] {
 function readPrompt(
   { config, tokenizer }: Model,
   prompt: Prompt,
-  chat: EncodeChatOptions | undefined,
+  { chat, tools }: GenerateOptions,
 ): (continues: boolean) => Promise<Int32Array> {
   if (typeof prompt !== 'string' && !Array.isArray(prompt)) {
     throw invalid('prompt', 'a string, an array of tokens or an array of messages', prompt);
@@ -443,7 +549,8 @@ function readPrompt(
     );
   }
   // The template reads the messages before this returns.
-  const encoded = isChat(prompt) ? tokenizer.encodeChat(prompt, chat) : null;
+  const shown = tools === undefined ? chat : { ...chat, tools };
+  const encoded = isChat(prompt) ? tokenizer.encodeChat(prompt, shown) : null;
   encoded?.catch(() => {}); // the returned function reports the error
   return async (continues) => {
     const tokens =

@@ -2,6 +2,7 @@ import { deferred } from './deferred';
 import type { GeneratedLogprob, TokenLogprob } from './logprobs';
 import { checkReceiver } from './receiver';
 import type { SpeculativeCounts } from './speculative';
+import type { ToolCall, ToolCallDelta } from './tool_calls';
 
 /** One token of a generation. */
 export interface GeneratedToken {
@@ -16,20 +17,25 @@ export interface GeneratedToken {
   logprob?: number;
   /** With the option `logprobs`: the most likely tokens in its place, the most likely first. */
   topLogprobs?: TokenLogprob[];
+  /** Parts of calls that are known after this token. Undefined if there are none. */
+  toolCalls?: ToolCallDelta[];
 }
 
 /** The outcome of a generation. */
 export interface GenerationResult {
   /** The joined texts of all tokens, without special tokens and without the stop string. */
   text: string;
+  /** The calls of functions of `tools`, in order. Their text is not part of `text`. */
+  toolCalls: ToolCall[];
   /** The generated tokens, including an end-of-text token. */
   tokens: number[];
   /**
-   * 'stop': the model generated an end-of-text token, or a stop string was found. 'length':
+   * 'stop': the model generated an end-of-text token, the text of a `responseFormat` is complete, or
+   * a stop string was found. 'tool_calls': the same, and there are calls. 'length':
    * maxTokens or the end of the cache was reached. 'abort': the signal was aborted, or the
    * iteration was left early.
    */
-  finishReason: 'stop' | 'length' | 'abort';
+  finishReason: 'stop' | 'tool_calls' | 'length' | 'abort';
   /** The stop string that was found; null if none was. */
   stopSequence: string | null;
   /** With the option `logprobs`: one for each of `tokens`. */

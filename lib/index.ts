@@ -15,6 +15,7 @@ export type { EmbedOptions } from './embed';
 export { DiffqkvError, type ErrorCode } from './errors';
 export type { GenerateOptions, PrefillProgress, Prompt } from './generate';
 export type { GeneratedToken, Generation, GenerationResult } from './generation';
+export type { ResponseFormat } from './grammar/format';
 export {
   type Activation,
   type AttentionDecodeArguments,
@@ -48,6 +49,8 @@ export {
   Tokenizer,
   type TokenStream,
 } from './tokenizer';
+export type { ToolCall, ToolCallDelta } from './tool_calls';
+export type { ToolChoice } from './tools';
 
 declare global {
   // These are empty only in a program that has neither the types of Node nor those of the DOM, with

@@ -24,3 +24,16 @@ export const scheduler: unique symbol = Symbol('diffqkv.scheduler');
  * @internal
  */
 export const endProcess: unique symbol = Symbol('diffqkv.endProcess');
+
+/**
+ * The key of the accessor to the GrammarCompiler of a Tokenizer.
+ * @internal
+ */
+export const grammars: unique symbol = Symbol('diffqkv.grammars');
+
+/**
+ * The key of the accessor to the source of the chat template of a Tokenizer for conversations with
+ * tools, or null.
+ * @internal
+ */
+export const toolTemplate: unique symbol = Symbol('diffqkv.toolTemplate');

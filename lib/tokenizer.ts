@@ -22,11 +22,13 @@ import {
 } from './errors';
 import { otherVocabulary } from './explain';
 import { readRegularFile } from './files';
-import { endProcess } from './internal';
+import { GrammarCompiler } from './grammar/compiler';
+import { endProcess, grammars, toolTemplate } from './internal';
 import { type OptionNames, readOptions } from './options';
 import { checkReceiver } from './receiver';
 import { TokenizerClient } from './tokenizer_client';
 import type { EncodeCall } from './tokenizer_process';
+import { withParsedArguments } from './tools';
 
 /**
  * Decodes token by token. The joined results of `push` and `flush` are what `decode` returns for
@@ -115,6 +117,7 @@ export class Tokenizer {
   readonly #chatTemplate: ChatTemplate | null;
   readonly #directory: string;
   #prependsBos = false;
+  #grammars: GrammarCompiler | undefined;
 
   /** The largest token id plus one. */
   readonly vocabSize: number;
@@ -251,7 +254,8 @@ export class Tokenizer {
   /**
    * Formats a conversation with the checkpoint's chat template and resolves to its tokens. Only
    * the template's own text gives control tokens: what comes from the arguments stays text. Roles
-   * that chat templates know, such as `user`, count as text of the template. Rejects like
+   * that chat templates know, such as `user`, count as text of the template. If the arguments of a
+   * call in `tool_calls` are JSON as text, the template sees the value. Rejects like
    * `applyChatTemplate` and `encodeAsync`.
    */
   async encodeChat(
@@ -260,7 +264,8 @@ export class Tokenizer {
   ): Promise<number[]> {
     const { parseSpecial = false, ...given } = readOptions('options', options, ENCODE_CHAT_OPTIONS);
     checkBoolean('parseSpecial', parseSpecial);
-    const parts = this.#template(messages).renderParts(messages, given);
+    const template = this.#template(messages);
+    const parts = template.renderParts(withParsedArguments(messages), given);
     const literalSpans: number[] = [];
     let end = 0;
     for (const { text, fromUser } of parts) {
@@ -322,6 +327,23 @@ export class Tokenizer {
   /** @internal */
   [endProcess](): void {
     this.#client.close();
+    this.#grammars?.close();
+  }
+
+  /** @internal */
+  get [toolTemplate](): string | null {
+    return this.#chatTemplate?.toolSource ?? null;
+  }
+
+  /** @internal */
+  get [grammars](): GrammarCompiler {
+    this.#grammars ??= new GrammarCompiler({
+      text: this.#text,
+      ranges: this.#ranges,
+      specialTexts: this.#specialTexts,
+      decoder: this.#decoderConfig,
+    });
+    return this.#grammars;
   }
 
   #template(messages: readonly ChatMessage[]): ChatTemplate {

@@ -6,7 +6,7 @@ import {
   receiveMessageOnPort,
   Worker,
 } from 'node:worker_threads';
-import { addressSpaceLeft } from './address_space';
+import { checkThreadSpace } from './address_space';
 import { DiffqkvError } from './errors';
 import { packageRoot } from './paths';
 import type { Loaded } from './tokenizer_child';
@@ -19,7 +19,6 @@ interface Pending {
 }
 
 const CODE_MB = 16;
-const THREAD_BYTES = 64 * 2 ** 20;
 const STEP = 2 ** 17; // tokens; takes about 1 ms
 
 const script = join(packageRoot, 'dist', 'lib', 'tokenizer_thread.js');
@@ -35,15 +34,7 @@ class Thread {
   #error: DiffqkvError | undefined;
 
   constructor() {
-    // V8 ends the process if it cannot reserve the address space of a thread.
-    const left = addressSpaceLeft();
-    if (left < THREAD_BYTES) {
-      throw new DiffqkvError(
-        'ERR_OUT_OF_MEMORY',
-        `the address space has ${left} bytes left, and a thread for the tokenizers needs ` +
-          `${THREAD_BYTES}: raise the limit (ulimit -v)`,
-      );
-    }
+    checkThreadSpace('the tokenizers');
     const { port1, port2 } = new MessageChannel();
     this.#awaited = port1;
     port1.unref();

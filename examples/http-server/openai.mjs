@@ -49,10 +49,10 @@ const OFF = {
   suffix: '',
   logprobs: false,
   top_logprobs: 0,
-  tools: [],
   functions: [],
-  response_format: { type: 'text' },
 };
+/** The same of what only chat completions have. */
+const OFF_IN_COMPLETIONS = { tools: [], response_format: { type: 'text' } };
 
 /** `directory`: the path of the model, which clients do not need to know. */
 export function toApiError(error, directory) {
@@ -82,13 +82,13 @@ export function readRequest(model, modelName, chat, body, { maxTokens, maxCharsP
   if (given.model !== modelName) {
     refuse('model', `must be ${JSON.stringify(modelName)}: it is the only one here`, 'model_not_found', 404);
   }
-  for (const [name, off] of Object.entries(OFF)) {
+  for (const [name, off] of Object.entries(chat ? OFF : { ...OFF, ...OFF_IN_COMPLETIONS })) {
     const value = given[name];
     if (value !== undefined && value !== off && !isDeepStrictEqual(value, off)) {
       refuse(name, 'is not supported here', 'unsupported_parameter');
     }
   }
-  for (const name of ['tool_choice', 'function_call']) {
+  for (const name of chat ? ['function_call'] : ['function_call', 'tool_choice']) {
     if (![undefined, 'none', 'auto'].includes(given[name])) {
       refuse(name, 'may be "none" or "auto" alone here', 'unsupported_parameter');
     }
@@ -106,6 +106,8 @@ export function readRequest(model, modelName, chat, body, { maxTokens, maxCharsP
   const options = { maxTokens: length, temperature: 1 };
   for (const [name, option] of Object.entries(OPTIONS)) if (given[name] !== undefined) options[option] = given[name];
 
+  if (chat) Object.assign(options, readFormat(given.response_format, refuse), readTools(given, refuse));
+
   const what = chat ? 'messages' : 'prompt';
   const context = model.config.maxPositionEmbeddings;
   const checkLength = (length, most, unit) => {
@@ -115,12 +117,22 @@ export function readRequest(model, modelName, chat, body, { maxTokens, maxCharsP
   };
   const asked = chat ? readMessages(given.messages, refuse) : readPrompt(given.prompt, refuse);
   if (chat) {
-    const characters = asked.reduce((sum, { role, content }) => sum + role.length + content.length + 1, 0);
+    const lengthOf = (value) => {
+      try {
+        return value === undefined ? 0 : JSON.stringify(value).length;
+      } catch {
+        return Number.POSITIVE_INFINITY; // nested too deep
+      }
+    };
+    const characters = asked.reduce(
+      (sum, { role, content, tool_calls }) => sum + role.length + (content?.length ?? 0) + lengthOf(tool_calls) + 1,
+      lengthOf(options.tools),
+    );
     checkLength(characters, maxCharsPerToken * context, 'characters');
   } else if (typeof asked === 'string') checkLength(asked.length, maxCharsPerToken * context, 'characters');
   else checkLength(asked.length, context, 'tokens');
   const encode = async () => {
-    const tokens = await (chat ? chatTokens(model, asked) : promptTokens(model, asked));
+    const tokens = await (chat ? chatTokens(model, asked, options.tools) : promptTokens(model, asked));
     checkLength(tokens.length, context, 'tokens');
     return tokens;
   };
@@ -140,16 +152,58 @@ function promptTokens({ tokenizer }, prompt) {
 function readMessages(messages, refuse) {
   if (!Array.isArray(messages)) refuse('messages', 'must be an array');
   return messages.map((message, i) => {
-    const parts = typeof message?.content === 'string' ? [{ type: 'text', text: message.content }] : message?.content;
-    if (typeof message?.role !== 'string' || !Array.isArray(parts) || !parts.every(isText)) {
+    const { role, content, tool_calls: calls, tool_call_id: id } = message ?? {};
+    const parts = typeof content === 'string' ? [{ type: 'text', text: content }] : content;
+    const hasCalls = Array.isArray(calls) && calls.length > 0;
+    const hasText = Array.isArray(parts) && parts.every(isText);
+    if (typeof role !== 'string' || !(hasText || (hasCalls && (content ?? null) === null))) {
       refuse(`messages[${i}]`, 'must have a role, and a content of text');
     }
-    return { role: message.role, content: parts.map(({ text }) => text).join('') };
+    if (hasCalls && !calls.every(isCall)) refuse(`messages[${i}].tool_calls`, 'must be calls of functions');
+    return {
+      role,
+      content: hasText ? parts.map(({ text }) => text).join('') : null,
+      ...(hasCalls ? { tool_calls: calls } : {}),
+      ...(typeof id === 'string' ? { tool_call_id: id } : {}),
+    };
   });
 }
 
-function chatTokens({ tokenizer }, messages) {
-  return tokenizer.encodeChat(messages);
+const isCall = (call) =>
+  call?.type === 'function' && typeof call.function?.name === 'string' && typeof call.function.arguments === 'string';
+
+function readFormat(format, refuse) {
+  switch (format?.type ?? 'text') {
+    case 'text':
+      return {};
+    case 'json_object':
+      return { responseFormat: { type: 'json_object' } };
+    case 'json_schema':
+      return { responseFormat: { type: 'json_schema', schema: format.json_schema?.schema } };
+    default:
+      return refuse('response_format', 'must have the type text, json_object or json_schema', 'unsupported_parameter');
+  }
+}
+
+function readTools({ tools = [], tool_choice: choice = 'auto' }, refuse) {
+  if (!Array.isArray(tools) || !tools.every((tool) => tool?.type === 'function' && isNamed(tool))) {
+    refuse('tools', 'must be an array of functions', 'unsupported_parameter');
+  }
+  const isWord = ['none', 'auto', 'required'].includes(choice);
+  if (!isWord && !(choice?.type === 'function' && isNamed(choice))) {
+    refuse('tool_choice', 'must be "none", "auto", "required" or a function', 'unsupported_parameter');
+  }
+  if (tools.length === 0) {
+    if (choice !== 'none' && choice !== 'auto') refuse('tool_choice', 'needs tools');
+    return {};
+  }
+  return { tools, toolChoice: isWord ? choice : { name: choice.function.name } };
+}
+
+const isNamed = (tool) => typeof tool.function?.name === 'string';
+
+function chatTokens({ tokenizer }, messages, tools) {
+  return tokenizer.encodeChat(messages, { tools });
 }
 
 const isText = (part) => part?.type === 'text' && typeof part.text === 'string';
@@ -176,14 +230,16 @@ export function answersFor(chat, modelName) {
   });
   return {
     whole: (result) => {
-      const content = chat
-        ? { message: { role: 'assistant', content: result.text, refusal: null } }
-        : { text: result.text };
+      const { text, toolCalls = [] } = result;
+      const called = toolCalls.length > 0;
+      const message = { role: 'assistant', content: called && text === '' ? null : text, refusal: null };
+      const content = chat ? { message: called ? { ...message, tool_calls: toolCalls } : message } : { text };
       return object('', [choice(content, result.finishReason)], usageOf(result));
     },
     /** `usage`: null in all chunks but the last where it was asked for, else undefined. */
     first: (usage) => (chat ? chunk({ role: 'assistant', content: '' }, null, usage) : undefined),
     text: (text, usage) => chunk({ content: text }, null, usage),
+    toolCalls: (parts, usage) => chunk({ tool_calls: parts }, null, usage),
     end: (result, usage) => chunk({}, result.finishReason, usage),
     usage: (result) => object('.chunk', [], usageOf(result)),
   };

@@ -232,7 +232,9 @@ export function createApp(model, modelName, { allowedHosts = [], directory, ...o
     const first = answers.first(usage);
     if (first) await write(JSON.stringify(first));
     for (; !next.done; next = await tokens.next()) {
-      if (next.value.text !== '') await write(JSON.stringify(answers.text(next.value.text, usage)));
+      const { text, toolCalls } = next.value;
+      if (text !== '') await write(JSON.stringify(answers.text(text, usage)));
+      if (toolCalls !== undefined) await write(JSON.stringify(answers.toolCalls(toolCalls, usage)));
     }
     signal.throwIfAborted();
     const result = await generation.result;

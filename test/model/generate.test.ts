@@ -36,6 +36,7 @@ onEveryDevice((device) => {
     expect(tokens).toEqual(first.greedy);
     expect(result).toEqual({
       text,
+      toolCalls: [],
       tokens,
       finishReason: 'length',
       stopSequence: null,

@@ -230,6 +230,75 @@ it('chats if the model has a template, and reports an error if it has none', asy
   expect(none.message).not.toContain(tldrDirectory);
 });
 
+it('chat completions with a response format and tools', async () => {
+  const template = '{% if tools %}<tool_call>{% endif %}{% for m in messages %}{{ m.content }}{% endfor %}';
+  const server = await start(['--model', variant('tools', template, true)]);
+  const { completions } = server.client.chat;
+  const asked = { model: 'tools', messages: [{ role: 'user' as const, content: prompt }], temperature: 1, seed: 1 };
+  const parameters = {
+    type: 'object',
+    properties: { level: { type: 'integer', minimum: 1, maximum: 9 }, file: { enum: ['a', 'b'] } },
+    required: ['level', 'file'],
+    additionalProperties: false,
+  };
+  const json_schema = { name: 'level', schema: parameters };
+  const json = await completions.create({ ...asked, response_format: { type: 'json_schema', json_schema } });
+  expect(JSON.parse(json.choices[0]!.message.content!)).toMatchObject({ level: expect.any(Number) });
+  expect(json.choices[0]!.finish_reason).toBe('stop');
+
+  const tools = [{ type: 'function' as const, function: { name: 'pack', parameters } }];
+  const calls = { ...asked, tools, tool_choice: { type: 'function' as const, function: { name: 'pack' } } };
+  const [whole] = (await completions.create(calls)).choices;
+  expect(whole).toMatchObject({ finish_reason: 'tool_calls', message: { role: 'assistant', content: null } });
+  const [call] = whole!.message.tool_calls as OpenAI.ChatCompletionMessageFunctionToolCall[];
+  expect(JSON.parse(call!.function.arguments)).toMatchObject({ file: expect.stringMatching(/^[ab]$/) });
+  const streamed = (await completions.stream({ ...calls, stream: true }).finalChatCompletion()).choices[0]!;
+  expect(streamed.message.tool_calls).toMatchObject([{ type: 'function', function: call!.function }]);
+  expect(streamed.finish_reason).toBe('tool_calls');
+
+  const answered = [
+    ...asked.messages,
+    { role: 'assistant' as const, content: null, tool_calls: [call!] },
+    { role: 'tool' as const, tool_call_id: call!.id, content: 'packed' },
+  ];
+  const { choices } = await completions.create({ ...asked, messages: answered, tools, max_tokens: 2 });
+  expect(choices[0]!.message.tool_calls).toBeUndefined();
+
+  const deep = JSON.parse(`${'{"a":'.repeat(500)}1${'}'.repeat(500)}`);
+  const wrong: [object, string | null, string | null][] = [
+    [{ tools: {} }, 'tools', 'unsupported_parameter'],
+    [{ tools: [{ type: 'function' }] }, 'tools', 'unsupported_parameter'],
+    [{ tools, tool_choice: 'any' }, 'tool_choice', 'unsupported_parameter'],
+    [{ tool_choice: 'required' }, 'tool_choice', null],
+    [{ response_format: { type: 'xml' } }, 'response_format', 'unsupported_parameter'],
+    [{ response_format: { type: 'json_schema' } }, null, 'ERR_INVALID_ARGUMENT'],
+    [{ response_format: { type: 'json_schema', json_schema: { schema: { not: {} } } } }, null, 'ERR_INVALID_ARGUMENT'],
+    [{ response_format: { type: 'json_schema', json_schema: { schema: deep } } }, null, 'ERR_INVALID_ARGUMENT'],
+    [
+      { tools: [{ type: 'function', function: { name: 'f', parameters: deep } }], tool_choice: 'required' },
+      null,
+      'ERR_INVALID_ARGUMENT',
+    ],
+    [{ messages: [{ role: 'assistant', tool_calls: [{}] }] }, 'messages[0].tool_calls', null],
+  ];
+  for (const [change, param, code] of wrong) {
+    const error = await apiError(() => completions.create({ ...asked, ...change } as never));
+    expect([change, error.status, error.param, error.code]).toEqual([change, 400, param, code]);
+  }
+  const nested = `${'{"a":'.repeat(9000)}1${'}'.repeat(9000)}`;
+  for (const field of [
+    `"response_format": {"type": "json_schema", "json_schema": {"schema": ${nested}}}`,
+    `"tools": [{"type": "function", "function": {"name": "f", "parameters": ${nested}}}]`,
+    `"tool_choice": ${nested}`,
+  ]) {
+    const body = `{"model": "tools", "messages": [{"role": "user", "content": "a"}], ${field}}`;
+    const init = { method: 'POST', headers: { 'content-type': 'application/json' }, body };
+    expect((await fetch(new URL('/v1/chat/completions', server.url), init)).status).toBe(400);
+  }
+  expect(await server.stop()).toBe(0);
+  expect(server.errors()).toBe('');
+});
+
 it('rejects invalid requests with a status, a code and the parameter', async () => {
   const server = await start(['--max-tokens', '100', '--max-body-bytes', '20000']);
   const asked = { model: 'sigma-tldr', prompt: '# ls\n', max_tokens: 3 };

@@ -19,6 +19,7 @@ const generation = [
 ];
 const speculation = ['draft_model', 'prompt_lookup', 'speculative'];
 const folders = ['chat', 'explain', 'files'];
+const structured = ['grammar/compiler', 'grammar/format', 'tool_calls', 'tool_calls_python', 'tools'];
 /** Tests of operators at sizes that are the same to lib/ as those of others. */
 const otherSizes = ['attention_window', 'kv_append', 'kv_types', 'large_scores', 'quantized_weights'];
 const files = (names) => names.map((name) => `lib/${name}.ts`);
@@ -78,7 +79,7 @@ export const parts = {
     mutate: [
       'lib/*.ts',
       '!lib/index.ts',
-      ...files([...processes, ...text, ...generation, ...speculation, ...folders]).map((f) => `!${f}`),
+      ...files([...processes, ...text, ...generation, ...speculation, ...folders, ...structured]).map((f) => `!${f}`),
     ],
     tests: [
       ...operators.filter((name) => !otherSizes.includes(name)),
@@ -86,6 +87,7 @@ export const parts = {
       ...['native_module', 'generate', 'ceilings', 'options'],
     ],
   },
+  structured: { mutate: files(structured), tests: ['grammar', 'tool_calls', 'structured', 'receivers'] },
   processes: {
     mutate: files(processes),
     tests: ['tokenizer_messages', 'tokenizer', 'tokenizer_process', 'forged_tokens'],

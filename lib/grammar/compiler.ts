@@ -1,0 +1,290 @@
+import { join } from 'node:path';
+import { Worker } from 'node:worker_threads';
+import { onAbort, throwIfAborted } from '../abort';
+import { checkThreadSpace } from '../address_space';
+import { aborted, DiffqkvError, invalidArgument } from '../errors';
+import { packageRoot } from '../paths';
+import type { TokenConstraint } from '../token_constraint';
+import type { GrammarSource } from './format';
+import type { GrammarAnswer, GrammarRequest, GrammarState, Vocabulary } from './thread';
+
+const script = join(packageRoot, 'dist', 'lib', 'grammar', 'thread.js');
+
+/** Milliseconds. */
+interface Limits {
+  /** Of the first request, which waits for the vocabulary: 2 s for 128,000 tokens. */
+  start: number;
+  /** Of another request. */
+  request: number;
+  /** The thread ends if no text is being generated for this long. */
+  idle: number;
+}
+
+/** A grammar that restricts the tokens of a generation. */
+export interface Constraint extends TokenConstraint {
+  readonly allowed: Uint32Array;
+  /** Whether the text is complete: nothing but the end may follow. */
+  readonly isFinished: boolean;
+  /** Rejects like {@link GrammarCompiler.compile}. */
+  accept(token: number): Promise<void>;
+  dispose(): void;
+}
+
+/** What of a model a grammar must know besides its tokens' bytes. */
+export interface ConstraintOptions {
+  /** Number of logits. */
+  vocabSize: number;
+  /** The tokens that may be drawn where a text may end. */
+  endTokens: readonly number[];
+  signal?: AbortSignal;
+}
+
+interface Pending {
+  matcher: GrammarMatcher;
+  request: Exclude<GrammarRequest, { kind: 'close' }>;
+  resolve(state: GrammarState): void;
+  reject(error: unknown): void;
+}
+
+/**
+ * Compiles and matches grammars of one vocabulary in a thread, which the first grammar starts. A
+ * hostile grammar can take long or break the library. Then the thread is replaced, only that request
+ * fails, and the other texts are repeated in the new thread.
+ */
+export class GrammarCompiler {
+  readonly #vocabulary: Vocabulary;
+  readonly #limits: Limits;
+  #worker: Worker | undefined;
+  /** Whether the thread has answered. */
+  #isStarted = false;
+  readonly #matchers = new Set<GrammarMatcher>();
+  readonly #pending = new Map<number, Pending>();
+  #timer: NodeJS.Timeout | undefined;
+  #nextId = 1;
+
+  constructor(
+    vocabulary: Vocabulary,
+    limits: Limits = { start: 60_000, request: 10_000, idle: 60_000 },
+  ) {
+    this.#vocabulary = vocabulary;
+    this.#limits = limits;
+  }
+
+  /**
+   * Compiles a grammar. Rejects with ERR_INVALID_ARGUMENT if the grammar is malformed, not
+   * supported, too large or takes too long, ERR_UNSUPPORTED_MODEL if the bytes of a token depend on
+   * other tokens, ERR_OUT_OF_MEMORY, ERR_DISPOSED, ABORT_ERR. The result must be disposed of.
+   */
+  async compile(source: GrammarSource, options: ConstraintOptions): Promise<Constraint> {
+    const { signal } = options;
+    throwIfAborted(signal);
+    const matcher = new GrammarMatcher(this, this.#nextId++, source, options);
+    this.#matchers.add(matcher);
+    let stopListening = () => {};
+    try {
+      const wasAborted = new Promise<never>((_, reject) => {
+        stopListening = onAbort(signal, () => reject(aborted('during the generation')));
+      });
+      await Promise.race([matcher.open(), wasAborted]);
+      return matcher;
+    } catch (error) {
+      matcher.dispose();
+      throw error;
+    } finally {
+      stopListening();
+    }
+  }
+
+  /** The state of a matcher after its tokens, of which `token` is the last. */
+  request(matcher: GrammarMatcher, token?: number): Promise<GrammarState> {
+    return new Promise((resolve, reject) => {
+      const id = this.#nextId++;
+      const open = openRequest(matcher, id);
+      const request: Pending['request'] =
+        token !== undefined && matcher.isOpen
+          ? { kind: 'accept', id, matcher: matcher.number, token }
+          : open;
+      this.#pending.set(id, { matcher, request, resolve, reject });
+      try {
+        this.#send(request);
+      } catch (error) {
+        this.#pending.delete(id);
+        reject(error);
+      }
+      matcher.isOpen = true;
+      if (this.#pending.size === 1) this.#wait();
+    });
+  }
+
+  /** Frees a matcher. Its request, if it has one, is not answered. */
+  remove(matcher: GrammarMatcher): void {
+    if (!this.#matchers.delete(matcher)) return;
+    if (matcher.isOpen) this.#worker?.postMessage({ kind: 'close', matcher: matcher.number });
+    this.#wait();
+  }
+
+  /** Ends the thread. Requests reject with ERR_DISPOSED. */
+  close(): void {
+    this.#fail(new DiffqkvError('ERR_DISPOSED', 'the model was disposed of'));
+  }
+
+  #send(request: GrammarRequest): void {
+    this.#worker ??= this.#start();
+    this.#worker.postMessage(request);
+  }
+
+  #start(): Worker {
+    checkThreadSpace('grammars');
+    this.#isStarted = false;
+    const { NODE_OPTIONS: _, ...env } = process.env;
+    const worker = new Worker(script, { workerData: this.#vocabulary, execArgv: [], env });
+    worker.on('message', (answer: GrammarAnswer) => this.#answer(answer));
+    worker.on('error', ({ message }) => this.#replace(message));
+    worker.on('exit', () => this.#replace('its thread ended'));
+    return worker;
+  }
+
+  #answer(answer: GrammarAnswer): void {
+    this.#isStarted = true;
+    if ('error' in answer && answer.error.scope === 'library') {
+      this.#fail(new DiffqkvError(answer.error.code, answer.error.message));
+      return;
+    }
+    if ('error' in answer && answer.error.scope === 'thread') {
+      this.#replace(answer.error.message);
+      return;
+    }
+    const pending = this.#pending.get(answer.id);
+    this.#pending.delete(answer.id);
+    this.#wait();
+    if ('state' in answer) pending?.resolve(answer.state);
+    else pending?.reject(invalidArgument(`responseFormat: ${answer.error.message}`));
+  }
+
+  /** Limits the time of the request that the thread runs, or the time without requests. */
+  #wait(): void {
+    clearTimeout(this.#timer);
+    if (this.#pending.size > 0) {
+      this.#worker?.ref();
+      const limit = this.#isStarted ? this.#limits.request : this.#limits.start;
+      this.#timer = setTimeout(() => this.#replace(`it takes more than ${limit} ms`), limit);
+      return;
+    }
+    this.#worker?.unref();
+    if (this.#matchers.size > 0) return;
+    this.#timer = setTimeout(() => this.#end(), this.#limits.idle);
+    this.#timer.unref();
+  }
+
+  /** Rejects the request that the thread runs, and gives the other ones to a new thread. */
+  #replace(reason: string): void {
+    const wasStarting = !this.#isStarted;
+    this.#end();
+    const [oldest] = this.#pending.keys();
+    if (oldest !== undefined) {
+      const { reject } = this.#pending.get(oldest) as Pending;
+      this.#pending.delete(oldest);
+      reject(
+        wasStarting
+          ? new DiffqkvError('ERR_INTERNAL', `the grammar library does not start: ${reason}`)
+          : invalidArgument(
+              `responseFormat is too complex for the grammar library (${reason}): simplify it`,
+            ),
+      );
+    }
+    try {
+      for (const [id, pending] of this.#pending) {
+        pending.request = openRequest(pending.matcher, id);
+        this.#send(pending.request);
+        pending.matcher.isOpen = true;
+      }
+    } catch (error) {
+      this.#fail(error);
+    }
+    this.#wait();
+  }
+
+  #fail(error: unknown): void {
+    this.#end();
+    const pending = [...this.#pending.values()];
+    this.#pending.clear();
+    for (const { reject } of pending) reject(error);
+  }
+
+  #end(): void {
+    clearTimeout(this.#timer);
+    for (const matcher of this.#matchers) matcher.isOpen = false;
+    const worker = this.#worker;
+    this.#worker = undefined;
+    worker?.removeAllListeners();
+    worker?.on('error', () => {}); // of a thread that is not used any more
+    void worker?.terminate();
+  }
+}
+
+function openRequest({ number, source, tokens }: GrammarMatcher, id: number): Pending['request'] {
+  return { kind: 'open', id, matcher: number, source, tokens: [...tokens] };
+}
+
+class GrammarMatcher implements Constraint {
+  /** The accepted tokens. */
+  readonly tokens: number[] = [];
+  /** Whether the thread has this matcher. */
+  isOpen = false;
+  allowed = new Uint32Array();
+  isFinished = false;
+  readonly #compiler: GrammarCompiler;
+  readonly number: number;
+  readonly source: GrammarSource;
+  readonly #options: ConstraintOptions;
+
+  constructor(
+    compiler: GrammarCompiler,
+    number: number,
+    source: GrammarSource,
+    options: ConstraintOptions,
+  ) {
+    this.#compiler = compiler;
+    this.number = number;
+    this.source = source;
+    this.#options = options;
+  }
+
+  async open(): Promise<void> {
+    this.#update(await this.#compiler.request(this));
+  }
+
+  async accept(token: number): Promise<void> {
+    if (this.#options.endTokens.includes(token)) {
+      this.isFinished = true;
+      return;
+    }
+    this.tokens.push(token);
+    this.#update(await this.#compiler.request(this, token));
+  }
+
+  dispose(): void {
+    this.#compiler.remove(this);
+  }
+
+  #update({ allowed, mayEnd, isFinished }: GrammarState): void {
+    const { vocabSize, endTokens } = this.#options;
+    const words = new Uint32Array(Math.ceil(vocabSize / 32));
+    words.set(allowed.subarray(0, words.length));
+    // Tokens of the tokenizer that the model lacks.
+    const rest = vocabSize % 32;
+    if (rest > 0) words[words.length - 1] = (words.at(-1) as number) & (2 ** rest - 1);
+    if (mayEnd) {
+      for (const token of endTokens) {
+        if (token >= vocabSize) continue;
+        const word = Math.floor(token / 32);
+        words[word] = (words[word] as number) | (1 << (token % 32));
+      }
+    }
+    if (!isFinished && words.every((word) => word === 0)) {
+      throw invalidArgument('responseFormat: no token of the model continues or ends the text');
+    }
+    this.allowed = words;
+    this.isFinished = isFinished;
+  }
+}

@@ -1,0 +1,260 @@
+// Grammars that restrict the tokens that are drawn (lib/grammar), with a sampler of the test: it
+// draws each allowed token with equal chance.
+
+import Ajv from 'ajv/dist/2020';
+import type { DecoderConfig } from '../../lib/decoder';
+import { tokenBytes } from '../../lib/decoder';
+import { type Constraint, GrammarCompiler } from '../../lib/grammar/compiler';
+import { grammarSource, type ResponseFormat } from '../../lib/grammar/format';
+import type { Vocabulary } from '../../lib/grammar/thread';
+import { defaultModelDirectory, Tokenizer } from '../../lib/index';
+import { endProcess, grammars } from '../../lib/internal';
+import { errorOf } from '../support/devices';
+import { jsonSchemas, randomIntegers } from '../tools/json_schemas';
+
+const END = 4095;
+const options = { vocabSize: 4096, endTokens: [END] };
+const below = randomIntegers(3);
+
+let tokenizer: Tokenizer;
+beforeAll(async () => {
+  tokenizer = (await Tokenizer.fromDirectory(defaultModelDirectory)) as Tokenizer;
+});
+afterAll(() => tokenizer[endProcess]());
+
+const compile = (format: ResponseFormat) => tokenizer[grammars].compile(grammarSource(format), options);
+
+function allowedTokens({ allowed }: Pick<Constraint, 'allowed'>): number[] {
+  const tokens: number[] = [];
+  for (let token = 0; token < 32 * allowed.length; token++) {
+    if (((allowed[token >> 5] as number) >>> (token & 31)) & 1) tokens.push(token);
+  }
+  return tokens;
+}
+
+/** Draws a text. Null if it has `limit` tokens and is unfinished. */
+async function draw(constraint: Constraint, limit = 400): Promise<string | null> {
+  const tokens: number[] = [];
+  while (!constraint.isFinished) {
+    const allowed = allowedTokens(constraint);
+    const token = allowed[below(allowed.length)] as number;
+    await constraint.accept(token);
+    if (token !== END) tokens.push(token);
+    if (tokens.length === limit) return null;
+  }
+  return tokenizer.decode(tokens);
+}
+
+async function drawOnce(format: ResponseFormat, limit?: number): Promise<string | null> {
+  const constraint = await compile(format);
+  const text = await draw(constraint, limit);
+  constraint.dispose();
+  return text;
+}
+
+describe('texts of the grammars', () => {
+  const ajv = new Ajv({ strict: false, validateFormats: false });
+
+  it.each(jsonSchemas(42).map(({ kind, schema }, i) => [i, kind, schema] as const))(
+    'schema %i: %s',
+    async (_, __, schema) => {
+      const text = await drawOnce({ type: 'json_schema', schema });
+      expect(text).not.toBeNull();
+      expect([text, ajv.validate(schema, JSON.parse(text as string)), ajv.errorsText()]).toEqual([
+        text,
+        true,
+        'No errors',
+      ]);
+    },
+  );
+
+  it.each<[string, RegExp]>([
+    ['[a-z]{2,5}-é{1,3}', /^[a-z]{2,5}-é{1,3}$/],
+    ['(0|1){20}', /^[01]{20}$/],
+    ['日本|🙂{2}', /^(日本|🙂🙂)$/],
+    ['\\n\\t"', /^\n\t"$/],
+  ])('regex %j', async (pattern, expected) => {
+    for (let i = 0; i < 5; i++) expect(await drawOnce({ type: 'regex', pattern })).toMatch(expected);
+  });
+
+  it('a grammar with nesting', async () => {
+    const grammar = 'start: "(" start ")" | "x"';
+    for (let i = 0; i < 5; i++) {
+      const text = (await drawOnce({ type: 'grammar', grammar })) as string;
+      const depth = text.indexOf('x');
+      expect(text).toBe(`${'('.repeat(depth)}x${')'.repeat(depth)}`);
+    }
+  });
+
+  it('json_object allows no other value, and whitespace only after commas and colons', async () => {
+    const constraint = await compile({ type: 'json_object' });
+    const bytes = new Set(allowedTokens(constraint).map((token) => tokenizer.decode([token])[0]));
+    expect([...bytes]).toEqual(['{']);
+    await constraint.accept(tokenizer.encode('{', { addSpecialTokens: false })[0] as number);
+    expect(allowedTokens(constraint).map((token) => tokenizer.decode([token])[0])).not.toContain(' ');
+    constraint.dispose();
+  });
+});
+
+describe('the allowed tokens', () => {
+  it('are those that a plain check allows', async () => {
+    const constraint = await compile({ type: 'regex', pattern: '(tar|target|t)x?' });
+    const texts = ['tar', 'target', 't', 'tarx', 'targetx', 'tx'];
+    const isStart = (text: string) => text !== '' && texts.some((whole) => whole.startsWith(text));
+    const expected = Array.from({ length: 4096 }, (_, token) => token).filter((token) =>
+      isStart(tokenizer.decode([token])),
+    );
+    expect(allowedTokens(constraint)).toEqual(expected);
+    constraint.dispose();
+  });
+
+  it('have the end tokens where the text may end, and only these where it must', async () => {
+    const several = { vocabSize: 4096, endTokens: [7, END, 9000] }; // 9000: the model lacks it
+    const constraint = await tokenizer[grammars].compile({ kind: 'regex', text: 'a[bc]?' }, several);
+    const token = (text: string) => tokenizer.encode(text, { addSpecialTokens: false })[0] as number;
+    const ends = () => allowedTokens(constraint).filter((allowed) => [7, END].includes(allowed));
+    expect(ends()).toEqual([]);
+    await constraint.accept(token('a'));
+    expect(ends()).toEqual([7, END]);
+    expect(constraint.isFinished).toBe(false);
+    await constraint.accept(token('b'));
+    expect(allowedTokens(constraint)).toEqual([7, END]);
+    expect(constraint.isFinished).toBe(true);
+    constraint.dispose();
+  });
+
+  it('have no special token, and none that the model lacks', async () => {
+    const small = { vocabSize: 1001, endTokens: [END] };
+    const constraint = await tokenizer[grammars].compile({ kind: 'regex', text: '(?s:.*)' }, small);
+    expect(constraint.allowed.length).toBe(32);
+    const tokens = allowedTokens(constraint);
+    expect(tokens.length).toBeGreaterThan(800);
+    expect(Math.max(...tokens)).toBeLessThanOrEqual(1000);
+    constraint.dispose();
+    const whole = await compile({ type: 'regex', pattern: '(?s:.*)' });
+    expect(allowedTokens(whole)).not.toContain(tokenizer.bosTokenId);
+    expect(allowedTokens(whole)).toContain(END);
+    whole.dispose();
+  });
+});
+
+describe('errors', () => {
+  it.each<[string, ResponseFormat, RegExp]>([
+    ['an unknown type', { type: 'yaml' } as never, /responseFormat.type must be 'json_object'/],
+    ['an unknown field', { type: 'json_object', schema: {} } as never, /unknown field "schema"/],
+    ['no schema', { type: 'json_schema' } as never, /responseFormat.schema must be an object/],
+    ['a number', { type: 'regex', pattern: 5 } as never, /responseFormat.pattern must be a string, not 5/],
+    ['too long', { type: 'regex', pattern: 'a'.repeat(2 ** 20 + 1) }, /1048577 characters/],
+    ['a NUL', { type: 'regex', pattern: 'a\0' }, /U\+0000/],
+  ])('%s', (_, format, message) => {
+    expect(() => grammarSource(format)).toThrow(message);
+  });
+
+  it.each<[string, ResponseFormat, RegExp]>([
+    ['a malformed pattern', { type: 'regex', pattern: '(' }, /^responseFormat: .*unclosed group/s],
+    ['look-ahead', { type: 'regex', pattern: 'a(?=b)' }, /look-around/],
+    ['a malformed grammar', { type: 'grammar', grammar: 'start: nothing' }, /nothing/],
+    ['an unsupported keyword', { type: 'json_schema', schema: { not: {} } }, /Unimplemented keys: \["not"\]/],
+    ['a contradiction', { type: 'json_schema', schema: { type: 'integer', minimum: 2, maximum: 1 } }, /Unsatisfiable/],
+    ['a remote reference', { type: 'json_schema', schema: { $ref: 'http://example.com/a' } }, /does not fetch/],
+    ['endless recursion', { type: 'json_schema', schema: { $ref: '#' } }, /^responseFormat: /],
+  ])('%s', async (_, format, message) => {
+    const error = await errorOf(() => compile(format));
+    expect([error.code, error.message]).toEqual(['ERR_INVALID_ARGUMENT', expect.stringMatching(message)]);
+    expect(error.message).not.toContain('<state>');
+  });
+
+  it('an aborted signal', async () => {
+    const source = grammarSource({ type: 'json_object' });
+    const signal = AbortSignal.abort();
+    const error = await errorOf(() => tokenizer[grammars].compile(source, { ...options, signal }));
+    expect(error.code).toBe('ABORT_ERR');
+  });
+});
+
+describe('the thread', () => {
+  const byteTokens: Vocabulary = {
+    text: Buffer.from(Array.from({ length: 95 }, (_, i) => String.fromCharCode(32 + i)).join('')),
+    ranges: Uint32Array.from({ length: 190 }, (_, i) => Math.ceil(i / 2)),
+    specialTexts: new Set(),
+    decoder: { type: 'Fuse' },
+  };
+  const bytes = { vocabSize: 95, endTokens: [] };
+  const slow = grammarSource({
+    type: 'json_schema',
+    schema: {
+      ...{ type: 'array', minItems: 100_000, maxItems: 1_000_000 },
+      items: { type: 'array', minItems: 1000, items: {} },
+    },
+  });
+
+  it('a request that takes too long fails, and the others go on in another thread', async () => {
+    const compiler = new GrammarCompiler(byteTokens, { start: 60_000, request: 300, idle: 60_000 });
+    const constraint = await compiler.compile({ kind: 'regex', text: 'abc|abd|x' }, bytes);
+    await constraint.accept(65);
+    const [error] = await Promise.all([errorOf(() => compiler.compile(slow, bytes)), constraint.accept(66)]);
+    expect([error.code, error.message]).toEqual([
+      'ERR_INVALID_ARGUMENT',
+      'responseFormat is too complex for the grammar library (it takes more than 300 ms): simplify it',
+    ]);
+    expect(allowedTokens(constraint)).toEqual([67, 68]);
+    const later = await compiler.compile({ kind: 'regex', text: 'z' }, bytes);
+    expect(allowedTokens(later)).toEqual([90]);
+    await constraint.accept(68);
+    expect(constraint.isFinished).toBe(true);
+    compiler.close();
+  });
+
+  it('ends when no text is being generated, and starts again', async () => {
+    const compiler = new GrammarCompiler(byteTokens, { start: 60_000, request: 10_000, idle: 1 });
+    for (let i = 0; i < 2; i++) {
+      const constraint = await compiler.compile({ kind: 'regex', text: 'ab' }, bytes);
+      await new Promise((resolve) => setTimeout(resolve, 20));
+      await constraint.accept(65);
+      expect(allowedTokens(constraint)).toEqual([66]);
+      constraint.dispose();
+      constraint.dispose();
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+    compiler.close();
+  });
+
+  it('close rejects requests', async () => {
+    const compiler = new GrammarCompiler(byteTokens);
+    const error = errorOf(() => compiler.compile(slow, bytes));
+    compiler.close();
+    expect((await error).code).toBe('ERR_DISPOSED');
+  });
+
+  it('a vocabulary whose tokens do not tell their bytes is not supported', async () => {
+    const compiler = new GrammarCompiler({ ...byteTokens, decoder: { type: 'WordPiece' } });
+    const error = await errorOf(() => compiler.compile({ kind: 'regex', text: 'a' }, bytes));
+    expect([error.code, error.message]).toEqual([
+      'ERR_UNSUPPORTED_MODEL',
+      'the bytes of a token depend on other tokens with a decoder of type WordPiece: omit responseFormat',
+    ]);
+    compiler.close();
+  });
+});
+
+describe('bytes of tokens', () => {
+  const sentencePiece: DecoderConfig = {
+    type: 'Sequence',
+    decoders: [
+      { type: 'Replace', pattern: { String: '▁' }, content: ' ' },
+      { type: 'ByteFallback' },
+      { type: 'Fuse' },
+      { type: 'Strip', content: ' ', start: 1, stop: 0 },
+    ],
+  };
+  it.each<[string, DecoderConfig, string, string]>([
+    ['byte-level', { type: 'ByteLevel' }, 'Ġaé', ' a\xe9'],
+    ['byte-level, an added token', { type: 'ByteLevel' }, '<tool_call>', '<tool_call>'],
+    ['byte-level, another alphabet', { type: 'ByteLevel' }, '日', '\xe6\x97\xa5'],
+    ['SentencePiece, a space at the start', sentencePiece, '▁a', ' a'],
+    ['SentencePiece, a byte', sentencePiece, '<0xE6>', '\xe6'],
+    ['Metaspace', { type: 'Metaspace', replacement: '▁' }, '▁é', ' \xc3\xa9'],
+  ])('%s', (_, config, piece, bytes) => {
+    expect(Buffer.from(tokenBytes(config)(piece)).toString('latin1')).toBe(bytes);
+  });
+});
