@@ -26,7 +26,7 @@ const parts: [part: string, count: number, gpu: string, only: string][] = [
   ['launches', 15, 'small', ''],
   ['launches', 15, 'h200', ''],
   ['graphs', 7, 'small', ''],
-  ['operators', 158, 'small', ''],
+  ['operators', 161, 'small', ''],
   ['operators', 32, 'h200', 'decode attention, paged'],
   ['traffic', 22, 'small', ''],
   ['traffic', 22, 'h200', ''],

@@ -220,11 +220,7 @@ __device__ __forceinline__ void ldmatrix_x4_trans`,
   },
   {
     name: 'batch: a step ahead serves an item that has a mask',
-    edits: edit(
-      'csrc/model/batch.cc',
-      ' || has_sample_inputs(item)) return {};\n      const SampleRow',
-      ') return {};\n      const SampleRow',
-    ),
+    edits: edit('csrc/model/batch.cc', 'item.wants_logits || has_sample_inputs(item)', 'item.wants_logits'),
     check: tests('steps_ahead', 'emulated', 'mask'),
     finds: /is dropped if a mask or biases are asked for/,
   },
