@@ -118,7 +118,7 @@ onEveryDevice((device) => {
           const result = await generate({ maxTokens, temperature: 1, seed: 3, speculative });
           expect(result.tokens).toEqual(all.slice(0, maxTokens));
           expect(result.finishReason).toBe('length');
-          expect(result.usage).toEqual({ promptTokens: 5, completionTokens: maxTokens });
+          expect(result.usage).toEqual({ promptTokens: 5, cachedTokens: 0, completionTokens: maxTokens });
           const { proposedTokens, acceptedTokens, steps } =
             result.speculative as Required<GenerationResult>['speculative'];
           expect(steps).toBe(maxTokens - 1 - acceptedTokens);
