@@ -39,6 +39,8 @@ const some = new Map([
   [170, NEGATIVE_INFINITY],
   [299, 1.25],
 ]);
+const prompt = [3, 250, 17, 17, 42];
+const ofPrompt = new Map(prompt.map((token) => [token, 4]));
 const all = new Map(Array.from({ length: vocabSize }, (_, token) => [token, ((token * 37) % 17) / 4 - 2]));
 
 describe('LogitBiases', () => {
@@ -78,7 +80,6 @@ onEveryDevice((device) => {
     model = await Model.random(config, { device: device(), dtype: 'f32', seed: 2 });
   });
   afterAll(() => model?.dispose());
-  const prompt = [3, 250, 17, 17, 42];
 
   const itemOf = (session: Session, tokens: readonly number[], sampling: NativeSampling, limits: Limits, draw = 0) => ({
     session: session[native],
@@ -93,8 +94,8 @@ onEveryDevice((device) => {
 
   const drawn: [name: string, Partial<NativeSampling>][] = [
     ['greedy', {}],
-    ['greedy with a repetition penalty', { repetitionPenalty: 1.3 }],
     ['temperature 2', { temperature: 2 }],
+    ['temperature 1 with a repetition penalty', { temperature: 1, repetitionPenalty: 2 }],
     ['top 7', { temperature: 2, topK: 7 }],
     ['top-p 0.9', { temperature: 2, topP: 0.9 }],
     ['all of them', { temperature: 1.5, topK: 40, topP: 0.9, minP: 0.02, repetitionPenalty: 1.2 }],
@@ -104,6 +105,7 @@ onEveryDevice((device) => {
     ['a mask of fewer tokens than top-k', { allowed: maskOf((token) => token === 5 || token >= 297) }],
     ['some biases', { biases: some }],
     ['biases of all tokens', { biases: all }],
+    ['biases of the prompt', { biases: ofPrompt }],
     ['a mask and biases', { allowed: maskOf((token) => token > 20 && token < 299), biases: some }],
   ];
   it.each(drawn.flatMap(([name, sampling]) => limited.map((limits) => [name, ...limits, sampling] as const)))(

@@ -200,7 +200,7 @@ __device__ __forceinline__ void ldmatrix_x4_trans`,
       'add_biases(row);\n  penalize(row);',
     ),
     check: tests('logit_bias', 'cpu', 'reference'),
-    finds: /greedy with a repetition penalty, biases of all tokens/,
+    finds: /temperature 1 with a repetition penalty, biases of the prompt/,
   },
   {
     name: 'sample, CUDA: the first bias of 8 tokens is passed over',
