@@ -116,7 +116,7 @@ export class GrammarCompiler {
     });
   }
 
-  /** Frees a matcher. Its request, if it has one, is not answered. */
+  /** Frees a matcher, after its request if it has one. */
   remove(matcher: GrammarMatcher): void {
     if (!this.#matchers.delete(matcher)) return;
     if (matcher.isOpen) this.#worker?.postMessage({ kind: 'close', matcher: matcher.number });
@@ -194,6 +194,11 @@ export class GrammarCompiler {
     }
     try {
       for (const [id, pending] of this.#pending) {
+        if (!this.#matchers.has(pending.matcher)) {
+          this.#pending.delete(id);
+          pending.reject(aborted('during the generation'));
+          continue;
+        }
         pending.request = openRequest(pending.matcher, id);
         this.#send(pending.request);
         pending.matcher.isOpen = true;

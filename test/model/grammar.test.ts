@@ -205,6 +205,19 @@ describe('the thread', () => {
     compiler.close();
   });
 
+  it('an aborted request ends at once, and does not make a later one fail', async () => {
+    const compiler = new GrammarCompiler(byteTokens, { start: 60_000, request: 300, idle: 60_000 });
+    (await compiler.compile({ kind: 'regex', text: 'a' }, bytes)).dispose();
+    const controllers = [new AbortController(), new AbortController()];
+    const errors = controllers.map(({ signal }) => errorOf(() => compiler.compile(slow, { ...bytes, signal })));
+    const later = compiler.compile({ kind: 'regex', text: 'b' }, bytes);
+    for (const controller of controllers) controller.abort();
+    const first = await Promise.race([later, Promise.all(errors)]);
+    expect((first as Error[]).map((error) => (error as { code?: string }).code)).toEqual(['ABORT_ERR', 'ABORT_ERR']);
+    expect(allowedTokens(await later)).toEqual([66]);
+    compiler.close();
+  });
+
   it('ends when no text is being generated, and starts again', async () => {
     const compiler = new GrammarCompiler(byteTokens, { start: 60_000, request: 10_000, idle: 1 });
     for (let i = 0; i < 2; i++) {
