@@ -161,9 +161,10 @@ export class Chat implements Disposable {
 
   /**
    * Appends a message, a text of the role 'user', or several messages such as the results of tools,
-   * and generates the answer. At the end, they and the answer, `{ role: 'assistant', content }` with
-   * the text of the result, are in `messages`. After an abort the answer is the text so far; if
-   * there is none, or after an error, `messages` is as it was before. Calls run one after another.
+   * and generates the answer. At the end, they and the answer are in `messages`: `{ role:
+   * 'assistant', content }` with the text of the result, and `tool_calls` if there are any. After an
+   * abort the answer is what there is so far; if that is nothing, or after an error, `messages` is as
+   * it was before. Calls run one after another.
    *
    * Never throws. The generation fails like that of {@link Model.generate}: with
    * ERR_INVALID_ARGUMENT, also if the chat template rejects the messages, and ERR_KV_CACHE_FULL if
@@ -211,26 +212,31 @@ export class Chat implements Disposable {
     const added = sentMessages(message);
     const given = readOptions('options', options, SEND_OPTIONS);
     const maxTokens = checkMaxTokens(given.maxTokens);
+    const tools = given.tools ?? this.#encoding.options.tools;
     if (isAborted(given.signal)) stop.abort();
     const stopListening = onAbort(given.signal, () => stop.abort());
     const endTurn = await this.#order.generation(stop.signal);
     try {
       const messages = [...this.#messages, ...added];
+      const encode = (numDropped: number) => this.#encode(messages, numDropped, tools);
       // An aborted generation uses no context, and may not be in its turn.
       const turn = stop.signal.aborted
-        ? { tokens: await this.#encode(messages, this.#numDropped), numDropped: this.#numDropped }
-        : await this.#prepare(messages, maxTokens);
+        ? { tokens: await encode(this.#numDropped), numDropped: this.#numDropped }
+        : await this.#prepare(messages, maxTokens, encode);
       const result = await generateTokens({
         model: this.model,
         scheduler: this.#scheduler,
         prompt: turn.tokens,
         isWhole: true,
-        options: { ...given, session: this.session },
+        options: { ...given, tools, session: this.session },
         emit,
         stop,
       });
-      if (result.finishReason !== 'abort' || result.text !== '') {
-        this.#messages = [...messages, { role: 'assistant', content: result.text }];
+      const { text, toolCalls, finishReason } = result;
+      if (finishReason !== 'abort' || text !== '' || toolCalls.length > 0) {
+        const answer: ChatMessage = { role: 'assistant', content: text };
+        if (toolCalls.length > 0) answer.tool_calls = structuredClone(toolCalls);
+        this.#messages = [...messages, answer];
         this.#numDropped = turn.numDropped;
       }
       return result;
@@ -241,12 +247,13 @@ export class Chat implements Disposable {
   }
 
   /** Encodes a conversation so that it fits, as the context policy says. */
-  async #prepare(messages: ChatMessage[], maxTokens: number): Promise<Turn> {
+  async #prepare(
+    messages: ChatMessage[],
+    maxTokens: number,
+    encode: (numDropped: number) => Promise<number[]>,
+  ): Promise<Turn> {
     const { maxKvLen } = this.session;
-    const all = {
-      tokens: await this.#encode(messages, this.#numDropped),
-      numDropped: this.#numDropped,
-    };
+    const all = { tokens: await encode(this.#numDropped), numDropped: this.#numDropped };
     if (!this.#shifts) {
       if (all.tokens.length >= maxKvLen) throw this.#contextFull(all.tokens.length);
       return all;
@@ -263,7 +270,7 @@ export class Chat implements Disposable {
     while (first <= last) {
       const middle = Math.floor((first + last) / 2);
       const numDropped = starts[middle] as number;
-      const turn = { tokens: await this.#encode(messages, numDropped), numDropped };
+      const turn = { tokens: await encode(numDropped), numDropped };
       const fits = turn.tokens.length <= (3 / 4) * room;
       if (fits || middle === starts.length - 1) shortest = turn;
       if (fits) last = middle - 1;
@@ -274,10 +281,14 @@ export class Chat implements Disposable {
   }
 
   /** The tokens of a conversation without `numDropped` messages after those of the system. */
-  #encode(messages: ChatMessage[], numDropped: number): Promise<number[]> {
+  #encode(
+    messages: ChatMessage[],
+    numDropped: number,
+    tools: readonly object[] | undefined,
+  ): Promise<number[]> {
     const seen = messages.filter((_, i) => i < this.#numFixed || i >= this.#numFixed + numDropped);
     const { tokenizer, options } = this.#encoding;
-    return tokenizer.encodeChat(seen, options);
+    return tokenizer.encodeChat(seen, { ...options, tools });
   }
 
   #contextFull(numTokens: number): DiffqkvError {

@@ -24,6 +24,8 @@ afterAll(() => {
   directories.cleanUp();
 });
 
+const directory = directories.make();
+const file = () => join(directory, 'session');
 const tokenizer = () => model.tokenizer as Tokenizer;
 const tensor = (...shape: number[]) => model.device.tensor('f32', shape);
 const disposed = async (made: Promise<{ dispose(): void }>) => (await made).dispose();
@@ -44,6 +46,19 @@ const calls: Record<string, [object: string, base: () => object, call: (options:
   generate: [
     ['options', () => ({ maxTokens: 1 }), (options) => model.generate('tar', options).result],
     ['chat', () => ({ parseSpecial: true }), (given) => model.generate(messages, { chat: given, maxTokens: 1 }).result],
+    ['speculative', () => ({ ngram: 2 }), (speculative) => model.generate('tar', { speculative, maxTokens: 1 }).result],
+  ],
+  score: [['options', () => ({ signal: new AbortController().signal }), (options) => model.score('tar', options)]],
+  save: [['options', () => ({ signal: new AbortController().signal }), (options) => session.save(file(), options)]],
+  loadSession: [
+    [
+      'options',
+      () => ({ maxKvLen: 1024 }),
+      async (options) => {
+        await session.save(file());
+        await disposed(model.loadSession(file(), options));
+      },
+    ],
   ],
   prefill: [['options', () => ({ signal: new AbortController().signal }), (options) => session.prefill([1], options)]],
   fromDirectory: [['options', () => ({}), (options) => Tokenizer.fromDirectory(tldrDirectory, options)]],
@@ -78,6 +93,8 @@ calls.attentionDecode?.push([
   () => ({ topK: 1 }),
   (selectiveV) => kernels.attentionDecode({ ...inputs.attentionDecode(), selectiveV } as Anything),
 ]);
+
+calls.embed?.push(['options', () => ({ pooling: 'mean' }), (options) => model.embed(['tar'], options)]);
 
 const cases = Object.entries(calls).flatMap(([name, list]) =>
   list.map(([object, base, call]) => ({ name, object, base, call })),

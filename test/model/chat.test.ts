@@ -277,6 +277,32 @@ it('drops the results of tools with the question that they belong to', async () 
   chat.dispose();
 });
 
+it('keeps the calls of an answer, of tools of the chat or of one turn', async () => {
+  const count = {
+    name: 'count',
+    parameters: { type: 'object', properties: { to: { enum: [3, 5] } }, required: ['to'] },
+  };
+  const tools = [{ type: 'function', function: count }];
+  const template = titles.replace('{% for', '{% if tools %}{{ tools[0].function.name }}\n{% endif %}{% for');
+  const shown = await Model.load(writeChatModel(directories.make(), template), { device: 'cpu', dtype: 'f32' });
+  const chats = [await shown.createChat({ tools }), await shown.createChat()] as const;
+  const options = { toolChoice: { name: 'count' }, maxTokens: 600, seed: 1 };
+  const results = [
+    await chats[0].send('seq', options).result,
+    await chats[1].send('seq', { ...options, tools }).result,
+  ];
+  expect(results[1]?.usage).toEqual(results[0]?.usage);
+  results.forEach(({ toolCalls, finishReason }, i) => {
+    expect([finishReason, toolCalls.length]).toEqual(['tool_calls', 1]);
+    expect(JSON.parse(toolCalls[0]?.function.arguments ?? '')).toEqual({ to: expect.any(Number) });
+    expect(chats[i]?.messages.at(-1)).toEqual({ role: 'assistant', content: '', tool_calls: toolCalls });
+  });
+  const id = results[0]?.toolCalls[0]?.id;
+  await chats[0].send({ role: 'tool', tool_call_id: id, content: '1 2 3' }, { maxTokens: 2 }).result;
+  expect(chats[0].messages.map(({ role }) => role)).toEqual(['user', 'assistant', 'tool', 'assistant']);
+  shown.dispose();
+});
+
 it('continues a conversation', async () => {
   const chat = await model.createChat({ system });
   await chat.send('tar', { maxTokens: 5 }).result;
