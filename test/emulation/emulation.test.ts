@@ -26,11 +26,11 @@ const parts: [part: string, count: number, gpu: string, only: string][] = [
   ['launches', 15, 'small', ''],
   ['launches', 15, 'h200', ''],
   ['graphs', 7, 'small', ''],
-  ['operators', 158, 'small', ''],
+  ['operators', 160, 'small', ''],
   ['operators', 32, 'h200', 'decode attention, paged'],
-  ['traffic', 22, 'small', ''],
-  ['traffic', 22, 'h200', ''],
-  ['traffic', 22, 'rtx5090', ''],
+  ['traffic', 23, 'small', ''],
+  ['traffic', 23, 'h200', ''],
+  ['traffic', 23, 'rtx5090', ''],
 ];
 
 describe.each(parts)('%s: %i checks on %s%s', (part, count, gpu, only) => {

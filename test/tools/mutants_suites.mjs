@@ -96,7 +96,18 @@ const rowwise = [...rowwiseOperators, 'kv_append', 'tensor', 'fixtures'];
 const kvCache = ['quantize', 'kv_append', 'latent', 'kv_cache', 'kv_types'];
 const linear = ['augmented_q', 'quantize', 'matmul', 'quantized_weights', 'threads', 'fixtures'];
 const models = [
-  ...['latent', 'fixtures', 'abort', 'errors_models', 'batching', 'generate', 'kv_cache', 'session_order'],
+  ...[
+    'latent',
+    'fixtures',
+    'abort',
+    'errors_models',
+    'batching',
+    'generate',
+    'score',
+    'embed',
+    'kv_cache',
+    'session_order',
+  ],
   ...['checkpoint_errors', 'key_and_value_sizes', 'device_choice', 'quantized_models', 'changed_files'],
 ];
 const loading = ['architecture_configs', 'architectures', 'packed_checkpoints', 'tensor_names', 'folder_messages'];
@@ -118,7 +129,7 @@ const table = [
   [/cpu\/linear\//, everyIsa(linear)],
   [/cpu\/rowwise\/convert/, [cpu(['threads', ...linear]), avx2(linear)]],
   [/cpu\/rowwise\//, [cpu([...rowwise, 'threads']), baseline(rowwise), avx2(rowwise)]],
-  [/cpu\/sampling\//, [cpu(['sample', 'generate']), baseline(['sample'])]],
+  [/cpu\/sampling\//, [cpu(['sample', 'log_probs', 'generate']), baseline(['sample', 'log_probs'])]],
   [/cpu\/system\//, [cpu(['control_group', 'device_choice', 'threads', 'fixtures', 'behavior'])]],
   [/backend\/cpu\//, everyIsa([...rowwise, ...linear, 'sample', ...attention, 'threads'])],
   [/csrc\/backend\/dtype/, [cpu(['quantize', 'errors_kernels', 'tensor', 'kv_types', ...models, ...loading])]],
@@ -142,7 +153,7 @@ const table = [
   [/cuda\/(attention|softmax)/, [emulated(attention), ...emulation]],
   [/cuda\/kv_/, [emulated(kvCache), ...emulation]],
   [/cuda\/quantize/, [emulated(['quantize', 'quantized_weights', 'kv_types']), ...emulation]],
-  [/cuda\/sample/, [emulated(['sample']), ...emulation]],
+  [/cuda\/(sample|log_probs)/, [emulated(['sample', 'log_probs']), ...emulation]],
   [RegExp(`cuda/(${rowwiseOperators.join('|')}|activation)`), [emulated(rowwise), ...emulation]],
   [/cuda\/(rotary)/, [emulated(['rope', 'kv_append', 'kv_types']), ...emulation]],
   [/cuda\/(gem[mv]|matmul|gated_mlp|linear|packed_weights)/, [emulated(linear), ...emulation]],
