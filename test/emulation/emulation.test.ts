@@ -28,9 +28,9 @@ const parts: [part: string, count: number, gpu: string, only: string][] = [
   ['graphs', 7, 'small', ''],
   ['operators', 161, 'small', ''],
   ['operators', 32, 'h200', 'decode attention, paged'],
-  ['traffic', 22, 'small', ''],
-  ['traffic', 22, 'h200', ''],
-  ['traffic', 22, 'rtx5090', ''],
+  ['traffic', 23, 'small', ''],
+  ['traffic', 23, 'h200', ''],
+  ['traffic', 23, 'rtx5090', ''],
 ];
 
 describe.each(parts)('%s: %i checks on %s%s', (part, count, gpu, only) => {

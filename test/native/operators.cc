@@ -252,6 +252,20 @@ std::vector<Check> operator_checks() {
   return checks;
 }
 
+// A row is read once. For each of the 20 most likely tokens it is read again by one thread of 512.
+std::string check_log_probs_traffic() {
+  for (const NamedCall& named : seeded_calls()) {
+    if (named.name != "log_probs, the most likely tokens") continue;
+    Call call = named.make();
+    Counters c;
+    const std::string wrong = count_traffic(call, &c);
+    const Tensor& logits = call.tensor("logits");
+    return wrong + within("logits read", read_from(c, logits) / bytes_of(logits), 1, 1 + 21.0 / 512 + 0.02) +
+           within("launches", static_cast<double>(c.launches), 1, 1);
+  }
+  return "there is no such call";
+}
+
 std::vector<Check> traffic_checks() {
   std::vector<Check> checks;
   for (const int64_t dim : {64, 128}) {
@@ -277,6 +291,7 @@ std::vector<Check> traffic_checks() {
   }
   checks.push_back({"decode attention, paged", check_paged_traffic});
   checks.push_back({"selective V", check_selective_traffic});
+  checks.push_back({"log probabilities", check_log_probs_traffic});
   return checks;
 }
 

@@ -96,9 +96,9 @@ const rowwise = [...rowwiseOperators, 'kv_append', 'tensor', 'fixtures'];
 const kvCache = ['quantize', 'kv_append', 'latent', 'kv_cache', 'kv_types'];
 const linear = ['augmented_q', 'quantize', 'matmul', 'quantized_weights', 'threads', 'fixtures'];
 const models = [
-  ...['latent', 'fixtures', 'abort', 'errors_models', 'batching', 'verified_steps', 'generate', 'kv_cache'],
-  ...['session_order', 'checkpoint_errors', 'key_and_value_sizes', 'device_choice', 'quantized_models'],
-  ...['changed_files', 'logit_bias', 'saved_sessions'],
+  ...['latent', 'fixtures', 'abort', 'errors_models', 'batching', 'verified_steps', 'generate', 'score', 'embed'],
+  ...['kv_cache', 'session_order', 'checkpoint_errors', 'key_and_value_sizes', 'device_choice'],
+  ...['quantized_models', 'changed_files', 'logit_bias', 'saved_sessions'],
 ];
 const loading = ['architecture_configs', 'architectures', 'packed_checkpoints', 'tensor_names', 'folder_messages'];
 const contexts = ['longrope', 'dynamic_rope', 'window_pages'];
@@ -119,7 +119,7 @@ const table = [
   [/cpu\/linear\//, everyIsa(linear)],
   [/cpu\/rowwise\/convert/, [cpu(['threads', ...linear]), avx2(linear)]],
   [/cpu\/rowwise\//, [cpu([...rowwise, 'threads']), baseline(rowwise), avx2(rowwise)]],
-  [/cpu\/sampling\//, [cpu(['sample', 'logit_bias', 'generate']), baseline(['sample'])]],
+  [/cpu\/sampling\//, [cpu(['sample', 'logit_bias', 'log_probs', 'generate']), baseline(['sample', 'log_probs'])]],
   [/cpu\/system\//, [cpu(['control_group', 'device_choice', 'threads', 'fixtures', 'behavior'])]],
   [/backend\/cpu\//, everyIsa([...rowwise, ...linear, 'sample', ...attention, 'threads'])],
   [/csrc\/backend\/dtype/, [cpu(['quantize', 'errors_kernels', 'tensor', 'kv_types', ...models, ...loading])]],
@@ -143,7 +143,7 @@ const table = [
   [/cuda\/(attention|softmax)/, [emulated(attention), ...emulation]],
   [/cuda\/kv_/, [emulated(kvCache), ...emulation]],
   [/cuda\/quantize/, [emulated(['quantize', 'quantized_weights', 'kv_types']), ...emulation]],
-  [/cuda\/sample/, [emulated(['sample', 'logit_bias']), ...emulation]],
+  [/cuda\/(sample|log_probs)/, [emulated(['sample', 'logit_bias', 'log_probs']), ...emulation]],
   [RegExp(`cuda/(${rowwiseOperators.join('|')}|activation)`), [emulated(rowwise), ...emulation]],
   [/cuda\/(rotary)/, [emulated(['rope', 'kv_append', 'kv_types']), ...emulation]],
   [/cuda\/(gem[mv]|matmul|gated_mlp|linear|packed_weights)/, [emulated(linear), ...emulation]],
