@@ -117,7 +117,7 @@ const FORMATS: readonly ToolCallFormat[] = [
         return;
       }
       yield* readList(input, sink, begin === '```json' ? '' : begin);
-      if (begin === '```json') yield* skip(input, '```');
+      yield* skip(input, '```');
     },
     newId: longId,
   },

@@ -205,6 +205,21 @@ describe('the thread', () => {
     compiler.close();
   });
 
+  it('a request that breaks the library fails, and the others go on in another thread', async () => {
+    const compiler = new GrammarCompiler(byteTokens);
+    const constraint = await compiler.compile({ kind: 'regex', text: 'ab' }, bytes);
+    const [error] = await Promise.all([
+      errorOf(() => compiler.compile(null as never, bytes)), // a TypeError in the thread
+      constraint.accept(65),
+    ]);
+    expect([error.code, error.message]).toEqual([
+      'ERR_INVALID_ARGUMENT',
+      expect.stringMatching(/^responseFormat is too complex for the grammar library \(.*null.*\): simplify it$/),
+    ]);
+    expect(allowedTokens(constraint)).toEqual([66]);
+    compiler.close();
+  });
+
   it('an aborted request ends at once, and does not make a later one fail', async () => {
     const compiler = new GrammarCompiler(byteTokens, { start: 60_000, request: 300, idle: 60_000 });
     (await compiler.compile({ kind: 'regex', text: 'a' }, bytes)).dispose();

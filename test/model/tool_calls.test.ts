@@ -4,6 +4,7 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type ToolCallDelta, ToolCallParser, toolCallFormat } from '../../lib/tool_calls';
 import { readPythonCalls } from '../../lib/tool_calls_python';
+import { resolveTools, type ToolChoice } from '../../lib/tools';
 import { randomIntegers } from '../tools/json_schemas';
 
 const TEMPLATES = {
@@ -212,10 +213,57 @@ it.each([
   expect(toolCallFormat(template)?.begins[0]).toBe(begin);
 });
 
+describe('the choice of tools', () => {
+  const nested = (depth: number): object => (depth === 0 ? {} : { items: nested(depth - 1) });
+  const tool = (name: string, parameters: object) => ({ type: 'function', function: { name, parameters } });
+  const resolve = (tools: object[], toolChoice: ToolChoice | undefined, template: string | null = TEMPLATES.hermes) =>
+    resolveTools({ tools, toolChoice, responseFormat: undefined, template });
+  const itemsOf = (use: ReturnType<typeof resolve>) => (use.format as { schema: object }).schema;
+
+  it('required allows several calls of all functions, a name one call of it', () => {
+    const tools = [tool('a', { $ref: '#/$defs/x' }), { name: 'b' }];
+    const call = (name: string, args: object) => ({
+      type: 'object',
+      properties: { name: { const: name }, arguments: args },
+      required: ['name', 'arguments'],
+      additionalProperties: false,
+    });
+    expect(itemsOf(resolve(tools, 'required'))).toEqual({
+      type: 'array',
+      items: {
+        anyOf: [call('a', { $ref: '#/items/anyOf/0/properties/arguments/$defs/x' }), call('b', { type: 'object' })],
+      },
+      minItems: 1,
+    });
+    expect(itemsOf(resolve(tools, { name: 'b' }))).toEqual({
+      ...{ type: 'array', minItems: 1, maxItems: 1 },
+      items: { anyOf: [call('b', { type: 'object' })] },
+    });
+  });
+
+  it('auto needs a function and a template of a known format, and no JSON', () => {
+    expect(resolve([tool('a', {})], undefined).parser).toBeDefined();
+    expect(resolve([tool('a', {})], 'none')).toEqual({});
+    expect(resolve([tool('a', {})], 'auto', null)).toEqual({});
+    expect(resolve([tool('a', {})], 'auto', 'no format')).toEqual({});
+    expect(resolve([{}], 'auto')).toEqual({});
+    const request = { tools: [tool('a', {})], toolChoice: undefined, template: TEMPLATES.hermes };
+    expect(resolveTools({ ...request, responseFormat: { type: 'json_object' } })).toEqual({});
+    expect(resolveTools({ ...request, responseFormat: { type: 'json_schema', schema: true } })).toEqual({});
+    expect(resolveTools({ ...request, responseFormat: { type: 'regex', pattern: 'a' } }).parser).toBeDefined();
+  });
+
+  it('parameters have a limited depth', () => {
+    expect(resolve([tool('a', nested(100))], 'required').format).toBeDefined();
+    expect(() => resolve([tool('a', nested(1000))], 'required')).toThrow(/nested more than 128 levels deep/);
+  });
+});
+
 describe('Python calls', () => {
   it.each<[string, unknown]>([
     ['f(a=1, b=-2.5e3, c=True, d=None, e="x\\n\\u00e9\\\'")', { a: 1, b: -2500, c: true, d: null, e: "x\né'" }],
     ['f()  # a comment', {}],
+    [`f(a=[${'1,'.repeat(150)}])`, { a: Array(150).fill(1) }],
     ['[f(a={"k": [1, [2]]})]', { a: { k: [1, [2]] } }],
   ])('%s', (code, args) => {
     const calls = readPythonCalls(code);
