@@ -201,9 +201,11 @@ export interface NativeBatchItem {
   /**
    * `tokens` are the token to append and proposals for those that follow, at most 16 together. They
    * are decode steps in one pass. A proposal is appended only if it is the token drawn before it.
-   * Requires `sampling`, without a mask, biases, logits, log probabilities or rows.
+   * Requires `sampling`, without a mask, logits or rows, and with `rowBiases` instead of `biases`.
    */
   verifies?: boolean;
+  /** Of `verifies`: the `biases` after each of `tokens`. */
+  rowBiases?: readonly NativeBiases[];
   /**
    * What the result has of the tokens in `rows`, in place of a token drawn. All tokens are computed,
    * whatever the prefix cache has.
@@ -224,6 +226,12 @@ export interface NativeBiases {
   values: Float32Array;
 }
 
+export interface NativeLogprobs {
+  logprob: number;
+  topTokens: number[];
+  topLogprobs: number[];
+}
+
 export interface NativeBatchResult {
   /** Tokens of the item that were appended. */
   consumed: number;
@@ -232,7 +240,9 @@ export interface NativeBatchResult {
   /** Of `verifies`, instead of `token`: the token drawn after each one that was appended. */
   drawn?: number[];
   /** Of the token drawn and of the most likely ones, before penalties, masks and the temperature. */
-  logprobs?: { logprob: number; topTokens: number[]; topLogprobs: number[] };
+  logprobs?: NativeLogprobs;
+  /** The same for each of `drawn`. */
+  drawnLogprobs?: NativeLogprobs[];
   /**
    * Of the tokens appended. 'logProbs': their log probabilities. 'lastHidden': the hidden state
    * after the last of all tokens; absent if tokens remain. 'allHidden': the sum of the hidden states.

@@ -85,7 +85,7 @@ export class DraftModel implements Proposer {
       const drawn =
         isPrompt || rest.length === 1
           ? [await this.#next(rest, draw, continues)]
-          : await this.#scheduler.verify(this.#request(rest, draw - rest.length + 1, continues));
+          : await this.#verify(rest, draw - rest.length + 1, continues);
       token = drawn.at(-1) as number;
       const count = isPrompt ? rest.length : drawn.length;
       this.#length += count;
@@ -96,8 +96,15 @@ export class DraftModel implements Proposer {
 
   #next(tokens: number[], draw: number, continues: boolean): Promise<number> {
     const request = this.#request(tokens, draw, continues);
-    const { signal } = this.#context;
-    return this.#scheduler.next(tokens.length > 1 ? { ...request, signal } : request);
+    const { signal, biases } = this.#context;
+    const biased = { ...request, biases: biases?.current };
+    return this.#scheduler.next(tokens.length > 1 ? { ...biased, signal } : biased);
+  }
+
+  #verify(tokens: number[], draw: number, continues: boolean): Promise<number[]> {
+    const { biases } = this.#context;
+    const rowBiases = biases && tokens.map(() => biases.current);
+    return this.#scheduler.verify({ ...this.#request(tokens, draw, continues), rowBiases });
   }
 
   #request(tokens: number[], draw: number, continues: boolean): BatchRequest {

@@ -186,11 +186,10 @@ export async function generateTokens(request: GenerateRequest): Promise<Generati
   const biases = LogitBiases.create(options, model.config.vocabSize);
   const logprobs = new LogprobRecorder(model, options.logprobs);
   const settings = resolveSpeculative(model, options.speculative);
-  const isPlain = biases === undefined && constrain === undefined && logprobs.count === undefined;
-  if (settings !== undefined && !isPlain) {
+  if (settings !== undefined && constrain !== undefined) {
     throw invalidArgument(
-      'speculative cannot be combined with logitBias, frequencyPenalty, presencePenalty, logprobs, ' +
-        'responseFormat, or a toolChoice that requires a call: omit speculative',
+      'speculative cannot be combined with responseFormat or a toolChoice that requires a call: ' +
+        'omit speculative',
     );
   }
   const encode = readPrompt(model, prompt, options);
@@ -237,7 +236,7 @@ export async function generateTokens(request: GenerateRequest): Promise<Generati
       const maxLength = start + tokens.length + Math.max(limit, 0);
       const { signal } = stop;
       const { endTokens } = output;
-      const context = { scheduler, session: used[native], sampling, limit, next };
+      const context = { scheduler, session: used[native], sampling, biases, logprobs, limit, next };
       const speculation =
         settings &&
         (await Speculation.create({ ...context, settings, maxLength, signal, endTokens }));

@@ -50,12 +50,39 @@ export class LogitBiases {
 
   /** Says that `token` was drawn. */
   accept(token: number): void {
-    if (this.#frequencyPenalty === 0 && this.#presencePenalty === 0) return;
-    const count = (this.#counts.get(token) ?? 0) + 1;
+    if (this.#hasPenalty) this.#setCount(token, (this.#counts.get(token) ?? 0) + 1);
+  }
+
+  /**
+   * Those of the next draw, and of the draw after each of `tokens` if they are accepted. They are
+   * not. Valid until the next call of `accept`.
+   */
+  after(tokens: readonly number[]): NativeBiases[] {
+    if (!this.#hasPenalty) return [...tokens, 0].map(() => this.current);
+    const copy = () => ({
+      tokens: this.current.tokens.slice(),
+      values: this.current.values.slice(),
+    });
+    const all = [copy()];
+    for (const token of tokens) {
+      this.accept(token);
+      all.push(copy());
+    }
+    for (const token of tokens) this.#setCount(token, (this.#counts.get(token) as number) - 1);
+    return all;
+  }
+
+  get #hasPenalty(): boolean {
+    return this.#frequencyPenalty !== 0 || this.#presencePenalty !== 0;
+  }
+
+  /** A token with the count 0 may keep its place. */
+  #setCount(token: number, count: number): void {
     this.#counts.set(token, count);
     const given = this.#given.get(token) ?? 0;
     const index = this.#indexOf(token); // may replace #values
-    this.#values[index] = given - this.#frequencyPenalty * count - this.#presencePenalty;
+    const penalized = given - this.#frequencyPenalty * count - this.#presencePenalty;
+    this.#values[index] = count === 0 ? given : penalized;
   }
 
   /** The index of a token, which is inserted if it is absent. */

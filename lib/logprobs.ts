@@ -35,12 +35,14 @@ export class LogprobRecorder {
     this.#tokenizer = tokenizer;
   }
 
-  /** Takes those of the next token from the result of its step. */
-  readonly record = ({ token, logprobs }: NativeBatchResult): void => {
-    if (token === undefined || logprobs === undefined) return;
-    const { logprob, topTokens, topLogprobs } = logprobs;
-    const top = topTokens.map((other, i) => this.#entry(other, topLogprobs[i] as number));
-    this.#recorded.push({ ...this.#entry(token, logprob), topLogprobs: top });
+  /** Takes those of the next token, or of those that a step has verified, from the result. */
+  readonly record = ({ token, logprobs, drawn, drawnLogprobs }: NativeBatchResult): void => {
+    const all = drawnLogprobs ?? (logprobs === undefined ? [] : [logprobs]);
+    for (const [i, { logprob, topTokens, topLogprobs }] of all.entries()) {
+      const top = topTokens.map((other, j) => this.#entry(other, topLogprobs[j] as number));
+      const entry = this.#entry((drawn?.[i] ?? token) as number, logprob);
+      this.#recorded.push({ ...entry, topLogprobs: top });
+    }
   };
 
   /** What a generated token has of them. `index` counts the tokens before it. */

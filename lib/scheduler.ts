@@ -20,6 +20,8 @@ export interface BatchRequest {
   /** Which tokens can be drawn, and what is added to their logits. Not changed before this returns. */
   allowed?: NativeBatchItem['allowed'];
   biases?: NativeBatchItem['biases'];
+  /** The same for each token of {@link Scheduler.verify}. */
+  rowBiases?: NativeBatchItem['rowBiases'];
   /** Whether one more token is likely to follow the one that is drawn. */
   continues: boolean;
   /** These are those of {@link NativeBatchItem}. */
@@ -161,6 +163,7 @@ export class Scheduler {
         allowed: request.allowed,
         biases: request.biases,
         verifies: request.verifies,
+        rowBiases: request.rowBiases,
         logprobs: request.logprobs,
         rows: request.rows,
         targets: request.targets?.subarray(request.done),

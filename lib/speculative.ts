@@ -2,6 +2,8 @@ import type { NativeSampling, NativeSession } from './addon';
 import { DraftModel } from './draft_model';
 import { awaitNative, checkInteger, invalid, invalidArgument } from './errors';
 import { scheduler as schedulerOf } from './internal';
+import type { LogitBiases } from './logit_bias';
+import type { LogprobRecorder } from './logprobs';
 import type { Model } from './model';
 import { readOptions } from './options';
 import { PromptLookup } from './prompt_lookup';
@@ -54,6 +56,7 @@ export interface Proposer {
 /** What a proposer and its generation know of each other. */
 export interface ProposerContext {
   sampling: NativeSampling;
+  biases: LogitBiases | undefined;
   /** The most tokens that the sequence can have. */
   maxLength: number;
   /** Aborted if the generation is stopped. */
@@ -116,6 +119,7 @@ export interface SpeculationContext extends ProposerContext {
   settings: SpeculativeSettings;
   scheduler: Scheduler;
   session: NativeSession;
+  logprobs: LogprobRecorder;
   /** Maximum number of tokens to draw. */
   limit: number;
   /** Appends tokens to the session and draws the next one, without proposals. */
@@ -175,7 +179,7 @@ export class Speculation {
   }
 
   async #step(tokens: Int32Array, draw: number): Promise<number[]> {
-    const { scheduler, session, sampling, next } = this.#context;
+    const { scheduler, session, sampling, biases, logprobs, next } = this.#context;
     if (draw === 0) return [await next(tokens, draw)];
     const proposals = await this.#propose(draw);
     this.counts.steps++;
@@ -184,9 +188,13 @@ export class Speculation {
       session,
       tokens: Int32Array.of(...tokens, ...proposals),
       sampling,
+      rowBiases: biases?.after(proposals),
+      logprobs: logprobs.count,
+      onResult: logprobs.record,
       draw,
       continues: false,
     });
+    for (const token of drawn) biases?.accept(token);
     const accepted = drawn.length - 1;
     this.counts.proposedTokens += proposals.length;
     this.counts.acceptedTokens += accepted;

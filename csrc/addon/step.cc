@@ -108,6 +108,13 @@ BatchItem batch_item(const Fields& fields) {
     item.num_top_log_probs = fields.optional_integer("logprobs", 0, LogProbsParams::kMaxTopN);
   }
   if (fields.has("verifies")) item.verifies = fields.boolean("verifies");
+  if (fields.has("rowBiases")) {
+    const Napi::Array rows = fields.list("rowBiases");
+    for (uint32_t i = 0; i < rows.Length(); ++i) {
+      const Fields row(rows.Get(i), "a row of rowBiases", "biases.");
+      item.row_biases.push_back(logit_biases(row, item.session->model()->config().vocab_size));
+    }
+  }
   item.wants_logits = fields.has("logits");
   if (item.wants_logits) {
     const ArrayView view = fields.array("logits");
@@ -140,16 +147,21 @@ Napi::Object js_result(Napi::Env env, const BatchItem& item) {
   Napi::Object result = Napi::Object::New(env);
   result.Set("consumed", Napi::Number::New(env, static_cast<double>(item.consumed)));
   if (item.token) result.Set("token", Napi::Number::New(env, *item.token));
-  if (item.log_probs) result.Set("logprobs", js_log_probs(env, *item.log_probs));
+  if (item.verifies && !item.error) {
+    const auto count = static_cast<uint32_t>(item.drawn.size());
+    Napi::Array drawn = Napi::Array::New(env, count);
+    Napi::Array log_probs = Napi::Array::New(env, item.log_probs.size());
+    for (uint32_t i = 0; i < count; ++i) drawn.Set(i, Napi::Number::New(env, item.drawn[i]));
+    for (uint32_t i = 0; i < item.log_probs.size(); ++i) log_probs.Set(i, js_log_probs(env, item.log_probs[i]));
+    result.Set("drawn", drawn);
+    if (item.num_top_log_probs) result.Set("drawnLogprobs", log_probs);
+  } else if (!item.log_probs.empty() && !item.error) {
+    result.Set("logprobs", js_log_probs(env, item.log_probs[0]));
+  }
   if (!item.row_values.empty() && !item.error) {
     Napi::Float64Array values = Napi::Float64Array::New(env, item.row_values.size());
     std::copy(item.row_values.begin(), item.row_values.end(), values.Data());
     result.Set("rows", values);
-  }
-  if (!item.drawn.empty()) {
-    Napi::Array drawn = Napi::Array::New(env, item.drawn.size());
-    for (uint32_t i = 0; i < item.drawn.size(); ++i) drawn.Set(i, Napi::Number::New(env, item.drawn[i]));
-    result.Set("drawn", drawn);
   }
   if (item.error) result.Set("error", Napi::Value(env, js_error(env, item.error)));
   return result;

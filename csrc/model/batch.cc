@@ -26,21 +26,28 @@ bool is_prompt(const BatchItem& item) {
   return (item.tokens.size() > 1 && !item.verifies) || item.rows != RowOutput::none;
 }
 
-// Whether a mask or biases change what the item draws. The next step's are not known in advance.
-bool has_sample_inputs(const BatchItem& item) { return !item.allowed.empty() || !item.biases.empty(); }
-
 // Rows of the logits that the item needs at most.
 int64_t max_rows(const BatchItem& item) { return item.verifies ? static_cast<int64_t>(item.tokens.size()) : 1; }
 
 void check_verifies(const BatchItem& item) {
   if (!item.verifies) return;
-  const bool has_more = item.wants_logits || item.num_top_log_probs || item.rows != RowOutput::none;
-  if (item.tokens.size() > kDecodeBatch || !item.sampling || has_more || has_sample_inputs(item)) {
+  if (item.tokens.size() > kDecodeBatch || !item.sampling || item.wants_logits || item.rows != RowOutput::none) {
     fail(ErrorCode::invalid_argument,
-         "verifies is set for %zu tokens; it requires at most %lld, and sampling without a mask, biases, logits, "
-         "log probabilities or rows",
+         "verifies is set for %zu tokens; it requires at most %lld, and sampling without logits or rows",
          item.tokens.size(), static_cast<long long>(kDecodeBatch));
   }
+  if (!item.allowed.empty() || !item.biases.empty()) {
+    fail(ErrorCode::invalid_argument, "verifies is set with allowed or biases; use rowBiases");
+  }
+  if (!item.row_biases.empty() && item.row_biases.size() != item.tokens.size()) {
+    fail(ErrorCode::invalid_argument, "rowBiases has %zu rows; it must have %zu, as many as tokens",
+         item.row_biases.size(), item.tokens.size());
+  }
+}
+
+// Whether a mask or biases change what the item draws. The next step's are not known in advance.
+bool has_sample_inputs(const BatchItem& item) {
+  return !item.allowed.empty() || !item.biases.empty() || !item.row_biases.empty();
 }
 
 int64_t remaining(const BatchItem& item) { return static_cast<int64_t>(item.tokens.size()) - item.consumed; }
@@ -186,8 +193,8 @@ class Batch {
     if (!ahead_) return rows;
     for (const RunningItem& running : items) {
       const BatchItem& item = *running.item;
-      if (item.error || !item.sampling || item.wants_logits || has_sample_inputs(item)) return {};
-      if (item.num_top_log_probs || item.verifies) return {};
+      if (item.error || !item.sampling || item.wants_logits || item.verifies) return {};
+      if (item.num_top_log_probs || has_sample_inputs(item)) return {};
       const SampleRow sampling = sample_row(*item.sampling, item.draw);
       const auto found = std::find_if(ahead_->rows.begin(), ahead_->rows.end(), [&](const StepAhead::Row& row) {
         return row.revision == item.session->revision() && row.token == item.tokens[0] && row.sampling == sampling;
@@ -304,6 +311,9 @@ class Batch {
         if (item.verifies) {
           const std::span tokens(item.tokens.data(), static_cast<size_t>(running.num_tokens));
           item.session->sample_rows(*item.sampling, item.draw, tokens, first);
+          for (size_t i = 0; i < tokens.size() && !item.row_biases.empty(); i++) {
+            inputs.add(first[i], {}, item.row_biases[i]);
+          }
         } else {
           *first = item.session->sample_row(*item.sampling, item.draw);
           inputs.add(*first, item.allowed, item.biases);
@@ -322,18 +332,25 @@ class Batch {
     for (size_t i = 0; i < pass.items.size(); i++) {
       const BatchItem& item = *pass.items[i].item;
       if (!draws(item) || !item.num_top_log_probs) continue;
-      const int32_t* token = workspace_.sampled_slot(pass.slot) + pass.rows[i];
-      guarded(Items(pass.items).subspan(i, 1),
-              [&] { log_probs.enqueue(pass.rows[i], token, *item.num_top_log_probs); });
+      const size_t end = pass.rows[i] + (item.verifies ? static_cast<size_t>(pass.items[i].num_tokens) : 1);
+      guarded(Items(pass.items).subspan(i, 1), [&] {
+        for (size_t row = pass.rows[i]; row < end; row++) {
+          log_probs.enqueue(row, workspace_.sampled_slot(pass.slot) + row, *item.num_top_log_probs);
+        }
+      });
     }
   }
 
   void read_log_probs(Pass& pass, DrawnLogProbs& log_probs) {
     for (size_t i = 0; i < pass.items.size(); i++) {
       BatchItem& item = *pass.items[i].item;
-      if (!item.token || !item.num_top_log_probs) continue;
-      guarded(Items(pass.items).subspan(i, 1),
-              [&] { item.log_probs = log_probs.read(pass.rows[i], *item.num_top_log_probs); });
+      if (!item.num_top_log_probs) continue;
+      const size_t count = item.verifies ? item.drawn.size() : item.token.has_value();
+      guarded(Items(pass.items).subspan(i, 1), [&] {
+        for (size_t row = pass.rows[i]; row < pass.rows[i] + count; row++) {
+          item.log_probs.push_back(log_probs.read(row, *item.num_top_log_probs));
+        }
+      });
     }
   }
 
@@ -355,12 +372,11 @@ class Batch {
   // wrong here, that step will meet it when it is asked for.
   std::optional<StepAhead> run_ahead(const Pass& pass) {
     if (!runs_ahead_ || !pass.sampled || !can_replay(backend_, model_.config())) return {};
-    // Reading log probabilities waits for all that is enqueued. How many tokens an item that verifies
-    // appends is not known.
-    const auto waits = [](const RunningItem& running) {
-      return running.item->num_top_log_probs.has_value() || running.item->verifies;
-    };
-    if (std::any_of(pass.items.begin(), pass.items.end(), waits)) return {};
+    // The next step needs all items, and how many tokens one that verifies appends is not known. Reading
+    // log probabilities waits for all that is enqueued.
+    for (const RunningItem& running : pass.items) {
+      if (running.item->verifies || running.item->num_top_log_probs) return {};
+    }
     try {
       StepAhead next;
       next.slot = pass.slot == 1 ? 2 : 1;

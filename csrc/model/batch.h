@@ -29,25 +29,26 @@ struct BatchItem {
   uint64_t draw = 0;                         // tokens that the generation has drawn before
   bool continues = false;                    // the token drawn is likely to be appended, and one more to be drawn
   bool wants_logits = false;                 // of the last token
-  std::optional<int64_t> num_top_log_probs;  // if set, log_probs is computed of the token drawn, with so many others
+  std::optional<int64_t> num_top_log_probs;  // if set, log_probs is computed, with so many of the likeliest tokens
+  // An item with rows draws nothing and is computed as a whole, whatever the prefix cache has.
+  RowOutput rows = RowOutput::none;
+  std::vector<int32_t> targets;  // RowOutput::log_probs: for each of `tokens`
   // `tokens` are the token to append and proposals for those that follow it, up to kDecodeBatch
   // together. Each is a row of a decode pass, so the logits after it are those of a decode step. The
   // rows are drawn with `draw`, draw + 1 and so on, and a row counts if the token that was drawn
-  // before it is its own. Requires `sampling`, without a mask, biases, logits or log probabilities.
+  // before it is its own. Requires `sampling`, without `wants_logits`, `allowed` and `biases`.
   bool verifies = false;
-  // An item with rows draws nothing and is computed as a whole, whatever the prefix cache has.
-  RowOutput rows = RowOutput::none;
-  std::vector<int32_t> targets;              // RowOutput::log_probs: for each of `tokens`
-  std::shared_ptr<const CancelFlag> cancel;  // ends this item: before it begins, or within a prompt
+  std::vector<std::vector<LogitBias>> row_biases;  // of `verifies`: SampleRow::biases of each row; empty: none
+  std::shared_ptr<const CancelFlag> cancel;        // ends this item: before it begins, or within a prompt
 
   // Results. `token` and `logits` are set when all tokens are in the cache.
   int64_t consumed = 0;  // tokens appended, including those found in the prefix cache
   std::optional<int32_t> token;
-  std::vector<int32_t> drawn;  // of `verifies`, instead of `token`: what followed each token appended
-  std::optional<TokenLogProbs> log_probs;
-  std::vector<float> logits;       // [vocab_size]
-  std::vector<double> row_values;  // of add_row_values, for the tokens of this step
-  std::exception_ptr error;        // if set, the session is as before the step and `consumed` is 0
+  std::vector<int32_t> drawn;            // of `verifies`, instead of `token`: what followed each token appended
+  std::vector<TokenLogProbs> log_probs;  // of `token`, or of each of `drawn`
+  std::vector<float> logits;             // [vocab_size]
+  std::vector<double> row_values;        // of add_row_values, for the tokens of this step
+  std::exception_ptr error;              // if set, the session is as before the step and `consumed` is 0
 };
 
 // Runs on the executor thread. Each item has a different session of `model`. Items of one token and

@@ -132,6 +132,23 @@ onEveryDevice((device) => {
       await settled();
     });
 
+    it('gives the same tokens and log probabilities with biases and penalties, which change with each token', async () => {
+      const logitBias = { 3: 4, 9: Number.NEGATIVE_INFINITY, 100: 2 };
+      for (const limits of [{ logitBias }, { logitBias, frequencyPenalty: -1, presencePenalty: 2 }]) {
+        const options = { maxTokens: onCpu() ? 30 : 8, temperature: 0.5, seed: 4, logprobs: 2, ...limits };
+        const { tokens, logprobs } = await generate(options);
+        expect(tokens).not.toEqual((await generate({ ...options, logitBias: {}, frequencyPenalty: 0.1 })).tokens);
+        for (const [kind, speculative] of kinds()) {
+          const result = await generate({ ...options, speculative });
+          expect(result.tokens).toEqual(tokens);
+          if (onCpu()) expect(result.logprobs).toEqual(logprobs);
+          expect(result.logprobs?.map(({ token }) => token)).toEqual(tokens);
+          if (kind === 'the same model') expect(result.speculative?.acceptedTokens).toBeGreaterThan(0);
+        }
+      }
+      await settled();
+    });
+
     it('leaves a session with the prompt and the tokens, in several turns', async () => {
       for (const [, speculative] of kinds()) {
         const sessions = [
@@ -276,6 +293,7 @@ onEveryDevice((device) => {
       for (const [speculative, text] of [
         [null, 'speculative must be an object'],
         [true, 'speculative must be an object'],
+        [{ ngrams: 3 }, 'unknown name "ngrams" in speculative: did you mean ngram?'],
         [{ ngram: 0 }, 'speculative.ngram'],
         [{ ngram: 17 }, 'speculative.ngram'],
         [{ ngram: true }, 'speculative.ngram'],

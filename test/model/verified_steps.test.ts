@@ -211,6 +211,10 @@ onEveryDevice((device) => {
       expect(await code(Array(17).fill(1))).toBe('ERR_INVALID_ARGUMENT');
       expect(await code([1, 2], { sampling: undefined })).toBe('ERR_INVALID_ARGUMENT');
       expect(await code([1, 2], { logits: new Float32Array(model.config.vocabSize) })).toBe('ERR_INVALID_ARGUMENT');
+      expect(await code([1, 2], { allowed: new Uint32Array(4).fill(0xffffffff) })).toBe('ERR_INVALID_ARGUMENT');
+      const biases = { tokens: Int32Array.of(1), values: Float32Array.of(1) };
+      expect(await code([1, 2], { biases })).toBe('ERR_INVALID_ARGUMENT');
+      expect(await code([1, 2], { rowBiases: [biases] })).toBe('ERR_INVALID_ARGUMENT');
       expect(await code([1, 1000])).toBe('ERR_INVALID_ARGUMENT');
       expect(await code(Array(8).fill(1))).toBe('ERR_KV_CACHE_FULL');
       expect(session.kvLen).toBe(3);
