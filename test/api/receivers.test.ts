@@ -32,7 +32,7 @@ it('rejects a foreign `this` with ERR_INVALID_ARGUMENT in every method and acces
         ]);
         // Methods that return promises reject instead of throwing.
         const returnsPromise =
-          /\.(createSession|prefill|truncate|fork|read|readInto|write|synchronize|time|encodeAsync|encodeChat)$|session\.decode$/;
+          /\.(createSession|prefill|truncate|fork|read|readInto|write|synchronize|time|encodeAsync|encodeChat|score|embed)$|session\.decode$/;
         expect([names.at(-1), result instanceof Promise]).toEqual([
           names.at(-1),
           returnsPromise.test(`${name}.${String(key)}`),
