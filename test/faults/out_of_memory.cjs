@@ -208,6 +208,22 @@ const ways = {
       model.device.dispose();
     },
   },
+  rows: {
+    start: async () => ({ model: await Model.load(directory, { device: 'cpu' }) }),
+    work: async ({ model }) => {
+      const { logprobs } = await model.score(tokens(90));
+      const [mean] = await model.embed([tokens(70)], { pooling: 'mean' });
+      const drawn = await model.generate(tokens(5), { ...options, logprobs: 3 }).result;
+      return [logprobs, mean, drawn.logprobs];
+    },
+    after: async ({ model }, expected) => {
+      same((await model.score(tokens(90))).logprobs, expected[0]);
+      await model.device.synchronize();
+      same(model.kvCache.pages, 0);
+      model.dispose();
+      model.device.dispose();
+    },
+  },
 };
 
 async function main() {
