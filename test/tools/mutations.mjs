@@ -193,6 +193,46 @@ __device__ __forceinline__ void ldmatrix_x4_trans`,
     finds: /top 4097 of 4,200 equal tokens are the first ones/,
   },
   {
+    name: 'log_probs, CPU: of equal logits, the later one comes first',
+    edits: edit(
+      'csrc/backend/cpu/sampling/log_probs.cc',
+      'place > 0 && logits[token] > logits',
+      'place > 0 && logits[token] >= logits',
+    ),
+    check: tests('log_probs', 'cpu', 'equal logits'),
+    finds: /equal logits/,
+  },
+  {
+    name: 'log_probs, CUDA: a sum stays as it is when a larger logit comes',
+    edits: edit('cuda/log_probs.cu', 'part.sum * expf(part.largest - largest)', 'part.sum'),
+    check: tests('log_probs', 'emulated', 'rising logits'),
+    finds: /rising logits/,
+  },
+  {
+    name: 'log_probs, CUDA: the next token of a thread is the one that was taken',
+    edits: edit('cuda/log_probs.cu', 'if (key < taken)', 'if (key <= taken)'),
+    check: tests('log_probs', 'emulated', '31 tokens'),
+    finds: /31 tokens/,
+  },
+  {
+    name: 'score: each chunk has the targets of the first',
+    edits: edit('csrc/model/batch.cc', 'first.targets.data() + first.consumed', 'first.targets.data()'),
+    check: tests('score', 'cpu', 'continue each other'),
+    finds: /continue each other/,
+  },
+  {
+    name: 'score: pages of the prefix cache are skipped',
+    edits: edit('csrc/model/session.cc', 'use == Prefixes::skip || ', ''),
+    check: tests('score', 'cpu', 'prefix cache'),
+    finds: /have all rows, whatever the prefix cache has/,
+  },
+  {
+    name: 'embed: the state has the scale of the logits',
+    edits: edit('csrc/model/row_values.cc', ' / model.config().logit_scale', ''),
+    check: tests('embeddings', 'cpu', 'scale of the logits'),
+    finds: /leaves the scale of the logits out/,
+  },
+  {
     name: 'sample, CPU: biases come before the repetition penalty',
     edits: edit(
       'csrc/backend/cpu/sampling/sample.cc',
