@@ -3,6 +3,7 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type GenerateOptions, Model, type ModelOptions } from '../../lib/index';
+import { native } from '../../lib/internal';
 import { writeArchitecture } from '../support/architectures';
 import { randomCheckpoint, temporaryDirectories, writeCheckpoint } from '../support/checkpoints';
 import { firstBitDifference } from '../support/compare';
@@ -104,11 +105,42 @@ onEveryDevice((device) => {
       expect(order).toEqual(['generation', 'scores']); // of 6 chunks
     });
 
+    /** The rows of an item of a batch, which appends all chunks. */
+    const step = async (changes: object = {}) => {
+      const session = await model.createSession();
+      const item = { session: session[native], tokens: Int32Array.from(tokens.slice(0, -1)), chunks: 'all' as const };
+      const rows = { rows: 'logProbs' as const, targets: Int32Array.from(tokens.slice(1)), ...changes };
+      try {
+        const [result] = await model[native].step({ items: [{ ...item, ...rows }] });
+        if (result?.error !== undefined) {
+          expect(session.kvLen).toBe(0);
+          throw result.error;
+        }
+        return result?.rows as Float64Array;
+      } finally {
+        session.dispose();
+      }
+    };
+    long('are one step of the native model, too', async () => {
+      expect(firstBitDifference(Float32Array.from(await step()), expected)).toBe(-1);
+    });
+
+    it('have targets, which the device checks', async () => {
+      const few = Int32Array.of(1, 2);
+      await expectCode(() => step({ rows: 'all' }), invalid, 'rows is "all"');
+      await expectCode(() => step({ targets: few }), invalid, 'targets has 2 tokens');
+      await expectCode(() => step({ logits: new Float32Array(120) }), invalid, 'rows is given with sampling or logits');
+      for (const wrong of [-1, 120]) {
+        const outside = () => step({ tokens: few, targets: Int32Array.of(1, wrong) });
+        await expectCode(outside, invalid, `token ${wrong} at index 1 is outside the vocabulary [0, 120)`);
+      }
+    });
+
     it('end when the signal is aborted', async () => {
       await expectCode(() => model.score(tokens, { signal: AbortSignal.abort() }), 'ABORT_ERR');
       const controller = new AbortController();
       const { signal } = controller;
-      const running = errorOf(() => model.score(tokens, { signal }));
+      const running = errorOf(() => model.score(tokens.slice(0, reduced ? 80 : undefined), { signal }));
       setTimeout(() => controller.abort(), 5);
       const error = await running.catch(() => null); // it may have been done
       if (error !== null) expect(error.code).toBe('ABORT_ERR');
@@ -137,8 +169,8 @@ onEveryDevice((device) => {
     });
     afterAll(() => model.dispose());
 
-    it('scores a text with the tokens of a prompt', async () => {
-      const text = heldOut.slice(0, reduced ? 20 : 300);
+    long('scores a text with the tokens of a prompt', async () => {
+      const text = heldOut.slice(0, 300);
       const { tokens, logprobs } = await model.score(text);
       expect(tokens).toEqual(model.tokenizer?.encode(text));
       expect(firstBitDifference((await model.score(tokens)).logprobs, logprobs)).toBe(-1);

@@ -217,8 +217,8 @@ __device__ __forceinline__ void ldmatrix_x4_trans`,
   {
     name: 'score: each chunk has the targets of the first',
     edits: edit('csrc/model/batch.cc', 'first.targets.data() + first.consumed', 'first.targets.data()'),
-    check: tests('score', 'cpu', 'continue each other'),
-    finds: /continue each other/,
+    check: tests('score', 'cpu', 'native model'),
+    finds: /are one step of the native model/,
   },
   {
     name: 'score: pages of the prefix cache are skipped',
