@@ -96,7 +96,7 @@ const rowwise = [...rowwiseOperators, 'kv_append', 'tensor', 'fixtures'];
 const kvCache = ['quantize', 'kv_append', 'latent', 'kv_cache', 'kv_types'];
 const linear = ['augmented_q', 'quantize', 'matmul', 'quantized_weights', 'threads', 'fixtures'];
 const models = [
-  ...['latent', 'fixtures', 'abort', 'errors_models', 'batching', 'verified_steps', 'generate', 'score', 'embed'],
+  ...['latent', 'fixtures', 'abort', 'errors_models', 'batching', 'verified_steps', 'generate', 'score', 'embeddings'],
   ...['kv_cache', 'session_order', 'checkpoint_errors', 'key_and_value_sizes', 'device_choice'],
   ...['quantized_models', 'changed_files', 'logit_bias', 'saved_sessions'],
 ];
