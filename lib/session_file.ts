@@ -253,7 +253,7 @@ function parseHeader(text: string): Header | string {
       kvLen: isLength(header.kvLen) && header.kvLen <= header.maxKvLen,
       ropeLength: isLength(header.ropeLength),
       promptLength: isLength(header.promptLength),
-      first: isLength(header.first) && header.first <= header.kvLen,
+      first: isLength(header.first),
       pageBytes: Number.isSafeInteger(header.pageBytes) && header.pageBytes >= 0,
     };
     const wrong = Object.keys(valid).find((name) => !valid[name]);

@@ -16,7 +16,8 @@ struct RunningItem {
   BatchItem* item;
   int64_t kv_len_before;
   // Of the pass that is under way.
-  int64_t num_tokens = 0;  // that the pass computes
+  ForwardSequence sequence;
+  int64_t num_tokens = 0;    // that the pass computes
   size_t first_row = 0;    // of the logits
 };
 
@@ -209,17 +210,31 @@ class Batch {
     Pass pass;
     guarded(items, [&] {
       int64_t num_tokens = 0;
-      for (const RunningItem& running : items) num_tokens += chunk_size(*running.item);
+      int64_t num_rows = 0;
+      for (const RunningItem& running : items) {
+        num_tokens += chunk_size(*running.item);
+        num_rows += max_rows(*running.item);
+      }
       pass.items.reserve(items.size());
-      pass.sequences.reserve(items.size());
+      pass.rows.reserve(items.size());
+      pass.sequences.reserve(static_cast<size_t>(num_rows));
       pass.tokens.reserve(static_cast<size_t>(num_tokens));
     });
+    // Every item gets room for its next tokens before an item gets room for proposals.
+    for (RunningItem& running : items) {
+      BatchItem& item = *running.item;
+      if (item.error) continue;
+      guarded({&running, 1},
+              [&] { running.sequence = item.session->prepare(item.verifies ? 1 : chunk_size(item)); });
+    }
     for (RunningItem& running : items) {
       BatchItem& item = *running.item;
       if (item.error) continue;
       guarded({&running, 1}, [&] {
         running.first_row = pass.sequences.size();
-        running.num_tokens = item.verifies ? add_rows(item, pass) : add_chunk(item, pass);
+        running.num_tokens = item.verifies ? prepare_rows(running) : chunk_size(item);
+        const int64_t num_rows = item.verifies ? running.num_tokens : 1;
+        for (int64_t i = 0; i < num_rows; i++, running.sequence.pos++) pass.sequences.push_back(running.sequence);
         const auto begin = item.tokens.begin() + item.consumed;
         pass.tokens.insert(pass.tokens.end(), begin, begin + running.num_tokens);
         pass.items.push_back(running);
@@ -230,28 +245,19 @@ class Batch {
     return pass;
   }
 
-  int64_t add_chunk(const BatchItem& item, Pass& pass) const {
-    pass.sequences.push_back(item.session->prepare(chunk_size(item)));
-    return chunk_size(item);
-  }
-
-  // Each token is a sequence of its own over the same cache. Fewer tokens if those before it get other
-  // frequencies of RoPE in a decode step, and one if there is no room for more.
-  static int64_t add_rows(const BatchItem& item, Pass& pass) {
-    Session& session = *item.session;
-    auto count = static_cast<int64_t>(item.tokens.size());
+  // Makes room for the tokens of an item that verifies, each a sequence of its own over the same cache.
+  // Returns their number: fewer if those before a token get other frequencies of RoPE in a decode step,
+  // and only those of the first one's page if there is no room for more.
+  static int64_t prepare_rows(const RunningItem& running) {
+    Session& session = *running.item->session;
+    auto count = static_cast<int64_t>(running.item->tokens.size());
     while (count > 1 && session.rope_length(count) != session.rope_length(1)) count--;
-    ForwardSequence row;
     try {
-      row = session.prepare(count);
+      session.prepare(count);
     } catch (const Error& error) {
       if (error.code() != ErrorCode::kv_cache_full && error.code() != ErrorCode::out_of_memory) throw;
-      if (count == 1) throw;
-      count = 1;
-      row = session.prepare(count);
+      count = std::min(count, KvPool::kPageTokens - running.sequence.pos % KvPool::kPageTokens);
     }
-    row.num_tokens = 1;
-    for (int64_t i = 0; i < count; i++, row.pos++) pass.sequences.push_back(row);
     return count;
   }
 

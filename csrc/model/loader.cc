@@ -216,6 +216,9 @@ WeightBuffer Loader::make_quantized(int64_t out_features, int64_t in_features, c
   const size_t scales_offset = (data_bytes + 255) / 256 * 256;
   const size_t scale_bytes = out_features * weight_row_groups(in_features, format.group_size) * sizeof(uint16_t);
   WeightBuffer buffer(Buffer(backend_, scales_offset + scale_bytes), format.dtype);
+  // Nothing else writes what is between values and scales, and the fingerprint of a model has it.
+  const uint8_t zeros[256] = {};
+  backend_->upload(buffer.as<uint8_t>() + data_bytes, zeros, scales_offset - data_bytes);
   buffer.group_size = format.group_size;
   buffer.scales_offset = scales_offset;
   return buffer;

@@ -79,7 +79,7 @@ PrefixCache::Id Session::prefix_root() {
 
 // The pages of a long context with dynamic RoPE have frequencies of that length only.
 bool Session::uses_prefix_cache() const {
-  if (is_restored_) return false;
+  if (is_restored_ || skips_prefix_cache_) return false;
   return model_->kv_pool().prefixes().enabled() && !(model_->config().is_dynamic() && rope_length_ > 0);
 }
 
@@ -125,10 +125,11 @@ int64_t Session::begin(const int32_t* tokens, int64_t num_tokens, Prefixes use) 
   check_tokens(tokens, num_tokens);
   rope_length_ = rope_length(num_tokens);
   if (num_tokens > 1 || rope_length_ == 0) prompt_length_ = rope_length_;
+  if (use == Prefixes::skip) skips_prefix_cache_ = true;
   PrefixCache& prefixes = model_->kv_pool().prefixes();
   const int64_t used = kv_len();
   const bool whole_pages = used % kPageTokens == 0 && static_cast<int64_t>(prefix_.size()) == used / kPageTokens;
-  if (use == Prefixes::skip || !uses_prefix_cache() || !whole_pages) return 0;
+  if (!uses_prefix_cache() || !whole_pages) return 0;
   PrefixCache::Id id = prefix_.empty() ? prefix_root() : prefix_.back();
   int64_t found = 0;
   for (; found + kPageTokens < num_tokens; found += kPageTokens) {
@@ -282,7 +283,8 @@ std::unique_ptr<Session> Session::restore(std::shared_ptr<Model> model, const Sa
   const auto num_tokens = static_cast<int64_t>(saved.tokens.size());
   if (num_tokens > 0) session->check_tokens(saved.tokens.data(), num_tokens);
   const Config& config = session->model_->config();
-  const int64_t limit = config.widest_window > 0 ? num_tokens : 0;
+  // A session that was truncated below its first page has the end of its last page as the first token.
+  const int64_t limit = config.widest_window > 0 ? (num_tokens + kPageTokens - 1) / kPageTokens * kPageTokens : 0;
   if (saved.first < 0 || saved.first > limit || saved.first % kPageTokens != 0) {
     fail(ErrorCode::invalid_argument, "the first cached token is %lld; it must be a multiple of %lld from 0 to %lld",
          ll(saved.first), ll(kPageTokens), ll(limit));

@@ -97,7 +97,7 @@ class Session {
   // Checks the tokens and the room for them: ERR_INVALID_ARGUMENT, ERR_KV_CACHE_FULL. Then appends
   // the pages that the prefix cache has for them, except the page of the last token, and returns
   // the number of tokens in those pages. Prefixes::skip: all tokens are to be computed, so none are
-  // appended.
+  // appended, and the session's pages never enter the prefix cache.
   int64_t begin(const int32_t* tokens, int64_t num_tokens, Prefixes use = Prefixes::use);
   // Makes room for num_tokens more and returns the session's part of a forward pass.
   ForwardSequence prepare(int64_t num_tokens);
@@ -136,6 +136,7 @@ class Session {
   uint64_t revision_ = 0;
   // The cache has pages of a file, which anyone may have written. No other session may read them.
   bool is_restored_ = false;
+  bool skips_prefix_cache_ = false;
   std::vector<int32_t> tokens_;          // the tokens in the cache
   std::vector<PrefixCache::Id> prefix_;  // of the leading pages that the prefix cache has
   std::atomic<int64_t> kv_len_{0};

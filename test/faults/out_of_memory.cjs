@@ -208,6 +208,35 @@ const ways = {
       model.device.dispose();
     },
   },
+  verify: {
+    start: async () => {
+      const model = await Model.load(directory, { device: 'cpu' });
+      const sessions = await Promise.all([1, 2, 3].map(() => model.createSession()));
+      for (const session of sessions) await session.prefill(tokens(62));
+      return { model, sessions };
+    },
+    // Generations that verify proposals in the passes of one that does not.
+    work: async ({ model, sessions }) => {
+      const results = await Promise.all(
+        sessions.map((session, i) => {
+          const speculative = i === 0 ? undefined : { ngram: 1 };
+          return model.generate([1, 2, 1, 2, 1], { maxTokens: 6, seed: 1, session, speculative }).result;
+        }),
+      );
+      return results.map((result) => result.tokens);
+    },
+    after: async ({ model, sessions }, expected) => {
+      for (const [i, session] of sessions.entries()) {
+        await session.truncate(62);
+        same((await model.generate([1, 2, 1, 2, 1], { maxTokens: 6, session }).result).tokens, expected[i]);
+        session.dispose();
+      }
+      await model.device.synchronize();
+      same(model.kvCache.pages, 0);
+      model.dispose();
+      model.device.dispose();
+    },
+  },
   rows: {
     start: async () => ({ model: await Model.load(directory, { device: 'cpu' }) }),
     work: async ({ model }) => {

@@ -32,7 +32,7 @@ const has = (program: string): boolean => spawnSync(program, ['--version']).stat
       library = preload();
     });
 
-    it.each(['open', 'tensors', 'kernels', 'load', 'session', 'save', 'generate', 'rows'])(
+    it.each(['open', 'tensors', 'kernels', 'load', 'session', 'save', 'generate', 'verify', 'rows'])(
       '%s',
       async (name) => {
         const control = join(directories.make(), 'control');

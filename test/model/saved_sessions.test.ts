@@ -162,6 +162,38 @@ onEveryDevice((device) => {
     ),
   );
 
+  it('loads a session that was truncated below the pages that its window released', () =>
+    withModel(
+      architecture('mistral', null, { sliding_window: 40, max_position_embeddings: 512 }),
+      async (model) => {
+        const session = await model.createSession();
+        await session.prefill(tokens.slice(0, 290));
+        await session.truncate(70);
+        await session.save(file);
+        const loaded = await model.loadSession(file);
+        expect(loaded.kvLen).toBe(70);
+        await expectEqual(model, session, loaded);
+      },
+      { dtype: 'f32' },
+    ));
+
+  it.each(['i8', 'i4'] as const)('loads in a model of %s weights that is loaded again', async (weightType) => {
+    // Its matrices of few rows have room between values and scales.
+    const directory = join(architecturesDirectory, 'youtu');
+    for (let load = 0; load < 3; load++) {
+      // Memory that is used again and that is not 0.
+      for (let size = 1; size <= 50; size++) Buffer.allocUnsafeSlow(1000 * size).fill(37 * load + size);
+      await withModel(
+        directory,
+        async (model) => {
+          if (load === 0) await (await prefilled(model, 5)).save(file);
+          else expect((await model.loadSession(file)).kvLen).toBe(5);
+        },
+        { weightType },
+      );
+    }
+  });
+
   long('loads in a model that is loaded again, with another length, and what a fork saved', async () => {
     let next = 0;
     const bits: Float32Array[] = [];

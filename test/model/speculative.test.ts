@@ -48,7 +48,8 @@ onEveryDevice((device) => {
       for (const { name, tokens, steps } of rows) {
         // The draft model is nearly the same.
         if (name === 'draft') expect(tokens / steps).toBeGreaterThan(1.3);
-        else expect(tokens / steps).toBeGreaterThanOrEqual(1);
+        // Beside others nothing is proposed, because the rows of a pass are theirs.
+        else if (onCpu() && together === 1) expect(tokens / steps).toBeGreaterThan(1);
       }
     }
     await device().synchronize();

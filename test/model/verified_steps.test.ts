@@ -114,6 +114,7 @@ onEveryDevice((device) => {
         }
         const { kvLen } = session;
         const sizes = [3, 2, 16, 1, 7];
+        const numFound: number[] = [];
         for (let step = 0, done = 0; done < count; step++) {
           const size = Math.min(sizes[step % sizes.length] as number, count - done);
           const tokens = expected.slice(done, done + size);
@@ -121,11 +122,13 @@ onEveryDevice((device) => {
           if (wrong < size) tokens[wrong] = ((tokens[wrong] as number) + 1) % 64;
           const found = await verify(session, tokens, sampling, done);
           expect(found).toEqual(expected.slice(done + 1, done + 1 + found.length));
+          numFound.push(found.length);
           if (changesRope) expect(found.length).toBeLessThanOrEqual(Math.min(wrong, size));
           else expect(found.length).toBe(Math.min(wrong, size));
           done += found.length;
           expect(session.kvLen).toBe(kvLen + done);
         }
+        expect(Math.max(...numFound)).toBeGreaterThan(1);
         expect(session.kvCacheBytes).toEqual(plain.kvCacheBytes);
         expect(await session[native].tokens()).toEqual(await plain[native].tokens());
         sameLogits(await session.decode(9), await plain.decode(9), model.dtype as FloatType);
@@ -180,26 +183,39 @@ onEveryDevice((device) => {
       for (const session of [...sessions, prompt]) session.dispose();
     });
 
-    it('verifies one token if the cache has no page for more', async () => {
-      const pageBytes = await started().then((session) => {
-        const { k, v } = session.kvCacheBytes;
-        session.dispose();
-        return k + v;
-      });
-      const small = await Model.load(random({})(), { device: device(), kvCacheBytes: pageBytes });
-      const session = await small.createSession();
-      await session.prefill(new Random(4).tokens(62, 64));
-      const expected = [7, await decode(session, 7, greedy, 0)];
-      await session.truncate(62);
-      expect(await verify(session, [7, expected[1] as number, 8, 9], greedy, 0)).toEqual([expected[1]]);
-      expect(session.kvLen).toBe(63);
-      const last = await verify(session, [expected[1] as number, 8, 9], greedy, 1);
-      expect([last.length, session.kvLen]).toEqual([1, 64]);
-      await expect(verify(session, [last[0] as number, 8], greedy, 2)).rejects.toMatchObject({
+    const small = async (numPages: number) => {
+      const session = await started();
+      const { k, v } = session.kvCacheBytes;
+      session.dispose();
+      return Model.load(random({})(), { device: device(), kvCacheBytes: numPages * (k + v) });
+    };
+
+    it('verifies the tokens that its page has room for if the cache has no page for more', async () => {
+      const model = await small(1);
+      const session = await model.createSession();
+      await session.prefill(new Random(4).tokens(61, 64));
+      const expected = [7];
+      for (let i = 0; i < 3; i++) expected.push(await decode(session, expected[i] as number, greedy, i));
+      await session.truncate(61);
+      expect(await verify(session, [...expected, 8, 9], greedy, 0)).toEqual(expected.slice(1));
+      expect(session.kvLen).toBe(64);
+      await expect(verify(session, [expected[3] as number, 8], greedy, 3)).rejects.toMatchObject({
         code: 'ERR_KV_CACHE_FULL',
       });
       expect(session.kvLen).toBe(64);
-      small.dispose();
+      model.dispose();
+    });
+
+    it('leaves the last page of the cache to a decode step', async () => {
+      const model = await small(3);
+      const [a, b] = [await model.createSession(), await model.createSession()];
+      await a.prefill(new Random(4).tokens(62, 64));
+      await b.prefill(new Random(5).tokens(64, 64));
+      const items = [{ ...item(a, [1, 2, 3, 4], greedy, 0), verifies: true }, item(b, [1], greedy, 0)];
+      const results = await model[native].step({ items });
+      expect(results.map(({ error }) => error)).toEqual([undefined, undefined]);
+      expect(b.kvLen).toBe(65);
+      model.dispose();
     });
 
     it('rejects what cannot be verified, and leaves the session unchanged', async () => {
