@@ -45,11 +45,11 @@ onEveryDevice((device) => {
         speculative: { ngram: {}, draft: { draft } },
       });
       expect(rows.map(({ different }) => different)).toEqual([0, 0, 0, 0]);
-      for (const { name, tokens, steps } of rows) {
+      for (const { name, drawn, tokens, steps } of rows) {
         // The draft model is nearly the same.
         if (name === 'draft') expect(tokens / steps).toBeGreaterThan(1.3);
         // Beside others nothing is proposed, because the rows of a pass are theirs.
-        else if (onCpu() && together === 1) expect(tokens / steps).toBeGreaterThan(1);
+        else if (onCpu() && together === 1 && drawn === 'greedy') expect(tokens / steps).toBeGreaterThan(1);
       }
     }
     await device().synchronize();
