@@ -14,19 +14,26 @@ function heads(numQHeads: number, numKHeads: number, numVHeads: number, headDim:
 
 type CacheTypes = 'bf16' | 'V i8' | 'K and V i8';
 
-function decode(h: HeadShape, kvLen: number, types: CacheTypes, topK?: number): CountedCase {
+function decode(
+  h: HeadShape,
+  kvLen: number,
+  types: CacheTypes,
+  { topK, window }: { topK?: number; window?: number } = {},
+): CountedCase {
   const { numQHeads, numKHeads, numVHeads, headDimQk, headDimVo } = h;
+  const seen = Math.min(kvLen, window ?? kvLen);
   const [kI8, vI8] = [types === 'K and V i8', types !== 'bf16'];
   // Selective V reads a row for each query head and key that it selects, as if heads that share V selected no key twice.
-  const vRows = topK === undefined ? kvLen * numVHeads : Math.min(topK * numQHeads, kvLen * numVHeads);
+  const vRows = topK === undefined ? seen * numVHeads : Math.min(topK * numQHeads, seen * numVHeads);
+  const more = topK !== undefined ? `, top ${topK} of V` : window !== undefined ? `, window ${window}` : '';
   return {
     kernel: 'attentionDecode',
-    shape: `${headsName(h)} x ${headDimQk}, ${kvLen} keys, ${types}${topK === undefined ? '' : `, top ${topK} of V`}`,
+    shape: `${headsName(h)} x ${headDimQk}, ${kvLen} keys, ${types}${more}`,
     work: {
       bytesRead:
-        numQHeads * headDimQk * BF16 + kvLen * numKHeads * rowBytes(headDimQk, kI8) + vRows * rowBytes(headDimVo, vI8),
+        numQHeads * headDimQk * BF16 + seen * numKHeads * rowBytes(headDimQk, kI8) + vRows * rowBytes(headDimVo, vI8),
       bytesWritten: numQHeads * headDimVo * BF16,
-      flops: 2 * numQHeads * kvLen * (headDimQk + (topK === undefined ? headDimVo : 0)), // selected rows are few: no tiles
+      flops: 2 * numQHeads * seen * (headDimQk + (topK === undefined ? headDimVo : 0)), // selected rows are few: no tiles
     },
     prepare(tensors) {
       const q = tensors.bf16(1, numQHeads, headDimQk);
@@ -36,7 +43,7 @@ function decode(h: HeadShape, kvLen: number, types: CacheTypes, topK?: number): 
       const vScales = vI8 ? tensors.scales(1, kvLen, numVHeads) : undefined;
       const out = tensors.bf16(1, numQHeads, headDimVo);
       const selectiveV = topK === undefined ? undefined : { topK };
-      return () => kernels.attentionDecode({ q, k, v, kScales, vScales, selectiveV, out });
+      return () => kernels.attentionDecode({ q, k, v, kScales, vScales, selectiveV, window, out });
     },
   };
 }
@@ -208,8 +215,11 @@ export function countedCases(): CountedCase[] {
         (['bf16', 'V i8', 'K and V i8'] as const).map((types) => decode(h, 1024, types)),
       ),
     ),
-    ...sizes.flatMap((dim) => [heads(32, 4, 16, dim), heads(32, 16, 16, dim)].map((h) => decode(h, 1024, 'bf16', 100))),
-    decode(heads(32, 4, 16, 64), 1024, 'V i8', 100),
+    ...sizes.flatMap((dim) =>
+      [heads(32, 4, 16, dim), heads(32, 16, 16, dim)].map((h) => decode(h, 1024, 'bf16', { topK: 100 })),
+    ),
+    decode(heads(32, 4, 16, 64), 1024, 'V i8', { topK: 100 }),
+    decode(heads(32, 4, 16, 64), 32768, 'bf16', { window: 1024 }),
     ...sizes.flatMap((dim) =>
       [heads(32, 4, 16, dim), heads(32, 16, 16, dim), heads(8, 8, 8, dim)].map((h) => prefill(h, 256)),
     ),

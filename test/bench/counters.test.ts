@@ -101,6 +101,13 @@ describe('the counters of the CUDA kernels', () => {
     expect(out.split('\n').filter((line) => /^(matmul|augmentedQ) /.test(line)).length).toBeGreaterThanOrEqual(4);
   });
 
+  it('read no more of 32k keys than a window of 1,024', async () => {
+    const [row] = await measureCounters({ only: 'window 1024' });
+    // Besides them it reads the sums of its splits.
+    expect((row as CounterRow).bytesRead / (row as CounterRow).ideal.bytesRead).toBeLessThan(1.03);
+    expect((row as CounterRow).bytesRead / (row as CounterRow).ideal.bytesRead).toBeGreaterThanOrEqual(1);
+  });
+
   it('fail the check if they are worse, with the place and the amount', async () => {
     const file = join(folder, 'doctored.json');
     const doctored = committed.map((row) =>
