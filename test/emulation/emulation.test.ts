@@ -22,7 +22,7 @@ const parts: [part: string, count: number, gpu: string, only: string][] = [
   ['hazards', 126, 'small', ''],
   ['device_layer', 23, 'small', ''],
   ['device_layer', 23, 'h200', ''],
-  ['counters', 15, 'small', ''],
+  ['counters', 16, 'small', ''],
   ['launches', 15, 'small', ''],
   ['launches', 15, 'h200', ''],
   ['graphs', 7, 'small', ''],

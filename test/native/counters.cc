@@ -109,11 +109,11 @@ std::vector<Check> counter_checks() {
        }},
       {"a word for all blocks",
        [] {
-         Memory<uint32_t> in(1), out(32);
+         Memory<uint32_t> in(1), out(1024);
          std::string wrong;
-         const Counters c = counted(3, 32, 0, broadcast, &wrong, in.data(), out.data());
+         const Counters c = counted(8, 128, 0, copy_words, &wrong, in.data(), out.data(), 0);
          return expect(wrong,
-                       {{"read_bytes", {c.read_bytes, 12}}, {"distinct_read_bytes", {c.distinct_read_bytes, 32}}});
+                       {{"read_bytes", {c.read_bytes, 128}}, {"distinct_read_bytes", {c.distinct_read_bytes, 32}}});
        }},
       {"16 bytes a lane",
        [] {
