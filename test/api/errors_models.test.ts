@@ -1,9 +1,10 @@
 // Misuse of models and sessions returns a coded error and leaves the objects usable.
 
 import { Model, type Session } from '../../lib/index';
+import { native } from '../../lib/internal';
 import { randomCheckpoint, temporaryDirectories, writeCheckpoint } from '../support/checkpoints';
 import { firstBitDifference } from '../support/compare';
-import { onEveryDevice } from '../support/devices';
+import { errorOf, onEveryDevice } from '../support/devices';
 import { tldrDirectory } from '../support/fixtures';
 import { type Anything, expectCode, invalid, show } from '../support/misuse';
 
@@ -204,6 +205,27 @@ onEveryDevice((device) => {
       await expectCode(() => session.truncate(value as Anything), invalid);
       expect(session.kvLen).toBe(3);
       await session.truncate(3);
+    });
+
+    it('has no native property or method that a disposed model or session answers', async () => {
+      const directory = directories.make();
+      writeCheckpoint(directory, checkpoint);
+      const other = await Model.load(directory, { device: device() });
+      const own = await other.createSession();
+      own.dispose();
+      other.dispose();
+      const item = { session: session[native], tokens: Int32Array.of(1), chunks: 'all' };
+      const args = { items: [item], kvLen: 0, tokens: Int32Array.of(1), offset: 0, array: new Uint8Array(1) };
+      for (const object of [other[native], own[native]] as Anything[]) {
+        const names = Object.getOwnPropertyNames(Object.getPrototypeOf(object));
+        const asked = names.filter((name) => name !== 'constructor' && name !== 'dispose');
+        expect(asked.length).toBeGreaterThan(8);
+        for (const name of asked) {
+          const get = Object.getOwnPropertyDescriptor(Object.getPrototypeOf(object), name)?.get;
+          const error = await errorOf(async () => (get ? object[name] : object[name](args)));
+          expect([name, error.code]).toEqual([name, 'ERR_DISPOSED']);
+        }
+      }
     });
 
     it("disposes sessions and models once, and a model's sessions with the model", async () => {
