@@ -2,7 +2,7 @@ import { throwIfAborted } from './abort';
 import { checkBoolean, invalid } from './errors';
 import type { Model } from './model';
 import { readOptions } from './options';
-import { readText, runRowPass, type TextOrTokens } from './row_pass';
+import { checkLength, readText, runRowPass, type TextOrTokens } from './row_pass';
 import type { Scheduler } from './scheduler';
 
 /** Options of {@link Model.embed}. */
@@ -36,6 +36,7 @@ export async function embed(
   const encoders = texts.map((text, i) => readText(model, `texts[${i}]`, text));
   await scheduler.gate.wait();
   const encoded = await Promise.all(encoders.map((encode) => encode()));
+  for (const { length } of encoded) checkLength(model, length);
   const rows = pooling === 'last' ? 'lastHidden' : 'allHidden';
   const embeddings: Float32Array[] = [];
   // One after another: a step has one chunk of one text, and so the cache of one is enough.

@@ -20,20 +20,11 @@ interface RowPass {
 
 /**
  * Appends `tokens` to a session of its own, in chunks between which generations continue. Resolves to
- * what each chunk gives of its tokens, in order. Rejects with ERR_KV_CACHE_FULL if they are more than
- * the context has room for.
+ * what each chunk gives of its tokens, in order.
  */
 export async function runRowPass(pass: RowPass): Promise<Float64Array[]> {
   const { model, scheduler, tokens, rows, targets, signal } = pass;
   const chunks: Float64Array[] = [];
-  const context = model.config.maxPositionEmbeddings;
-  if (tokens.length > context) {
-    throw new DiffqkvError(
-      'ERR_KV_CACHE_FULL',
-      `the text has ${tokens.length} tokens, and the context of the model has ${context}: ` +
-        'pass it in parts',
-    );
-  }
   const session = await model.createSession({ maxKvLen: tokens.length });
   try {
     await scheduler.next({
@@ -50,6 +41,16 @@ export async function runRowPass(pass: RowPass): Promise<Float64Array[]> {
     session.dispose();
   }
   return chunks;
+}
+
+/** Throws ERR_KV_CACHE_FULL if a text has more tokens than the context of the model. */
+export function checkLength({ config }: Model, length: number): void {
+  const context = config.maxPositionEmbeddings;
+  if (length <= context) return;
+  throw new DiffqkvError(
+    'ERR_KV_CACHE_FULL',
+    `the text has ${length} tokens, and the context of the model has ${context}: pass it in parts`,
+  );
 }
 
 /**

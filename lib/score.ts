@@ -1,7 +1,7 @@
 import { throwIfAborted } from './abort';
 import type { Model } from './model';
 import { readOptions } from './options';
-import { readText, runRowPass, type TextOrTokens } from './row_pass';
+import { checkLength, readText, runRowPass, type TextOrTokens } from './row_pass';
 import type { Scheduler } from './scheduler';
 
 /** Options of {@link Model.score}. */
@@ -33,6 +33,7 @@ export async function score(
   const encode = readText(model, 'text', text);
   await scheduler.gate.wait();
   const tokens = await encode();
+  checkLength(model, tokens.length);
   const logprobs = new Float32Array(tokens.length - 1);
   // The last token has no target. A text of one token needs no pass, but a model that is usable.
   const [before, targets] = [tokens.subarray(0, -1), tokens.subarray(1)];

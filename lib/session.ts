@@ -158,11 +158,13 @@ export class Session implements Disposable {
   /**
    * Writes the tokens and the cache to a file, from which `model.loadSession` makes a session that
    * continues with the same bits. The file is written under another name in its directory, synced and
-   * renamed, so `file` has its old contents or the new ones; only its owner may read it. Later calls
-   * on the session do not wait for the file. They do not change what is saved, but the first one that
-   * appends tokens may need one page more. `signal` makes the call reject with ABORT_ERR within 1 MiB.
-   * Also rejects with ERR_SESSION_FILE if the file cannot be written, for example on a full disk,
-   * ERR_INVALID_ARGUMENT, ERR_OUT_OF_MEMORY or ERR_DISPOSED. After any error `file` is as before.
+   * renamed, so `file` has its old contents or the new ones; only its owner may read it. If `file` is
+   * a symbolic link, its target is replaced. Later calls on the session do not wait for the file.
+   * They do not change what is saved, but the first one that appends tokens may need one page more.
+   * `signal` makes the call reject with ABORT_ERR within 1 MiB. Also rejects with ERR_SESSION_FILE if
+   * the file cannot be written, for example on a full disk, or if `file` exists and is not a regular
+   * file; ERR_INVALID_ARGUMENT, ERR_OUT_OF_MEMORY or ERR_DISPOSED. After any error `file` is as
+   * before.
    */
   async save(file: string, options: { signal?: AbortSignal } = {}): Promise<void> {
     const { signal } = readOptions('options', options, { signal: true });

@@ -13,7 +13,7 @@
 // pieces, so that a long session neither blocks the event loop nor is in memory twice.
 
 import { createHash, type Hash, randomBytes } from 'node:crypto';
-import { type FileHandle, open, rename, unlink } from 'node:fs/promises';
+import { type FileHandle, lstat, open, realpath, rename, stat, unlink } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import { isAborted, throwIfAborted } from './abort';
 import type {
@@ -378,7 +378,8 @@ async function replaceFile(
   file: string,
   write: (handle: FileHandle) => Promise<void>,
 ): Promise<void> {
-  const directory = dirname(file);
+  const target = await fileToReplace(file);
+  const directory = dirname(target);
   const temporary = join(directory, `.diffqkv-${randomBytes(8).toString('hex')}.tmp`);
   try {
     const handle = await open(temporary, 'wx', 0o600);
@@ -388,12 +389,48 @@ async function replaceFile(
     } finally {
       await handle.close();
     }
-    await rename(temporary, file);
+    await rename(temporary, target);
   } catch (error) {
     await unlink(temporary).catch(() => {});
     throw fileError(file, 'written', error);
   }
   await syncDirectory(directory);
+}
+
+/**
+ * `file` or, if it is a symbolic link, its target. Rejects unless that is a regular file, or is no
+ * link and does not exist in a directory that does.
+ */
+async function fileToReplace(file: string): Promise<string> {
+  try {
+    const target = await realpath(file);
+    if ((await stat(target)).isFile()) return target;
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw fileError(file, 'written', error);
+    if (await exists(file)) {
+      throw sessionFile(
+        file,
+        'a symbolic link to a file that does not exist: remove the link, or save to its target',
+      );
+    }
+    const directory = dirname(file);
+    if (await exists(directory)) return file;
+    throw sessionFile(
+      file,
+      `cannot be written: the directory ${directory} does not exist: create it`,
+    );
+  }
+  throw sessionFile(
+    file,
+    'not a regular file, so it is not replaced: save to the path of a new or a regular file',
+  );
+}
+
+function exists(path: string): Promise<boolean> {
+  return lstat(path).then(
+    () => true,
+    () => false,
+  );
 }
 
 /** Makes a rename outlast a power failure, on systems that can open a directory. */

@@ -1,6 +1,7 @@
 import type { ChatMessage } from './chat';
 import { checkObject, invalid, invalidArgument } from './errors';
 import type { ResponseFormat } from './grammar/format';
+import { copySchema, type JsonSchema } from './json_schema';
 import { forcedCalls, ToolCallParser, toolCallFormat } from './tool_calls';
 
 /**
@@ -43,7 +44,8 @@ export function resolveTools(request: ToolRequest): ToolUse {
     throw invalidArgument('toolChoice requires tools: omit toolChoice');
   }
   const functions = tools.map(readFunction);
-  const names = functions.flatMap(({ name }) => (typeof name === 'string' ? [name] : []));
+  const names = functions.map(({ name }) => name);
+  checkUnique(functions);
   if (toolChoice === 'auto') {
     const format = template === null ? undefined : toolCallFormat(template);
     const isJson = responseFormat?.type === 'json_object' || responseFormat?.type === 'json_schema';
@@ -61,7 +63,7 @@ export function resolveTools(request: ToolRequest): ToolUse {
   if (missing !== undefined || wanted.length === 0) {
     throw invalid('toolChoice.name', 'the name of a function of tools', missing);
   }
-  const callable = functions.filter(({ name }) => wanted.includes(name as string));
+  const callable = functions.filter(({ name }) => wanted.includes(name));
   return {
     parser: new ToolCallParser(forcedCalls, wanted),
     format: { type: 'json_schema', schema: schemaOfCalls(callable, toolChoice !== 'required') },
@@ -99,14 +101,37 @@ function checkChoice(choice: unknown): void {
 }
 
 interface ToolFunction {
-  name?: unknown;
-  parameters?: unknown;
+  name: string;
+  parameters: JsonSchema;
+  /** What messages call the object, such as `tools[0].function`. */
+  path: string;
 }
 
-function readFunction(tool: object): ToolFunction {
-  checkObject('each of tools', tool);
-  const { function: inner } = tool as { function?: ToolFunction };
-  return typeof inner === 'object' && inner !== null ? inner : (tool as ToolFunction);
+function readFunction(tool: object, i: number): ToolFunction {
+  checkObject(`tools[${i}]`, tool);
+  const { function: inner } = tool as { function?: unknown };
+  const isNested = typeof inner === 'object' && inner !== null;
+  const path = isNested || 'type' in tool ? `tools[${i}].function` : `tools[${i}]`;
+  const { name, parameters } = (isNested ? inner : tool) as {
+    name?: unknown;
+    parameters?: unknown;
+  };
+  if (typeof name !== 'string' || name === '') {
+    throw invalid(`${path}.name`, 'the name of a function', name);
+  }
+  const schema = copySchema(`${path}.parameters`, parameters ?? { type: 'object' });
+  return { name, parameters: schema, path };
+}
+
+function checkUnique(functions: readonly ToolFunction[]): void {
+  const paths = new Map<string, string>();
+  for (const { name, path } of functions) {
+    const earlier = paths.get(name);
+    if (earlier !== undefined) {
+      throw invalid(`${path}.name`, `another name than ${earlier}.name`, name);
+    }
+    paths.set(name, path);
+  }
 }
 
 /** The schema of an array of calls. */
@@ -115,10 +140,7 @@ function schemaOfCalls(functions: readonly ToolFunction[], isSingle: boolean) {
     type: 'object',
     properties: {
       name: { const: name },
-      arguments: moveRefs(
-        parameters ?? { type: 'object' },
-        `#/items/anyOf/${i}/properties/arguments`,
-      ),
+      arguments: moveRefs(parameters, `#/items/anyOf/${i}/properties/arguments`),
     },
     required: ['name', 'arguments'],
     additionalProperties: false,

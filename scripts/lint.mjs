@@ -1,4 +1,4 @@
-// npm run lint: runs biome on TypeScript, the boundary rules, the column check of Markdown, and
+// npm run lint: runs biome on TypeScript, the boundary rules, the check of Markdown, and
 // clang-format on C++ if it is installed. Every check runs, even if another fails. --fix (npm run
 // format) applies the tools' automatic fixes. If DIFFQKV_REPORT_DIR is set, the counts are written
 // to lint.json in that folder.

@@ -1,4 +1,5 @@
 import { checkObject, invalid, invalidArgument } from '../errors';
+import { copySchema, type JsonSchema } from '../json_schema';
 
 /**
  * What a generated text must be.
@@ -89,16 +90,10 @@ function convert(format: ResponseFormat): GrammarSource {
   }
 }
 
-function schemaSource(schema: Readonly<Record<string, unknown>> | boolean): GrammarSource {
-  if (typeof schema === 'boolean') return { kind: 'json_schema', text: String(schema) };
-  checkObject('responseFormat.schema', schema);
-  try {
-    return { kind: 'json_schema', text: JSON.stringify({ 'x-guidance': WHITESPACE, ...schema }) };
-  } catch (error) {
-    throw invalidArgument(
-      `responseFormat.schema cannot be written as JSON: ${(error as Error).message}`,
-    );
-  }
+function schemaSource(given: JsonSchema): GrammarSource {
+  const schema = copySchema('responseFormat.schema', given);
+  const whole = typeof schema === 'boolean' ? schema : { 'x-guidance': WHITESPACE, ...schema };
+  return { kind: 'json_schema', text: JSON.stringify(whole) };
 }
 
 function checkText(name: string, value: unknown): void {

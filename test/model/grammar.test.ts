@@ -1,6 +1,7 @@
 // Grammars that restrict the tokens that are drawn (lib/grammar), with a sampler of the test: it
 // draws each allowed token with equal chance.
 
+import { runInNewContext } from 'node:vm';
 import Ajv from 'ajv/dist/2020';
 import type { DecoderConfig } from '../../lib/decoder';
 import { tokenBytes } from '../../lib/decoder';
@@ -139,15 +140,47 @@ describe('the allowed tokens', () => {
 });
 
 describe('errors', () => {
+  class Zod {
+    type = 'object';
+  }
+  const schema = (value: unknown) => ({ type: 'json_schema', schema: value }) as ResponseFormat;
+  const cyclic: Record<string, unknown> = {};
+  cyclic.items = cyclic;
+
   it.each<[string, ResponseFormat, RegExp]>([
     ['an unknown type', { type: 'yaml' } as never, /responseFormat.type must be 'json_object'/],
     ['an unknown field', { type: 'json_object', schema: {} } as never, /unknown field "schema"/],
-    ['no schema', { type: 'json_schema' } as never, /responseFormat.schema must be an object/],
+    ['no schema', { type: 'json_schema' } as never, /^responseFormat.schema must be a JSON schema, .*not undefined/],
+    ['a function', schema(() => ({})), /^responseFormat.schema must be a JSON schema, .*not a function/],
+    ['a list', schema([{}]), /^responseFormat.schema must be a JSON schema, .*not an array of 1/],
+    ['an instance', schema(new Zod()), /responseFormat.schema is an instance of Zod: convert a schema of a library/],
+    [
+      'an instance within',
+      schema({ properties: { a: [1, new Zod()] } }),
+      /responseFormat.schema.properties.a.1 is an instance of Zod/,
+    ],
+    ['a function within', schema({ type: 'object', parse: () => {} }), /responseFormat.schema.parse is a function/],
+    ['a date', schema({ const: new Date(0) }), /responseFormat.schema.const is an instance of Date/],
+    ['NaN', schema({ minimum: Number.NaN }), /responseFormat.schema.minimum is NaN/],
+    ['a bigint', schema({ minimum: 1n }), /responseFormat.schema.minimum is a bigint/],
+    ['a cycle', schema(cyclic), /^responseFormat.schema cannot be written as JSON: .*circular/],
     ['a number', { type: 'regex', pattern: 5 } as never, /responseFormat.pattern must be a string, not 5/],
     ['too long', { type: 'regex', pattern: 'a'.repeat(2 ** 20 + 1) }, /1048577 characters/],
     ['a NUL', { type: 'regex', pattern: 'a\0' }, /U\+0000/],
   ])('%s', (_, format, message) => {
     expect(() => grammarSource(format)).toThrow(message);
+  });
+
+  it('none for plain JSON values, from any realm', () => {
+    const plain = { type: ['object', 'null'], properties: { a: true, b: undefined }, x: null };
+    const text = JSON.stringify(plain).slice(1);
+    const shared = { enum: ['a'] };
+    for (const value of [plain, structuredClone(plain), runInNewContext(`(${JSON.stringify(plain)})`)]) {
+      expect(grammarSource(schema(value)).text.endsWith(text)).toBe(true);
+    }
+    expect(grammarSource(schema(Object.assign(Object.create(null), plain))).text.endsWith(text)).toBe(true);
+    expect(grammarSource(schema({ anyOf: [shared, shared] })).text).toContain('[{"enum":["a"]},{"enum":["a"]}]');
+    expect(grammarSource(schema(true)).text).toBe('true');
   });
 
   it.each<[string, ResponseFormat, RegExp]>([

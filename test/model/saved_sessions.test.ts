@@ -2,7 +2,7 @@
 // saved, and a file that is not right is rejected.
 
 import { execFileSync } from 'node:child_process';
-import { mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import { lstatSync, mkdirSync, readdirSync, readFileSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
 import { open } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setImmediate } from 'node:timers/promises';
@@ -435,10 +435,9 @@ onEveryDevice((device) => {
   it('leaves the old file and no other if it cannot write', async () => {
     await withModel(plain, async (model) => {
       const session = await prefilled(model, 70);
-      await expectCode(() => session.save(join(folder, 'no', 'such')), sessionFile, 'cannot be written: ENOENT');
+      const missing = `cannot be written: the directory ${join(folder, 'no')} does not exist: create it`;
+      await expectCode(() => session.save(join(folder, 'no', 'such')), sessionFile, missing);
       mkdirSync(file);
-      await expectCode(() => session.save(file), sessionFile, 'cannot be written: E');
-      expect(readdirSync(folder)).toEqual(['session']);
       const target = join(folder, 'kept');
       await session.save(target);
       if (process.platform !== 'win32') expect(statSync(target).mode & 0o777).toBe(0o600);
@@ -459,6 +458,50 @@ onEveryDevice((device) => {
         expect(readdirSync(folder).sort()).toEqual(['kept', 'session']);
       }
       await session.save(target);
+    });
+  });
+
+  it('replaces only a regular file', async () => {
+    await withModel(plain, async (model) => {
+      const session = await prefilled(model, 10);
+      const rejects = async (path: string, message: RegExp) => {
+        const names = readdirSync(folder);
+        const { mode, ino } = lstatSync(path);
+        await expectCode(() => session.save(path), sessionFile, path, message);
+        expect([lstatSync(path).mode, lstatSync(path).ino]).toEqual([mode, ino]);
+        expect(readdirSync(folder)).toEqual(names);
+      };
+      const notRegular = /not a regular file.*save to the path of a new or a regular file/;
+      await rejects(folder, notRegular);
+      if (process.platform === 'win32') return;
+      const fifo = join(folder, 'fifo');
+      execFileSync('mkfifo', [fifo]);
+      await rejects(fifo, notRegular);
+      symlinkSync('fifo', join(folder, 'to-fifo'));
+      await rejects(join(folder, 'to-fifo'), notRegular);
+      symlinkSync('nothing', join(folder, 'dangling'));
+      await rejects(join(folder, 'dangling'), /a symbolic link to a file that does not exist: remove the link/);
+      symlinkSync('dangling', join(folder, 'to-dangling'));
+      await rejects(join(folder, 'to-dangling'), /a symbolic link to a file that does not exist/);
+      writeFileSync(file, 'old');
+      await expectCode(() => session.save(join(file, 'below')), sessionFile, 'cannot be written: ENOTDIR');
+      expect(readFileSync(file, 'utf8')).toBe('old');
+    });
+  });
+
+  it('follows a symbolic link and replaces its target', async () => {
+    if (process.platform === 'win32') return;
+    await withModel(plain, async (model) => {
+      const other = directories.make();
+      const target = join(other, 'target');
+      writeFileSync(target, 'old');
+      symlinkSync(target, file);
+      const session = await prefilled(model, 10);
+      await session.save(file);
+      expect(lstatSync(file).isSymbolicLink()).toBe(true);
+      expect([readdirSync(folder), readdirSync(other)]).toEqual([['session'], ['target']]);
+      using loaded = await model.loadSession(target);
+      expect(loaded.kvLen).toBe(10);
     });
   });
 

@@ -172,7 +172,8 @@ onEveryDevice((device) => {
     [{ tools, toolChoice: { name: 'other' } }, /^toolChoice.name must be the name of a function of tools, not "other"/],
     [{ tools, toolChoice: 'required', responseFormat: { type: 'json_object' } }, /^toolChoice cannot demand a call/],
     [{ tools: {} as never }, /^tools must be an array/],
-    [{ tools: [5 as never] }, /^each of tools must be an object, not 5/],
+    [{ tools: [{ description: 'd' }] }, /^tools\[0\]\.name must be the name of a function, not undefined/],
+    [{ tools: [5 as never] }, /^tools\[0\] must be an object, not 5/],
   ])('rejects %j', async (options, message) => {
     const error = await errorOf(() => generate(options));
     expect([error.code, error.message]).toEqual(['ERR_INVALID_ARGUMENT', expect.stringMatching(message)]);

@@ -246,11 +246,33 @@ describe('the choice of tools', () => {
     expect(resolve([tool('a', {})], 'none')).toEqual({});
     expect(resolve([tool('a', {})], 'auto', null)).toEqual({});
     expect(resolve([tool('a', {})], 'auto', 'no format')).toEqual({});
-    expect(resolve([{}], 'auto')).toEqual({});
     const request = { tools: [tool('a', {})], toolChoice: undefined, template: TEMPLATES.hermes };
     expect(resolveTools({ ...request, responseFormat: { type: 'json_object' } })).toEqual({});
     expect(resolveTools({ ...request, responseFormat: { type: 'json_schema', schema: true } })).toEqual({});
     expect(resolveTools({ ...request, responseFormat: { type: 'regex', pattern: 'a' } }).parser).toBeDefined();
+  });
+
+  it.each<[string, object[], RegExp]>([
+    ['no name', [{ description: 'd' }], /^tools\[0\]\.name must be the name of a function, not undefined/],
+    ['no function', [{ type: 'function' }], /^tools\[0\]\.function\.name must be .*, not undefined/],
+    ['another key', [tool('a', {}), { function: { nme: 'b' } }], /^tools\[1\]\.function\.name must be /],
+    ['an empty name', [{ name: '' }], /^tools\[0\]\.name must be the name of a function, not ""/],
+    ['a number', [{ function: { name: 5 } }], /^tools\[0\]\.function\.name must be .*, not 5/],
+    ['no object', [tool('a', {}), 5 as never], /^tools\[1\] must be an object, not 5/],
+    [
+      'the name of another',
+      [tool('a', {}), { name: 'b' }, { name: 'a' }],
+      /^tools\[2\]\.name must be another name than tools\[0\]\.function\.name, not "a"/,
+    ],
+    [
+      'parameters that are no JSON',
+      [tool('a', { parse: () => {} })],
+      /^tools\[0\]\.function\.parameters must be a JSON/,
+    ],
+  ])('a tool with %s is rejected', (_, tools, message) => {
+    for (const choice of [undefined, 'auto', 'none', 'required'] as const) {
+      expect(() => resolve(tools, choice)).toThrow(message);
+    }
   });
 
   it('parameters have a limited depth', () => {
