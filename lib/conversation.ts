@@ -128,6 +128,7 @@ export class Chat implements Disposable {
       );
     }
     const encoding = { tokenizer, options: { tools, documents, templateOptions, parseSpecial } };
+    model.kvCache; // throws ERR_DISPOSED: the tokenizer would start again
     // Finds a missing chat template, and one that rejects the system message, before the first turn.
     const probe = [...history.slice(0, numFixed(history)), { role: 'user', content: 'Hello' }];
     await tokenizer.encodeChat(probe, encoding.options);
@@ -286,6 +287,7 @@ export class Chat implements Disposable {
     numDropped: number,
     tools: readonly object[] | undefined,
   ): Promise<number[]> {
+    this.model.kvCache; // throws ERR_DISPOSED: the tokenizer would start again
     const seen = messages.filter((_, i) => i < this.#numFixed || i >= this.#numFixed + numDropped);
     const { tokenizer, options } = this.#encoding;
     return tokenizer.encodeChat(seen, { ...options, tools });

@@ -33,7 +33,8 @@ export async function embed(
   checkBoolean('normalize', normalize);
   throwIfAborted(signal);
   if (!Array.isArray(texts)) throw invalid('texts', 'an array of texts or of token arrays', texts);
-  const encoders = texts.map((text, i) => readText(model, `texts[${i}]`, text));
+  const encoders = Array.from(texts, (text, i) => readText(model, `texts[${i}]`, text));
+  model.kvCache; // throws ERR_DISPOSED, also without texts
   await scheduler.gate.wait();
   const encoded = await Promise.all(encoders.map((encode) => encode()));
   for (const { length } of encoded) checkLength(model, length);

@@ -527,10 +527,11 @@ function isChat(prompt: Prompt): prompt is readonly ChatMessage[] {
  * it. `continues`: the session has a begin-of-text token already, so none is added.
  */
 function readPrompt(
-  { config, tokenizer }: Model,
+  model: Model,
   prompt: Prompt,
   { chat, tools }: GenerateOptions,
 ): (continues: boolean) => Promise<Int32Array> {
+  const { config, tokenizer } = model;
   if (typeof prompt !== 'string' && !Array.isArray(prompt)) {
     throw invalid('prompt', 'a string, an array of tokens or an array of messages', prompt);
   }
@@ -547,6 +548,7 @@ function readPrompt(
       'a prompt of text requires a tokenizer, and the model has no tokenizer.json: pass tokens',
     );
   }
+  model.kvCache; // throws ERR_DISPOSED: the tokenizer would start again
   // The template reads the messages before this returns.
   const shown = tools === undefined ? chat : { ...chat, tools };
   const encoded = isChat(prompt) ? tokenizer.encodeChat(prompt, shown) : null;

@@ -58,15 +58,16 @@ export function checkLength({ config }: Model, length: number): void {
  * function encodes the text, with special tokens as a prompt has them. `name`: of the argument.
  */
 export function readText(
-  { config, tokenizer }: Model,
+  model: Model,
   name: string,
   input: TextOrTokens,
 ): () => Promise<Int32Array> {
+  const { config, tokenizer } = model;
   if (typeof input !== 'string' && !Array.isArray(input)) {
     throw invalid(name, 'a string or an array of tokens', input);
   }
   if (typeof input !== 'string') {
-    const tokens = checkTokens(input, config.vocabSize);
+    const tokens = checkTokens(input, config.vocabSize, name);
     return async () => tokens;
   }
   if (tokenizer === null) {
@@ -74,5 +75,8 @@ export function readText(
       `${name}: a text requires a tokenizer, and the model has no tokenizer.json: pass tokens`,
     );
   }
-  return async () => checkTokens(await tokenizer.encodeAsync(input), config.vocabSize);
+  return async () => {
+    model.kvCache; // throws ERR_DISPOSED: encodeAsync would start the tokenizer again
+    return checkTokens(await tokenizer.encodeAsync(input), config.vocabSize);
+  };
 }

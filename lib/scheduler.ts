@@ -28,7 +28,10 @@ export interface BatchRequest {
   logprobs?: number;
   rows?: NativeBatchItem['rows'];
   targets?: Int32Array;
-  /** Called with the result of each step of the request that has no error. */
+  /**
+   * Called with the result of each step of the request that has no error. If it throws, the request
+   * rejects with that error.
+   */
   onResult?: (result: NativeBatchResult) => void;
   /** Rejects the request with ABORT_ERR, before its step or within the prompt. */
   signal?: AbortSignal;
@@ -212,8 +215,8 @@ export class Scheduler {
       void this.#fail(request, translate(result.error));
       return;
     }
-    request.onResult?.(result);
     try {
+      request.onResult?.(result);
       request.onProgress?.(request.done, request.tokens.length);
     } catch (error) {
       void this.#fail(request, error);

@@ -188,20 +188,21 @@ export class Session implements Disposable {
 checkReceiver(Session, 'a session');
 
 /**
- * Copies tokens to the array type of the addon. Throws ERR_INVALID_ARGUMENT if the list is empty or
- * an element is not an integer from 0 to vocabSize - 1.
+ * Copies tokens to the array type of the addon. Throws ERR_INVALID_ARGUMENT if the list, which is
+ * called `name`, is empty or an element is not an integer from 0 to vocabSize - 1.
  */
 export function checkTokens(
   tokens: readonly number[] | Int32Array | Uint32Array,
   vocabSize: number,
+  name = 'tokens',
 ): Int32Array {
   const isList =
     Array.isArray(tokens) || (ArrayBuffer.isView(tokens) && !(tokens instanceof DataView));
-  if (!isList) throw invalid('tokens', 'an array of token ids', tokens);
-  if (tokens.length === 0) throw invalid('tokens', 'at least one token id', tokens);
+  if (!isList) throw invalid(name, 'an array of token ids', tokens);
+  if (tokens.length === 0) throw invalid(name, 'at least one token id', tokens);
   const list = new Int32Array(tokens.length);
   for (let i = 0; i < list.length; i++) {
-    checkInteger(`tokens[${i}]`, tokens[i], 0, vocabSize - 1);
+    checkInteger(`${name}[${i}]`, tokens[i], 0, vocabSize - 1);
     list[i] = tokens[i] as number;
   }
   return list;

@@ -36,6 +36,7 @@ const FIXED_BYTES = MAGIC.length + 8;
 const MAX_HEADER_BYTES = 2 ** 16;
 const HASH_BYTES = 32;
 const PIECE_BYTES = 2 ** 20;
+const MAX_KV_LEN = 2 ** 30; // of any session
 
 /** Options of {@link Model.loadSession}. */
 export interface LoadSessionOptions {
@@ -122,7 +123,7 @@ export async function loadNativeSession(
 ): Promise<NativeSession> {
   const names = { maxKvLen: true, signal: true } as const;
   const { maxKvLen, signal } = readOptions('options', options, names);
-  if (maxKvLen !== undefined) checkInteger('maxKvLen', maxKvLen, 1, 2 ** 30);
+  if (maxKvLen !== undefined) checkInteger('maxKvLen', maxKvLen, 1, MAX_KV_LEN);
   const path = checkFile(file);
   throwIfAborted(signal);
   const { pageTokens } = model.kvCache; // throws ERR_DISPOSED
@@ -146,8 +147,20 @@ async function readSession(
   const header = await readHeader(input);
   await checkModel(input, header, model);
   const { kvLen, pageBytes, kType, vType, ropeLength, promptLength, first } = header;
-  const numPages = Math.ceil(kvLen / pageTokens) - first / pageTokens;
-  if (pageBytes !== numPages * pageLayout(model, header).bytes) {
+  if (maxKvLen !== undefined && maxKvLen < kvLen) {
+    throw invalid('maxKvLen', `at least ${kvLen}, the tokens of the saved session`, maxKvLen);
+  }
+  // Only where no layer sees all keys, first rows are forgotten. A truncate may leave no other.
+  const { numLayers, numWindowLayers } = model.config;
+  const pages = Math.ceil(kvLen / pageTokens);
+  const lastFirst = numWindowLayers === numLayers ? pages * pageTokens : 0;
+  if (first % pageTokens !== 0 || first > lastFirst) {
+    throw sessionFile(
+      input.file,
+      `malformed: first must be a multiple of ${pageTokens} from 0 to ${lastFirst}, not ${first}`,
+    );
+  }
+  if (pageBytes !== (pages - first / pageTokens) * pageLayout(model, header).bytes) {
     throw sessionFile(input.file, 'malformed: pageBytes is not that of its pages');
   }
   const rest = 4 * kvLen + pageBytes + HASH_BYTES;
@@ -157,11 +170,7 @@ async function readSession(
       `has ${input.bytesLeft} bytes after its header, not ${rest}: it was truncated or changed`,
     );
   }
-  if (maxKvLen !== undefined && maxKvLen < kvLen) {
-    throw invalid('maxKvLen', `at least ${kvLen}, the tokens of the saved session`, maxKvLen);
-  }
-  const tokens = new Int32Array(kvLen);
-  await input.read(new Uint8Array(tokens.buffer));
+  const tokens = await readTokens(input, header, model, signal);
   const session = await restore(input.file, model[native], {
     maxKvLen: maxKvLen ?? header.maxKvLen,
     ...{ kType, vType, selectiveV: header.selectiveV ?? undefined },
@@ -182,6 +191,41 @@ async function readSession(
     session.dispose();
     throw error;
   }
+}
+
+function newTokens(count: number): Int32Array {
+  try {
+    return new Int32Array(count);
+  } catch {
+    throw new DiffqkvError(
+      'ERR_OUT_OF_MEMORY',
+      `the process has no memory for the ${count} tokens of the saved session`,
+    );
+  }
+}
+
+/** Reads in pieces, so that neither their number nor a forged one blocks the event loop. */
+async function readTokens(
+  input: Reader,
+  { kvLen }: Header,
+  { config }: Model,
+  signal: AbortSignal | undefined,
+): Promise<Int32Array> {
+  const tokens = newTokens(kvLen);
+  const pieceTokens = PIECE_BYTES / tokens.BYTES_PER_ELEMENT;
+  for (let start = 0; start < kvLen; start += pieceTokens) {
+    if (isAborted(signal)) throw aborted('while the session was loaded');
+    const piece = tokens.subarray(start, start + pieceTokens);
+    await input.read(new Uint8Array(piece.buffer, piece.byteOffset, piece.byteLength));
+    const wrong = piece.findIndex((token) => token < 0 || token >= config.vocabSize);
+    if (wrong < 0) continue;
+    throw sessionFile(
+      input.file,
+      `malformed: tokens[${start + wrong}] is ${piece[wrong]}; it must be from 0 to ` +
+        `${config.vocabSize - 1} (vocabSize - 1)`,
+    );
+  }
+  return tokens;
 }
 
 async function restore(
@@ -242,7 +286,7 @@ function parseHeader(text: string): Header | string {
       model: [model.architecture, model.dtype, model.weightType, model.fingerprint].every(isText),
       numLayers: isLength(model.numLayers),
       pageLayout: isText(header.pageLayout),
-      maxKvLen: isLength(header.maxKvLen) && header.maxKvLen > 0,
+      maxKvLen: isLength(header.maxKvLen) && header.maxKvLen > 0 && header.maxKvLen <= MAX_KV_LEN,
       kType: cacheTypes.includes(header.kType),
       vType: cacheTypes.includes(header.vType),
       selectiveV:

@@ -149,6 +149,9 @@ export class Speculation {
 
   /** The tokens of the session are its start. */
   static async create(context: SpeculationContext): Promise<Speculation> {
+    // An aborted generation draws nothing, and may not use the session: it may not be in its turn.
+    if (context.signal.aborted)
+      return new Speculation(context, new PromptLookup(1), new Int32Array());
     const tokens = await awaitNative(() => context.session.tokens());
     return new Speculation(context, await context.settings.createProposer(context), tokens);
   }

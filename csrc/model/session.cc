@@ -283,7 +283,7 @@ std::unique_ptr<Session> Session::restore(std::shared_ptr<Model> model, const Sa
   const auto num_tokens = static_cast<int64_t>(saved.tokens.size());
   if (num_tokens > 0) session->check_tokens(saved.tokens.data(), num_tokens);
   const Config& config = session->model_->config();
-  // A session that was truncated below its first page has the end of its last page as the first token.
+  // A truncate can end before the first cached token, within the page before it.
   const int64_t limit = config.widest_window > 0 ? (num_tokens + kPageTokens - 1) / kPageTokens * kPageTokens : 0;
   if (saved.first < 0 || saved.first > limit || saved.first % kPageTokens != 0) {
     fail(ErrorCode::invalid_argument, "the first cached token is %lld; it must be a multiple of %lld from 0 to %lld",

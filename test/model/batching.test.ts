@@ -1,6 +1,8 @@
 // Many generations at once: each returns the same as when it runs by itself, and none disturbs
 // another.
 
+import { cpSync, readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { DiffqkvError, Model, type Session } from '../../lib/index';
 import { native } from '../../lib/internal';
 import { randomCheckpoint, temporaryDirectories, writeCheckpoint } from '../support/checkpoints';
@@ -16,6 +18,32 @@ afterAll(() => directories.cleanUp());
 const commands = 'tar ls git docker curl find grep sed awk ssh rsync make gcc npm node zip'.split(' ');
 
 onEveryDevice((device) => {
+  it('fails only the generation whose log probabilities cannot be decoded, and restores its session', async () => {
+    const directory = directories.make();
+    cpSync(tldrDirectory, directory, { recursive: true });
+    const file = join(directory, 'tokenizer.json');
+    const json = JSON.parse(readFileSync(file, 'utf8'));
+    const longer = (from: string, to: string) => ({
+      type: 'Replace',
+      pattern: { String: from },
+      content: to.repeat(60_000),
+    });
+    // The text of a `q` is longer than the limit.
+    json.decoder = { type: 'Sequence', decoders: [longer('q', 'z'), longer('z', 'y'), json.decoder] };
+    writeFileSync(file, JSON.stringify(json));
+    const hostile = await Model.load(directory, { device: device() });
+    const q = json.model.vocab.q as number;
+    const session = await hostile.createSession();
+    await session.prefill([5, 6, 7]);
+    const other = hostile.generate([10, 11, 12], { maxTokens: 8, logitBias: { 300: 1000 } });
+    const failing = hostile.generate([8], { maxTokens: 8, logprobs: 0, logitBias: { [q]: 1000 }, session });
+    const error = await errorOf(() => failing.result);
+    expect([error.code, error.message]).toEqual(['ERR_INVALID_CHECKPOINT', expect.stringContaining('decoder')]);
+    expect(session.kvLen).toBe(3);
+    expect((await other.result).tokens).toEqual(Array(8).fill(300));
+    hostile.dispose();
+  });
+
   it('returns for each of 16 concurrent generations what it returns by itself, greedy and sampled', async () => {
     const model = await Model.load(tldrDirectory, { device: device() });
     const count = device().info.kind === 'cpu' ? 16 : reduced ? 3 : 5;

@@ -1,7 +1,7 @@
 // Chats: which tokens of each turn are computed, what the model sees after a shift, and what the
 // history has after aborts and errors.
 
-import { Chat, type ChatMessage, Model } from '../../lib/index';
+import { Chat, type ChatMessage, Model, type Tokenizer } from '../../lib/index';
 import { titles, writeChatModel } from '../support/chat_model';
 import { randomCheckpoint, temporaryDirectories } from '../support/checkpoints';
 import { errorOf } from '../support/devices';
@@ -20,10 +20,11 @@ const forgetful = titles.replace(
 const words = ['tar', 'ls', 'git log', 'cat', 'grep', 'ssh', 'curl', 'find', 'sed', 'awk', 'make', 'ps'];
 const system = 'Pages of commands.';
 
+const directory = writeChatModel(directories.make());
 let model: Model;
 beforeAll(async () => {
   // In f32, so that the rounding of products of another size decides no token.
-  model = await Model.load(writeChatModel(directories.make()), { device: 'cpu', dtype: 'f32' });
+  model = await Model.load(directory, { device: 'cpu', dtype: 'f32' });
 });
 afterAll(() => model?.dispose());
 
@@ -327,6 +328,25 @@ it('ends what runs and waits with ERR_DISPOSED after dispose', async () => {
   for (const call of calls) await expectCode(() => call, 'ERR_DISPOSED');
   await expectCode(() => chat.send('ls').result, 'ERR_DISPOSED');
   expect(chat.messages.length).toBe(2);
+});
+
+it('starts no tokenizer for a model that is disposed', async () => {
+  const disposed = await Model.load(directory, { device: 'cpu' });
+  const chat = await disposed.createChat();
+  disposed.dispose();
+  const tokenizer = disposed.tokenizer as Tokenizer;
+  const encoders = [jest.spyOn(tokenizer, 'encodeAsync'), jest.spyOn(tokenizer, 'encodeChat')];
+  const signal = AbortSignal.abort();
+  const calls = [
+    () => disposed.createChat(),
+    () => chat.send('tar', { signal }).result,
+    () => disposed.generate('tar', { signal }).result,
+    () => disposed.generate([{ role: 'user', content: 'tar' }]).result,
+    () => disposed.score('tar'),
+    () => disposed.embed(['tar']),
+  ];
+  for (const call of calls) await expectCode(call, 'ERR_DISPOSED');
+  for (const encoder of encoders) expect(encoder).not.toHaveBeenCalled();
 });
 
 it('rejects wrong arguments', async () => {

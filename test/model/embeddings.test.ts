@@ -92,11 +92,15 @@ onEveryDevice((device) => {
   it('rejects wrong arguments', async () => {
     await expectMessage(() => model.embed('x' as never), 'texts must be an array of texts or of token arrays, not "x"');
     await expectMessage(() => model.embed([5 as never]), 'texts[0] must be a string or an array of tokens, not 5');
+    await expectMessage(() => model.embed([[]]), 'texts[0] must be at least one token id, not an array of 0');
+    const sparse: string[] = [];
+    sparse[1] = 'x';
+    await expectMessage(() => model.embed(sparse), 'texts[0] must be a string or an array of tokens, not undefined');
     await expectMessage(
       () => model.embed([[1], 'x']),
       'texts[1]: a text requires a tokenizer, and the model has no tokenizer.json: pass tokens',
     );
-    await expectMessage(() => model.embed([[1], [120]]), 'tokens[0] must be an integer from 0 to 119, not 120');
+    await expectMessage(() => model.embed([[1], [120]]), 'texts[1][0] must be an integer from 0 to 119, not 120');
     await expectMessage(
       () => model.embed([[1]], { pooling: 'max' as never }),
       `pooling must be 'last' or 'mean', not "max"`,
@@ -114,6 +118,6 @@ onEveryDevice((device) => {
     const other = await Model.load(directory, { device: device() });
     await expectCode(() => other.embed([[1, 2]]), 'ERR_UNSUPPORTED_MODEL', 'invalid hidden states with dtype f32');
     other.dispose();
-    await expectCode(() => other.embed([[1, 2]]), 'ERR_DISPOSED');
+    for (const texts of [[[1, 2]], []]) await expectCode(() => other.embed(texts), 'ERR_DISPOSED');
   });
 });

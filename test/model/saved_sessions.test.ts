@@ -2,7 +2,16 @@
 // saved, and a file that is not right is rejected.
 
 import { execFileSync } from 'node:child_process';
-import { lstatSync, mkdirSync, readdirSync, readFileSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  lstatSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  statSync,
+  symlinkSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
 import { open } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setImmediate } from 'node:timers/promises';
@@ -320,13 +329,15 @@ onEveryDevice((device) => {
         [set({ kType: 'i32' }), /kType/],
         [set({ vType: 7 }), /vType/],
         [set({ kvLen: 71 }), /truncated or changed/],
-        [set({ kvLen: 2 ** 31 - 1, maxKvLen: 2 ** 31 - 1 }), /pageBytes/],
+        [set({ kvLen: 2 ** 30, maxKvLen: 2 ** 30 }), /pageBytes/],
+        [set({ kvLen: 2 ** 31 - 64, maxKvLen: 2 ** 31 - 64, first: 2 ** 31 - 64, pageBytes: 0 }), /maxKvLen/],
+        [set({ kvLen: 2 ** 29, maxKvLen: 2 ** 29, first: 2 ** 29, pageBytes: 0 }), /first must be .* from 0 to 0/],
         [set({ kvLen: -1 }), /kvLen/],
         [set({ maxKvLen: 60 }), /kvLen/],
-        [set({ maxKvLen: 2 ** 31 - 1 }), /maxKvLen is 2147483647/],
+        [set({ maxKvLen: 2 ** 31 - 1 }), /maxKvLen of the header/],
         [set({ pageBytes: 0 }), /pageBytes/],
-        [set({ first: 64, pageBytes: (good.header.pageBytes as number) / 2 }), /truncated or changed/],
-        [set({ first: 1 }), /pageBytes/],
+        [set({ first: 64, pageBytes: (good.header.pageBytes as number) / 2 }), /first must be .* not 64/],
+        [set({ first: 1 }), /first must be a multiple of 64 from 0 to 0, not 1/],
         [set({ ropeLength: 5 }), /selects RoPE is 5/],
         [set({ promptLength: 5 }), /selects RoPE is 5/],
         [set({ selectiveV: {} }), /selectiveV/],
@@ -351,6 +362,59 @@ onEveryDevice((device) => {
       }
       await device().synchronize();
       expect(model.kvCache.pages).toBe(0);
+    });
+  });
+
+  describe('of a model whose layers all have a window', () => {
+    const window = () => architecture('mistral', null, { sliding_window: 40, max_position_embeddings: 512 });
+
+    it('loads a session that a truncate has left without rows', async () => {
+      await withModel(window(), async (model) => {
+        // The rows of the first 192 tokens are forgotten.
+        for (const kvLen of [192, 130]) {
+          const session = await prefilled(model, 290);
+          await session.truncate(kvLen);
+          await session.save(file);
+          expect(readSessionFile(file).header).toMatchObject({ kvLen, pageBytes: 0 });
+          const loaded = await model.loadSession(file);
+          await expectSameFile(loaded);
+          expect(firstBitDifference(await loaded.decode(7), await session.decode(7))).toBe(-1);
+          session.dispose();
+          loaded.dispose();
+        }
+      });
+    });
+
+    it('rejects a first row that is none of the session', async () => {
+      await withModel(window(), async (model) => {
+        using session = await prefilled(model, 290);
+        await session.save(file);
+        const parts = readSessionFile(file);
+        expect(parts.header.first).toBe(192);
+        for (const first of [1, 193, 384]) {
+          writeSessionFile(file, { ...parts, header: { ...parts.header, first } });
+          const expected = `first must be a multiple of 64 from 0 to 320, not ${first}`;
+          await expectCode(() => model.loadSession(file), sessionFile, expected);
+        }
+      });
+    });
+
+    it('reads many tokens in pieces', async () => {
+      await withModel(window(), async (model) => {
+        using session = await prefilled(model, 64);
+        await session.save(file);
+        const { header, version } = readSessionFile(file);
+        const kvLen = 2 ** 26;
+        const changes = { kvLen, maxKvLen: kvLen, first: kvLen, pageBytes: 0 };
+        writeSessionFile(file, { version, header: { ...header, ...changes }, body: Buffer.alloc(0) });
+        const { size } = statSync(file);
+        truncateSync(file, size - 32);
+        truncateSync(file, size + 4 * kvLen); // zeros
+        const controller = new AbortController();
+        const running = model.loadSession(file, { signal: controller.signal });
+        setTimeout(() => controller.abort(), 10);
+        await expectCode(() => running, 'ABORT_ERR', 'while the session was loaded');
+      });
     });
   });
 

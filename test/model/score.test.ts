@@ -226,8 +226,8 @@ onEveryDevice((device) => {
         await expectCode(() => generate(wrong), invalid, 'logprobs must be an integer from 0 to 20');
       }
       await expectMessage(() => model.score(5 as never), 'text must be a string or an array of tokens, not 5');
-      await expectMessage(() => model.score([]), 'tokens must be at least one token id, not an array of 0');
-      await expectMessage(() => model.score([4096]), 'tokens[0] must be an integer from 0 to 4095, not 4096');
+      await expectMessage(() => model.score([]), 'text must be at least one token id, not an array of 0');
+      await expectMessage(() => model.score([4096]), 'text[0] must be an integer from 0 to 4095, not 4096');
       await expectMessage(() => model.score('x', null as never), 'options must be an object, not null');
       await expectMessage(() => model.score('x', { signal: 1 as never }), 'signal must be an AbortSignal, not 1');
     });

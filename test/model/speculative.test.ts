@@ -256,6 +256,22 @@ onEveryDevice((device) => {
       await settled();
     });
 
+    it('makes no session of the draft model if it is aborted before its turn', async () => {
+      const session = await model.createSession();
+      const running = model.generate(prompt, { session, maxTokens: 20 }).result;
+      const created = jest.spyOn(other, 'createSession');
+      const signal = AbortSignal.abort();
+      const { result } = model.generate([1], { session, signal, speculative: { draft: other } });
+      const speculative = { proposedTokens: 0, acceptedTokens: 0, steps: 0 };
+      expect(await result).toMatchObject({ finishReason: 'abort', tokens: [], speculative });
+      expect(created).not.toHaveBeenCalled();
+      created.mockRestore();
+      const { tokens } = await running;
+      expect([...(await session[native].tokens())]).toEqual([...prompt, ...tokens]);
+      session.dispose();
+      await settled();
+    });
+
     it('proposes nothing beyond the context of the draft model', async () => {
       const short = await Model.load(small(128, 1, { max_position_embeddings: 12 }), { device: device() });
       const { tokens, speculative } = await generate({ maxTokens: 20, speculative: { draft: short } });
