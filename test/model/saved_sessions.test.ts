@@ -171,21 +171,6 @@ onEveryDevice((device) => {
     ),
   );
 
-  it('loads a session that was truncated below the pages that its window released', () =>
-    withModel(
-      architecture('mistral', null, { sliding_window: 40, max_position_embeddings: 512 }),
-      async (model) => {
-        const session = await model.createSession();
-        await session.prefill(tokens.slice(0, 290));
-        await session.truncate(70);
-        await session.save(file);
-        const loaded = await model.loadSession(file);
-        expect(loaded.kvLen).toBe(70);
-        await expectEqual(model, session, loaded);
-      },
-      { dtype: 'f32' },
-    ));
-
   it.each(['i8', 'i4'] as const)('loads in a model of %s weights that is loaded again', async (weightType) => {
     // Its matrices of few rows have room between values and scales.
     const directory = join(architecturesDirectory, 'youtu');
