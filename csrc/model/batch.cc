@@ -17,7 +17,7 @@ struct RunningItem {
   int64_t kv_len_before;
   // Of the pass that is under way.
   ForwardSequence sequence;
-  int64_t num_tokens = 0;    // that the pass computes
+  int64_t num_tokens = 0;  // that the pass computes
   size_t first_row = 0;    // of the logits
 };
 
@@ -224,8 +224,7 @@ class Batch {
     for (RunningItem& running : items) {
       BatchItem& item = *running.item;
       if (item.error) continue;
-      guarded({&running, 1},
-              [&] { running.sequence = item.session->prepare(item.verifies ? 1 : chunk_size(item)); });
+      guarded({&running, 1}, [&] { running.sequence = item.session->prepare(item.verifies ? 1 : chunk_size(item)); });
     }
     for (RunningItem& running : items) {
       BatchItem& item = *running.item;
