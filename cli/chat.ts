@@ -157,16 +157,30 @@ async function perform(
     return false;
   }
   const [, name, file] = /^(\S+)\s*(.*?)\s*$/.exec(line) as unknown as [string, string, string];
+  if (file !== '' && ['/exit', '/help', '/reset'].includes(name)) {
+    throw new CliError('ERR_INVALID_ARGUMENT', `${name} has no argument: /help lists the commands`);
+  }
   if (name === '/exit') return true;
   if (name === '/help') process.stderr.write(HELP);
   else if (name === '/reset') await chat.reset();
   else if (name === '/save' && file !== '') {
-    await writeFile(file, `${JSON.stringify(chat.messages, null, 2)}\n`);
+    await save(file, chat.messages);
   } else {
     const problem = name === '/save' ? '/save requires a file' : `unknown command ${name}`;
     throw new CliError('ERR_INVALID_ARGUMENT', `${problem}: /help lists the commands`);
   }
   return false;
+}
+
+async function save(file: string, messages: ChatMessage[]): Promise<void> {
+  try {
+    await writeFile(file, `${JSON.stringify(messages, null, 2)}\n`);
+  } catch (error) {
+    throw new CliError(
+      'ERR_INVALID_ARGUMENT',
+      `/save ${file}: ${(error as Error).message}: save to another file`,
+    );
+  }
 }
 
 async function answer(

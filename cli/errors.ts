@@ -10,9 +10,20 @@ export class CliError extends Error {
   }
 }
 
+/** Options of the API, in remedies too, and how the command line names them. */
+const FLAGS = new Map([
+  ['maxKvLen', '--max-kv-len'],
+  ['maxTokens', '--max-tokens'],
+  ['omit system', 'omit --system'],
+]);
+
 /** Formats an error as one line, without control characters: `diffqkv: message (CODE)`. */
 export function errorLine(error: unknown): string {
   const { message = String(error), code } = (error ?? {}) as { message?: string; code?: string };
-  const line = escapeControls(message.trim().replace(/\s*\n\s*/g, '; '));
+  const named = message.replace(
+    /\b(maxKvLen|maxTokens|omit system)\b/g,
+    (name) => FLAGS.get(name) ?? name,
+  );
+  const line = escapeControls(named.trim().replace(/\s*\n\s*/g, '; '));
   return `diffqkv: ${line}${code === undefined ? '' : ` (${code})`}\n`;
 }

@@ -522,6 +522,11 @@ function isChat(prompt: Prompt): prompt is readonly ChatMessage[] {
   return Array.isArray(prompt) && typeof prompt[0] === 'object';
 }
 
+function promptTokens(tokens: readonly number[], { vocabSize }: Model['config']): Int32Array {
+  if (tokens.length > 0) return checkTokens(tokens, vocabSize);
+  throw invalidArgument('the prompt has no tokens: pass a text, tokens or messages');
+}
+
 /**
  * Checks the prompt and copies it, so that the caller may change it. The returned function encodes
  * it. `continues`: the session has a begin-of-text token already, so none is added.
@@ -540,7 +545,7 @@ function readPrompt(
     throw invalidArgument('chat requires a prompt of messages: omit chat, or pass messages');
   }
   if (typeof prompt !== 'string' && !isChat(prompt)) {
-    const tokens = checkTokens(prompt as readonly number[], config.vocabSize);
+    const tokens = promptTokens(prompt as readonly number[], config);
     return async () => tokens;
   }
   if (tokenizer === null) {
@@ -558,6 +563,6 @@ function readPrompt(
       (await encoded) ??
       (await tokenizer.encodeAsync(prompt as string, { addSpecialTokens: !continues }));
     const hasSecondBos = continues && tokens[0] === tokenizer.bosTokenId;
-    return checkTokens(hasSecondBos ? tokens.slice(1) : tokens, config.vocabSize);
+    return promptTokens(hasSecondBos ? tokens.slice(1) : tokens, config);
   };
 }

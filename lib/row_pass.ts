@@ -1,5 +1,5 @@
 import type { NativeBatchItem } from './addon';
-import { DiffqkvError, invalid, invalidArgument } from './errors';
+import { aborted, DiffqkvError, invalid, invalidArgument } from './errors';
 import { native } from './internal';
 import type { Model } from './model';
 import type { Scheduler } from './scheduler';
@@ -37,6 +37,10 @@ export async function runRowPass(pass: RowPass): Promise<Float64Array[]> {
       continues: false,
       onResult: (result) => result.rows !== undefined && chunks.push(result.rows),
     });
+  } catch (error) {
+    // The error of the device does not know that the call has begun.
+    const isAbort = error instanceof DiffqkvError && error.code === 'ABORT_ERR';
+    throw isAbort ? aborted('before the whole text was computed') : error;
   } finally {
     session.dispose();
   }
@@ -67,6 +71,9 @@ export function readText(
     throw invalid(name, 'a string or an array of tokens', input);
   }
   if (typeof input !== 'string') {
+    if (typeof input[0] === 'string') {
+      throw invalid(name, 'one text or one array of tokens', input);
+    }
     const tokens = checkTokens(input, config.vocabSize, name);
     return async () => tokens;
   }

@@ -352,7 +352,8 @@ export class Tokenizer {
     throw unsupportedModel(
       this.#directory,
       'the model has no chat template (chat_template.jinja, or chat_template in ' +
-        'tokenizer_config.json): pass the prompt as text',
+        'tokenizer_config.json): use model.generate with text, or add chat_template.jinja to the ' +
+        'directory',
     );
   }
 

@@ -318,11 +318,17 @@ export class ToolCallParser {
   };
 }
 
-/** Moves over `text` if it is next, after whitespace. At the end of all text nothing is next. */
+/**
+ * Moves over `text` if it is next, after whitespace. At the end of all text nothing is next, and the
+ * start of `text` counts as `text`: maxTokens can end a generation within it.
+ */
 function* skip(input: Input, text: string): Reading<boolean> {
   yield* skipSpace(input);
   if (input.char !== text[0]) return false;
-  yield* expect(input, text);
+  for (const char of text) {
+    if (input.char === '') break;
+    yield* expect(input, char);
+  }
   return true;
 }
 

@@ -65,34 +65,46 @@ it('says when the model no longer sees the start of the conversation', async () 
 });
 
 it('reports an error of a line, and continues', async () => {
-  const input = `/nope\n/save\n/save ${directory}\n${'word '.repeat(60)}\ntar\n`;
+  const missing = join(directory, 'no', 'such.json');
+  const input = `/nope\n/save\n/save ${directory}\n/save ${missing}\n/reset now\n/exit now\n${'word '.repeat(60)}\ntar\n`;
   const { status, stdout, stderr } = await run(['--max-kv-len', '40', '--max-tokens', '8'], input);
   expect([status, stdout.length > 10]).toEqual([1, true]);
   expect(stderr.split('\n').filter((line) => line.startsWith('diffqkv: '))).toEqual([
     'diffqkv: unknown command /nope: /help lists the commands (ERR_INVALID_ARGUMENT)',
     'diffqkv: /save requires a file: /help lists the commands (ERR_INVALID_ARGUMENT)',
-    expect.stringMatching(/^diffqkv: EISDIR.*\(EISDIR\)$/),
-    expect.stringMatching(/^diffqkv: the last exchange has .*\(ERR_KV_CACHE_FULL\)$/),
+    expect.stringMatching(/^diffqkv: \/save \/.*: EISDIR.*: save to another file \(ERR_INVALID_ARGUMENT\)$/),
+    expect.stringMatching(/^diffqkv: \/save .*such.json: ENOENT.*: save to another file \(ERR_INVALID_ARGUMENT\)$/),
+    'diffqkv: /reset has no argument: /help lists the commands (ERR_INVALID_ARGUMENT)',
+    'diffqkv: /exit has no argument: /help lists the commands (ERR_INVALID_ARGUMENT)',
+    expect.stringMatching(
+      /^diffqkv: the last exchange has .* --max-kv-len of .* with a larger --max-kv-len .*\(ERR_KV_CACHE_FULL\)$/,
+    ),
   ]);
 });
 
 it('rejects what it cannot begin with', async () => {
   const broken = join(directories.make(), 'broken.json');
   writeFileSync(broken, '[{');
+  const system = join(directories.make(), 'system.json');
+  writeFileSync(system, '[{"role": "system", "content": "Pages."}]');
   const outcomes = await Promise.all([
     run(['--messages', broken], ''),
     run(['--messages', join(directory, 'config.json')], ''),
     run(['--temperature', '-1'], 'tar\n'),
     runNode([builtCli, 'chat', '--model', tldrDirectory], { input: 'tar\n' }),
     runNode([builtCli, 'chat'], { input: 'tar\n' }),
+    run(['--messages', system, '--system', 'Be brief.'], 'tar\n'),
+    run(['--max-tokens', '0'], 'tar\n'),
   ]);
-  expect(outcomes.map(({ status }) => status)).toEqual([1, 1, 1, 1, 1]);
+  expect(outcomes.map(({ status }) => status)).toEqual([1, 1, 1, 1, 1, 1, 1]);
   expect(outcomes.map(({ stderr }) => stderr)).toEqual([
     expect.stringMatching(/^diffqkv: --messages .*broken.json: .*JSON.* \(ERR_INVALID_ARGUMENT\)\n$/),
     expect.stringMatching(/^diffqkv: messages must be an array of messages, .* \(ERR_INVALID_ARGUMENT\)\n$/),
     expect.stringMatching(/^diffqkv: temperature must be .* \(ERR_INVALID_ARGUMENT\)\n$/),
     expect.stringMatching(/^diffqkv: .* no chat template .* \(ERR_UNSUPPORTED_MODEL\)\n$/),
     expect.stringMatching(/^diffqkv: required option '--model <model>' not specified \(ERR_INVALID_ARGUMENT\)\n$/),
+    'diffqkv: messages have a system message already: omit --system (ERR_INVALID_ARGUMENT)\n',
+    'diffqkv: --max-tokens must be an integer of at least 1, or Infinity, not 0 (ERR_INVALID_ARGUMENT)\n',
   ]);
 });
 

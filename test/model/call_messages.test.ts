@@ -120,7 +120,7 @@ describe('a generation', () => {
     const kinds = 'a string, an array of tokens or an array of messages';
     await expectMessage(generate(5), `prompt must be ${kinds}, not 5`);
     await expectMessage(generate({}), `prompt must be ${kinds}, not object Object`);
-    await expectMessage(generate([]), 'tokens must be at least one token id, not an array of 0');
+    await expectMessage(generate([]), 'the prompt has no tokens: pass a text, tokens or messages');
     await expectMessage(generate([1], { chat: {} }), 'chat requires a prompt of messages: omit chat, or pass messages');
     await expectMessage(
       () => text.generate('x', { chat: {} }).result,

@@ -384,5 +384,9 @@ it('rejects wrong arguments', async () => {
     'a chat requires a tokenizer, and the model has no tokenizer.json: use model.generate',
   );
   using plain = await Model.load(tldrDirectory, { device: 'cpu' });
-  await expectCode(() => plain.createChat(), 'ERR_UNSUPPORTED_MODEL', /no chat template/);
+  await expectCode(
+    () => plain.createChat(),
+    'ERR_UNSUPPORTED_MODEL',
+    /no chat template .*use model.generate with text, or add chat_template.jinja/,
+  );
 });

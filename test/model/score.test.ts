@@ -139,13 +139,23 @@ onEveryDevice((device) => {
     });
 
     it('end when the signal is aborted', async () => {
+      const abortable = () => {
+        const controller = new AbortController();
+        return { signal: controller.signal, abort: () => controller.abort() };
+      };
       await expectCode(() => model.score(tokens, { signal: AbortSignal.abort() }), 'ABORT_ERR');
-      const controller = new AbortController();
-      const { signal } = controller;
+      const message = 'the signal was aborted before the whole text was computed';
+      for (const call of ['score', 'embed'] as const) {
+        const { signal, abort } = abortable();
+        const started = call === 'score' ? model.score(tokens, { signal }) : model.embed([tokens], { signal });
+        abort();
+        await expectMessage(() => started, message, 'ABORT_ERR');
+      }
+      const { signal, abort } = abortable();
       const running = errorOf(() => model.score(tokens.slice(0, reduced ? 80 : undefined), { signal }));
-      setTimeout(() => controller.abort(), 5);
+      setTimeout(abort, 5);
       const error = await running.catch(() => null); // it may have been done
-      if (error !== null) expect(error.code).toBe('ABORT_ERR');
+      if (error !== null) expect([error.code, error.message]).toEqual(['ABORT_ERR', message]);
       expect((await model.score([1, 2, 3])).logprobs.length).toBe(2);
       await device().synchronize();
       expect(model.kvCache.pages).toBe(model.kvCache.prefixPages);
@@ -227,6 +237,8 @@ onEveryDevice((device) => {
       }
       await expectMessage(() => model.score(5 as never), 'text must be a string or an array of tokens, not 5');
       await expectMessage(() => model.score([]), 'text must be at least one token id, not an array of 0');
+      const texts = ['a', 'b'] as never;
+      await expectMessage(() => model.score(texts), 'text must be one text or one array of tokens, not an array of 2');
       await expectMessage(() => model.score([4096]), 'text[0] must be an integer from 0 to 4095, not 4096');
       await expectMessage(() => model.score('x', null as never), 'options must be an object, not null');
       await expectMessage(() => model.score('x', { signal: 1 as never }), 'signal must be an AbortSignal, not 1');

@@ -152,6 +152,14 @@ onEveryDevice((device) => {
     ]);
     const cut = await model.generate(messages, { tools, responseFormat, maxTokens: 12 }).result;
     expect([cut.toolCalls, cut.finishReason, cut.text.startsWith('I look.<')]).toEqual([[], 'length', true]);
+    // Of the call, only the last character is missing.
+    const whole = await model.generate(messages, { tools, toolChoice: 'none', responseFormat }).result;
+    const { length } = whole.tokens;
+    const { tokenizer } = model;
+    const lastText = tokenizer!.decode(whole.tokens.slice(-1));
+    expect(lastText).toMatch(/^[/_a-z]*>$/);
+    const almost = await model.generate(messages, { tools, responseFormat, maxTokens: length - 1 }).result;
+    expect([almost.toolCalls.length, almost.text, almost.finishReason]).toEqual([1, 'I look.', 'length']);
   });
 
   it('a chat template sees the arguments of calls as values', async () => {

@@ -59,6 +59,10 @@ const wellFormed: [Family, string, string, unknown[]][] = [
     [paris, sum],
   ],
   ['hermes', `<tool_call>${PARIS}`, '', [paris]], // an end-of-text token instead of the end
+  ['hermes', `<tool_call>${PARIS}<`, '', [paris]], // maxTokens within the end
+  ['hermes', `I look.\n<tool_call>${PARIS}\n</tool_call`, 'I look.', [paris]],
+  ['hermes', `<tool_call>${PARIS}</tool_x`, '</tool_x', [paris]],
+  ['gemma', `\`\`\`json\n[${PARIS}]\n\`\``, '', [paris]],
   ['hermes', `<tool_call>${PARIS}\n<tool_call>${SUM}</tool_call>`, '', [paris, sum]],
   ['hermes', `<tool_call>{"arguments": {"city": "Paris"}, "name": "weather"}</tool_call> Done.`, ' Done.', [paris]],
   ['hermes', '<tool_call>{"name": "weather", "arguments": "{\\"city\\": \\"Paris\\"}"}</tool_call>', '', [paris]],
