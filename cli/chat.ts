@@ -1,10 +1,11 @@
 import { readFile, writeFile } from 'node:fs/promises';
 import { createInterface, type Interface } from 'node:readline';
-import type { Chat, ChatMessage, Model } from '../lib/index';
+import type { Chat, ChatMessage, Model, SendOptions } from '../lib/index';
 import { CliError, errorLine } from './errors';
 import {
   type GenerateCommand,
   generateOptions,
+  type Loaded,
   loadModel,
   promptBar,
   sessionOptions,
@@ -30,13 +31,15 @@ Put a space before a message that begins with /.
 export async function chat(command: ChatCommand): Promise<number> {
   const messages =
     command.messages === undefined ? undefined : await readMessages(command.messages);
-  let loaded: Awaited<ReturnType<typeof loadModel>> | undefined;
+  let loaded: Loaded | undefined;
   try {
     const status = await interruptible(async (signal) => {
       loaded = await loadModel(command, signal);
     });
     if (status !== 0 || loaded === undefined) return status;
-    return await converse(await createChat(loaded.model, command, messages), command);
+    const { model, speculative } = loaded;
+    const options = { ...generateOptions(command), speculative };
+    return await converse(await createChat(model, command, messages), options);
   } finally {
     loaded?.dispose();
   }
@@ -60,7 +63,7 @@ function createChat(
   return model.createChat({ system, messages, maxKvLen, contextPolicy: 'shift', ...others });
 }
 
-async function converse(chat: Chat, command: ChatCommand): Promise<number> {
+async function converse(chat: Chat, options: SendOptions): Promise<number> {
   const isTerminal = process.stdin.isTTY === true && process.stdout.isTTY === true;
   const lines = createInterface({
     input: process.stdin,
@@ -76,7 +79,7 @@ async function converse(chat: Chat, command: ChatCommand): Promise<number> {
   for await (const line of lines) {
     interrupts.forget();
     try {
-      const isEnd = await perform(line, chat, command, interrupts);
+      const isEnd = await perform(line, chat, options, interrupts);
       if (isEnd || interrupts.endedChat) break;
     } catch (error) {
       process.stderr.write(errorLine(error));
@@ -90,7 +93,7 @@ async function converse(chat: Chat, command: ChatCommand): Promise<number> {
 
 /**
  * What Ctrl-C does. In a terminal it stops the answer that is written, and a second one at the
- * prompt ends the chat. Without a terminal, the first one does both.
+ * prompt ends the chat. Without a terminal, the first one does both. The next one ends the process.
  */
 class Interrupts {
   /** The reason why there are no more lines. */
@@ -130,6 +133,7 @@ class Interrupts {
   }
 
   #interrupt(): void {
+    if (this.endedChat) process.exit(INTERRUPTED);
     this.#answer?.abort();
     if (this.#isTerminal && this.#answer !== null) return;
     if (this.#isTerminal && !this.#isSecond) {
@@ -147,13 +151,13 @@ class Interrupts {
 async function perform(
   line: string,
   chat: Chat,
-  command: ChatCommand,
+  options: SendOptions,
   interrupts: Interrupts,
 ): Promise<boolean> {
   if (!line.startsWith('/')) {
     const message = line.trim();
     if (message === '') return false;
-    await interrupts.whileAnswering((signal) => answer(message, chat, command, signal));
+    await interrupts.whileAnswering((signal) => answer(message, chat, options, signal));
     return false;
   }
   const [, name, file] = /^(\S+)\s*(.*?)\s*$/.exec(line) as unknown as [string, string, string];
@@ -186,16 +190,12 @@ async function save(file: string, messages: ChatMessage[]): Promise<void> {
 async function answer(
   message: string,
   chat: Chat,
-  command: ChatCommand,
+  options: SendOptions,
   signal: AbortSignal,
 ): Promise<void> {
   const { onPrefillProgress, clear } = promptBar();
   const numDropped = chat.numDroppedMessages;
-  const generation = chat.send(message, {
-    ...generateOptions(command),
-    signal,
-    onPrefillProgress,
-  });
+  const generation = chat.send(message, { ...options, signal, onPrefillProgress });
   let last = '';
   try {
     for await (const { text } of generation) {

@@ -9,6 +9,7 @@ import {
   type ModelOptions,
   openDevice,
   type SessionOptions,
+  type SpeculativeOptions,
 } from '../lib/index';
 import { CliError } from './errors';
 import { interruptible } from './interrupt';
@@ -57,52 +58,59 @@ async function readPrompt(signal: AbortSignal): Promise<string> {
 }
 
 async function run(command: GenerateCommand, prompt: string, signal: AbortSignal): Promise<string> {
-  const { model, dispose } = await loadModel(command, signal);
-  let draft: Model | undefined;
+  const { model, speculative, dispose } = await loadModel(command, signal);
   try {
     const session = await model.createSession(sessionOptions(command));
-    const { speculative } = command;
-    if (speculative !== undefined && speculative !== 'ngram') {
-      const { device } = model;
-      draft = await withLoadingBars((bars) => Model.load(speculative, { device, signal, ...bars }));
-    }
     const { onPrefillProgress, clear } = promptBar();
     const generation = model.generate(command.chat ? [{ role: 'user', content: prompt }] : prompt, {
       ...generateOptions(command),
-      speculative: speculative === undefined ? undefined : { draft },
+      speculative,
       signal,
       session,
       onPrefillProgress,
     });
     return await write(generation, command.json === true).finally(clear);
   } finally {
-    draft?.dispose();
     dispose();
   }
 }
 
-/** Loads the model of a command on its device. `dispose` disposes of both. */
+/** What a command generates with. */
+export interface Loaded {
+  model: Model;
+  /** The option of that name for the model. It has the draft model. */
+  speculative: SpeculativeOptions | undefined;
+  /** Disposes of the models and their device. */
+  dispose(): void;
+}
+
+/** Loads the model of a command, and its draft model, on its device. */
 export async function loadModel(
-  { model: source, device: id, threads, weightType }: GenerateCommand,
+  { model: source, device: id, threads, weightType, speculative }: GenerateCommand,
   signal: AbortSignal,
-): Promise<{ model: Model; dispose(): void }> {
+): Promise<Loaded> {
   const device = await openDevice(id as Parameters<typeof openDevice>[0], { threads });
-  try {
-    const model = await withLoadingBars((bars) =>
-      Model.load(source ?? defaultModelDirectory, {
-        device,
-        weightType: weightType as ModelOptions['weightType'],
-        signal,
-        ...bars,
-      }),
-    );
-    const dispose = () => {
-      model.dispose();
-      device.dispose();
-    };
-    return { model, dispose };
-  } catch (error) {
+  const models: Model[] = [];
+  const dispose = () => {
+    for (const model of models) model.dispose();
     device.dispose();
+  };
+  const load = async (from: string, options: ModelOptions): Promise<Model> => {
+    const model = await withLoadingBars((bars) =>
+      Model.load(from, { device, signal, ...options, ...bars }),
+    );
+    models.push(model);
+    return model;
+  };
+  try {
+    const model = await load(source ?? defaultModelDirectory, {
+      weightType: weightType as ModelOptions['weightType'],
+    });
+    if (speculative === undefined) return { model, speculative: undefined, dispose };
+    const draft = speculative === 'ngram' ? undefined : await load(speculative, {});
+    return { model, speculative: { draft }, dispose };
+  } catch (error) {
+    dispose();
     throw error;
   }
 }

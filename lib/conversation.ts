@@ -9,6 +9,7 @@ import { type OptionNames, readOptions } from './options';
 import { checkReceiver } from './receiver';
 import type { Scheduler } from './scheduler';
 import { SESSION_OPTIONS, type Session, type SessionOptions } from './session';
+import { SPECULATIVE_OPTIONS } from './speculative';
 import type { EncodeChatOptions, Tokenizer } from './tokenizer';
 
 /** Options of {@link Model.createChat}: those of its session, and what the conversation begins with. */
@@ -127,7 +128,13 @@ export class Chat implements Disposable {
         'a chat requires a tokenizer, and the model has no tokenizer.json: use model.generate',
       );
     }
-    const encoding = { tokenizer, options: { tools, documents, templateOptions, parseSpecial } };
+    const copies = {
+      tools: copied('tools', tools),
+      documents: copied('documents', documents),
+      templateOptions: copied('templateOptions', templateOptions),
+    };
+    const encoding = { tokenizer, options: { ...copies, parseSpecial } };
+    sessionOptions.selectiveV = copied('selectiveV', sessionOptions.selectiveV);
     model.kvCache; // throws ERR_DISPOSED: the tokenizer would start again
     // Finds a missing chat template, and one that rejects the system message, before the first turn.
     const probe = [...history.slice(0, numFixed(history)), { role: 'user', content: 'Hello' }];
@@ -211,9 +218,9 @@ export class Chat implements Disposable {
     stop: AbortController,
   ): Promise<GenerationResult> {
     const added = sentMessages(message);
-    const given = readOptions('options', options, SEND_OPTIONS);
+    const given = copiedOptions(options);
     const maxTokens = checkMaxTokens(given.maxTokens);
-    const tools = given.tools ?? this.#encoding.options.tools;
+    const { tools = this.#encoding.options.tools } = given;
     if (isAborted(given.signal)) stop.abort();
     const stopListening = onAbort(given.signal, () => stop.abort());
     const endTurn = await this.#order.generation(stop.signal);
@@ -332,9 +339,28 @@ function sentMessages(message: string | ChatMessage | readonly ChatMessage[]): C
 /** A copy that the caller does not change. Throws ERR_INVALID_ARGUMENT on what is not a message. */
 function copyMessages(messages: readonly ChatMessage[]): ChatMessage[] {
   checkMessages(messages);
+  return copied('messages', messages) as ChatMessage[];
+}
+
+/** Checks the names of the options and copies their values, which the caller may change. */
+function copiedOptions(options: SendOptions): SendOptions {
+  const given = readOptions('options', options, SEND_OPTIONS);
+  const { stop, logitBias, responseFormat, tools, toolChoice, speculative } = given;
+  const values = { stop, logitBias, responseFormat, tools, toolChoice };
+  for (const [name, value] of Object.entries(values)) {
+    if (value !== undefined) Object.assign(given, { [name]: copied(name, value) });
+  }
+  if (speculative !== undefined) {
+    given.speculative = readOptions('speculative', speculative, SPECULATIVE_OPTIONS);
+  }
+  return given;
+}
+
+/** A copy of JSON values or of a Map. Throws ERR_INVALID_ARGUMENT if they cannot be copied. */
+function copied<T>(name: string, value: T): T {
   try {
-    return structuredClone(messages) as ChatMessage[];
+    return structuredClone(value);
   } catch (error) {
-    throw invalidArgument(`messages must have JSON values: ${(error as Error).message}`);
+    throw invalidArgument(`${name} must have JSON values: ${(error as Error).message}`);
   }
 }

@@ -5,7 +5,7 @@ import { scheduler as schedulerOf } from './internal';
 import type { LogitBiases } from './logit_bias';
 import type { LogprobRecorder } from './logprobs';
 import type { Model } from './model';
-import { readOptions } from './options';
+import { type OptionNames, readOptions } from './options';
 import { PromptLookup } from './prompt_lookup';
 import { MAX_ROWS, type Scheduler } from './scheduler';
 
@@ -32,6 +32,13 @@ export interface SpeculativeOptions {
    */
   maxTokens?: number;
 }
+
+/** The names of {@link SpeculativeOptions}. */
+export const SPECULATIVE_OPTIONS: OptionNames<SpeculativeOptions> = {
+  ngram: true,
+  draft: true,
+  maxTokens: true,
+};
 
 /** What speculative decoding did in a generation. */
 export interface SpeculativeCounts {
@@ -82,8 +89,8 @@ export function resolveSpeculative(
   options: SpeculativeOptions | undefined,
 ): SpeculativeSettings | undefined {
   if (options === undefined) return undefined;
-  const names = { ngram: true, draft: true, maxTokens: true } as const;
-  const { ngram, draft, maxTokens = 8 } = readOptions('speculative', options, names);
+  const given = readOptions('speculative', options, SPECULATIVE_OPTIONS);
+  const { ngram, draft, maxTokens = 8 } = given;
   checkInteger('speculative.maxTokens', maxTokens, 1, MAX_ROWS - 1);
   if (draft === undefined) {
     const length = ngram ?? 3;

@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { type ChatMessage, Model } from '../../lib/index';
 import { writeChatModel } from '../support/chat_model';
 import { temporaryDirectories } from '../support/checkpoints';
-import { builtCli, type RunOptions, runNode } from '../support/children';
+import { builtCli, builtIndex, type Outcome, type RunOptions, runNode } from '../support/children';
 import { tldrDirectory } from '../support/fixtures';
 
 const directories = temporaryDirectories();
@@ -113,6 +113,57 @@ it('ends on Ctrl-C without a terminal', async () => {
     onStart: (child) => child.stdout.once('data', () => child.kill('SIGINT')),
   });
   expect([status, stdout.length < 4000]).toEqual([130, true]);
+});
+
+it('ends at once on a second Ctrl-C without a terminal', async () => {
+  // An answer that does not end when it is stopped.
+  const preload = join(directories.make(), 'preload.cjs');
+  writeFileSync(
+    preload,
+    `const { Chat } = require(${JSON.stringify(builtIndex)});
+    Chat.prototype.send = () => (async function* () {
+      yield { text: 'begun' };
+      await new Promise((resolve) => setTimeout(resolve, 1e6));
+    })();`,
+  );
+  const { status, stdout } = await run([], 'tar\n', {
+    nodeOptions: ['--require', preload],
+    onStart: (child) => {
+      let timer: NodeJS.Timeout | undefined;
+      child.stdout.once('data', () => {
+        timer = setInterval(() => child.kill('SIGINT'), 50); // signals that come together are one
+      });
+      child.on('exit', () => clearInterval(timer));
+    },
+  });
+  expect({ status, stdout }).toEqual({ status: 130, stdout: 'begun' });
+}, 150_000);
+
+it('answers the same with --speculative', async () => {
+  const preload = join(directories.make(), 'preload.cjs');
+  writeFileSync(
+    preload,
+    `const { Chat } = require(${JSON.stringify(builtIndex)});
+    const { send } = Chat.prototype;
+    Chat.prototype.send = function (...args) {
+      const generation = send.apply(this, args);
+      generation.result.then(({ speculative }) => console.error('counts', speculative?.proposedTokens));
+      return generation;
+    };`,
+  );
+  const nodeOptions = ['--require', preload];
+  const input = 'tar\nls\n';
+  const hows = [[], ['--speculative', 'ngram'], ['--speculative', tldrDirectory]];
+  const outcomes = await Promise.all(hows.map((how) => run(['--max-tokens', '12', ...how], input, { nodeOptions })));
+  const { stdout } = outcomes[0] as Outcome;
+  expect(outcomes.map((outcome) => [outcome.status, outcome.stdout])).toEqual(Array(3).fill([0, stdout]));
+  expect(outcomes.map((outcome) => outcome.stderr.match(/counts .*/)?.[0])).toEqual([
+    'counts undefined',
+    expect.stringMatching(/^counts \d+$/),
+    expect.stringMatching(/^counts [1-9]\d*$/),
+  ]);
+  const { status, stderr } = await run(['--speculative', '/nowhere/at/all'], input);
+  expect([status, stderr]).toEqual([1, expect.stringMatching(/\/nowhere\/at\/all.* \(ERR_INVALID_CHECKPOINT\)\n$/)]);
 });
 
 const hasScript =

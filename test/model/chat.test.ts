@@ -1,7 +1,7 @@
 // Chats: which tokens of each turn are computed, what the model sees after a shift, and what the
 // history has after aborts and errors.
 
-import { Chat, type ChatMessage, Model, type Tokenizer } from '../../lib/index';
+import { Chat, type ChatMessage, type Generation, Model, type Tokenizer } from '../../lib/index';
 import { titles, writeChatModel } from '../support/chat_model';
 import { randomCheckpoint, temporaryDirectories } from '../support/checkpoints';
 import { errorOf } from '../support/devices';
@@ -328,6 +328,100 @@ it('ends what runs and waits with ERR_DISPOSED after dispose', async () => {
   for (const call of calls) await expectCode(() => call, 'ERR_DISPOSED');
   await expectCode(() => chat.send('ls').result, 'ERR_DISPOSED');
   expect(chat.messages.length).toBe(2);
+});
+
+describe('what is changed after the call', () => {
+  const template = `{{ tools | tojson }}{{ documents | tojson }}{{ note }}${titles}`;
+  let seeing: Model;
+  beforeAll(async () => {
+    seeing = await Model.load(writeChatModel(directories.make(), template), { device: 'cpu' });
+  });
+  afterAll(() => seeing?.dispose());
+  const messages = () => [{ role: 'user', content: 'ls' }];
+  /** Options, and how the caller changes them. */
+  const changes: [name: string, options: () => Anything, change: (options: Anything) => void][] = [
+    ['stop', () => ({ stop: ['never'] }), ({ stop }) => stop.push('e', 'a', '-')],
+    ['a Map of logitBias', () => ({ logitBias: new Map([[5, 1]]) }), ({ logitBias }) => logitBias.set(7, 1e5)],
+    [
+      'an object of logitBias',
+      () => ({ logitBias: { 5: 1 } }),
+      ({ logitBias }) => Object.assign(logitBias, { 7: 1e5 }),
+    ],
+    [
+      'responseFormat',
+      () => ({ responseFormat: { type: 'regex', pattern: '[a-z]{9}' } }),
+      ({ responseFormat }) => Object.assign(responseFormat, { pattern: '[0-9]{9}' }),
+    ],
+    ['tools', () => ({ tools: [{ name: 'f', parameters: { a: 1 } }] }), ({ tools }) => delete tools[0].parameters.a],
+    [
+      'toolChoice',
+      () => ({ tools: [{ name: 'f' }, { name: 'g' }], toolChoice: { name: 'f' } }),
+      ({ toolChoice }) => Object.assign(toolChoice, { name: 'g' }),
+    ],
+    ['speculative', () => ({ speculative: {} }), ({ speculative }) => Object.assign(speculative, { ngram: 99 })],
+    [
+      'maxTokens and seed',
+      () => ({ temperature: 2, seed: 1 }),
+      (options) => Object.assign(options, { maxTokens: 1, seed: 2 }),
+    ],
+  ];
+  const outcome = async (generation: Generation) => {
+    const { text, tokens, toolCalls, usage } = await generation.result;
+    return { text, tokens, calls: toolCalls.map((call) => call.function), usage };
+  };
+
+  it.each(changes)('does not change a turn that waits, nor a generation: %s', async (_, make, change) => {
+    const run = async (changed: boolean) => {
+      using chat = await seeing.createChat();
+      const first = chat.send('tar', { maxTokens: 4 });
+      const given = { maxTokens: 16, ...make() };
+      const second = chat.send('ls', given);
+      const other = { maxTokens: 16, ...make() };
+      const generated = seeing.generate(messages(), other);
+      if (changed) for (const options of [given, other]) change(options);
+      await first.result;
+      return [await outcome(second), await outcome(generated)];
+    };
+    expect(await run(true)).toEqual(await run(false));
+  });
+
+  it('does not change a chat', async () => {
+    const run = async (changed: boolean) => {
+      const given = {
+        tools: [{ name: 'f' }],
+        documents: [{ text: 'a' }],
+        templateOptions: { note: 'b' },
+        selectiveV: { topK: 3 },
+      };
+      const creating = seeing.createChat(given);
+      if (changed) given.selectiveV.topK = 0;
+      using chat = await creating;
+      if (changed) {
+        given.tools.push({ name: 'another' });
+        given.documents.push({ text: 'another' });
+        given.templateOptions.note = 'another';
+      }
+      return await outcome(chat.send('ls', { maxTokens: 4 }));
+    };
+    expect(await run(true)).toEqual(await run(false));
+  });
+
+  it('must be values that can be copied', async () => {
+    const call = () => 1;
+    for (const name of ['tools', 'documents', 'templateOptions', 'selectiveV']) {
+      await expectCode(
+        () => seeing.createChat({ [name]: { call } } as Anything),
+        invalid,
+        `${name} must have JSON values: `,
+      );
+    }
+    using chat = await seeing.createChat();
+    for (const name of ['tools', 'responseFormat', 'logitBias', 'stop', 'toolChoice']) {
+      const options = { [name]: { call } } as Anything;
+      await expectCode(() => chat.send('ls', options).result, invalid, `${name} must have JSON values: `);
+    }
+    await expectCode(() => chat.send('ls', { tools: null } as Anything).result, invalid, 'tools must be an array');
+  });
 });
 
 it('starts no tokenizer for a model that is disposed', async () => {
