@@ -2,7 +2,13 @@
 
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { type ToolCallDelta, ToolCallParser, toolCallFormat } from '../../lib/tool_calls';
+import {
+  forcedCalls,
+  type ToolCallDelta,
+  type ToolCallFormat,
+  ToolCallParser,
+  toolCallFormat,
+} from '../../lib/tool_calls';
 import { readPythonCalls } from '../../lib/tool_calls_python';
 import { resolveTools, type ToolChoice } from '../../lib/tools';
 import { randomIntegers } from '../tools/json_schemas';
@@ -24,8 +30,9 @@ interface Parsed {
 }
 
 /** Parses `text` in pieces of `size` UTF-16 code units. */
-function parse(family: Family, text: string, size = Number.POSITIVE_INFINITY): Parsed {
-  const parser = new ToolCallParser(toolCallFormat(TEMPLATES[family])!, names);
+function parse(family: Family | ToolCallFormat, text: string, size = Number.POSITIVE_INFINITY): Parsed {
+  const format = typeof family === 'string' ? toolCallFormat(TEMPLATES[family])! : family;
+  const parser = new ToolCallParser(format, names);
   const parts = [];
   for (let at = 0; at < text.length; at += size) parts.push(parser.push(text.slice(at, at + size)));
   parts.push(parser.flush());
@@ -138,6 +145,38 @@ describe('text that has no call', () => {
       });
     }
   });
+});
+
+describe('calls that a grammar demands', () => {
+  it.each<[string, string, unknown[]]>([
+    [`[${PARIS}, ${SUM}]`, '', [paris, sum]],
+    [` [${PARIS}]\n`, '', [paris]],
+    [`[${PARIS}, oops]`, ', oops]', [paris]],
+    [`[${PARIS}] and [1`, ' and [1', [paris]],
+    ['[{"name": "weather", "arguments": "Paris"}]', '[{"name": "weather", "arguments": "Paris"}]', []],
+    ['[{"name": "weather", "arguments": {"city": "Par', '[{"name": "weather", "arguments": {"city": "Par', []],
+    ['[] \n [', '[] \n [', []],
+    ['  \n', '  \n', []],
+    ['oops [', 'oops [', []],
+    ['', '', []],
+  ])('%j', (text, content, calls) => {
+    for (const size of [Number.POSITIVE_INFINITY, 1, 2, 3]) {
+      expect([size, parse(forcedCalls, text, size)]).toMatchObject([size, { text: content, calls }]);
+    }
+  });
+});
+
+it('the time is linear in the whitespace that is withheld', () => {
+  const spaces = ' '.repeat(200_000);
+  const startMs = performance.now();
+  for (const text of [spaces, `${spaces}a`, `<tool_call>{"name": "weather"${spaces}`, `<tool_call>${spaces}a`]) {
+    expect(parse('hermes', text).text === text).toBe(true);
+  }
+  expect(parse('hermes', `a${spaces}<tool_call>${PARIS}</tool_call>${spaces}`)).toMatchObject({
+    text: 'a',
+    calls: [paris],
+  });
+  expect(performance.now() - startMs).toBeLessThan(8000); // 60 s if it is quadratic
 });
 
 describe('streaming', () => {
