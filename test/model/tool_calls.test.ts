@@ -309,8 +309,22 @@ describe('Python calls', () => {
     expect(calls?.map((call) => [call.name, JSON.parse(call.arguments)])).toEqual([['f', args]]);
   });
 
+  it('numbers keep their digits', () => {
+    const code = 'f(a=12345678901234567890, b=-0.10, c=1E+30, d=[{"x": 0.1000000000000000055}])';
+    expect(readPythonCalls(code)?.[0]?.arguments).toBe(
+      '{"a":12345678901234567890,"b":-0.10,"c":1E+30,"d":[{"x":0.1000000000000000055}]}',
+    );
+  });
+
+  it('of a key that occurs twice, the last value counts', () => {
+    expect(readPythonCalls('f(a={"k": 1, "k": 2})')?.[0]?.arguments).toBe('{"a":{"k":2}}');
+  });
+
   it.each([
     '',
+    'f(a=007)',
+    'f(a=.5)',
+    'f(a=1.)',
     'f',
     'f(',
     'f(1)',
