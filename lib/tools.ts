@@ -115,16 +115,24 @@ function schemaOfCalls(functions: readonly ToolFunction[], isSingle: boolean) {
     type: 'object',
     properties: {
       name: { const: name },
-      arguments: moveRefs(
-        parameters ?? { type: 'object' },
-        `#/items/anyOf/${i}/properties/arguments`,
-      ),
+      arguments: moveRefs(objectSchema(parameters), `#/items/anyOf/${i}/properties/arguments`),
     },
     required: ['name', 'arguments'],
     additionalProperties: false,
   }));
   const maxItems = isSingle ? { maxItems: 1 } : {};
   return { type: 'array', items: { anyOf: calls }, minItems: 1, ...maxItems };
+}
+
+/** The parameters of a function as a schema that allows objects only, because arguments are one. */
+function objectSchema(parameters: unknown): object {
+  const schema = parameters ?? {};
+  checkObject('the parameters of each of tools', schema);
+  const { type = 'object' } = schema as { type?: unknown };
+  if (![type].flat().includes('object')) {
+    throw invalid('the type of the parameters of each of tools', "'object'", type);
+  }
+  return { ...(schema as object), type: 'object' };
 }
 
 // The grammar library accepts no deeper JSON.

@@ -270,7 +270,10 @@ describe('the choice of tools', () => {
     expect(itemsOf(resolve(tools, 'required'))).toEqual({
       type: 'array',
       items: {
-        anyOf: [call('a', { $ref: '#/items/anyOf/0/properties/arguments/$defs/x' }), call('b', { type: 'object' })],
+        anyOf: [
+          call('a', { type: 'object', $ref: '#/items/anyOf/0/properties/arguments/$defs/x' }),
+          call('b', { type: 'object' }),
+        ],
       },
       minItems: 1,
     });
@@ -290,6 +293,26 @@ describe('the choice of tools', () => {
     expect(resolveTools({ ...request, responseFormat: { type: 'json_object' } })).toEqual({});
     expect(resolveTools({ ...request, responseFormat: { type: 'json_schema', schema: true } })).toEqual({});
     expect(resolveTools({ ...request, responseFormat: { type: 'regex', pattern: 'a' } }).parser).toBeDefined();
+  });
+
+  it('the parameters allow objects only, because arguments are an object', () => {
+    const argumentsOf = (parameters: unknown) => {
+      const { format } = resolve([{ name: 'a', parameters }], 'required');
+      const { schema } = format as unknown as {
+        schema: { items: { anyOf: { properties: { arguments: unknown } }[] } };
+      };
+      return schema.items.anyOf[0]?.properties.arguments;
+    };
+    expect(argumentsOf(null)).toEqual({ type: 'object' });
+    expect(argumentsOf({})).toEqual({ type: 'object' });
+    expect(argumentsOf({ properties: { a: {} } })).toEqual({ type: 'object', properties: { a: {} } });
+    expect(argumentsOf({ type: ['null', 'object'] })).toEqual({ type: 'object' });
+    expect(() => argumentsOf({ type: 'array' })).toThrow(
+      /^the type of the parameters .* must be 'object', not "array"/,
+    );
+    expect(() => argumentsOf({ type: ['string'] })).toThrow(/must be 'object', not an array of 1/);
+    expect(() => argumentsOf(true)).toThrow(/^the parameters of each of tools must be an object, not true/);
+    expect(() => argumentsOf([])).toThrow(/must be an object, not an array of 0/);
   });
 
   it('parameters have a limited depth', () => {
