@@ -135,19 +135,32 @@ function objectSchema(parameters: unknown): object {
   return { ...(schema as object), type: 'object' };
 }
 
+// Values of these keywords are data, which has no references.
+const DATA_KEYWORDS: ReadonlySet<string> = new Set(['const', 'enum', 'default', 'examples']);
+// Values of these keywords have names instead of keywords.
+const MAP_KEYWORDS: ReadonlySet<string> = new Set([
+  'properties',
+  'patternProperties',
+  '$defs',
+  'definitions',
+  'dependentSchemas',
+]);
 // The grammar library accepts no deeper JSON.
 const MAX_DEPTH = 128;
 
-/** A copy of a schema that becomes a part of another one, at `path`. */
-function moveRefs(value: unknown, path: string, depth = 0): unknown {
+/** A copy of a schema, or of a map of schemas, that becomes a part of another one, at `path`. */
+function moveRefs(value: unknown, path: string, depth = 0, isMap = false): unknown {
   if (typeof value !== 'object' || value === null) return value;
   if (depth === MAX_DEPTH) {
     throw invalidArgument(`the parameters of a tool are nested more than ${MAX_DEPTH} levels deep`);
   }
   if (Array.isArray(value)) return value.map((item) => moveRefs(item, path, depth + 1));
   const entries = Object.entries(value).map(([key, item]) => {
+    if (isMap) return [key, moveRefs(item, path, depth + 1)];
+    if (DATA_KEYWORDS.has(key)) return [key, item];
     const isRef = key === '$ref' && typeof item === 'string' && item.startsWith('#');
-    return [key, isRef ? path + item.slice(1) : moveRefs(item, path, depth + 1)];
+    if (isRef) return [key, path + item.slice(1)];
+    return [key, moveRefs(item, path, depth + 1, MAP_KEYWORDS.has(key))];
   });
   return Object.fromEntries(entries);
 }

@@ -315,6 +315,37 @@ describe('the choice of tools', () => {
     expect(() => argumentsOf([])).toThrow(/must be an object, not an array of 0/);
   });
 
+  it('references move, and data that looks like references does not', () => {
+    const data = { $ref: '#/x' };
+    const parameters = {
+      type: 'object',
+      properties: {
+        a: { const: data, default: data, examples: [data], enum: [data, [data]] },
+        const: { items: data },
+        enum: data,
+      },
+      $defs: { default: data },
+      anyOf: [data],
+    };
+    const moved = { $ref: '#/items/anyOf/0/properties/arguments/x' };
+    expect(itemsOf(resolve([tool('f', parameters)], 'required'))).toMatchObject({
+      items: {
+        anyOf: [
+          {
+            properties: {
+              arguments: {
+                type: 'object',
+                properties: { a: parameters.properties.a, const: { items: moved }, enum: moved },
+                $defs: { default: moved },
+                anyOf: [moved],
+              },
+            },
+          },
+        ],
+      },
+    });
+  });
+
   it('parameters have a limited depth', () => {
     expect(resolve([tool('a', nested(100))], 'required').format).toBeDefined();
     expect(() => resolve([tool('a', nested(1000))], 'required')).toThrow(/nested more than 128 levels deep/);
