@@ -161,8 +161,16 @@ type Reading<T = void> = Generator<void, T, string>;
 class Input {
   /** The character to be read; '' at the end of the text. */
   char = '';
+  /** Whitespace before `read`, which is text unless `read` begins a call. */
+  space = '';
   /** What was read and is not known to be text or a call. */
   read = '';
+
+  /** Forgets what was read. */
+  drop(): void {
+    this.space = '';
+    this.read = '';
+  }
 
   take(): void {
     this.read += this.char;
@@ -244,8 +252,9 @@ export class ToolCallParser {
       if (begin !== undefined) isStart = yield* this.#readCalls(begin);
     }
     // Nor is whitespace after calls part of the text.
-    if (input.read.trim() !== '' || this.calls.length === 0) this.#text += input.read;
-    input.read = '';
+    const rest = input.space + input.read;
+    if (rest.trim() !== '' || this.calls.length === 0) this.#text += rest;
+    input.drop();
   }
 
   /** Reads text up to what begins a call, and returns that. Undefined at the end of all text. */
@@ -267,15 +276,19 @@ export class ToolCallParser {
   /** Takes what is no start of `begins` as text. If the rest is one of `begins`, returns it. */
   #takeText(begins: readonly string[]): string | undefined {
     const input = this.#input;
-    for (;;) {
+    while (input.read !== '') {
       // Whitespace before a call is not part of the text.
       const rest = input.read.trimStart();
+      input.space += input.read.slice(0, input.read.length - rest.length);
+      input.read = rest;
       if (begins.includes(rest)) return rest;
       if (begins.some((begin) => begin.startsWith(rest))) return undefined;
-      this.#text += input.read[0];
+      this.#text += input.space + rest.slice(0, 1);
       this.#hasText = true;
-      input.read = input.read.slice(1);
+      input.space = '';
+      input.read = rest.slice(1);
     }
+    return undefined;
   }
 
   /**
@@ -285,7 +298,7 @@ export class ToolCallParser {
     const numCalls = this.calls.length;
     try {
       yield* this.#format.read(this.#input, begin, this.#sink);
-      this.#input.read = '';
+      this.#input.drop();
     } catch (error) {
       if (!(error instanceof Malformed)) throw error;
       this.#current = undefined;
@@ -313,7 +326,7 @@ export class ToolCallParser {
     end: () => {
       this.calls.push(this.#current as ToolCall);
       this.#current = undefined;
-      this.#input.read = '';
+      this.#input.drop();
     },
   };
 }

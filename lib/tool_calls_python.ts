@@ -16,11 +16,12 @@ const ESCAPES: Readonly<Record<string, string>> = {
   f: '\f',
   '\n': '',
 };
-const NAMES: ReadonlyMap<string, unknown> = new Map<string, unknown>([
-  ['True', true],
-  ['False', false],
-  ['None', null],
+const NAMES: ReadonlyMap<string, string> = new Map([
+  ['True', 'true'],
+  ['False', 'false'],
+  ['None', 'null'],
 ]);
+const JSON_NUMBER = /^-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?$/;
 const MAX_DEPTH = 100;
 
 type Token = { kind: 'name' | 'number' | 'string' | 'mark'; text: string };
@@ -41,8 +42,9 @@ function tokenize(code: string): Token[] | null {
 
 /**
  * Reads Python code that only calls functions: `f(a=1)`, several below each other or in a list, also
- * within `print(...)`. Arguments have names, and their values are literals. Returns null for other
- * code. `module.f` is a call of `f`.
+ * within `print(...)`. Arguments have names, and their values are literals. Numbers keep their
+ * digits. Returns null for other code, also for a number that JSON writes otherwise. `module.f` is a
+ * call of `f`.
  */
 export function readPythonCalls(code: string): PythonCall[] | null {
   const tokens = tokenize(code);
@@ -59,6 +61,10 @@ export function readPythonCalls(code: string): PythonCall[] | null {
 /** Code that is not only calls. */
 class Unsupported extends Error {}
 
+function unsupported(): never {
+  throw new Unsupported();
+}
+
 class Reader {
   readonly #tokens: readonly Token[];
   #next = 0;
@@ -74,7 +80,7 @@ class Reader {
       if (this.#skip('[')) this.#list(']', () => calls.push(this.#call()));
       else calls.push(this.#call());
     }
-    if (calls.length === 0) throw new Unsupported();
+    if (calls.length === 0) unsupported();
     return calls;
   }
 
@@ -86,48 +92,48 @@ class Reader {
       this.#expect(')');
       return call;
     }
-    const entries: [string, unknown][] = [];
+    const entries = new Map<string, string>();
     this.#list(')', () => {
       const key = this.#take('name');
       this.#expect('=');
-      entries.push([key, this.#value()]);
+      entries.set(key, this.#value());
     });
-    const args = JSON.stringify(Object.fromEntries(entries));
-    return { name: name.slice(name.lastIndexOf('.') + 1), arguments: args };
+    return { name: name.slice(name.lastIndexOf('.') + 1), arguments: objectText(entries) };
   }
 
-  #value(): unknown {
-    if (++this.#depth > MAX_DEPTH) throw new Unsupported();
+  /** A literal as JSON. */
+  #value(): string {
+    if (++this.#depth > MAX_DEPTH) unsupported();
     const value = this.#literal();
     this.#depth--;
     return value;
   }
 
-  #literal(): unknown {
+  #literal(): string {
     const token = this.#tokens[this.#next++];
     switch (token?.kind) {
       case 'number':
-        return Number(token.text);
+        if (!JSON_NUMBER.test(token.text)) unsupported();
+        return token.text;
       case 'string':
-        return unquote(token.text);
+        return JSON.stringify(unquote(token.text));
       case 'name':
-        if (!NAMES.has(token.text)) throw new Unsupported();
-        return NAMES.get(token.text);
+        return NAMES.get(token.text) ?? unsupported();
       default:
     }
     if (token?.text === '[') {
-      const items: unknown[] = [];
+      const items: string[] = [];
       this.#list(']', () => items.push(this.#value()));
-      return items;
+      return `[${items.join()}]`;
     }
-    if (token?.text !== '{') throw new Unsupported();
-    const entries: [string, unknown][] = [];
+    if (token?.text !== '{') unsupported();
+    const entries = new Map<string, string>();
     this.#list('}', () => {
       const key = unquote(this.#take('string'));
       this.#expect(':');
-      entries.push([key, this.#value()]);
+      entries.set(key, this.#value());
     });
-    return Object.fromEntries(entries);
+    return objectText(entries);
   }
 
   /** Reads items, divided by commas, until `end`. */
@@ -142,12 +148,12 @@ class Reader {
 
   #take(kind: Token['kind']): string {
     const token = this.#tokens[this.#next++];
-    if (token?.kind !== kind) throw new Unsupported();
+    if (token?.kind !== kind) unsupported();
     return token.text;
   }
 
   #expect(mark: string): void {
-    if (!this.#skip(mark)) throw new Unsupported();
+    if (!this.#skip(mark)) unsupported();
   }
 
   #skip(mark: string): boolean {
@@ -156,6 +162,12 @@ class Reader {
     this.#next++;
     return true;
   }
+}
+
+/** JSON of an object whose values are JSON. */
+function objectText(entries: ReadonlyMap<string, string>): string {
+  const items = Array.from(entries, ([key, value]) => `${JSON.stringify(key)}:${value}`);
+  return `{${items.join()}}`;
 }
 
 function unquote(literal: string): string {

@@ -2,6 +2,7 @@ import type { ChatMessage } from './chat';
 import { checkObject, invalid, invalidArgument } from './errors';
 import type { ResponseFormat } from './grammar/format';
 import { copySchema, type JsonSchema } from './json_schema';
+import { readOptions } from './options';
 import { forcedCalls, ToolCallParser, toolCallFormat } from './tool_calls';
 
 /**
@@ -93,11 +94,11 @@ export function withParsedArguments(messages: readonly ChatMessage[]): ChatMessa
 function checkChoice(choice: unknown): void {
   if (choice === 'auto' || choice === 'none' || choice === 'required') return;
   const expected = "'auto', 'none', 'required' or { name }";
-  if (typeof choice !== 'object' || choice === null) throw invalid('toolChoice', expected, choice);
-  const { name, ...others } = choice as { name?: unknown };
-  if (typeof name !== 'string' || Object.keys(others).length > 0) {
+  if (typeof choice !== 'object' || choice === null || Array.isArray(choice)) {
     throw invalid('toolChoice', expected, choice);
   }
+  const { name } = readOptions('toolChoice', choice as { name?: unknown }, { name: true });
+  if (typeof name !== 'string') throw invalid('toolChoice.name', 'a string', name);
 }
 
 interface ToolFunction {
@@ -140,7 +141,7 @@ function schemaOfCalls(functions: readonly ToolFunction[], isSingle: boolean) {
     type: 'object',
     properties: {
       name: { const: name },
-      arguments: moveRefs(parameters, `#/items/anyOf/${i}/properties/arguments`),
+      arguments: moveRefs(objectSchema(parameters), `#/items/anyOf/${i}/properties/arguments`),
     },
     required: ['name', 'arguments'],
     additionalProperties: false,
@@ -149,19 +150,43 @@ function schemaOfCalls(functions: readonly ToolFunction[], isSingle: boolean) {
   return { type: 'array', items: { anyOf: calls }, minItems: 1, ...maxItems };
 }
 
+/** The parameters of a function as a schema that allows objects only, because arguments are one. */
+function objectSchema(parameters: unknown): object {
+  const schema = parameters ?? {};
+  checkObject('the parameters of each of tools', schema);
+  const { type = 'object' } = schema as { type?: unknown };
+  if (![type].flat().includes('object')) {
+    throw invalid('the type of the parameters of each of tools', "'object'", type);
+  }
+  return { ...(schema as object), type: 'object' };
+}
+
+// Values of these keywords are data, which has no references.
+const DATA_KEYWORDS: ReadonlySet<string> = new Set(['const', 'enum', 'default', 'examples']);
+// Values of these keywords have names instead of keywords.
+const MAP_KEYWORDS: ReadonlySet<string> = new Set([
+  'properties',
+  'patternProperties',
+  '$defs',
+  'definitions',
+  'dependentSchemas',
+]);
 // The grammar library accepts no deeper JSON.
 const MAX_DEPTH = 128;
 
-/** A copy of a schema that becomes a part of another one, at `path`. */
-function moveRefs(value: unknown, path: string, depth = 0): unknown {
+/** A copy of a schema, or of a map of schemas, that becomes a part of another one, at `path`. */
+function moveRefs(value: unknown, path: string, depth = 0, isMap = false): unknown {
   if (typeof value !== 'object' || value === null) return value;
   if (depth === MAX_DEPTH) {
     throw invalidArgument(`the parameters of a tool are nested more than ${MAX_DEPTH} levels deep`);
   }
   if (Array.isArray(value)) return value.map((item) => moveRefs(item, path, depth + 1));
   const entries = Object.entries(value).map(([key, item]) => {
+    if (isMap) return [key, moveRefs(item, path, depth + 1)];
+    if (DATA_KEYWORDS.has(key)) return [key, item];
     const isRef = key === '$ref' && typeof item === 'string' && item.startsWith('#');
-    return [key, isRef ? path + item.slice(1) : moveRefs(item, path, depth + 1)];
+    if (isRef) return [key, path + item.slice(1)];
+    return [key, moveRefs(item, path, depth + 1, MAP_KEYWORDS.has(key))];
   });
   return Object.fromEntries(entries);
 }

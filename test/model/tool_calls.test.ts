@@ -2,7 +2,13 @@
 
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { type ToolCallDelta, ToolCallParser, toolCallFormat } from '../../lib/tool_calls';
+import {
+  forcedCalls,
+  type ToolCallDelta,
+  type ToolCallFormat,
+  ToolCallParser,
+  toolCallFormat,
+} from '../../lib/tool_calls';
 import { readPythonCalls } from '../../lib/tool_calls_python';
 import { resolveTools, type ToolChoice } from '../../lib/tools';
 import { randomIntegers } from '../tools/json_schemas';
@@ -24,8 +30,9 @@ interface Parsed {
 }
 
 /** Parses `text` in pieces of `size` UTF-16 code units. */
-function parse(family: Family, text: string, size = Number.POSITIVE_INFINITY): Parsed {
-  const parser = new ToolCallParser(toolCallFormat(TEMPLATES[family])!, names);
+function parse(family: Family | ToolCallFormat, text: string, size = Number.POSITIVE_INFINITY): Parsed {
+  const format = typeof family === 'string' ? toolCallFormat(TEMPLATES[family])! : family;
+  const parser = new ToolCallParser(format, names);
   const parts = [];
   for (let at = 0; at < text.length; at += size) parts.push(parser.push(text.slice(at, at + size)));
   parts.push(parser.flush());
@@ -144,6 +151,38 @@ describe('text that has no call', () => {
   });
 });
 
+describe('calls that a grammar demands', () => {
+  it.each<[string, string, unknown[]]>([
+    [`[${PARIS}, ${SUM}]`, '', [paris, sum]],
+    [` [${PARIS}]\n`, '', [paris]],
+    [`[${PARIS}, oops]`, ', oops]', [paris]],
+    [`[${PARIS}] and [1`, ' and [1', [paris]],
+    ['[{"name": "weather", "arguments": "Paris"}]', '[{"name": "weather", "arguments": "Paris"}]', []],
+    ['[{"name": "weather", "arguments": {"city": "Par', '[{"name": "weather", "arguments": {"city": "Par', []],
+    ['[] \n [', '[] \n [', []],
+    ['  \n', '  \n', []],
+    ['oops [', 'oops [', []],
+    ['', '', []],
+  ])('%j', (text, content, calls) => {
+    for (const size of [Number.POSITIVE_INFINITY, 1, 2, 3]) {
+      expect([size, parse(forcedCalls, text, size)]).toMatchObject([size, { text: content, calls }]);
+    }
+  });
+});
+
+it('the time is linear in the whitespace that is withheld', () => {
+  const spaces = ' '.repeat(200_000);
+  const startMs = performance.now();
+  for (const text of [spaces, `${spaces}a`, `<tool_call>{"name": "weather"${spaces}`, `<tool_call>${spaces}a`]) {
+    expect(parse('hermes', text).text === text).toBe(true);
+  }
+  expect(parse('hermes', `a${spaces}<tool_call>${PARIS}</tool_call>${spaces}`)).toMatchObject({
+    text: 'a',
+    calls: [paris],
+  });
+  expect(performance.now() - startMs).toBeLessThan(8000); // 60 s if it is quadratic
+});
+
 describe('streaming', () => {
   const stream = (family: Family, text: string) => {
     const parser = new ToolCallParser(toolCallFormat(TEMPLATES[family])!, names);
@@ -235,7 +274,10 @@ describe('the choice of tools', () => {
     expect(itemsOf(resolve(tools, 'required'))).toEqual({
       type: 'array',
       items: {
-        anyOf: [call('a', { $ref: '#/items/anyOf/0/properties/arguments/$defs/x' }), call('b', { type: 'object' })],
+        anyOf: [
+          call('a', { type: 'object', $ref: '#/items/anyOf/0/properties/arguments/$defs/x' }),
+          call('b', { type: 'object' }),
+        ],
       },
       minItems: 1,
     });
@@ -279,6 +321,62 @@ describe('the choice of tools', () => {
     }
   });
 
+  it('the parameters allow objects only, because arguments are an object', () => {
+    const argumentsOf = (parameters: unknown) => {
+      const { format } = resolve([{ name: 'a', parameters }], 'required');
+      const { schema } = format as unknown as {
+        schema: { items: { anyOf: { properties: { arguments: unknown } }[] } };
+      };
+      return schema.items.anyOf[0]?.properties.arguments;
+    };
+    expect(argumentsOf(null)).toEqual({ type: 'object' });
+    expect(argumentsOf({})).toEqual({ type: 'object' });
+    expect(argumentsOf({ properties: { a: {} } })).toEqual({ type: 'object', properties: { a: {} } });
+    expect(argumentsOf({ type: ['null', 'object'] })).toEqual({ type: 'object' });
+    expect(() => argumentsOf({ type: 'array' })).toThrow(
+      /^the type of the parameters .* must be 'object', not "array"/,
+    );
+    expect(() => argumentsOf({ type: ['string'] })).toThrow(/must be 'object', not an array of 1/);
+    expect(() => argumentsOf(true)).toThrow(/^the parameters of each of tools must be an object, not true/);
+    expect(() => argumentsOf([])).toThrow(/must be a JSON schema, .*not an array of 0/);
+  });
+
+  it('references move, and data that looks like references does not', () => {
+    const data = { $ref: '#/x' };
+    const parameters = {
+      type: 'object',
+      properties: {
+        a: { const: data, default: data, examples: [data], enum: [data, [data]] },
+        const: { items: data },
+        enum: data,
+      },
+      $defs: { default: data },
+      anyOf: [data],
+    };
+    const moved = { $ref: '#/items/anyOf/0/properties/arguments/x' };
+    expect(itemsOf(resolve([tool('f', parameters)], 'required'))).toMatchObject({
+      items: {
+        anyOf: [
+          {
+            properties: {
+              arguments: {
+                type: 'object',
+                properties: { a: parameters.properties.a, const: { items: moved }, enum: moved },
+                $defs: { default: moved },
+                anyOf: [moved],
+              },
+            },
+          },
+        ],
+      },
+    });
+  });
+
+  it('a field that is undefined is none', () => {
+    const choice = { name: 'a', other: undefined };
+    expect(resolve([tool('a', {})], choice)).toEqual(resolve([tool('a', {})], { name: 'a' }));
+  });
+
   it('parameters have a limited depth', () => {
     expect(resolve([tool('a', nested(100))], 'required').format).toBeDefined();
     expect(() => resolve([tool('a', nested(1000))], 'required')).toThrow(/nested more than 128 levels deep/);
@@ -296,8 +394,22 @@ describe('Python calls', () => {
     expect(calls?.map((call) => [call.name, JSON.parse(call.arguments)])).toEqual([['f', args]]);
   });
 
+  it('numbers keep their digits', () => {
+    const code = 'f(a=12345678901234567890, b=-0.10, c=1E+30, d=[{"x": 0.1000000000000000055}])';
+    expect(readPythonCalls(code)?.[0]?.arguments).toBe(
+      '{"a":12345678901234567890,"b":-0.10,"c":1E+30,"d":[{"x":0.1000000000000000055}]}',
+    );
+  });
+
+  it('of a key that occurs twice, the last value counts', () => {
+    expect(readPythonCalls('f(a={"k": 1, "k": 2})')?.[0]?.arguments).toBe('{"a":{"k":2}}');
+  });
+
   it.each([
     '',
+    'f(a=007)',
+    'f(a=.5)',
+    'f(a=1.)',
     'f',
     'f(',
     'f(1)',
