@@ -1,6 +1,7 @@
 import type { ChatMessage } from './chat';
 import { checkObject, invalid, invalidArgument } from './errors';
 import type { ResponseFormat } from './grammar/format';
+import { readOptions } from './options';
 import { forcedCalls, ToolCallParser, toolCallFormat } from './tool_calls';
 
 /**
@@ -91,11 +92,11 @@ export function withParsedArguments(messages: readonly ChatMessage[]): ChatMessa
 function checkChoice(choice: unknown): void {
   if (choice === 'auto' || choice === 'none' || choice === 'required') return;
   const expected = "'auto', 'none', 'required' or { name }";
-  if (typeof choice !== 'object' || choice === null) throw invalid('toolChoice', expected, choice);
-  const { name, ...others } = choice as { name?: unknown };
-  if (typeof name !== 'string' || Object.keys(others).length > 0) {
+  if (typeof choice !== 'object' || choice === null || Array.isArray(choice)) {
     throw invalid('toolChoice', expected, choice);
   }
+  const { name } = readOptions('toolChoice', choice as { name?: unknown }, { name: true });
+  if (typeof name !== 'string') throw invalid('toolChoice.name', 'a string', name);
 }
 
 interface ToolFunction {

@@ -1,4 +1,5 @@
 import { checkObject, invalid, invalidArgument } from '../errors';
+import { readOptions } from '../options';
 
 /**
  * What a generated text must be.
@@ -67,17 +68,18 @@ export function grammarSource(format: ResponseFormat): GrammarSource {
 function convert(format: ResponseFormat): GrammarSource {
   switch (format.type) {
     case 'json_object':
-      checkFields(format, []);
+      readOptions('responseFormat', format, { type: true });
       return schemaSource({ type: 'object' });
     case 'json_schema':
-      checkFields(format, ['schema']);
-      return schemaSource(format.schema);
+      return schemaSource(
+        readOptions('responseFormat', format, { type: true, schema: true }).schema,
+      );
     case 'regex':
-      checkFields(format, ['pattern']);
+      readOptions('responseFormat', format, { type: true, pattern: true });
       checkText('pattern', format.pattern);
       return { kind: 'regex', text: format.pattern };
     case 'grammar':
-      checkFields(format, ['grammar']);
+      readOptions('responseFormat', format, { type: true, grammar: true });
       checkText('grammar', format.grammar);
       return { kind: 'lark', text: format.grammar };
     default:
@@ -103,13 +105,4 @@ function schemaSource(schema: Readonly<Record<string, unknown>> | boolean): Gram
 
 function checkText(name: string, value: unknown): void {
   if (typeof value !== 'string') throw invalid(`responseFormat.${name}`, 'a string', value);
-}
-
-function checkFields(format: ResponseFormat, fields: readonly string[]): void {
-  const unknown = Object.keys(format).find((name) => name !== 'type' && !fields.includes(name));
-  if (unknown === undefined) return;
-  throw invalidArgument(
-    `responseFormat has an unknown field ${JSON.stringify(unknown)}: the fields of type ` +
-      `'${format.type}' are ${['type', ...fields].join(', ')}`,
-  );
 }

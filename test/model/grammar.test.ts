@@ -141,13 +141,22 @@ describe('the allowed tokens', () => {
 describe('errors', () => {
   it.each<[string, ResponseFormat, RegExp]>([
     ['an unknown type', { type: 'yaml' } as never, /responseFormat.type must be 'json_object'/],
-    ['an unknown field', { type: 'json_object', schema: {} } as never, /unknown field "schema"/],
+    [
+      'an unknown field',
+      { type: 'json_object', schema: {} } as never,
+      /unknown name "schema" in responseFormat. The known names are type$/,
+    ],
     ['no schema', { type: 'json_schema' } as never, /responseFormat.schema must be an object/],
     ['a number', { type: 'regex', pattern: 5 } as never, /responseFormat.pattern must be a string, not 5/],
     ['too long', { type: 'regex', pattern: 'a'.repeat(2 ** 20 + 1) }, /1048577 characters/],
     ['a NUL', { type: 'regex', pattern: 'a\0' }, /U\+0000/],
   ])('%s', (_, format, message) => {
     expect(() => grammarSource(format)).toThrow(message);
+  });
+
+  it('not a field that is undefined', () => {
+    const format = { type: 'json_object', schema: undefined } as ResponseFormat;
+    expect(grammarSource(format)).toEqual(grammarSource({ type: 'json_object' }));
   });
 
   it.each<[string, ResponseFormat, RegExp]>([

@@ -346,6 +346,11 @@ describe('the choice of tools', () => {
     });
   });
 
+  it('a field that is undefined is none', () => {
+    const choice = { name: 'a', other: undefined };
+    expect(resolve([tool('a', {})], choice)).toEqual(resolve([tool('a', {})], { name: 'a' }));
+  });
+
   it('parameters have a limited depth', () => {
     expect(resolve([tool('a', nested(100))], 'required').format).toBeDefined();
     expect(() => resolve([tool('a', nested(1000))], 'required')).toThrow(/nested more than 128 levels deep/);
