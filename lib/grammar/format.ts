@@ -94,13 +94,18 @@ function convert(format: ResponseFormat): GrammarSource {
 function schemaSource(schema: Readonly<Record<string, unknown>> | boolean): GrammarSource {
   if (typeof schema === 'boolean') return { kind: 'json_schema', text: String(schema) };
   checkObject('responseFormat.schema', schema);
+  let text: string | undefined;
   try {
-    return { kind: 'json_schema', text: JSON.stringify({ 'x-guidance': WHITESPACE, ...schema }) };
+    text = JSON.stringify({ 'x-guidance': WHITESPACE, ...schema });
   } catch (error) {
     throw invalidArgument(
       `responseFormat.schema cannot be written as JSON: ${(error as Error).message}`,
     );
   }
+  if (text === undefined) {
+    throw invalidArgument('responseFormat.schema has a toJSON that returns no JSON: remove it');
+  }
+  return { kind: 'json_schema', text };
 }
 
 function checkText(name: string, value: unknown): void {

@@ -148,10 +148,18 @@ describe('errors', () => {
     ],
     ['no schema', { type: 'json_schema' } as never, /responseFormat.schema must be an object/],
     ['a number', { type: 'regex', pattern: 5 } as never, /responseFormat.pattern must be a string, not 5/],
+    ['a toJSON', { type: 'json_schema', schema: { toJSON: () => undefined } }, /^responseFormat.schema /],
     ['too long', { type: 'regex', pattern: 'a'.repeat(2 ** 20 + 1) }, /1048577 characters/],
     ['a NUL', { type: 'regex', pattern: 'a\0' }, /U\+0000/],
   ])('%s', (_, format, message) => {
-    expect(() => grammarSource(format)).toThrow(message);
+    const error = (() => {
+      try {
+        return grammarSource(format) as never;
+      } catch (error) {
+        return error as { code: string; message: string };
+      }
+    })();
+    expect([error.code, error.message]).toEqual(['ERR_INVALID_ARGUMENT', expect.stringMatching(message)]);
   });
 
   it('not a field that is undefined', () => {
