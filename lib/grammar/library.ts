@@ -39,6 +39,8 @@ const CONSTRAINT_INIT = { bytes: 96, logStderrLevel: 8, maxLexerStates: 44, verb
 // Of 1 to 2 KB each. The library's own limit is 250,000.
 const MAX_LEXER_STATES = 50_000;
 const MESSAGE_BYTES = 1024;
+// Of the message of an error, in characters.
+const MAX_LINE = 200;
 
 /** Loads the WebAssembly module. */
 async function loadModule(): Promise<Exports> {
@@ -121,7 +123,7 @@ export class GrammarLibrary {
       const error = library.llg_matcher_get_error(pointer) >>> 0;
       if (error === 0 && status === 0) return;
       const text = error === 0 ? 'it failed' : this.#readString(error);
-      throw new GrammarError(text.replace(/\s*<state>.*$/s, ''));
+      throw new GrammarError(shorten(text.split('<state>', 1)[0] as string));
     };
     return {
       check,
@@ -182,6 +184,14 @@ export class GrammarLibrary {
     const memory = Buffer.from(this.#exports.memory.buffer, pointer);
     return memory.toString('utf8', 0, memory.indexOf(0));
   }
+}
+
+/** A message without most of a long grammar that it quotes. It has few lines. */
+function shorten(message: string): string {
+  const half = MAX_LINE / 2;
+  const cut = (line: string) =>
+    line.length > MAX_LINE ? `${line.slice(0, half)} ... ${line.slice(-half)}` : line;
+  return message.trimEnd().split('\n').map(cut).join('\n');
 }
 
 /** How far a text has come in a grammar. Methods throw GrammarError. */

@@ -168,6 +168,15 @@ describe('errors', () => {
   });
 
   it.each<[string, ResponseFormat, RegExp]>([
+    ['pattern', { type: 'regex', pattern: `${'a'.repeat(100_000)}(` }, /aaa \.\.\. aaa.*unclosed group/s],
+    ['grammar', { type: 'grammar', grammar: `start: ${'('.repeat(500_000)}` }, /nested.*\(\(\( \.\.\. \(\(\(/s],
+  ])('a message quotes little of a long %s', async (_, format, expected) => {
+    const { message } = await errorOf(() => compile(format));
+    expect(message).toMatch(expected);
+    expect(message.length).toBeLessThan(1500);
+  });
+
+  it.each<[string, ResponseFormat, RegExp]>([
     ['a malformed pattern', { type: 'regex', pattern: '(' }, /^responseFormat: .*unclosed group/s],
     ['look-ahead', { type: 'regex', pattern: 'a(?=b)' }, /look-around/],
     ['a malformed grammar', { type: 'grammar', grammar: 'start: nothing' }, /nothing/],
