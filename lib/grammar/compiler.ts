@@ -279,12 +279,12 @@ class GrammarMatcher implements Constraint {
     // Tokens of the tokenizer that the model lacks.
     const rest = vocabSize % 32;
     if (rest > 0) words[words.length - 1] = (words.at(-1) as number) & (2 ** rest - 1);
-    if (mayEnd) {
-      for (const token of endTokens) {
-        if (token >= vocabSize) continue;
-        const word = Math.floor(token / 32);
-        words[word] = (words[word] as number) | (1 << (token % 32));
-      }
+    // Also if the grammar allows the text of an end token, drawing it would end the text.
+    for (const token of endTokens) {
+      if (token >= vocabSize) continue;
+      const word = Math.floor(token / 32);
+      const others = (words[word] as number) & ~(1 << (token % 32));
+      words[word] = mayEnd ? others | (1 << (token % 32)) : others;
     }
     if (!isFinished && words.every((word) => word === 0)) {
       throw invalidArgument('responseFormat: no token of the model continues or ends the text');

@@ -123,6 +123,21 @@ describe('the allowed tokens', () => {
     constraint.dispose();
   });
 
+  it('have no end token as text', async () => {
+    const token = (text: string) => tokenizer.encode(text, { addSpecialTokens: false })[0] as number;
+    const [a, b] = [token('a'), token('b')];
+    const source = { kind: 'regex', text: '[ab]b?' } as const;
+    const constraint = await tokenizer[grammars].compile(source, { vocabSize: 4096, endTokens: [a, END] });
+    expect(allowedTokens(constraint).filter((allowed) => [a, b, END].includes(allowed))).toEqual([b]);
+    await constraint.accept(b);
+    expect(allowedTokens(constraint)).toEqual([a, b, END].sort((x, y) => x - y));
+    await constraint.accept(a);
+    expect(constraint.isFinished).toBe(true);
+    constraint.dispose();
+    const compiled = tokenizer[grammars].compile({ kind: 'regex', text: 'a' }, { vocabSize: 4096, endTokens: [a] });
+    await expect(compiled).rejects.toThrow('no token of the model continues or ends the text');
+  });
+
   it('have no special token, and none that the model lacks', async () => {
     const small = { vocabSize: 1001, endTokens: [END] };
     const constraint = await tokenizer[grammars].compile({ kind: 'regex', text: '(?s:.*)' }, small);
