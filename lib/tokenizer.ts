@@ -327,7 +327,7 @@ export class Tokenizer {
   /** @internal */
   [endProcess](): void {
     this.#client.close();
-    this.#grammars?.close();
+    this[grammars].close(); // also if there is none yet: generations that end could start one
   }
 
   /** @internal */

@@ -57,6 +57,7 @@ export class GrammarCompiler {
   #worker: Worker | undefined;
   /** Whether the thread has answered. */
   #isStarted = false;
+  #isClosed = false;
   readonly #matchers = new Set<GrammarMatcher>();
   readonly #pending = new Map<number, Pending>();
   #timer: NodeJS.Timeout | undefined;
@@ -98,6 +99,7 @@ export class GrammarCompiler {
   /** The state of a matcher after its tokens, of which `token` is the last. */
   request(matcher: GrammarMatcher, token?: number): Promise<GrammarState> {
     return new Promise((resolve, reject) => {
+      if (this.#isClosed) throw disposed();
       const id = this.#nextId++;
       const open = openRequest(matcher, id);
       const request: Pending['request'] =
@@ -123,9 +125,10 @@ export class GrammarCompiler {
     this.#wait();
   }
 
-  /** Ends the thread. Requests reject with ERR_DISPOSED. */
+  /** Ends the thread. Requests reject with ERR_DISPOSED, also later ones. */
   close(): void {
-    this.#fail(new DiffqkvError('ERR_DISPOSED', 'the model was disposed of'));
+    this.#isClosed = true;
+    this.#fail(disposed());
   }
 
   #send(request: GrammarRequest): void {
@@ -225,6 +228,10 @@ export class GrammarCompiler {
     worker?.on('error', () => {}); // of a thread that is not used any more
     void worker?.terminate();
   }
+}
+
+function disposed(): DiffqkvError {
+  return new DiffqkvError('ERR_DISPOSED', 'the model was disposed of');
 }
 
 function openRequest({ number, source, tokens }: GrammarMatcher, id: number): Pending['request'] {

@@ -293,6 +293,8 @@ describe('the thread', () => {
     const error = errorOf(() => compiler.compile(slow, bytes));
     compiler.close();
     expect((await error).code).toBe('ERR_DISPOSED');
+    const later = await errorOf(() => compiler.compile({ kind: 'regex', text: 'a' }, bytes));
+    expect(later.code).toBe('ERR_DISPOSED');
   });
 
   it('a vocabulary whose tokens do not tell their bytes is not supported', async () => {

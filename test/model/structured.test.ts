@@ -2,6 +2,7 @@
 
 import { cpSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import workerThreads, { Worker } from 'node:worker_threads';
 import Ajv from 'ajv/dist/2020';
 import { defaultModelDirectory, type GenerateOptions, Model, type ToolCallDelta } from '../../lib/index';
 import { randomCheckpoint, temporaryDirectories, writeCheckpoint } from '../support/checkpoints';
@@ -199,5 +200,32 @@ onEveryDevice((device) => {
     const error = errorOf(() => result);
     other.dispose();
     expect((await error).code).toBe('ERR_DISPOSED');
+  });
+
+  long('no thread is started after the model was disposed of', async () => {
+    let numStarted = 0;
+    workerThreads.Worker = class extends Worker {
+      constructor(...[script, options]: ConstructorParameters<typeof Worker>) {
+        super(script, options);
+        numStarted++;
+      }
+    };
+    try {
+      for (let i = 0; i < 3; i++) {
+        const other = await Model.load(defaultModelDirectory, { device: device() });
+        const generation = other.generate(prompt, { responseFormat: { type: 'regex', pattern: '(ab){400}' } });
+        const error = errorOf(() => generation.result);
+        const tokens = generation[Symbol.asyncIterator]();
+        await tokens.next();
+        const before = numStarted;
+        expect(before).toBeGreaterThan(0);
+        await new Promise((resolve) => setTimeout(resolve, i));
+        other.dispose();
+        expect((await error).code).toBe('ERR_DISPOSED');
+        expect(numStarted).toBe(before);
+      }
+    } finally {
+      workerThreads.Worker = Worker;
+    }
   });
 });
