@@ -1,6 +1,6 @@
 import { join } from 'node:path';
 import { Worker } from 'node:worker_threads';
-import { onAbort, throwIfAborted } from '../abort';
+import { isAborted, onAbort, throwIfAborted } from '../abort';
 import { checkThreadSpace } from '../address_space';
 import { aborted, DiffqkvError, invalidArgument } from '../errors';
 import { packageRoot } from '../paths';
@@ -12,10 +12,12 @@ const script = join(packageRoot, 'dist', 'lib', 'grammar', 'thread.js');
 
 /** Milliseconds. */
 interface Limits {
-  /** Of the first request, which waits for the vocabulary: 2 s for 128,000 tokens. */
+  /** Until the thread has loaded the library and the vocabulary: 2 s for 128,000 tokens. */
   start: number;
-  /** Of another request. */
+  /** Of a request. */
   request: number;
+  /** Of a request, after nobody waits for it. Not 0, because a new thread loads all again. */
+  abandoned: number;
   /** The thread ends if no text is being generated for this long. */
   idle: number;
 }
@@ -25,7 +27,10 @@ export interface Constraint extends TokenConstraint {
   readonly allowed: Uint32Array;
   /** Whether the text is complete: nothing but the end may follow. */
   readonly isFinished: boolean;
-  /** Rejects like {@link GrammarCompiler.compile}. */
+  /**
+   * Rejects like {@link GrammarCompiler.compile}, but resolves when the signal is aborted. Then
+   * `allowed` is out of date.
+   */
   accept(token: number): Promise<void>;
   dispose(): void;
 }
@@ -44,28 +49,32 @@ interface Pending {
   request: Exclude<GrammarRequest, { kind: 'close' }>;
   resolve(state: GrammarState): void;
   reject(error: unknown): void;
+  /** When its time is over, by `performance.now()`. Set while the thread runs it. */
+  deadline?: number;
 }
 
 /**
  * Compiles and matches grammars of one vocabulary in a thread, which the first grammar starts. A
  * hostile grammar can take long or break the library. Then the thread is replaced, only that request
- * fails, and the other texts are repeated in the new thread.
+ * fails, and the other texts are repeated in the new thread. The process does not wait for requests
+ * whose matchers were removed.
  */
 export class GrammarCompiler {
   readonly #vocabulary: Vocabulary;
   readonly #limits: Limits;
   #worker: Worker | undefined;
-  /** Whether the thread has answered. */
+  /** Whether the thread has loaded the library. */
   #isStarted = false;
   #isClosed = false;
   readonly #matchers = new Set<GrammarMatcher>();
+  /** The thread runs the first one. */
   readonly #pending = new Map<number, Pending>();
   #timer: NodeJS.Timeout | undefined;
   #nextId = 1;
 
   constructor(
     vocabulary: Vocabulary,
-    limits: Limits = { start: 60_000, request: 10_000, idle: 60_000 },
+    limits: Limits = { start: 60_000, request: 10_000, abandoned: 1_000, idle: 60_000 },
   ) {
     this.#vocabulary = vocabulary;
     this.#limits = limits;
@@ -81,18 +90,12 @@ export class GrammarCompiler {
     throwIfAborted(signal);
     const matcher = new GrammarMatcher(this, this.#nextId++, source, options);
     this.#matchers.add(matcher);
-    let stopListening = () => {};
     try {
-      const wasAborted = new Promise<never>((_, reject) => {
-        stopListening = onAbort(signal, () => reject(aborted('during the generation')));
-      });
-      await Promise.race([matcher.open(), wasAborted]);
+      await untilAborted(signal, matcher.open());
       return matcher;
     } catch (error) {
       matcher.dispose();
       throw error;
-    } finally {
-      stopListening();
     }
   }
 
@@ -101,11 +104,10 @@ export class GrammarCompiler {
     return new Promise((resolve, reject) => {
       if (this.#isClosed) throw disposed();
       const id = this.#nextId++;
-      const open = openRequest(matcher, id);
       const request: Pending['request'] =
         token !== undefined && matcher.isOpen
           ? { kind: 'accept', id, matcher: matcher.number, token }
-          : open;
+          : openRequest(matcher, id);
       this.#pending.set(id, { matcher, request, resolve, reject });
       try {
         this.#send(request);
@@ -114,11 +116,11 @@ export class GrammarCompiler {
         reject(error);
       }
       matcher.isOpen = true;
-      if (this.#pending.size === 1) this.#wait();
+      this.#wait();
     });
   }
 
-  /** Frees a matcher, after its request if it has one. */
+  /** Frees a matcher. Drops its request, unless the thread runs it. */
   remove(matcher: GrammarMatcher): void {
     if (!this.#matchers.delete(matcher)) return;
     if (matcher.isOpen) this.#worker?.postMessage({ kind: 'close', matcher: matcher.number });
@@ -148,7 +150,12 @@ export class GrammarCompiler {
   }
 
   #answer(answer: GrammarAnswer): void {
-    this.#isStarted = true;
+    if ('isReady' in answer) {
+      this.#isStarted = true;
+      for (const pending of this.#pending.values()) pending.deadline = undefined;
+      this.#wait();
+      return;
+    }
     if ('error' in answer && answer.error.scope === 'library') {
       this.#fail(new DiffqkvError(answer.error.code, answer.error.message));
       return;
@@ -161,22 +168,39 @@ export class GrammarCompiler {
     this.#pending.delete(answer.id);
     this.#wait();
     if ('state' in answer) pending?.resolve(answer.state);
+    else if ('isDropped' in answer) pending?.reject(aborted('during the generation'));
     else pending?.reject(invalidArgument(`responseFormat: ${answer.error.message}`));
   }
 
   /** Limits the time of the request that the thread runs, or the time without requests. */
   #wait(): void {
     clearTimeout(this.#timer);
-    if (this.#pending.size > 0) {
-      this.#worker?.ref();
-      const limit = this.#isStarted ? this.#limits.request : this.#limits.start;
-      this.#timer = setTimeout(() => this.#replace(`it takes more than ${limit} ms`), limit);
+    const [running] = this.#pending.values();
+    if (running === undefined) {
+      this.#worker?.unref();
+      if (this.#matchers.size > 0) return;
+      this.#timer = setTimeout(() => this.#end(), this.#limits.idle);
+      this.#timer.unref();
       return;
     }
-    this.#worker?.unref();
-    if (this.#matchers.size > 0) return;
-    this.#timer = setTimeout(() => this.#end(), this.#limits.idle);
-    this.#timer.unref();
+    const { start, request, abandoned } = this.#limits;
+    const now = performance.now();
+    const limit = this.#isStarted ? request : start;
+    running.deadline ??= now + limit;
+    if (this.#isStarted && !this.#matchers.has(running.matcher)) {
+      running.deadline = Math.min(running.deadline, now + abandoned);
+    }
+    const replace = () => this.#replace(`it takes more than ${limit} ms`);
+    this.#timer = setTimeout(replace, Math.max(0, running.deadline - now));
+    const isAwaited = [...this.#pending.values()].some(({ matcher }) =>
+      this.#matchers.has(matcher),
+    );
+    if (isAwaited) {
+      this.#worker?.ref();
+    } else {
+      this.#worker?.unref();
+      this.#timer.unref();
+    }
   }
 
   /** Rejects the request that the thread runs, and gives the other ones to a new thread. */
@@ -202,6 +226,7 @@ export class GrammarCompiler {
           pending.reject(aborted('during the generation'));
           continue;
         }
+        pending.deadline = undefined;
         pending.request = openRequest(pending.matcher, id);
         this.#send(pending.request);
         pending.matcher.isOpen = true;
@@ -232,6 +257,19 @@ export class GrammarCompiler {
 
 function disposed(): DiffqkvError {
   return new DiffqkvError('ERR_DISPOSED', 'the model was disposed of');
+}
+
+/** Like `promise`, but rejects with ABORT_ERR when the signal is aborted. */
+async function untilAborted<T>(signal: AbortSignal | undefined, promise: Promise<T>): Promise<T> {
+  let stopListening = () => {};
+  const wasAborted = new Promise<never>((_, reject) => {
+    stopListening = onAbort(signal, () => reject(aborted('during the generation')));
+  });
+  try {
+    return await Promise.race([promise, wasAborted]);
+  } finally {
+    stopListening();
+  }
 }
 
 function openRequest({ number, source, tokens }: GrammarMatcher, id: number): Pending['request'] {
@@ -267,12 +305,18 @@ class GrammarMatcher implements Constraint {
   }
 
   async accept(token: number): Promise<void> {
-    if (this.#options.endTokens.includes(token)) {
+    const { endTokens, signal } = this.#options;
+    if (endTokens.includes(token)) {
       this.isFinished = true;
       return;
     }
+    if (isAborted(signal)) return;
     this.tokens.push(token);
-    this.#update(await this.#compiler.request(this, token));
+    try {
+      this.#update(await untilAborted(signal, this.#compiler.request(this, token)));
+    } catch (error) {
+      if (!isAborted(signal)) throw error;
+    }
   }
 
   dispose(): void {

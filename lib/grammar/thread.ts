@@ -1,7 +1,12 @@
 // The thread in which the grammars of a model are compiled and matched. lib/grammar/compiler.ts
 // starts it, and ends it if a request takes too long.
 
-import { type MessagePort, parentPort, workerData } from 'node:worker_threads';
+import {
+  type MessagePort,
+  parentPort,
+  receiveMessageOnPort,
+  workerData,
+} from 'node:worker_threads';
 import { type DecoderConfig, tokenBytes } from '../decoder';
 import { DiffqkvError, type ErrorCode } from '../errors';
 import type { GrammarSource } from './format';
@@ -40,7 +45,10 @@ export interface GrammarFailure {
   message: string;
 }
 
+/** `isReady`: the library is loaded. `isDropped`: the matcher was closed before the request ran. */
 export type GrammarAnswer =
+  | { isReady: true }
+  | { id: number; isDropped: true }
   | { id: number; state: GrammarState }
   | { id: number; error: GrammarFailure };
 
@@ -130,17 +138,42 @@ async function failure(error: unknown): Promise<GrammarFailure> {
   return { scope: error instanceof GrammarError ? 'grammar' : 'thread', code, message };
 }
 
+const queue: GrammarRequest[] = [];
+/** Matchers whose `close` is in the queue. */
+const closing = new Set<number>();
+
+function enqueue(request: GrammarRequest): void {
+  if (request.kind === 'close') closing.add(request.matcher);
+  queue.push(request);
+}
+
+async function runQueue(): Promise<void> {
+  for (;;) {
+    // A `close` that has arrived meanwhile drops the requests before it.
+    let received = receiveMessageOnPort(port);
+    while (received !== undefined) {
+      enqueue(received.message);
+      received = receiveMessageOnPort(port);
+    }
+    const request = queue.shift();
+    if (request === undefined) return;
+    if (request.kind === 'close') {
+      closing.delete(request.matcher);
+      matchers.get(request.matcher)?.free();
+      matchers.delete(request.matcher);
+    } else if (closing.has(request.matcher)) {
+      port.postMessage({ id: request.id, isDropped: true } satisfies GrammarAnswer);
+    } else {
+      await answer(request);
+    }
+  }
+}
+
 let last: Promise<void> = library.then(
-  () => {},
+  () => port.postMessage({ isReady: true } satisfies GrammarAnswer),
   () => {}, // each request rejects with the error
 );
 port.on('message', (request: GrammarRequest) => {
-  last = last.then(async () => {
-    if (request.kind !== 'close') {
-      await answer(request);
-      return;
-    }
-    matchers.get(request.matcher)?.free();
-    matchers.delete(request.matcher);
-  });
+  enqueue(request);
+  last = last.then(runQueue);
 });

@@ -1,6 +1,8 @@
 // Grammars that restrict the tokens that are drawn (lib/grammar), with a sampler of the test: it
 // draws each allowed token with equal chance.
 
+import { spawnSync } from 'node:child_process';
+import { join } from 'node:path';
 import Ajv from 'ajv/dist/2020';
 import type { DecoderConfig } from '../../lib/decoder';
 import { tokenBytes } from '../../lib/decoder';
@@ -221,6 +223,7 @@ describe('the thread', () => {
     decoder: { type: 'Fuse' },
   };
   const bytes = { vocabSize: 95, endTokens: [] };
+  const limits = { start: 60_000, request: 300, abandoned: 100, idle: 60_000 };
   const slow = grammarSource({
     type: 'json_schema',
     schema: {
@@ -230,7 +233,7 @@ describe('the thread', () => {
   });
 
   it('a request that takes too long fails, and the others go on in another thread', async () => {
-    const compiler = new GrammarCompiler(byteTokens, { start: 60_000, request: 300, idle: 60_000 });
+    const compiler = new GrammarCompiler(byteTokens, limits);
     const constraint = await compiler.compile({ kind: 'regex', text: 'abc|abd|x' }, bytes);
     await constraint.accept(65);
     const [error] = await Promise.all([errorOf(() => compiler.compile(slow, bytes)), constraint.accept(66)]);
@@ -262,7 +265,7 @@ describe('the thread', () => {
   });
 
   it('an aborted request ends at once, and does not make a later one fail', async () => {
-    const compiler = new GrammarCompiler(byteTokens, { start: 60_000, request: 300, idle: 60_000 });
+    const compiler = new GrammarCompiler(byteTokens, limits);
     (await compiler.compile({ kind: 'regex', text: 'a' }, bytes)).dispose();
     const controllers = [new AbortController(), new AbortController()];
     const errors = controllers.map(({ signal }) => errorOf(() => compiler.compile(slow, { ...bytes, signal })));
@@ -274,8 +277,74 @@ describe('the thread', () => {
     compiler.close();
   });
 
+  it('the time of a request is limited also while others are aborted and disposed of', async () => {
+    const compiler = new GrammarCompiler(byteTokens, { ...limits, request: 1000 });
+    const constraints = [];
+    for (let i = 0; i < 20; i++) constraints.push(await compiler.compile({ kind: 'regex', text: 'a' }, bytes));
+    let isOver = false;
+    const error = errorOf(() => compiler.compile(slow, bytes)).finally(() => {
+      isOver = true;
+    });
+    const startMs = performance.now();
+    let numAborted = 0;
+    while (!isOver && performance.now() - startMs < 3000) {
+      const signal = AbortSignal.timeout(200);
+      const waiting = errorOf(() => compiler.compile({ kind: 'regex', text: 'b' }, { ...bytes, signal }));
+      constraints.pop()?.dispose();
+      if ((await waiting).code === 'ABORT_ERR') numAborted++;
+    }
+    expect([isOver, numAborted > 1]).toEqual([true, true]);
+    expect((await error).message).toContain('it takes more than 1000 ms');
+    compiler.close();
+  });
+
+  it('an abort ends accept while the thread has another request', async () => {
+    const compiler = new GrammarCompiler(byteTokens, { ...limits, request: 5000 });
+    const controller = new AbortController();
+    const { signal } = controller;
+    const constraint = await compiler.compile({ kind: 'regex', text: 'ab' }, { ...bytes, signal });
+    const error = errorOf(() => compiler.compile(slow, bytes));
+    setTimeout(() => controller.abort(), 20);
+    const startMs = performance.now();
+    await constraint.accept(65);
+    await constraint.accept(66);
+    expect(performance.now() - startMs).toBeLessThan(2000);
+    compiler.close();
+    expect((await error).code).toBe('ERR_DISPOSED');
+  });
+
+  it('a request for which nobody waits does not hold the thread', async () => {
+    const compiler = new GrammarCompiler(byteTokens, { ...limits, request: 60_000 });
+    const constraint = await compiler.compile({ kind: 'regex', text: 'ab' }, bytes);
+    const signals = Array.from({ length: 20 }, () => AbortSignal.timeout(50));
+    const errors = signals.map((signal) => errorOf(() => compiler.compile(slow, { ...bytes, signal })));
+    await constraint.accept(65); // after the slow ones
+    expect(allowedTokens(constraint)).toEqual([66]);
+    expect((await Promise.all(errors)).every(({ code }) => code === 'ABORT_ERR')).toBe(true);
+    compiler.close();
+  }, 20_000);
+
+  it('a request for which nobody waits does not keep the process alive', () => {
+    const directory = join(__dirname, '..', '..', 'dist', 'lib', 'grammar');
+    const program = `
+      const { GrammarCompiler } = require(${JSON.stringify(join(directory, 'compiler.js'))});
+      const { text, ranges, slow, bytes } = ${JSON.stringify({ ...byteTokens, text: String(byteTokens.text), ranges: [...byteTokens.ranges], slow, bytes })};
+      const vocabulary = { text: Buffer.from(text), ranges: Uint32Array.from(ranges), specialTexts: new Set(), decoder: { type: 'Fuse' } };
+      const limits = { start: 60_000, request: 60_000, abandoned: 60_000, idle: 60_000 };
+      const compiler = new GrammarCompiler(vocabulary, limits);
+      compiler.compile({ kind: 'regex', text: 'a' }, bytes).then(async (constraint) => {
+        const signal = AbortSignal.timeout(100);
+        await compiler.compile(slow, { ...bytes, signal }).catch(({ code }) => console.log(code));
+        const abortedMs = performance.now();
+        process.on('exit', () => console.log(performance.now() - abortedMs < 2000));
+      });
+    `;
+    const { stdout, status } = spawnSync(process.execPath, ['-e', program], { encoding: 'utf8', timeout: 10_000 });
+    expect([status, stdout]).toEqual([0, 'ABORT_ERR\ntrue\n']);
+  });
+
   it('ends when no text is being generated, and starts again', async () => {
-    const compiler = new GrammarCompiler(byteTokens, { start: 60_000, request: 10_000, idle: 1 });
+    const compiler = new GrammarCompiler(byteTokens, { ...limits, request: 10_000, idle: 1 });
     for (let i = 0; i < 2; i++) {
       const constraint = await compiler.compile({ kind: 'regex', text: 'ab' }, bytes);
       await new Promise((resolve) => setTimeout(resolve, 20));
