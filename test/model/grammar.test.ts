@@ -189,7 +189,7 @@ describe('errors', () => {
     [
       'a toJSON',
       { type: 'json_schema', schema: { toJSON: () => undefined } },
-      /responseFormat.schema.toJSON is a function/,
+      /^responseFormat.schema cannot be written as JSON/,
     ],
     ['too long', { type: 'regex', pattern: 'a'.repeat(2 ** 20 + 1) }, /1048577 characters/],
     ['a NUL', { type: 'regex', pattern: 'a\0' }, /U\+0000/],
