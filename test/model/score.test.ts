@@ -88,7 +88,7 @@ onEveryDevice((device) => {
       const { prefixPages } = model.kvCache;
       expect(prefixPages).toBeGreaterThan(0);
       expect(firstBitDifference((await model.score(tokens)).logprobs, expected)).toBe(-1);
-      await model.score([...tokens].reverse()); // which does not evict prompts
+      await model.score(tokens.slice(0, 130).reverse()); // which does not evict prompts
       await device().synchronize();
       expect(model.kvCache).toMatchObject({ pages: prefixPages, prefixPages });
     });

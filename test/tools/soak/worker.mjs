@@ -150,9 +150,9 @@ async function work({ models, product, deviceId, seed, folder }) {
       const file = join(folder, `${random(4)}`); // other workers replace it meanwhile
       const controller = new AbortController();
       if (random(3) === 0) setTimeout(() => controller.abort(), random(5));
-      await unless(cutOff, session.save(file, controller));
+      await unless(cutOff, session.save(file, { signal: controller.signal }));
       // The file may be of another model, or none may exist yet.
-      const loaded = await unless(['ERR_SESSION_FILE', 'ABORT_ERR'], model.loadSession(file, controller));
+      const loaded = await unless(['ERR_SESSION_FILE', 'ABORT_ERR'], model.loadSession(file, { signal: controller.signal }));
       if (loaded) equal(await loaded.decode(9), expected.logits, 'a loaded session');
       session.dispose();
       loaded?.dispose();
