@@ -237,7 +237,7 @@ describe('the built package', () => {
         const generation = model.generate([{ role: 'user', content: 'x' }], { maxTokens: 3, temperature: 0.5, topK: 2, topP: 0.9, minP: 0.1, repetitionPenalty: 1.1, seed: 4, stop: ['a'], session });
         for await (const { token, text } of generation) console.log(token.toFixed(), text.length);
         const { finishReason, usage, timings } = await generation.result;
-        const reason: 'stop' | 'length' | 'abort' = finishReason;
+        const reason: 'stop' | 'tool_calls' | 'length' | 'abort' = finishReason;
         console.log(reason, usage.promptTokens, timings.tokensPerSecond, y.shape[0], model.tokenizer?.encode('x', { addSpecialTokens: false, parseSpecial: false }));
         // @ts-expect-error: no such option
         await session.prefill('text');
