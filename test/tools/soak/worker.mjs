@@ -152,7 +152,10 @@ async function work({ models, product, deviceId, seed, folder }) {
       if (random(3) === 0) setTimeout(() => controller.abort(), random(5));
       await unless(cutOff, session.save(file, { signal: controller.signal }));
       // The file may be of another model, or none may exist yet.
-      const loaded = await unless(['ERR_SESSION_FILE', 'ABORT_ERR'], model.loadSession(file, { signal: controller.signal }));
+      const loaded = await unless(
+        ['ERR_SESSION_FILE', 'ABORT_ERR'],
+        model.loadSession(file, { signal: controller.signal }),
+      );
       if (loaded) equal(await loaded.decode(9), expected.logits, 'a loaded session');
       session.dispose();
       loaded?.dispose();
