@@ -204,14 +204,14 @@ export interface NativeBatchItem {
    * Requires `sampling`, without a mask, logits or rows, and with `rowBiases` instead of `biases`.
    */
   verifies?: boolean;
-  /** Of `verifies`: the `biases` after each of `tokens`. */
+  /** Only with `verifies`: the biases of the draw after each of `tokens`. */
   rowBiases?: readonly NativeBiases[];
   /**
    * What the result has of the tokens in `rows`, in place of a token drawn. All tokens are computed,
    * whatever the prefix cache has.
    */
   rows?: 'logProbs' | 'lastHidden' | 'allHidden';
-  /** Of 'logProbs': for each token the one whose log probability is computed. */
+  /** Required with `rows: 'logProbs'`: element i is scored as the token after `tokens[i]`. */
   targets?: Int32Array;
   /** [vocabSize]. Filled with the logits of the last token when all tokens are appended. */
   logits?: Float32Array;
@@ -222,7 +222,7 @@ export interface NativeBatchItem {
 export interface NativeBiases {
   /** In rising order. */
   tokens: Int32Array;
-  /** Of each token: finite, or -Infinity, which forbids it. */
+  /** One number for each token: finite, or -Infinity, which forbids the token. */
   values: Float32Array;
 }
 
@@ -237,14 +237,14 @@ export interface NativeBatchResult {
   consumed: number;
   /** The token drawn; absent if tokens remain to be appended or `sampling` is undefined. */
   token?: number;
-  /** Of `verifies`, instead of `token`: the token drawn after each one that was appended. */
+  /** Replaces `token` if the item verifies: the token drawn after each one that was appended. */
   drawn?: number[];
-  /** Of the token drawn and of the most likely ones, before penalties, masks and the temperature. */
+  /** The drawn token and the most likely ones, before penalties, masks and the temperature. */
   logprobs?: NativeLogprobs;
   /** The same for each of `drawn`. */
   drawnLogprobs?: NativeLogprobs[];
   /**
-   * Of the tokens appended. 'logProbs': their log probabilities. 'lastHidden': the hidden state
+   * Values of the tokens appended. 'logProbs': the log probabilities of `targets`. 'lastHidden': the hidden state
    * after the last of all tokens; absent if tokens remain. 'allHidden': the sum of the hidden states.
    */
   rows?: Float64Array;

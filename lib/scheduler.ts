@@ -24,7 +24,7 @@ export interface BatchRequest {
   rowBiases?: NativeBatchItem['rowBiases'];
   /** Whether one more token is likely to follow the one that is drawn. */
   continues: boolean;
-  /** These are those of {@link NativeBatchItem}. */
+  /** See {@link NativeBatchItem}, also for the next two. */
   logprobs?: number;
   rows?: NativeBatchItem['rows'];
   targets?: Int32Array;

@@ -308,13 +308,13 @@ struct AttentionDecodeParams : AttentionParams {
 };
 
 // A number that is added to the logit of a token; -infinity forbids the token, whatever its logit is.
-// Below: how the token of one row is drawn, in device memory. check_sample_row (check.h) has the ranges;
-// the operator does not check them.
 struct LogitBias {
   int32_t token = 0;
   float bias = 0;
 };
 
+// How the token of one row is drawn, in device memory. check_sample_row (check.h) has the ranges; the
+// operator does not check them.
 struct SampleRow {
   const int32_t* history = nullptr;  // [history_len]: tokens that are penalized
   int64_t history_len = 0;

@@ -14,9 +14,9 @@ const script = join(packageRoot, 'dist', 'lib', 'grammar', 'thread.js');
 interface Limits {
   /** Until the thread has loaded the library and the vocabulary: 2 s for 128,000 tokens. */
   start: number;
-  /** Of a request. */
+  /** The limit of a request. */
   request: number;
-  /** Of a request, after nobody waits for it. Not 0, because a new thread loads all again. */
+  /** The limit of a request that nobody waits for. Not 0, because a new thread loads all again. */
   abandoned: number;
   /** The thread ends if no text is being generated for this long. */
   idle: number;

@@ -36,10 +36,10 @@ export class GrammarError extends Error {}
 
 const TOKENIZER_INIT = { bytes: 40, tokEos: 4, tokenLens: 8, tokenBytes: 12, greedy: 28 };
 const CONSTRAINT_INIT = { bytes: 96, logStderrLevel: 8, maxLexerStates: 44, verboseErrors: 53 };
-// Of 1 to 2 KB each. The library's own limit is 250,000.
+// A state has 1 to 2 KB. The library's own limit is 250,000.
 const MAX_LEXER_STATES = 50_000;
 const MESSAGE_BYTES = 1024;
-// Of the message of an error, in characters.
+// Characters of a line in an error message.
 const MAX_LINE = 200;
 
 /** Loads the WebAssembly module. */
