@@ -13,6 +13,7 @@ import type { Vocabulary } from '../../lib/grammar/thread';
 import { defaultModelDirectory, Tokenizer } from '../../lib/index';
 import { endProcess, grammars } from '../../lib/internal';
 import { errorOf } from '../support/devices';
+import { sentencePieceDecoder } from '../support/tokenizer_pipelines';
 import { jsonSchemas, randomIntegers } from '../tools/json_schemas';
 
 const END = 4095;
@@ -415,15 +416,7 @@ describe('the thread', () => {
 });
 
 describe('bytes of tokens', () => {
-  const sentencePiece: DecoderConfig = {
-    type: 'Sequence',
-    decoders: [
-      { type: 'Replace', pattern: { String: '▁' }, content: ' ' },
-      { type: 'ByteFallback' },
-      { type: 'Fuse' },
-      { type: 'Strip', content: ' ', start: 1, stop: 0 },
-    ],
-  };
+  const sentencePiece: DecoderConfig = sentencePieceDecoder;
   it.each<[string, DecoderConfig, string, string]>([
     ['byte-level', { type: 'ByteLevel' }, 'Ġaé', ' a\xe9'],
     ['byte-level, an added token', { type: 'ByteLevel' }, '<tool_call>', '<tool_call>'],

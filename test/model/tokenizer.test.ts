@@ -5,6 +5,7 @@ import { temporaryDirectories } from '../support/checkpoints';
 import { errorOf } from '../support/devices';
 import { tldr, tldrDirectory } from '../support/fixtures';
 import { Random } from '../support/numbers';
+import { sentencePieceDecoder, sentencePieceNormalizer } from '../support/tokenizer_pipelines';
 
 const directories = temporaryDirectories();
 afterAll(() => directories.cleanUp());
@@ -220,22 +221,8 @@ describe('other kinds of tokenizer', () => {
       { id: 1, content: '<s>', special: true },
       { id: 2, content: '</s>', special: true },
     ],
-    normalizer: {
-      type: 'Sequence',
-      normalizers: [
-        { type: 'Prepend', prepend: '▁' },
-        { type: 'Replace', pattern: { String: ' ' }, content: '▁' },
-      ],
-    },
-    decoder: {
-      type: 'Sequence',
-      decoders: [
-        { type: 'Replace', pattern: { String: '▁' }, content: ' ' },
-        { type: 'ByteFallback' },
-        { type: 'Fuse' },
-        { type: 'Strip', content: ' ', start: 1, stop: 0 },
-      ],
-    },
+    normalizer: sentencePieceNormalizer,
+    decoder: sentencePieceDecoder,
     model: {
       type: 'BPE',
       vocab: Object.fromEntries(pieces.map((piece, id) => [piece, id])),

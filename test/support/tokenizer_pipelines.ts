@@ -16,7 +16,7 @@ for (let byte = 0, next = 256; byte < 256; byte++) {
 }
 const byteTokens = Array.from({ length: 256 }, (_, i) => `<0x${i.toString(16).toUpperCase().padStart(2, '0')}>`);
 
-const sequence = (key: string, steps: Json[]): Json => ({ type: 'Sequence', [key]: steps });
+const sequence = (key: string, steps: Json[]): Json & { type: string } => ({ type: 'Sequence', [key]: steps });
 const added = (content: string, flags: Json = {}): Json => ({
   id: 0,
   content,
@@ -86,11 +86,11 @@ const unigramVocab = [
   ] as [string, number][]),
 ];
 const unigram = (byte_fallback: boolean): Json => ({ type: 'Unigram', unk_id: 0, byte_fallback, vocab: unigramVocab });
-const sentencePieceNormalizer = sequence('normalizers', [
+export const sentencePieceNormalizer = sequence('normalizers', [
   { type: 'Prepend', prepend: '▁' },
   replace({ String: ' ' }, '▁'),
 ]);
-const sentencePieceDecoder = sequence('decoders', [
+export const sentencePieceDecoder = sequence('decoders', [
   replace({ String: '▁' }, ' '),
   { type: 'ByteFallback' },
   { type: 'Fuse' },
